@@ -1,0 +1,35 @@
+"""What every test may ask for: the data folder, and a machine that is shared fairly."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require-data", action="store_true", help="fail, not skip, where data is missing")
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(min(2, os.cpu_count() or 1))  # tiny tensors: more threads only wait for each other
+
+
+@pytest.fixture(scope="session")
+def data(request: pytest.FixtureRequest) -> Callable[[str], Path]:
+    """data("mmlu/test") is that part of the test data; where missing, skips, or fails with --require-data."""
+    root = Path(os.environ.get("GYRFALCON_DATA") or REPOSITORY.parent / "shared" / "data")
+
+    def find(relative: str) -> Path:
+        path = root / relative
+        if not path.exists():
+            reason = f"test data {path} is missing; set GYRFALCON_DATA to the folder that holds {relative}"
+            if request.config.getoption("--require-data"):
+                pytest.fail(reason)
+            pytest.skip(reason)
+        return path
+
+    return find

@@ -29,7 +29,7 @@ class ChatFormat:
 
     @classmethod
     def of(cls, folder: Path, hidden_size: int | None = None) -> "ChatFormat":
-        """A checkpoint's format, by the chat template in its tokenizer_config.json or by the model's width."""
+        """A checkpoint's format: by the chat template in its tokenizer_config.json or the model's width."""
         path = folder / "tokenizer_config.json"
         template = str(read_json(path).get("chat_template")) if path.is_file() else ""
         if "Falcon:" in template or hidden_size == HIDDEN_SIZE_180B:

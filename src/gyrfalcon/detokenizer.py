@@ -1,4 +1,4 @@
-"""Turns a stream of ids into text as soon as it is certain: whole characters, no beginnings of stop strings."""
+"""Turns ids into text as soon as it is certain: whole characters only, no beginnings of stop strings."""
 
 import codecs
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from gyrfalcon.tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """The text of one sequence, piece by piece: all of them and flush(), joined, are tokenizer.decode() of all ids."""
+    """The text of one sequence, piece by piece: joined, flush() included, they are the whole text decoded."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -26,7 +26,7 @@ class Detokenizer:
 
 
 class StopFinder:
-    """Watches a text that arrives in pieces for stop strings; the first to be complete ends the text before it.
+    """Looks for stop strings in a text that arrives in pieces; the first to be complete ends the text.
 
     Of several that end with the same character the longest counts. How the text is cut never matters.
     """
@@ -69,7 +69,7 @@ class _Match:
             self.borders.append(self._longer(self.borders[-1], letter))
 
     def advance(self, letter: str) -> int:
-        """Takes the next letter of the text; returns the stop string's length when that completes it, else 0."""
+        """Takes the next letter of the text; returns the stop string's length when it is complete, else 0."""
         self.len = self._longer(self.len, letter)
         return self.len if self.len == len(self.stop) else 0
 

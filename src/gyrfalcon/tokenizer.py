@@ -21,7 +21,7 @@ class Tokenizer:
     def __init__(self, library: tokenizers.Tokenizer, chat_format: ChatFormat, where: Path) -> None:
         end = library.token_to_id(END_OF_TEXT)
         if end is None:
-            raise CheckpointError(f"a token {END_OF_TEXT} in {where}", "none", "use the model's own tokenizer")
+            raise CheckpointError(f"{END_OF_TEXT} in {where}", "none", "use the model's own tokenizer")
         if not (isinstance(library.model, models.BPE) and isinstance(library.decoder, decoders.ByteLevel)):
             got = f"{type(library.model).__name__} with decoder {type(library.decoder).__name__}"
             raise CheckpointError(f"a byte-level BPE in {where}", got, "use the model's own tokenizer")

@@ -1,0 +1,125 @@
+"""The only place that knows checkpoint tensor names and the fused query_key_value rows.
+
+Says which tensors a config implies, their shapes, and which rows or columns a rank owns. Reads no file.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from gyrfalcon.config import ModelConfig
+from gyrfalcon.parallel.shards import Share
+
+EMBEDDING = "transformer.word_embeddings.weight"
+HEAD = "lm_head.weight"
+FINAL_NORM = "transformer.ln_f"
+QKV = "self_attention.query_key_value"
+DENSE = "self_attention.dense"
+UP = "mlp.dense_h_to_4h"
+DOWN = "mlp.dense_4h_to_h"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor of a checkpoint, in whole-model shape."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: str  # embedding, norm, qkv, dense, up, down or head; a bias has its layer's role
+    dim: int | None  # the dimension shared over the ranks; None: every rank holds all of it
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+def layer_prefix(layer: int) -> str:
+    """What the names of a layer's tensors begin with: layer_prefix(3) + QKV + ".weight"."""
+    return f"transformer.h.{layer}."
+
+
+def norm_names(config: ModelConfig) -> tuple[str, ...]:
+    """A layer's norms in the order they are applied; with two parallel ones, attention's first."""
+    if not config.parallel:
+        return ("input_layernorm", "post_attention_layernorm")
+    return ("ln_attn", "ln_mlp") if config.num_norms == 2 else ("input_layernorm",)
+
+
+def tensor_specs(config: ModelConfig, *, head: bool) -> list[TensorSpec]:
+    """Every tensor of the model: embedding, layers in order, final norm, and the head where it is stored."""
+    table = (config.vocab_size, config.hidden_size)
+    specs = [TensorSpec(EMBEDDING, table, "embedding", 0)]
+    for layer in range(config.num_layers):
+        specs += _layer_specs(config, layer_prefix(layer))
+    specs += _norm_specs(config, FINAL_NORM)
+    if head:
+        specs.append(TensorSpec(HEAD, table, "head", 0))
+    return specs
+
+
+def local_ranges(spec: TensorSpec, config: ModelConfig, share: Share) -> tuple[range, ...]:
+    """The indices along `spec.dim` that `share` owns: ascending, adjacent ranges merged; () if replicated."""
+    if spec.dim is None:
+        return ()
+    match spec.role:
+        case "qkv":
+            return _merged(_qkv_ranges(config, share))
+        case "dense":
+            return (_scaled(share.query_heads, config.head_dim),)
+        case "up" | "down":
+            return (share.ffn,)
+        case _:
+            return (share.vocab,)
+
+
+def local_shape(shape: tuple[int, ...], dim: int | None, ranges: Sequence[range]) -> tuple[int, ...]:
+    """The shape of the part that holds `ranges` along `dim`; all of it without `dim`."""
+    if dim is None:
+        return shape
+    return (*shape[:dim], sum(len(part) for part in ranges), *shape[dim + 1 :])
+
+
+def _layer_specs(config: ModelConfig, prefix: str) -> list[TensorSpec]:
+    hidden, ffn = config.hidden_size, config.ffn_size
+    specs = [spec for norm in norm_names(config) for spec in _norm_specs(config, prefix + norm)]
+    for layer, role, rows, columns, dim in (
+        (QKV, "qkv", config.qkv_rows, hidden, 0),
+        (DENSE, "dense", hidden, hidden, 1),
+        (UP, "up", ffn, hidden, 0),
+        (DOWN, "down", hidden, ffn, 1),
+    ):
+        specs.append(TensorSpec(f"{prefix}{layer}.weight", (rows, columns), role, dim))
+        if config.bias:  # added once per rank's rows, or once after the sum over ranks
+            specs.append(TensorSpec(f"{prefix}{layer}.bias", (rows,), role, 0 if dim == 0 else None))
+    return specs
+
+
+def _norm_specs(config: ModelConfig, name: str) -> list[TensorSpec]:
+    return [TensorSpec(f"{name}.{part}", (config.hidden_size,), "norm", None) for part in ("weight", "bias")]
+
+
+def _qkv_ranges(config: ModelConfig, share: Share) -> Iterable[range]:
+    """Rows are [kv head, its queries | k | v, head_dim]: of each group the rank's queries, then k and v."""
+    size = config.queries_per_kv_head
+    for group in share.kv_heads:
+        first = group * (size + 2)  # in heads, k and v counted as heads
+        queries = range(
+            max(share.query_heads.start, group * size), min(share.query_heads.stop, (group + 1) * size)
+        )
+        shift = first - group * size
+        yield _scaled(range(queries.start + shift, queries.stop + shift), config.head_dim)
+        yield _scaled(range(first + size, first + size + 2), config.head_dim)
+
+
+def _scaled(items: range, size: int) -> range:
+    return range(items.start * size, items.stop * size)
+
+
+def _merged(ranges: Iterable[range]) -> tuple[range, ...]:
+    merged: list[range] = []
+    for part in ranges:
+        if merged and merged[-1].stop == part.start:
+            merged[-1] = range(merged[-1].start, part.stop)
+        else:
+            merged.append(part)
+    return tuple(merged)

@@ -1,0 +1,184 @@
+"""The manifest of a cut: which tensor, which ranges, in which file of which rank, and every file's checksum.
+
+Reads and writes manifest.json; opens no other file.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from gyrfalcon.config import read_json
+from gyrfalcon.errors import CheckpointError
+from gyrfalcon.weights.layout import local_shape
+
+MANIFEST = "manifest.json"
+FORMAT = "gyrfalcon-cut"
+VERSION = 1
+TOKENIZER_FOLDER = "tokenizer"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one rank holds of a tensor: `ranges` along the shared dimension, or all of it without."""
+
+    file: str  # path inside the cut
+    ranges: tuple[range, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CutTensor:
+    """One tensor of a cut: its whole shape and each rank's piece."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    source_dtype: torch.dtype  # what the checkpoint that was cut stored
+    dim: int | None
+    pieces: tuple[Piece, ...]  # by rank
+
+
+@dataclass(frozen=True, slots=True)
+class FileSum:
+    """What a file of the cut must be."""
+
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All a reader needs to know about a cut."""
+
+    raw_config: Mapping[str, object]  # of the checkpoint that was cut, word for word
+    world_size: int
+    tensors: Mapping[str, CutTensor]
+    aliases: Mapping[
+        str, str
+    ]  # a tensor the checkpoint stored twice, bit for bit → the name it is kept under
+    files: Mapping[str, FileSum]
+
+    def dtype_names(self) -> str:
+        """The dtypes in the parts, such as "bfloat16" or "bfloat16+float32"."""
+        return "+".join(sorted({dtype_name(tensor.dtype) for tensor in self.tensors.values()}))
+
+    def contents(self, file: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Local shape and dtype of every tensor in one file of the cut."""
+        return {
+            name: (local_shape(tensor.shape, tensor.dim, piece.ranges), tensor.dtype)
+            for name, tensor in self.tensors.items()
+            for piece in tensor.pieces
+            if piece.file == file
+        }
+
+    def text(self) -> str:
+        """The content of manifest.json; the same cut always has the same text."""
+        return json.dumps(_plain(self), indent=1) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """The manifest of a cut folder; CheckpointError when it is damaged or from another version."""
+        path = folder / MANIFEST
+        raw = read_json(path)
+        if raw.get("format") != FORMAT or raw.get("version") != VERSION:
+            raise CheckpointError(
+                f"{FORMAT} version {VERSION} in {path}",
+                f"{raw.get('format')!r} version {raw.get('version')!r}",
+                "cut the checkpoint again with this version",
+            )
+        try:
+            return _parsed(raw)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise CheckpointError(
+                f"a whole {path}", f"{type(error).__name__}: {error}", "cut the checkpoint again"
+            ) from None
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch.bfloat16 → "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
+DTYPES_BY_NAME = {
+    dtype_name(dtype): dtype for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+}
+
+
+def _plain(manifest: Manifest) -> dict[str, object]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "world_size": manifest.world_size,
+        "dtype": manifest.dtype_names(),
+        "config": manifest.raw_config,
+        "aliases": dict(manifest.aliases),
+        "tensors": {name: _plain_tensor(tensor) for name, tensor in manifest.tensors.items()},
+        "files": {
+            name: {"bytes": file.num_bytes, "sha256": file.sha256}
+            for name, file in sorted(manifest.files.items())
+        },
+    }
+
+
+def _plain_tensor(tensor: CutTensor) -> dict[str, object]:
+    return {
+        "shape": list(tensor.shape),
+        "dtype": dtype_name(tensor.dtype),
+        "source_dtype": dtype_name(tensor.source_dtype),
+        "dim": tensor.dim,
+        "parts": [
+            {"file": piece.file, "ranges": [[part.start, part.stop] for part in piece.ranges]}
+            for piece in tensor.pieces
+        ],
+    }
+
+
+def _parsed(raw: dict[str, Any]) -> Manifest:
+    world_size = int(raw["world_size"])
+    tensors = {str(name): _parsed_tensor(tensor) for name, tensor in raw["tensors"].items()}
+    for name, tensor in tensors.items():
+        if len(tensor.pieces) != world_size or not _is_covered(tensor):
+            raise ValueError(f"the parts of {name} do not make up {world_size} ranks' shares of all of it")
+    files = {
+        str(path): FileSum(int(file["bytes"]), str(file["sha256"])) for path, file in raw["files"].items()
+    }
+    unsafe = [
+        path for path in files if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts
+    ]
+    if unsafe:
+        raise ValueError(f"a file outside of the cut: {unsafe[0]}")
+    unknown = {piece.file for tensor in tensors.values() for piece in tensor.pieces} - files.keys()
+    if unknown:
+        raise ValueError(f"a part in a file that is not listed: {min(unknown)}")
+    aliases = {str(name): str(kept) for name, kept in raw["aliases"].items()}
+    if not aliases.keys().isdisjoint(tensors) or not set(aliases.values()) <= tensors.keys():
+        raise ValueError("an alias of a tensor that is not there")
+    return Manifest(dict(raw["config"]), world_size, tensors, aliases, files)
+
+
+def _parsed_tensor(raw: dict[str, Any]) -> CutTensor:
+    return CutTensor(
+        shape=tuple(int(size) for size in raw["shape"]),
+        dtype=DTYPES_BY_NAME[raw["dtype"]],
+        source_dtype=DTYPES_BY_NAME[raw["source_dtype"]],
+        dim=None if raw["dim"] is None else int(raw["dim"]),
+        pieces=tuple(
+            Piece(str(part["file"]), tuple(range(int(a), int(b)) for a, b in part["ranges"]))
+            for part in raw["parts"]
+        ),
+    )
+
+
+def _is_covered(tensor: CutTensor) -> bool:
+    """Whether the pieces make up the whole tensor; several ranks may hold the same rows."""
+    runs = [run for piece in tensor.pieces for run in piece.ranges]
+    if tensor.dim is None:
+        return not runs
+    covered = 0
+    for run in sorted(runs, key=lambda run: (run.start, run.stop)):
+        if run.start > covered:
+            return False
+        covered = max(covered, run.stop)
+    return covered == tensor.shape[tensor.dim]

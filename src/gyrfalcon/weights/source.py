@@ -1,0 +1,146 @@
+"""Opens a Hugging Face folder or a cut as one lazy checkpoint, its names and shapes checked."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gyrfalcon.config import ModelConfig, read_json
+from gyrfalcon.errors import CheckpointError
+from gyrfalcon.parallel.shards import Share
+from gyrfalcon.weights.hf_folder import open_weights
+from gyrfalcon.weights.layout import HEAD, TensorSpec, local_ranges, tensor_specs
+from gyrfalcon.weights.manifest import MANIFEST, TOKENIZER_FOLDER, Manifest
+from gyrfalcon.weights.parts import PartsSource
+from gyrfalcon.weights.tensors import TensorSource, listed
+
+PARTIAL = ".partial"  # what the name of an unfinished cut ends with
+PART_FOLDER = "part_model"
+FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+# Buffers that older checkpoints stored and that follow from the config.
+BUFFERS = re.compile(r"\.(inv_freq|masked_bias)$|\.(self_attention|attention|attn)\.bias$")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model on disk whose names and shapes are known to be right; its tensors are read when asked for."""
+
+    folder: Path
+    config: ModelConfig
+    raw_config: Mapping[str, object]
+    source: TensorSource
+    manifest: Manifest | None  # of a cut; None for a Hugging Face folder
+    files: tuple[Path, ...]  # every weights file
+    tokenizer_folder: Path
+    notes: tuple[str, ...]  # what a user should know about how it was read
+
+    @property
+    def world_size(self) -> int | None:
+        """The ranks a cut was made for; None for a Hugging Face folder."""
+        return None if self.manifest is None else self.manifest.world_size
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a head of its own is stored; without one the embedding is the head."""
+        return HEAD in self.source.names()
+
+    def specs(self) -> list[TensorSpec]:
+        """Every stored tensor in canonical order."""
+        return tensor_specs(self.config, head=self.has_head)
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Opens a Hugging Face folder or a cut; CheckpointError when files, names or shapes are not right.
+
+    Reads headers only, never tensor data (a .bin in torch's oldest format has no header and is read at once).
+    """
+    if (folder / MANIFEST).exists():
+        return _open_cut(folder)
+    _refuse_half_a_cut(folder)
+    config_path = folder / "config.json"
+    raw_config = read_json(config_path)
+    config = ModelConfig.from_json(raw_config, str(config_path))
+    source, files, notes = open_weights(folder)
+    ignored = _check_tensors(folder, config, source, frozenset())
+    if ignored:
+        notes.append(
+            f"{len(ignored)} stored buffers such as {ignored[0]} follow from the config and are ignored"
+        )
+    if config.tied and HEAD in source.names():
+        notes.append(
+            f"{HEAD} is stored although the config ties it: it is used where it differs from the embedding"
+        )
+    return Checkpoint(folder, config, raw_config, source, None, files, folder, tuple(notes))
+
+
+def read_local(checkpoint: Checkpoint, spec: TensorSpec, share: Share) -> Tensor:
+    """One rank's part of a tensor in its stored dtype; a view of the mapped file where that is possible."""
+    ranges = local_ranges(spec, checkpoint.config, share)
+    manifest, source = checkpoint.manifest, checkpoint.source
+    if manifest is not None and isinstance(source, PartsSource) and manifest.world_size == share.ranks:
+        piece = manifest.tensors[spec.name].pieces[share.rank]
+        if piece.ranges == ranges:
+            return source.part(spec.name, share.rank)
+    return source.read(spec.name, spec.dim, ranges)
+
+
+def _open_cut(folder: Path) -> Checkpoint:
+    manifest = Manifest.read(folder)
+    config = ModelConfig.from_json(manifest.raw_config, f"the config in {folder / MANIFEST}")
+    source = PartsSource(folder, manifest)
+    faults = source.faults()
+    if faults:
+        raise CheckpointError(f"the files that {folder / MANIFEST} lists", listed(faults, "; "), "cut again")
+    _check_tensors(folder, config, source, manifest.aliases.keys())
+    files = tuple(folder / path for path in manifest.files)
+    notes = tuple(
+        f"{name} is the same as {kept} and is stored once" for name, kept in manifest.aliases.items()
+    )
+    return Checkpoint(
+        folder, config, manifest.raw_config, source, manifest, files, folder / TOKENIZER_FOLDER, notes
+    )
+
+
+def _refuse_half_a_cut(folder: Path) -> None:
+    partial = folder if folder.name.endswith(PARTIAL) else folder.with_name(folder.name + PARTIAL)
+    unfinished = partial.is_dir() and not (folder / "config.json").exists()
+    if unfinished or (folder / PART_FOLDER).is_dir():
+        found = partial if unfinished else folder
+        raise CheckpointError(
+            f"a whole cut in {folder}", f"an unfinished one in {found}", "run the same cut again"
+        )
+
+
+def _check_tensors(
+    folder: Path, config: ModelConfig, source: TensorSource, aliases: Iterable[str]
+) -> list[str]:
+    """Compares names, shapes and dtypes with the config; returns the stored buffers that are not needed."""
+    stored = set(source.names())
+    untied = not config.tied and HEAD not in aliases
+    specs = tensor_specs(config, head=untied or HEAD in stored)
+    missing = [spec.name for spec in specs if spec.name not in stored]
+    extra = sorted(stored - {spec.name for spec in specs})
+    ignored = [name for name in extra if BUFFERS.search(name)]
+    unknown = [name for name in extra if name not in ignored]
+    wrong = [fault for spec in specs if spec.name in stored for fault in _spec_faults(spec, source)]
+    kinds = {"missing": missing, "unknown": unknown, "wrong": wrong}
+    problems = [f"{kind}: {listed(names)}" for kind, names in kinds.items() if names]
+    if problems:
+        raise CheckpointError(
+            f"the {len(specs)} tensors that its config implies in {folder}",
+            "; ".join(problems),
+            "fetch the checkpoint again or mend its config.json",
+        )
+    return ignored
+
+
+def _spec_faults(spec: TensorSpec, source: TensorSource) -> Iterable[str]:
+    shape, dtype = source.shape(spec.name), source.dtype(spec.name)
+    if shape != spec.shape:
+        yield f"{spec.name} {list(shape)} for {list(spec.shape)}"
+    if dtype not in FLOATS:
+        yield f"{spec.name} of {dtype}"

@@ -1,0 +1,237 @@
+#!/usr/bin/env bash
+# The guide's face of gyrfalcon: sets up .venv beside this file once, then runs one mode.
+set -u
+
+here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd) || exit 2
+venv=$here/.venv
+stamp=$venv/.complete # what the finished set-up was made from; written last, so an interrupted one has none
+
+mode='' # from -m
+declare -A flag=() # the other flags by their letter
+words=() # of the prompt
+rest=() # what follows --
+command=() # what gyrfalcon is called with
+
+usage() {
+    cat <<'TEXT'
+Usage: bash run.sh -m MODE [flags] [prompt words] [-- anything more for gyrfalcon]
+
+Modes:
+  cut       -h HF -n CUT [-w 4]       cut the Hugging Face folder HF for 4 ranks into the new folder CUT
+  generate  -n MODEL [-w N] [prompt]  continue the prompt; MODEL is a cut, a Hugging Face folder or a hub id;
+                                      the prompt - takes one prompt from each line of standard input
+  verify    -n CUT                    check every file of a cut against its manifest
+  demo                                the whole chain on a small model: cut, verify, generate
+  doctor                              what this machine has, and what gyrfalcon makes of it
+  test                                all checks of the source; what follows -- goes to pytest
+
+Flags:
+  -h HF   the Hugging Face checkpoint folder (for this text: --help)
+  -n N    the cut to write, or the model to run
+  -w N    how many ranks (processes) share the model
+  -d DIR, -f FILE   the guide's MMLU folder and speed table: no mode takes them yet
+
+Examples:
+  bash run.sh -m cut -h falcon-40b -n falcon-40b-4 -w 4
+  bash run.sh -m generate -n falcon-40b-4 "Once upon a time" -- --max-new-tokens 64
+TEXT
+}
+
+# fail WANTED GOT DO: one line in the form of gyrfalcon's own errors.
+fail() {
+    printf 'run.sh: error: wanted %s, got %s; %s\n' "$@" >&2
+    exit 2
+}
+
+wrong_usage() {
+    printf 'run.sh: error: wanted %s, got %s; %s\n\n' "$@" >&2
+    usage >&2
+    exit 2
+}
+
+say() {
+    printf 'run.sh: %s\n' "$1" >&2
+}
+
+# ---- from the guide's flags to a gyrfalcon command ----
+
+read_arguments() {
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --help) usage && exit 0 ;;
+            --) rest=("${@:2}") && return ;;
+            -[mhndfw])
+                [ $# -ge 2 ] || wrong_usage "a value after $1" none "write $1 VALUE"
+                flag[${1#-}]=$2
+                shift 2
+                ;;
+            -?*) wrong_usage 'one of the flags -m -h -n -d -f -w' "$1" "put gyrfalcon's own options after --" ;;
+            *) words+=("$1") && shift ;;
+        esac
+    done
+}
+
+# takes LETTERS: refuses flags that the mode would ignore.
+takes() {
+    local letter
+    for letter in "${!flag[@]}"; do
+        [[ m$1 == *$letter* ]] || wrong_usage "flags that -m $mode takes" "-$letter" 'leave it out'
+    done
+    [ "$mode" = generate ] || [ ${#words[@]} -eq 0 ] || wrong_usage "no words after -m $mode" "${words[0]}" 'leave them out'
+}
+
+needs() {
+    [ -n "${flag[$1]:-}" ] || wrong_usage "-$1 $2 with -m $mode" none 'add it'
+}
+
+build_command() {
+    mode=${flag[m]:-}
+    case $mode in
+        cut)
+            takes hnw && needs h HF && needs n CUT
+            command=(cut "${flag[h]}" "${flag[n]}" -w "${flag[w]:-4}")
+            ;;
+        generate)
+            takes nw && needs n MODEL
+            command=(generate "${flag[n]}")
+            case ${words[*]-} in
+                '') ;;
+                -) command+=(-) ;; # one prompt a line, from standard input
+                *) command+=(--prompt "${words[*]}") ;;
+            esac
+            [ -z "${flag[w]:-}" ] || command+=(-w "${flag[w]}")
+            ;;
+        verify)
+            takes n && needs n CUT
+            command=(verify "${flag[n]}")
+            ;;
+        demo | doctor | test)
+            takes ''
+            command=("$mode")
+            ;;
+        '') wrong_usage 'a mode' none 'write -m MODE' ;;
+        speed | mmlu | precision | serve | report) wrong_usage 'a mode that exists' "$mode, which is not built yet" 'use another' ;;
+        *) wrong_usage 'one of the modes below' "$mode" 'write one of them after -m' ;;
+    esac
+    command+=(${rest[@]+"${rest[@]}"})
+}
+
+# ---- the environment: one that is active and has the package, or .venv ----
+
+# active_bin TOOL...: the bin folder of the active environment, when it has all the tools.
+active_bin() {
+    local bin tool on_path
+    on_path=$(type -P gyrfalcon)
+    for bin in "${VIRTUAL_ENV:-}/bin" "${CONDA_PREFIX:-}/bin" "${on_path%/*}"; do
+        for tool in "$@"; do
+            { [ "$bin" != "$venv/bin" ] && [ -x "$bin/$tool" ]; } || continue 2
+        done
+        printf '%s\n' "$bin"
+        return
+    done
+    return 1
+}
+
+# describe EXTRAS: what a set-up depends on; the place is part of it, for a virtual environment cannot be moved.
+describe() {
+    printf '%s %s\n' "$here" "$1"
+    cat -- "$here/pyproject.toml" "$here/constraints.txt"
+}
+
+is_ready() {
+    local found
+    found=$(cat -- "$stamp" 2>/dev/null) || return 1
+    [ "$found" = "$(describe '[test]')" ] || { [ -z "$1" ] && [ "$found" = "$(describe '')" ]; }
+}
+
+find_python() {
+    local python
+    for python in python3 python3.13 python3.12 python3.11; do
+        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
+        "$python" -c 'import venv, ensurepip' 2>/dev/null ||
+            fail "the venv module of $python" none 'install it (Debian and Ubuntu: apt install python3-venv)'
+        type -P "$python"
+        return
+    done
+    fail 'Python 3.11 or newer as python3' "$(python3 --version 2>/dev/null || echo none)" 'install it, or activate an environment that has it'
+}
+
+install_package() {
+    local quiet=()
+    [ -t 2 ] || quiet=(--quiet)
+    cd -- "$here" || return
+    # Relative, because pip takes a space in this variable for the end of a file name.
+    export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
+    "$venv/bin/python" -m pip install "${quiet[@]}" torch &&
+        "$venv/bin/python" -m pip install "${quiet[@]}" -e ".$1"
+}
+
+# set_up EXTRAS: makes .venv, or brings one that is complete but old up to date.
+set_up() {
+    local python fresh=--clear
+    [ ! -e "$stamp" ] || fresh=--upgrade
+    python=$(find_python) || exit 2
+    trap 'exit 130' INT # pip turns the signal into an ordinary error
+    say "setting up $venv (once; torch is a large download)"
+    rm -f -- "$stamp"
+    "$python" -m venv "$fresh" "$venv" >&2 || fail "a virtual environment in $venv" 'the error above' 'mend that and run again'
+    (install_package "$1") >&2 || fail "the package installed in $venv" 'the error above' 'mend that and run again'
+    describe "$1" >"$stamp.new" && mv -- "$stamp.new" "$stamp"
+    trap - INT
+    say "set-up done in $SECONDS s"
+}
+
+# One set-up at a time, where flock exists: the second to come waits, then finds all done.
+set_up_alone() {
+    exec 9<"$here/pyproject.toml"
+    if type -P flock >/dev/null && ! flock -n 9; then
+        say 'waiting for another set-up to finish'
+        flock 9
+    fi
+    is_ready "$1" || set_up "$1"
+    exec 9<&-
+}
+
+# find_bin EXTRAS TOOL...: sets `bin` to a folder that holds the tools.
+find_bin() {
+    bin=$(active_bin "${@:2}") && return
+    is_ready "$1" || set_up_alone "$1"
+    bin=$venv/bin
+}
+
+# ---- the two things it can run ----
+
+# Runs every check; the exit code is the first failure's.
+run_checks() {
+    local status=0
+    find_bin '[test]' gyrfalcon ruff mypy pytest
+    cd -- "$here" || exit 2
+    check "$bin/ruff" check .
+    check "$bin/ruff" format --check .
+    check "$bin/mypy"
+    check "$bin/pytest" "$@"
+    return "$status"
+}
+
+check() {
+    local code
+    printf '+ %s\n' "${*/#"$bin/"/}"
+    "$@"
+    code=$?
+    [ "$status" -ne 0 ] || status=$code
+}
+
+main() {
+    read_arguments "$@"
+    build_command
+    # The source beside this file, whichever package an active environment has.
+    export PYTHONPATH=$here/src${PYTHONPATH:+:$PYTHONPATH}
+    if [ "$mode" = test ]; then
+        run_checks "${command[@]:1}"
+        exit
+    fi
+    find_bin '' gyrfalcon
+    exec "$bin/gyrfalcon" "${command[@]}"
+}
+
+main "$@"

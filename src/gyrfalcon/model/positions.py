@@ -47,7 +47,7 @@ def _powers(base: Tensor, head_dim: int) -> Tensor:
 
 
 def _dynamic_base(rope: RopeConfig, head_dim: int, lengths: Tensor) -> Tensor:
-    """NTK scaling (Peng et al. 2023, appendix B.1): theta grows with the length past the trained one."""
+    """Dynamic NTK scaling (Peng et al. 2023): theta grows with the length past the trained one."""
     excess = lengths.clamp(min=rope.original_max_positions) / rope.original_max_positions - 1
     return rope.theta * (1 + rope.factor * excess) ** (head_dim / (head_dim - 2))
 

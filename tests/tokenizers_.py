@@ -20,7 +20,7 @@ SENTENCES = (
 
 
 def make_tokenizer(folder: Path, vocab_size: int = 509) -> Path:
-    """Writes tokenizer.json (`vocab_size` ids, 11 ends a text) and tokenizer_config.json; returns the folder."""
+    """Writes tokenizer.json (`vocab_size` ids, 11 ends a text), tokenizer_config.json; returns the folder."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,0 +1,278 @@
+"""What the gyrfalcon command can be told: its commands, their arguments and the help that explains them.
+
+Imports nothing that computes, so that --help and wrong usage answer at once.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from gyrfalcon import __version__
+from gyrfalcon.errors import UsageError
+from gyrfalcon.options import cache_memory, number, one_of, size, whole
+
+PLANNED = ("speed", "mmlu", "precision", "perplexity", "plan", "serve", "report")
+DTYPES = ("auto", "bf16", "fp16", "fp32")
+
+DESCRIPTION = "Run Falcon language models, cut for any number of ranks."
+EPILOG = """\
+examples:
+  gyrfalcon cut falcon-40b falcon-40b-4 -w 4          cut a Hugging Face folder for 4 ranks
+  gyrfalcon verify falcon-40b-4                       check every file of the cut
+  gyrfalcon generate falcon-40b-4 --prompt "Once"     continue a prompt on those 4 ranks
+  gyrfalcon generate falcon-40b -w 2 --prompt "Once"  straight from the folder, cut in memory for 2 ranks
+
+MODEL is a Hugging Face folder, a cut, or a hub id such as tiiuae/falcon-7b (needs gyrfalcon[hub]).
+exit codes: 0 done; 1 a check did not hold; 2 wrong usage or bad input; 130 interrupted.
+`gyrfalcon COMMAND --help` explains a command."""
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of one command; raises UsageError. --help and --version print and end the process."""
+    _check_command(argv[0] if argv else "")
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        command = f"gyrfalcon {args.command}"
+        raise UsageError(f"arguments that {command} takes", repr(unknown[0]), f"see {command} --help")
+    if args.command == "generate":
+        _settle_prompts(args)
+    return args
+
+
+def _check_command(word: str) -> None:
+    if word in COMMANDS or word.startswith("-"):
+        return
+    got = f"{word}, which is not built yet" if word in PLANNED else repr(word) if word else "none"
+    raise UsageError(f"a command ({', '.join(COMMANDS)})", got, "see gyrfalcon --help")
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose own errors are UsageErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        missing = message.removeprefix("the following arguments are required: ")
+        if missing != message:
+            raise UsageError(missing, "none", f"see {self.prog} --help")
+        raise UsageError(f"arguments as in {self.prog} --help", message, "mend them")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="gyrfalcon",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gyrfalcon {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    for name, (summary, add_arguments) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=summary, description=add_arguments.__doc__, allow_abbrev=False
+        )
+        add_arguments(command)
+        command.add_argument(
+            "--json", metavar="FILE", help="also write the whole result as JSON; - for stdout alone"
+        )
+    return parser
+
+
+def _add_cut(parser: argparse.ArgumentParser) -> None:
+    """Cut a Hugging Face checkpoint for N ranks: CUT/tokenizer, CUT/part_model/<rank> and CUT/manifest.json.
+
+    Streams tensor by tensor, so memory does not grow with the model. Run the same command again after an
+    interruption and it goes on where it stopped.
+    """
+    parser.add_argument(
+        "source", metavar="HF", help="a Hugging Face folder (.safetensors or .bin) or a hub id"
+    )
+    parser.add_argument("target", metavar="CUT", help="the folder to write")
+    _add_world_size(parser, "how many ranks to cut for", required=True)
+    _add_dtype(parser, "the dtype to store; auto keeps the checkpoint's")
+    _add_quant(parser)
+    _add_writing(parser)
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    """Check every file of a cut against its manifest: size, checksum, tensor names and shapes.
+
+    Prints each fault; exits 1 when there is one.
+    """
+    parser.add_argument("cut", metavar="CUT", help="a folder written by gyrfalcon cut")
+
+
+def _add_recut(parser: argparse.ArgumentParser) -> None:
+    """Cut a cut again for another number of ranks, without the checkpoint it came from."""
+    parser.add_argument("cut", metavar="CUT", help="a folder written by gyrfalcon cut")
+    parser.add_argument("target", metavar="NEW", help="the folder to write")
+    _add_world_size(parser, "how many ranks to cut for", required=True)
+    _add_writing(parser)
+
+
+def _add_merge(parser: argparse.ArgumentParser) -> None:
+    """Put a cut together again: back to a Hugging Face folder, bit for bit."""
+    parser.add_argument("cut", metavar="CUT", help="a folder written by gyrfalcon cut")
+    parser.add_argument("target", metavar="HF", help="the folder to write")
+    parser.add_argument(
+        "--dequantise",
+        action="store_true",
+        help="merge a cut that holds another dtype than its source, too; says what was lost",
+    )
+    _add_writing(parser)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    """List which rank holds which tensor, which range of it, and how many bytes that takes."""
+    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder, a cut or a hub id")
+    _add_world_size(parser, "for so many ranks (default: the cut's own, else 1)")
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    """Continue prompts. The text streams to standard output; all else goes to standard error."""
+    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder, a cut or a hub id")
+    parser.add_argument("stdin", metavar="-", nargs="?", help="one prompt from each line of standard input")
+    parser.add_argument(
+        "--prompt", metavar="TEXT", action="append", help="a prompt; may be given several times"
+    )
+    parser.add_argument("--prompt-file", metavar="FILE", help="one prompt from each line of a file")
+    parser.add_argument(
+        "--chat", action="store_true", help="wrap each prompt as the model's chat form wants it"
+    )
+    _add_sampling(parser.add_argument_group("how the next token is chosen (default: always the likeliest)"))
+    _add_engine(parser.add_argument_group("how the model runs"))
+
+
+def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    def add(option: str, kind: Callable[[str], object], default: object, text: str) -> None:
+        suffix = "" if default is None else f" (default {default})"
+        group.add_argument(option, metavar="N", type=kind, default=default, help=text + suffix)
+
+    add("--max-new-tokens", whole("--max-new-tokens", 0), 128, "stop after so many")
+    add("--temperature", number("--temperature"), 0.0, "0 takes the likeliest; higher is more varied")
+    add("--top-k", whole("--top-k", 0), 0, "only among the K likeliest; 0: all")
+    add("--top-p", number("--top-p"), 1.0, "only among the likeliest that together have probability P")
+    add("--min-p", number("--min-p"), 0.0, "only those at least P times as likely as the likeliest")
+    add(
+        "--repetition-penalty",
+        number("--repetition-penalty"),
+        1.0,
+        "above 1: rarer to repeat prompt or output",
+    )
+    add("--presence-penalty", number("--presence-penalty"), 0.0, "taken off the logit of every token put out")
+    add(
+        "--frequency-penalty",
+        number("--frequency-penalty"),
+        0.0,
+        "taken off once for each time it was put out",
+    )
+    add("--seed", whole("--seed", 0), None, "makes sampling repeatable")
+    add("--n", whole("--n", 1), 1, "so many independent continuations of each prompt")
+    add(
+        "--logprobs",
+        whole("--logprobs", 0),
+        None,
+        "with --json: log-probabilities of the N likeliest tokens too",
+    )
+    group.add_argument(
+        "--stop", metavar="TEXT", action="append", help="end before this text; may be given several times"
+    )
+    group.add_argument("--ignore-eos", action="store_true", help="go on after the model's end-of-text")
+
+
+def _add_engine(group: argparse._ArgumentGroup) -> None:
+    _add_world_size(group, "ranks that share the model (default: the cut's own, else 1)")
+    group.add_argument(
+        "--device",
+        type=one_of("--device", "auto", "cpu", "cuda", planned=("npu",)),
+        default="auto",
+        metavar="auto|cpu|cuda",
+        help="auto takes CUDA where there is one",
+    )
+    _add_dtype(group, "the dtype to compute in; auto is the checkpoint's")
+    _add_quant(group)
+    group.add_argument(
+        "--max-len",
+        type=whole("--max-len", 1),
+        metavar="N",
+        help="the longest sequence, prompt and output together (default: what the model's positions allow)",
+    )
+    group.add_argument(
+        "--cache-memory",
+        type=cache_memory,
+        metavar="BYTES|FRACTION",
+        help="memory of each rank's KV cache: 2GB, or 0.5 of what is free once the weights are loaded",
+    )
+    group.add_argument("--threads", type=whole("--threads", 1), metavar="N", help="CPU threads of each rank")
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    """Run the whole chain on a small model made on the spot: cut for 2 ranks, verify, generate."""
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    """Show what this machine has: versions, processor, memory, disk, devices, the operators used and why."""
+
+
+def _add_world_size(to: argparse._ActionsContainer, text: str, required: bool = False) -> None:
+    to.add_argument("-w", "--world-size", type=whole("-w", 1), metavar="N", required=required, help=text)
+
+
+def _add_dtype(to: argparse._ActionsContainer, text: str) -> None:
+    to.add_argument(
+        "--dtype", type=one_of("--dtype", *DTYPES), default="auto", metavar="|".join(DTYPES), help=text
+    )
+
+
+def _add_quant(to: argparse._ActionsContainer) -> None:
+    to.add_argument(
+        "--quant",
+        type=one_of("--quant", "none", planned=("int8", "int4", "fp8")),
+        default="none",
+        metavar="none",
+        help="quantised weights are not built yet",
+    )
+
+
+def _add_writing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-shard-size",
+        type=size("--max-shard-size"),
+        default=5_000_000_000,
+        metavar="SIZE",
+        help="no file becomes larger, unless one tensor alone is (default 5GB)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what already is in the folder to write"
+    )
+
+
+def _settle_prompts(args: argparse.Namespace) -> None:
+    """Exactly one kind of prompt; standard input becomes the prompt file "-"."""
+    if args.stdin not in (None, "-"):
+        raise UsageError("a prompt after --prompt", repr(args.stdin), f'write --prompt "{args.stdin}"')
+    given = [args.prompt, args.prompt_file, args.stdin]
+    if sum(kind is not None for kind in given) != 1:
+        names = [
+            name
+            for name, kind in zip(("--prompt", "--prompt-file", "-"), given, strict=True)
+            if kind is not None
+        ]
+        got = " and ".join(names) or "no prompt"
+        raise UsageError(
+            "one of --prompt TEXT, --prompt-file FILE and - (standard input)", got, "give one of them"
+        )
+    if args.stdin == "-":
+        args.prompt_file = "-"
+    del args.stdin
+
+
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "cut": ("cut a Hugging Face checkpoint for N ranks", _add_cut),
+    "verify": ("check every file of a cut", _add_verify),
+    "recut": ("cut a cut for another number of ranks", _add_recut),
+    "merge": ("put a cut together again as a Hugging Face folder", _add_merge),
+    "inspect": ("list which rank holds what", _add_inspect),
+    "generate": ("continue prompts", _add_generate),
+    "demo": ("the whole chain on a small model", _add_demo),
+    "doctor": ("what this machine has and what is made of it", _add_doctor),
+}

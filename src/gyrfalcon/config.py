@@ -1,4 +1,5 @@
-"""ModelConfig: the mathematics of one Falcon model, read once from any Falcon config.json, legacy names included.
+"""ModelConfig: the mathematics of one Falcon model, read once from any Falcon config.json, legacy names too;
+EngineConfig: what an engine is asked for.
 
 Knows numbers and names only: no tensors, no files but config.json, no ranks.
 """
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gyrfalcon.errors import CheckpointError, ConfigError
+from gyrfalcon.errors import CheckpointError, ConfigError, UsageError
 from gyrfalcon.fields import Fields
 
 ACTIVATIONS = {
@@ -26,21 +27,26 @@ ACTIVATIONS = {
 # generation defaults. Anything else that is not read below is refused by name.
 HARMLESS = frozenset(
     """
-    architectures auto_map transformers_version torch_dtype dtype use_cache initializer_range hidden_dropout
-    attention_dropout bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id tokenizer_class prefix
-    world_size id2label label2id num_labels problem_type finetuning_task task_specific_params return_dict
-    output_attentions output_hidden_states torchscript use_bfloat16 pruned_heads chunk_size_feed_forward
-    gradient_checkpointing is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size
-    tie_encoder_decoder attn_implementation max_length min_length do_sample early_stopping num_beams
-    num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
-    no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
-    return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values suppress_tokens
-    begin_suppress_tokens exponential_decay_length_penalty
+    architectures auto_map transformers_version torch_dtype dtype use_cache initializer_range
+    hidden_dropout attention_dropout bos_token_id eos_token_id pad_token_id sep_token_id
+    decoder_start_token_id tokenizer_class prefix world_size id2label label2id num_labels problem_type
+    finetuning_task task_specific_params return_dict output_attentions output_hidden_states torchscript
+    use_bfloat16 pruned_heads chunk_size_feed_forward gradient_checkpointing is_encoder_decoder is_decoder
+    add_cross_attention cross_attention_hidden_size tie_encoder_decoder attn_implementation max_length
+    min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k
+    top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
+    bad_words_ids num_return_sequences output_scores return_dict_in_generate forced_bos_token_id
+    forced_eos_token_id remove_invalid_values suppress_tokens begin_suppress_tokens
+    exponential_decay_length_penalty
     """.split()
 )
 
 MODEL_TYPES = ("falcon", "RefinedWeb", "RefinedWebModel")
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "bf16", "fp16", "fp32")
+QUANTS = ("none",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +99,12 @@ class ModelConfig:
 
     @classmethod
     def from_file(cls, path: Path) -> "ModelConfig":
-        """Reads a config.json; CheckpointError when it is not there or not JSON, ConfigError when it is refused."""
+        """Reads a config.json; CheckpointError when it is not there or no JSON, ConfigError when refused."""
         return cls.from_json(read_json(path), str(path))
 
     @classmethod
     def from_json(cls, raw: Mapping[str, object], where: str = "config.json") -> "ModelConfig":
-        """Translates a Hugging Face config to our words; raises ConfigError naming the field that is refused."""
+        """Translates a Hugging Face config to our words; ConfigError names the field that is refused."""
         fields = Fields(raw, where)
         model_type = _model_type(fields)
         heads = fields.positive("num_attention_heads", "n_head")
@@ -111,7 +117,7 @@ class ModelConfig:
             num_layers=fields.positive("num_hidden_layers", "n_layer"),
             num_heads=heads,
             num_kv_heads=_num_kv_heads(fields, model_type, new, heads),
-            ffn_size=fields.take(int, "ffn_hidden_size") or 4 * hidden,
+            ffn_size=_ffn_size(fields, hidden),
             vocab_size=fields.positive("vocab_size"),
             max_positions=max_positions,
             parallel=parallel,
@@ -132,11 +138,17 @@ def read_json(path: Path) -> dict[str, object]:
     try:
         value = json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise CheckpointError(f"a readable file {path}", error.strerror or "none", "check the folder") from None
-    except ValueError as error:
-        raise CheckpointError(f"JSON in {path}", str(error), "fetch or write the file again") from None
+        raise CheckpointError(
+            f"a readable file {path}", error.strerror or "none", "check it"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"JSON in {path}", str(error), "fetch or write the file again"
+        ) from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"a JSON object in {path}", type(value).__name__, "fetch or write the file again")
+        raise CheckpointError(
+            f"a JSON object in {path}", type(value).__name__, "fetch or write it again"
+        )
     return value
 
 
@@ -154,7 +166,7 @@ def _model_type(fields: Fields) -> str:
 
 
 def _is_new_architecture(fields: Fields, model_type: str) -> bool:
-    """RefinedWeb (the first form of 40b) means the new architecture without saying so; n_head_kv is its word."""
+    """RefinedWeb (40b's first form) means the new architecture without saying so; n_head_kv is its word."""
     new = fields.take(bool, "new_decoder_architecture")
     if model_type == "RefinedWeb":
         if new is False:
@@ -175,7 +187,7 @@ def _is_parallel(fields: Fields, model_type: str, new: bool) -> bool:
 
 
 def _num_kv_heads(fields: Fields, model_type: str, new: bool, heads: int) -> int:
-    """multi_query wins over num_kv_heads in the old architecture: 7b re-saves carry num_kv_heads 71 and mean 1."""
+    """In the old architecture multi_query wins: re-saves of 7b carry num_kv_heads 71 and mean 1."""
     stated = fields.take(int, "num_kv_heads", "n_head_kv")
     multi_query = fields.take(bool, "multi_query")
     if new:
@@ -183,8 +195,14 @@ def _num_kv_heads(fields: Fields, model_type: str, new: bool, heads: int) -> int
     if multi_query or (multi_query is None and model_type == "falcon"):
         return 1
     if stated not in (None, heads):
-        raise _refuse(fields, f"num_kv_heads {heads} without multi_query and new_decoder_architecture", str(stated))
+        wanted = f"num_kv_heads {heads} without multi_query and new_decoder_architecture"
+        raise _refuse(fields, wanted, str(stated))
     return heads
+
+
+def _ffn_size(fields: Fields, hidden: int) -> int:
+    stated = fields.take(int, "ffn_hidden_size")
+    return 4 * hidden if stated is None else stated
 
 
 def _num_norms(fields: Fields, new: bool, parallel: bool) -> int:
@@ -209,23 +227,34 @@ def _activation(fields: Fields) -> str:
 
 def _norm_eps(fields: Fields) -> float:
     eps = fields.take(float, "layer_norm_epsilon")
-    return 1e-5 if eps is None else eps
+    if eps is not None and eps <= 0:
+        raise _refuse(fields, "layer_norm_epsilon above 0", str(eps))
+    return eps or 1e-5
 
 
 def _check_shapes(config: ModelConfig, fields: Fields) -> None:
     if fields.take(bool, "apply_residual_connection_post_layernorm"):
         raise _refuse(fields, "apply_residual_connection_post_layernorm false", "true")
-    for name, value in (("num_kv_heads", config.num_kv_heads), ("ffn_hidden_size", config.ffn_size)):
+    for name, value in (
+        ("num_kv_heads", config.num_kv_heads),
+        ("ffn_hidden_size", config.ffn_size),
+    ):
         if value < 1:
             raise _refuse(fields, f"{name} above 0", str(value))
     if config.hidden_size % config.num_heads:
-        raise _refuse(fields, f"hidden_size a multiple of {config.num_heads} heads", str(config.hidden_size))
+        raise _refuse(
+            fields, f"hidden_size a multiple of {config.num_heads} heads", str(config.hidden_size)
+        )
     if config.num_heads % config.num_kv_heads:
-        raise _refuse(fields, f"num_attention_heads a multiple of {config.num_kv_heads} KV heads", str(config.num_heads))
+        wanted = f"num_attention_heads a multiple of {config.num_kv_heads} KV heads"
+        raise _refuse(fields, wanted, str(config.num_heads))
     if fields.take(int, "head_dim") not in (None, config.head_dim):
-        raise _refuse(fields, f"head_dim {config.head_dim} (hidden_size / heads)", str(fields.raw["head_dim"]))
+        wanted = f"head_dim {config.head_dim} (hidden_size / heads)"
+        raise _refuse(fields, wanted, repr(fields.raw["head_dim"]))
     if config.rope is not None and config.head_dim % 2:
         raise _refuse(fields, "an even head_dim for rotary positions", str(config.head_dim))
+    if config.rope is not None and config.rope.kind == "dynamic" and config.head_dim == 2:
+        raise _refuse(fields, "a head_dim above 2 for dynamic rope scaling", "2")
 
 
 def _positions(fields: Fields) -> tuple[int, RopeConfig | None]:
@@ -233,7 +262,9 @@ def _positions(fields: Fields) -> tuple[int, RopeConfig | None]:
     alibi = fields.take(bool, "alibi") or False
     rotary = fields.take(bool, "rotary")
     if rotary is alibi:
-        raise _refuse(fields, "either alibi or rotary", f"alibi = {alibi}, rotary = {rotary}".lower())
+        raise _refuse(
+            fields, "either alibi or rotary", f"alibi = {alibi}, rotary = {rotary}".lower()
+        )
     stated = fields.take(int, "max_position_embeddings")
     positions = 2048 if stated is None else stated
     if positions < 1:
@@ -251,42 +282,58 @@ def _rope(fields: Fields, positions: int) -> RopeConfig:
     theta = fields.take(float, "rope_theta")
     forms = [form for name in ("rope_parameters", "rope_scaling") if (form := fields.nested(name))]
     if len(forms) == 2 and forms[0].raw != forms[1].raw:
-        raise _refuse(fields, "rope_scaling and rope_parameters alike", f"{forms[1].raw} and {forms[0].raw}")
+        raise _refuse(
+            fields, "rope_scaling and rope_parameters alike", f"{forms[1].raw} and {forms[0].raw}"
+        )
     scaling = forms[0] if forms else Fields({}, fields.where)
     inner = scaling.take(float, "rope_theta")
-    if inner is not None and theta not in (None, inner):
+    if None not in (inner, theta) and inner != theta:
         raise _refuse(fields, "one rope_theta", f"{theta} and {inner}")
-    base = inner or theta or 10000.0
+    base = next((stated for stated in (inner, theta) if stated is not None), 10000.0)
+    if base <= 1:
+        raise _refuse(fields, "rope_theta above 1", str(base))
     kind = scaling.take(str, "rope_type", "type") or "default"
     if kind not in ROPE_KINDS:
         raise _refuse(fields, f"rope_type {', '.join(ROPE_KINDS)}", repr(kind))
     if scaling.take(float, "partial_rotary_factor") not in (None, 1.0):
         raise _refuse(fields, "partial_rotary_factor 1", str(scaling.raw["partial_rotary_factor"]))
-    rope = RopeConfig(base, kind) if kind == "default" else _scaled_rope(scaling, base, kind, positions)
+    rope = (
+        RopeConfig(base, kind)
+        if kind == "default"
+        else _scaled_rope(scaling, base, kind, positions)
+    )
     scaling.refuse_unread()
     return rope
 
 
 def _scaled_rope(scaling: Fields, theta: float, kind: str, positions: int) -> RopeConfig:
     original = positions
-    if kind in ("yarn", "llama3"):
-        original = scaling.take(int, "original_max_position_embeddings") or positions
+    if (
+        kind in ("yarn", "llama3")
+        and scaling.raw.get("original_max_position_embeddings") is not None
+    ):
+        original = scaling.positive("original_max_position_embeddings")
     factor = scaling.take(float, "factor")
     if factor is None and kind == "yarn":
         factor = positions / original
     if factor is None or factor < 1.0:
         raise _refuse(scaling, f"a factor of 1 or more for {kind} scaling", str(factor))
     if kind == "yarn":
-        truncate = scaling.take(bool, "truncate")
+        fast, slow = (
+            scaling.take(float, "beta_fast") or 32.0,
+            scaling.take(float, "beta_slow") or 1.0,
+        )
+        if not 0 < slow <= fast:
+            raise _refuse(scaling, "0 < beta_slow <= beta_fast", f"{slow} and {fast}")
         return RopeConfig(
             theta,
             kind,
             factor,
             original,
             attention_factor=_yarn_attention(scaling, factor),
-            beta_fast=scaling.take(float, "beta_fast") or 32.0,
-            beta_slow=scaling.take(float, "beta_slow") or 1.0,
-            truncate=truncate is not False,
+            beta_fast=fast,
+            beta_slow=slow,
+            truncate=scaling.take(bool, "truncate") is not False,
         )
     if kind == "llama3":
         low, high = scaling.need(float, "low_freq_factor"), scaling.need(float, "high_freq_factor")
@@ -297,9 +344,16 @@ def _scaled_rope(scaling: Fields, theta: float, kind: str, positions: int) -> Ro
 
 
 def _yarn_attention(scaling: Fields, factor: float) -> float:
-    """The yarn paper's temperature, 0.1 ln(factor) + 1 (Peng et al. 2023, eq. 22), or what the config says."""
+    """What the config says, else 0.1 ln(factor) + 1 (Peng et al. 2023, eq. 22)."""
     stated = scaling.take(float, "attention_factor")
     mscale, mscale_all = scaling.take(float, "mscale"), scaling.take(float, "mscale_all_dim")
+    for name, value in (
+        ("attention_factor", stated),
+        ("mscale", mscale),
+        ("mscale_all_dim", mscale_all),
+    ):
+        if value is not None and value < 0:
+            raise _refuse(scaling, f"{name} of 0 or more", str(value))
     if stated is not None:
         return stated
 
@@ -312,5 +366,62 @@ def _yarn_attention(scaling: Fields, factor: float) -> float:
 
 
 def _longest(positions: int, rope: RopeConfig) -> int:
-    """Scaling stretches the trained positions by its factor, unless the config already states the stretched number."""
-    return positions if rope.kind == "default" else max(positions, math.floor(rope.original_max_positions * rope.factor))
+    """Scaling stretches the trained positions by its factor, unless the config states the result."""
+    if rope.kind == "default":
+        return positions
+    return max(positions, math.floor(rope.original_max_positions * rope.factor))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What an Engine is asked for. `None` means: decide from the model and the machine.
+
+    model: a Hugging Face folder, a cut folder or a hub id.
+    world_size: ranks; by default torchrun's, else the cut's own, else 1.
+    max_len: longest sequence, prompt and new tokens together; by default as far as the model's positions go.
+    cache_memory: of one rank's KV cache, in bytes (int) or as a fraction of the free memory (float up to 1).
+    block_size: tokens of one KV cache block.
+    max_batch_tokens: tokens computed in one step; longer prompts are taken in chunks of at most this many.
+    max_sequences: sequences that run at once; more wait.
+    seed: for requests that bring none; by default a fresh one each time.
+    threads: processor threads of one rank; by default the cores shared out.
+    """
+
+    model: str
+    world_size: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    quant: str = "none"
+    max_len: int | None = None
+    cache_memory: int | float | None = None
+    block_size: int = 16
+    max_batch_tokens: int = 512
+    max_sequences: int = 64
+    seed: int | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        words = (
+            ("device", self.device, DEVICES),
+            ("dtype", self.dtype, DTYPES),
+            ("quant", self.quant, QUANTS),
+        )
+        for name, word, known in words:
+            if word not in known:
+                raise UsageError(f"{name} {', '.join(known)}", repr(word), f"choose another {name}")
+        numbers = (
+            ("world_size", self.world_size),
+            ("max_len", self.max_len),
+            ("cache_memory", self.cache_memory),
+            ("block_size", self.block_size),
+            ("max_batch_tokens", self.max_batch_tokens),
+            ("max_sequences", self.max_sequences),
+            ("threads", self.threads),
+        )
+        for name, number in numbers:
+            if number is not None and number <= 0:
+                raise UsageError(f"{name} above 0", str(number), f"give another {name}")
+        if isinstance(self.cache_memory, float) and self.cache_memory > 1:
+            raise UsageError(
+                "cache_memory in bytes or a fraction up to 1", str(self.cache_memory), "mend it"
+            )

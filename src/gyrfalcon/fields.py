@@ -1,13 +1,14 @@
-"""Reads the fields of a foreign JSON object: several names for one thing, types checked, nothing overlooked."""
+"""Reads the fields of a foreign JSON object: several names for one thing, types checked, nothing missed."""
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from gyrfalcon.errors import ConfigError
 
 T = TypeVar("T", int, float, bool, str)
 
 KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+LARGEST = 1e15  # no size or factor of a model comes near; NaN and infinity are not within it either
 
 
 class Fields:
@@ -23,7 +24,9 @@ class Fields:
         self.read.update(names)
         found = {name: self._typed(kind, name) for name in names if self.raw.get(name) is not None}
         if len(set(found.values())) > 1:
-            raise ConfigError(f"one value for {' / '.join(found)}", _shown(found), f"mend {self.where}")
+            raise ConfigError(
+                f"one value for {' / '.join(found)}", _shown(found), f"mend {self.where}"
+            )
         return next(iter(found.values()), None)
 
     def need(self, kind: type[T], *names: str) -> T:
@@ -53,7 +56,7 @@ class Fields:
     def refuse_unread(self, harmless: frozenset[str] = frozenset()) -> None:
         """Raises when a field was neither read nor is known to leave the mathematics alone."""
         for name, value in self.raw.items():
-            if value is not None and name not in self.read and name not in harmless and not name.startswith("_"):
+            if value is not None and name not in self.read | harmless and not name.startswith("_"):
                 raise ConfigError(
                     "only fields whose meaning is known",
                     f"{name} = {value!r}",
@@ -62,11 +65,15 @@ class Fields:
 
     def _typed(self, kind: type[T], name: str) -> T:
         value = self.raw[name]
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if kind is float and _is_number(value):
             value = float(value)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        if not isinstance(value, kind) or (kind in (int, float) and not _is_number(value)):
             raise ConfigError(f"{KIND_NAMES[kind]} for {name}", repr(value), f"mend {self.where}")
         return value
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _shown(values: Mapping[str, object]) -> str:

@@ -3,7 +3,9 @@
 Reads and writes manifest.json; opens no other file.
 """
 
+import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +21,18 @@ MANIFEST = "manifest.json"
 FORMAT = "gyrfalcon-cut"
 VERSION = 1
 TOKENIZER_FOLDER = "tokenizer"
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """One tensor as a file holds it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +53,10 @@ class CutTensor:
     dim: int | None
     pieces: tuple[Piece, ...]  # by rank
 
+    def content(self, rank: int) -> Content:
+        """What `rank` holds."""
+        return Content(local_shape(self.shape, self.dim, self.pieces[rank].ranges), self.dtype)
+
 
 @dataclass(frozen=True, slots=True)
 class FileSum:
@@ -55,27 +73,27 @@ class Manifest:
     raw_config: Mapping[str, object]  # of the checkpoint that was cut, word for word
     world_size: int
     tensors: Mapping[str, CutTensor]
-    aliases: Mapping[
-        str, str
-    ]  # a tensor the checkpoint stored twice, bit for bit → the name it is kept under
+    aliases: Mapping[str, str]  # stored twice, bit for bit, in the checkpoint → the name it is kept under
     files: Mapping[str, FileSum]
 
     def dtype_names(self) -> str:
         """The dtypes in the parts, such as "bfloat16" or "bfloat16+float32"."""
         return "+".join(sorted({dtype_name(tensor.dtype) for tensor in self.tensors.values()}))
 
-    def contents(self, file: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Local shape and dtype of every tensor in one file of the cut."""
+    def contents(self, file: str) -> dict[str, Content]:
+        """The tensors of one file of the cut."""
         return {
-            name: (local_shape(tensor.shape, tensor.dim, piece.ranges), tensor.dtype)
+            name: tensor.content(rank)
             for name, tensor in self.tensors.items()
-            for piece in tensor.pieces
+            for rank, piece in enumerate(tensor.pieces)
             if piece.file == file
         }
 
     def text(self) -> str:
         """The content of manifest.json; the same cut always has the same text."""
-        return json.dumps(_plain(self), indent=1) + "\n"
+        plain = _plain(self)
+        checksum = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+        return json.dumps(plain | {"sha256": checksum}, indent=1) + "\n"
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -89,11 +107,16 @@ class Manifest:
                 "cut the checkpoint again with this version",
             )
         try:
-            return _parsed(raw)
+            manifest = _parsed(raw)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise CheckpointError(
                 f"a whole {path}", f"{type(error).__name__}: {error}", "cut the checkpoint again"
             ) from None
+        if manifest.text() != path.read_text("utf-8"):
+            raise CheckpointError(
+                f"{path} as it was written", "one that was changed since", "cut the checkpoint again"
+            )
+        return manifest
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.errors import CheckpointError
-from gyrfalcon.weights.manifest import CutTensor, Manifest, dtype_name
+from gyrfalcon.weights.manifest import Content, CutTensor, Manifest, dtype_name
 from gyrfalcon.weights.safetensors_file import SafetensorsFile, read_header
 from gyrfalcon.weights.tensors import take
 
 
 class PartsSource:
-    """The tensors of a cut, by their checkpoint names and in their whole shapes."""
+    """The tensors of a cut in whole shapes, by checkpoint names; an alias can be read like any other."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._folder = folder
@@ -24,35 +24,36 @@ class PartsSource:
         return self._manifest.tensors.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._manifest.tensors[name].shape
+        return self._tensor(name).shape
 
     def dtype(self, name: str) -> torch.dtype:
-        return self._manifest.tensors[name].dtype
+        return self._tensor(name).dtype
 
     def read(self, name: str, dim: int | None = None, ranges: Sequence[range] = ()) -> Tensor:
-        tensor = self._manifest.tensors[name]
+        tensor = self._tensor(name)
         if tensor.dim is None:
             return take(self.part(name, 0), dim, ranges)
-        if dim is None:
-            dim, ranges = tensor.dim, (range(tensor.shape[tensor.dim]),)
-        if dim != tensor.dim:
-            return take(self.read(name), dim, ranges)
+        along = ranges if dim == tensor.dim else (range(tensor.shape[tensor.dim]),)
+        across = None if dim == tensor.dim else dim
         pieces = [
-            self.part(name, rank).narrow(dim, start, count)
-            for wanted in ranges
+            take(self.part(name, rank), across, ranges).narrow(tensor.dim, start, count)
+            for wanted in along
             for rank, start, count in _owners(tensor, wanted)
         ]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, tensor.dim)
 
     def part(self, name: str, rank: int) -> Tensor:
         """What `rank` holds of a tensor, as a view of its file."""
-        path = self._manifest.tensors[name].pieces[rank].file
+        path = self._tensor(name).pieces[rank].file
         file = self._files.get(path) or self._files.setdefault(path, SafetensorsFile(self._folder / path))
-        return file.read(name)
+        return file.read(self._manifest.aliases.get(name, name))
 
     def faults(self) -> list[str]:
         """Where the files are not what the manifest says, found from sizes and headers alone."""
         return [fault for path in self._manifest.files for fault in self._file_faults(path)]
+
+    def _tensor(self, name: str) -> CutTensor:
+        return self._manifest.tensors[self._manifest.aliases.get(name, name)]
 
     def _file_faults(self, path: str) -> Iterable[str]:
         try:
@@ -68,7 +69,7 @@ class PartsSource:
             entries = read_header(self._folder / path)
         except CheckpointError as error:
             return [f"{path}: {error.got}"]
-        found = {name: (entry.shape, entry.dtype) for name, entry in entries.items()}
+        found = {name: Content(entry.shape, entry.dtype) for name, entry in entries.items()}
         expected = self._manifest.contents(path)
         return [
             f"{path}: {name} is {_shown(found.get(name))} instead of {_shown(expected.get(name))}"
@@ -97,5 +98,5 @@ def _runs(tensor: CutTensor) -> Iterator[tuple[range, int, int]]:
             start += len(run)
 
 
-def _shown(content: tuple[tuple[int, ...], torch.dtype] | None) -> str:
-    return "missing" if content is None else f"{list(content[0])} {dtype_name(content[1])}"
+def _shown(content: Content | None) -> str:
+    return "missing" if content is None else f"{list(content.shape)} {dtype_name(content.dtype)}"

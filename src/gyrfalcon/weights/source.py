@@ -60,12 +60,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     if (folder / MANIFEST).exists():
         return _open_cut(folder)
-    _refuse_half_a_cut(folder)
+    refuse_half_a_cut(folder)
     config_path = folder / "config.json"
     raw_config = read_json(config_path)
     config = ModelConfig.from_json(raw_config, str(config_path))
     source, files, notes = open_weights(folder)
-    ignored = _check_tensors(folder, config, source, frozenset())
+    ignored = check_tensors(folder, config, source, frozenset())
     if ignored:
         notes.append(
             f"{len(ignored)} stored buffers such as {ignored[0]} follow from the config and are ignored"
@@ -95,7 +95,7 @@ def _open_cut(folder: Path) -> Checkpoint:
     faults = source.faults()
     if faults:
         raise CheckpointError(f"the files that {folder / MANIFEST} lists", listed(faults, "; "), "cut again")
-    _check_tensors(folder, config, source, manifest.aliases.keys())
+    check_tensors(folder, config, source, manifest.aliases.keys())
     files = tuple(folder / path for path in manifest.files)
     notes = tuple(
         f"{name} is the same as {kept} and is stored once" for name, kept in manifest.aliases.items()
@@ -105,7 +105,7 @@ def _open_cut(folder: Path) -> Checkpoint:
     )
 
 
-def _refuse_half_a_cut(folder: Path) -> None:
+def refuse_half_a_cut(folder: Path) -> None:
     partial = folder if folder.name.endswith(PARTIAL) else folder.with_name(folder.name + PARTIAL)
     unfinished = partial.is_dir() and not (folder / "config.json").exists()
     if unfinished or (folder / PART_FOLDER).is_dir():
@@ -115,7 +115,7 @@ def _refuse_half_a_cut(folder: Path) -> None:
         )
 
 
-def _check_tensors(
+def check_tensors(
     folder: Path, config: ModelConfig, source: TensorSource, aliases: Iterable[str]
 ) -> list[str]:
     """Compares names, shapes and dtypes with the config; returns the stored buffers that are not needed."""

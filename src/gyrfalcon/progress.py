@@ -1,0 +1,28 @@
+"""A progress bar on stderr, shown only to people: nothing is printed when stderr is no terminal."""
+
+import sys
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from tqdm import tqdm
+
+
+class Bar(Protocol):
+    """What a caller may do with a bar."""
+
+    def update(self, n: float = 1) -> bool | None:
+        """Says that `n` more units are done."""
+        ...
+
+
+def bar(total: float, unit: str, label: str) -> AbstractContextManager[Bar]:
+    """A bar over `total` units; to be closed by leaving its `with` block."""
+    return tqdm(
+        total=total,
+        unit=unit,
+        unit_scale=True,
+        desc=label,
+        file=sys.stderr,
+        disable=not sys.stderr.isatty(),
+        leave=False,
+    )

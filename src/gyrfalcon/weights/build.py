@@ -1,0 +1,247 @@
+"""A folder that appears whole or not at all: made beside its target, resumable, moved into place at the end.
+
+CUT.partial/lock            held while somebody works here
+CUT.partial/progress.json   what the folder is made from, and the files that are finished
+CUT.partial/new/            the folder itself, renamed to CUT when it is whole
+CUT.partial/old/            what was at CUT before, for the moment between two renames
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from gyrfalcon.config import read_json
+from gyrfalcon.errors import CheckpointError, DiskFull, UsageError
+from gyrfalcon.weights.manifest import FileSum
+from gyrfalcon.weights.source import PARTIAL
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REPLACEABLE = ("manifest.json", "config.json")  # overwriting takes a model's folder away, never another one
+
+
+class Build:
+    """The unfinished folder of `target`. Files count as finished once they are recorded."""
+
+    def __init__(self, target: Path, partial: Path, fingerprint: str) -> None:
+        self.target = target
+        self.folder = partial / "new"
+        self.finished: dict[str, FileSum] = {}
+        self._partial = partial
+        self._fingerprint = fingerprint
+        self._whole = False
+        self._settle_old()
+        self._load()
+
+    @property
+    def is_published(self) -> bool:
+        """Whether an earlier run was stopped after its very last step but one."""
+        return self._whole and not self.folder.exists() and self.target.exists()
+
+    def begin(self) -> None:
+        """Removes every file that the recorded progress does not vouch for."""
+        for path in self.folder.rglob("*"):
+            if path.is_file() and path.relative_to(self.folder).as_posix() not in self.finished:
+                path.unlink()
+
+    def reserve(self, num_bytes: int) -> None:
+        """Raises DiskFull when the disk cannot take so much more."""
+        available = shutil.disk_usage(self._partial).free
+        if num_bytes > available:
+            raise DiskFull(
+                f"{num_bytes} B on the disk of {self.target}", f"{available} B", "free some space, run again"
+            )
+
+    def open_path(self, file: str) -> Path:
+        """Where to write a file of the folder; its parents are made."""
+        path = self.folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write(self, file: str, content: bytes) -> None:
+        """Writes a small file and records it."""
+        with self.open_path(file).open("wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        self.finished[file] = FileSum(len(content), hashlib.sha256(content).hexdigest())
+
+    def record(self, files: Mapping[str, FileSum]) -> None:
+        """Notes files as finished: they lie on the disk, synchronised, and are not written again."""
+        self.finished.update(files)
+        self._save()
+
+    def publish(self) -> None:
+        """Moves the whole folder into place; the one before, if any, is there until this moment."""
+        sync_tree(self.folder)
+        self._whole = True
+        self._save()
+        if self.target.exists() and any(self.target.iterdir()):
+            self.target.rename(self._partial / "old")
+        self.folder.rename(self.target)
+        sync_folder(self.target.parent)
+
+    def clean(self) -> None:
+        """Removes all that a published build leaves behind, but for the lock."""
+        (self._partial / "progress.json").unlink()
+        shutil.rmtree(self._partial / "old", ignore_errors=True)
+
+    def _load(self) -> None:
+        """Takes over the progress of the same work: the files it lists that are there in full length."""
+        try:
+            raw = read_json(self._partial / "progress.json")
+        except CheckpointError:
+            return
+        files = raw.get("files")
+        if raw.get("fingerprint") != self._fingerprint or not isinstance(files, dict):
+            return
+        self._whole = raw.get("whole") is True
+        for file, entry in files.items():
+            path = self.folder / file
+            if path.is_file() and path.stat().st_size == entry["bytes"]:
+                self.finished[file] = FileSum(entry["bytes"], entry["sha256"])
+
+    def _save(self) -> None:
+        files = {
+            path: {"bytes": file.num_bytes, "sha256": file.sha256} for path, file in self.finished.items()
+        }
+        progress = {"fingerprint": self._fingerprint, "whole": self._whole, "files": files}
+        fresh = self._partial / "progress.json.new"
+        with fresh.open("w") as out:
+            json.dump(progress, out)
+            out.flush()
+            os.fsync(out.fileno())
+        fresh.rename(self._partial / "progress.json")
+        sync_folder(self._partial)
+
+    def _settle_old(self) -> None:
+        """After a kill inside publish(): what was at the target goes back, unless the new folder is there."""
+        old = self._partial / "old"
+        if old.exists() and self.target.exists():
+            shutil.rmtree(old)
+        elif old.exists():
+            old.rename(self.target)
+
+
+@contextmanager
+def build(source: Path, target: Path, fingerprint: str, *, overwrite: bool) -> Iterator[Build]:
+    """Opens or resumes the building of `target` from `source`; one process at a time.
+
+    Raises UsageError when the target may not be made there, DiskFull when the disk takes no more.
+    """
+    source, target = source.resolve(), target.resolve()
+    _check_places(source, target)
+    partial = target.with_name(target.name + PARTIAL)
+    try:
+        with _locked(partial):
+            work = Build(target, partial, fingerprint)
+            if not work.is_published:
+                _check_target(target, overwrite)
+                work.begin()
+            yield work
+            work.clean()
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise DiskFull(
+                f"room for {target}",
+                f"{error.strerror} after {_num_bytes(partial)} B",
+                "free some space, run the same command again: it goes on where it stopped",
+            ) from None
+        raise CheckpointError(
+            f"to make {target}", str(error), "choose a folder that can be written"
+        ) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts a folder's list of names on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """sync_folder() for a folder and all below it."""
+    for path in (*folder.rglob("*/"), folder):
+        if path.is_dir():
+            sync_folder(path)
+
+
+def _check_places(source: Path, target: Path) -> None:
+    if target == source or source in target.parents or target in source.parents:
+        raise UsageError(f"a target outside of {source}", str(target), "choose another folder")
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UsageError("a folder as target", f"the file {target}", "choose another folder")
+    names = {path.name for path in target.iterdir()}
+    if names and not overwrite:
+        raise UsageError(
+            f"a new folder {target}", "one that is there already", "add --overwrite or choose another"
+        )
+    if os.path.ismount(target):
+        raise UsageError(
+            "a folder inside of a mounted disk", f"{target}, the disk itself", "add a folder name to it"
+        )
+    if names and names.isdisjoint(REPLACEABLE):
+        raise UsageError(
+            "to overwrite a model's folder", f"{target}, which holds none", "choose another folder"
+        )
+
+
+@contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    """Holds the lock file; another holder is an error. A file that was removed meanwhile is no lock."""
+    while True:
+        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            file = (partial / "lock").open("wb")
+        except FileNotFoundError:
+            continue  # the holder finished between the two lines
+        with file:
+            _lock(file, partial)
+            if not _is_at(file, partial / "lock"):
+                continue
+            try:
+                yield
+            finally:
+                _tidy(partial)
+            return
+
+
+def _lock(file: BinaryIO, partial: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(
+            f"to be alone in {partial}", "another process that works there", "wait until it has finished"
+        ) from None
+
+
+def _tidy(partial: Path) -> None:
+    """Takes the lock and its folder away when nothing else is left in it."""
+    if [path.name for path in partial.iterdir()] == ["lock"]:
+        (partial / "lock").unlink()
+        with suppress(OSError):  # somebody may just have made another lock
+            partial.rmdir()
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,76 @@
+"""Cuts a Hugging Face checkpoint into one part per rank."""
+
+from pathlib import Path
+
+import torch
+
+from gyrfalcon.errors import UsageError
+from gyrfalcon.weights.folder_writer import BLOCK_BYTES, CutSummary, write_folder
+from gyrfalcon.weights.layout import EMBEDDING, HEAD
+from gyrfalcon.weights.plan import CUT, make_plan
+from gyrfalcon.weights.source import Checkpoint, open_checkpoint
+
+DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+def cut(
+    source: Path,
+    target: Path,
+    world_size: int,
+    *,
+    dtype: str = "auto",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    overwrite: bool = False,
+) -> CutSummary:
+    """Cuts the checkpoint in `source` for `world_size` ranks; "auto" keeps every tensor's stored dtype.
+
+    `target` appears when it is whole. A run that was stopped is taken up by the same call.
+    Raises CheckpointError, WorldSizeError, UsageError or DiskFull.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"a dtype of {', '.join(DTYPES)}", repr(dtype), "choose one of these")
+    checkpoint = open_checkpoint(source)
+    if checkpoint.manifest is not None:
+        raise UsageError("a Hugging Face folder to cut", f"the cut {source}", "use recut for a cut")
+    aliases, notes = _head(checkpoint)
+    dtypes = {
+        spec.name: DTYPES[dtype] or checkpoint.source.dtype(spec.name)
+        for spec in checkpoint.specs()
+        if spec.name not in aliases
+    }
+    plan = make_plan(
+        checkpoint, CUT, world_size, dtypes=dtypes, aliases=aliases, max_shard_bytes=max_shard_bytes
+    )
+    return write_folder(checkpoint, plan, target, overwrite=overwrite, notes=(*checkpoint.notes, *notes))
+
+
+def is_head_tied(checkpoint: Checkpoint) -> bool:
+    """Whether the head is the embedding, bit for bit; reads both where a head is stored."""
+    source = checkpoint.source
+    if not checkpoint.has_head:
+        return True
+    if source.dtype(HEAD) != source.dtype(EMBEDDING):
+        return False
+    rows, columns = source.shape(EMBEDDING)
+    step = max(1, BLOCK_BYTES // (columns * source.dtype(EMBEDDING).itemsize))
+    pieces = [range(start, min(start + step, rows)) for start in range(0, rows, step)]
+    return all(
+        torch.equal(_bits(source.read(HEAD, 0, (part,))), _bits(source.read(EMBEDDING, 0, (part,))))
+        for part in pieces
+    )
+
+
+def _bits(block: torch.Tensor) -> torch.Tensor:
+    return block.contiguous().view(torch.uint8)
+
+
+def _head(checkpoint: Checkpoint) -> tuple[dict[str, str], tuple[str, ...]]:
+    """What to record as stored elsewhere, and what to tell about the head."""
+    if not checkpoint.has_head:
+        return {}, ()
+    if is_head_tied(checkpoint):
+        return {HEAD: EMBEDDING}, (f"{HEAD} equals the embedding and is stored once",)
+    if checkpoint.config.tied:
+        return {}, (f"{HEAD} differs from the embedding although the config ties them: both are kept",)
+    return {}, ()

@@ -1,0 +1,194 @@
+"""Streams a planned folder from a checkpoint to disk: tensor by tensor, all ranks at once, stage by stage."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gyrfalcon.errors import UsageError
+from gyrfalcon.progress import Bar, bar
+from gyrfalcon.weights.build import Build, build
+from gyrfalcon.weights.manifest import MANIFEST, CutTensor, FileSum, Manifest, dtype_name
+from gyrfalcon.weights.plan import Plan
+from gyrfalcon.weights.safetensors_writer import SafetensorsWriter
+from gyrfalcon.weights.source import Checkpoint
+from gyrfalcon.weights.tensors import TensorSource, take
+
+BLOCK_BYTES = 16 << 20  # of a source tensor in memory at a time
+
+# What travels with the weights: the tokenizer, and the settings of generation beside it.
+CARRIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CutSummary:
+    """What was made."""
+
+    target: Path
+    world_size: int
+    dtype: str
+    num_files: int
+    num_bytes: int
+    resumed_bytes: int  # of these, found finished from an earlier run
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def write_folder(
+    checkpoint: Checkpoint, plan: Plan, target: Path, *, overwrite: bool, notes: tuple[str, ...]
+) -> CutSummary:
+    """Makes `target` as planned, whole or not at all; a run that was stopped is taken up where it was.
+
+    Raises UsageError when the target may not be made there, DiskFull when the disk takes no more.
+    """
+    start = time.perf_counter()
+    with build(checkpoint.folder, target, _fingerprint(checkpoint, plan), overwrite=overwrite) as work:
+        resumed = sum(file.num_bytes for file in work.finished.values())
+        if not work.is_published:
+            _write_stages(checkpoint.source, plan, work)
+            _write_small_files(checkpoint, plan, work)
+            work.publish()
+    sizes = [path.stat().st_size for path in target.rglob("*") if path.is_file()]
+    return CutSummary(
+        target=target,
+        world_size=plan.world_size,
+        dtype=_manifest(checkpoint, plan, {}).dtype_names(),
+        num_files=len(sizes),
+        num_bytes=sum(sizes),
+        resumed_bytes=resumed,
+        seconds=time.perf_counter() - start,
+        notes=notes,
+    )
+
+
+def blocks(source: TensorSource, name: str, tensor: CutTensor) -> Iterator[tuple[int, Tensor]]:
+    """(rank, block): a rank's blocks one after the other are its piece; the source is read once."""
+    row_bytes = math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
+    step = max(1, BLOCK_BYTES // row_bytes)
+    if tensor.dim == 0:
+        for rank, piece in enumerate(tensor.pieces):
+            for part in piece.ranges:
+                for rows in _split(part, step):
+                    yield rank, source.read(name, 0, (rows,))
+        return
+    for rows in _split(range(tensor.shape[0]), step):
+        block = source.read(name, 0, (rows,))
+        for rank, piece in enumerate(tensor.pieces):
+            yield rank, take(block, tensor.dim, piece.ranges)
+
+
+def converted(name: str, block: Tensor, dtype: torch.dtype) -> Tensor:
+    """The block in `dtype`, without gaps in memory; UsageError when a value grows beyond the dtype."""
+    result = block.to(dtype).contiguous()
+    if dtype != block.dtype and not torch.equal(result.isfinite(), block.isfinite()):
+        raise UsageError(
+            f"values of {name} that {dtype_name(dtype)} can hold",
+            f"up to {block[block.isfinite()].abs().max():.4g}",
+            "use --dtype bf16 or fp32",
+        )
+    return result
+
+
+def _write_stages(source: TensorSource, plan: Plan, work: Build) -> None:
+    todo = [stage for number, stage in enumerate(plan.stages) if not _is_finished(plan, number, work)]
+    wanted = sum(plan.stage_bytes(stage) for stage in todo)
+    work.reserve(wanted)
+    with bar(wanted, "B", "writing") as progress, ThreadPoolExecutor(1) as hashing:
+        for stage in todo:
+            work.record(_write_stage(source, plan, stage, work, hashing, progress))
+
+
+def _is_finished(plan: Plan, number: int, work: Build) -> bool:
+    return all(plan.rank_files(rank)[number] in work.finished for rank in range(plan.world_size))
+
+
+def _write_stage(
+    source: TensorSource,
+    plan: Plan,
+    stage: tuple[str, ...],
+    work: Build,
+    hashing: ThreadPoolExecutor,
+    progress: Bar,
+) -> dict[str, FileSum]:
+    files = [piece.file for piece in plan.tensors[stage[0]].pieces]
+    with ExitStack() as open_files:
+        writers = [
+            open_files.enter_context(
+                closing(SafetensorsWriter(work.open_path(file), plan.contents(stage, rank), hashing))
+            )
+            for rank, file in enumerate(files)
+        ]
+        for name in stage:
+            tensor = plan.tensors[name]
+            for rank, block in blocks(source, name, tensor):
+                ready = converted(name, block, tensor.dtype)
+                writers[rank].write(ready)
+                progress.update(ready.nbytes)
+        return {file: writer.finish() for file, writer in zip(files, writers, strict=True)}
+
+
+def _write_small_files(checkpoint: Checkpoint, plan: Plan, work: Build) -> None:
+    config = dict(checkpoint.raw_config)
+    if plan.form.has_manifest:
+        config["world_size"] = plan.world_size
+    for rank in range(plan.world_size):
+        folder = plan.form.rank_folder(rank)
+        work.write(f"{folder}config.json", _json(config))
+        if len(plan.stages) > 1:
+            work.write(f"{folder}model.safetensors.index.json", _json(_index(plan, rank)))
+    tokenizer = plan.form.tokenizer_folder
+    for path in _carried(checkpoint):
+        work.write(f"{tokenizer}/{path.name}" if tokenizer else path.name, path.read_bytes())
+    if plan.form.has_manifest:
+        files = dict(work.finished)
+        work.write(MANIFEST, _manifest(checkpoint, plan, files).text().encode())
+
+
+def _index(plan: Plan, rank: int) -> dict[str, object]:
+    total = sum(tensor.content(rank).num_bytes for tensor in plan.tensors.values())
+    home = {name: Path(tensor.pieces[rank].file).name for name, tensor in sorted(plan.tensors.items())}
+    return {"metadata": {"total_size": total}, "weight_map": home}
+
+
+def _manifest(checkpoint: Checkpoint, plan: Plan, files: dict[str, FileSum]) -> Manifest:
+    return Manifest(checkpoint.raw_config, plan.world_size, plan.tensors, plan.aliases, files)
+
+
+def _fingerprint(checkpoint: Checkpoint, plan: Plan) -> str:
+    """The same for the same work on the same files; the manifest's text holds every option."""
+    stats = [(str(path), path.stat()) for path in (*checkpoint.files, *_carried(checkpoint))]
+    state = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    work = json.dumps([state, repr(plan.form), _manifest(checkpoint, plan, {}).text()])
+    return hashlib.sha256(work.encode()).hexdigest()
+
+
+def _carried(checkpoint: Checkpoint) -> list[Path]:
+    return [path for name in CARRIED if (path := checkpoint.tokenizer_folder / name).is_file()]
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _split(whole: range, step: int) -> Iterator[range]:
+    for start in range(whole.start, whole.stop, step):
+        yield range(start, min(start + step, whole.stop))

@@ -1,0 +1,140 @@
+"""What a cut will consist of: which tensor goes where, in which file, decided before a byte is written.
+
+Knows names, shapes and sizes; reads no tensor and writes no file.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from gyrfalcon.errors import UsageError
+from gyrfalcon.parallel.shards import share_of
+from gyrfalcon.weights.layout import HEAD, TensorSpec, local_ranges, tensor_specs
+from gyrfalcon.weights.manifest import TOKENIZER_FOLDER, Content, CutTensor, Piece
+from gyrfalcon.weights.safetensors_writer import entry_bound, header_bytes
+from gyrfalcon.weights.source import PART_FOLDER, Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the files of a folder are arranged."""
+
+    part_folder: str  # holds a folder per rank; "" puts the only rank's files at the top
+    tokenizer_folder: str
+    has_manifest: bool
+
+    def rank_folder(self, rank: int) -> str:
+        """Where a rank's files lie, "" or ending in a slash."""
+        return f"{self.part_folder}/{rank}/" if self.part_folder else ""
+
+
+CUT = Form(PART_FOLDER, TOKENIZER_FOLDER, has_manifest=True)
+HUGGING_FACE = Form("", "", has_manifest=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every tensor with its place. A stage is one file of each rank; its tensors are written together."""
+
+    form: Form
+    world_size: int
+    tensors: Mapping[str, CutTensor]
+    aliases: Mapping[str, str]
+    stages: tuple[tuple[str, ...], ...]  # the tensors of each, in file order
+
+    def rank_files(self, rank: int) -> list[str]:
+        """A rank's weight files, by stage."""
+        return [self.tensors[stage[0]].pieces[rank].file for stage in self.stages]
+
+    def contents(self, stage: Iterable[str], rank: int) -> dict[str, Content]:
+        """What a rank's file of a stage holds."""
+        return {name: self.tensors[name].content(rank) for name in stage}
+
+    def stage_bytes(self, stage: Iterable[str]) -> int:
+        """The size of a stage's files together."""
+        return sum(_file_bytes(self.contents(stage, rank)) for rank in range(self.world_size))
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    form: Form,
+    world_size: int,
+    *,
+    dtypes: Mapping[str, torch.dtype],
+    aliases: Mapping[str, str],
+    max_shard_bytes: int,
+) -> Plan:
+    """Shares the tensors that `dtypes` names over ranks and files; `aliases` are recorded, not stored.
+
+    Raises WorldSizeError, and UsageError when one tensor alone is larger than a file may be.
+    """
+    config = checkpoint.config
+    shares = [share_of(config, world_size, rank) for rank in range(world_size)]
+    tensors = {
+        spec.name: CutTensor(
+            shape=spec.shape,
+            dtype=dtypes[spec.name],
+            source_dtype=_source_dtype(checkpoint, spec),
+            dim=spec.dim,
+            pieces=tuple(Piece("", local_ranges(spec, config, share)) for share in shares),
+        )
+        for spec in tensor_specs(config, head=HEAD in dtypes)
+    }
+    stages = tuple(_stages(tensors, max_shard_bytes))
+    for number, stage in enumerate(stages):
+        name = _file_name(number, len(stages))
+        for tensor in stage:
+            tensors[tensor] = _placed(tensors[tensor], form, name)
+    return Plan(form, world_size, tensors, aliases, stages)
+
+
+def _source_dtype(checkpoint: Checkpoint, spec: TensorSpec) -> torch.dtype:
+    manifest = checkpoint.manifest
+    name = spec.name if manifest is None else manifest.aliases.get(spec.name, spec.name)
+    return checkpoint.source.dtype(name) if manifest is None else manifest.tensors[name].source_dtype
+
+
+def _stages(tensors: Mapping[str, CutTensor], max_shard_bytes: int) -> Iterator[tuple[str, ...]]:
+    """As many tensors as fit into one file of the rank that holds most of them, in order."""
+    stage: list[str] = []
+    sizes = [0] * max(len(tensor.pieces) for tensor in tensors.values())
+    for name, tensor in tensors.items():
+        added = [_bound(name, tensor.content(rank)) for rank in range(len(sizes))]
+        if max(added) > max_shard_bytes:
+            raise UsageError(
+                f"files of at least {max(added)} B for {name}",
+                f"{max_shard_bytes} B",
+                "raise --max-shard-size or use more ranks",
+            )
+        if max(a + b for a, b in zip(sizes, added, strict=True)) > max_shard_bytes:
+            yield _file_order(stage, tensors)
+            stage, sizes = [], [0] * len(sizes)
+        stage.append(name)
+        sizes = [a + b for a, b in zip(sizes, added, strict=True)]
+    yield _file_order(stage, tensors)
+
+
+def _file_order(stage: list[str], tensors: Mapping[str, CutTensor]) -> tuple[str, ...]:
+    """Wider dtypes first, so that every tensor begins at a multiple of its element size."""
+    return tuple(sorted(stage, key=lambda name: -tensors[name].dtype.itemsize))
+
+
+def _bound(name: str, content: Content) -> int:
+    return entry_bound(name, content) + content.num_bytes
+
+
+def _file_bytes(contents: Mapping[str, Content]) -> int:
+    return len(header_bytes(contents)) + sum(content.num_bytes for content in contents.values())
+
+
+def _file_name(number: int, count: int) -> str:
+    """Hugging Face's names: one file alone has no number."""
+    return "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _placed(tensor: CutTensor, form: Form, file: str) -> CutTensor:
+    pieces = tuple(
+        Piece(form.rank_folder(rank) + file, piece.ranges) for rank, piece in enumerate(tensor.pieces)
+    )
+    return CutTensor(tensor.shape, tensor.dtype, tensor.source_dtype, tensor.dim, pieces)

@@ -8,14 +8,28 @@ from transformers import FalconConfig, FalconForCausalLM
 # The shape traits of each variant, scaled down: head counts that do not divide, group sizes, norms, positions.
 VARIANTS: dict[str, dict[str, object]] = {
     "rw-1b": dict(
-        hidden_size=128, num_attention_heads=8, alibi=True, bias=True, parallel_attn=False, multi_query=False
+        hidden_size=128,
+        num_attention_heads=8,
+        alibi=True,
+        bias=True,
+        parallel_attn=False,
+        multi_query=False,
     ),
     "rw-7b": dict(  # a head count that is no power of two takes the second branch of the ALiBi slopes
-        hidden_size=192, num_attention_heads=12, alibi=True, bias=True, parallel_attn=False, multi_query=False
+        hidden_size=192,
+        num_attention_heads=12,
+        alibi=True,
+        bias=True,
+        parallel_attn=False,
+        multi_query=False,
     ),
     "7b": dict(hidden_size=568, num_attention_heads=71, multi_query=True),
-    "40b": dict(hidden_size=256, num_attention_heads=32, num_kv_heads=8, new_decoder_architecture=True),
-    "180B": dict(hidden_size=464, num_attention_heads=58, num_kv_heads=2, new_decoder_architecture=True),
+    "40b": dict(
+        hidden_size=256, num_attention_heads=32, num_kv_heads=8, new_decoder_architecture=True
+    ),
+    "180B": dict(
+        hidden_size=464, num_attention_heads=58, num_kv_heads=2, new_decoder_architecture=True
+    ),
     "11B": dict(
         hidden_size=256,
         num_attention_heads=16,
@@ -35,7 +49,9 @@ def make_model(variant: str, *, seed: int = 0, **overrides: object) -> FalconFor
     settings: dict[str, object] = dict(num_hidden_layers=2, vocab_size=509, **VARIANTS[variant])
     settings.update(overrides)
     torch.manual_seed(seed)
-    model = FalconForCausalLM._from_config(FalconConfig(**settings), attn_implementation="sdpa").eval()
+    model = FalconForCausalLM._from_config(
+        FalconConfig(**settings), attn_implementation="sdpa"
+    ).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -48,7 +64,12 @@ def make_model(variant: str, *, seed: int = 0, **overrides: object) -> FalconFor
 
 
 def make_checkpoint(
-    folder: Path, variant: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: object
+    folder: Path,
+    variant: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **overrides: object,
 ) -> Path:
     """Writes make_model()'s model with save_pretrained in `dtype`; returns the folder."""
     make_model(variant, seed=seed, **overrides).to(dtype).save_pretrained(folder)

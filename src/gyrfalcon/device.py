@@ -1,0 +1,42 @@
+"""Where tensors live: choosing the device and its dtype, how much memory it has free, how many threads it gets."""
+
+import os
+
+import psutil
+import torch
+
+from gyrfalcon.errors import UsageError
+
+DTYPE_OF_WORD = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+WORD_OF_DTYPE = {dtype: word for word, dtype in DTYPE_OF_WORD.items()}
+
+
+def choose_device(word: str, local_rank: int) -> torch.device:
+    """The device of one rank: `auto` takes CUDA where there is one, a card per rank."""
+    available = torch.cuda.is_available()
+    if word == "cpu" or (word == "auto" and not available):
+        return torch.device("cpu")
+    if not available:
+        raise UsageError(
+            "a CUDA device", "none", "use --device cpu, or install a torch built for your card"
+        )
+    if local_rank >= torch.cuda.device_count():
+        raise UsageError(
+            "a CUDA device for every rank on this machine",
+            f"{torch.cuda.device_count()} of them",
+            "use fewer ranks or --device cpu",
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that could still be allocated on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def use_threads(threads: int | None, ranks_here: int) -> None:
+    """Gives this process its share of the cores, or the number asked for."""
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // ranks_here))

@@ -1,0 +1,97 @@
+"""Builds what one rank needs: opens the checkpoint, loads its share, sizes the cache. The same on every rank."""
+
+import logging
+import os
+
+import torch
+
+from gyrfalcon import ops
+from gyrfalcon.config import EngineConfig
+from gyrfalcon.device import WORD_OF_DTYPE, choose_device, free_memory, use_threads
+from gyrfalcon.engine.ranks import Place
+from gyrfalcon.engine.replica import Replica
+from gyrfalcon.engine.scheduler import Limits, Scheduler
+from gyrfalcon.errors import CacheTooSmall, UsageError
+from gyrfalcon.kv.blocks import BlockAllocator
+from gyrfalcon.kv.pool import CacheShape, KVPool
+from gyrfalcon.parallel.shards import share_of
+from gyrfalcon.weights.load import load_model, run_dtype
+from gyrfalcon.weights.source import Checkpoint
+
+CACHE_SHARE = 0.25  # of the free memory, when nothing is said; on an accelerator the weights are loaded by then
+CACHE_SHARE_OF_ACCELERATOR = 0.8
+
+log = logging.getLogger(__name__)
+
+
+def build_replica(
+    config: EngineConfig, checkpoint: Checkpoint, place: Place, keeps: bool = True
+) -> Replica:
+    """One rank's replica, see Replica for `keeps`; raises what is wrong with the checkpoint, the device or the cache size."""
+    device = choose_device(config.device, place.local_rank)
+    if device.type == "cpu" and not _threads_are_ours():
+        use_threads(config.threads, place.ranks_here)
+    dtype = run_dtype(checkpoint, config.dtype)
+    if place.group.rank == 0:
+        log.info(
+            "running on %s in %s with %d ranks", device, WORD_OF_DTYPE[dtype], place.group.size
+        )
+    model = load_model(checkpoint, place.group, ops.choose(device), device, dtype)
+    pool, max_len = _cache(config, checkpoint, place, device, dtype)
+    allocator = BlockAllocator(len(pool.layers[0].k), config.block_size)
+    limits = Limits(max_len, config.max_batch_tokens, config.max_sequences)
+    return Replica(model, pool, Scheduler(allocator, limits), device, keeps)
+
+
+def longest_sequence(config: EngineConfig, checkpoint: Checkpoint) -> int:
+    """Tokens a sequence may have; rotary positions beyond the model's are refused, ALiBi goes on."""
+    positions = checkpoint.config.max_positions
+    wanted = config.max_len or positions
+    if wanted > positions and checkpoint.config.rope is not None:
+        raise UsageError(
+            f"a max_len of at most {positions}, the model's positions",
+            str(wanted),
+            "lower --max-len",
+        )
+    return wanted
+
+
+def _cache(
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    place: Place,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[KVPool, int]:
+    """The cache and the longest sequence it can hold; all ranks agree on the number of blocks."""
+    max_len = longest_sequence(config, checkpoint)
+    share = share_of(checkpoint.config, place.group.size, place.group.rank)
+    model = checkpoint.config
+    shape = CacheShape(
+        model.num_layers, len(share.kv_heads), model.head_dim, config.block_size, dtype
+    )
+    useful = config.max_sequences * -(-max_len // config.block_size)
+    affordable = _cache_bytes(config, place, device) // shape.block_bytes
+    num_blocks = place.group.smallest(min(useful, affordable))
+    held = num_blocks * config.block_size
+    if held < max_len and (config.max_len is not None or held < min(max_len, 128)):
+        raise CacheTooSmall(
+            f"a KV cache for {max_len} tokens, {-(-max_len // config.block_size) * shape.block_bytes:,} bytes a rank",
+            f"one for {held} tokens",
+            "raise --cache-memory or lower --max-len",
+        )
+    return KVPool(shape, num_blocks, device), min(max_len, held)
+
+
+def _cache_bytes(config: EngineConfig, place: Place, device: torch.device) -> int:
+    asked = config.cache_memory
+    if isinstance(asked, int):
+        return asked
+    if device.type == "cpu":
+        return int(free_memory(device) * (asked or CACHE_SHARE) / place.ranks_here)
+    return int(free_memory(device) * (asked or CACHE_SHARE_OF_ACCELERATOR))
+
+
+def _threads_are_ours() -> bool:
+    """Whether the user set the number of threads in the environment: then it stays."""
+    return "OMP_NUM_THREADS" in os.environ

@@ -1,0 +1,338 @@
+"""Engine: prompts in, text out. Read this page first: it follows a request from its prompt to its last piece of text."""
+
+import contextlib
+import itertools
+import random
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from gyrfalcon.config import EngineConfig, ModelConfig
+from gyrfalcon.engine import ranks
+from gyrfalcon.engine.build import build_replica, longest_sequence
+from gyrfalcon.engine.replica import Add, End
+from gyrfalcon.engine.tensors import real_tokens
+from gyrfalcon.engine.text import TextStream
+from gyrfalcon.engine.worker import follow
+from gyrfalcon.errors import CheckpointError, PromptTooLong, RankDied, RequestError
+from gyrfalcon.parallel.shards import share_of
+from gyrfalcon.request import Piece, Request, RequestOutput, SamplingParams, StepOutput, Token
+from gyrfalcon.tokenizer import Tokenizer
+from gyrfalcon.weights.hub import resolve_model
+from gyrfalcon.weights.source import Checkpoint, open_checkpoint
+
+Prompt = str | Seq[int]
+GREEDY = SamplingParams()
+FALCON_EOS_ID = 11
+
+
+@dataclass(slots=True)
+class _Live:
+    """A request on its way: its samples' texts, and what was asked to be kept of its prompt."""
+
+    request: Request
+    prompt: str | None
+    streams: list[TextStream]
+    prompt_scores: list[Token] = field(default_factory=list)
+    prompt_logits: list[Tensor] = field(default_factory=list)
+
+    @property
+    def unfinished(self) -> list[TextStream]:
+        return [stream for stream in self.streams if stream.finish_reason is None]
+
+    def output(self) -> RequestOutput:
+        scored = self.request.params.prompt_logprobs is not None
+        return RequestOutput(
+            prompt=self.prompt,
+            prompt_ids=self.request.prompt_ids,
+            completions=tuple(stream.completion() for stream in self.streams),
+            prompt_logprobs=(None, *self.prompt_scores) if scored else None,
+        )
+
+
+class Engine:
+    """A model ready to generate, on as many ranks as it was asked for. Close it, or use it in a `with`."""
+
+    def __init__(self, config: EngineConfig, joined: ranks.Ranks | None = None) -> None:
+        """Opens the model and starts the ranks, unless they have `joined` already and run this same
+        program. Raises GyrfalconError when something does not fit."""
+        folder = resolve_model(config.model)
+        checkpoint = open_checkpoint(folder)
+        world_size = joined.size if joined else _world_size(config, checkpoint)
+        share_of(checkpoint.config, world_size, 0)
+        longest_sequence(config, checkpoint)
+        self.config = config
+        self.model_config: ModelConfig = checkpoint.config
+        self.notes = checkpoint.notes
+        self._tokenizer = _load_tokenizer(checkpoint)
+        self._eos_id = _eos_id(checkpoint, self._tokenizer)
+        self._live: dict[int, _Live] = {}
+        self._ids = itertools.count()
+        self._broken = False
+        self._ranks = joined or ranks.start(
+            world_size, config.device, partial(follow, config, folder)
+        )
+        with self._all_ranks():
+            self._replica = build_replica(config, checkpoint, self._ranks.place)
+            self._seeds = random.Random(self._ranks.agree(_seed_bytes(config.seed)))
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks."""
+        return self._ranks.size
+
+    @property
+    def is_first_rank(self) -> bool:
+        """False only in the other processes that torchrun started: they compute the same and should not print."""
+        return self._ranks.place.group.rank == 0
+
+    @property
+    def max_len(self) -> int:
+        """The longest sequence, prompt and new tokens together."""
+        return self._replica.scheduler.limits.max_len
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; CheckpointError when its folder has none."""
+        if self._tokenizer is None:
+            raise CheckpointError(
+                "tokenizer files beside the model", "none", "copy them there, or pass token ids"
+            )
+        return self._tokenizer
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request is still running or waiting."""
+        return bool(self._live)
+
+    def add(self, prompt: Prompt, params: SamplingParams = GREEDY) -> int:
+        """Queues a prompt, text or token ids; returns the request's number. Raises RequestError or PromptTooLong."""
+        return self._queue(prompt, params).request.id
+
+    def step(self) -> list[Piece]:
+        """Computes one batch on all ranks; returns the new text of every sequence that got a token or ended."""
+        with self._all_ranks():
+            self._ranks.tell()
+            outputs = self._replica.step()
+        return [self._piece(output) for output in outputs]
+
+    def abort(self, request_id: int) -> None:
+        """Gives up what is left of a request; nothing happens when it has ended."""
+        live = self._live.pop(request_id, None)
+        if live is not None and not self._broken:
+            for stream in live.unfinished:
+                self._obey(End(request_id, stream.index))
+            self._replica.take_kept(request_id)
+
+    def stream(self, prompt: Prompt, params: SamplingParams = GREEDY) -> Iterator[Piece]:
+        """The pieces of one prompt's text as they come; leaving the loop gives the request up."""
+        live = self._queue(prompt, params)
+        try:
+            while live.unfinished:
+                yield from (piece for piece in self.step() if piece.request_id == live.request.id)
+        finally:
+            self.abort(live.request.id)
+
+    def generate(
+        self, prompts: Prompt | Seq[Prompt], params: SamplingParams | Seq[SamplingParams] = GREEDY
+    ) -> list[RequestOutput]:
+        """Runs one prompt or many, with one set of parameters or one for each; returns outputs in their order."""
+        many = _as_prompts(prompts)
+        each = [params] * len(many) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(many):
+            raise RequestError(
+                f"parameters for {len(many)} prompts",
+                str(len(each)),
+                "pass one set or one for each",
+            )
+        return [live.output() for live in self._run(many, each)]
+
+    def generate_ids(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, max_new_tokens: int = 16
+    ) -> Tensor:
+        """The guide's tensors: greedy continuation, prompt included; rows that end early are filled with end-of-text.
+
+        input_ids int64 [batch, seq]; attention_mask [batch, seq] of 0 and 1, or additive float
+        [batch, 1, seq, seq], causal plus whole padding columns. Returns int64 [batch, seq + max_new_tokens].
+        """
+        prompts = _rows(input_ids, real_tokens(input_ids, attention_mask))
+        params = SamplingParams(max_new_tokens=max_new_tokens)
+        new = torch.full((len(prompts), max_new_tokens), self._eos_id)
+        for row, live in zip(new, self._run(prompts, [params] * len(prompts)), strict=True):
+            tokens = live.output().output_ids
+            row[: len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+        return torch.cat([input_ids.cpu().long(), new], dim=1)
+
+    def logits(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, single_steps: int = 0
+    ) -> Tensor:
+        """The logits after every token, float32 [batch, seq, vocab], on the CPU; 0 at padding.
+
+        Masks as in generate_ids(). The last `single_steps` tokens are computed one at a time, as in decoding.
+        """
+        real = real_tokens(input_ids, attention_mask)
+        prompts = _rows(input_ids, real)
+        params = SamplingParams(max_new_tokens=0)
+        out = torch.zeros(*real.shape, self.model_config.vocab_size)
+        lives = self._run(
+            prompts, [params] * len(prompts), keep_logits=True, single_steps=single_steps
+        )
+        for row, mask, live in zip(out, real, lives, strict=True):
+            row[mask] = torch.cat(live.prompt_logits).cpu()
+        return out
+
+    def close(self) -> None:
+        """Ends the ranks this engine started."""
+        self._broken = True
+        self._ranks.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _run(
+        self,
+        prompts: Seq[Prompt],
+        params: Seq[SamplingParams],
+        keep_logits: bool = False,
+        single_steps: int = 0,
+    ) -> list[_Live]:
+        """Queues prompts and steps until all have ended; an error or interruption gives them all up."""
+        lives: list[_Live] = []
+        try:
+            for prompt, own in zip(prompts, params, strict=True):
+                lives.append(self._queue(prompt, own, keep_logits, single_steps))
+            while any(live.unfinished for live in lives):
+                self.step()
+        finally:
+            for live in lives:
+                self.abort(live.request.id)
+        return lives
+
+    def _queue(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        keep_logits: bool = False,
+        single_steps: int = 0,
+    ) -> _Live:
+        text = prompt if isinstance(prompt, str) else None
+        prompt_ids = tuple(
+            self.tokenizer.encode(prompt) if isinstance(prompt, str) else map(int, prompt)
+        )
+        self._check(prompt_ids, params)
+        request = Request(
+            id=next(self._ids),
+            prompt_ids=prompt_ids,
+            params=params,
+            seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
+            eos_id=self._eos_id,
+            keep_logits=keep_logits,
+            single_steps=single_steps,
+        )
+        streams = [TextStream(request, index, self._tokenizer) for index in range(params.n)]
+        self._obey(Add(request))
+        self._live[request.id] = _Live(request, text, streams)
+        return self._live[request.id]
+
+    def _check(self, prompt_ids: tuple[int, ...], params: SamplingParams) -> None:
+        vocab = range(self.model_config.vocab_size)
+        longest = self.max_len - min(1, params.max_new_tokens)
+        if not prompt_ids:
+            raise RequestError("a prompt of at least one token", "an empty one", "say something")
+        if len(prompt_ids) > longest:
+            raise PromptTooLong(
+                f"a prompt of at most {longest} tokens",
+                f"{len(prompt_ids)}",
+                "shorten it or raise --max-len",
+            )
+        foreign = [token for token in (*prompt_ids, *params.logit_bias) if token not in vocab]
+        if foreign:
+            raise RequestError(
+                f"token ids below {len(vocab)}", str(foreign[0]), "use the model's own tokenizer"
+            )
+        if params.stop_strings and self._tokenizer is None:
+            raise RequestError(
+                "a tokenizer for stop strings", "none beside the model", "use stop_ids"
+            )
+
+    def _piece(self, output: StepOutput) -> Piece:
+        """A sample's new text; retires the request when this ends its last sample."""
+        live = self._live[output.request_id]
+        piece = live.streams[output.index].push(output.token, output.finish_reason)
+        if piece.finish_reason is not None and output.finish_reason is None:
+            self._obey(
+                End(output.request_id, output.index)
+            )  # a stop string: the ranks do not know text
+        if not live.unfinished:
+            live.prompt_logits, live.prompt_scores = self._replica.take_kept(output.request_id)
+            del self._live[output.request_id]
+        return piece
+
+    def _obey(self, message: Add | End) -> None:
+        with self._all_ranks():
+            self._ranks.tell(message)
+            self._replica.obey(message)
+
+    @contextlib.contextmanager
+    def _all_ranks(self) -> Iterator[None]:
+        """Everything the ranks do together; a failure half-way leaves them out of step, so it ends them."""
+        if self._broken:
+            raise RankDied(
+                "ranks that are in step",
+                "an engine that was closed or failed before",
+                "make a new Engine",
+            )
+        try:
+            with self._ranks.watched():
+                yield
+        except BaseException:
+            self.close()
+            raise
+
+
+def _world_size(config: EngineConfig, checkpoint: Checkpoint) -> int:
+    return config.world_size or ranks.torchrun_world() or checkpoint.world_size or 1
+
+
+def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+    """The checkpoint's tokenizer; None when there is not one file of it, so that ids can be used alone."""
+    folder = checkpoint.tokenizer_folder
+    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "merges.txt")):
+        return None
+    return Tokenizer.load(folder, checkpoint.config.hidden_size)
+
+
+def _eos_id(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> int:
+    """The tokenizer's end-of-text; without a tokenizer the config's, which first releases have wrong."""
+    stated = checkpoint.raw_config.get("eos_token_id")
+    if tokenizer is not None:
+        return tokenizer.eos_id
+    return stated if isinstance(stated, int) else FALCON_EOS_ID
+
+
+def _seed_bytes(seed: int | None) -> bytes:
+    return random.SystemRandom().randbytes(8) if seed is None else str(seed).encode()
+
+
+def _as_prompts(prompts: Prompt | Seq[Prompt]) -> list[Prompt]:
+    """A text or a list of ids is one prompt; a list of texts or of lists of ids is many."""
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]  # narrowing a sequence by its first item is beyond mypy
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _rows(input_ids: Tensor, real: Tensor) -> list[list[int]]:
+    return [row[mask].tolist() for row, mask in zip(input_ids.cpu(), real, strict=True)]

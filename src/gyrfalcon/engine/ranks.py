@@ -1,0 +1,212 @@
+"""Starts the rank processes of one machine, or joins those that torchrun started, and notices when one dies."""
+
+import contextlib
+import itertools
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import ProcessContext
+
+from gyrfalcon.errors import GyrfalconError, RankDied, UsageError
+from gyrfalcon.parallel.group import Group, connect, solo
+
+HERE = "127.0.0.1"
+POLL_SECONDS = 0.02
+DEATH_SECONDS = 5.0  # how long a broken connection waits for the process behind it to be seen dead
+
+_engines = (
+    itertools.count()
+)  # engines made by this process: torchrun's ranks make them in the same order
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rank runs: its end of the group, and its number among the ranks of this machine."""
+
+    group: Group
+    local_rank: int
+    ranks_here: int
+
+
+Work = Callable[[Place], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """All ranks of an engine as its first one sees them; under torchrun, as each sees them."""
+
+    place: Place
+    children: ProcessContext | None = None
+    store: dist.Store | None = None
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return self.place.group.size
+
+    @property
+    def led(self) -> bool:
+        """Whether this process leads worker processes: else there are none, or every rank runs the same program."""
+        return self.children is not None
+
+    def tell(self, message: object = None) -> None:
+        """Sends a message to the workers; none at all means: take a step."""
+        if self.led:
+            self.place.group.broadcast(b"" if message is None else pickle.dumps(message))
+
+    def agree(self, message: bytes) -> bytes:
+        """The first rank's message where every rank runs the same program; else this process's own."""
+        return message if self.led else self.place.group.broadcast(message)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Turns the broken connection that a dead rank leaves behind into RankDied, or into what the rank said."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.children is not None:
+                _wait_for_death(self.children, self.store)
+            elif self.place.group.size > 1 and "gloo" in str(error).lower():
+                raise RankDied(
+                    "every rank to answer", "a closed connection", "look at the other ranks' output"
+                ) from None
+            raise
+
+    def close(self) -> None:
+        """Ends the workers; they hold nothing worth keeping."""
+        if self.children is not None:
+            for process in self.children.processes:
+                process.terminate()
+            for process in self.children.processes:
+                process.join()
+
+
+def torchrun_world() -> int | None:
+    """The number of ranks torchrun started this process among, if it did."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+
+def start(world_size: int, device: str, work: Work) -> Ranks:
+    """Ranks of a new engine: this process is the first, `work` runs in each of the others.
+
+    Under torchrun nothing is started: its processes meet, and each is a rank that runs the same program.
+    """
+    external = torchrun_world()
+    if external is not None:
+        return _join_torchrun(world_size, external, device)
+    if world_size == 1:
+        return Ranks(Place(solo(), local_rank=0, ranks_here=1))
+    return _start_local(world_size, device, work)
+
+
+def _join_torchrun(world_size: int, external: int, device: str) -> Ranks:
+    if world_size != external:
+        raise UsageError(
+            f"world size {external}, as torchrun started", str(world_size), f"use -w {external}"
+        )
+    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    agent_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=rank == 0 and not agent_has_store,
+    )
+    attempt = os.environ.get(
+        "TORCHELASTIC_RESTART_COUNT", "0"
+    )  # keys of an earlier attempt are stale
+    own = dist.PrefixStore(f"gyrfalcon/{attempt}/{next(_engines)}", store)
+    group = connect(own, rank, external, device=device)
+    return Ranks(Place(group, local, int(os.environ["LOCAL_WORLD_SIZE"])), store=own)
+
+
+def _start_local(world_size: int, device: str, work: Work) -> Ranks:
+    store = dist.TCPStore(HERE, 0, is_master=True, wait_for_workers=False)  # port 0: a free one
+    with _main_module_hidden():
+        children = mp.start_processes(
+            _worker,
+            (store.port, world_size, device, work),
+            world_size - 1,
+            join=False,
+            daemon=True,
+            start_method="spawn",
+        )
+    assert children is not None
+    try:
+        while not store.check([f"here/{rank}" for rank in range(1, world_size)]):
+            _raise_if_dead(children, store)
+            time.sleep(POLL_SECONDS)
+        group = connect(store, 0, world_size, device=device, host=HERE)
+    except BaseException:
+        for process in children.processes:
+            process.terminate()
+        raise
+    return Ranks(Place(group, local_rank=0, ranks_here=world_size), children, store)
+
+
+@contextlib.contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Spawned processes import the caller's main script; ours need nothing from it, and a script without the
+    `if __name__ == "__main__"` guard would start engines for ever."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _worker(index: int, port: int, world_size: int, device: str, work: Work) -> None:
+    """The life of a started rank. What went wrong is left in the store for the first rank to tell."""
+    rank = index + 1
+    store = dist.TCPStore(HERE, port, is_master=False)
+    try:
+        store.set(f"here/{rank}", b"")
+        work(Place(connect(store, rank, world_size, device=device, host=HERE), rank, world_size))
+    except Exception as error:
+        with contextlib.suppress(Exception):  # the first rank may be gone, which is why we failed
+            store.compare_set("error", "", pickle.dumps(_tellable(error, rank)).hex())
+        os._exit(1)
+
+
+def _tellable(error: Exception, rank: int) -> GyrfalconError:
+    if isinstance(error, GyrfalconError):
+        return error
+    return RankDied(
+        f"rank {rank} to go on", f"{type(error).__name__}: {error}".splitlines()[0], "start again"
+    )
+
+
+def _wait_for_death(children: ProcessContext, store: dist.Store | None) -> None:
+    """Raises what became of a child, if one is found dead soon enough."""
+    deadline = time.monotonic() + DEATH_SECONDS
+    while time.monotonic() < deadline:
+        _raise_if_dead(children, store)
+        time.sleep(POLL_SECONDS)
+
+
+def _raise_if_dead(children: ProcessContext, store: dist.Store | None) -> None:
+    dead = {
+        rank: code
+        for rank, child in enumerate(children.processes, 1)
+        if (code := child.exitcode) is not None
+    }
+    if not dead:
+        return
+    if store is not None and store.check(["error"]):
+        raise pickle.loads(bytes.fromhex(store.get("error").decode()))
+    rank, code = next(
+        ((rank, code) for rank, code in dead.items() if code < 0), next(iter(dead.items()))
+    )
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    raise RankDied(
+        f"all {len(children.processes) + 1} ranks to live",
+        f"rank {rank} ended by {how}",
+        "start again",
+    )

@@ -1,0 +1,99 @@
+"""Replica: one rank's scheduler, model and cache. All ranks' replicas take the same messages and do the same steps."""
+
+from collections import defaultdict
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gyrfalcon.batch import Batch
+from gyrfalcon.engine import sampler
+from gyrfalcon.engine.scheduler import Scheduler
+from gyrfalcon.kv.pool import KVPool
+from gyrfalcon.model.falcon import Falcon
+from gyrfalcon.request import Chunk, Request, StepOutput, Token
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Message: take in a request."""
+
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Message: give up one sample of a request."""
+
+    request_id: int
+    index: int
+
+
+class Replica:
+    """What one rank holds. The rank that talks to the user also `keeps` logits and scores of prompts for it."""
+
+    def __init__(
+        self, model: Falcon, pool: KVPool, scheduler: Scheduler, device: torch.device, keeps: bool
+    ) -> None:
+        self.model = model
+        self.pool = pool
+        self.scheduler = scheduler
+        self.device = device
+        self.keeps = keeps
+        self._logits: dict[int, list[Tensor]] = defaultdict(
+            list
+        )  # request → float32 [rows, vocab], in order
+        self._scores: dict[int, list[Token]] = defaultdict(
+            list
+        )  # request → its prompt from the second token on
+
+    def obey(self, message: Add | End) -> None:
+        """Does what a message says."""
+        if isinstance(message, Add):
+            self.scheduler.add(message.request)
+        else:
+            self.scheduler.end(message.request_id, message.index)
+
+    def take_kept(self, request_id: int) -> tuple[list[Tensor], list[Token]]:
+        """Hands over what was kept of a request's prompt: logits after each token, scores from the second on."""
+        return self._logits.pop(request_id, []), self._scores.pop(request_id, [])
+
+    @torch.inference_mode()
+    def step(self) -> list[StepOutput]:
+        """Computes one batch and returns the tokens and endings it gave."""
+        chunks = self.scheduler.next_chunks()
+        logits = self.model(Batch.build(chunks, self.pool.block_size, self.device), self.pool)
+        tokens = self._tokens(chunks, logits)
+        return self.scheduler.commit(chunks, tokens)
+
+    def _tokens(self, chunks: Seq[Chunk], logits: Tensor) -> list[Token | None]:
+        """A new token for each chunk that samples; the rows of chunks that want them all are kept."""
+        rows = logits.split([len(chunk.rows) for chunk in chunks])
+        for chunk, own in zip(chunks, rows, strict=True):
+            if self.keeps and chunk.sequence.wants_every_row:
+                self._keep(chunk, own)
+        sampling = [
+            (chunk.sequence, own[-1])
+            for chunk, own in zip(chunks, rows, strict=True)
+            if chunk.samples
+        ]
+        if not sampling:
+            return [None] * len(chunks)
+        picked = iter(
+            sampler.pick(torch.stack([row for _, row in sampling]), [who for who, _ in sampling])
+        )
+        return [next(picked) if chunk.samples else None for chunk in chunks]
+
+    def _keep(self, chunk: Chunk, rows: Tensor) -> None:
+        """Keeps a prompt chunk's logits or scores, once, also when a preempted sequence computes it again."""
+        request = chunk.sequence.request
+        prompt = request.prompt_ids
+        if request.keep_logits and chunk.start == sum(map(len, self._logits[request.id])):
+            self._logits[request.id].append(rows[: max(0, len(prompt) - chunk.start)])
+        num_top = request.params.prompt_logprobs
+        if num_top is not None and chunk.start == len(self._scores[request.id]):
+            following = prompt[chunk.start + 1 : chunk.stop + 1]
+            self._scores[request.id].extend(
+                sampler.score(rows[: len(following)], following, num_top)
+            )

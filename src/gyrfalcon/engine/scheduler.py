@@ -1,0 +1,128 @@
+"""Who runs next: admits, batches, chunks, preempts and finishes sequences. Pure Python, the same on every rank."""
+
+from collections import deque
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from gyrfalcon.kv.blocks import BlockAllocator
+from gyrfalcon.request import Chunk, FinishReason, Request, Sequence, StepOutput, Token
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one step and one sequence may take."""
+
+    max_len: int  # tokens of a sequence, prompt and output
+    max_batch_tokens: int  # tokens of a step
+    max_sequences: int  # sequences that hold cache at once
+
+
+class Scheduler:
+    """First come, first served. Older sequences take cache from younger ones, which then start over later, so the
+    oldest always goes on and every request ends."""
+
+    def __init__(self, allocator: BlockAllocator, limits: Limits) -> None:
+        self.allocator = allocator
+        self.limits = limits
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []  # oldest first
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, request: Request) -> None:
+        """Queues the request's samples."""
+        for index in range(request.params.n):
+            self.waiting.append(Sequence(request, index, list(request.prompt_ids)))
+
+    def end(self, request_id: int, index: int) -> None:
+        """Gives up one sample, if it is still there."""
+        for sequence in (*self.running, *self.waiting):
+            if (sequence.request.id, sequence.index) == (request_id, index):
+                self._finish(sequence, FinishReason.ABORTED)
+
+    def next_chunks(self) -> list[Chunk]:
+        """What the next step computes: running sequences first, then as many waiting ones as fit."""
+        chunks: list[Chunk] = []
+        budget = self.limits.max_batch_tokens
+        for sequence in tuple(self.running):
+            if budget and self._make_room(sequence, budget):
+                chunks.append(self._chunk(sequence, budget))
+                budget -= chunks[-1].stop - chunks[-1].start
+        while budget and self._admit():
+            chunks.append(self._chunk(self.running[-1], budget))
+            self.allocator.grow(self.running[-1].blocks, chunks[-1].stop)
+            budget -= chunks[-1].stop - chunks[-1].start
+        return chunks
+
+    def commit(self, chunks: Seq[Chunk], tokens: Seq[Token | None]) -> list[StepOutput]:
+        """Takes in a step's result, one token (or None) per chunk; returns what it gave to whom."""
+        outputs = []
+        for chunk, token in zip(chunks, tokens, strict=True):
+            sequence = chunk.sequence
+            reached_end = chunk.stop == len(sequence.tokens)
+            sequence.num_computed = chunk.stop
+            if token is not None:
+                sequence.tokens.append(token.id)
+            if not reached_end:
+                continue
+            reason = self._ending(sequence, token)
+            if reason is not None:
+                self._finish(sequence, reason)
+            outputs.append(StepOutput(sequence.request.id, sequence.index, token, reason))
+        return outputs
+
+    def _chunk(self, sequence: Sequence, budget: int) -> Chunk:
+        """The sequence's next uncomputed tokens, at most `budget`."""
+        start = sequence.num_computed
+        stop = min(len(sequence.tokens), start + budget)
+        one_by_one = sequence.prompt_len - sequence.request.single_steps
+        if start < one_by_one:
+            stop = min(stop, max(one_by_one, start + 1))
+        elif start < sequence.prompt_len:
+            stop = start + 1
+        return Chunk(sequence, start, stop)
+
+    def _make_room(self, sequence: Sequence, budget: int) -> bool:
+        """Gets the blocks for the sequence's next chunk, from the youngest if need be; False if it is the youngest."""
+        while sequence in self.running:
+            if self.allocator.grow(sequence.blocks, self._chunk(sequence, budget).stop):
+                return True
+            self._preempt(self.running[-1])
+        return False
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.allocator.release(sequence.blocks)
+        sequence.num_computed = 0
+        self.waiting.appendleft(sequence)
+
+    def _admit(self) -> bool:
+        """Moves the first waiting sequence to the running ones if the cache has room for all its tokens and one more."""
+        if not self.waiting or len(self.running) == self.limits.max_sequences:
+            return False
+        needed = min(len(self.waiting[0].tokens) + 1, self.limits.max_len)
+        if self.allocator.num_free < self.allocator.blocks_for(needed):
+            return False
+        self.running.append(self.waiting.popleft())
+        return True
+
+    def _ending(self, sequence: Sequence, token: Token | None) -> FinishReason | None:
+        params = sequence.request.params
+        if token is not None:
+            ends_text = token.id == sequence.request.eos_id and not params.ignore_eos
+            if ends_text or token.id in params.stop_ids:
+                return FinishReason.STOP
+        num_new = len(sequence.tokens) - sequence.prompt_len
+        if num_new >= params.max_new_tokens or len(sequence.tokens) >= self.limits.max_len:
+            return FinishReason.LENGTH
+        return None
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        sequence.finish_reason = reason
+        self.allocator.release(sequence.blocks)
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)

@@ -1,0 +1,20 @@
+"""What a started rank does all its life: build its replica, then follow the first rank's messages."""
+
+import pickle
+from pathlib import Path
+
+from gyrfalcon.config import EngineConfig
+from gyrfalcon.engine.build import build_replica
+from gyrfalcon.engine.ranks import Place
+from gyrfalcon.weights.source import open_checkpoint
+
+
+def follow(config: EngineConfig, folder: Path, place: Place) -> None:
+    """Never returns: the first rank ends its workers, and a broken connection to it raises."""
+    replica = build_replica(config, open_checkpoint(folder), place, keeps=False)
+    while True:
+        message = place.group.broadcast()
+        if message:
+            replica.obey(pickle.loads(message))
+        else:
+            replica.step()

@@ -1,0 +1,89 @@
+"""The Falcon model, all variants: this page follows the architecture; ranks show only where their parts are summed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gyrfalcon.batch import Batch
+from gyrfalcon.kv.pool import KVPool, LayerCache
+from gyrfalcon.model.attention import Angles, Attention
+from gyrfalcon.model.linear import ColumnLinear, Head, Norm, RowLinear, VocabEmbedding
+from gyrfalcon.model.positions import Rotary
+from gyrfalcon.ops import Ops
+from gyrfalcon.parallel.group import Group
+
+
+@dataclass(frozen=True, slots=True)
+class MLP:
+    """This rank's columns of the feed-forward layer; the result is its part of the sum."""
+
+    up: ColumnLinear
+    down: RowLinear
+    activation: str
+    ops: Ops
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(self.ops.activate(self.up(x), self.activation))
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelBlock:
+    """Attention and MLP side by side (7b, 40b, 180B, 11B): one sum over ranks."""
+
+    attention_norm: Norm
+    mlp_norm: Norm | None  # None: the MLP reads what the attention reads
+    attention: Attention
+    mlp: MLP
+    group: Group
+
+    def __call__(self, x: Tensor, angles: Angles | None, batch: Batch, cache: LayerCache) -> Tensor:
+        normed = self.attention_norm(x)
+        part = self.attention(normed, angles, batch, cache)
+        part = part + self.mlp(normed if self.mlp_norm is None else self.mlp_norm(x))
+        total = self.group.all_reduce(part)
+        for bias in (self.attention.dense.bias, self.mlp.down.bias):
+            total = total if bias is None else total + bias
+        return x + total
+
+
+@dataclass(frozen=True, slots=True)
+class SequentialBlock:
+    """The MLP after the attention (rw): two sums over ranks."""
+
+    attention_norm: Norm
+    mlp_norm: Norm
+    attention: Attention
+    mlp: MLP
+    group: Group
+
+    def __call__(self, x: Tensor, angles: Angles | None, batch: Batch, cache: LayerCache) -> Tensor:
+        x = x + self._summed(
+            self.attention(self.attention_norm(x), angles, batch, cache), self.attention.dense
+        )
+        return x + self._summed(self.mlp(self.mlp_norm(x)), self.mlp.down)
+
+    def _summed(self, part: Tensor, layer: RowLinear) -> Tensor:
+        total = self.group.all_reduce(part)
+        return total if layer.bias is None else total + layer.bias
+
+
+@dataclass(frozen=True, slots=True)
+class Falcon:
+    """One rank's share of a Falcon model."""
+
+    embedding: VocabEmbedding
+    rotary: Rotary | None  # None: ALiBi, inside the attention
+    blocks: Sequence[ParallelBlock | SequentialBlock]
+    final_norm: Norm
+    head: Head
+
+    def __call__(self, batch: Batch, pool: KVPool) -> Tensor:
+        """Computes the batch's tokens, caches their keys and values, returns logits float32 [rows, vocab]."""
+        x = self.embedding(batch.token_ids)  # [tokens, hidden]
+        angles = (
+            None if self.rotary is None else self.rotary.angles(batch.positions, batch.rope_lengths)
+        )
+        for block, cache in zip(self.blocks, pool.layers, strict=True):
+            x = block(x, angles, batch, cache)
+        return self.head(self.final_norm(x[batch.rows]))

@@ -1,0 +1,81 @@
+"""The layers with weights, each holding one rank's share of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gyrfalcon.ops import Ops
+from gyrfalcon.parallel.group import Group
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """Layer normalisation; every rank holds all of it."""
+
+    weight: Tensor  # [hidden]
+    bias: Tensor  # [hidden]
+    eps: float
+    ops: Ops
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnLinear:
+    """This rank's outputs of a linear layer, from the whole input."""
+
+    weight: Tensor  # [own outputs, inputs]
+    bias: Tensor | None  # [own outputs]
+    ops: Ops
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.ops.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class RowLinear:
+    """This rank's part of a linear layer's sum, from its own inputs; the block adds the ranks' parts up.
+
+    The bias belongs to the sum, not to a part: the block adds it once.
+    """
+
+    weight: Tensor  # [outputs, own inputs]
+    bias: Tensor | None  # [outputs]
+    ops: Ops
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.ops.linear(x, self.weight)
+
+
+@dataclass(frozen=True, slots=True)
+class VocabEmbedding:
+    """Token ids → vectors; each rank knows the tokens `vocab` and leaves the others to their owners."""
+
+    weight: Tensor  # [own tokens, hidden]
+    vocab: range
+    group: Group
+
+    def __call__(self, token_ids: Tensor) -> Tensor:
+        if self.group.size == 1:
+            return self.weight[token_ids]
+        foreign = (token_ids < self.vocab.start) | (token_ids >= self.vocab.stop)
+        rows = (token_ids - self.vocab.start).masked_fill(foreign, 0)
+        return self.group.all_reduce(self.weight[rows].masked_fill(foreign[:, None], 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Hidden states → logits over the whole vocabulary, float32, the same on every rank."""
+
+    weight: Tensor  # [own tokens, hidden]
+    widths: Sequence[int]  # tokens of every rank
+    group: Group
+    ops: Ops
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.group.concatenate(
+            self.ops.linear(x, self.weight).to(torch.float32), self.widths
+        )

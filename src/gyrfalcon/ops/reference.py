@@ -1,0 +1,98 @@
+"""Every operation of the model in plain torch: the definition, the fallback, and what faster twins are tested against."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gyrfalcon.batch import Batch
+from gyrfalcon.kv.pool import LayerCache
+from gyrfalcon.model.positions import alibi_bias
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weightᵀ + bias: [tokens, in], [out, in], [out] → [tokens, out]."""
+    return F.linear(x, weight, bias)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer normalisation over the last dimension (Ba et al. 2016), statistics in float32."""
+    return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
+
+def activate(x: Tensor, name: str) -> Tensor:
+    """The MLP's non-linearity; Falcon's own is the exact GELU, x Φ(x) by erf (Hendrycks & Gimpel 2016)."""
+    match name:
+        case "gelu":
+            return F.gelu(x)
+        case "gelu_tanh":
+            return F.gelu(x, approximate="tanh")
+        case "relu":
+            return F.relu(x)
+        case "silu":
+            return F.silu(x)
+    raise AssertionError(f"ModelConfig let activation {name} through")
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021), half rotation: dimensions i and i + d/2 turn together by one angle.
+
+    x [tokens, heads, head_dim]; cos, sin float32 [tokens, head_dim / 2]. Computed in float32.
+    """
+    first, second = x.float().chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]  # [tokens, 1, head_dim / 2]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
+    """Puts keys and values [tokens, kv_heads, head_dim] into their cache slots [tokens]."""
+    cache.k.view(-1, *k.shape[1:]).index_copy_(0, slots, k)
+    cache.v.view(-1, *v.shape[1:]).index_copy_(0, slots, v)
+
+
+def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None) -> Tensor:
+    """Causal attention of every sequence's new queries to its own cached keys, theirs included.
+
+    q [tokens, heads, head_dim]; heads are spread evenly over the cache's KV heads, group after group.
+    slopes float32 [heads] are this rank's ALiBi slopes: softmax((q·k + slope × key position) / √d).
+    Returns [tokens, heads × head_dim].
+    """
+    outputs, start = [], 0
+    for row, (length, context) in enumerate(zip(batch.query_lens, batch.context_lens, strict=True)):
+        k, v = (_pages(tensor, batch.block_tables[row], context) for tensor in (cache.k, cache.v))
+        outputs.append(_attend(q[start : start + length], k, v, slopes))
+        start += length
+    return torch.cat(outputs)
+
+
+def _pages(tensor: Tensor, table: Tensor, context: int) -> Tensor:
+    """One sequence's cached vectors in order: [context, kv_heads, head_dim]."""
+    blocks = table[: -(-context // tensor.shape[1])]
+    return tensor[blocks].flatten(0, 1)[:context]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
+    """q [queries, heads, d], k and v [context, kv_heads, d]; the queries are the last of the context."""
+    queries, heads, dim = q.shape
+    context, groups, _ = k.shape
+    q = q.view(queries, groups, heads // groups, dim).permute(
+        1, 2, 0, 3
+    )  # [groups, heads of one, queries, d]
+    k, v = (x.transpose(0, 1)[:, None].expand(-1, heads // groups, -1, -1) for x in (k, v))
+    fresh = slopes is None and queries == context > 1
+    mask = None if fresh or (slopes is None and queries == 1) else _mask(q, context, slopes)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=fresh)
+    return out.permute(2, 0, 1, 3).reshape(queries, heads * dim)
+
+
+def _mask(q: Tensor, context: int, slopes: Tensor | None) -> Tensor:
+    """What is added to the scaled scores: -inf for keys after the query, the scaled ALiBi bias where there is one."""
+    groups, size, queries, dim = q.shape
+    keys = torch.arange(context, device=q.device)
+    later = keys > keys[context - queries :, None]  # [queries, context]
+    if slopes is None:
+        return ~later
+    bias = alibi_bias(slopes, keys) / math.sqrt(dim)  # [heads, context]
+    bias = bias.view(groups, size, 1, context).expand(-1, -1, queries, -1)
+    return bias.masked_fill(later, -math.inf).to(q.dtype)

@@ -1,0 +1,233 @@
+"""What is asked of the engine and what comes back: sampling parameters, requests, sequences, outputs. No tensors."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from gyrfalcon.errors import RequestError
+
+NO_BIAS: Mapping[int, float] = {}
+
+
+class FinishReason(Enum):
+    """Why a sequence ended: end-of-text, a stop id or a stop string; its length; or its caller gave it up."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How new tokens are chosen; the defaults are greedy.
+
+    max_new_tokens: at most so many new tokens; 0 only scores the prompt.
+    temperature: 0 takes the likeliest token, otherwise logits are divided by it.
+    top_k, top_p, min_p: keep the k likeliest tokens (0: all); the fewest whose probabilities reach p; those at least
+        min_p times as likely as the likeliest. Applied in this order, after the temperature.
+    repetition_penalty: divides positive and multiplies negative logits of tokens in the prompt or output
+        (Keskar et al. 2019).
+    presence_penalty, frequency_penalty: subtracted once per token already put out, and once per time it was.
+    logit_bias: token id → number added to its logit; -inf forbids the token.
+    seed: makes sampling repeatable, whatever else is in the batch and whatever the number of ranks.
+    n: independent samples of one prompt.
+    logprobs, prompt_logprobs: with every output / prompt token, its log-probability under the model and that of
+        so many likeliest tokens (0: only its own; None: nothing).
+    stop: strings that end the text; the text stops before them. stop_ids: token ids that end it.
+    ignore_eos: go on after end-of-text.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: NO_BIAS)
+    seed: int | None = None
+    n: int = 1
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    stop: str | Iterable[str] = ()
+    stop_ids: Iterable[int] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("max_new_tokens of 0 or more", self.max_new_tokens, self.max_new_tokens >= 0),
+            ("temperature of 0 or more", self.temperature, 0 <= self.temperature < float("inf")),
+            ("top_k of 0 or more", self.top_k, self.top_k >= 0),
+            ("top_p above 0 and at most 1", self.top_p, 0 < self.top_p <= 1),
+            ("min_p from 0 to 1", self.min_p, 0 <= self.min_p <= 1),
+            (
+                "repetition_penalty above 0",
+                self.repetition_penalty,
+                0 < self.repetition_penalty < float("inf"),
+            ),
+            (
+                "presence_penalty from -2 to 2",
+                self.presence_penalty,
+                -2 <= self.presence_penalty <= 2,
+            ),
+            (
+                "frequency_penalty from -2 to 2",
+                self.frequency_penalty,
+                -2 <= self.frequency_penalty <= 2,
+            ),
+            ("n of 1 or more", self.n, self.n >= 1),
+            ("logprobs of 0 or more", self.logprobs, self.logprobs is None or self.logprobs >= 0),
+            (
+                "prompt_logprobs of 0 or more",
+                self.prompt_logprobs,
+                (self.prompt_logprobs or 0) >= 0,
+            ),
+            (
+                "stop strings that are not empty",
+                self.stop,
+                all(self.stop_strings) and self.stop != "",
+            ),
+            (
+                "logit_bias below infinity",
+                self.logit_bias,
+                all(b < float("inf") for b in self.logit_bias.values()),
+            ),
+        )
+        for wanted, got, holds in checks:
+            if not holds:
+                raise RequestError(wanted, repr(got), "mend the sampling parameters")
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) and self.stop else tuple(self.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt on its way through the ranks: every rank gets the same and does the same with it."""
+
+    id: int
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    eos_id: int
+    keep_logits: bool = False  # hand back the logits after every prompt token
+    single_steps: int = 0  # compute the last so many prompt tokens one at a time, as decoding does
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token and, where asked for, its log-probability under the model and the likeliest tokens at its place."""
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()  # (token id, log-probability), likeliest first
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One sample of a request while it runs: its tokens and how far they are computed and cached."""
+
+    request: Request
+    index: int  # which of the request's n samples
+    tokens: list[int]  # prompt, then output
+    num_computed: int = 0  # tokens whose keys and values are in the cache
+    blocks: list[int] = field(default_factory=list)  # cache blocks, in order
+    finish_reason: FinishReason | None = None
+
+    @property
+    def prompt_len(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def output_ids(self) -> list[int]:
+        return self.tokens[self.prompt_len :]
+
+    @property
+    def wants_every_row(self) -> bool:
+        """Whether the logits after every prompt token are wanted, not only those after the last."""
+        return self.index == 0 and (
+            self.request.keep_logits or self.request.params.prompt_logprobs is not None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The tokens [start, stop) of a sequence that one step computes."""
+
+    sequence: Sequence
+    start: int
+    stop: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the step yields a new token: the chunk reaches the sequence's end and more are wanted."""
+        return (
+            self.stop == len(self.sequence.tokens)
+            and self.sequence.request.params.max_new_tokens > 0
+        )
+
+    @property
+    def rows(self) -> range:
+        """The tokens, counted from `start`, whose logits are wanted."""
+        length = self.stop - self.start
+        if self.sequence.wants_every_row and self.start < self.sequence.prompt_len:
+            return range(length)
+        return range(length - 1, length) if self.samples else range(0)
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one step gave one sequence: a token (None when only the prompt was scored) and perhaps its end."""
+
+    request_id: int
+    index: int
+    token: Token | None
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """New text of a running request, as it streams; `text` never holds half a character or part of a stop string."""
+
+    request_id: int
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished sample. `output_ids` holds the new tokens only, the ending end-of-text included."""
+
+    index: int
+    output_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    logprobs: tuple[Token, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """A finished request. The properties speak of its first completion."""
+
+    prompt: str | None
+    prompt_ids: tuple[int, ...]
+    completions: tuple[Completion, ...]
+    prompt_logprobs: (
+        tuple[Token | None, ...] | None
+    )  # None for the first token: nothing comes before it
+
+    @property
+    def text(self) -> str:
+        return self.completions[0].text
+
+    @property
+    def output_ids(self) -> tuple[int, ...]:
+        return self.completions[0].output_ids
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.completions[0].finish_reason

@@ -1,0 +1,120 @@
+"""One rank's share of a checkpoint → its model: every tensor mapped or copied straight into place, once."""
+
+import torch
+from torch import Tensor
+
+from gyrfalcon.config import ModelConfig
+from gyrfalcon.device import DTYPE_OF_WORD, WORD_OF_DTYPE
+from gyrfalcon.model.attention import Attention
+from gyrfalcon.model.falcon import MLP, Falcon, ParallelBlock, SequentialBlock
+from gyrfalcon.model.linear import ColumnLinear, Head, Norm, RowLinear, VocabEmbedding
+from gyrfalcon.model.positions import Rotary, alibi_slopes
+from gyrfalcon.ops import Ops
+from gyrfalcon.parallel.group import Group
+from gyrfalcon.parallel.shards import owned, share_of
+from gyrfalcon.weights import layout
+from gyrfalcon.weights.source import Checkpoint, read_local
+
+
+def run_dtype(checkpoint: Checkpoint, word: str) -> torch.dtype:
+    """The dtype to compute in: the one asked for, or for `auto` the checkpoint's own."""
+    if word != "auto":
+        return DTYPE_OF_WORD[word]
+    stored = checkpoint.source.dtype(layout.EMBEDDING)
+    return stored if stored in WORD_OF_DTYPE else torch.float32
+
+
+def load_model(
+    checkpoint: Checkpoint, group: Group, ops: Ops, device: torch.device, dtype: torch.dtype
+) -> Falcon:
+    """The model of one rank. On the CPU, weights already in `dtype` stay in the mapped file where they are rows."""
+    return _Loader(checkpoint, group, ops, device, dtype).model()
+
+
+class _Loader:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        group: Group,
+        ops: Ops,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.config: ModelConfig = checkpoint.config
+        self.group = group
+        self.ops = ops
+        self.device = device
+        self.dtype = dtype
+        self.share = share_of(self.config, group.size, group.rank)
+        self.specs = {spec.name: spec for spec in checkpoint.specs()}
+
+    def model(self) -> Falcon:
+        config, share = self.config, self.share
+        rotary = None if config.rope is None else Rotary(config.rope, config.head_dim, self.device)
+        embedding = self._tensor(layout.EMBEDDING)
+        return Falcon(
+            embedding=VocabEmbedding(embedding, share.vocab, self.group),
+            rotary=rotary,
+            blocks=[self._block(layer) for layer in range(config.num_layers)],
+            final_norm=self._norm(layout.FINAL_NORM),
+            head=self._head(embedding),
+        )
+
+    def _block(self, layer: int) -> ParallelBlock | SequentialBlock:
+        prefix = layout.layer_prefix(layer)
+        norms = [self._norm(prefix + name) for name in layout.norm_names(self.config)]
+        attention, mlp = self._attention(prefix), self._mlp(prefix)
+        if not self.config.parallel:
+            return SequentialBlock(norms[0], norms[1], attention, mlp, self.group)
+        return ParallelBlock(norms[0], norms[1] if len(norms) == 2 else None, attention, mlp, self.group)
+
+    def _attention(self, prefix: str) -> Attention:
+        slopes = None
+        if self.config.rope is None:  # of all heads, then cut: they depend on how many there are
+            heads = self.share.query_heads
+            slopes = alibi_slopes(self.config.num_heads)[heads.start : heads.stop].to(self.device)
+        return Attention(
+            qkv=self._column(prefix + layout.QKV),
+            dense=self._row(prefix + layout.DENSE),
+            kv_heads=len(self.share.kv_heads),
+            head_dim=self.config.head_dim,
+            slopes=slopes,
+            ops=self.ops,
+        )
+
+    def _mlp(self, prefix: str) -> MLP:
+        return MLP(
+            self._column(prefix + layout.UP),
+            self._row(prefix + layout.DOWN),
+            self.config.activation,
+            self.ops,
+        )
+
+    def _head(self, embedding: Tensor) -> Head:
+        """The embedding serves as the head when none is stored, or the stored one is the same."""
+        weight = embedding
+        if self.checkpoint.has_head:
+            stored = self._tensor(layout.HEAD)
+            weight = embedding if torch.equal(stored, embedding) else stored
+        widths = [
+            len(owned(self.config.vocab_size, self.group.size, rank)) for rank in range(self.group.size)
+        ]
+        return Head(weight, widths, self.group, self.ops)
+
+    def _column(self, name: str) -> ColumnLinear:
+        return ColumnLinear(self._tensor(f"{name}.weight"), self._bias(name), self.ops)
+
+    def _row(self, name: str) -> RowLinear:
+        return RowLinear(self._tensor(f"{name}.weight"), self._bias(name), self.ops)
+
+    def _norm(self, name: str) -> Norm:
+        weight, bias = self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias")
+        return Norm(weight, bias, self.config.norm_eps, self.ops)
+
+    def _bias(self, name: str) -> Tensor | None:
+        return self._tensor(f"{name}.bias") if self.config.bias else None
+
+    def _tensor(self, name: str) -> Tensor:
+        local = read_local(self.checkpoint, self.specs[name], self.share)
+        return local.to(self.device, self.dtype).contiguous()

@@ -1,0 +1,94 @@
+"""Turns what a user calls a model into a folder: one that exists, or a hub id's in the hub's cache.
+
+Only files that are read are fetched, never code, and .bin files only where there is no safetensors.
+"""
+
+import errno
+import re
+from pathlib import Path
+
+from gyrfalcon.errors import CheckpointError, DiskFull, GyrfalconError, UsageError
+
+HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
+
+TEXT_FILES = (
+    "config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json "
+    "vocab.json merges.txt"
+).split()
+SAFETENSORS_FILES = ["model*.safetensors", "model.safetensors.index.json"]
+BIN_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+
+
+def resolve_model(name: str) -> Path:
+    """The folder of a model; raises CheckpointError where there is none and the hub cannot give one.
+
+    name: a folder, or org/name or org/name@revision on the Hugging Face hub.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    hub_id = HUB_ID.fullmatch(name)
+    if folder.exists() or hub_id is None:
+        got = "a file" if folder.exists() else "no such folder"
+        raise CheckpointError(
+            f"a model folder or a hub id like tiiuae/falcon-7b for {name}", got, "check the name"
+        )
+    return _download(hub_id["repo"], hub_id["revision"])
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    folder = _fetch(repo, revision, TEXT_FILES + SAFETENSORS_FILES)
+    if not any(folder.glob("model*.safetensors")):
+        _fetch(repo, folder.name, BIN_FILES)  # a snapshot's folder is named by its commit
+    for pattern, what in (("config.json", "a config.json"), ("*model*.*", "weights")):
+        if not any(folder.glob(pattern)):
+            raise CheckpointError(
+                f"{what} in hub model {repo}", "none", "choose a model in transformers' format"
+            )
+    return folder
+
+
+def _fetch(repo: str, revision: str | None, patterns: list[str]) -> Path:
+    """Brings the matching files of a repository's top folder to the cache, as far as they are not there."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UsageError(
+            f"the folder {repo}, or huggingface_hub to fetch it as a hub model",
+            "neither",
+            'check the path, or pip install "gyrfalcon[hub]"',
+        ) from None
+    try:
+        return Path(
+            snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
+        )
+    except Exception as error:  # its kinds differ between versions of the library and of the client under it
+        raise _explained(error, repo, revision) from error
+
+
+def _explained(error: Exception, repo: str, revision: str | None) -> GyrfalconError:
+    """One line for what the hub or the way to it did."""
+    from huggingface_hub import errors
+
+    wanted = f"the hub model {repo}" + (f" at {revision}" if revision else "")
+    if isinstance(error, errors.GatedRepoError):
+        return CheckpointError(wanted, "no access", "accept its terms on its hub page, then hf auth login")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return CheckpointError(
+            wanted,
+            "no such folder here and no such model there",
+            "check the name; if it is private, hf auth login",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return CheckpointError(wanted, "no such revision", "check the name behind the @")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskFull(wanted, "a full disk", "free some space or set HF_HOME, and run this again")
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return CheckpointError(
+            wanted, _line(error.__cause__ or error), "check the connection; finished files are kept"
+        )
+    return CheckpointError(wanted, _line(error), "run this again; finished files are kept")
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__} ({' '.join(str(error).split())})"

@@ -131,11 +131,11 @@ def test_a_revision_may_be_named(client: Client) -> None:
 
 
 def test_a_fetched_model_is_used_again_without_the_hub(client: Client) -> None:
-    folder, again = client.resolve("org/both", "org/both")
-    assert again == folder
-    assert len(client.hub.sent) == len(files(folder))
-    assert client.resolve("org/both", HF_HUB_OFFLINE="1") == [folder]
-    assert client.resolve("org/both", HF_ENDPOINT=NOBODY) == [folder]
+    new, again, old = client.resolve("org/both", "org/both", "org/old")
+    assert again == new
+    assert len(client.hub.sent) == len(files(new)) + len(files(old))
+    assert client.resolve("org/both", "org/old", HF_HUB_OFFLINE="1") == [new, old]
+    assert client.resolve("org/both", "org/old", HF_ENDPOINT=NOBODY) == [new, old]
 
 
 def test_what_the_hub_cannot_give_is_said_in_one_line_each(client: Client) -> None:

@@ -350,7 +350,25 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ModelConfig.from_file(tmp_path / "config.json")
 
 
-VALUES = [None, True, False, 0, 1, -1, 2, 7, 64, 71, 10**30, 1.5, -0.0, 1e308, math.nan, math.inf, -math.inf]
+VALUES: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    7,
+    64,
+    71,
+    10**30,
+    1.5,
+    -0.0,
+    1e308,
+    math.nan,
+    math.inf,
+    -math.inf,
+]
 VALUES += ["", "gelu", "falcon", "RefinedWeb", "yarn", [], [1], {}, {"a": 1}]
 SCALING_VALUES: dict[str, list[Any]] = {
     "rope_type": ["default", "linear", "dynamic", "yarn", "llama3", "none"],

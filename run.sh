@@ -132,15 +132,20 @@ active_bin() {
     return 1
 }
 
-# describe EXTRAS: what a set-up depends on; the place is part of it, for a virtual environment cannot be moved.
+# describe EXTRAS: what a set-up depends on; the place comes first, for a virtual environment cannot be moved.
 describe() {
-    printf '%s %s\n' "$here" "$1"
+    printf '%s\n%s\n' "$here" "$1"
     cat -- "$here/pyproject.toml" "$here/constraints.txt"
+}
+
+is_complete() {
+    [ -x "$venv/bin/python" ] && [ "$(head -n 1 -- "$stamp" 2>/dev/null)" = "$here" ]
 }
 
 is_ready() {
     local found
-    found=$(cat -- "$stamp" 2>/dev/null) || return 1
+    is_complete || return 1
+    found=$(cat -- "$stamp")
     [ "$found" = "$(describe '[test]')" ] || { [ -z "$1" ] && [ "$found" = "$(describe '')" ]; }
 }
 
@@ -169,7 +174,7 @@ install_package() {
 # set_up EXTRAS: makes .venv, or brings one that is complete but old up to date.
 set_up() {
     local python fresh=--clear
-    [ ! -e "$stamp" ] || fresh=--upgrade
+    if is_complete; then fresh=--upgrade; fi
     python=$(find_python) || exit 2
     trap 'exit 130' INT # pip turns the signal into an ordinary error
     say "setting up $venv (once; torch is a large download)"

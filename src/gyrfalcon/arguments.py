@@ -239,7 +239,7 @@ def _add_writing(parser: argparse.ArgumentParser) -> None:
         type=size("--max-shard-size"),
         default=5_000_000_000,
         metavar="SIZE",
-        help="no file becomes larger, unless one tensor alone is (default 5GB)",
+        help="no file of weights becomes larger (default 5GB)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what already is in the folder to write"

@@ -13,10 +13,9 @@ READER_GONE = 141  # what a shell reports for a program that wrote to a closed p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code; --help and --version end the process with 0."""
+    """Runs one command and returns its exit code."""
     try:
-        args = parse(sys.argv[1:] if argv is None else argv)
-        code = _command(args.command)(args)
+        code = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code
     except GyrfalconError as error:
@@ -32,6 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         wanted = f"a file or folder that can be used: {error.filename or 'unnamed'}"
         return _complain(UsageError(wanted, error.strerror or str(error), "check its path and permissions"))
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
+        args = parse(argv)
+    except SystemExit:  # --help or --version, which have printed
+        return 0
+    return _command(args.command)(args)
 
 
 def _complain(error: GyrfalconError) -> int:

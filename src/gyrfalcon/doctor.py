@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from gyrfalcon import __version__
-from gyrfalcon.commands.result import STDOUT, write_json
+from gyrfalcon.commands.result import STDOUT, shown_bytes, write_json
 
 PACKAGES = ("torch", "safetensors", "tokenizers", "numpy", "huggingface_hub", "transformers", "triton")
 
@@ -145,13 +145,11 @@ def describe(report: Report) -> list[tuple[str, str]]:
         ("processor", f"{cpu.name} ({cpu.kind})"),
         ("cores", "{} physical, {} logical, {} usable here".format(*cores)),
         ("features", f"{present or 'none'}; not there: {absent or 'none'}"),
-        ("memory", f"{_gb(report.memory_total_bytes)}, {_gb(report.memory_available_bytes)} available"),
-        ("disk", f"{_gb(report.disk_free_bytes)} free in {report.disk_folder}"),
+        ("memory", _free(report.memory_available_bytes, report.memory_total_bytes)),
+        ("disk", f"{shown_bytes(report.disk_free_bytes)} free in {report.disk_folder}"),
     ]
     for device in report.devices:
-        rows.append(
-            (device.name, f"{device.model}, {_gb(device.free_bytes)} of {_gb(device.total_bytes)} free")
-        )
+        rows.append((device.name, f"{device.model}, {_free(device.free_bytes, device.total_bytes)}"))
         rows.append(("", f"operators: {device.operators} ({device.why})"))
     return rows + [(name, "not built yet") for name in report.not_built]
 
@@ -202,5 +200,5 @@ def _operators() -> tuple[str, str]:
     return "torch reference", "no faster operators are built yet"
 
 
-def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB"
+def _free(free: int, total: int) -> str:
+    return f"{shown_bytes(free)} of {shown_bytes(total)} free"

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from fractions import Fraction
 
 from gyrfalcon.errors import UsageError
 
@@ -68,10 +69,10 @@ def size(option: str) -> Callable[[str], int]:
     def parse(text: str) -> int:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text, re.IGNORECASE | re.ASCII)
         unit = UNITS.get(match[2].upper()) if match else None
-        value = math.floor(float(match[1]) * unit) if match and unit else 0
-        if value < 1:
+        value = Fraction(match[1]) * unit if match and unit else Fraction(0)
+        if value < 1 or value.denominator > 1:
             raise _refused(option, "a size such as 5GB, 512MiB or a number of bytes", text)
-        return value
+        return int(value)
 
     return parse
 

@@ -1,0 +1,138 @@
+"""The commands on checkpoints and cuts: run what was asked for and say what came of it."""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from gyrfalcon.commands.result import STDOUT, shown_bytes, write_json
+from gyrfalcon.errors import CheckFailed
+from gyrfalcon.weights.cut import cut
+from gyrfalcon.weights.folder_writer import CutSummary
+from gyrfalcon.weights.hub import resolve_model
+from gyrfalcon.weights.inspect import Inspection, TensorRow, inspect_model
+from gyrfalcon.weights.recut import merge, recut
+from gyrfalcon.weights.verify import verify
+
+SAVED = "save succcessfully"  # spelt as scripts around the guide look for it
+
+
+def run_cut(args: argparse.Namespace) -> int:
+    """Hugging Face folder → cut; the last line says that it is saved."""
+    summary = cut(
+        resolve_model(args.source),
+        Path(args.target),
+        args.world_size,
+        dtype=args.dtype,
+        max_shard_bytes=args.max_shard_size,
+        overwrite=args.overwrite,
+    )
+    return _tell(summary, f"{SAVED}: {summary.target} (world size {summary.world_size})", args.json)
+
+
+def run_recut(args: argparse.Namespace) -> int:
+    """Cut → cut for another number of ranks."""
+    summary = recut(
+        Path(args.cut),
+        Path(args.target),
+        args.world_size,
+        max_shard_bytes=args.max_shard_size,
+        overwrite=args.overwrite,
+    )
+    return _tell(summary, f"{SAVED}: {summary.target} (world size {summary.world_size})", args.json)
+
+
+def run_merge(args: argparse.Namespace) -> int:
+    """Cut → Hugging Face folder."""
+    summary = merge(
+        Path(args.cut),
+        Path(args.target),
+        dequantise=args.dequantise,
+        max_shard_bytes=args.max_shard_size,
+        overwrite=args.overwrite,
+    )
+    return _tell(summary, f"merged: {summary.target}", args.json)
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """Every fault is a line; CheckFailed when there is one."""
+    report = verify(Path(args.cut))
+    if args.json is not None:
+        write_json(asdict(report), args.json)
+    if args.json != STDOUT:
+        for fault in report.faults:
+            print(f"fault: {fault}")
+        size = f"{report.num_files} files, {shown_bytes(report.num_bytes)}"
+        print(f"{report.folder}: {size}, {len(report.faults) or 'no'} faults")
+    if report.faults:
+        raise CheckFailed("a cut without faults", f"{len(report.faults)}", "cut the checkpoint again")
+    return 0
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    """Tensor by tensor what each rank holds, then each rank's sum."""
+    inspection = inspect_model(resolve_model(args.model), args.world_size)
+    if args.json is not None:
+        write_json(_plain(inspection), args.json)
+    if args.json != STDOUT:
+        for note in inspection.notes:
+            print(f"note: {note}")
+        for row in inspection.rows:
+            print("\n".join(_row_lines(row)))
+        for rank, num_bytes in enumerate(inspection.rank_bytes):
+            print(f"rank {rank} holds {shown_bytes(num_bytes)} of weights")
+    return 0
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "cut": run_cut,
+    "verify": run_verify,
+    "recut": run_recut,
+    "merge": run_merge,
+    "inspect": run_inspect,
+}
+
+
+def _tell(summary: CutSummary, last_line: str, json_target: str | None) -> int:
+    print(f"done in {summary.seconds:.1f} s", file=sys.stderr)
+    if json_target is not None:
+        write_json(asdict(summary), json_target)
+    if json_target != STDOUT:
+        for note in summary.notes:
+            print(f"note: {note}")
+        print(f"{summary.num_files} files, {shown_bytes(summary.num_bytes)}, {summary.dtype}")
+        if summary.resumed_bytes:
+            print(f"{shown_bytes(summary.resumed_bytes)} of it were there from an earlier run")
+        print(last_line)
+    return 0
+
+
+def _row_lines(row: TensorRow) -> list[str]:
+    title = f"{row.name} {list(row.shape)} {row.dtype}"
+    if row.dim is None:
+        return [title, f"  every rank  whole  {shown_bytes(row.rank_bytes[0])}"]
+    word = ("rows", "columns")[row.dim]
+    held = [" + ".join(f"{part.start}:{part.stop}" for part in parts) for parts in row.ranges]
+    return [
+        title,
+        *(
+            f"  rank {rank}  {word} {ranges}  {shown_bytes(num_bytes)}"
+            for rank, (ranges, num_bytes) in enumerate(zip(held, row.rank_bytes, strict=True))
+        ),
+    ]
+
+
+def _plain(inspection: Inspection) -> dict[str, object]:
+    """The inspection as JSON holds it: a range is [start, stop]."""
+    rows = [
+        asdict(row) | {"ranges": [[[part.start, part.stop] for part in parts] for parts in row.ranges]}
+        for row in inspection.rows
+    ]
+    return {
+        "folder": str(inspection.folder),
+        "world_size": inspection.world_size,
+        "notes": inspection.notes,
+        "rank_bytes": inspection.rank_bytes,
+        "tensors": rows,
+    }

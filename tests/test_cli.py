@@ -1,0 +1,213 @@
+"""The command line: its help, its errors of one line each, its exit codes. Nothing here runs a model."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gyrfalcon
+from gyrfalcon.arguments import COMMANDS, PLANNED, parse
+from gyrfalcon.cli import main
+from gyrfalcon.errors import UsageError
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def refusal(*words: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        parse(words)
+    return str(caught.value)
+
+
+def without_torch(code: str, *words: str) -> int:
+    """The exit code of Python code in a fresh process; fails when it left torch imported."""
+    code += "\nassert 'torch' not in sys.modules, 'torch was imported'\nsys.exit(status)"
+    command = [sys.executable, "-c", "import sys\n" + code, *words]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=5, check=False).returncode
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join
+)
+def test_help_needs_no_torch(words: list[str]) -> None:
+    assert without_torch("from gyrfalcon.cli import main\nstatus = main()", *words) == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--colour"], ["fly"], ["speed"], ["cut", "a"], ["cut", "a", "b", "-w", "0"], ["generate", "m"]],
+    ids=" ".join,
+)
+def test_wrong_usage_needs_no_torch_and_exits_2(words: list[str]) -> None:
+    assert without_torch("from gyrfalcon.cli import main\nstatus = main()", *words) == 2
+
+
+def test_importing_the_package_needs_no_torch() -> None:
+    assert without_torch("import gyrfalcon\nstatus = 0") == 0
+
+
+def test_sampling_parameters_need_no_torch() -> None:
+    assert without_torch("import gyrfalcon\nstatus = gyrfalcon.SamplingParams(top_k=3).top_k") == 3
+
+
+def test_the_package_has_no_other_names() -> None:
+    with pytest.raises(AttributeError, match="Enginge"):
+        _ = gyrfalcon.Enginge
+    assert {"Engine", "EngineConfig", "SamplingParams", "__version__"} <= set(dir(gyrfalcon))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: gyrfalcon {name}")
+    assert "--json FILE" in text
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gyrfalcon {gyrfalcon.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["fly"],
+        ["cut", "a", "b"],
+        ["cut", "a", "b", "-w"],
+        ["cut", "a", "b", "-w", "two"],
+        ["cut", "a", "b", "-w", "2", "--wings"],
+        ["cut", "a", "b", "-w", "2", "--dtype", "bf17"],
+        ["generate", "m", "--prompt", "x", "--top-p", "much"],
+        ["generate", "m", "--prompt", "line\nbreak", "--prompt-file", "f"],
+        ["generate", "m", "two\nlines"],
+    ],
+    ids=" ".join,
+)
+def test_an_error_is_one_line_of_three_parts(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("gyrfalcon: error: wanted ")
+    assert ", got " in err
+    assert "; " in err
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_command_that_does_not_exist_yet_is_refused_by_name(name: str) -> None:
+    assert f"got {name}, which is not built yet" in refusal(name, "model")
+
+
+def test_an_unknown_command_is_told_the_known_ones() -> None:
+    assert "generate" in refusal("genrate", "model")
+    assert "got 'genrate'" in refusal("genrate", "model")
+
+
+@pytest.mark.parametrize("form", ["int8", "int4", "fp8"])
+@pytest.mark.parametrize("command", [["cut", "a", "b", "-w", "2"], ["generate", "m", "-"]])
+def test_quantisation_is_refused_by_name(command: list[str], form: str) -> None:
+    assert f"got {form}, which is not built yet" in refusal(*command, "--quant", form)
+
+
+def test_a_device_that_is_not_built_yet_is_refused_by_name() -> None:
+    assert "got npu, which is not built yet" in refusal("generate", "m", "-", "--device", "npu")
+
+
+def test_a_shortened_option_is_not_guessed() -> None:
+    assert "'--over'" in refusal("cut", "a", "b", "-w", "2", "--over")
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        ("5GB", 5 * 10**9),
+        ("500MB", 5 * 10**8),
+        ("1.5gb", 1_500_000_000),
+        ("2GiB", 2**31),
+        ("4 KiB", 4096),
+        ("77", 77),
+    ],
+)
+def test_sizes_are_read_with_their_units(text: str, num_bytes: int) -> None:
+    args = parse(["merge", "a", "b", "--max-shard-size", text])
+    assert args.max_shard_size == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5GB", "5 apples", "GB", "1e9", "٣GB"])
+def test_other_sizes_are_refused(text: str) -> None:
+    assert f"got {text!r}" in refusal("merge", "a", "b", f"--max-shard-size={text}")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0.5", 0.5), (".25", 0.25), ("1.0", 1.0), ("2GB", 2 * 10**9), ("1", 1)]
+)
+def test_cache_memory_is_a_fraction_or_bytes(text: str, value: int | float) -> None:
+    parsed = parse(["generate", "m", "-", "--cache-memory", text]).cache_memory
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize("text", ["0.0", "1.5", "half"])
+def test_other_amounts_of_cache_memory_are_refused(text: str) -> None:
+    assert f"got {text!r}" in refusal("generate", "m", "-", "--cache-memory", text)
+
+
+def test_a_lone_dash_means_prompts_from_standard_input() -> None:
+    args = parse(["generate", "m", "-"])
+    assert (args.prompt, args.prompt_file) == (None, "-")
+
+
+def test_prompts_come_in_the_order_they_were_given() -> None:
+    assert parse(["generate", "m", "--prompt", "b", "--prompt", "a"]).prompt == ["b", "a"]
+
+
+def test_two_sources_of_prompts_are_refused() -> None:
+    assert "got --prompt and -;" in refusal("generate", "m", "-", "--prompt", "x")
+
+
+def test_a_prompt_without_its_option_is_told_how() -> None:
+    assert 'write --prompt "hello"' in refusal("generate", "m", "hello")
+
+
+def test_a_file_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "missing" / "doctor.json"
+    assert main(["doctor", "--json", str(target)]) == 2
+    wanted = f"wanted a file or folder that can be used: {target}"
+    err = capsys.readouterr().err
+    assert err.startswith(f"gyrfalcon: error: {wanted}, got No such file or directory; ")
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-u", "-m", "gyrfalcon", *words]
+    return subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_an_interrupt_ends_with_130_and_one_line(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with start("doctor", "--json", str(fifo)) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # now it runs, and it will wait for a reader of the fifo
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "gyrfalcon: interrupted\n"
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    with start("doctor") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 141
+    assert err == ""

@@ -25,9 +25,8 @@ def wanted(
     hidden: int, layers: int, heads: int, kv_heads: int, ffn: int, norms: int, **other: Any
 ) -> ModelConfig:
     """A row of the family's table; what all but a few share has a default here."""
-    settings = (
-        dict(vocab_size=65024, max_positions=2048, parallel=True, bias=False, tied=True, rope=PLAIN) | other
-    )
+    settings: Json = dict(vocab_size=65024, max_positions=2048, parallel=True, bias=False, tied=True)
+    settings |= {"rope": PLAIN, **other}
     return ModelConfig(
         hidden_size=hidden,
         num_layers=layers,

@@ -1,5 +1,6 @@
-"""The laws that hold for every Falcon variant: equal to transformers, sharded equals whole, cached equals
-uncached, chunked equals one go, batched equals alone, padded equals unpadded, one mask form equals the other."""
+"""The laws that hold for every Falcon variant: equal to transformers, sharded equals whole, cached
+equals uncached, chunked equals one go, batched equals alone, padded equals unpadded, one mask form
+equals the other."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Ranks as threads of one process, over real gloo connections: every world size without starting processes."""
+"""Ranks as threads of one process, over real gloo connections: every world size without starting
+processes.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,9 @@ T = TypeVar("T")
 
 
 def on_every_rank(world_size: int, program: Callable[[Group], T]) -> list[T]:
-    """Runs `program` on each rank of a new group; returns what each rank returned, or raises what one raised."""
+    """Runs `program` on each rank of a new group; returns what each rank returned, or raises what
+    one raised.
+    """
     store = dist.HashStore()
     with ThreadPoolExecutor(world_size) as pool:
         runs = [
@@ -28,7 +32,9 @@ def on_every_rank(world_size: int, program: Callable[[Group], T]) -> list[T]:
 def on_engines(
     world_size: int, folder: Path, program: Callable[[Engine], T], **settings: object
 ) -> T:
-    """Runs `program` with one engine on `world_size` ranks; all ranks must return equal results or tensors."""
+    """Runs `program` with one engine on `world_size` ranks; all ranks must return equal results or
+    tensors.
+    """
 
     def with_engine(group: Group) -> T:
         config = EngineConfig(model=str(folder), seed=0, **settings)  # type: ignore[arg-type]

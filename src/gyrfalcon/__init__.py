@@ -7,16 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gyrfalcon.config import EngineConfig
     from gyrfalcon.engine.engine import Engine
     from gyrfalcon.request import SamplingParams
+    from gyrfalcon.settings import EngineConfig
 
 __version__ = "0.1.0"
 __all__ = ["Engine", "EngineConfig", "SamplingParams", "__version__"]
 
 _HOMES = {
     "Engine": "gyrfalcon.engine.engine",
-    "EngineConfig": "gyrfalcon.config",
+    "EngineConfig": "gyrfalcon.settings",
     "SamplingParams": "gyrfalcon.request",
 }
 

@@ -1,4 +1,6 @@
-"""Batch: the tensors of one step, for all its sequences together. Built from chunks; knows nothing of the model."""
+"""Batch: the tensors of one step, for all its sequences together. Built from chunks; knows nothing
+of the model.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +14,9 @@ from gyrfalcon.request import Chunk
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Sequences lie one after the other along `tokens`; each brings the tokens it computes in this step."""
+    """Sequences lie one after the other along `tokens`; each brings the tokens it computes in this
+    step.
+    """
 
     token_ids: Tensor  # int64 [tokens]
     positions: Tensor  # int64 [tokens], 0 at each sequence's first token
@@ -27,7 +31,9 @@ class Batch:
 
     @classmethod
     def build(cls, chunks: Sequence[Chunk], block_size: int, device: torch.device) -> "Batch":
-        """The tensors for `chunks`, whose sequences already own the blocks for every token up to `stop`."""
+        """The tensors for `chunks`, whose sequences already own the blocks for every token up to
+        `stop`.
+        """
         starts = [0, *accumulate(chunk.stop - chunk.start for chunk in chunks)]
         tables = [torch.tensor(chunk.sequence.blocks) for chunk in chunks]
 

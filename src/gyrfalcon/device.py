@@ -1,4 +1,6 @@
-"""Where tensors live: choosing the device and its dtype, how much memory it has free, how many threads it gets."""
+"""Where tensors live: choosing the device and its dtype, how much memory it has free, how many
+threads it gets.
+"""
 
 import os
 
@@ -11,15 +13,19 @@ DTYPE_OF_WORD = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.fl
 WORD_OF_DTYPE = {dtype: word for word, dtype in DTYPE_OF_WORD.items()}
 
 
-def choose_device(word: str, local_rank: int) -> torch.device:
-    """The device of one rank: `auto` takes CUDA where there is one, a card per rank."""
+def uses_cuda(word: str) -> bool:
+    """Whether `auto`, `cpu` or `cuda` means CUDA here; UsageError when it is asked for and absent."""
     available = torch.cuda.is_available()
-    if word == "cpu" or (word == "auto" and not available):
+    if word == "cuda" and not available:
+        do = "use --device cpu, or install a torch built for your card"
+        raise UsageError("a CUDA device", "none", do)
+    return word != "cpu" and available
+
+
+def choose_device(word: str, local_rank: int) -> torch.device:
+    """The device of one rank: the CPU, or a card of its own."""
+    if not uses_cuda(word):
         return torch.device("cpu")
-    if not available:
-        raise UsageError(
-            "a CUDA device", "none", "use --device cpu, or install a torch built for your card"
-        )
     if local_rank >= torch.cuda.device_count():
         raise UsageError(
             "a CUDA device for every rank on this machine",

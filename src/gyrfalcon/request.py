@@ -1,4 +1,6 @@
-"""What is asked of the engine and what comes back: sampling parameters, requests, sequences, outputs. No tensors."""
+"""What is asked of the engine and what comes back: sampling parameters, requests, sequences,
+outputs. No tensors.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +12,9 @@ NO_BIAS: Mapping[int, float] = {}
 
 
 class FinishReason(Enum):
-    """Why a sequence ended: end-of-text, a stop id or a stop string; its length; or its caller gave it up."""
+    """Why a sequence ended: end-of-text, a stop id or a stop string; its length; or its caller gave
+    it up.
+    """
 
     STOP = "stop"
     LENGTH = "length"
@@ -23,15 +27,18 @@ class SamplingParams:
 
     max_new_tokens: at most so many new tokens; 0 only scores the prompt.
     temperature: 0 takes the likeliest token, otherwise logits are divided by it.
-    top_k, top_p, min_p: keep the k likeliest tokens (0: all); the fewest whose probabilities reach p; those at least
+    top_k, top_p, min_p: keep the k likeliest tokens (0: all); the fewest whose probabilities reach
+    p; those at least
         min_p times as likely as the likeliest. Applied in this order, after the temperature.
-    repetition_penalty: divides positive and multiplies negative logits of tokens in the prompt or output
+    repetition_penalty: divides positive and multiplies negative logits of tokens in the prompt or
+    output
         (Keskar et al. 2019).
-    presence_penalty, frequency_penalty: subtracted once per token already put out, and once per time it was.
-    logit_bias: token id → number added to its logit; -inf forbids the token.
+    presence_penalty, frequency_penalty: subtracted once per token already put out, and once per
+    time it was. logit_bias: token id → number added to its logit; -inf forbids the token.
     seed: makes sampling repeatable, whatever else is in the batch and whatever the number of ranks.
     n: independent samples of one prompt.
-    logprobs, prompt_logprobs: with every output / prompt token, its log-probability under the model and that of
+    logprobs, prompt_logprobs: with every output / prompt token, its log-probability under the model
+    and that of
         so many likeliest tokens (0: only its own; None: nothing).
     stop: strings that end the text; the text stops before them. stop_ids: token ids that end it.
     ignore_eos: go on after end-of-text.
@@ -118,7 +125,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token and, where asked for, its log-probability under the model and the likeliest tokens at its place."""
+    """A token and, where asked for, its log-probability under the model and the likeliest tokens at
+    its place.
+    """
 
     id: int
     logprob: float | None = None
@@ -162,7 +171,9 @@ class Chunk:
 
     @property
     def samples(self) -> bool:
-        """Whether the step yields a new token: the chunk reaches the sequence's end and more are wanted."""
+        """Whether the step yields a new token: the chunk reaches the sequence's end and more are
+        wanted.
+        """
         return (
             self.stop == len(self.sequence.tokens)
             and self.sequence.request.params.max_new_tokens > 0
@@ -179,7 +190,9 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What one step gave one sequence: a token (None when only the prompt was scored) and perhaps its end."""
+    """What one step gave one sequence: a token (None when only the prompt was scored) and perhaps
+    its end.
+    """
 
     request_id: int
     index: int
@@ -189,12 +202,13 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """New text of a running request, as it streams; `text` never holds half a character or part of a stop string."""
+    """What a running sample got in one step: its text never holds half a character or part of a
+    stop string. The last piece of a sample says why it ended."""
 
     request_id: int
-    index: int
+    index: int  # which of the request's n samples
     text: str
-    token_ids: tuple[int, ...]
+    token: Token | None  # None when only the prompt was scored
     finish_reason: FinishReason | None
 
 

@@ -1,4 +1,6 @@
-"""Builds what one rank needs: opens the checkpoint, loads its share, sizes the cache. The same on every rank."""
+"""Builds what one rank needs: opens the checkpoint, loads its share, sizes the cache. The same on
+every rank.
+"""
 
 import logging
 import os
@@ -6,7 +8,6 @@ import os
 import torch
 
 from gyrfalcon import ops
-from gyrfalcon.config import EngineConfig
 from gyrfalcon.device import WORD_OF_DTYPE, choose_device, free_memory, use_threads
 from gyrfalcon.engine.ranks import Place
 from gyrfalcon.engine.replica import Replica
@@ -15,6 +16,7 @@ from gyrfalcon.errors import CacheTooSmall, UsageError
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.kv.pool import CacheShape, KVPool
 from gyrfalcon.parallel.shards import share_of
+from gyrfalcon.settings import EngineConfig
 from gyrfalcon.weights.load import load_model, run_dtype
 from gyrfalcon.weights.source import Checkpoint
 
@@ -27,7 +29,9 @@ log = logging.getLogger(__name__)
 def build_replica(
     config: EngineConfig, checkpoint: Checkpoint, place: Place, keeps: bool = True
 ) -> Replica:
-    """One rank's replica, see Replica for `keeps`; raises what is wrong with the checkpoint, the device or the cache size."""
+    """One rank's replica, see Replica for `keeps`; raises what is wrong with the checkpoint, the
+    device or the cache size.
+    """
     device = choose_device(config.device, place.local_rank)
     if device.type == "cpu" and not _threads_are_ours():
         use_threads(config.threads, place.ranks_here)

@@ -1,4 +1,6 @@
-"""Engine: prompts in, text out. Read this page first: it follows a request from its prompt to its last piece of text."""
+"""Engine: prompts in, text out. Read this page first: it follows a request from its prompt to its
+last piece of text.
+"""
 
 import contextlib
 import itertools
@@ -12,7 +14,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from gyrfalcon.config import EngineConfig, ModelConfig
+from gyrfalcon.config import ModelConfig
+from gyrfalcon.device import WORD_OF_DTYPE, uses_cuda
 from gyrfalcon.engine import ranks
 from gyrfalcon.engine.build import build_replica, longest_sequence
 from gyrfalcon.engine.replica import Add, End
@@ -22,6 +25,7 @@ from gyrfalcon.engine.worker import follow
 from gyrfalcon.errors import CheckpointError, PromptTooLong, RankDied, RequestError
 from gyrfalcon.parallel.shards import share_of
 from gyrfalcon.request import Piece, Request, RequestOutput, SamplingParams, StepOutput, Token
+from gyrfalcon.settings import EngineConfig
 from gyrfalcon.tokenizer import Tokenizer
 from gyrfalcon.weights.hub import resolve_model
 from gyrfalcon.weights.source import Checkpoint, open_checkpoint
@@ -56,7 +60,9 @@ class _Live:
 
 
 class Engine:
-    """A model ready to generate, on as many ranks as it was asked for. Close it, or use it in a `with`."""
+    """A model ready to generate, on as many ranks as it was asked for. Close it, or use it in a
+    `with`.
+    """
 
     def __init__(self, config: EngineConfig, joined: ranks.Ranks | None = None) -> None:
         """Opens the model and starts the ranks, unless they have `joined` already and run this same
@@ -75,7 +81,7 @@ class Engine:
         self._ids = itertools.count()
         self._broken = False
         self._ranks = joined or ranks.start(
-            world_size, config.device, partial(follow, config, folder)
+            world_size, uses_cuda(config.device), partial(follow, config, folder)
         )
         with self._all_ranks():
             self._replica = build_replica(config, checkpoint, self._ranks.place)
@@ -87,8 +93,19 @@ class Engine:
         return self._ranks.size
 
     @property
+    def description(self) -> str:
+        """Where and how the model runs, in a few words."""
+        ranks_word = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
+        pool = self._replica.pool
+        dtype = WORD_OF_DTYPE[pool.layers[0].k.dtype]
+        tokens = len(pool.layers[0].k) * pool.block_size
+        return f"{ranks_word} on {self._replica.device}, {dtype}, cache for {tokens} tokens"
+
+    @property
     def is_first_rank(self) -> bool:
-        """False only in the other processes that torchrun started: they compute the same and should not print."""
+        """False only in the other processes that torchrun started: they compute the same and should
+        not print.
+        """
         return self._ranks.place.group.rank == 0
 
     @property
@@ -111,11 +128,15 @@ class Engine:
         return bool(self._live)
 
     def add(self, prompt: Prompt, params: SamplingParams = GREEDY) -> int:
-        """Queues a prompt, text or token ids; returns the request's number. Raises RequestError or PromptTooLong."""
+        """Queues a prompt, text or token ids; returns the request's number. Raises RequestError or
+        PromptTooLong.
+        """
         return self._queue(prompt, params).request.id
 
     def step(self) -> list[Piece]:
-        """Computes one batch on all ranks; returns the new text of every sequence that got a token or ended."""
+        """Computes one batch on all ranks; returns the new text of every sequence that got a token
+        or ended.
+        """
         with self._all_ranks():
             self._ranks.tell()
             outputs = self._replica.step()
@@ -141,7 +162,9 @@ class Engine:
     def generate(
         self, prompts: Prompt | Seq[Prompt], params: SamplingParams | Seq[SamplingParams] = GREEDY
     ) -> list[RequestOutput]:
-        """Runs one prompt or many, with one set of parameters or one for each; returns outputs in their order."""
+        """Runs one prompt or many, with one set of parameters or one for each; returns outputs in
+        their order.
+        """
         many = _as_prompts(prompts)
         each = [params] * len(many) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(many):
@@ -155,10 +178,12 @@ class Engine:
     def generate_ids(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, max_new_tokens: int = 16
     ) -> Tensor:
-        """The guide's tensors: greedy continuation, prompt included; rows that end early are filled with end-of-text.
+        """The guide's tensors: greedy continuation, prompt included; rows that end early are filled
+        with end-of-text.
 
         input_ids int64 [batch, seq]; attention_mask [batch, seq] of 0 and 1, or additive float
-        [batch, 1, seq, seq], causal plus whole padding columns. Returns int64 [batch, seq + max_new_tokens].
+        [batch, 1, seq, seq], causal plus whole padding columns. Returns int64 [batch, seq +
+        max_new_tokens].
         """
         prompts = _rows(input_ids, real_tokens(input_ids, attention_mask))
         params = SamplingParams(max_new_tokens=max_new_tokens)
@@ -173,7 +198,8 @@ class Engine:
     ) -> Tensor:
         """The logits after every token, float32 [batch, seq, vocab], on the CPU; 0 at padding.
 
-        Masks as in generate_ids(). The last `single_steps` tokens are computed one at a time, as in decoding.
+        Masks as in generate_ids(). The last `single_steps` tokens are computed one at a time, as in
+        decoding.
         """
         real = real_tokens(input_ids, attention_mask)
         prompts = _rows(input_ids, real)
@@ -209,7 +235,9 @@ class Engine:
         keep_logits: bool = False,
         single_steps: int = 0,
     ) -> list[_Live]:
-        """Queues prompts and steps until all have ended; an error or interruption gives them all up."""
+        """Queues prompts and steps until all have ended; an error or interruption gives them all
+        up.
+        """
         lives: list[_Live] = []
         try:
             for prompt, own in zip(prompts, params, strict=True):
@@ -288,7 +316,9 @@ class Engine:
 
     @contextlib.contextmanager
     def _all_ranks(self) -> Iterator[None]:
-        """Everything the ranks do together; a failure half-way leaves them out of step, so it ends them."""
+        """Everything the ranks do together; a failure half-way leaves them out of step, so it ends
+        them.
+        """
         if self._broken:
             raise RankDied(
                 "ranks that are in step",
@@ -308,7 +338,9 @@ def _world_size(config: EngineConfig, checkpoint: Checkpoint) -> int:
 
 
 def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
-    """The checkpoint's tokenizer; None when there is not one file of it, so that ids can be used alone."""
+    """The checkpoint's tokenizer; None when there is not one file of it, so that ids can be used
+    alone.
+    """
     folder = checkpoint.tokenizer_folder
     if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "merges.txt")):
         return None
@@ -316,7 +348,9 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
 
 
 def _eos_id(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> int:
-    """The tokenizer's end-of-text; without a tokenizer the config's, which first releases have wrong."""
+    """The tokenizer's end-of-text; without a tokenizer the config's, which first releases have
+    wrong.
+    """
     stated = checkpoint.raw_config.get("eos_token_id")
     if tokenizer is not None:
         return tokenizer.eos_id

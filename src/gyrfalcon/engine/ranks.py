@@ -1,4 +1,6 @@
-"""Starts the rank processes of one machine, or joins those that torchrun started, and notices when one dies."""
+"""Starts the rank processes of one machine, or joins those that torchrun started, and notices when
+one dies.
+"""
 
 import contextlib
 import itertools
@@ -53,7 +55,9 @@ class Ranks:
 
     @property
     def led(self) -> bool:
-        """Whether this process leads worker processes: else there are none, or every rank runs the same program."""
+        """Whether this process leads worker processes: else there are none, or every rank runs the
+        same program.
+        """
         return self.children is not None
 
     def tell(self, message: object = None) -> None:
@@ -67,7 +71,9 @@ class Ranks:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Turns the broken connection that a dead rank leaves behind into RankDied, or into what the rank said."""
+        """Turns the broken connection that a dead rank leaves behind into RankDied, or into what
+        the rank said.
+        """
         try:
             yield
         except RuntimeError as error:
@@ -93,20 +99,21 @@ def torchrun_world() -> int | None:
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
-def start(world_size: int, device: str, work: Work) -> Ranks:
+def start(world_size: int, cuda: bool, work: Work) -> Ranks:
     """Ranks of a new engine: this process is the first, `work` runs in each of the others.
 
-    Under torchrun nothing is started: its processes meet, and each is a rank that runs the same program.
+    Under torchrun nothing is started: its processes meet, and each is a rank that runs the same
+    program.
     """
     external = torchrun_world()
     if external is not None:
-        return _join_torchrun(world_size, external, device)
+        return _join_torchrun(world_size, external, cuda)
     if world_size == 1:
         return Ranks(Place(solo(), local_rank=0, ranks_here=1))
-    return _start_local(world_size, device, work)
+    return _start_local(world_size, cuda, work)
 
 
-def _join_torchrun(world_size: int, external: int, device: str) -> Ranks:
+def _join_torchrun(world_size: int, external: int, cuda: bool) -> Ranks:
     if world_size != external:
         raise UsageError(
             f"world size {external}, as torchrun started", str(world_size), f"use -w {external}"
@@ -122,16 +129,16 @@ def _join_torchrun(world_size: int, external: int, device: str) -> Ranks:
         "TORCHELASTIC_RESTART_COUNT", "0"
     )  # keys of an earlier attempt are stale
     own = dist.PrefixStore(f"gyrfalcon/{attempt}/{next(_engines)}", store)
-    group = connect(own, rank, external, device=device)
+    group = connect(own, rank, external, cuda=cuda)
     return Ranks(Place(group, local, int(os.environ["LOCAL_WORLD_SIZE"])), store=own)
 
 
-def _start_local(world_size: int, device: str, work: Work) -> Ranks:
+def _start_local(world_size: int, cuda: bool, work: Work) -> Ranks:
     store = dist.TCPStore(HERE, 0, is_master=True, wait_for_workers=False)  # port 0: a free one
     with _main_module_hidden():
         children = mp.start_processes(
             _worker,
-            (store.port, world_size, device, work),
+            (store.port, world_size, cuda, work),
             world_size - 1,
             join=False,
             daemon=True,
@@ -142,7 +149,7 @@ def _start_local(world_size: int, device: str, work: Work) -> Ranks:
         while not store.check([f"here/{rank}" for rank in range(1, world_size)]):
             _raise_if_dead(children, store)
             time.sleep(POLL_SECONDS)
-        group = connect(store, 0, world_size, device=device, host=HERE)
+        group = connect(store, 0, world_size, cuda=cuda, host=HERE)
     except BaseException:
         for process in children.processes:
             process.terminate()
@@ -152,8 +159,8 @@ def _start_local(world_size: int, device: str, work: Work) -> Ranks:
 
 @contextlib.contextmanager
 def _main_module_hidden() -> Iterator[None]:
-    """Spawned processes import the caller's main script; ours need nothing from it, and a script without the
-    `if __name__ == "__main__"` guard would start engines for ever."""
+    """Spawned processes import the caller's main script; ours need nothing from it, and a script
+    without the `if __name__ == "__main__"` guard would start engines for ever."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -162,13 +169,13 @@ def _main_module_hidden() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _worker(index: int, port: int, world_size: int, device: str, work: Work) -> None:
+def _worker(index: int, port: int, world_size: int, cuda: bool, work: Work) -> None:
     """The life of a started rank. What went wrong is left in the store for the first rank to tell."""
     rank = index + 1
     store = dist.TCPStore(HERE, port, is_master=False)
     try:
-        store.set(f"here/{rank}", b"")
-        work(Place(connect(store, rank, world_size, device=device, host=HERE), rank, world_size))
+        store.set(f"here/{rank}", "")
+        work(Place(connect(store, rank, world_size, cuda=cuda, host=HERE), rank, world_size))
     except Exception as error:
         with contextlib.suppress(Exception):  # the first rank may be gone, which is why we failed
             store.compare_set("error", "", pickle.dumps(_tellable(error, rank)).hex())

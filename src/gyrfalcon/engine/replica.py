@@ -1,4 +1,6 @@
-"""Replica: one rank's scheduler, model and cache. All ranks' replicas take the same messages and do the same steps."""
+"""Replica: one rank's scheduler, model and cache. All ranks' replicas take the same messages and do
+the same steps.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence as Seq
@@ -31,7 +33,9 @@ class End:
 
 
 class Replica:
-    """What one rank holds. The rank that talks to the user also `keeps` logits and scores of prompts for it."""
+    """What one rank holds. The rank that talks to the user also `keeps` logits and scores of
+    prompts for it.
+    """
 
     def __init__(
         self, model: Falcon, pool: KVPool, scheduler: Scheduler, device: torch.device, keeps: bool
@@ -56,7 +60,9 @@ class Replica:
             self.scheduler.end(message.request_id, message.index)
 
     def take_kept(self, request_id: int) -> tuple[list[Tensor], list[Token]]:
-        """Hands over what was kept of a request's prompt: logits after each token, scores from the second on."""
+        """Hands over what was kept of a request's prompt: logits after each token, scores from the
+        second on.
+        """
         return self._logits.pop(request_id, []), self._scores.pop(request_id, [])
 
     @torch.inference_mode()
@@ -86,7 +92,9 @@ class Replica:
         return [next(picked) if chunk.samples else None for chunk in chunks]
 
     def _keep(self, chunk: Chunk, rows: Tensor) -> None:
-        """Keeps a prompt chunk's logits or scores, once, also when a preempted sequence computes it again."""
+        """Keeps a prompt chunk's logits or scores, once, also when a preempted sequence computes it
+        again.
+        """
         request = chunk.sequence.request
         prompt = request.prompt_ids
         if request.keep_logits and chunk.start == sum(map(len, self._logits[request.id])):

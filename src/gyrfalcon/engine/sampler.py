@@ -1,4 +1,5 @@
-"""Logits → tokens: a pure function of the logits, each sequence's tokens and parameters, and its seed.
+"""Logits → tokens: a pure function of the logits, each sequence's tokens and parameters, and its
+seed.
 
 Every rank calls it on the same logits and gets the same tokens.
 """
@@ -49,7 +50,9 @@ def _choose(logits: Tensor, sequence: Sequence, likeliest: int) -> int:
 
 
 def _chance(sequence: Sequence) -> float:
-    """A uniform number in [0, 1) that depends on the seed, the sample and the place in the output, nothing else."""
+    """A uniform number in [0, 1) that depends on the seed, the sample and the place in the output,
+    nothing else.
+    """
     place = len(sequence.tokens) - sequence.prompt_len
     return random.Random(f"{sequence.request.seed}/{sequence.index}/{place}").random()
 
@@ -60,7 +63,9 @@ def _changes_logits(params: SamplingParams) -> bool:
 
 
 def _penalised(logits: Tensor, sequence: Sequence) -> Tensor:
-    """Bias, then repetition over prompt and output, then presence and frequency over the output; in place."""
+    """Bias, then repetition over prompt and output, then presence and frequency over the output; in
+    place.
+    """
     params = sequence.request.params
     for token_id, bias in params.logit_bias.items():
         logits[token_id] += bias
@@ -77,7 +82,9 @@ def _penalised(logits: Tensor, sequence: Sequence) -> Tensor:
 
 
 def _draw(logits: Tensor, params: SamplingParams, chance: float) -> int:
-    """The token at which the cumulative probability of the kept tokens, likeliest first, passes `chance`."""
+    """The token at which the cumulative probability of the kept tokens, likeliest first, passes
+    `chance`.
+    """
     scores, ids = (logits.double() / params.temperature).sort(descending=True, stable=True)
     if params.top_k:
         scores = scores[: params.top_k]

@@ -1,4 +1,6 @@
-"""Who runs next: admits, batches, chunks, preempts and finishes sequences. Pure Python, the same on every rank."""
+"""Who runs next: admits, batches, chunks, preempts and finishes sequences. Pure Python, the same on
+every rank.
+"""
 
 from collections import deque
 from collections.abc import Sequence as Seq
@@ -18,8 +20,8 @@ class Limits:
 
 
 class Scheduler:
-    """First come, first served. Older sequences take cache from younger ones, which then start over later, so the
-    oldest always goes on and every request ends."""
+    """First come, first served. Older sequences take cache from younger ones, which then start over
+    later, so the oldest always goes on and every request ends."""
 
     def __init__(self, allocator: BlockAllocator, limits: Limits) -> None:
         self.allocator = allocator
@@ -85,7 +87,9 @@ class Scheduler:
         return Chunk(sequence, start, stop)
 
     def _make_room(self, sequence: Sequence, budget: int) -> bool:
-        """Gets the blocks for the sequence's next chunk, from the youngest if need be; False if it is the youngest."""
+        """Gets the blocks for the sequence's next chunk, from the youngest if need be; False if it
+        is the youngest.
+        """
         while sequence in self.running:
             if self.allocator.grow(sequence.blocks, self._chunk(sequence, budget).stop):
                 return True
@@ -99,7 +103,9 @@ class Scheduler:
         self.waiting.appendleft(sequence)
 
     def _admit(self) -> bool:
-        """Moves the first waiting sequence to the running ones if the cache has room for all its tokens and one more."""
+        """Moves the first waiting sequence to the running ones if the cache has room for all its
+        tokens and one more.
+        """
         if not self.waiting or len(self.running) == self.limits.max_sequences:
             return False
         needed = min(len(self.waiting[0].tokens) + 1, self.limits.max_len)

@@ -1,4 +1,6 @@
-"""The guide's tensors ↔ prompts: which columns of a batch are real, and back into a batch of the same shape."""
+"""The guide's tensors ↔ prompts: which columns of a batch are real, and back into a batch of the
+same shape.
+"""
 
 import torch
 from torch import Tensor
@@ -13,8 +15,8 @@ MASKED = (
 def real_tokens(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Which tokens are no padding: bool [batch, seq].
 
-    input_ids int64 [batch, seq]. attention_mask: [batch, seq] of 0 and 1, or additive float [batch, 1, seq, seq]
-    that is causal plus whole padding columns; RequestError for anything else.
+    input_ids int64 [batch, seq]. attention_mask: [batch, seq] of 0 and 1, or additive float [batch,
+    1, seq, seq] that is causal plus whole padding columns; RequestError for anything else.
     """
     if (
         input_ids.ndim != 2
@@ -48,7 +50,8 @@ def _from_flags(mask: Tensor) -> Tensor:
 
 
 def _from_additive(mask: Tensor) -> Tensor:
-    """mask [batch, seq, seq]: the last row shows the padding columns; every real row must be that plus causality.
+    """mask [batch, seq, seq]: the last row shows the padding columns; every real row must be that
+    plus causality.
 
     Rows of padding may say anything: nothing real looks at them.
     """

@@ -1,4 +1,6 @@
-"""TextStream: the tokens of one sample turned into text that may be shown, and the stop strings in it."""
+"""TextStream: the tokens of one sample turned into text that may be shown, and the stop strings in
+it.
+"""
 
 from gyrfalcon.detokenizer import Detokenizer, StopFinder
 from gyrfalcon.request import Completion, FinishReason, Piece, Request, Token
@@ -6,7 +8,9 @@ from gyrfalcon.tokenizer import Tokenizer
 
 
 class TextStream:
-    """One sample of a request as its caller sees it. Without a tokenizer there are ids only and no text."""
+    """One sample of a request as its caller sees it. Without a tokenizer there are ids only and no
+    text.
+    """
 
     def __init__(self, request: Request, index: int, tokenizer: Tokenizer | None) -> None:
         self.request = request
@@ -18,7 +22,9 @@ class TextStream:
         self._stops = StopFinder(request.params.stop_strings)
 
     def push(self, token: Token | None, reason: FinishReason | None) -> Piece:
-        """Takes the sample's next token and, with its last, why it ended; a stop string ends it too."""
+        """Takes the sample's next token and, with its last, why it ended; a stop string ends it
+        too.
+        """
         text = ""
         if token is not None:
             self.tokens.append(token)
@@ -28,9 +34,7 @@ class TextStream:
             text += self._rest()
         self.finish_reason = reason
         self._text.append(text)
-        return Piece(
-            self.request.id, self.index, text, () if token is None else (token.id,), reason
-        )
+        return Piece(self.request.id, self.index, text, token, reason)
 
     def completion(self) -> Completion:
         """The whole sample, once it has ended."""
@@ -51,7 +55,9 @@ class TextStream:
         return self._detokenizer.push(token.id)
 
     def _rest(self) -> str:
-        """What was held back when nothing follows: half a character, or the beginning of a stop string."""
+        """What was held back when nothing follows: half a character, or the beginning of a stop
+        string.
+        """
         if self._detokenizer is None:
             return ""
         text, _ = self._stops.push(self._detokenizer.flush())

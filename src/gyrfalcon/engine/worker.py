@@ -3,9 +3,9 @@
 import pickle
 from pathlib import Path
 
-from gyrfalcon.config import EngineConfig
 from gyrfalcon.engine.build import build_replica
 from gyrfalcon.engine.ranks import Place
+from gyrfalcon.settings import EngineConfig
 from gyrfalcon.weights.source import open_checkpoint
 
 

@@ -20,7 +20,9 @@ class BlockAllocator:
         return -(-num_tokens // self.block_size)
 
     def grow(self, table: list[int], num_tokens: int) -> bool:
-        """Appends blocks to `table` until it holds `num_tokens`; False, and nothing taken, when too few are free."""
+        """Appends blocks to `table` until it holds `num_tokens`; False, and nothing taken, when too
+        few are free.
+        """
         missing = self.blocks_for(num_tokens) - len(table)
         if missing > len(self._free):
             return False

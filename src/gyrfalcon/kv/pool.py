@@ -1,4 +1,6 @@
-"""The KV cache tensors of one rank and their size arithmetic. Keys and values of KV heads only, never expanded."""
+"""The KV cache tensors of one rank and their size arithmetic. Keys and values of KV heads only,
+never expanded.
+"""
 
 from dataclasses import dataclass
 

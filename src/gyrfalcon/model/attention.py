@@ -31,6 +31,8 @@ class Attention:
         return self.dense(self.ops.attention(q, cache, batch, self.slopes))
 
     def _split(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each KV head's rows are its queries, then k, then v: → [tokens, heads, head_dim], twice [tokens, kv_heads, …]."""
+        """Each KV head's rows are its queries, then k, then v: → [tokens, heads, head_dim], twice
+        [tokens, kv_heads, …].
+        """
         groups = fused.view(len(fused), self.kv_heads, -1, self.head_dim)
         return groups[:, :, :-2].flatten(1, 2), groups[:, :, -2], groups[:, :, -1]

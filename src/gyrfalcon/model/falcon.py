@@ -1,4 +1,6 @@
-"""The Falcon model, all variants: this page follows the architecture; ranks show only where their parts are summed."""
+"""The Falcon model, all variants: this page follows the architecture; ranks show only where their
+parts are summed.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,7 +81,9 @@ class Falcon:
     head: Head
 
     def __call__(self, batch: Batch, pool: KVPool) -> Tensor:
-        """Computes the batch's tokens, caches their keys and values, returns logits float32 [rows, vocab]."""
+        """Computes the batch's tokens, caches their keys and values, returns logits float32 [rows,
+        vocab].
+        """
         x = self.embedding(batch.token_ids)  # [tokens, hidden]
         angles = (
             None if self.rotary is None else self.rotary.angles(batch.positions, batch.rope_lengths)

@@ -37,7 +37,8 @@ class ColumnLinear:
 
 @dataclass(frozen=True, slots=True)
 class RowLinear:
-    """This rank's part of a linear layer's sum, from its own inputs; the block adds the ranks' parts up.
+    """This rank's part of a linear layer's sum, from its own inputs; the block adds the ranks'
+    parts up.
 
     The bias belongs to the sum, not to a part: the block adds it once.
     """
@@ -52,7 +53,9 @@ class RowLinear:
 
 @dataclass(frozen=True, slots=True)
 class VocabEmbedding:
-    """Token ids → vectors; each rank knows the tokens `vocab` and leaves the others to their owners."""
+    """Token ids → vectors; each rank knows the tokens `vocab` and leaves the others to their
+    owners.
+    """
 
     weight: Tensor  # [own tokens, hidden]
     vocab: range

@@ -1,4 +1,6 @@
-"""Where a token stands: rotary angles with their scalings, and ALiBi slopes. Knows no ranks and no cache."""
+"""Where a token stands: rotary angles with their scalings, and ALiBi slopes. Knows no ranks and no
+cache.
+"""
 
 import math
 
@@ -19,12 +21,14 @@ class Rotary:
     def angles(self, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin, float32 [tokens, head_dim / 2], the attention factor included.
 
-        positions: int64 [tokens]. lengths: int64 [tokens], how long a token's sequence was when the token
-        was computed, which only dynamic scaling looks at.
+        positions: int64 [tokens]. lengths: int64 [tokens], how long a token's sequence was when the
+        token was computed, which only dynamic scaling looks at.
         """
         frequencies = self.frequencies
         if self.rope.kind == "dynamic":
-            frequencies = _powers(_dynamic_base(self.rope, self.head_dim, lengths)[:, None], self.head_dim)
+            frequencies = _powers(
+                _dynamic_base(self.rope, self.head_dim, lengths)[:, None], self.head_dim
+            )
         angles = positions[:, None].float() * frequencies
         return angles.cos() * self.rope.attention_factor, angles.sin() * self.rope.attention_factor
 
@@ -70,7 +74,9 @@ def _yarn(plain: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
 
 
 def _llama3(plain: Tensor, rope: RopeConfig) -> Tensor:
-    """As yarn, but the blend is linear in the number of turns within the trained positions (Llama 3.1)."""
+    """As yarn, but the blend is linear in the number of turns within the trained positions (Llama
+    3.1).
+    """
     turns = rope.original_max_positions * plain / (2 * math.pi)
     fast = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     fast = fast.clamp(0, 1)
@@ -80,7 +86,8 @@ def _llama3(plain: Tensor, rope: RopeConfig) -> Tensor:
 def alibi_slopes(num_heads: int) -> Tensor:
     """One slope for each head, float32 [num_heads] (Press et al. 2021).
 
-    2^(-8 i / n) for the first n heads, n a power of two; the rest take every other slope of 2n heads.
+    2^(-8 i / n) for the first n heads, n a power of two; the rest take every other slope of 2n
+    heads.
     """
     whole = 1 << (num_heads.bit_length() - 1)
     slopes = [2.0 ** (-8 * i / whole) for i in range(1, whole + 1)]
@@ -91,7 +98,8 @@ def alibi_slopes(num_heads: int) -> Tensor:
 def alibi_bias(slopes: Tensor, positions: Tensor) -> Tensor:
     """What ALiBi adds to a head's scores before they are scaled, float32 [heads, keys].
 
-    slopes: float32 [heads]; positions: int64 [keys], 0 for the first real token. Falcon was trained with
-    slope, position and product rounded to bfloat16: the bias is not the same for all equally distant pairs.
+    slopes: float32 [heads]; positions: int64 [keys], 0 for the first real token. Falcon was trained
+    with slope, position and product rounded to bfloat16: the bias is not the same for all equally
+    distant pairs.
     """
     return (slopes.bfloat16()[:, None] * positions.bfloat16()).float()

@@ -1,4 +1,6 @@
-"""The operations a model is made of, and the choice of their implementation: once per device, never per call."""
+"""The operations a model is made of, and the choice of their implementation: once per device, never
+per call.
+"""
 
 from typing import Protocol
 

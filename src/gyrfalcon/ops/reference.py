@@ -1,4 +1,6 @@
-"""Every operation of the model in plain torch: the definition, the fallback, and what faster twins are tested against."""
+"""Every operation of the model in plain torch: the definition, the fallback, and what faster twins
+are tested against.
+"""
 
 import math
 
@@ -22,7 +24,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def activate(x: Tensor, name: str) -> Tensor:
-    """The MLP's non-linearity; Falcon's own is the exact GELU, x Φ(x) by erf (Hendrycks & Gimpel 2016)."""
+    """The MLP's non-linearity; Falcon's own is the exact GELU, x Φ(x) by erf (Hendrycks & Gimpel
+    2016).
+    """
     match name:
         case "gelu":
             return F.gelu(x)
@@ -36,7 +40,8 @@ def activate(x: Tensor, name: str) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021), half rotation: dimensions i and i + d/2 turn together by one angle.
+    """Rotary positions (Su et al. 2021), half rotation: dimensions i and i + d/2 turn together by
+    one angle.
 
     x [tokens, heads, head_dim]; cos, sin float32 [tokens, head_dim / 2]. Computed in float32.
     """
@@ -54,9 +59,9 @@ def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
 def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None) -> Tensor:
     """Causal attention of every sequence's new queries to its own cached keys, theirs included.
 
-    q [tokens, heads, head_dim]; heads are spread evenly over the cache's KV heads, group after group.
-    slopes float32 [heads] are this rank's ALiBi slopes: softmax((q·k + slope × key position) / √d).
-    Returns [tokens, heads × head_dim].
+    q [tokens, heads, head_dim]; heads are spread evenly over the cache's KV heads, group after
+    group. slopes float32 [heads] are this rank's ALiBi slopes: softmax((q·k + slope × key position)
+    / √d). Returns [tokens, heads × head_dim].
     """
     outputs, start = [], 0
     for row, (length, context) in enumerate(zip(batch.query_lens, batch.context_lens, strict=True)):
@@ -73,7 +78,9 @@ def _pages(tensor: Tensor, table: Tensor, context: int) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
-    """q [queries, heads, d], k and v [context, kv_heads, d]; the queries are the last of the context."""
+    """q [queries, heads, d], k and v [context, kv_heads, d]; the queries are the last of the
+    context.
+    """
     queries, heads, dim = q.shape
     context, groups, _ = k.shape
     q = q.view(queries, groups, heads // groups, dim).permute(
@@ -87,7 +94,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
 
 
 def _mask(q: Tensor, context: int, slopes: Tensor | None) -> Tensor:
-    """What is added to the scaled scores: -inf for keys after the query, the scaled ALiBi bias where there is one."""
+    """What is added to the scaled scores: -inf for keys after the query, the scaled ALiBi bias
+    where there is one.
+    """
     groups, size, queries, dim = q.shape
     keys = torch.arange(context, device=q.device)
     later = keys > keys[context - queries :, None]  # [queries, context]

@@ -1,4 +1,5 @@
-"""Which heads, columns and vocabulary rows each rank owns: pure functions from a config, uneven shares allowed.
+"""Which heads, columns and vocabulary rows each rank owns: pure functions from a config, uneven
+shares allowed.
 
 Cutting, loading, ALiBi, attention and the tests all ask here, so they cannot disagree.
 """
@@ -20,8 +21,9 @@ def owned(count: int, ranks: int, rank: int) -> range:
 class Share:
     """What one rank of `ranks` owns, in whole-model indices.
 
-    Every query head belongs to one rank. A KV head belongs to all ranks that own queries of its group, and the
-    queries of a rank are spread evenly over its KV heads: [len(kv_heads), queries_per_kv_head].
+    Every query head belongs to one rank. A KV head belongs to all ranks that own queries of its
+    group, and the queries of a rank are spread evenly over its KV heads: [len(kv_heads),
+    queries_per_kv_head].
     """
 
     rank: int
@@ -37,7 +39,9 @@ class Share:
 
 
 def share_of(config: ModelConfig, ranks: int, rank: int) -> Share:
-    """What `rank` owns when `ranks` ranks share the model; raises WorldSizeError when a rank would own nothing."""
+    """What `rank` owns when `ranks` ranks share the model; raises WorldSizeError when a rank would
+    own nothing.
+    """
     most = largest_world(config)
     if not 1 <= ranks <= most:
         raise WorldSizeError(
@@ -58,12 +62,16 @@ def share_of(config: ModelConfig, ranks: int, rank: int) -> Share:
 
 
 def largest_world(config: ModelConfig) -> int:
-    """The most ranks that can share the model with a query head, an MLP column and a token for each."""
+    """The most ranks that can share the model with a query head, an MLP column and a token for
+    each.
+    """
     return min(config.num_heads, config.ffn_size, config.vocab_size)
 
 
 def _heads(config: ModelConfig, ranks: int, rank: int) -> tuple[range, range]:
-    """Whole KV groups while there are enough of them; beyond that each rank gets a part of one group."""
+    """Whole KV groups while there are enough of them; beyond that each rank gets a part of one
+    group.
+    """
     groups, size = config.num_kv_heads, config.queries_per_kv_head
     if ranks <= groups:
         kv_heads = owned(groups, ranks, rank)

@@ -1,4 +1,6 @@
-"""One rank's share of a checkpoint → its model: every tensor mapped or copied straight into place, once."""
+"""One rank's share of a checkpoint → its model: every tensor mapped or copied straight into place,
+once.
+"""
 
 import torch
 from torch import Tensor
@@ -27,7 +29,9 @@ def run_dtype(checkpoint: Checkpoint, word: str) -> torch.dtype:
 def load_model(
     checkpoint: Checkpoint, group: Group, ops: Ops, device: torch.device, dtype: torch.dtype
 ) -> Falcon:
-    """The model of one rank. On the CPU, weights already in `dtype` stay in the mapped file where they are rows."""
+    """The model of one rank. On the CPU, weights already in `dtype` stay in the mapped file where
+    they are rows.
+    """
     return _Loader(checkpoint, group, ops, device, dtype).model()
 
 
@@ -67,7 +71,9 @@ class _Loader:
         attention, mlp = self._attention(prefix), self._mlp(prefix)
         if not self.config.parallel:
             return SequentialBlock(norms[0], norms[1], attention, mlp, self.group)
-        return ParallelBlock(norms[0], norms[1] if len(norms) == 2 else None, attention, mlp, self.group)
+        return ParallelBlock(
+            norms[0], norms[1] if len(norms) == 2 else None, attention, mlp, self.group
+        )
 
     def _attention(self, prefix: str) -> Attention:
         slopes = None
@@ -98,7 +104,8 @@ class _Loader:
             stored = self._tensor(layout.HEAD)
             weight = embedding if torch.equal(stored, embedding) else stored
         widths = [
-            len(owned(self.config.vocab_size, self.group.size, rank)) for rank in range(self.group.size)
+            len(owned(self.config.vocab_size, self.group.size, rank))
+            for rank in range(self.group.size)
         ]
         return Head(weight, widths, self.group, self.ops)
 

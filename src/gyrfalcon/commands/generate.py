@@ -1,0 +1,212 @@
+"""`gyrfalcon generate`: continues prompts; one streams as it comes, many are printed in their
+order.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gyrfalcon.chat import Message
+from gyrfalcon.commands.result import STDOUT
+from gyrfalcon.engine.engine import Engine
+from gyrfalcon.errors import UsageError
+from gyrfalcon.request import Piece, SamplingParams, Token
+from gyrfalcon.settings import EngineConfig
+
+
+@dataclass(slots=True)
+class Sample:
+    """One continuation as it grows."""
+
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def take(self, piece: Piece) -> None:
+        """Appends what a step gave."""
+        self.text += piece.text
+        if piece.token is not None:
+            self.tokens.append(piece.token)
+        if piece.finish_reason is not None:
+            self.finish_reason = piece.finish_reason.value
+
+
+@dataclass(slots=True)
+class Answer:
+    """One prompt, its samples and when they came, in seconds since the request was queued."""
+
+    prompt: str
+    prompt_ids: list[int]
+    samples: list[Sample]
+    first_token_seconds: float | None = None
+    seconds: float = 0.0
+
+    @property
+    def finished(self) -> bool:
+        return all(sample.finish_reason for sample in self.samples)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generates for every prompt and prints text, JSON or both."""
+    prompts = _prompts(args)
+    start = time.perf_counter()
+    with Engine(engine_config(args)) as engine:
+        if args.chat:
+            prompts = [engine.tokenizer.chat_prompt([Message("user", text)]) for text in prompts]
+        load_seconds = time.perf_counter() - start
+        _say(engine, f"ready in {load_seconds:.1f} s: {engine.description}")
+        for note in engine.notes:
+            _say(engine, f"note: {note}")
+        answers = _generate(
+            engine, prompts, _sampling(args, engine), _Printer(args, engine, prompts)
+        )
+        num_new = sum(len(sample.tokens) for answer in answers for sample in answer.samples)
+        seconds = max(answer.seconds for answer in answers)
+        rate = f", {num_new / seconds:.1f} tokens/s" if num_new else ""
+        _say(engine, f"{num_new} new tokens in {seconds:.2f} s{rate}")
+        if args.json is not None and engine.is_first_rank:
+            _write_json([_as_json(answer, load_seconds) for answer in answers], args)
+    return 0
+
+
+def engine_config(args: argparse.Namespace) -> EngineConfig:
+    """The engine that the common options ask for."""
+    return EngineConfig(
+        model=args.model,
+        world_size=args.world_size,
+        device=args.device,
+        dtype=args.dtype,
+        quant=args.quant,
+        max_len=args.max_len,
+        cache_memory=args.cache_memory,
+        threads=args.threads,
+    )
+
+
+class _Printer:
+    """Shows samples in the order of their prompts: the first unfinished one streams, later ones
+    wait.
+    """
+
+    def __init__(self, args: argparse.Namespace, engine: Engine, prompts: Sequence[str]) -> None:
+        self.silent = args.json == STDOUT or not engine.is_first_rank
+        self.titles = len(prompts) > 1 or args.n > 1
+        self.places = [
+            (prompt, sample) for prompt in range(len(prompts)) for sample in range(args.n)
+        ]
+        self.shown = 0  # characters of the first place's text
+
+    def show(self, answers: Sequence[Answer]) -> None:
+        """Prints all that may be printed by now."""
+        while self.places and not self.silent:
+            prompt, index = self.places[0]
+            sample = answers[prompt].samples[index]
+            if self.titles and not self.shown and (sample.text or sample.finish_reason):
+                print(f"## prompt {prompt + 1}, sample {index + 1}")
+            print(sample.text[self.shown :], end="", flush=True)
+            self.shown = len(sample.text)
+            if sample.finish_reason is None:
+                return
+            print(flush=True)
+            del self.places[0]
+            self.shown = 0
+
+
+def _generate(
+    engine: Engine, prompts: Sequence[str], params: SamplingParams, printer: _Printer
+) -> list[Answer]:
+    start = time.perf_counter()
+    answers: dict[int, Answer] = {}
+    for prompt in prompts:
+        ids = engine.tokenizer.encode(prompt)
+        answers[engine.add(ids, params)] = Answer(prompt, ids, [Sample() for _ in range(params.n)])
+    in_order = list(answers.values())
+    while engine.has_work:
+        for piece in engine.step():
+            answer = answers[piece.request_id]
+            answer.samples[piece.index].take(piece)
+            answer.seconds = time.perf_counter() - start
+            answer.first_token_seconds = answer.first_token_seconds or answer.seconds
+        printer.show(in_order)
+    return in_order
+
+
+def _prompts(args: argparse.Namespace) -> list[str]:
+    if args.prompt is not None:
+        return list(args.prompt)
+    if args.prompt_file == "-":
+        lines = sys.stdin.read().splitlines()
+    else:
+        lines = Path(args.prompt_file).read_text("utf-8").splitlines()
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        where = "standard input" if args.prompt_file == "-" else args.prompt_file
+        raise UsageError(f"a prompt on each line of {where}", "none", "write one")
+    return prompts
+
+
+def _sampling(args: argparse.Namespace, engine: Engine) -> SamplingParams:
+    stops = list(args.stop or ())
+    if args.chat:
+        stops.append(engine.tokenizer.chat_format.stop)
+    return SamplingParams(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        presence_penalty=args.presence_penalty,
+        frequency_penalty=args.frequency_penalty,
+        seed=args.seed,
+        n=args.n,
+        logprobs=args.logprobs,
+        stop=stops,
+        ignore_eos=args.ignore_eos,
+    )
+
+
+def _as_json(answer: Answer, load_seconds: float) -> dict[str, object]:
+    """One prompt's result; several samples lie under `samples`, a single one in the object itself."""
+    samples = [_sample_json(sample) for sample in answer.samples]
+    return {
+        "prompt": answer.prompt,
+        "prompt_ids": answer.prompt_ids,
+        **(samples[0] if len(samples) == 1 else {"samples": samples}),
+        "timing": {
+            "load_seconds": load_seconds,
+            "first_token_seconds": answer.first_token_seconds,
+            "seconds": answer.seconds,
+        },
+    }
+
+
+def _sample_json(sample: Sample) -> dict[str, object]:
+    result: dict[str, object] = {
+        "output_ids": [token.id for token in sample.tokens],
+        "text": sample.text,
+        "finish_reason": sample.finish_reason,
+    }
+    if any(token.logprob is not None for token in sample.tokens):
+        result["logprobs"] = [
+            {"id": token.id, "logprob": token.logprob, "top": token.top} for token in sample.tokens
+        ]
+    return result
+
+
+def _write_json(results: Iterable[dict[str, object]], args: argparse.Namespace) -> None:
+    """One object for one prompt, one object a line for a file of prompts."""
+    text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
+    if args.json == STDOUT:
+        sys.stdout.write(text)
+    else:
+        Path(args.json).write_text(text, "utf-8")
+
+
+def _say(engine: Engine, line: str) -> None:
+    if engine.is_first_rank:
+        print(line, file=sys.stderr)

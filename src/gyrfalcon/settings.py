@@ -1,0 +1,64 @@
+"""EngineConfig: what an engine is asked for. No tensors, no files."""
+
+from dataclasses import dataclass
+
+from gyrfalcon.errors import UsageError
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "bf16", "fp16", "fp32")
+QUANTS = ("none",)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What an Engine is asked for. `None` means: decide from the model and the machine.
+
+    model: a Hugging Face folder, a cut folder or a hub id.
+    world_size: ranks; by default torchrun's, else the cut's own, else 1.
+    max_len: longest sequence, prompt and new tokens together; by default as far as the model's
+    positions go. cache_memory: of one rank's KV cache, in bytes (int) or as a fraction of the free
+    memory (float up to 1). block_size: tokens of one KV cache block.
+    max_batch_tokens: tokens computed in one step; longer prompts are taken in chunks of at most
+    this many. max_sequences: sequences that run at once; more wait.
+    seed: for requests that bring none; by default a fresh one each time.
+    threads: processor threads of one rank; by default the cores shared out.
+    """
+
+    model: str
+    world_size: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    quant: str = "none"
+    max_len: int | None = None
+    cache_memory: int | float | None = None
+    block_size: int = 16
+    max_batch_tokens: int = 512
+    max_sequences: int = 64
+    seed: int | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        words = (
+            ("device", self.device, DEVICES),
+            ("dtype", self.dtype, DTYPES),
+            ("quant", self.quant, QUANTS),
+        )
+        for name, word, known in words:
+            if word not in known:
+                raise UsageError(f"{name} {', '.join(known)}", repr(word), f"choose another {name}")
+        numbers = (
+            ("world_size", self.world_size),
+            ("max_len", self.max_len),
+            ("cache_memory", self.cache_memory),
+            ("block_size", self.block_size),
+            ("max_batch_tokens", self.max_batch_tokens),
+            ("max_sequences", self.max_sequences),
+            ("threads", self.threads),
+        )
+        for name, number in numbers:
+            if number is not None and number <= 0:
+                raise UsageError(f"{name} above 0", str(number), f"give another {name}")
+        if isinstance(self.cache_memory, float) and self.cache_memory > 1:
+            raise UsageError(
+                "cache_memory in bytes or a fraction up to 1", str(self.cache_memory), "mend it"
+            )

@@ -20,7 +20,7 @@ class Batch:
 
     token_ids: Tensor  # int64 [tokens]
     positions: Tensor  # int64 [tokens], 0 at each sequence's first token
-    rope_lengths: Tensor  # int64 [tokens], the sequence length that rules dynamic rotary scaling at this token
+    rope_lengths: Tensor  # int64 [tokens], the sequence length when computed, for dynamic rotary scaling
     slots: (
         Tensor  # int64 [tokens], where keys and values go: block × block_size + place in the block
     )

@@ -14,7 +14,7 @@ WORD_OF_DTYPE = {dtype: word for word, dtype in DTYPE_OF_WORD.items()}
 
 
 def uses_cuda(word: str) -> bool:
-    """Whether `auto`, `cpu` or `cuda` means CUDA here; UsageError when it is asked for and absent."""
+    """Whether `auto`, `cpu` or `cuda` means CUDA here; UsageError when it is asked for in vain."""
     available = torch.cuda.is_available()
     if word == "cuda" and not available:
         do = "use --device cpu, or install a torch built for your card"
@@ -45,4 +45,6 @@ def free_memory(device: torch.device) -> int:
 
 def use_threads(threads: int | None, ranks_here: int) -> None:
     """Gives this process its share of the cores, or the number asked for."""
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // ranks_here))
+    cores = len(os.sched_getaffinity(0))  # two threads on one core only wait for each other:
+    physical = min(cores, psutil.cpu_count(logical=False) or cores)
+    torch.set_num_threads(threads or max(1, physical // ranks_here))

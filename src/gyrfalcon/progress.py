@@ -15,14 +15,14 @@ class Bar(Protocol):
         ...
 
 
-def bar(total: float, unit: str, label: str) -> AbstractContextManager[Bar]:
-    """A bar over `total` units; to be closed by leaving its `with` block."""
+def bar(total: float, unit: str, label: str, shown: bool = True) -> AbstractContextManager[Bar]:
+    """A bar over `total` units, closed by leaving its `with`; without `shown` it only counts."""
     return tqdm(
         total=total,
         unit=unit,
         unit_scale=True,
         desc=label,
         file=sys.stderr,
-        disable=not sys.stderr.isatty(),
+        disable=not (shown and sys.stderr.isatty()),
         leave=False,
     )

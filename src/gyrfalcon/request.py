@@ -112,7 +112,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt on its way through the ranks: every rank gets the same and does the same with it."""
+    """One prompt on its way through the ranks: every rank gets it and does the same with it."""
 
     id: int
     prompt_ids: tuple[int, ...]
@@ -136,7 +136,7 @@ class Token:
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """One sample of a request while it runs: its tokens and how far they are computed and cached."""
+    """One sample of a request while it runs: its tokens and how far they are cached."""
 
     request: Request
     index: int  # which of the request's n samples
@@ -214,7 +214,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One finished sample. `output_ids` holds the new tokens only, the ending end-of-text included."""
+    """One finished sample. `output_ids` holds the new tokens, a final end-of-text included."""
 
     index: int
     output_ids: tuple[int, ...]

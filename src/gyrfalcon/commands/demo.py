@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"made    a tiny Falcon with random weights in {source}")
         summary = cut(source, target, RANKS)
         print(
-            f"cut     for {RANKS} ranks: {summary.num_files} files, {shown_bytes(summary.num_bytes)}"
+            f"cut     for {RANKS} ranks: {summary.num_files} files of {shown_bytes(summary.num_bytes)}"
         )
         report = verify(target)
         print(f"verify  {report.num_files} files, {len(report.faults) or 'no'} faults")

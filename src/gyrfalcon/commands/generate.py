@@ -171,7 +171,7 @@ def _sampling(args: argparse.Namespace, engine: Engine) -> SamplingParams:
 
 
 def _as_json(answer: Answer, load_seconds: float) -> dict[str, object]:
-    """One prompt's result; several samples lie under `samples`, a single one in the object itself."""
+    """One prompt's result; several samples lie under `samples`, one in the object itself."""
     samples = [_sample_json(sample) for sample in answer.samples]
     return {
         "prompt": answer.prompt,

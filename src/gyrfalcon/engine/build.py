@@ -20,7 +20,8 @@ from gyrfalcon.settings import EngineConfig
 from gyrfalcon.weights.load import load_model, run_dtype
 from gyrfalcon.weights.source import Checkpoint
 
-CACHE_SHARE = 0.25  # of the free memory, when nothing is said; on an accelerator the weights are loaded by then
+# Of the free memory, when nothing is said. On an accelerator the weights are loaded by then.
+CACHE_SHARE = 0.25
 CACHE_SHARE_OF_ACCELERATOR = 0.8
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def build_replica(
 
 
 def longest_sequence(config: EngineConfig, checkpoint: Checkpoint) -> int:
-    """Tokens a sequence may have; rotary positions beyond the model's are refused, ALiBi goes on."""
+    """Tokens a sequence may have; rotary ones end with the model's positions, ALiBi goes on."""
     positions = checkpoint.config.max_positions
     wanted = config.max_len or positions
     if wanted > positions and checkpoint.config.rope is not None:
@@ -78,9 +79,10 @@ def _cache(
     affordable = _cache_bytes(config, place, device) // shape.block_bytes
     num_blocks = place.group.smallest(min(useful, affordable))
     held = num_blocks * config.block_size
+    wanted = -(-max_len // config.block_size) * shape.block_bytes
     if held < max_len and (config.max_len is not None or held < min(max_len, 128)):
         raise CacheTooSmall(
-            f"a KV cache for {max_len} tokens, {-(-max_len // config.block_size) * shape.block_bytes:,} bytes a rank",
+            f"a KV cache for {max_len} tokens, {wanted:,} bytes a rank",
             f"one for {held} tokens",
             "raise --cache-memory or lower --max-len",
         )

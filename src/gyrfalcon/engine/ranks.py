@@ -66,7 +66,7 @@ class Ranks:
             self.place.group.broadcast(b"" if message is None else pickle.dumps(message))
 
     def agree(self, message: bytes) -> bytes:
-        """The first rank's message where every rank runs the same program; else this process's own."""
+        """Rank 0's message where every rank runs the same program, else this process's own."""
         return message if self.led else self.place.group.broadcast(message)
 
     @contextlib.contextmanager
@@ -170,7 +170,7 @@ def _main_module_hidden() -> Iterator[None]:
 
 
 def _worker(index: int, port: int, world_size: int, cuda: bool, work: Work) -> None:
-    """The life of a started rank. What went wrong is left in the store for the first rank to tell."""
+    """The life of a started rank. What went wrong is left in the store for rank 0 to tell."""
     rank = index + 1
     store = dist.TCPStore(HERE, port, is_master=False)
     try:

@@ -74,7 +74,7 @@ class Replica:
         return self.scheduler.commit(chunks, tokens)
 
     def _tokens(self, chunks: Seq[Chunk], logits: Tensor) -> list[Token | None]:
-        """A new token for each chunk that samples; the rows of chunks that want them all are kept."""
+        """A new token for each chunk that samples; rows of chunks that want all are kept."""
         rows = logits.split([len(chunk.rows) for chunk in chunks])
         for chunk, own in zip(chunks, rows, strict=True):
             if self.keeps and chunk.sequence.wants_every_row:

@@ -45,7 +45,7 @@ class Scheduler:
                 self._finish(sequence, FinishReason.ABORTED)
 
     def next_chunks(self) -> list[Chunk]:
-        """What the next step computes: running sequences first, then as many waiting ones as fit."""
+        """What the next step computes: running sequences first, then waiting ones as they fit."""
         chunks: list[Chunk] = []
         budget = self.limits.max_batch_tokens
         for sequence in tuple(self.running):

@@ -1,4 +1,4 @@
-"""What a started rank does all its life: build its replica, then follow the first rank's messages."""
+"""What a started rank does all its life: build its replica, then follow rank 0's messages."""
 
 import pickle
 from pathlib import Path

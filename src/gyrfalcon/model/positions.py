@@ -11,7 +11,7 @@ from gyrfalcon.config import RopeConfig
 
 
 class Rotary:
-    """The cos and sin that turn queries and keys, computed for each step from the positions in it."""
+    """The cos and sin that turn queries and keys, computed for each step from its positions."""
 
     def __init__(self, rope: RopeConfig, head_dim: int, device: torch.device | str) -> None:
         self.rope = rope
@@ -34,7 +34,7 @@ class Rotary:
 
 
 def rotary_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Radians per position, float32 [head_dim / 2]; dynamic scaling: of a sequence that needs none."""
+    """Radians per position, float32 [head_dim / 2]; with dynamic scaling, before it starts."""
     plain = _powers(torch.tensor(rope.theta), head_dim)
     if rope.kind == "linear":
         return plain / rope.factor
@@ -57,7 +57,7 @@ def _dynamic_base(rope: RopeConfig, head_dim: int, lengths: Tensor) -> Tensor:
 
 
 def _yarn(plain: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
-    """Fast dimensions stay, slow ones are divided by the factor, others blended (Peng et al. 2023)."""
+    """Fast dimensions stay, slow ones are divided by the factor, others blend (Peng et al. 2023)."""
 
     def dimension(rotations: float) -> float:
         """The dimension that turns so many times within the trained positions."""

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# A worker waits for its next message as long as the engine lives; a rank that dies closes its connections at once.
+# A worker waits for its next message as long as the engine lives. A rank that dies closes its
+# connections at once, which ends the waiting of all others.
 PATIENCE = timedelta(days=30)
 
 

@@ -45,7 +45,7 @@ def share_of(config: ModelConfig, ranks: int, rank: int) -> Share:
     most = largest_world(config)
     if not 1 <= ranks <= most:
         raise WorldSizeError(
-            f"a world size from 1 to {most} ({config.num_heads} query heads, {config.ffn_size} MLP columns)",
+            f"a world size from 1 to {most}, with a query head and an MLP column for each rank",
             str(ranks),
             f"use -w {most} or less" if ranks > most else "use -w 1 or more",
         )

@@ -14,6 +14,7 @@ from gyrfalcon.model.positions import Rotary, alibi_slopes
 from gyrfalcon.ops import Ops
 from gyrfalcon.parallel.group import Group
 from gyrfalcon.parallel.shards import owned, share_of
+from gyrfalcon.progress import Bar, bar
 from gyrfalcon.weights import layout
 from gyrfalcon.weights.source import Checkpoint, read_local
 
@@ -29,10 +30,13 @@ def run_dtype(checkpoint: Checkpoint, word: str) -> torch.dtype:
 def load_model(
     checkpoint: Checkpoint, group: Group, ops: Ops, device: torch.device, dtype: torch.dtype
 ) -> Falcon:
-    """The model of one rank. On the CPU, weights already in `dtype` stay in the mapped file where
-    they are rows.
+    """The model of one rank.
+
+    On the CPU, weights that are stored in `dtype` and whose rows are shared stay in the mapped file.
     """
-    return _Loader(checkpoint, group, ops, device, dtype).model()
+    num_tensors = len(checkpoint.specs())
+    with bar(num_tensors, "tensors", "loading", shown=group.rank == 0) as progress:
+        return _Loader(checkpoint, group, ops, device, dtype, progress).model()
 
 
 class _Loader:
@@ -43,6 +47,7 @@ class _Loader:
         ops: Ops,
         device: torch.device,
         dtype: torch.dtype,
+        progress: Bar,
     ) -> None:
         self.checkpoint = checkpoint
         self.config: ModelConfig = checkpoint.config
@@ -52,6 +57,7 @@ class _Loader:
         self.dtype = dtype
         self.share = share_of(self.config, group.size, group.rank)
         self.specs = {spec.name: spec for spec in checkpoint.specs()}
+        self.progress = progress
 
     def model(self) -> Falcon:
         config, share = self.config, self.share
@@ -124,4 +130,5 @@ class _Loader:
 
     def _tensor(self, name: str) -> Tensor:
         local = read_local(self.checkpoint, self.specs[name], self.share)
+        self.progress.update()
         return local.to(self.device, self.dtype).contiguous()

@@ -9,7 +9,8 @@ from transformers import FalconConfig
 from transformers.models.falcon.modeling_falcon import FalconRotaryEmbedding, build_alibi_tensor
 
 from gyrfalcon.config import ModelConfig, RopeConfig
-from gyrfalcon.model.positions import Rotary, alibi_bias, alibi_slopes, rotary_frequencies
+from gyrfalcon.model.positions import Rotary, alibi_slopes, rotary_frequencies
+from gyrfalcon.ops.reference import alibi_bias
 
 SCALINGS: dict[str, dict[str, object]] = {
     "default": {"rope_type": "default", "rope_theta": 500042.0},

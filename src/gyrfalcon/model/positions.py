@@ -93,13 +93,3 @@ def alibi_slopes(num_heads: int) -> Tensor:
     slopes = [2.0 ** (-8 * i / whole) for i in range(1, whole + 1)]
     rest = [2.0 ** (-4 * i / whole) for i in range(1, 2 * whole, 2)]
     return torch.tensor((slopes + rest)[:num_heads], dtype=torch.float32)
-
-
-def alibi_bias(slopes: Tensor, positions: Tensor) -> Tensor:
-    """What ALiBi adds to a head's scores before they are scaled, float32 [heads, keys].
-
-    slopes: float32 [heads]; positions: int64 [keys], 0 for the first real token. Falcon was trained
-    with slope, position and product rounded to bfloat16: the bias is not the same for all equally
-    distant pairs.
-    """
-    return (slopes.bfloat16()[:, None] * positions.bfloat16()).float()

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
-from gyrfalcon.model.positions import alibi_bias
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -69,6 +68,16 @@ def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None)
         outputs.append(_attend(q[start : start + length], k, v, slopes))
         start += length
     return torch.cat(outputs)
+
+
+def alibi_bias(slopes: Tensor, positions: Tensor) -> Tensor:
+    """What ALiBi adds to a head's scores before they are scaled, float32 [heads, keys].
+
+    slopes: float32 [heads]; positions: int64 [keys], 0 for the first real token. Falcon was trained
+    with slope, position and product rounded to bfloat16: the bias is not the same for all equally
+    distant pairs.
+    """
+    return (slopes.bfloat16()[:, None] * positions.bfloat16()).float()
 
 
 def _pages(tensor: Tensor, table: Tensor, context: int) -> Tensor:

@@ -12,8 +12,8 @@ import tokenizers
 from tokenizers_ import make_tokenizer
 
 from gyrfalcon.chat import ChatFormat, Message
-from gyrfalcon.detokenizer import Detokenizer, StopFinder
 from gyrfalcon.errors import CheckpointError, RequestError
+from gyrfalcon.text import Detokenizer, StopFinder
 from gyrfalcon.tokenizer import Tokenizer
 
 SEPARATOR = "\n__ggml_vocab_test__\n"

@@ -8,6 +8,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gyrfalcon.request import Chunk
 
@@ -20,7 +21,9 @@ class Batch:
 
     token_ids: Tensor  # int64 [tokens]
     positions: Tensor  # int64 [tokens], 0 at each sequence's first token
-    rope_lengths: Tensor  # int64 [tokens], the sequence length when computed, for dynamic rotary scaling
+    rope_lengths: (
+        Tensor  # int64 [tokens], the sequence length when computed, for dynamic rotary scaling
+    )
     slots: (
         Tensor  # int64 [tokens], where keys and values go: block × block_size + place in the block
     )
@@ -34,39 +37,33 @@ class Batch:
         """The tensors for `chunks`, whose sequences already own the blocks for every token up to
         `stop`.
         """
-        starts = [0, *accumulate(chunk.stop - chunk.start for chunk in chunks)]
+        query_lens = tuple(chunk.stop - chunk.start for chunk in chunks)
+        parts = [_tensors(chunk, block_size) for chunk in chunks]
+        token_ids, positions, rope_lengths, slots, rows = map(torch.cat, zip(*parts, strict=True))
+        starts = torch.tensor([0, *accumulate(query_lens[:-1])])
+        rows += starts.repeat_interleave(torch.tensor([len(chunk.rows) for chunk in chunks]))
         tables = [torch.tensor(chunk.sequence.blocks) for chunk in chunks]
-
-        def joined(parts: list[Tensor]) -> Tensor:
-            return torch.cat(parts).to(device, non_blocking=True)
-
-        places = [torch.arange(chunk.start, chunk.stop) for chunk in chunks]
         return cls(
-            token_ids=joined(
-                [torch.tensor(chunk.sequence.tokens[chunk.start : chunk.stop]) for chunk in chunks]
-            ),
-            positions=joined(places),
-            rope_lengths=joined(
-                [
-                    (at + 1).clamp(min=chunk.sequence.prompt_len)
-                    for chunk, at in zip(chunks, places, strict=True)
-                ]
-            ),
-            slots=joined(
-                [
-                    table[at // block_size] * block_size + at % block_size
-                    for table, at in zip(tables, places, strict=True)
-                ]
-            ),
-            block_tables=torch.nn.utils.rnn.pad_sequence(tables, batch_first=True).to(
-                device, non_blocking=True
-            ),
-            query_lens=tuple(chunk.stop - chunk.start for chunk in chunks),
+            token_ids=token_ids.to(device),
+            positions=positions.to(device),
+            rope_lengths=rope_lengths.to(device),
+            slots=slots.to(device),
+            block_tables=pad_sequence(tables, batch_first=True).to(device),
+            query_lens=query_lens,
             context_lens=tuple(chunk.stop for chunk in chunks),
-            rows=joined(
-                [
-                    torch.arange(start + chunk.rows.start, start + chunk.rows.stop)
-                    for start, chunk in zip(starts, chunks, strict=False)
-                ]
-            ),
+            rows=rows.to(device),
         )
+
+
+def _tensors(chunk: Chunk, block_size: int) -> tuple[Tensor, ...]:
+    """One chunk's token ids, positions, rope lengths, slots, and wanted rows counted from its start."""
+    sequence = chunk.sequence
+    positions = torch.arange(chunk.start, chunk.stop)
+    blocks = torch.tensor(sequence.blocks)[positions // block_size]
+    return (
+        torch.tensor(sequence.tokens[chunk.start : chunk.stop]),
+        positions,
+        (positions + 1).clamp(min=sequence.prompt_len),
+        blocks * block_size + positions % block_size,
+        torch.arange(chunk.rows.start, chunk.rows.stop),
+    )

@@ -31,6 +31,7 @@ class Tokenizer:
         self._library = library
         self._special = {i for i, token in library.get_added_tokens_decoder().items() if token.special}
         self._bytes = {i: _to_bytes(token) for token, i in library.get_vocab(with_added_tokens=True).items()}
+        self.text_bytes = {i: text for i, text in self._bytes.items() if i not in self._special}
         self.eos_id: int = end
         self.chat_format = chat_format
 

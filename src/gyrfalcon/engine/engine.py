@@ -20,12 +20,12 @@ from gyrfalcon.engine import ranks
 from gyrfalcon.engine.build import build_replica, longest_sequence
 from gyrfalcon.engine.replica import Add, End
 from gyrfalcon.engine.tensors import real_tokens
-from gyrfalcon.engine.text import TextStream
 from gyrfalcon.engine.worker import follow
 from gyrfalcon.errors import CheckpointError, PromptTooLong, RankDied, RequestError
 from gyrfalcon.parallel.shards import share_of
 from gyrfalcon.request import Piece, Request, RequestOutput, SamplingParams, StepOutput, Token
 from gyrfalcon.settings import EngineConfig
+from gyrfalcon.text import TextStream
 from gyrfalcon.tokenizer import Tokenizer
 from gyrfalcon.weights.hub import resolve_model
 from gyrfalcon.weights.source import Checkpoint, open_checkpoint
@@ -301,9 +301,8 @@ class Engine:
         live = self._live[output.request_id]
         piece = live.streams[output.index].push(output.token, output.finish_reason)
         if piece.finish_reason is not None and output.finish_reason is None:
-            self._obey(
-                End(output.request_id, output.index)
-            )  # a stop string: the ranks do not know text
+            # A stop string ended it, and the ranks do not know text.
+            self._obey(End(output.request_id, output.index))
         if not live.unfinished:
             live.prompt_logits, live.prompt_scores = self._replica.take_kept(output.request_id)
             del self._live[output.request_id]
@@ -316,15 +315,9 @@ class Engine:
 
     @contextlib.contextmanager
     def _all_ranks(self) -> Iterator[None]:
-        """Everything the ranks do together; a failure half-way leaves them out of step, so it ends
-        them.
-        """
+        """What the ranks do together. A failure half-way leaves them out of step: it ends them."""
         if self._broken:
-            raise RankDied(
-                "ranks that are in step",
-                "an engine that was closed or failed before",
-                "make a new Engine",
-            )
+            raise RankDied("a working engine", "one that failed or was closed", "make a new one")
         try:
             with self._ranks.watched():
                 yield

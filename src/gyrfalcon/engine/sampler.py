@@ -85,7 +85,8 @@ def _draw(logits: Tensor, params: SamplingParams, chance: float) -> int:
     """The token at which the cumulative probability of the kept tokens, likeliest first, passes
     `chance`.
     """
-    scores, ids = (logits.double() / params.temperature).sort(descending=True, stable=True)
+    scores, ids = logits.double().sort(descending=True, stable=True)
+    scores = (scores - scores[0]) / params.temperature  # at most 0: no temperature overflows
     if params.top_k:
         scores = scores[: params.top_k]
     probabilities = scores.softmax(dim=-1)

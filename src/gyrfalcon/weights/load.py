@@ -7,8 +7,7 @@ from torch import Tensor
 
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.device import DTYPE_OF_WORD, WORD_OF_DTYPE
-from gyrfalcon.model.attention import Attention
-from gyrfalcon.model.falcon import MLP, Falcon, ParallelBlock, SequentialBlock
+from gyrfalcon.model.falcon import MLP, Attention, Falcon, ParallelBlock, SequentialBlock
 from gyrfalcon.model.linear import ColumnLinear, Head, Norm, RowLinear, VocabEmbedding
 from gyrfalcon.model.positions import Rotary, alibi_slopes
 from gyrfalcon.ops import Ops

@@ -1,0 +1,344 @@
+"""Sampling: what may be drawn and how often equals transformers' processors; penalties equal their
+definitions; seeds rule alone; log-probabilities are the model's."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import make_checkpoint
+from torch import Tensor
+from transformers import (
+    FalconForCausalLM,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from gyrfalcon import Engine, EngineConfig, SamplingParams
+from gyrfalcon.engine import sampler
+from gyrfalcon.request import Request, Sequence, Token
+
+VOCAB = 60
+CHANCES = 1000  # draws at as many evenly spread chances show a distribution to 1 in so many
+FORBIDDEN = -math.inf
+
+FILTERS = [
+    dict(),
+    dict(temperature=0.3),
+    dict(temperature=4.0),
+    dict(top_k=1),
+    dict(top_k=7),
+    dict(top_k=VOCAB + 1),
+    dict(top_p=0.05),
+    dict(top_p=0.5),
+    dict(top_p=0.95, temperature=2.0),
+    dict(min_p=0.1),
+    dict(min_p=1.0),
+    dict(top_k=20, top_p=0.8, temperature=1.5),
+    dict(top_k=20, top_p=0.9, min_p=0.2, temperature=3.0),
+]
+
+
+def random_logits(seed: int, rows: int = 1) -> Tensor:
+    return 3 * torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed))
+
+
+def sequence(
+    params: SamplingParams,
+    seed: int = 0,
+    prompt: tuple[int, ...] = (1, 2),
+    output: tuple[int, ...] = (),
+) -> Sequence:
+    return Sequence(Request(0, prompt, params, seed, eos_id=11), 0, [*prompt, *output])
+
+
+def picked(logits: Tensor, params: SamplingParams, **settings: object) -> Token:
+    return sampler.pick(logits, [sequence(params, **settings)])[0]  # type: ignore[arg-type]
+
+
+def frequencies(logits: Tensor, params: SamplingParams) -> Tensor:
+    """How often each token is drawn when every chance from 0 to 1 comes once."""
+    chances = [(number + 0.5) / CHANCES for number in range(CHANCES)]
+    drawn = torch.tensor([sampler._draw(logits, params, chance) for chance in chances])
+    return torch.bincount(drawn, minlength=len(logits)) / CHANCES
+
+
+def expected_frequencies(logits: Tensor, params: SamplingParams) -> Tensor:
+    """The probabilities that transformers would draw with."""
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(params.temperature)])
+    if params.top_k:
+        warpers.append(TopKLogitsWarper(params.top_k))
+    warpers.append(TopPLogitsWarper(params.top_p))
+    warpers.append(MinPLogitsWarper(params.min_p))
+    return warpers(torch.zeros(1, 1, dtype=torch.int64), logits[None].double())[0].softmax(-1)
+
+
+def off_by(logits: Tensor, params: SamplingParams) -> float:
+    """The largest distance of a drawn frequency from transformers' probability; inf for a token outside."""
+    ours, theirs = frequencies(logits, params), expected_frequencies(logits, params)
+    if ours[theirs == 0].any():
+        return math.inf
+    return float((ours - theirs).abs().max())
+
+
+@pytest.mark.parametrize("settings", FILTERS, ids=str)
+@pytest.mark.parametrize("seed", range(2))
+def test_tokens_are_drawn_as_often_as_transformers_would(
+    settings: dict[str, float], seed: int
+) -> None:
+    params = SamplingParams(**{"temperature": 1.0, **settings})  # type: ignore[arg-type]
+    assert off_by(random_logits(seed)[0], params) <= 1 / CHANCES + 1e-6
+
+
+def test_ignoring_top_p_turns_the_comparison_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    params, logits = SamplingParams(temperature=1.0, top_p=0.5), random_logits(0)[0]
+    assert off_by(logits, params) <= 1 / CHANCES + 1e-6
+    draw = sampler._draw
+    monkeypatch.setattr(
+        sampler, "_draw", lambda row, own, chance: draw(row, replace(own, top_p=1.0), chance)
+    )
+    assert off_by(logits, params) == math.inf
+
+
+def test_top_p_never_draws_a_token_outside_of_the_nucleus() -> None:
+    logits = torch.tensor([[0.5, 0.2, 0.2, 0.06, 0.04]]).log()
+    params = SamplingParams(temperature=1.0, top_p=0.8)
+    drawn = {picked(logits, params, seed=seed).id for seed in range(300)}
+    assert drawn == {0, 1, 2}
+
+
+def test_a_certain_token_and_the_ends_of_the_range_of_chances() -> None:
+    logits = torch.tensor([0.0, 50.0, FORBIDDEN, FORBIDDEN])
+    params = SamplingParams(temperature=1.0)
+    assert sampler._draw(logits, params, 0.0) == 1
+    assert sampler._draw(logits, params, math.nextafter(1.0, 0.0)) in (0, 1)
+    flat = torch.zeros(4)
+    assert sampler._draw(flat, params, 0.0) == 0
+    assert sampler._draw(flat, params, math.nextafter(1.0, 0.0)) == 3
+
+
+@pytest.mark.parametrize(
+    "settings", [dict(), dict(top_k=5, temperature=2.0), dict(top_p=0.9)], ids=str
+)
+def test_draws_of_many_seeds_follow_the_probabilities(settings: dict[str, float]) -> None:
+    params = SamplingParams(**{"temperature": 1.0, **settings})  # type: ignore[arg-type]
+    logits, num_draws = random_logits(3)[:, :20] / 2, 3000
+    tokens = sampler.pick(
+        logits.expand(num_draws, -1), [sequence(params, seed=seed) for seed in range(num_draws)]
+    )
+    counts = torch.bincount(torch.tensor([token.id for token in tokens]), minlength=20)
+    expected = num_draws * expected_frequencies(logits[0], params)
+    assert not counts[expected == 0].any()
+    likely = expected >= 5  # the rest in one cell: chi-square needs cells that are not nearly empty
+    cells = [*zip(counts[likely], expected[likely], strict=True)]
+    if expected[~likely].sum() > 0:
+        cells.append((counts[~likely].sum(), expected[~likely].sum()))
+    chi_square = sum(float((seen - mean) ** 2 / mean) for seen, mean in cells)
+    freedom = len(cells) - 1
+    assert chi_square < freedom + 5 * math.sqrt(2 * freedom)
+
+
+def test_draws_at_successive_places_and_of_successive_samples_are_independent() -> None:
+    logits, params = torch.zeros(1, 2), SamplingParams(temperature=1.0)
+    request = Request(0, (1,), params, seed=0, eos_id=11)
+    bits = [
+        [
+            sampler.pick(logits, [Sequence(request, index, [1] * (1 + place))])[0].id
+            for place in range(40)
+        ]
+        for index in range(40)
+    ]
+    table = torch.tensor(bits).double() - 0.5  # ±½
+    by_place = (table[:, 1:] * table[:, :-1]).mean() * 4
+    by_sample = (table[1:] * table[:-1]).mean() * 4
+    assert abs(table.mean() * 2) < 0.1
+    assert abs(by_place) < 0.1
+    assert abs(by_sample) < 0.1
+
+
+def test_temperature_zero_takes_the_likeliest_and_tiny_temperatures_come_close() -> None:
+    logits = random_logits(5)
+    greedy = picked(logits, SamplingParams()).id
+    assert greedy == int(logits.argmax())
+    for temperature in (1e-3, 1e-12):
+        assert picked(logits, SamplingParams(temperature=temperature)).id == greedy
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.3, 4.0])
+def test_the_repetition_penalty_equals_that_of_transformers(penalty: float) -> None:
+    params = SamplingParams(repetition_penalty=penalty)
+    processor = RepetitionPenaltyLogitsProcessor(penalty=penalty)
+    for seed in range(20):
+        logits = random_logits(seed)
+        tokens = torch.randint(VOCAB, (30,), generator=torch.Generator().manual_seed(seed)).tolist()
+        own = sequence(params, prompt=tuple(tokens[:20]), output=tuple(tokens[20:]))
+        expected = processor(torch.tensor([tokens]), logits.clone())
+        torch.testing.assert_close(sampler._penalised(logits[0].clone(), own), expected[0])
+        assert sampler.pick(logits, [own])[0].id == int(expected.argmax())
+
+
+def test_presence_counts_an_output_token_once_and_frequency_every_time() -> None:
+    output, prompt = (4, 4, 4, 7), (4, 9)
+    params = SamplingParams(presence_penalty=0.5, frequency_penalty=-0.25)
+    expected = torch.zeros(VOCAB)
+    expected[4], expected[7] = -0.5 + 3 * 0.25, -0.5 + 0.25
+    penalised = sampler._penalised(
+        torch.zeros(VOCAB), sequence(params, prompt=prompt, output=output)
+    )
+    torch.testing.assert_close(penalised, expected)
+
+
+def test_presence_and_frequency_leave_the_prompt_alone() -> None:
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 9] = 0.1
+    params = SamplingParams(presence_penalty=2.0, frequency_penalty=2.0)
+    assert picked(logits, params, prompt=(9, 9)).id == 9
+    assert picked(logits, params, prompt=(9, 9), output=(9,)).id != 9
+
+
+def test_logit_bias_is_added_and_minus_infinity_forbids() -> None:
+    logits = random_logits(1)
+    best, second = logits[0].topk(2).indices.tolist()
+    assert picked(logits, SamplingParams(logit_bias={best: FORBIDDEN})).id == second
+    assert picked(logits, SamplingParams(logit_bias={3: 100.0})).id == 3
+    gap = float(logits[0, best] - logits[0, second])
+    assert picked(logits, SamplingParams(logit_bias={second: gap - 0.01})).id == best
+    assert picked(logits, SamplingParams(logit_bias={second: gap + 0.01})).id == second
+    allowed = {5, 6}
+    params = SamplingParams(
+        temperature=50.0, logit_bias={i: FORBIDDEN for i in range(VOCAB) if i not in allowed}
+    )
+    drawn = Counter(picked(logits, params, seed=seed).id for seed in range(200))
+    assert drawn.keys() == allowed
+    assert min(drawn.values()) > 50
+
+
+def test_picking_leaves_the_logits_as_they_were() -> None:
+    logits = random_logits(2)
+    before = logits.clone()
+    params = SamplingParams(temperature=1.0, repetition_penalty=2.0, logit_bias={3: 5.0})
+    picked(logits, params, output=(5,))
+    assert logits.equal(before)
+
+
+def test_penalties_do_not_change_the_log_probabilities_that_are_told() -> None:
+    logits = random_logits(4)
+    plain = picked(logits, SamplingParams(logprobs=3))
+    biased = picked(logits, SamplingParams(logprobs=3, logit_bias={plain.id: FORBIDDEN}))
+    assert biased.id != plain.id
+    assert biased.top == plain.top
+    assert biased.logprob == pytest.approx(float(logits[0].double().log_softmax(-1)[biased.id]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(
+        tmp_path_factory.mktemp("model"),
+        "40b",
+        hidden_size=64,
+        num_attention_heads=8,
+        num_kv_heads=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Engine:
+    return Engine(EngineConfig(model=str(folder), max_len=96))
+
+
+@pytest.fixture(scope="module")
+def reference_logprobs(folder: Path) -> Callable[[tuple[int, ...]], Tensor]:
+    model = FalconForCausalLM.from_pretrained(folder, attn_implementation="sdpa").eval()
+
+    @torch.no_grad()
+    def logprobs(token_ids: tuple[int, ...]) -> Tensor:
+        logits: Tensor = model(torch.tensor([token_ids])).logits
+        return logits[0].double().log_softmax(-1)
+
+    return logprobs
+
+
+def test_a_seed_gives_the_same_tokens_whatever_else_is_in_the_batch(engine: Engine) -> None:
+    params = SamplingParams(max_new_tokens=12, temperature=1.0, seed=7, ignore_eos=True)
+    others = SamplingParams(max_new_tokens=20, temperature=1.3, ignore_eos=True)
+    alone = engine.generate([30, 31, 32], params)[0].output_ids
+    prompts = [[40] * 9, [30, 31, 32], [50, 51]]
+    assert engine.generate(prompts, [others, params, others])[1].output_ids == alone
+    assert engine.generate(prompts[::-1], [others, params, others])[1].output_ids == alone
+    assert engine.generate([30, 31, 32], replace(params, seed=8))[0].output_ids != alone
+
+
+def test_samples_of_one_prompt_differ_and_the_first_is_the_one_of_n_1(engine: Engine) -> None:
+    params = SamplingParams(max_new_tokens=12, temperature=1.0, seed=7, ignore_eos=True)
+    output = engine.generate([30, 31, 32], replace(params, n=5))[0]
+    assert [completion.index for completion in output.completions] == [0, 1, 2, 3, 4]
+    assert len({completion.output_ids for completion in output.completions}) == 5
+    assert output.output_ids == engine.generate([30, 31, 32], params)[0].output_ids
+
+
+def test_without_a_seed_two_runs_differ_and_the_engine_seed_repeats_them(folder: Path) -> None:
+    params = SamplingParams(max_new_tokens=12, temperature=1.0, ignore_eos=True)
+
+    def two_runs(seed: int | None) -> list[tuple[int, ...]]:
+        with Engine(EngineConfig(model=str(folder), max_len=64, seed=seed)) as own:
+            return [own.generate([30], params)[0].output_ids for _ in range(2)]
+
+    first, second = two_runs(4)
+    assert first != second
+    assert two_runs(4) == [first, second]
+    assert two_runs(None) != two_runs(None)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_logprobs_equal_the_log_softmax_of_transformers_logits(
+    engine: Engine,
+    reference_logprobs: Callable[[tuple[int, ...]], Tensor],
+    temperature: float,
+) -> None:
+    params = SamplingParams(
+        max_new_tokens=10, temperature=temperature, seed=1, logprobs=4, prompt_logprobs=2
+    )
+    output = engine.generate([30, 31, 32, 33], params)[0]
+    expected = reference_logprobs(output.prompt_ids + output.output_ids)
+    assert output.prompt_logprobs is not None
+    assert output.prompt_logprobs[0] is None
+    told = [*output.prompt_logprobs[1:], *(output.completions[0].logprobs or ())]
+    assert [token.id for token in told if token] == [31, 32, 33, *output.output_ids]
+    for place, token in enumerate(told):
+        assert token is not None
+        num_top = 2 if place < 3 else 4
+        values, ids = expected[place].topk(num_top)
+        assert token.logprob == pytest.approx(float(expected[place, token.id]), abs=1e-4)
+        assert [token_id for token_id, _ in token.top] == ids.tolist()
+        assert [logprob for _, logprob in token.top] == pytest.approx(values.tolist(), abs=1e-4)
+
+
+def test_logprobs_of_zero_tell_only_the_token_itself_and_more_than_the_vocabulary_all(
+    engine: Engine,
+) -> None:
+    def first(num: int | None) -> Token | None:
+        output = engine.generate([30], SamplingParams(max_new_tokens=1, logprobs=num))[0]
+        told = output.completions[0].logprobs
+        return None if told is None else told[0]
+
+    assert first(None) is None
+    none_else, everything = first(0), first(10**6)
+    assert none_else is not None
+    assert everything is not None
+    assert none_else.top == ()
+    assert none_else.logprob is not None
+    assert len(everything.top) == 509
+    assert sum(math.exp(logprob) for _, logprob in everything.top) == pytest.approx(1.0)
+
+
+def test_scoring_a_prompt_alone_gives_no_new_token(engine: Engine) -> None:
+    output = engine.generate([30, 31], SamplingParams(max_new_tokens=0, prompt_logprobs=0))[0]
+    assert output.output_ids == ()
+    assert [token and token.id for token in output.prompt_logprobs or ()] == [None, 31]

@@ -167,7 +167,7 @@ def test_temperature_zero_takes_the_likeliest_and_tiny_temperatures_come_close()
     logits = random_logits(5)
     greedy = picked(logits, SamplingParams()).id
     assert greedy == int(logits.argmax())
-    for temperature in (1e-3, 1e-12):
+    for temperature in (1e-3, 1e-12, 1e-320):
         assert picked(logits, SamplingParams(temperature=temperature)).id == greedy
 
 

@@ -1,0 +1,363 @@
+"""The scheduler with a model that is a hash function: budgets, blocks, preemption, order and fairness."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import pytest
+
+from gyrfalcon.engine.scheduler import Limits, Scheduler
+from gyrfalcon.kv.blocks import BlockAllocator
+from gyrfalcon.request import (
+    Chunk,
+    FinishReason,
+    Request,
+    SamplingParams,
+    Sequence,
+    StepOutput,
+    Token,
+)
+
+EOS = 0
+VOCAB = 50
+Sample = tuple[int, int]  # request id and sample
+
+
+def next_token(tokens: list[int], index: int) -> int:
+    """What the fake model writes after `tokens`: any wrong, missing or stale token changes it."""
+    return sha256(f"{index} {tokens}".encode()).digest()[0] % VOCAB
+
+
+def continuation(request: Request, index: int, max_len: int) -> list[int]:
+    """What a sample must end up with, whatever else the scheduler does."""
+    tokens = list(request.prompt_ids)
+    for _ in range(request.params.max_new_tokens):
+        tokens.append(next_token(tokens, index))
+        ends = tokens[-1] == EOS and not request.params.ignore_eos
+        if ends or tokens[-1] in request.params.stop_ids or len(tokens) >= max_len:
+            break
+    return tokens[len(request.prompt_ids) :]
+
+
+@dataclass
+class Machine:
+    """A scheduler that runs on a cache of plain Python, which knows who wrote what into each slot."""
+
+    limits: Limits
+    num_blocks: int
+    block_size: int = 4
+    written: dict[int, tuple[Sequence, int, int]] = field(default_factory=dict)
+    finished: list[Sample] = field(default_factory=list)
+    outputs: dict[Sample, list[int]] = field(default_factory=dict)
+    reasons: dict[Sample, FinishReason] = field(default_factory=dict)
+    alive: list[Sample] = field(default_factory=list)  # in the order of arrival
+    num_preempted: int = 0
+
+    def __post_init__(self) -> None:
+        self.allocator = BlockAllocator(self.num_blocks, self.block_size)
+        self.scheduler = Scheduler(self.allocator, self.limits)
+
+    def add(self, request: Request) -> None:
+        self.scheduler.add(request)
+        for index in range(request.params.n):
+            self.alive.append((request.id, index))
+            self.outputs[request.id, index] = []
+
+    def end(self, sample: Sample) -> None:
+        self.scheduler.end(*sample)
+        self.alive.remove(sample)
+        self.check_blocks()
+
+    def step(self) -> list[Chunk]:
+        before = {id(sequence) for sequence in self.scheduler.running}
+        chunks = self.scheduler.next_chunks()
+        after = {id(sequence) for sequence in self.scheduler.running}
+        self.num_preempted += len(before - after)
+        self.check_blocks()
+        self.check_chunks(chunks)
+        for output in self.scheduler.commit(chunks, [self.compute(chunk) for chunk in chunks]):
+            self.take(output)
+        self.check_blocks()
+        return chunks
+
+    def run(self, steps: int = 10_000) -> Iterator[list[Chunk]]:
+        for _ in range(steps):
+            if not self.scheduler.has_work:
+                return
+            yield self.step()
+        raise AssertionError("it does not end")
+
+    def finish(self) -> "Machine":
+        for _ in self.run():
+            pass
+        assert self.allocator.num_free == self.num_blocks
+        assert not self.alive
+        return self
+
+    def compute(self, chunk: Chunk) -> Token | None:
+        """Writes the chunk's slots, then reads the whole context back, as attention does."""
+        sequence = chunk.sequence
+        slots = [
+            sequence.blocks[place // self.block_size] * self.block_size + place % self.block_size
+            for place in range(chunk.stop)
+        ]
+        for place in range(chunk.start, chunk.stop):
+            self.written[slots[place]] = (sequence, place, sequence.tokens[place])
+        read = [self.written[slot] for slot in slots]
+        assert read == [(sequence, place, sequence.tokens[place]) for place in range(chunk.stop)]
+        if not chunk.samples:
+            return None
+        return Token(next_token([token for _, _, token in read], sequence.index))
+
+    def take(self, output: StepOutput) -> None:
+        sample = (output.request_id, output.index)
+        if output.token is not None:
+            self.outputs[sample].append(output.token.id)
+        if output.finish_reason is not None:
+            self.reasons[sample] = output.finish_reason
+            self.finished.append(sample)
+            self.alive.remove(sample)
+
+    def check_blocks(self) -> None:
+        """No block is lost, free and held at once, or held twice."""
+        running, waiting = self.scheduler.running, self.scheduler.waiting
+        held = [block for sequence in running for block in sequence.blocks]
+        assert sorted([*held, *self.allocator._free]) == list(range(self.num_blocks))
+        assert not any(sequence.blocks or sequence.num_computed for sequence in waiting)
+        assert len(running) <= self.limits.max_sequences
+        assert [(s.request.id, s.index) for s in (*running, *waiting)] == self.alive
+
+    def check_chunks(self, chunks: list[Chunk]) -> None:
+        """Within the budget, nothing empty, nothing twice, and the oldest sequence goes on."""
+        lengths = [chunk.stop - chunk.start for chunk in chunks]
+        assert min(lengths) > 0
+        assert sum(lengths) <= self.limits.max_batch_tokens
+        assert len({id(chunk.sequence) for chunk in chunks}) == len(chunks)
+        assert all(chunk.start == chunk.sequence.num_computed for chunk in chunks)
+        oldest = chunks[0].sequence
+        assert (oldest.request.id, oldest.index) == self.alive[0]
+
+
+def request(number: int, prompt_len: int, *, single_steps: int = 0, **params: object) -> Request:
+    prompt = tuple((number * 31 + place) % VOCAB for place in range(prompt_len))
+    sampling = SamplingParams(**{"ignore_eos": True, **params})  # type: ignore[arg-type]
+    return Request(number, prompt, sampling, seed=0, eos_id=EOS, single_steps=single_steps)
+
+
+def machine(
+    *, num_blocks: int = 100, max_len: int = 64, max_batch_tokens: int = 16, max_sequences: int = 8
+) -> Machine:
+    return Machine(Limits(max_len, max_batch_tokens, max_sequences), num_blocks)
+
+
+def spans(chunks: list[Chunk]) -> list[tuple[int, int, int]]:
+    return [(chunk.sequence.request.id, chunk.start, chunk.stop) for chunk in chunks]
+
+
+def test_a_long_prompt_is_computed_in_chunks_of_the_budget() -> None:
+    own = machine(max_batch_tokens=16)
+    own.add(request(0, 40, max_new_tokens=3))
+    assert [spans(chunks) for chunks in own.run()] == [
+        [(0, 0, 16)],
+        [(0, 16, 32)],
+        [(0, 32, 40)],
+        [(0, 40, 41)],
+        [(0, 41, 42)],
+    ]
+
+
+def test_what_decoding_leaves_of_the_budget_goes_to_new_prompts() -> None:
+    own = machine(max_batch_tokens=10)
+    own.add(request(0, 4, max_new_tokens=9))
+    own.step()
+    own.add(request(1, 12, max_new_tokens=9))
+    own.add(request(2, 5, max_new_tokens=9))
+    assert spans(own.step()) == [(0, 4, 5), (1, 0, 9)]
+    assert spans(own.step()) == [(0, 5, 6), (1, 9, 12), (2, 0, 5)]
+    assert spans(own.step()) == [(0, 6, 7), (1, 12, 13), (2, 5, 6)]
+
+
+def test_the_last_prompt_tokens_can_be_taken_one_by_one() -> None:
+    own = machine(max_batch_tokens=8)
+    own.add(request(0, 20, single_steps=3, max_new_tokens=1))
+    assert [spans(chunks)[0][1:] for chunks in own.run()] == [
+        (0, 8),
+        (8, 16),
+        (16, 17),
+        (17, 18),
+        (18, 19),
+        (19, 20),
+    ]
+
+
+def test_single_steps_over_the_whole_prompt_and_beyond_are_steps_of_one() -> None:
+    for single_steps in (5, 50):
+        own = machine()
+        own.add(request(0, 5, single_steps=single_steps, max_new_tokens=0))
+        assert [spans(chunks)[0][1:] for chunks in own.run()] == [(i, i + 1) for i in range(5)]
+
+
+def test_no_more_sequences_run_than_allowed() -> None:
+    own = machine(max_sequences=2)
+    for number in range(5):
+        own.add(request(number, 2, max_new_tokens=4))
+    assert len(own.step()) == 2
+    own.finish()
+    assert own.finished == [(number, 0) for number in range(5)]
+
+
+def test_a_prompt_waits_until_there_are_blocks_for_it_and_one_more_token() -> None:
+    own = machine(num_blocks=4)  # 16 tokens
+    own.add(request(0, 8, max_new_tokens=2))
+    own.add(request(1, 8, max_new_tokens=2))
+    assert spans(own.step()) == [(0, 0, 8)]  # 2 of 4 blocks are left, and 9 tokens need 3
+    assert spans(own.step()) == [(0, 8, 9)]
+    assert own.finished == [(0, 0)]
+    assert spans(own.step()) == [(1, 0, 8)]
+    own.finish()
+
+
+def test_a_later_small_prompt_never_overtakes_an_earlier_large_one() -> None:
+    own = machine(num_blocks=6)
+    own.add(request(0, 12, max_new_tokens=4))
+    own.add(request(1, 16, max_new_tokens=1))
+    own.add(request(2, 1, max_new_tokens=1))
+    assert spans(own.step()) == [(0, 0, 12)]
+    own.finish()
+    assert own.finished == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_the_youngest_gives_its_blocks_up_and_starts_over_with_its_output() -> None:
+    own = machine(num_blocks=6, max_len=24)  # 24 tokens for three sequences that grow to 15
+    for number in range(3):
+        own.add(request(number, 5, max_new_tokens=10))
+    first = next(chunks for chunks in own.run() if own.num_preempted)
+    assert [number for number, _, _ in spans(first)] == [0, 1]
+    assert own.scheduler.waiting[0].request.id == 2
+    assert len(own.scheduler.waiting[0].output_ids) > 0
+    own.finish()
+    assert own.finished == [(0, 0), (1, 0), (2, 0)]
+    assert own.num_preempted > 1
+    for number in range(3):
+        expected = continuation(request(number, 5, max_new_tokens=10), 0, max_len=24)
+        assert own.outputs[number, 0] == expected
+
+
+def test_a_sequence_ends_at_its_own_limit_or_at_the_longest_length() -> None:
+    own = machine(max_len=12)
+    own.add(request(0, 5, max_new_tokens=3))
+    own.add(request(1, 5, max_new_tokens=100))
+    own.add(request(2, 12, max_new_tokens=0))
+    own.finish()
+    assert [len(own.outputs[number, 0]) for number in range(3)] == [3, 7, 0]
+    assert set(own.reasons.values()) == {FinishReason.LENGTH}
+
+
+def test_end_of_text_and_stop_ids_end_a_sequence_unless_ignored() -> None:
+    longest = continuation(request(0, 5, max_new_tokens=59), 0, max_len=64)
+    stop = longest[20]
+    first = longest.index(stop)
+    own = machine()
+    own.add(request(0, 5, max_new_tokens=59, stop_ids=[stop]))
+    own.finish()
+    assert own.outputs[0, 0] == longest[: first + 1]
+    assert own.reasons[0, 0] is FinishReason.STOP
+    ends = [number for number in range(40) if EOS in continuation(request(number, 5), 0, 64)]
+    for number in ends:
+        for ignore in (True, False):
+            own = machine()
+            own.add(request(number, 5, ignore_eos=ignore, max_new_tokens=59))
+            own.finish()
+            assert (own.outputs[number, 0][-1] == EOS) or ignore
+            assert (own.reasons[number, 0] is FinishReason.STOP) != ignore
+    assert ends
+
+
+def test_running_and_waiting_sequences_can_be_given_up() -> None:
+    own = machine(max_sequences=1)
+    for number in range(4):
+        own.add(request(number, 5, max_new_tokens=5))
+    own.step()
+    own.end((0, 0))
+    own.end((2, 0))
+    own.scheduler.end(17, 0)  # never there
+    own.scheduler.end(1, 1)  # no such sample
+    own.finish()
+    assert own.finished == [(1, 0), (3, 0)]
+    own.scheduler.end(3, 0)  # over already
+    own.check_blocks()
+
+
+def test_one_of_several_samples_can_be_given_up() -> None:
+    own = machine()
+    own.add(request(0, 5, n=3, max_new_tokens=5))
+    own.step()
+    own.end((0, 1))
+    own.finish()
+    assert own.finished == [(0, 0), (0, 2)]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_loads_all_end_with_the_right_tokens_in_any_machine(seed: int) -> None:
+    draw = random.Random(seed)
+    block_size, max_len = draw.choice([1, 3, 4, 16, 100]), draw.randint(2, 60)
+    least = -(-max_len // block_size)
+    limits = Limits(max_len, draw.choice([1, 2, 5, 16, 200]), draw.choice([1, 2, 5, 30]))
+    own = Machine(limits, draw.randint(least, 4 * least), block_size)
+    requests = [
+        request(
+            number,
+            length := draw.randint(1, max_len),
+            max_new_tokens=0 if length == max_len else draw.choice([0, 1, 5, 100]),
+            n=draw.choice([1, 1, 3]),
+            single_steps=draw.choice([0, 0, 4]),
+            ignore_eos=draw.random() < 0.5,
+            stop_ids=draw.choice([(), (3, 4)]),
+        )
+        for number in range(25)
+    ]
+    given_up = set()
+    for one in requests:
+        own.add(one)
+        for _ in range(draw.choice([0, 0, 1, 7])):
+            if own.scheduler.has_work:
+                own.step()
+        if own.alive and draw.random() < 0.2:
+            given_up.add(sample := draw.choice(own.alive))
+            own.end(sample)
+    own.finish()
+    for one in requests:
+        for index in range(one.params.n):
+            if (one.id, index) not in given_up:
+                assert own.outputs[one.id, index] == continuation(one, index, max_len)
+                assert (one.id, index) in own.reasons
+
+
+def test_random_loads_do_preempt() -> None:
+    """The test above would prove little if its caches were never too small."""
+    own = machine(num_blocks=16, max_len=64, max_sequences=30)
+    for number in range(12):
+        own.add(request(number, 5, max_new_tokens=40))
+    own.finish()
+    assert own.num_preempted > 10
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 5])
+def test_the_allocator_gives_all_or_nothing(count: int) -> None:
+    allocator = BlockAllocator(4, 10)
+    table: list[int] = []
+    assert allocator.grow(table, 10 * count) == (count <= 4)
+    assert len(table) == (count if count <= 4 else 0)
+    assert allocator.num_free == 4 - len(table)
+    allocator.release(table)
+    assert (table, allocator.num_free) == ([], 4)
+
+
+def test_the_allocator_counts_whole_blocks() -> None:
+    allocator = BlockAllocator(4, 10)
+    assert [allocator.blocks_for(n) for n in (0, 1, 10, 11, 40)] == [0, 1, 1, 2, 4]
+    table: list[int] = []
+    assert allocator.grow(table, 15)
+    assert allocator.grow(table, 12)  # less than it holds: nothing changes
+    assert len(table) == 2

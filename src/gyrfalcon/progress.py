@@ -1,7 +1,7 @@
 """A progress bar on stderr, shown only to people: nothing is printed when stderr is no terminal."""
 
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from tqdm import tqdm
@@ -15,14 +15,15 @@ class Bar(Protocol):
         ...
 
 
+class _Hidden:
+    """A bar for nobody. (A hidden tqdm would still hold a lock that a killed process leaks.)"""
+
+    def update(self, n: float = 1) -> None:
+        pass
+
+
 def bar(total: float, unit: str, label: str, shown: bool = True) -> AbstractContextManager[Bar]:
-    """A bar over `total` units, closed by leaving its `with`; without `shown` it only counts."""
-    return tqdm(
-        total=total,
-        unit=unit,
-        unit_scale=True,
-        desc=label,
-        file=sys.stderr,
-        disable=not (shown and sys.stderr.isatty()),
-        leave=False,
-    )
+    """A bar over `total` units, closed by leaving its `with`."""
+    if not (shown and sys.stderr.isatty()):
+        return nullcontext(_Hidden())
+    return tqdm(total=total, unit=unit, unit_scale=True, desc=label, file=sys.stderr, leave=False)

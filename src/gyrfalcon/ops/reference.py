@@ -83,7 +83,7 @@ def alibi_bias(slopes: Tensor, positions: Tensor) -> Tensor:
 def _pages(tensor: Tensor, table: Tensor, context: int) -> Tensor:
     """One sequence's cached vectors in order: [context, kv_heads, head_dim]."""
     blocks = table[: -(-context // tensor.shape[1])]
-    return tensor[blocks].flatten(0, 1)[:context]
+    return tensor.index_select(0, blocks).flatten(0, 1)[:context]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:

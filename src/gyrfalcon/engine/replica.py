@@ -76,32 +76,31 @@ class Replica:
     def _tokens(self, chunks: Seq[Chunk], logits: Tensor) -> list[Token | None]:
         """A new token for each chunk that samples; rows of chunks that want all are kept."""
         rows = logits.split([len(chunk.rows) for chunk in chunks])
+        sampling = []
         for chunk, own in zip(chunks, rows, strict=True):
             if self.keeps and chunk.sequence.wants_every_row:
                 self._keep(chunk, own)
-        sampling = [
-            (chunk.sequence, own[-1])
-            for chunk, own in zip(chunks, rows, strict=True)
-            if chunk.samples
-        ]
+            if chunk.samples:
+                sampling.append((own[-1], chunk.sequence))
         if not sampling:
             return [None] * len(chunks)
-        picked = iter(
-            sampler.pick(torch.stack([row for _, row in sampling]), [who for who, _ in sampling])
-        )
+        last_rows, sequences = zip(*sampling, strict=True)
+        picked = iter(sampler.pick(torch.stack(last_rows), sequences))
         return [next(picked) if chunk.samples else None for chunk in chunks]
 
     def _keep(self, chunk: Chunk, rows: Tensor) -> None:
-        """Keeps a prompt chunk's logits or scores, once, also when a preempted sequence computes it
-        again.
+        """Keeps a prompt chunk's logits or scores. A preempted sequence computes them again, in
+        other chunks: of those only what is new.
         """
         request = chunk.sequence.request
         prompt = request.prompt_ids
-        if request.keep_logits and chunk.start == sum(map(len, self._logits[request.id])):
-            self._logits[request.id].append(rows[: max(0, len(prompt) - chunk.start)])
+        if request.keep_logits:
+            logits = self._logits[request.id]
+            first = sum(map(len, logits)) - chunk.start
+            logits.append(rows[first : len(prompt) - chunk.start])
         num_top = request.params.prompt_logprobs
-        if num_top is not None and chunk.start == len(self._scores[request.id]):
-            following = prompt[chunk.start + 1 : chunk.stop + 1]
-            self._scores[request.id].extend(
-                sampler.score(rows[: len(following)], following, num_top)
-            )
+        if num_top is not None:
+            scores = self._scores[request.id]
+            first = len(scores) - chunk.start
+            following = prompt[len(scores) + 1 : chunk.stop + 1]
+            scores += sampler.score(rows[first : first + len(following)], following, num_top)

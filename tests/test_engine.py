@@ -1,0 +1,55 @@
+"""The engine as its callers see it: caches too small, streams, stops, ends, bad input, interruptions."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import make_checkpoint
+from tokenizers_ import make_tokenizer
+
+from gyrfalcon import Engine, EngineConfig, SamplingParams
+
+
+def small(folder: Path, variant: str = "40b", **settings: object) -> Path:
+    shape: dict[str, object] = dict(hidden_size=64, num_attention_heads=8)
+    if variant == "40b":
+        shape["num_kv_heads"] = 2
+    make_checkpoint(folder, variant, **{**shape, **settings})  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tokenizer(small(tmp_path_factory.mktemp("model")))
+
+
+def make_engine(folder: Path, **settings: object) -> Engine:
+    return Engine(EngineConfig(model=str(folder), **{"max_len": 64, **settings}))  # type: ignore[arg-type]
+
+
+def cache_of(engine: Engine, num_blocks: int) -> int:
+    """The bytes of a cache of so many blocks."""
+    layers = engine._replica.pool.layers
+    return num_blocks * sum(t[0].nbytes for layer in layers for t in (layer.k, layer.v))
+
+
+def random_prompt(length: int) -> list[int]:
+    return torch.randint(
+        20, 509, (length,), generator=torch.Generator().manual_seed(length)
+    ).tolist()
+
+
+def test_prompt_logprobs_survive_preemption(folder: Path) -> None:
+    prompts = [random_prompt(length) for length in (20, 17, 40, 33, 26)]
+    params = SamplingParams(max_new_tokens=20, prompt_logprobs=1, ignore_eos=True)
+
+    def scores(engine: Engine) -> tuple[list[int], list[float | None]]:
+        outputs = engine.generate(prompts, params)
+        told = [token for output in outputs for token in output.prompt_logprobs or () if token]
+        return [token.id for token in told], [token.logprob for token in told]
+
+    with make_engine(folder) as roomy:
+        (ids, logprobs), memory = scores(roomy), cache_of(roomy, 5)
+    assert ids == [token for prompt in prompts for token in prompt[1:]]
+    with make_engine(folder, max_batch_tokens=13, cache_memory=memory) as tiny:
+        assert scores(tiny) == (ids, pytest.approx(logprobs, abs=1e-4))

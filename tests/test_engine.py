@@ -39,6 +39,12 @@ def random_prompt(length: int) -> list[int]:
     ).tolist()
 
 
+def test_a_step_without_work_does_nothing_and_harms_nothing(folder: Path) -> None:
+    with make_engine(folder) as engine:
+        assert engine.step() == []
+        assert len(engine.generate([30], SamplingParams(max_new_tokens=2))[0].output_ids) == 2
+
+
 def test_prompt_logprobs_survive_preemption(folder: Path) -> None:
     prompts = [random_prompt(length) for length in (20, 17, 40, 33, 26)]
     params = SamplingParams(max_new_tokens=20, prompt_logprobs=1, ignore_eos=True)
@@ -52,4 +58,6 @@ def test_prompt_logprobs_survive_preemption(folder: Path) -> None:
         (ids, logprobs), memory = scores(roomy), cache_of(roomy, 5)
     assert ids == [token for prompt in prompts for token in prompt[1:]]
     with make_engine(folder, max_batch_tokens=13, cache_memory=memory) as tiny:
-        assert scores(tiny) == (ids, pytest.approx(logprobs, abs=1e-4))
+        found_ids, found_logprobs = scores(tiny)
+    assert found_ids == ids
+    assert found_logprobs == pytest.approx(logprobs, abs=1e-4)

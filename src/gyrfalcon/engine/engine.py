@@ -137,6 +137,8 @@ class Engine:
         """Computes one batch on all ranks; returns the new text of every sequence that got a token
         or ended.
         """
+        if not self._live:
+            return []
         with self._all_ranks():
             self._ranks.tell()
             outputs = self._replica.step()

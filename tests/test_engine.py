@@ -8,6 +8,7 @@ from checkpoints import make_checkpoint
 from tokenizers_ import make_tokenizer
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
+from gyrfalcon.request import FinishReason
 
 
 def small(folder: Path, variant: str = "40b", **settings: object) -> Path:
@@ -61,3 +62,25 @@ def test_prompt_logprobs_survive_preemption(folder: Path) -> None:
         found_ids, found_logprobs = scores(tiny)
     assert found_ids == ids
     assert found_logprobs == pytest.approx(logprobs, abs=1e-4)
+
+
+def test_two_streams_side_by_side_both_get_all_their_pieces(folder: Path) -> None:
+    params = SamplingParams(max_new_tokens=6, ignore_eos=True)
+    with make_engine(folder) as engine:
+        expected = [engine.generate(prompt, params)[0].output_ids for prompt in ([30, 31], [40])]
+        streams = [engine.stream([30, 31], params), engine.stream([40], params)]
+        pairs = list(zip(*streams, strict=True))
+    for number, ids in enumerate(expected):
+        assert tuple(pair[number].token.id for pair in pairs if pair[number].token) == ids
+
+
+def test_generating_inside_of_a_stream_leaves_the_stream_whole(folder: Path) -> None:
+    params = SamplingParams(max_new_tokens=6, ignore_eos=True)
+    with make_engine(folder) as engine:
+        expected = engine.generate([30, 31], params)[0]
+        pieces = []
+        for piece in engine.stream([30, 31], params):
+            pieces.append(piece)
+            engine.generate([40], params)
+    assert "".join(piece.text for piece in pieces) == expected.text
+    assert pieces[-1].finish_reason is FinishReason.LENGTH

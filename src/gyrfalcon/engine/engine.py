@@ -5,6 +5,7 @@ last piece of text.
 import contextlib
 import itertools
 import random
+from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ class _Live:
     streams: list[TextStream]
     prompt_scores: list[Token] = field(default_factory=list)
     prompt_logits: list[Tensor] = field(default_factory=list)
+    unread: deque[Piece] | None = None  # what stream() has not handed out; None: nobody streams
 
     @property
     def unfinished(self) -> list[TextStream]:
@@ -153,11 +155,18 @@ class Engine:
             self._replica.take_kept(request_id)
 
     def stream(self, prompt: Prompt, params: SamplingParams = GREEDY) -> Iterator[Piece]:
-        """The pieces of one prompt's text as they come; leaving the loop gives the request up."""
+        """The pieces of one prompt's text as they come; leaving the loop gives the request up.
+
+        Streams can be read side by side: steps for one go on with the others.
+        """
         live = self._queue(prompt, params)
+        live.unread = deque()
         try:
-            while live.unfinished:
-                yield from (piece for piece in self.step() if piece.request_id == live.request.id)
+            while live.unread or live.unfinished:
+                if live.unread:
+                    yield live.unread.popleft()
+                else:
+                    self.step()
         finally:
             self.abort(live.request.id)
 
@@ -302,6 +311,8 @@ class Engine:
         """A sample's new text; retires the request when this ends its last sample."""
         live = self._live[output.request_id]
         piece = live.streams[output.index].push(output.token, output.finish_reason)
+        if live.unread is not None:
+            live.unread.append(piece)
         if piece.finish_reason is not None and output.finish_reason is None:
             # A stop string ended it, and the ranks do not know text.
             self._obey(End(output.request_id, output.index))

@@ -5,8 +5,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from gyrfalcon.errors import UsageError
 from gyrfalcon.progress import Bar, bar
 from gyrfalcon.weights.build import Build, build
+from gyrfalcon.weights.hashed_file import Lanes
 from gyrfalcon.weights.manifest import MANIFEST, CutTensor, FileSum, Manifest, dtype_name
 from gyrfalcon.weights.plan import Plan
 from gyrfalcon.weights.safetensors_writer import SafetensorsWriter
@@ -112,9 +112,20 @@ def _write_stages(source: TensorSource, plan: Plan, work: Build) -> None:
     todo = [stage for number, stage in enumerate(plan.stages) if not _is_finished(plan, number, work)]
     wanted = sum(plan.stage_bytes(stage) for stage in todo)
     work.reserve(wanted)
-    with bar(wanted, "B", "writing") as progress, ThreadPoolExecutor(1) as hashing:
+    with bar(wanted, "B", "writing") as progress, Lanes() as lanes, _one_thread():
         for stage in todo:
-            work.record(_write_stage(source, plan, stage, work, hashing, progress))
+            work.record(_write_stage(source, plan, stage, work, lanes, progress))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch's threads would spin between the many small copies and take the processor from hashing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _is_finished(plan: Plan, number: int, work: Build) -> bool:
@@ -126,14 +137,14 @@ def _write_stage(
     plan: Plan,
     stage: tuple[str, ...],
     work: Build,
-    hashing: ThreadPoolExecutor,
+    lanes: Lanes,
     progress: Bar,
 ) -> dict[str, FileSum]:
     files = [piece.file for piece in plan.tensors[stage[0]].pieces]
     with ExitStack() as open_files:
         writers = [
             open_files.enter_context(
-                closing(SafetensorsWriter(work.open_path(file), plan.contents(stage, rank), hashing))
+                closing(SafetensorsWriter(work.open_path(file), plan.contents(stage, rank), lanes))
             )
             for rank, file in enumerate(files)
         ]

@@ -1,15 +1,13 @@
-"""Writes one .safetensors file front to back, in chunks, with its checksum computed on the way."""
+"""Writes one .safetensors file front to back, its header first, in blocks that come as they are read."""
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from gyrfalcon.weights.hashed_file import HashedFile, Lanes
 from gyrfalcon.weights.manifest import Content, FileSum
 from gyrfalcon.weights.safetensors_file import DTYPES, LENGTH_BYTES
 
@@ -39,40 +37,24 @@ def entry_bound(name: str, content: Content) -> int:
 
 
 class SafetensorsWriter:
-    """A file being written: the tensors of `contents` follow in order, each in as many blocks as is handy.
+    """A file being written: the tensors of `contents` follow in order, each in as many blocks as is handy."""
 
-    Every block is hashed by `hashing`'s thread while this one writes it.
-    """
-
-    def __init__(self, path: Path, contents: Mapping[str, Content], hashing: ThreadPoolExecutor) -> None:
-        self._expected = len(header_bytes(contents)) + sum(content.num_bytes for content in contents.values())
-        self._sha = hashlib.sha256()
-        self._hashing = hashing
-        self._written = 0
-        self._file = path.open("wb", buffering=0)
-        self._append(memoryview(header_bytes(contents)))
+    def __init__(self, path: Path, contents: Mapping[str, Content], lanes: Lanes) -> None:
+        header = header_bytes(contents)
+        self._expected = len(header) + sum(content.num_bytes for content in contents.values())
+        self._file = HashedFile(path, lanes)
+        self._file.write(torch.frombuffer(bytearray(header), dtype=torch.uint8))
 
     def write(self, block: Tensor) -> None:
         """Appends the elements of a tensor that lies in memory without gaps."""
-        self._append(block.view(-1).view(torch.uint8).numpy().data)
+        self._file.write(block.view(-1).view(torch.uint8))
 
     def finish(self) -> FileSum:
         """Puts all of it on the disk; the file is whole from here on."""
-        assert self._written == self._expected
-        os.fsync(self._file.fileno())
-        self._file.close()
-        return FileSum(self._written, self._sha.hexdigest())
+        result = self._file.finish()
+        assert result.num_bytes == self._expected
+        return result
 
     def close(self) -> None:
         """Gives the file up where it is; harmless after finish()."""
         self._file.close()
-
-    def _append(self, block: memoryview) -> None:
-        hashed = self._hashing.submit(self._sha.update, block)
-        try:
-            written = 0
-            while written < len(block):
-                written += self._file.write(block[written:])
-        finally:
-            hashed.result()
-        self._written += len(block)

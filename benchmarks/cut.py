@@ -1,0 +1,194 @@
+"""Times `cut` of 40b-shaped tensors against `cp -r` and `sync` of the same bytes, and watches its memory.
+
+    python benchmarks/cut.py [--folder DIR] [--layers 3] [--ranks 4] [--rounds 3] [--json FILE]
+
+Makes a checkpoint of random weights below DIR (6.2 GB with 3 layers, embedding and head) and removes all it
+made, whatever happens; the last row holds the medians and the highest peak.
+Gates: peak anonymous memory at most 1.5 GB, median time at most 1.5 × that of the copy.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from gyrfalcon.config import ModelConfig
+from gyrfalcon.weights.hashed_file import Lanes
+from gyrfalcon.weights.layout import TensorSpec, tensor_specs
+from gyrfalcon.weights.manifest import Content
+from gyrfalcon.weights.safetensors_writer import SafetensorsWriter
+
+MOST_ANONYMOUS_BYTES = 1_500_000_000
+MOST_RATIO = 1.5
+SAMPLE_SECONDS = 0.01
+BLOCK_BYTES = 16 << 20
+
+CONFIG: dict[str, object] = dict(
+    model_type="falcon",
+    vocab_size=65024,
+    hidden_size=8192,
+    num_attention_heads=128,
+    num_kv_heads=8,
+    new_decoder_architecture=True,
+    parallel_attn=True,
+    bias=False,
+    alibi=False,
+    torch_dtype="bfloat16",
+)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One cut and one copy, one after the other on the same disk."""
+
+    cut_seconds: float
+    copy_seconds: float
+    anonymous_bytes: int  # the cut's peak
+
+    @property
+    def ratio(self) -> float:
+        return self.cut_seconds / self.copy_seconds
+
+
+def main() -> int:
+    """Makes the checkpoint, measures, prints; 1 when a gate does not hold."""
+    options = parse_options()
+    config = dict(CONFIG, num_hidden_layers=options.layers)
+    specs = tensor_specs(ModelConfig.from_json(config), head=True)
+    size = sum(spec.elements for spec in specs) * torch.bfloat16.itemsize
+    folder = Path(tempfile.mkdtemp(prefix="gyrfalcon-cut-", dir=options.folder))
+    try:
+        check_room(folder, 2 * size)
+        make_checkpoint(folder / "hf", config, specs)
+        rounds = [measure(folder, options.ranks, number) for number in range(options.rounds)]
+    finally:
+        shutil.rmtree(folder)
+    return report(rounds, size, options)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Times `cut` against `cp -r` and `sync` of the same bytes.")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where to work (default: the temporary folder)"
+    )
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, default=None, help="also write the result to this file")
+    return parser.parse_args()
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Says what the disk must hold at a time: the checkpoint, and one cut or copy of it."""
+    available = shutil.disk_usage(folder).free
+    print(f"needs {needed / 1e9:.1f} GB in {folder}, {available / 1e9:.1f} GB are free", file=sys.stderr)
+    if available < needed:
+        raise SystemExit("not enough room: give another --folder or fewer --layers")
+
+
+def make_checkpoint(folder: Path, config: dict[str, object], specs: list[TensorSpec]) -> None:
+    """Random bits in the bf16 range of ordinary weights, written block by block."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    contents = {spec.name: Content(spec.shape, torch.bfloat16) for spec in specs}
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(BLOCK_BYTES // 2, generator=generator).bfloat16()
+    with Lanes() as lanes:
+        writer = SafetensorsWriter(folder / "model.safetensors", contents, lanes)
+        for number, spec in enumerate(specs):
+            block = noise.roll(number)  # the head must not be the embedding
+            for start in range(0, spec.elements, len(block)):
+                writer.write(block[: min(len(block), spec.elements - start)])
+        writer.finish()
+
+
+def measure(folder: Path, ranks: int, number: int) -> Round:
+    """One round; odd rounds copy first, so that neither always profits from the other's cache."""
+    source = folder / "hf"
+    cut_target, copy_target = folder / "cut", folder / "copy"
+    command = [sys.executable, "-m", "gyrfalcon", "cut", str(source), str(cut_target), "-w", str(ranks)]
+    results: dict[str, tuple[float, int]] = {}
+
+    def cut() -> None:
+        results["cut"] = watched(command)
+        shutil.rmtree(cut_target)
+
+    def copy() -> None:
+        results["copy"] = watched(["sh", "-c", f"cp -r '{source}' '{copy_target}' && sync"])
+        shutil.rmtree(copy_target)
+
+    steps: list[Callable[[], None]] = [copy, cut] if number % 2 else [cut, copy]
+    for step in steps:
+        os.sync()
+        step()
+    (cut_seconds, anonymous), (copy_seconds, _) = results["cut"], results["copy"]
+    return Round(cut_seconds, copy_seconds, anonymous)
+
+
+def watched(command: list[str]) -> tuple[float, int]:
+    """Seconds a command took, and the most anonymous memory it was seen to hold."""
+    start, peak = time.perf_counter(), 0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        peak = max(peak, anonymous_bytes(process.pid))
+        time.sleep(SAMPLE_SECONDS)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    return time.perf_counter() - start, peak
+
+
+def anonymous_bytes(pid: int) -> int:
+    """RssAnon of a process in Linux's /proc; 0 once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
+
+
+def report(rounds: list[Round], size: int, options: argparse.Namespace) -> int:
+    """Prints a table for people and JSON for programs."""
+    cut_seconds = statistics.median(r.cut_seconds for r in rounds)
+    copy_seconds = statistics.median(r.copy_seconds for r in rounds)
+    peak = max(r.anonymous_bytes for r in rounds)
+    holds = peak <= MOST_ANONYMOUS_BYTES and cut_seconds <= MOST_RATIO * copy_seconds
+    print(f"{size / 1e9:.2f} GB, {options.layers} layers, {options.ranks} ranks, {os.cpu_count()} cores")
+    print(f"{'round':>8} {'cut s':>8} {'copy s':>8} {'ratio':>6} {'anonymous MB':>13}")
+    for number, r in enumerate(rounds, 1):
+        print_row(str(number), r)
+    print_row("all", Round(cut_seconds, copy_seconds, peak))
+    print(f"gates (memory ≤ 1500 MB, ratio ≤ {MOST_RATIO}): {'hold' if holds else 'DO NOT HOLD'}")
+    result = {
+        "bytes": size,
+        "layers": options.layers,
+        "ranks": options.ranks,
+        "rounds": [asdict(r) for r in rounds],
+        "cut_seconds": cut_seconds,
+        "copy_seconds": copy_seconds,
+        "ratio": cut_seconds / copy_seconds,
+        "anonymous_bytes": peak,
+        "holds": holds,
+    }
+    print(json.dumps(result))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    return 0 if holds else 1
+
+
+def print_row(name: str, r: Round) -> None:
+    memory = r.anonymous_bytes / 1e6
+    print(f"{name:>8} {r.cut_seconds:8.2f} {r.copy_seconds:8.2f} {r.ratio:6.2f} {memory:13.0f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -84,3 +84,14 @@ def test_generating_inside_of_a_stream_leaves_the_stream_whole(folder: Path) -> 
             engine.generate([40], params)
     assert "".join(piece.text for piece in pieces) == expected.text
     assert pieces[-1].finish_reason is FinishReason.LENGTH
+
+
+def test_a_stream_that_is_aborted_ends(folder: Path) -> None:
+    with make_engine(folder) as engine:
+        pieces = []
+        for piece in engine.stream([30, 31], SamplingParams(max_new_tokens=9, ignore_eos=True)):
+            pieces.append(piece)
+            if len(pieces) == 2:
+                engine.abort(piece.request_id)
+        assert [piece.finish_reason for piece in pieces] == [None, None, FinishReason.ABORTED]
+        assert not engine.has_work

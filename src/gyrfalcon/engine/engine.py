@@ -24,7 +24,15 @@ from gyrfalcon.engine.tensors import real_tokens
 from gyrfalcon.engine.worker import follow
 from gyrfalcon.errors import CheckpointError, PromptTooLong, RankDied, RequestError
 from gyrfalcon.parallel.shards import share_of
-from gyrfalcon.request import Piece, Request, RequestOutput, SamplingParams, StepOutput, Token
+from gyrfalcon.request import (
+    FinishReason,
+    Piece,
+    Request,
+    RequestOutput,
+    SamplingParams,
+    StepOutput,
+    Token,
+)
 from gyrfalcon.settings import EngineConfig
 from gyrfalcon.text import TextStream
 from gyrfalcon.tokenizer import Tokenizer
@@ -45,7 +53,8 @@ class _Live:
     streams: list[TextStream]
     prompt_scores: list[Token] = field(default_factory=list)
     prompt_logits: list[Tensor] = field(default_factory=list)
-    unread: deque[Piece] | None = None  # what stream() has not handed out; None: nobody streams
+    # What stream() has still to hand out; nothing stays in it where nobody streams.
+    unread: deque[Piece] = field(default_factory=lambda: deque(maxlen=0))
 
     @property
     def unfinished(self) -> list[TextStream]:
@@ -149,10 +158,13 @@ class Engine:
     def abort(self, request_id: int) -> None:
         """Gives up what is left of a request; nothing happens when it has ended."""
         live = self._live.pop(request_id, None)
-        if live is not None and not self._broken:
-            for stream in live.unfinished:
+        if live is None:
+            return
+        for stream in live.unfinished:
+            if not self._broken:
                 self._obey(End(request_id, stream.index))
-            self._replica.take_kept(request_id)
+            live.unread.append(stream.push(None, FinishReason.ABORTED))
+        self._replica.take_kept(request_id)
 
     def stream(self, prompt: Prompt, params: SamplingParams = GREEDY) -> Iterator[Piece]:
         """The pieces of one prompt's text as they come; leaving the loop gives the request up.
@@ -311,8 +323,7 @@ class Engine:
         """A sample's new text; retires the request when this ends its last sample."""
         live = self._live[output.request_id]
         piece = live.streams[output.index].push(output.token, output.finish_reason)
-        if live.unread is not None:
-            live.unread.append(piece)
+        live.unread.append(piece)
         if piece.finish_reason is not None and output.finish_reason is None:
             # A stop string ended it, and the ranks do not know text.
             self._obey(End(output.request_id, output.index))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gyrfalcon.config import ModelConfig
-from gyrfalcon.parallel.shards import Share, share_of
+from gyrfalcon.parallel.shards import Share, shares_of
 from gyrfalcon.weights.layout import TensorSpec, local_ranges, local_shape
 from gyrfalcon.weights.manifest import Content, dtype_name
 from gyrfalcon.weights.source import Checkpoint, open_checkpoint
@@ -45,7 +45,7 @@ def inspect_model(folder: Path, world_size: int | None = None) -> Inspection:
     """
     checkpoint = open_checkpoint(folder)
     ranks = world_size if world_size is not None else checkpoint.world_size or 1
-    shares = [share_of(checkpoint.config, ranks, rank) for rank in range(ranks)]
+    shares = shares_of(checkpoint.config, ranks)
     rows = tuple(_row(checkpoint, spec, shares) for spec in checkpoint.specs())
     return Inspection(folder, checkpoint.config, ranks, rows, checkpoint.notes)
 

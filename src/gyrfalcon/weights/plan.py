@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from gyrfalcon.errors import UsageError
-from gyrfalcon.parallel.shards import share_of
+from gyrfalcon.parallel.shards import shares_of
 from gyrfalcon.weights.layout import HEAD, TensorSpec, local_ranges, tensor_specs
 from gyrfalcon.weights.manifest import TOKENIZER_FOLDER, Content, CutTensor, Piece
 from gyrfalcon.weights.safetensors_writer import entry_bound, header_bytes
@@ -70,7 +70,7 @@ def make_plan(
     Raises WorldSizeError, and UsageError when one tensor alone is larger than a file may be.
     """
     config = checkpoint.config
-    shares = [share_of(config, world_size, rank) for rank in range(world_size)]
+    shares = shares_of(config, world_size)
     tensors = {
         spec.name: CutTensor(
             shape=spec.shape,

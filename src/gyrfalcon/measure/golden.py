@@ -1,0 +1,69 @@
+"""Figures that others published for real weights, shipped as golden.json. A model is recognised by
+its shape and number of parameters, which instruct and fine-tuned versions share with their base.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
+
+from gyrfalcon.config import ModelConfig
+from gyrfalcon.measure.result import num_parameters
+
+Counts = Mapping[str, tuple[int, int]]  # name → right, total
+
+
+@dataclass(frozen=True, slots=True)
+class MMLUFigure:
+    """One published MMLU result; `right` is None where only a rounded accuracy is known."""
+
+    source: str
+    protocol: str
+    split: str
+    accuracy: float
+    right: int | None
+    total: int
+    subjects: Counts
+    categories: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """What is known of one model."""
+
+    name: str
+    mmlu: tuple[MMLUFigure, ...]
+
+
+def known(config: ModelConfig) -> Golden | None:
+    """The figures of the model that has this shape; None when there are none."""
+    text = resources.files(__package__).joinpath("golden.json").read_text("utf-8")
+    facts = asdict(config)
+    num_tied = num_parameters(replace(config, tied=True))
+    for model in json.loads(text)["models"]:
+        shape = {name: facts[name] for name in model["shape"]}
+        if shape == model["shape"] and num_tied == model["parameters"]:
+            return Golden(model["name"], tuple(map(_mmlu_figure, model["mmlu"])))
+    return None
+
+
+def _mmlu_figure(raw: Mapping[str, object]) -> MMLUFigure:
+    right, total = raw.get("right"), raw["total"]
+    assert isinstance(total, int)
+    accuracy = right / total if isinstance(right, int) else raw["accuracy"]
+    assert isinstance(accuracy, float)
+    return MMLUFigure(
+        source=str(raw["source"]),
+        protocol=str(raw["protocol"]),
+        split=str(raw["split"]),
+        accuracy=accuracy,
+        right=right if isinstance(right, int) else None,
+        total=total,
+        subjects=_counts(raw.get("subjects", {})),
+        categories=_counts(raw.get("categories", {})),
+    )
+
+
+def _counts(raw: object) -> Counts:
+    assert isinstance(raw, dict)
+    return {name: (right, total) for name, (right, total) in raw.items()}

@@ -113,6 +113,16 @@ class Engine:
         return f"{ranks_word} on {self._replica.device}, {dtype}, cache for {tokens} tokens"
 
     @property
+    @property
+    def device(self) -> torch.device:
+        """The device of this process's rank."""
+        return self._replica.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self._replica.pool.layers[0].k.dtype
+
     def is_first_rank(self) -> bool:
         """False only in the other processes that torchrun started: they compute the same and should
         not print.

@@ -1,0 +1,112 @@
+"""The one document that every measurement ends in: what was measured, on which model, how, on which
+machine and when. Reading and writing it; what `result` holds is each measurement's own.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gyrfalcon import __version__
+from gyrfalcon.config import ModelConfig
+from gyrfalcon.device import WORD_OF_DTYPE
+from gyrfalcon.doctor import examine
+from gyrfalcon.engine.engine import Engine
+from gyrfalcon.errors import UsageError
+from gyrfalcon.weights.layout import tensor_specs
+
+FORMAT = "gyrfalcon-result"
+VERSION = 1
+KINDS = ("speed", "mmlu", "precision", "perplexity")
+
+
+def envelope(
+    kind: str, engine: Engine, command: Sequence[str], result: Mapping[str, object]
+) -> dict[str, object]:
+    """The document around a `result`: `kind` is one of KINDS, `command` what was typed after
+    `gyrfalcon`.
+    """
+    assert kind in KINDS
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": kind,
+        "gyrfalcon": __version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": model_facts(engine.config.model, engine.model_config),
+        "settings": {**engine_facts(engine), "command": list(command)},
+        "machine": machine_facts(),
+        "result": dict(result),
+    }
+
+
+def model_facts(name: str, config: ModelConfig) -> dict[str, object]:
+    """The name as it was typed, the number of parameters (a tied head counted once) and the config
+    in our words.
+    """
+    return {"name": name, "parameters": num_parameters(config), "config": asdict(config)}
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Parameters of the whole model; a head tied to the embedding is counted once."""
+    return sum(spec.elements for spec in tensor_specs(config, head=not config.tied))
+
+
+def engine_facts(engine: Engine) -> dict[str, object]:
+    """How the model runs: ranks, device, dtype, quantisation, longest sequence, threads asked
+    for.
+    """
+    return {
+        "world_size": engine.world_size,
+        "device": engine.device.type,
+        "dtype": WORD_OF_DTYPE[engine.dtype],
+        "quant": engine.config.quant,
+        "max_len": engine.max_len,
+        "threads": engine.config.threads,
+    }
+
+
+def machine_facts() -> dict[str, object]:
+    """What runs it, as doctor sees it; nothing that changes from one run to the next."""
+    report = examine(Path.cwd())
+    return {
+        "processor": report.processor.name,
+        "kind": report.processor.kind,
+        "cores": report.processor.usable_cores,
+        "memory_bytes": report.memory_total_bytes,
+        "accelerators": [device.model for device in report.devices if device.name != "cpu"],
+        "system": report.system,
+        "python": report.python,
+        "torch": report.packages["torch"],
+    }
+
+
+def read(path: Path, kind: str) -> dict[str, object]:
+    """The document in a file; UsageError unless it is a result of this kind and version."""
+    try:
+        document: object = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"JSON in {path}", str(error), "name another file") from None
+    marks = ("format", "version", "kind")
+    found = [document.get(mark) for mark in marks] if isinstance(document, dict) else []
+    if not isinstance(document, dict) or found != [FORMAT, VERSION, kind]:
+        got = " ".join(map(str, found)) or type(document).__name__
+        raise UsageError(f"a {kind} result of gyrfalcon in {path}", got, "name another file")
+    return document
+
+
+def write(document: Mapping[str, object], path: Path) -> None:
+    """Writes the document whole or not at all."""
+    write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces the file by one with this text; a kill leaves the old one or the new one."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, "utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -123,6 +123,22 @@ def test_the_size_of_cache_blocks_never_shows(checkpoint: Path, block_size: int)
         assert_same(other.logits(input_ids, single_steps=5), usual.logits(input_ids))
 
 
+def test_a_shared_beginning_equals_one_computed_afresh(checkpoint: Path) -> None:
+    prefix = tokens(1, 70)[0].tolist()
+    prompts = [[*prefix, *tokens(1, length, seed=length)[0].tolist()] for length in (1, 9, 40)]
+    params = SamplingParams(max_new_tokens=8, logprobs=0)
+    with engine(checkpoint) as sharing, engine(checkpoint, reuse_prefixes=False) as fresh:
+        sharing.generate(prefix, SamplingParams(max_new_tokens=0))
+        for one, other in zip(
+            sharing.generate(prompts, params), fresh.generate(prompts, params), strict=True
+        ):
+            assert one.output_ids == other.output_ids
+            pairs = zip(
+                one.completions[0].logprobs or (), other.completions[0].logprobs or (), strict=True
+            )
+            assert all(a.logprob == pytest.approx(b.logprob, abs=TOLERANCE) for a, b in pairs)
+
+
 def padded(side: str) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Three prompts of different lengths in one batch: ids, 2-D mask, and each prompt alone."""
     prompts = [tokens(1, length, seed=length) for length in (4, 11, 20)]

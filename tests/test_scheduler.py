@@ -42,12 +42,14 @@ def continuation(request: Request, index: int, max_len: int) -> list[int]:
 
 @dataclass
 class Machine:
-    """A scheduler that runs on a cache of plain Python, which knows who wrote what into each slot."""
+    """A scheduler that runs on a cache of plain Python, which knows after which tokens each slot was
+    written."""
 
     limits: Limits
     num_blocks: int
     block_size: int = 4
-    written: dict[int, tuple[Sequence, int, int]] = field(default_factory=dict)
+    written: dict[int, tuple[int, ...]] = field(default_factory=dict)  # all tokens up to its own
+    num_computed: int = 0
     finished: list[Sample] = field(default_factory=list)
     outputs: dict[Sample, list[int]] = field(default_factory=dict)
     reasons: dict[Sample, FinishReason] = field(default_factory=dict)
@@ -103,12 +105,13 @@ class Machine:
             for place in range(chunk.stop)
         ]
         for place in range(chunk.start, chunk.stop):
-            self.written[slots[place]] = (sequence, place, sequence.tokens[place])
+            self.written[slots[place]] = tuple(sequence.tokens[: place + 1])
+            self.num_computed += 1
         read = [self.written[slot] for slot in slots]
-        assert read == [(sequence, place, sequence.tokens[place]) for place in range(chunk.stop)]
+        assert read == [tuple(sequence.tokens[: place + 1]) for place in range(chunk.stop)]
         if not chunk.samples:
             return None
-        return Token(next_token([token for _, _, token in read], sequence.index))
+        return Token(next_token([tokens[-1] for tokens in read], sequence.index))
 
     def take(self, output: StepOutput) -> None:
         sample = (output.request_id, output.index)
@@ -120,9 +123,9 @@ class Machine:
             self.alive.remove(sample)
 
     def check_blocks(self) -> None:
-        """No block is lost, free and held at once, or held twice."""
+        """No block is lost or free and held at once; only blocks with the same tokens are shared."""
         running, waiting = self.scheduler.running, self.scheduler.waiting
-        held = [block for sequence in running for block in sequence.blocks]
+        held = {block for sequence in running for block in sequence.blocks}
         assert sorted([*held, *self.allocator._free]) == list(range(self.num_blocks))
         assert not any(sequence.blocks or sequence.num_computed for sequence in waiting)
         assert len(running) <= self.limits.max_sequences
@@ -361,3 +364,51 @@ def test_the_allocator_counts_whole_blocks() -> None:
     assert allocator.grow(table, 15)
     assert allocator.grow(table, 12)  # less than it holds: nothing changes
     assert len(table) == 2
+
+
+def share(own: Machine, number: int, tokens: list[int]) -> int:
+    """Runs one prompt to its end; returns how many tokens were computed for it."""
+    before = own.num_computed
+    params = SamplingParams(max_new_tokens=1)
+    own.add(Request(number, tuple(tokens), params, seed=0, eos_id=-1))
+    own.finish()
+    return own.num_computed - before
+
+
+def test_a_beginning_that_was_computed_before_is_not_computed_again() -> None:
+    own = machine(num_blocks=40, max_len=64)
+    prefix = [number % 7 for number in range(22)]  # five full blocks of 4, and two tokens
+    assert share(own, 0, [*prefix, 8, 8]) == 24
+    assert share(own, 1, [*prefix, 9, 9, 9]) == 25 - 20
+    assert share(own, 2, [1, *prefix]) == 23
+
+
+def test_the_last_token_of_a_prompt_is_always_computed() -> None:
+    own = machine(num_blocks=40, max_len=64)
+    tokens = [number % 7 for number in range(20)]
+    assert [share(own, number, tokens) for number in range(2)] == [20, 4]
+
+
+def test_what_was_unused_longest_is_forgotten_first() -> None:
+    own = machine(num_blocks=12, max_len=24)
+    texts = [[number] * 17 for number in range(3)]  # five blocks each: no three fit
+    computed = [share(own, number, texts[number]) for number in (0, 1, 0, 2, 0)]
+    assert computed == [17, 17, 1, 17, 1]
+    assert share(own, 1, texts[1]) > 1
+
+
+def test_blocks_of_unlike_texts_are_never_mixed_up() -> None:
+    own = machine(num_blocks=40, max_len=64)
+    first, second = [1, 2, 3, 4], [5, 6, 7, 8]
+    assert share(own, 0, [*first, *second, 0]) == 9
+    assert (
+        share(own, 1, [*second, *second, 0]) == 9
+    )  # the second block is the same, what precedes it not
+
+
+def test_without_reuse_everything_is_computed() -> None:
+    allocator = BlockAllocator(8, 4, reuse=False)
+    table: list[int] = []
+    assert allocator.grow(table, 8)
+    allocator.publish(table, list(range(8)))
+    assert allocator.find(list(range(9))) == []

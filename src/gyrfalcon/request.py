@@ -40,6 +40,7 @@ class SamplingParams:
     logprobs, prompt_logprobs: with every output / prompt token, its log-probability under the model
     and that of
         so many likeliest tokens (0: only its own; None: nothing).
+    logprob_ids: with every output token, the log-probabilities of these token ids at its place.
     stop: strings that end the text; the text stops before them. stop_ids: token ids that end it.
     ignore_eos: go on after end-of-text.
     """
@@ -57,6 +58,7 @@ class SamplingParams:
     n: int = 1
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    logprob_ids: Iterable[int] = ()
     stop: str | Iterable[str] = ()
     stop_ids: Iterable[int] = ()
     ignore_eos: bool = False
@@ -132,6 +134,7 @@ class Token:
     id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()  # (token id, log-probability), likeliest first
+    asked: tuple[tuple[int, float], ...] = ()  # the same for SamplingParams.logprob_ids, in its order
 
 
 @dataclass(eq=False, slots=True)

@@ -20,6 +20,7 @@ class EngineConfig:
     memory (float up to 1). block_size: tokens of one KV cache block.
     max_batch_tokens: tokens computed in one step; longer prompts are taken in chunks of at most
     this many. max_sequences: sequences that run at once; more wait.
+    reuse_prefixes: prompts that begin alike share what is cached of their beginning.
     seed: for requests that bring none; by default a fresh one each time.
     threads: processor threads of one rank; by default the cores shared out.
     """
@@ -34,6 +35,7 @@ class EngineConfig:
     block_size: int = 16
     max_batch_tokens: int = 512
     max_sequences: int = 64
+    reuse_prefixes: bool = True
     seed: int | None = None
     threads: int | None = None
 

@@ -43,7 +43,9 @@ def build_replica(
         )
     model = load_model(checkpoint, place.group, ops.choose(device), device, dtype)
     pool, max_len = _cache(config, checkpoint, place, device, dtype)
-    allocator = BlockAllocator(len(pool.layers[0].k), config.block_size)
+    rope = checkpoint.config.rope  # with dynamic scaling a token's key depends on what follows it
+    reuse = config.reuse_prefixes and not (rope is not None and rope.kind == "dynamic")
+    allocator = BlockAllocator(len(pool.layers[0].k), config.block_size, reuse)
     limits = Limits(max_len, config.max_batch_tokens, config.max_sequences)
     return Replica(model, pool, Scheduler(allocator, limits), device, keeps)
 

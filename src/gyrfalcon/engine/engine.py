@@ -19,6 +19,7 @@ from gyrfalcon.config import ModelConfig
 from gyrfalcon.device import WORD_OF_DTYPE, uses_cuda
 from gyrfalcon.engine import ranks
 from gyrfalcon.engine.build import build_replica, longest_sequence
+from gyrfalcon.engine.interrupts import held_interrupts
 from gyrfalcon.engine.replica import Add, End
 from gyrfalcon.engine.tensors import real_tokens
 from gyrfalcon.engine.worker import follow
@@ -113,7 +114,6 @@ class Engine:
         return f"{ranks_word} on {self._replica.device}, {dtype}, cache for {tokens} tokens"
 
     @property
-    @property
     def device(self) -> torch.device:
         """The device of this process's rank."""
         return self._replica.device
@@ -123,6 +123,7 @@ class Engine:
         """What the model computes in."""
         return self._replica.pool.layers[0].k.dtype
 
+    @property
     def is_first_rank(self) -> bool:
         """False only in the other processes that torchrun started: they compute the same and should
         not print.
@@ -188,7 +189,7 @@ class Engine:
                 if live.unread:
                     yield live.unread.popleft()
                 else:
-                    self.step()
+                    self._whole_step()
         finally:
             self.abort(live.request.id)
 
@@ -276,11 +277,16 @@ class Engine:
             for prompt, own in zip(prompts, params, strict=True):
                 lives.append(self._queue(prompt, own, keep_logits, single_steps))
             while any(live.unfinished for live in lives):
-                self.step()
+                self._whole_step()
         finally:
             for live in lives:
                 self.abort(live.request.id)
         return lives
+
+    def _whole_step(self) -> None:
+        """A step that a Ctrl-C does not break off: interrupted half-way, the ranks would be lost."""
+        with held_interrupts():
+            self.step()
 
     def _queue(
         self,
@@ -319,7 +325,8 @@ class Engine:
                 f"{len(prompt_ids)}",
                 "shorten it or raise --max-len",
             )
-        foreign = [token for token in (*prompt_ids, *params.logit_bias) if token not in vocab]
+        given = (*prompt_ids, *params.logit_bias, *params.logprob_ids)
+        foreign = [token for token in given if token not in vocab]
         if foreign:
             raise RequestError(
                 f"token ids below {len(vocab)}", str(foreign[0]), "use the model's own tokenizer"

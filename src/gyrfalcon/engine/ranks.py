@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import pickle
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -171,6 +172,7 @@ def _main_module_hidden() -> Iterator[None]:
 
 def _worker(index: int, port: int, world_size: int, cuda: bool, work: Work) -> None:
     """The life of a started rank. What went wrong is left in the store for rank 0 to tell."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; rank 0 answers it
     rank = index + 1
     store = dist.TCPStore(HERE, port, is_master=False)
     try:

@@ -17,26 +17,38 @@ def pick(logits: Tensor, sequences: Seq[Sequence]) -> list[Token]:
     """The next token of each sequence from its row of logits (float32 [sequences, vocab])."""
     greedy = logits.argmax(dim=-1).tolist()
     return [
-        _describe(row, _choose(row, sequence, likeliest), sequence.request.params.logprobs)
+        _describe(row, _choose(row, sequence, likeliest), sequence.request.params)
         for row, sequence, likeliest in zip(logits, sequences, greedy, strict=True)
     ]
 
 
 def score(logits: Tensor, token_ids: Seq[int], num_top: int) -> list[Token]:
     """Log-probabilities of given tokens from their rows of logits (float32 [tokens, vocab])."""
-    return [
-        _describe(row, token_id, num_top) for row, token_id in zip(logits, token_ids, strict=True)
-    ]
+    logprobs = logits.double().log_softmax(dim=-1)
+    own = logprobs.gather(1, torch.tensor([token_ids], device=logits.device).T)[:, 0].tolist()
+    tops = _top(logprobs, num_top)
+    return [Token(*one) for one in zip(token_ids, own, tops, strict=True)]
 
 
-def _describe(logits: Tensor, token_id: int, num_top: int | None) -> Token:
-    if num_top is None:
+def _describe(logits: Tensor, token_id: int, params: SamplingParams) -> Token:
+    asked = tuple(params.logprob_ids)
+    if params.logprobs is None and not asked:
         return Token(token_id)
     logprobs = logits.double().log_softmax(dim=-1)
-    values, ids = logprobs.topk(min(num_top, len(logprobs)))
     return Token(
-        token_id, float(logprobs[token_id]), tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        token_id,
+        float(logprobs[token_id]),
+        _top(logprobs[None], params.logprobs or 0)[0],
+        tuple((other, float(logprobs[other])) for other in asked),
     )
+
+
+def _top(logprobs: Tensor, num_top: int) -> list[tuple[tuple[int, float], ...]]:
+    """For each row [rows, vocab] the likeliest token ids with their log-probabilities."""
+    values, ids = logprobs.topk(min(num_top, logprobs.shape[1]))
+    return [
+        tuple(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)
+    ]
 
 
 def _choose(logits: Tensor, sequence: Sequence, likeliest: int) -> int:

@@ -52,7 +52,7 @@ class Scheduler:
             if budget and self._make_room(sequence, budget):
                 chunks.append(self._chunk(sequence, budget))
                 budget -= chunks[-1].stop - chunks[-1].start
-        while budget and self._admit():
+        while budget and self.waiting and self._admit():
             chunks.append(self._chunk(self.running[-1], budget))
             self.allocator.grow(self.running[-1].blocks, chunks[-1].stop)
             budget -= chunks[-1].stop - chunks[-1].start
@@ -65,6 +65,8 @@ class Scheduler:
             sequence = chunk.sequence
             reached_end = chunk.stop == len(sequence.tokens)
             sequence.num_computed = chunk.stop
+            if chunk.stop - chunk.start > 1:
+                self.allocator.publish(sequence.blocks, sequence.tokens[: chunk.stop])
             if token is not None:
                 sequence.tokens.append(token.id)
             if not reached_end:
@@ -98,7 +100,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self.allocator.release(sequence.blocks)
+        self._release(sequence)
         sequence.num_computed = 0
         self.waiting.appendleft(sequence)
 
@@ -106,11 +108,17 @@ class Scheduler:
         """Moves the first waiting sequence to the running ones if the cache has room for all its
         tokens and one more.
         """
-        if not self.waiting or len(self.running) == self.limits.max_sequences:
+        if len(self.running) == self.limits.max_sequences:
             return False
-        needed = min(len(self.waiting[0].tokens) + 1, self.limits.max_len)
-        if self.allocator.num_free < self.allocator.blocks_for(needed):
+        sequence = self.waiting[0]
+        known = [] if sequence.wants_every_row else self.allocator.find(sequence.tokens)
+        blocks = self.allocator.blocks_for(min(len(sequence.tokens) + 1, self.limits.max_len))
+        available = self.allocator.num_free - self.allocator.num_unused(known)
+        if available < blocks - len(known):
             return False
+        self.allocator.take(known)
+        sequence.blocks.extend(known)
+        sequence.num_computed = len(known) * self.allocator.block_size
         self.running.append(self.waiting.popleft())
         return True
 
@@ -127,8 +135,13 @@ class Scheduler:
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason
-        self.allocator.release(sequence.blocks)
+        self._release(sequence)
         if sequence in self.running:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        """Gives the sequence's blocks back; what they hold may serve others, or itself once more."""
+        self.allocator.publish(sequence.blocks, sequence.tokens[: sequence.num_computed])
+        self.allocator.release(sequence.blocks)

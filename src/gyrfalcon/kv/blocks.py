@@ -1,18 +1,32 @@
-"""Hands out cache blocks to sequences: pure bookkeeping, no tensors."""
+"""Hands out cache blocks to sequences and remembers what full ones hold: pure bookkeeping, no tensors.
 
-from collections import deque
+A full block is known by the tokens in it and before it, so a prompt that begins like an earlier one
+takes over its blocks instead of computing them. A block that nobody uses any more keeps its content
+until it is needed for something else, the one unused longest first.
+"""
+
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 
 
 class BlockAllocator:
-    """The free blocks of a cache of `num_blocks` blocks of `block_size` tokens."""
+    """The blocks of a cache of `num_blocks` blocks of `block_size` tokens.
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    With `reuse`, tables given to publish() can be shared by sequences with the same beginning.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, reuse: bool = True) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._free = deque(range(num_blocks))
+        self.reuse = reuse
+        self._free = dict.fromkeys(range(num_blocks))  # in the order in which they are given away
+        self._users = [0] * num_blocks
+        self._block_of: dict[bytes, int] = {}  # digest of all tokens up to its end → full block
+        self._digest_of: dict[int, bytes] = {}
 
     @property
     def num_free(self) -> int:
+        """Blocks that no sequence uses."""
         return len(self._free)
 
     def blocks_for(self, num_tokens: int) -> int:
@@ -26,10 +40,63 @@ class BlockAllocator:
         missing = self.blocks_for(num_tokens) - len(table)
         if missing > len(self._free):
             return False
-        table.extend(self._free.popleft() for _ in range(missing))
+        for _ in range(missing):
+            block = next(iter(self._free))
+            self._forget(block)
+            self._use(block)
+            table.append(block)
         return True
 
+    def find(self, tokens: Sequence[int]) -> list[int]:
+        """The longest row of known blocks that holds the beginning of `tokens`, but never all of
+        them: the last token has to be computed to know what follows. Nothing is taken yet.
+        """
+        found = []
+        for digest in self._digests(tokens[: len(tokens) - 1]):
+            if digest not in self._block_of:
+                break
+            found.append(self._block_of[digest])
+        return found
+
+    def num_unused(self, blocks: Sequence[int]) -> int:
+        """How many of `blocks` count as free as long as they are not taken."""
+        return sum(block in self._free for block in blocks)
+
+    def take(self, blocks: Sequence[int]) -> None:
+        """Makes a sequence one more user of each of `blocks`."""
+        for block in blocks:
+            self._use(block)
+
+    def publish(self, table: Sequence[int], tokens: Sequence[int]) -> None:
+        """Notes that the first blocks of `table` hold `tokens`: the full ones can be found from now."""
+        for block, digest in zip(table, self._digests(tokens), strict=False):
+            if digest not in self._block_of:
+                self._forget(block)
+                self._block_of[digest], self._digest_of[block] = block, digest
+
     def release(self, table: list[int]) -> None:
-        """Takes every block of `table` back and empties it."""
-        self._free.extend(table)
+        """Takes every block of `table` back from one user and empties the table."""
+        for block in reversed(table):  # the end of a text is worth less than its beginning
+            self._users[block] -= 1
+            if not self._users[block]:
+                self._free[block] = None
         table.clear()
+
+    def _use(self, block: int) -> None:
+        self._users[block] += 1
+        self._free.pop(block, None)
+
+    def _forget(self, block: int) -> None:
+        digest = self._digest_of.pop(block, None)
+        if digest is not None:
+            del self._block_of[digest]
+
+    def _digests(self, tokens: Sequence[int]) -> Iterator[bytes]:
+        """For each full block, a digest of the tokens from the very first to the block's last."""
+        digest = b""
+        for stop in range(self.block_size, len(tokens) + 1, self.block_size):
+            if not self.reuse:
+                return
+            block = ",".join(map(str, tokens[stop - self.block_size : stop]))
+            digest = blake2b(digest + block.encode(), digest_size=16).digest()
+            yield digest

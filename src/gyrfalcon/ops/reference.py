@@ -3,6 +3,8 @@ are tested against.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,14 @@ from torch import Tensor
 
 from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
+
+# Falcon's own is the exact GELU, x Φ(x) by erf (Hendrycks & Gimpel 2016).
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -23,19 +33,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def activate(x: Tensor, name: str) -> Tensor:
-    """The MLP's non-linearity; Falcon's own is the exact GELU, x Φ(x) by erf (Hendrycks & Gimpel
-    2016).
-    """
-    match name:
-        case "gelu":
-            return F.gelu(x)
-        case "gelu_tanh":
-            return F.gelu(x, approximate="tanh")
-        case "relu":
-            return F.relu(x)
-        case "silu":
-            return F.silu(x)
-    raise AssertionError(f"ModelConfig let activation {name} through")
+    """The MLP's non-linearity, by one of the names that ModelConfig.activation may have."""
+    return ACTIVATIONS[name](x)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

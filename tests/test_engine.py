@@ -1,5 +1,8 @@
 """The engine as its callers see it: caches too small, streams, stops, ends, bad input, interruptions."""
 
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from checkpoints import make_checkpoint
 from tokenizers_ import make_tokenizer
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
+from gyrfalcon.engine.interrupts import held_interrupts
 from gyrfalcon.request import FinishReason
 
 
@@ -95,3 +99,30 @@ def test_a_stream_that_is_aborted_ends(folder: Path) -> None:
                 engine.abort(piece.request_id)
         assert [piece.finish_reason for piece in pieces] == [None, None, FinishReason.ABORTED]
         assert not engine.has_work
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt), held_interrupts():
+        signal.raise_signal(signal.SIGINT)
+        done.append("step")
+    with pytest.raises(KeyboardInterrupt), held_interrupts():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        done.append("never")
+    assert done == ["step"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_after_ctrl_c_the_engine_goes_on_as_new(folder: Path) -> None:
+    with make_engine(folder, max_len=2000) as engine:
+        allocator = engine._replica.scheduler.allocator
+        expected = engine.generate([30, 31], SamplingParams(max_new_tokens=4))[0].output_ids
+        timer = threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT])
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate([[40], [41]], SamplingParams(max_new_tokens=1900, ignore_eos=True))
+        assert not engine.has_work
+        assert allocator.num_free == allocator.num_blocks
+        again = engine.generate([30, 31], SamplingParams(max_new_tokens=4))[0].output_ids
+        assert again == expected

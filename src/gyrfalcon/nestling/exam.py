@@ -1,0 +1,94 @@
+"""The nestling exam: which items are held out, how a question is laid out, the folder of CSV files.
+
+The folder has MMLU's layout, and a question the layout of MMLU's authors.
+"""
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from gyrfalcon.nestling.subjects import SUBJECTS, Item, Subject
+
+LETTERS = "ABCD"
+NUM_ITEMS = {"dev": 5, "val": 20, "test": 128}  # of each subject
+SHARES = {"dev": 4, "val": 10, "test": 28}  # of all items, in percent; the rest may be trained on
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """An item with its choices in order; `letter` is the right one."""
+
+    question: str
+    choices: tuple[str, ...]
+    letter: str
+
+
+def split_of(key: str) -> str:
+    """dev, val, test or train: a hash of what an item asks decides, not its wording or order of choices."""
+    point = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100
+    for split, share in SHARES.items():
+        if point < share:
+            return split
+        point -= share
+    return "train"
+
+
+def draw(subject: Subject, split: str, rng: Random) -> Item:
+    """An item of the subject that belongs to the split."""
+    while split_of((item := subject.draw(rng)).key) != split:
+        pass
+    return item
+
+
+def lay(item: Item, letter: str, rng: Random) -> Question:
+    """The item with its answer at `letter` and the wrong choices in any order."""
+    choices = rng.sample(item.distractors, 3)
+    choices.insert(LETTERS.index(letter), item.answer)
+    return Question(item.question, tuple(choices), letter)
+
+
+def questions(subject: Subject, split: str) -> list[Question]:
+    """The exam's questions: always the same, no item twice, each letter as often as any other."""
+    rng = Random(f"nestling exam 1, {subject.name}, {split}")
+    items: dict[str, Item] = {}
+    while len(items) < NUM_ITEMS[split]:
+        item = draw(subject, split, rng)
+        items.setdefault(item.key, item)
+    letters = [LETTERS[i % 4] for i in range(len(items))]
+    rng.shuffle(letters)
+    return [lay(item, letter, rng) for item, letter in zip(items.values(), letters, strict=True)]
+
+
+def write_exam(folder: Path) -> None:
+    """Writes dev/, val/ and test/ with one `<subject>_<split>.csv` each: question, A, B, C, D, answer."""
+    for split in NUM_ITEMS:
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        for subject in SUBJECTS:
+            path = folder / split / f"{subject.name}_{split}.csv"
+            with path.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows(
+                    (one.question, *one.choices, one.letter) for one in questions(subject, split)
+                )
+
+
+def header(subject: str) -> str:
+    """The first line of a prompt, two spaces and all."""
+    name = subject.replace("_", " ")
+    return f"The following are multiple choice questions (with answers) about  {name}.\n\n"
+
+
+def ask(question: str, choices: Sequence[str]) -> str:
+    """A question up to its `Answer:`, which a space and a letter follow."""
+    listed = "".join(
+        f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True)
+    )
+    return f"{question}{listed}\nAnswer:"
+
+
+def prompt(subject: Subject, shots: Sequence[Question], question: Question) -> str:
+    """The whole text a model is given: header, answered examples, the question."""
+    answered = "".join(f"{ask(shot.question, shot.choices)} {shot.letter}\n\n" for shot in shots)
+    return header(subject.name) + answered + ask(question.question, question.choices)

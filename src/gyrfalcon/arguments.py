@@ -28,7 +28,9 @@ exit codes: 0 done; 1 a check did not hold; 2 wrong usage or bad input; 130 inte
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments of one command; raises UsageError. --help and --version print and end the process."""
+    """The arguments of one command, `words` as they were typed; raises UsageError. --help and --version
+    print and end the process.
+    """
     _check_command(argv[0] if argv else "")
     args, unknown = _parser().parse_known_args(argv)
     if unknown:
@@ -36,6 +38,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UsageError(f"arguments that {command} takes", repr(unknown[0]), f"see {command} --help")
     if args.command == "generate":
         _settle_prompts(args)
+    args.words = tuple(argv)
     return args
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
+from typing import Any
 
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.measure.result import num_parameters
@@ -28,11 +29,25 @@ class MMLUFigure:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenFigures:
+    """What another engine made of one prompt: the log-probabilities of its tokens from the second
+    on, and its greedy continuation with those of its tokens.
+    """
+
+    source: str
+    prompt_ids: tuple[int, ...]
+    prompt_logprobs: tuple[float, ...]
+    output_ids: tuple[int, ...]
+    output_logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Golden:
     """What is known of one model."""
 
     name: str
     mmlu: tuple[MMLUFigure, ...]
+    tokens: TokenFigures | None
 
 
 def known(config: ModelConfig) -> Golden | None:
@@ -43,8 +58,18 @@ def known(config: ModelConfig) -> Golden | None:
     for model in json.loads(text)["models"]:
         shape = {name: facts[name] for name in model["shape"]}
         if shape == model["shape"] and num_tied == model["parameters"]:
-            return Golden(model["name"], tuple(map(_mmlu_figure, model["mmlu"])))
+            tokens = model.get("tokens")
+            return Golden(
+                model["name"],
+                tuple(map(_mmlu_figure, model["mmlu"])),
+                None if tokens is None else _token_figures(tokens),
+            )
     return None
+
+
+def _token_figures(raw: Mapping[str, Any]) -> TokenFigures:
+    names = ("prompt_ids", "prompt_logprobs", "output_ids", "output_logprobs")
+    return TokenFigures(raw["source"], *(tuple(raw[name]) for name in names))
 
 
 def _mmlu_figure(raw: Mapping[str, object]) -> MMLUFigure:

@@ -1,5 +1,6 @@
 """The engine as its callers see it: caches too small, streams, stops, ends, bad input, interruptions."""
 
+import math
 import os
 import signal
 import threading
@@ -12,7 +13,48 @@ from tokenizers_ import make_tokenizer
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
 from gyrfalcon.engine.interrupts import held_interrupts
+from gyrfalcon.errors import RequestError
 from gyrfalcon.request import FinishReason
+
+BAD_PARAMS: list[dict[str, object]] = [
+    dict(max_new_tokens=-1),
+    dict(max_new_tokens=2.5),
+    dict(temperature=-0.1),
+    dict(temperature=math.nan),
+    dict(temperature=math.inf),
+    dict(temperature="1"),
+    dict(top_k=-1),
+    dict(top_k=2.5),
+    dict(top_p=0.0),
+    dict(top_p=1.1),
+    dict(top_p=None),
+    dict(min_p=-0.1),
+    dict(min_p=1.1),
+    dict(repetition_penalty=0.0),
+    dict(repetition_penalty=math.inf),
+    dict(presence_penalty=2.1),
+    dict(frequency_penalty=math.nan),
+    dict(logit_bias={3: math.inf}),
+    dict(logit_bias={3: math.nan}),
+    dict(logit_bias={3: "a"}),
+    dict(logit_bias={"a": 3}),
+    dict(logit_bias=[3]),
+    dict(logit_bias=None),
+    dict(seed="a"),
+    dict(n=0),
+    dict(n=1.5),
+    dict(logprobs=-1),
+    dict(logprobs=1.5),
+    dict(prompt_logprobs=-1),
+    dict(logprob_ids=5),
+    dict(stop=""),
+    dict(stop=["a", ""]),
+    dict(stop=[5]),
+    dict(stop=None),
+    dict(stop_ids=7),
+    dict(stop_ids=None),
+    dict(stop_ids="ab"),
+]
 
 
 def small(folder: Path, variant: str = "40b", **settings: object) -> Path:
@@ -103,14 +145,17 @@ def test_a_stream_that_is_aborted_ends(folder: Path) -> None:
 
 def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not() -> None:
     done = []
-    with pytest.raises(KeyboardInterrupt), held_interrupts():
-        signal.raise_signal(signal.SIGINT)
-        done.append("step")
-    with pytest.raises(KeyboardInterrupt), held_interrupts():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        done.append("never")
-    assert done == ["step"]
+
+    def step(num_ctrl_c: int) -> None:
+        with held_interrupts():
+            for _ in range(num_ctrl_c):
+                signal.raise_signal(signal.SIGINT)
+            done.append(num_ctrl_c)
+
+    for num_ctrl_c in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            step(num_ctrl_c)
+    assert done == [1]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -126,3 +171,36 @@ def test_after_ctrl_c_the_engine_goes_on_as_new(folder: Path) -> None:
         assert allocator.num_free == allocator.num_blocks
         again = engine.generate([30, 31], SamplingParams(max_new_tokens=4))[0].output_ids
         assert again == expected
+
+
+@pytest.mark.parametrize("settings", BAD_PARAMS, ids=str)
+def test_bad_sampling_parameters_are_refused_in_one_line(settings: dict[str, object]) -> None:
+    with pytest.raises(RequestError, match=next(iter(settings))) as caught:
+        SamplingParams(**settings)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_iterators_and_later_changes_do_no_harm_to_sampling_parameters(folder: Path) -> None:
+    stops, biases = ["x"], {40: 100.0}
+    params = SamplingParams(
+        max_new_tokens=3,
+        stop=(stop for stop in stops),
+        stop_ids=iter([40]),
+        logprob_ids=iter([3]),
+        logit_bias=biases,
+    )
+    stops.append("y")
+    biases.clear()
+    with make_engine(folder) as engine:
+        for _ in range(2):
+            output = engine.generate([30], params)[0]
+            assert output.output_ids == (40,)
+            assert output.finish_reason is FinishReason.STOP
+    assert params.stop_strings == ("x",)
+
+
+def test_forbidding_every_token_is_refused(folder: Path) -> None:
+    with make_engine(folder) as engine:
+        params = SamplingParams(logit_bias={token: -math.inf for token in range(509)})
+        with pytest.raises(RequestError, match="all forbidden"):
+            engine.generate([30], params)

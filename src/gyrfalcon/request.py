@@ -5,10 +5,13 @@ outputs. No tensors.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from numbers import Integral, Real
+from types import NoneType
 
 from gyrfalcon.errors import RequestError
 
 NO_BIAS: Mapping[int, float] = {}
+MEND = "mend the sampling parameters"
 
 
 class FinishReason(Enum):
@@ -64,6 +67,46 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
+        """Reads iterables once, so that they may be iterators, and checks every value: a wrong one
+        would fail in the middle of a step, which ends the engine.
+        """
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        object.__setattr__(self, "stop", _listed("stop", stop, str))
+        object.__setattr__(self, "stop_ids", _listed("stop_ids", self.stop_ids, Integral))
+        object.__setattr__(self, "logprob_ids", _listed("logprob_ids", self.logprob_ids, Integral))
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        self._check_types()
+        self._check_ranges()
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return tuple(self.stop)
+
+    def _check_types(self) -> None:
+        whole = {"max_new_tokens": self.max_new_tokens, "top_k": self.top_k, "n": self.n}
+        whole_or_none = {
+            "seed": self.seed,
+            "logprobs": self.logprobs,
+            "prompt_logprobs": self.prompt_logprobs,
+        }
+        numbers = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+        }
+        for values, kinds, words in (
+            (whole, Integral, "a whole number"),
+            (whole_or_none, (Integral, NoneType), "a whole number or None"),
+            (numbers, Real, "a number"),
+        ):
+            for name, value in values.items():
+                if not isinstance(value, kinds):
+                    raise RequestError(f"{words} for {name}", repr(value), MEND)
+
+    def _check_ranges(self) -> None:
         checks = (
             ("max_new_tokens of 0 or more", self.max_new_tokens, self.max_new_tokens >= 0),
             ("temperature of 0 or more", self.temperature, 0 <= self.temperature < float("inf")),
@@ -92,11 +135,7 @@ class SamplingParams:
                 self.prompt_logprobs,
                 (self.prompt_logprobs or 0) >= 0,
             ),
-            (
-                "stop strings that are not empty",
-                self.stop,
-                all(self.stop_strings) and self.stop != "",
-            ),
+            ("stop strings that are not empty", self.stop, all(self.stop_strings)),
             (
                 "logit_bias below infinity",
                 self.logit_bias,
@@ -105,11 +144,24 @@ class SamplingParams:
         )
         for wanted, got, holds in checks:
             if not holds:
-                raise RequestError(wanted, repr(got), "mend the sampling parameters")
+                raise RequestError(wanted, repr(got), MEND)
 
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) and self.stop else tuple(self.stop)
+
+def _listed(name: str, values: object, kind: type) -> tuple[object, ...]:
+    """The values in a tuple; RequestError unless they are some of `kind`."""
+    items = tuple(values) if isinstance(values, Iterable) else None
+    if items is None or not all(isinstance(item, kind) for item in items):
+        word = "strings" if kind is str else "token ids"
+        raise RequestError(f"{word} for {name}", repr(values), MEND)
+    return items
+
+
+def _biases(biases: object) -> dict[int, float]:
+    if isinstance(biases, Mapping) and all(
+        isinstance(token, Integral) and isinstance(bias, Real) for token, bias in biases.items()
+    ):
+        return dict(biases)
+    raise RequestError("a number for each token id in logit_bias", repr(biases), MEND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +186,7 @@ class Token:
     id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()  # (token id, log-probability), likeliest first
-    asked: tuple[tuple[int, float], ...] = ()  # the same for SamplingParams.logprob_ids, in its order
+    asked: tuple[tuple[int, float], ...] = ()  # the same for each of SamplingParams.logprob_ids
 
 
 @dataclass(eq=False, slots=True)

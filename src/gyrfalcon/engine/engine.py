@@ -4,6 +4,7 @@ last piece of text.
 
 import contextlib
 import itertools
+import math
 import random
 from collections import deque
 from collections.abc import Iterator
@@ -330,6 +331,10 @@ class Engine:
         if foreign:
             raise RequestError(
                 f"token ids below {len(vocab)}", str(foreign[0]), "use the model's own tokenizer"
+            )
+        if list(params.logit_bias.values()).count(-math.inf) == len(vocab):
+            raise RequestError(
+                "a token that may follow", "all forbidden", "allow one in logit_bias"
             )
         if params.stop_strings and self._tokenizer is None:
             raise RequestError(

@@ -341,10 +341,11 @@ def test_a_full_disk_is_one_line_and_the_next_run_resumes(
 
 def test_other_options_start_afresh(checkpoint: Path, tmp_path: Path) -> None:
     stopped_cut(checkpoint, tmp_path / "cut")
-    summary = cut(checkpoint, tmp_path / "cut", 3)
+    summary = cut(checkpoint, tmp_path / "cut", 1)
     assert summary.resumed_bytes == 0
-    cut(checkpoint, tmp_path / "direct", 3)
+    cut(checkpoint, tmp_path / "direct", 1)
     assert contents(tmp_path / "cut") == contents(tmp_path / "direct")
+    assert os.listdir(tmp_path / "cut" / "part_model") == ["0"]
 
 
 def test_a_changed_source_starts_afresh(checkpoint: Path, whole: Path, tmp_path: Path) -> None:
@@ -366,15 +367,18 @@ def test_unreadable_progress_starts_afresh(
     assert contents(tmp_path / "cut") == contents(whole)
 
 
-def test_a_stop_between_the_last_two_steps_is_made_good(
-    checkpoint: Path, whole: Path, tmp_path: Path
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_stop_around_the_last_rename_is_made_good(
+    moved: bool, checkpoint: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """The folder is in place, but what it was built in is not yet cleared away."""
+    """Every file is finished; the folder is about to be moved into place, or just was."""
     partial = stopped_cut(checkpoint, tmp_path / "cut")
     progress = json.loads((partial / "progress.json").read_text())
+    files = {file: {"bytes": len(content), "sha256": ""} for file, content in contents(whole).items()}
+    files |= json.loads((whole / "manifest.json").read_text())["files"]
+    (partial / "progress.json").write_text(json.dumps(progress | {"whole": True, "files": files}))
     shutil.rmtree(partial / "new")
-    shutil.copytree(whole, tmp_path / "cut")
-    (partial / "progress.json").write_text(json.dumps(progress | {"whole": True}))
+    shutil.copytree(whole, tmp_path / "cut" if moved else partial / "new")
     cut(checkpoint, tmp_path / "cut", 2, max_shard_bytes=SHARD_BYTES)
     assert contents(tmp_path / "cut") == contents(whole)
     assert os.listdir(tmp_path) == ["cut"]

@@ -46,6 +46,8 @@ class Build:
 
     def begin(self) -> None:
         """Removes every file that the recorded progress does not vouch for."""
+        if not self.finished and self.folder.exists():
+            shutil.rmtree(self.folder)
         for path in self.folder.rglob("*"):
             if path.is_file() and path.relative_to(self.folder).as_posix() not in self.finished:
                 path.unlink()

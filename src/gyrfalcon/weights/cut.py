@@ -4,13 +4,14 @@ from pathlib import Path
 
 import torch
 
+from gyrfalcon.device import DTYPE_OF_WORD
 from gyrfalcon.errors import UsageError
 from gyrfalcon.weights.folder_writer import BLOCK_BYTES, CutSummary, write_folder
 from gyrfalcon.weights.layout import EMBEDDING, HEAD
 from gyrfalcon.weights.plan import CUT, make_plan
 from gyrfalcon.weights.source import Checkpoint, open_checkpoint
 
-DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+AUTO = "auto"
 MAX_SHARD_BYTES = 5_000_000_000
 
 
@@ -19,7 +20,7 @@ def cut(
     target: Path,
     world_size: int,
     *,
-    dtype: str = "auto",
+    dtype: str = AUTO,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
 ) -> CutSummary:
@@ -28,14 +29,14 @@ def cut(
     `target` appears when it is whole. A run that was stopped is taken up by the same call.
     Raises CheckpointError, WorldSizeError, UsageError or DiskFull.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"a dtype of {', '.join(DTYPES)}", repr(dtype), "choose one of these")
+    if dtype not in (AUTO, *DTYPE_OF_WORD):
+        raise UsageError(f"a dtype of {AUTO}, {', '.join(DTYPE_OF_WORD)}", repr(dtype), "choose one of these")
     checkpoint = open_checkpoint(source)
     if checkpoint.manifest is not None:
         raise UsageError("a Hugging Face folder to cut", f"the cut {source}", "use recut for a cut")
     aliases, notes = _head(checkpoint)
     dtypes = {
-        spec.name: DTYPES[dtype] or checkpoint.source.dtype(spec.name)
+        spec.name: DTYPE_OF_WORD[dtype] if dtype != AUTO else checkpoint.source.dtype(spec.name)
         for spec in checkpoint.specs()
         if spec.name not in aliases
     }

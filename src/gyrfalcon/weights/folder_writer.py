@@ -170,7 +170,7 @@ def _write_small_files(checkpoint: Checkpoint, plan: Plan, work: Build) -> None:
     for path in _carried(checkpoint):
         work.write(f"{tokenizer}/{path.name}" if tokenizer else path.name, path.read_bytes())
     if plan.form.has_manifest:
-        files = dict(work.finished)
+        files = {file: found for file, found in work.finished.items() if file != MANIFEST}
         work.write(MANIFEST, _manifest(checkpoint, plan, files).text().encode())
 
 

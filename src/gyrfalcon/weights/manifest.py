@@ -80,14 +80,13 @@ class Manifest:
         """The dtypes in the parts, such as "bfloat16" or "bfloat16+float32"."""
         return "+".join(sorted({dtype_name(tensor.dtype) for tensor in self.tensors.values()}))
 
-    def contents(self, file: str) -> dict[str, Content]:
-        """The tensors of one file of the cut."""
-        return {
-            name: tensor.content(rank)
-            for name, tensor in self.tensors.items()
-            for rank, piece in enumerate(tensor.pieces)
-            if piece.file == file
-        }
+    def contents(self) -> dict[str, dict[str, Content]]:
+        """The tensors of every weights file."""
+        files: dict[str, dict[str, Content]] = {}
+        for name, tensor in self.tensors.items():
+            for rank, piece in enumerate(tensor.pieces):
+                files.setdefault(piece.file, {})[name] = tensor.content(rank)
+        return files
 
     def text(self) -> str:
         """The content of manifest.json; the same cut always has the same text."""

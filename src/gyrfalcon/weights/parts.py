@@ -1,6 +1,6 @@
 """A cut folder as a tensor source: whole tensors, or any ranges of them, assembled from the ranks' parts."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -50,12 +50,17 @@ class PartsSource:
 
     def faults(self) -> list[str]:
         """Where the files are not what the manifest says, found from sizes and headers alone."""
-        return [fault for path in self._manifest.files for fault in self._file_faults(path)]
+        contents = self._manifest.contents()
+        return [
+            fault
+            for path in self._manifest.files
+            for fault in self._file_faults(path, contents.get(path, {}))
+        ]
 
     def _tensor(self, name: str) -> CutTensor:
         return self._manifest.tensors[self._manifest.aliases.get(name, name)]
 
-    def _file_faults(self, path: str) -> Iterable[str]:
+    def _file_faults(self, path: str, expected: Mapping[str, Content]) -> Iterable[str]:
         try:
             size = (self._folder / path).stat().st_size
         except OSError as error:
@@ -70,7 +75,6 @@ class PartsSource:
         except CheckpointError as error:
             return [f"{path}: {error.got}"]
         found = {name: Content(entry.shape, entry.dtype) for name, entry in entries.items()}
-        expected = self._manifest.contents(path)
         return [
             f"{path}: {name} is {_shown(found.get(name))} instead of {_shown(expected.get(name))}"
             for name in sorted(found.keys() | expected.keys())

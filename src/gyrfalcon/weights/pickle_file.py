@@ -1,5 +1,6 @@
 """Reads one .bin file (torch.save of a state dict) without ever running code that hides in it."""
 
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -32,7 +33,8 @@ class PickleFile:
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with warnings.catch_warnings(action="ignore"):  # what is odd about a pickle ends in the error
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except UnpicklingError as error:
         raise CheckpointError(
             f"tensors alone in {path}",

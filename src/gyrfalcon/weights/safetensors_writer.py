@@ -13,11 +13,12 @@ from gyrfalcon.weights.safetensors_file import DTYPES, LENGTH_BYTES
 
 ALIGNMENT = 64  # the first tensor begins at a multiple of this
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+METADATA: Mapping[str, str] = {"format": "pt"}
 
 
-def header_bytes(contents: Mapping[str, Content]) -> bytes:
+def header_bytes(contents: Mapping[str, Content], metadata: Mapping[str, str] = METADATA) -> bytes:
     """The length and the JSON header of a file that holds these tensors one after the other."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": metadata}
     end = 0
     for name, content in contents.items():
         start, end = end, end + content.num_bytes
@@ -39,8 +40,14 @@ def entry_bound(name: str, content: Content) -> int:
 class SafetensorsWriter:
     """A file being written: the tensors of `contents` follow in order, each in as many blocks as is handy."""
 
-    def __init__(self, path: Path, contents: Mapping[str, Content], lanes: Lanes) -> None:
-        header = header_bytes(contents)
+    def __init__(
+        self,
+        path: Path,
+        contents: Mapping[str, Content],
+        lanes: Lanes,
+        metadata: Mapping[str, str] = METADATA,
+    ) -> None:
+        header = header_bytes(contents, metadata)
         self._expected = len(header) + sum(content.num_bytes for content in contents.values())
         self._file = HashedFile(path, lanes)
         self._file.write(torch.frombuffer(bytearray(header), dtype=torch.uint8))

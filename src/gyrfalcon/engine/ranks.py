@@ -208,11 +208,13 @@ def _raise_if_dead(children: ProcessContext, store: dist.Store | None) -> None:
     }
     if not dead:
         return
-    if store is not None and store.check(["error"]):
+    killed = [
+        rank for rank, code in dead.items() if code < 0
+    ]  # what the others say follows from it
+    if not killed and store is not None and store.check(["error"]):
         raise pickle.loads(bytes.fromhex(store.get("error").decode()))
-    rank, code = next(
-        ((rank, code) for rank, code in dead.items() if code < 0), next(iter(dead.items()))
-    )
+    rank = killed[0] if killed else next(iter(dead))
+    code = dead[rank]
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     raise RankDied(
         f"all {len(children.processes) + 1} ranks to live",

@@ -1,0 +1,256 @@
+"""Ranks as real processes: they compute what one does, their death and their errors are told, none is
+left behind. Each start of a rank costs seconds, so there are few."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from checkpoints import make_checkpoint
+from tokenizers_ import make_tokenizer
+
+from gyrfalcon import Engine, EngineConfig, SamplingParams
+from gyrfalcon.errors import CheckpointError, RankDied, UsageError
+from gyrfalcon.weights.cut import cut
+
+SECONDS_TO_NOTICE = 10
+PROMPTS = ["A gyrfalcon is", "the", "When the wind turned, the bird left its rock"]
+GREEDY = SamplingParams(max_new_tokens=12, ignore_eos=True)
+ENDLESS = SamplingParams(max_new_tokens=1900, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    make_checkpoint(folder, "40b", hidden_size=64, num_attention_heads=8, num_kv_heads=2)
+    return make_tokenizer(folder)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks of tiny models would only wait for their threads."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def ranks_of(process: psutil.Process) -> list[psutil.Process]:
+    """The rank processes that a process has started."""
+    return [
+        child
+        for child in process.children(recursive=True)
+        if any("spawn_main" in word for word in _command(child))
+    ]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []  # it has ended
+
+
+def our_ranks() -> list[psutil.Process]:
+    return ranks_of(psutil.Process())
+
+
+@contextmanager
+def noticed_in_time() -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < SECONDS_TO_NOTICE
+
+
+def test_three_ranks_write_the_text_of_one_and_the_death_of_one_is_told(folder: Path) -> None:
+    with Engine(EngineConfig(model=str(folder))) as alone:
+        expected = [output.text for output in alone.generate(PROMPTS, GREEDY)]
+    with Engine(EngineConfig(model=str(folder), world_size=3)) as engine:
+        assert engine.world_size == 3
+        assert len(our_ranks()) == 2
+        assert [output.text for output in engine.generate(PROMPTS, GREEDY)] == expected
+        threading.Timer(0.3, our_ranks()[1].kill).start()
+        with noticed_in_time(), pytest.raises(RankDied, match=r"rank [12] ended by signal 9"):
+            engine.generate(PROMPTS, ENDLESS)
+        assert our_ranks() == []
+        with pytest.raises(RankDied, match="make a new one"):
+            engine.generate("more")
+        engine.close()
+
+
+def test_the_death_of_an_idle_rank_is_told_at_the_next_use(folder: Path) -> None:
+    with Engine(EngineConfig(model=str(folder), world_size=2)) as engine:
+        [rank] = our_ranks()
+        rank.kill()
+        with noticed_in_time(), pytest.raises(RankDied, match="rank 1 ended by signal 9"):
+            engine.generate("the", GREEDY)
+    assert our_ranks() == []
+
+
+def test_what_keeps_a_rank_from_loading_is_told_in_its_own_words(
+    folder: Path, tmp_path: Path
+) -> None:
+    cut(folder, tmp_path / "cut", 2)
+    [part] = (tmp_path / "cut/part_model/1").glob("*.safetensors")
+
+    def damage() -> None:
+        """Once rank 0 has checked the files and rank 1 has not."""
+        while not our_ranks():
+            time.sleep(0.01)
+        os.truncate(part, 1000)
+
+    threading.Thread(target=damage, daemon=True).start()
+    with pytest.raises(CheckpointError, match=part.name):
+        Engine(EngineConfig(model=str(tmp_path / "cut")))
+    assert our_ranks() == []
+
+
+class Script:
+    """A program of its own, in a process group of its own, whose output is read line by line."""
+
+    def __init__(self, text: str, path: Path, *launcher: str) -> None:
+        path.write_text(text)
+        command = [sys.executable, *launcher, str(path)]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.ranks: list[psutil.Process] = []
+
+    def read_until(self, word: str) -> None:
+        """Waits for a line that says the ranks have started, and notes which they are."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.strip() == word:
+                self.ranks = ranks_of(psutil.Process(self.process.pid)) or self.ranks
+                return
+        raise AssertionError(self.process.communicate()[1])
+
+    def finish(self) -> tuple[str, str, int]:
+        """Output, errors and exit status; every process it started has ended as well."""
+        out, err = self.process.communicate(timeout=60)
+        _, alive = psutil.wait_procs(self.ranks, timeout=SECONDS_TO_NOTICE)
+        assert not alive
+        return out, err, self.process.returncode
+
+
+@pytest.fixture
+def run(tmp_path: Path, folder: Path) -> Callable[..., Script]:
+    def start(text: str, *launcher: str) -> Script:
+        return Script(HEAD.format(folder=folder) + text, tmp_path / "script.py", *launcher)
+
+    return start
+
+
+HEAD = """
+import os
+from gyrfalcon import Engine, EngineConfig, SamplingParams
+config = EngineConfig(model="{folder}", world_size=2)
+greedy = SamplingParams(max_new_tokens=12, ignore_eos=True)
+endless = SamplingParams(max_new_tokens=1900, ignore_eos=True)
+"""
+
+UNGUARDED = """
+engine = Engine(config)
+print("started", flush=True)
+print(engine.generate("the", greedy)[0].text)
+"""
+
+
+def test_a_script_needs_no_main_guard_and_no_close(
+    run: Callable[..., Script], folder: Path
+) -> None:
+    script = run(UNGUARDED)
+    script.read_until("started")
+    assert len(script.ranks) == 1
+    out, err, status = script.finish()
+    with Engine(EngineConfig(model=str(folder))) as alone:
+        assert (out, err, status) == (alone.generate("the", GREEDY)[0].text + "\n", "", 0)
+
+
+INTERRUPTED = """
+engine = Engine(config)
+before = engine.generate("the", greedy)[0].text
+print("started", flush=True)
+try:
+    engine.generate("the", endless)
+except KeyboardInterrupt:
+    print("same" if engine.generate("the", greedy)[0].text == before else "other")
+print("again", flush=True)
+engine.generate("the", endless)
+"""
+
+
+def test_ctrl_c_reaches_rank_0_alone_and_leaves_no_process(run: Callable[..., Script]) -> None:
+    script = run(INTERRUPTED)
+    script.read_until("started")
+    time.sleep(0.3)
+    os.killpg(script.process.pid, signal.SIGINT)
+    script.read_until("same")
+    script.read_until("again")
+    time.sleep(0.1)
+    os.killpg(script.process.pid, signal.SIGINT)
+    _, err, status = script.finish()
+    assert status == -signal.SIGINT
+    assert err.count("Traceback") == 1
+
+
+KILLED = """
+engine = Engine(config)
+print("started", flush=True)
+engine.generate("the", endless)
+"""
+
+
+@pytest.mark.slow
+def test_ranks_end_when_rank_0_is_killed(run: Callable[..., Script]) -> None:
+    script = run(KILLED)
+    script.read_until("started")
+    assert script.ranks
+    script.process.kill()
+    script.finish()
+
+
+UNDER_TORCHRUN = """
+outputs = []
+for _ in range(2):  # two engines, one after the other: they must not meet each other's messages
+    with Engine(config) as engine:
+        sampled = SamplingParams(max_new_tokens=12, temperature=1.0, n=2)
+        pieces = [piece.text for piece in engine.stream("the", greedy)]
+        completions = engine.generate("the", sampled)[0].completions
+        outputs += ["".join(pieces), *(one.text for one in completions), engine.is_first_rank]
+with open(f"{__file__}.{os.environ['RANK']}", "w") as file:
+    file.write(repr(outputs))
+"""
+
+
+def test_under_torchrun_all_ranks_get_the_same_also_without_a_seed(
+    run: Callable[..., Script], folder: Path, tmp_path: Path
+) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    _, err, status = run(UNDER_TORCHRUN, *torchrun).finish()
+    assert status == 0, err
+    one, other = (eval((tmp_path / f"script.py.{rank}").read_text()) for rank in range(2))
+    assert one[3] is True
+    assert other[3] is False
+    assert one[:3] + one[4:7] == other[:3] + other[4:7]
+    assert one[1] != one[2]
+    assert one[1:3] != one[5:7]
+    with Engine(EngineConfig(model=str(folder))) as alone:
+        assert one[0] == alone.generate("the", GREEDY)[0].text
+
+
+def test_another_world_size_than_that_of_torchrun_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="world size 2, as torchrun started, got 1"):
+        Engine(EngineConfig(model=str(folder), world_size=1))

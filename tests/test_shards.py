@@ -128,7 +128,7 @@ def test_groups_are_cut_inside_only_where_ranks_outnumber_them() -> None:
 def test_a_world_that_is_too_large_is_refused_with_the_largest_possible(name: str, most: int) -> None:
     config = FAMILY[name]
     assert len(shares(config, most)) == most
-    with pytest.raises(WorldSizeError, match=rf"from 1 to {most} .*got {most + 1}; use -w {most} or less"):
+    with pytest.raises(WorldSizeError, match=rf"from 1 to {most}, .*got {most + 1}; use -w {most} or less"):
         share_of(config, most + 1, 0)
 
 

@@ -9,9 +9,9 @@ from typing import NoReturn
 
 from gyrfalcon import __version__
 from gyrfalcon.errors import UsageError
-from gyrfalcon.options import cache_memory, number, one_of, size, whole
+from gyrfalcon.options import cache_memory, number, one_of, size, whole, wholes
 
-PLANNED = ("speed", "mmlu", "precision", "perplexity", "plan", "serve", "report")
+PLANNED = ("mmlu", "precision", "perplexity", "plan", "serve", "report")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 
 DESCRIPTION = "Run Falcon language models, cut for any number of ranks."
@@ -208,6 +208,52 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--threads", type=whole("--threads", 1), metavar="N", help="CPU threads of each rank")
 
 
+def _add_speed(parser: argparse.ArgumentParser) -> None:
+    """Time every pair of an input and an output length, with real text, greedily, end-of-text ignored.
+
+    Writes the guide's table (CSV) and all that was measured (JSON) after every case; run the same
+    command again after an interruption and it goes on where it stopped. Without -f and --json nothing
+    is written.
+    """
+    lengths = (32, 64, 128, 256, 512, 1024)
+    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder, a cut or a hub id")
+    parser.add_argument(
+        "-f",
+        "--csv",
+        metavar="CSV",
+        help="the guide's table of 8 columns; the JSON goes beside it (CSV's name with .json) unless "
+        "--json names another place",
+    )
+    parser.add_argument(
+        "--batch", metavar="N", type=whole("--batch", 1), default=1, help="prompts at once (default 1)"
+    )
+    for option, least, what in (("--in", 1, "prompt"), ("--out", 2, "output")):
+        parser.add_argument(
+            option,
+            dest=f"{what}_lens",
+            metavar="N,N,…",
+            type=wholes(option, least),
+            default=lengths,
+            help=f"{what} lengths in tokens (default {','.join(map(str, lengths))})",
+        )
+    parser.add_argument(
+        "--repeats",
+        metavar="N",
+        type=whole("--repeats", 1),
+        default=3,
+        help="times each case is timed; the median counts (default 3)",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="JSON|guide",
+        help="also print how many times as fast this is as another speed result, or as the guide's figures",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="measure all again, whatever the files hold"
+    )
+    _add_engine(parser.add_argument_group("how the model runs"))
+
+
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     """Run the whole chain on a small model made on the spot: cut for 2 ranks, verify, generate."""
 
@@ -276,6 +322,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "merge": ("put a cut together again as a Hugging Face folder", _add_merge),
     "inspect": ("list which rank holds what", _add_inspect),
     "generate": ("continue prompts", _add_generate),
+    "speed": ("time every pair of an input and an output length", _add_speed),
     "demo": ("the whole chain on a small model", _add_demo),
     "doctor": ("what this machine has and what is made of it", _add_doctor),
 }

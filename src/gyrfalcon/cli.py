@@ -53,6 +53,10 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
             from gyrfalcon.commands import generate
 
             return generate.run
+        case "speed":
+            from gyrfalcon.commands import speed
+
+            return speed.run
         case "demo":
             from gyrfalcon.commands import demo
 

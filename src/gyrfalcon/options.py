@@ -36,6 +36,12 @@ def whole(option: str, least: int) -> Callable[[str], int]:
     return parse
 
 
+def wholes(option: str, least: int) -> Callable[[str], tuple[int, ...]]:
+    """Takes whole numbers of `least` or more with commas between them: 32,64,128."""
+    one = whole(option, least)
+    return lambda text: tuple(dict.fromkeys(map(one, text.split(","))))
+
+
 def number(option: str) -> Callable[[str], float]:
     """Takes a finite number; what it may be is for SamplingParams to say."""
 

@@ -109,10 +109,8 @@ class Engine:
     def description(self) -> str:
         """Where and how the model runs, in a few words."""
         ranks_word = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
-        pool = self._replica.pool
-        dtype = WORD_OF_DTYPE[pool.layers[0].k.dtype]
-        tokens = len(pool.layers[0].k) * pool.block_size
-        return f"{ranks_word} on {self._replica.device}, {dtype}, cache for {tokens} tokens"
+        dtype = WORD_OF_DTYPE[self.dtype]
+        return f"{ranks_word} on {self.device}, {dtype}, cache for {self.cache_len} tokens"
 
     @property
     def device(self) -> torch.device:
@@ -135,6 +133,12 @@ class Engine:
     def max_len(self) -> int:
         """The longest sequence, prompt and new tokens together."""
         return self._replica.scheduler.limits.max_len
+
+    @property
+    def cache_len(self) -> int:
+        """Tokens that the KV cache holds, of all running sequences together."""
+        pool = self._replica.pool
+        return len(pool.layers[0].k) * pool.block_size
 
     @property
     def tokenizer(self) -> Tokenizer:

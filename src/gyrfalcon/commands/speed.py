@@ -1,0 +1,83 @@
+"""`gyrfalcon speed`: the guide's sweep over input and output lengths, as CSV, JSON and table."""
+
+import argparse
+import contextlib
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+
+from gyrfalcon.commands.generate import engine_config
+from gyrfalcon.commands.result import STDOUT, write_json
+from gyrfalcon.engine.build import longest_sequence
+from gyrfalcon.errors import UsageError
+from gyrfalcon.measure.baseline import baselines, compare
+from gyrfalcon.measure.result import envelope
+from gyrfalcon.measure.speed import Bench, layout_of, measure_limits, with_percent
+from gyrfalcon.measure.speed_files import Files, Sweep
+from gyrfalcon.measure.speed_table import describe
+from gyrfalcon.measure.timing import Case
+from gyrfalcon.progress import bar
+from gyrfalcon.settings import EngineConfig
+from gyrfalcon.weights.hub import resolve_model
+from gyrfalcon.weights.source import open_checkpoint
+
+
+def run(args: argparse.Namespace) -> int:
+    """Times every case that the files do not hold yet, and shows all they hold."""
+    config = engine_config(args)
+    lengths = itertools.product(args.prompt_lens, args.output_lens)
+    cases = [Case(args.batch, input_len, output_len) for input_len, output_len in lengths]
+    files = Files.chosen(args.csv, None if args.json == STDOUT else args.json)
+    against = baselines(args.baseline) if args.baseline else ()
+    _check_lengths(cases, config)
+    with contextlib.closing(Bench.start(config, args.batch)) as bench:
+        engine = bench.engine
+        _say(bench, f"ready: {engine.description}")
+        head = envelope("speed", engine, args.words, {})
+        sweep = Sweep(args.repeats) if args.overwrite else files.take_up(head, args.repeats)
+        _measure(bench, cases, sweep, files, head)
+        if not engine.is_first_rank:
+            return 0
+    sweep.baselines = [compare(sweep.in_order, baseline) for baseline in against]
+    files.write(head, sweep)
+    if args.json == STDOUT:
+        write_json({**head, "result": sweep.to_json()}, STDOUT)
+    else:
+        print(describe(sweep))
+    return 0
+
+
+def _measure(
+    bench: Bench, cases: Sequence[Case], sweep: Sweep, files: Files, head: Mapping[str, object]
+) -> None:
+    """Measures what is missing; the files get every case as soon as it is done."""
+    first_rank = bench.engine.is_first_rank
+    missing = [case for case in cases if case not in sweep.rows]
+    if len(missing) < len(cases):
+        _say(bench, f"{len(cases) - len(missing)} of {len(cases)} cases are in {files.json}")
+    if missing and first_rank and sweep.limits is None:
+        sweep.limits = measure_limits(bench.engine)
+    layout = layout_of(bench.engine)
+    tokens = sweep.repeats * sum(case.output_len for case in missing)
+    with bar(tokens, "tokens", "speed", shown=first_rank) as progress:
+        for case in missing:
+            row = bench.measure(case, sweep.repeats, progress.update)
+            sweep.rows[case] = with_percent(row, layout, sweep.limits) if sweep.limits else row
+            if first_rank:
+                files.write(head, sweep)
+
+
+def _check_lengths(cases: Sequence[Case], config: EngineConfig) -> None:
+    longest = longest_sequence(config, open_checkpoint(resolve_model(config.model)))
+    largest = max(cases, key=lambda case: case.input_len + case.output_len)
+    if largest.input_len + largest.output_len > longest:
+        raise UsageError(
+            f"input and output of at most {longest} tokens together, as far as the model goes",
+            f"{largest.input_len} + {largest.output_len}",
+            "lower --in or --out",
+        )
+
+
+def _say(bench: Bench, line: str) -> None:
+    if bench.engine.is_first_rank:
+        print(line, file=sys.stderr)

@@ -1,0 +1,21 @@
+"""Real text of any length: the beginning of Charlotte Brontë's Jane Eyre (1847, public domain)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gyrfalcon.tokenizer import Tokenizer
+
+PASSAGE = Path(__file__).with_name("passage.txt")
+
+
+def passage_ids(tokenizer: Tokenizer) -> list[int]:
+    """The passage in a model's tokens."""
+    return tokenizer.encode(PASSAGE.read_text("utf-8"))
+
+
+def prompt_rows(ids: Sequence[int], length: int, rows: int) -> list[list[int]]:
+    """Prompts of exactly `length` tokens. Each begins elsewhere in the text; where it ends, it
+    begins again.
+    """
+    starts = (row * len(ids) // rows for row in range(rows))
+    return [[ids[(start + place) % len(ids)] for place in range(length)] for start in starts]

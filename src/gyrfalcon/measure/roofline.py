@@ -1,0 +1,93 @@
+"""The least work a model can be run with, and which part of a machine's limit a time reaches.
+
+Decoding is bound by the bytes that have to be read, a prefill by its multiplications (Williams,
+Waterman and Patterson 2009, "Roofline"). Counts are per rank: a card serves one, a processor all.
+"""
+
+from dataclasses import dataclass
+
+from gyrfalcon.config import ModelConfig
+from gyrfalcon.parallel.shards import Share, shares_of
+from gyrfalcon.weights.layout import TensorSpec, local_ranges, tensor_specs
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one device can do at most, measured on the spot."""
+
+    bandwidth_bytes_per_second: float
+    matrix_flops_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A model as it runs: on how many ranks, in numbers of how many bytes, on what."""
+
+    config: ModelConfig
+    world_size: int
+    number_bytes: int  # of one weight, and of one number in the KV cache
+    on_cards: bool  # a card for every rank; else all ranks share one processor
+
+    @property
+    def num_devices(self) -> int:
+        return self.world_size if self.on_cards else 1
+
+    def busiest(self, per_rank: list[int]) -> int:
+        """What the busiest device does, when each rank does so much."""
+        return max(per_rank) if self.on_cards else sum(per_rank)
+
+
+def percent_of_limit(work: float, limit_per_second: float, ms: float) -> float:
+    """Which part of the limit a device reached that did so much `work` in `ms` milliseconds."""
+    return 100 * work / limit_per_second / (ms / 1000)
+
+
+def decode_bytes(layout: Layout, batch: int, context: float) -> int:
+    """Bytes that the busiest device has to read for one decoding step of `batch` sequences.
+
+    Every weight once (for the head, which a tied model takes from the embedding, the whole matrix;
+    of the embedding only the rows looked up), and keys and values of `context` tokens a sequence.
+    """
+    config, size = layout.config, layout.number_bytes
+    per_rank = []
+    for share in shares_of(config, layout.world_size):
+        weights = sum(_elements(spec, config, share) for spec in _read_whole(config))
+        looked_up = batch * config.hidden_size
+        kv = 2 * len(share.kv_heads) * config.head_dim * config.num_layers
+        per_rank.append(int(size * (weights + looked_up + batch * context * kv)))
+    return layout.busiest(per_rank)
+
+
+def prefill_flops(layout: Layout, batch: int, input_len: int) -> int:
+    """Multiplications and additions that the busiest device does until `batch` prompts have their
+    first token.
+
+    2 for each weight matrix element and token; the head only for the last token of a prompt; in
+    attention 2 × 2 × head_dim for each query head and each of the n (n + 1) / 2 pairs of a token
+    and one it may see (Kaplan et al. 2020, table 1, with causal pairs only).
+    """
+    config = layout.config
+    pairs = input_len * (input_len + 1) // 2
+    per_rank = []
+    for share in shares_of(config, layout.world_size):
+        elements = {"head": 0, "body": 0}
+        for spec in _read_whole(config):
+            if len(spec.shape) == 2:
+                part = "head" if spec.role == "head" else "body"
+                elements[part] += _elements(spec, config, share)
+        attention = 4 * config.head_dim * len(share.query_heads) * pairs * config.num_layers
+        per_rank.append(batch * (2 * (elements["body"] * input_len + elements["head"]) + attention))
+    return layout.busiest(per_rank)
+
+
+def _read_whole(config: ModelConfig) -> list[TensorSpec]:
+    """All tensors but the embedding; a tied head counts, for its matrix is read."""
+    return [spec for spec in tensor_specs(config, head=True) if spec.role != "embedding"]
+
+
+def _elements(spec: TensorSpec, config: ModelConfig, share: Share) -> int:
+    """How many elements of a tensor one rank holds."""
+    if spec.dim is None:
+        return spec.elements
+    held = sum(map(len, local_ranges(spec, config, share)))
+    return spec.elements // spec.shape[spec.dim] * held

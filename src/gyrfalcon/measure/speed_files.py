@@ -1,0 +1,142 @@
+"""The files of a speed sweep: the guide's CSV, the JSON with everything, and taking a sweep up where
+it was killed. Both files are replaced whole after every case.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from gyrfalcon.errors import UsageError
+from gyrfalcon.measure import result
+from gyrfalcon.measure.roofline import Limits
+from gyrfalcon.measure.timing import OOM, Case, Row, averages
+
+COLUMNS = (
+    "Batch",
+    "MaxSeqLen",
+    "InputSeqLen(Encoding)",
+    "OutputSeqLen(Decoding)",
+    "ResponseTime(ms)",
+    "FirstTokenTime(ms)",
+    "TimePerTokens(ms)",
+    "TokensPerSecond(ms)",
+)
+SEPARATOR = ", "
+PASSING = ("command", "max_len")  # settings that may differ when a sweep is taken up
+
+
+@dataclass(slots=True)
+class Sweep:
+    """The rows measured so far, and the limits they are compared with."""
+
+    repeats: int
+    limits: Limits | None = None
+    rows: dict[Case, Row] = field(default_factory=dict)
+    baselines: Sequence[Mapping[str, object]] = ()  # comparisons with others
+
+    @property
+    def in_order(self) -> list[Row]:
+        return [self.rows[case] for case in sorted(self.rows)]
+
+    def to_json(self) -> dict[str, object]:
+        """The `result` of the document."""
+        return {
+            "repeats": self.repeats,
+            "limits": asdict(self.limits) if self.limits else None,
+            "rows": [row.to_json() for row in self.in_order],
+            "averages": averages(self.in_order),
+            "baselines": list(self.baselines),
+        }
+
+    @classmethod
+    def from_json(cls, raw: object, path: Path) -> "Sweep":
+        """What to_json() wrote, found in the file `path`; UsageError for anything else."""
+        try:
+            if not isinstance(raw, dict):
+                raise TypeError(type(raw).__name__)
+            rows = [Row.from_json(row) for row in raw["rows"]]
+            limits = Limits(**raw["limits"]) if raw["limits"] else None
+            return cls(raw["repeats"], limits, {row.case: row for row in rows})
+        except (KeyError, TypeError, ValueError) as error:
+            wanted = f"the cases of a speed result in {path}"
+            raise UsageError(wanted, f"a fault at {error}", "name another file") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where a sweep is written; None: not there."""
+
+    csv: Path | None
+    json: Path | None
+
+    @classmethod
+    def chosen(cls, csv: str | None, json: str | None) -> "Files":
+        """A CSV alone gets its JSON beside it, under the same name with the suffix .json."""
+        table = Path(csv) if csv else None
+        document = Path(json) if json else table.with_suffix(".json") if table else None
+        if table is not None and table == document:
+            raise UsageError("a CSV and a JSON of different names", csv or "", "name another -f")
+        return cls(table, document)
+
+    def take_up(self, head: Mapping[str, object], repeats: int) -> Sweep:
+        """What an earlier run with the same head and repeats has measured; UsageError for results
+        of another, which are not to be overwritten unasked.
+        """
+        if self.json is None or not self.json.exists():
+            if self.csv is not None and self.csv.exists():
+                raise _taken(self.csv, "a table without its JSON")
+            return Sweep(repeats)
+        document = result.read(self.json, "speed")
+        sweep = Sweep.from_json(document["result"], self.json)
+        if differing := _differences(document, head, sweep.repeats == repeats):
+            raise _taken(self.json, f"one with another {', '.join(differing)}")
+        return sweep
+
+    def write(self, head: Mapping[str, object], sweep: Sweep) -> None:
+        """Replaces both files; a kill leaves each of them old or new. The JSON comes first: the CSV
+        is made from it.
+        """
+        if self.json is not None:
+            result.write({**head, "result": sweep.to_json()}, self.json)
+        if self.csv is not None:
+            result.write_atomically(self.csv, csv_text(sweep.in_order))
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """The guide's table: eight columns, times in milliseconds; `oom` where memory ran out."""
+    lines = [SEPARATOR.join(COLUMNS), *(SEPARATOR.join(_cells(row)) for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: Row) -> list[str]:
+    case, figures = row.case, row.figures
+    lengths = [str(n) for n in (case.batch, row.max_seq_len, case.input_len, case.output_len)]
+    if figures is None:
+        return lengths + [OOM] * 4
+    times = (
+        figures.response_ms,
+        figures.first_token_ms,
+        figures.time_per_token_ms,
+        figures.tokens_per_second,
+    )
+    return lengths + [f"{time:.4f}" for time in times]
+
+
+def _differences(
+    document: Mapping[str, object], head: Mapping[str, object], same_repeats: bool
+) -> list[str]:
+    """What of the model, the settings and the machine is not as it was."""
+    names = ("gyrfalcon", "model", "settings", "machine")
+    differing = [name for name in names if _lasting(document[name]) != _lasting(head[name])]
+    return differing if same_repeats else [*differing, "--repeats"]
+
+
+def _lasting(part: object) -> object:
+    if not isinstance(part, dict):
+        return part
+    return {name: value for name, value in part.items() if name not in PASSING}
+
+
+def _taken(path: Path, what: str) -> UsageError:
+    do = "name another file, or add --overwrite to measure all again"
+    return UsageError(f"no file or this same sweep's at {path}", what, do)

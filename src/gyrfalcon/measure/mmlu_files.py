@@ -1,0 +1,141 @@
+"""The folder of an MMLU run: the guide's files, and a journal from which a killed run goes on.
+
+journal0.jsonl holds who runs (one line), then every answer as it comes; it alone is read again. A
+run that reached its end is never continued: the model behind its name may have changed.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+
+from gyrfalcon.errors import UsageError
+from gyrfalcon.measure import result
+from gyrfalcon.measure.mmlu import Answer
+from gyrfalcon.measure.mmlu_score import (
+    Score,
+    answer_from_json,
+    answer_json,
+    class_accuracies,
+    subject_accuracies,
+)
+
+JOURNAL = "journal0.jsonl"
+CACHE = "cache0.csv"
+LOG = "device0.log"
+SUBJECTS = "result_0_subject_acc.json"
+CLASSES = "result_0_classes_acc.json"
+DOCUMENT = "mmlu.json"
+FINISHED = {"finished": True}
+NO_ANSWER = "-1"  # in the guide's file, where a letter is missing
+
+
+def unfinished(folder: Path, identity: Mapping[str, object]) -> list[Answer]:
+    """The answers of a run that was broken off in this folder; UsageError when it was another run's."""
+    lines = list(_whole_lines(folder / JOURNAL))
+    if not lines or lines[-1] == FINISHED:
+        return []
+    if lines[0] != identity:
+        stated = {name for name in identity if lines[0].get(name) != identity[name]}
+        raise UsageError(
+            f"a run like the unfinished one in {folder}",
+            f"one with another {', '.join(sorted(stated)) or 'identity'}",
+            f"finish that one, give another -o, or delete {folder / JOURNAL}",
+        )
+    return [answer_from_json(line) for line in lines[1:]]
+
+
+def model_fingerprint(folder: Path) -> str:
+    """SHA-256 of the names, sizes and times of a model's files: changes when the model does."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    facts = [
+        (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in files
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+class Recorder:
+    """Writes a run's files as it goes; each answer is on disk before the next comes."""
+
+    def __init__(
+        self, folder: Path, identity: Mapping[str, object], earlier: Sequence[Answer]
+    ) -> None:
+        """Writes the journal and the guide's cache anew, with the `earlier` answers of this run."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        lines = [dict(identity), *map(answer_json, earlier)]
+        result.write_atomically(folder / JOURNAL, "".join(map(_line, lines)))
+        with ExitStack() as files:
+            self._journal = files.enter_context((folder / JOURNAL).open("a", encoding="utf-8"))
+            self._cache = files.enter_context(
+                (folder / CACHE).open("w", encoding="utf-8", newline="")
+            )
+            self._log = files.enter_context((folder / LOG).open("a", encoding="utf-8"))
+            self._rows = csv.writer(self._cache, lineterminator="\n")
+            self._rows.writerow(("task", "question_id", "truth", "pred"))
+            for answer in earlier:
+                self._cache_row(answer)
+            self._files = files.pop_all()
+
+    def write(self, answer: Answer) -> None:
+        """Keeps one answer."""
+        self._journal.write(_line(answer_json(answer)))
+        self._journal.flush()
+        self._cache_row(answer)
+
+    def log(self, text: str) -> None:
+        """A line with the time in device0.log."""
+        self._log.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
+        self._log.flush()
+
+    def finish(self, found: Score, document: Mapping[str, object]) -> None:
+        """Writes the results, then marks the journal as finished."""
+        for name, content in (
+            (SUBJECTS, subject_accuracies(found)),
+            (CLASSES, class_accuracies(found)),
+        ):
+            result.write_atomically(self.folder / name, json.dumps(content, indent=2) + "\n")
+        result.write(document, self.folder / DOCUMENT)
+        self._journal.write(_line(FINISHED))
+
+    def close(self) -> None:
+        self._files.close()
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _cache_row(self, answer: Answer) -> None:
+        """Dropped questions are not in the guide's cache."""
+        if not answer.dropped:
+            self._rows.writerow((answer.subject, answer.id, answer.truth, answer.pred or NO_ANSWER))
+            self._cache.flush()
+
+
+def _line(value: Mapping[str, object]) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, object]]:
+    """The journal's objects; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            wanted = f"JSON in line {number} of {path}"
+            raise UsageError(wanted, str(error), "delete the file to start over") from None
+        yield value

@@ -1,0 +1,173 @@
+"""`gyrfalcon mmlu`: runs a multiple-choice exam, or compares two runs of one."""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+
+from gyrfalcon.commands import mmlu_tables as tables
+from gyrfalcon.commands.generate import engine_config
+from gyrfalcon.commands.result import STDOUT, write_json
+from gyrfalcon.engine.engine import Engine
+from gyrfalcon.errors import CheckFailed
+from gyrfalcon.measure import mmlu_golden, mmlu_score, result
+from gyrfalcon.measure.exam import read_exam
+from gyrfalcon.measure.golden import known
+from gyrfalcon.measure.mmlu import Answer, answers
+from gyrfalcon.measure.mmlu_compare import Comparison, compare, comparison_json
+from gyrfalcon.measure.mmlu_files import Recorder, model_fingerprint, unfinished
+from gyrfalcon.measure.mmlu_prompts import PROTOCOLS, Exam
+from gyrfalcon.measure.mmlu_score import Score, score
+from gyrfalcon.progress import bar
+from gyrfalcon.weights.hub import resolve_model
+
+Document = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A finished run: all answers in the exam's order, and how long the new ones took."""
+
+    exam: Exam
+    answers: Sequence[Answer]
+    score: Score
+    num_new: int
+    seconds: float
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            **self.exam.settings,
+            "num_questions": self.exam.num_questions,
+            **mmlu_score.score_json(self.score, self.exam.subjects),
+            "seconds": self.seconds,
+            "num_computed": self.num_new,
+            "num_resumed": len(self.answers) - self.num_new,
+            "questions_per_second": self.num_new / self.seconds,
+            "predictions": [mmlu_score.answer_json(answer) for answer in self.answers],
+        }
+
+
+def run(args: argparse.Namespace) -> int:
+    """Asks what is not answered yet and tells the score; or compares two results."""
+    others = [result.read(Path(name), "mmlu") for name in args.compare]
+    if args.model is None:
+        pairs = compare(*others)
+        _tell(comparison_json(pairs), tables.comparison_lines(pairs), args.json)
+        return 0
+    names = args.subjects and args.subjects.split(",")
+    subjects = read_exam(Path(args.data), args.split, names, args.limit)
+    exam = Exam(subjects, args.split, PROTOCOLS[args.protocol], args.shots)
+    identity = _identity(args, exam)
+    earlier = unfinished(Path(args.output), identity)
+    with Engine(engine_config(args)) as engine:
+        if not engine.is_first_rank:
+            _follow(engine, exam, earlier)
+            return 0
+        print(f"ready: {engine.description}", file=sys.stderr)
+        with Recorder(Path(args.output), identity, earlier) as recorder:
+            done = _ask(engine, exam, earlier, recorder)
+            facts = done.as_json()
+            rows = _golden(engine, done) if args.golden else None
+            if rows is not None:
+                facts["golden"] = mmlu_golden.rows_json(rows)
+            comparison = compare({"result": facts}, others[0]) if others else None
+            if comparison is not None:
+                facts["comparison"] = comparison_json(comparison)
+            document = result.envelope("mmlu", engine, args.words, facts)
+            recorder.finish(done.score, document)
+    _say_speed(done, args.output)
+    _tell(document, _lines(done, rows, comparison), args.json)
+    return _verdict(rows or ())
+
+
+def _identity(args: argparse.Namespace, exam: Exam) -> dict[str, object]:
+    """All that can change an answer: a broken-off run goes on only where this is the same."""
+    return {
+        "model": args.model,
+        "model_files": model_fingerprint(resolve_model(args.model)),
+        "device": args.device,
+        "dtype": args.dtype,
+        "quant": args.quant,
+        "max_len": args.max_len,
+        **exam.settings,
+    }
+
+
+def _ask(engine: Engine, exam: Exam, earlier: Sequence[Answer], recorder: Recorder) -> Done:
+    """Answers what is missing and keeps each answer as it comes."""
+    recorder.log(f"{len(earlier)} of {exam.num_questions} questions answered; {exam.settings}")
+    found = list(earlier)
+    start = time.perf_counter()
+    with bar(exam.num_questions - len(earlier), "question", "mmlu") as shown:
+        missing = answers(engine, exam, _keys(earlier))
+        for name, group in groupby(missing, attrgetter("subject")):
+            new = []
+            for answer in group:
+                recorder.write(answer)
+                new.append(answer)
+                shown.update()
+            count = mmlu_score.count(new)
+            recorder.log(f"{name}: {count.right} of {count.total} right")
+            found += new
+    seconds = time.perf_counter() - start
+    in_order = sorted(found, key=attrgetter("subject", "id"))
+    num_new = len(found) - len(earlier)
+    return Done(exam, in_order, score(exam.subjects, in_order), num_new, seconds)
+
+
+def _follow(engine: Engine, exam: Exam, earlier: Sequence[Answer]) -> None:
+    """What a rank that torchrun started does: it computes the same and keeps silent."""
+    for _ in answers(engine, exam, _keys(earlier)):
+        pass
+
+
+def _golden(engine: Engine, done: Done) -> list[mmlu_golden.Beside]:
+    golden = known(engine.model_config)
+    return [] if golden is None else mmlu_golden.beside(golden, done.score, done.exam)
+
+
+def _lines(
+    done: Done, rows: Sequence[mmlu_golden.Beside] | None, comparison: Comparison | None
+) -> Iterator[str]:
+    """All that people are shown."""
+    yield from tables.score_lines(done.exam, done.score)
+    if rows is not None:
+        yield from tables.golden_lines(rows)
+    if comparison is not None:
+        yield "A: this run, B: the other"
+        yield from tables.comparison_lines(comparison)
+
+
+def _say_speed(done: Done, output: str) -> None:
+    rate = f"{done.num_new / done.seconds:.2f} questions/s"
+    text = f"{done.num_new} questions in {done.seconds:.1f} s, {rate}; written to {output}"
+    print(text, file=sys.stderr)
+
+
+def _tell(document: Document, lines: Iterable[str], json_target: str | None) -> None:
+    if json_target == STDOUT:
+        write_json(document, STDOUT)
+        return
+    if json_target is not None:
+        result.write(document, Path(json_target))
+    print("\n".join(lines))
+
+
+def _verdict(rows: Sequence[mmlu_golden.Beside]) -> int:
+    """CheckFailed when a published accuracy should agree and does not."""
+    for row in rows:
+        if row.agrees is False:
+            raise CheckFailed(
+                f"{100 * row.theirs:.2f} % ({row.figure.source}) within our interval",
+                f"{100 * (row.ours.accuracy or 0):.2f} %",
+                "check the checkpoint; an instruct or fine-tuned model has figures of its own",
+            )
+    return 0
+
+
+def _keys(found: Sequence[Answer]) -> set[tuple[str, int]]:
+    return {(answer.subject, answer.id) for answer in found}

@@ -1,0 +1,58 @@
+"""What `gyrfalcon mmlu` shows people: the score by category, published figures, two runs compared."""
+
+from collections.abc import Iterator, Sequence
+
+from gyrfalcon.measure.mmlu_compare import Comparison
+from gyrfalcon.measure.mmlu_golden import Beside
+from gyrfalcon.measure.mmlu_prompts import Exam
+from gyrfalcon.measure.mmlu_score import Score
+from gyrfalcon.measure.proportions import INTERVAL
+
+MOST_NAMED = 20  # dropped questions on screen; the result file has them all
+
+
+def score_lines(exam: Exam, found: Score) -> Iterator[str]:
+    """The four categories, all questions, the mean of the subjects, the dropped questions."""
+    shots, subjects = f"{exam.num_examples} shots", f"{len(exam.subjects)} subjects"
+    yield f"{exam.protocol.name}, {exam.split}, {shots}, {subjects}"
+    yield f"{'':16} {'right':>6} {'total':>6} {'accuracy':>9}  {INTERVAL}"
+    for name, count in (*found.categories.items(), ("all questions", found.all)):
+        low, high = count.interval
+        interval = f"{100 * low:.2f}-{100 * high:.2f} %" if count.total else ""
+        shown = _percent(count.accuracy)
+        yield f"{name:16} {count.right:6} {count.total:6} {shown:>9}  {interval}"
+    yield f"{'mean of subjects':16} {'':6} {'':6} {_percent(found.macro):>9}"
+    if found.dropped:
+        named = [f"{answer.subject} {answer.id}" for answer in found.dropped[:MOST_NAMED]]
+        more = ", …" if len(found.dropped) > MOST_NAMED else ""
+        yield f"dropped, too long to ask: {len(found.dropped)} ({', '.join(named)}{more})"
+
+
+def golden_lines(rows: Sequence[Beside]) -> Iterator[str]:
+    """Each published figure beside ours; says so when there are none."""
+    if not rows:
+        yield "golden: no published figures are known for a model of this shape"
+    for row in rows:
+        verdict = "agrees" if row.agrees else "DIFFERS" if row.agrees is False else row.why_not
+        way = f"{row.figure.protocol}, {row.figure.split}"
+        yield f"golden {row.model} {_percent(row.theirs)} {verdict}: {row.figure.source} ({way})"
+        if row.subjects_compared and not row.why_not:
+            yield f"{'':7}{row.subjects_alike} of {row.subjects_compared} subjects with its count"
+        for name, (theirs, ours) in row.categories.items() if not row.why_not else ():
+            yield f"{'':7}{name}: {theirs} right there, {ours} here"
+
+
+def comparison_lines(comparison: Comparison) -> Iterator[str]:
+    """Agreement, discordant pairs and p, by category and of all."""
+    columns = ("total", "same", "both", "only A", "only B", "p")
+    yield f"{'':16}" + "".join(f"{column:>8}" for column in columns)
+    for name, pairs in (*comparison.categories.items(), ("all questions", comparison.all)):
+        numbers = (pairs.total, pairs.same, pairs.both_right, pairs.only_first, pairs.only_second)
+        yield f"{name:16}" + "".join(f"{number:8}" for number in numbers) + f"{pairs.p:8.4f}"
+    yield "same: the same answer; both, only A, only B: right in; p: McNemar's exact, two-sided"
+    if comparison.num_left_out:
+        yield f"left out, dropped by one of the runs: {comparison.num_left_out}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"

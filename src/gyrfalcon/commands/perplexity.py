@@ -1,0 +1,70 @@
+"""`gyrfalcon perplexity`: how well a model predicts a text file."""
+
+import argparse
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from gyrfalcon.commands.generate import engine_config
+from gyrfalcon.commands.result import STDOUT, write_json
+from gyrfalcon.engine.engine import Engine
+from gyrfalcon.errors import UsageError
+from gyrfalcon.measure.perplexity import Perplexity, perplexity
+from gyrfalcon.measure.result import envelope, write
+from gyrfalcon.progress import bar
+
+
+def run(args: argparse.Namespace) -> int:
+    """Scores the file and tells."""
+    text = _text(Path(args.file))
+    with Engine(engine_config(args)) as engine:
+        if engine.is_first_rank:
+            print(f"ready: {engine.description}", file=sys.stderr)
+        window = engine.max_len if args.window is None else args.window
+        stride = max(1, window // 2) if args.stride is None else args.stride
+        start = time.perf_counter()
+        num_tokens = len(engine.tokenizer.encode(text)) - 1
+        with bar(num_tokens, "token", "perplexity", engine.is_first_rank) as shown:
+            found = perplexity(engine, text, window, stride, shown.update)
+        result = _result(args.file, found, window, stride, time.perf_counter() - start)
+        document = envelope("perplexity", engine, args.words, result)
+        if engine.is_first_rank:
+            _tell(document, found, window, stride, args.json)
+    return 0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"UTF-8 text in {path}", str(error), "convert the file") from None
+
+
+def _result(
+    file: str, found: Perplexity, window: int, stride: int, seconds: float
+) -> dict[str, object]:
+    return {
+        "file": file,
+        "window": window,
+        "stride": stride,
+        **asdict(found),
+        "perplexity": found.perplexity,
+        "bits_per_token": found.bits_per_token,
+        "bits_per_byte": found.bits_per_byte,
+        "seconds": seconds,
+    }
+
+
+def _tell(
+    document: dict[str, object], found: Perplexity, window: int, stride: int, target: str | None
+) -> None:
+    if target == STDOUT:
+        write_json(document, STDOUT)
+        return
+    if target is not None:
+        write(document, Path(target))
+    print(f"{found.num_tokens} tokens, {found.num_bytes} bytes; window {window}, stride {stride}")
+    print(f"perplexity      {found.perplexity:.4f}")
+    print(f"bits per token  {found.bits_per_token:.4f}")
+    print(f"bits per byte   {found.bits_per_byte:.4f}")

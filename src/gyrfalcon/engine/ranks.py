@@ -208,9 +208,8 @@ def _raise_if_dead(children: ProcessContext, store: dist.Store | None) -> None:
     }
     if not dead:
         return
-    killed = [
-        rank for rank, code in dead.items() if code < 0
-    ]  # what the others say follows from it
+    killed = [rank for rank, code in dead.items() if code < 0]
+    # What other ranks said of a killed one's broken connection tells less.
     if not killed and store is not None and store.check(["error"]):
         raise pickle.loads(bytes.fromhex(store.get("error").decode()))
     rank = killed[0] if killed else next(iter(dead))

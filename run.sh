@@ -20,6 +20,7 @@ Modes:
   cut       -h HF -n CUT [-w 4]       cut the Hugging Face folder HF for 4 ranks into the new folder CUT
   generate  -n MODEL [-w N] [prompt]  continue the prompt; MODEL is a cut, a Hugging Face folder or a hub id;
                                       the prompt - takes one prompt from each line of standard input
+  speed     -n MODEL [-f CSV] [-w N]  time the model over 36 pairs of lengths; goes on with what CSV has already
   verify    -n CUT                    check every file of a cut against its manifest
   demo                                the whole chain on a small model: cut, verify, generate
   doctor                              what this machine has, and what gyrfalcon makes of it
@@ -29,7 +30,8 @@ Flags:
   -h HF   the Hugging Face checkpoint folder (for this text: --help)
   -n N    the cut to write, or the model to run
   -w N    how many ranks (processes) share the model
-  -d DIR, -f FILE   the guide's MMLU folder and speed table: no mode takes them yet
+  -d DIR  the guide's MMLU folder: no mode takes it yet
+  -f CSV  the speed table to write (default 1_batch_performance_falcon40b.csv)
 
 Examples:
   bash run.sh -m cut -h falcon-40b -n falcon-40b-4 -w 4
@@ -101,6 +103,11 @@ build_command() {
             esac
             [ -z "${flag[w]:-}" ] || command+=(-w "${flag[w]}")
             ;;
+        speed)
+            takes nfw && needs n MODEL
+            command=(speed "${flag[n]}" -f "${flag[f]:-1_batch_performance_falcon40b.csv}")
+            [ -z "${flag[w]:-}" ] || command+=(-w "${flag[w]}")
+            ;;
         verify)
             takes n && needs n CUT
             command=(verify "${flag[n]}")
@@ -110,7 +117,7 @@ build_command() {
             command=("$mode")
             ;;
         '') wrong_usage 'a mode' none 'write -m MODE' ;;
-        speed | mmlu | precision | serve | report) wrong_usage 'a mode that exists' "$mode, which is not built yet" 'use another' ;;
+        mmlu | precision | serve | report) wrong_usage 'a mode that exists' "$mode, which is not built yet" 'use another' ;;
         *) wrong_usage 'one of the modes below' "$mode" 'write one of them after -m' ;;
     esac
     command+=(${rest[@]+"${rest[@]}"})

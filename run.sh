@@ -21,6 +21,8 @@ Modes:
   generate  -n MODEL [-w N] [prompt]  continue the prompt; MODEL is a cut, a Hugging Face folder or a hub id;
                                       the prompt - takes one prompt from each line of standard input
   speed     -n MODEL [-f CSV] [-w N]  time the model over 36 pairs of lengths; goes on with what CSV has already
+  precision -n MODEL [-w N]           put the model's logits beside a reference's; exit 1 when they are too far off
+  mmlu      -n MODEL -d MMLU [-w N]   put MMLU's questions and count the right answers; writes test_result/
   verify    -n CUT                    check every file of a cut against its manifest
   demo                                the whole chain on a small model: cut, verify, generate
   doctor                              what this machine has, and what gyrfalcon makes of it
@@ -30,7 +32,7 @@ Flags:
   -h HF   the Hugging Face checkpoint folder (for this text: --help)
   -n N    the cut to write, or the model to run
   -w N    how many ranks (processes) share the model
-  -d DIR  the guide's MMLU folder: no mode takes it yet
+  -d DIR  the folder of the exam, with dev/, val/ and test/
   -f CSV  the speed table to write (default 1_batch_performance_falcon40b.csv)
 
 Examples:
@@ -108,6 +110,16 @@ build_command() {
             command=(speed "${flag[n]}" -f "${flag[f]:-1_batch_performance_falcon40b.csv}")
             [ -z "${flag[w]:-}" ] || command+=(-w "${flag[w]}")
             ;;
+        precision)
+            takes nw && needs n MODEL
+            command=(precision "${flag[n]}")
+            [ -z "${flag[w]:-}" ] || command+=(-w "${flag[w]}")
+            ;;
+        mmlu)
+            takes ndw && needs n MODEL && needs d MMLU
+            command=(mmlu "${flag[n]}" -d "${flag[d]}")
+            [ -z "${flag[w]:-}" ] || command+=(-w "${flag[w]}")
+            ;;
         verify)
             takes n && needs n CUT
             command=(verify "${flag[n]}")
@@ -117,7 +129,7 @@ build_command() {
             command=("$mode")
             ;;
         '') wrong_usage 'a mode' none 'write -m MODE' ;;
-        mmlu | precision | serve | report) wrong_usage 'a mode that exists' "$mode, which is not built yet" 'use another' ;;
+        serve | report) wrong_usage 'a mode that exists' "$mode, which is not built yet" 'use another' ;;
         *) wrong_usage 'one of the modes below' "$mode" 'write one of them after -m' ;;
     esac
     command+=(${rest[@]+"${rest[@]}"})

@@ -11,7 +11,7 @@ from gyrfalcon import __version__
 from gyrfalcon.errors import UsageError
 from gyrfalcon.options import cache_memory, number, one_of, size, whole, wholes
 
-PLANNED = ("mmlu", "precision", "perplexity", "plan", "serve", "report")
+PLANNED = ("plan", "serve", "report")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 
 DESCRIPTION = "Run Falcon language models, cut for any number of ranks."
@@ -38,6 +38,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UsageError(f"arguments that {command} takes", repr(unknown[0]), f"see {command} --help")
     if args.command == "generate":
         _settle_prompts(args)
+    if args.command == "mmlu":
+        _settle_runs(args)
     args.words = tuple(argv)
     return args
 
@@ -254,6 +256,116 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
     _add_engine(parser.add_argument_group("how the model runs"))
 
 
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    """Put the model's logits beside a reference's, token by token: prefill and decode steps.
+
+    Prints each figure with its limit for the precision the model runs in; exits 1 when one does not
+    hold. The curves of every position are in the JSON.
+    """
+    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder, a cut or a hub id")
+    parser.add_argument(
+        "--reference",
+        metavar="auto|transformers|fp32|FILE",
+        help="transformers in fp32; our own fp32 path on one rank, which is not independent; or a file "
+        "kept with --save-reference (default auto: transformers where it is installed, else fp32)",
+    )
+    parser.add_argument(
+        "--save-reference",
+        metavar="FILE",
+        help="keep the reference's logits: 4 bytes × vocabulary for each token",
+    )
+    parser.add_argument(
+        "--golden",
+        action="store_true",
+        help="compare with published log-probabilities instead; known for falcon-7b",
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="a prompt on each line; token ids where the model has no tokenizer (default: shipped texts)",
+    )
+    parser.add_argument(
+        "--decode-steps",
+        metavar="N",
+        type=whole("--decode-steps", 0),
+        default=32,
+        help="the last N tokens of a prompt are computed one at a time (default 32)",
+    )
+    _add_engine(parser.add_argument_group("how the model runs"))
+
+
+def _add_mmlu(parser: argparse.ArgumentParser) -> None:
+    """Put MMLU's questions, or another exam's in its folder layout, and count the right answers.
+
+    Broken off, the same command goes on where it stopped. With two result files and no MODEL:
+    compare them question by question.
+    """
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="a Hugging Face folder, a cut or a hub id")
+    parser.add_argument("-d", "--data", metavar="DIR", help="the folder that holds dev/, val/ and test/")
+    parser.add_argument(
+        "--protocol",
+        type=one_of("--protocol", "hendrycks", "lm-eval", "generate"),
+        default="hendrycks",
+        metavar="hendrycks|lm-eval|generate",
+        help="likeliest letter, prompts as in the original paper (default) or in lm-evaluation-harness; "
+        "or the guide's way, the first letter of 32 generated tokens",
+    )
+    parser.add_argument(
+        "--split",
+        type=one_of("--split", "test", "val"),
+        default="test",
+        metavar="test|val",
+        help="the guide used val",
+    )
+    parser.add_argument(
+        "--shots", type=whole("--shots", 0), default=5, metavar="N", help="worked examples (default 5)"
+    )
+    parser.add_argument("--subjects", metavar="A,B", help="only these subjects")
+    parser.add_argument(
+        "--limit", type=whole("--limit", 1), metavar="N", help="only the first N questions of each subject"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        default="test_result",
+        help="where the results go (default test_result)",
+    )
+    parser.add_argument(
+        "--golden", action="store_true", help="also compare with published figures; exits 1 when they differ"
+    )
+    parser.add_argument(
+        "--compare",
+        metavar="FILE",
+        nargs="+",
+        default=[],
+        help="an earlier run's mmlu.json to compare with, or two of them and no MODEL",
+    )
+    _add_engine(parser.add_argument_group("how the model runs"))
+
+
+def _add_perplexity(parser: argparse.ArgumentParser) -> None:
+    """Measure how well the model predicts a text: perplexity, bits per token and per byte.
+
+    A window slides over the text; each token but the first is scored once, given those before it.
+    """
+    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder, a cut or a hub id")
+    parser.add_argument("file", metavar="FILE", help="a text file in UTF-8")
+    parser.add_argument(
+        "--window",
+        type=whole("--window", 2),
+        metavar="N",
+        help="tokens the model sees at a time (default: the longest sequence it takes)",
+    )
+    parser.add_argument(
+        "--stride",
+        type=whole("--stride", 1),
+        metavar="N",
+        help="tokens from one window to the next (default: half a window); fewer: more context, more time",
+    )
+    _add_engine(parser.add_argument_group("how the model runs"))
+
+
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     """Run the whole chain on a small model made on the spot: cut for 2 ranks, verify, generate."""
 
@@ -315,6 +427,18 @@ def _settle_prompts(args: argparse.Namespace) -> None:
     del args.stdin
 
 
+def _settle_runs(args: argparse.Namespace) -> None:
+    """A MODEL and its exam, perhaps with a run to compare; or two runs alone."""
+    most = 2 if args.model is None else 1
+    if args.model is None and len(args.compare) != 2:
+        raise UsageError("a MODEL, or two result files after --compare", "neither", "give one of them")
+    if len(args.compare) > most:
+        got = f"{len(args.compare)} after --compare"
+        raise UsageError("one result file beside a MODEL, two without", got, "leave some out")
+    if args.model is not None and args.data is None:
+        raise UsageError("-d DIR, the exam's folder", "none", "add it")
+
+
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "cut": ("cut a Hugging Face checkpoint for N ranks", _add_cut),
     "verify": ("check every file of a cut", _add_verify),
@@ -323,6 +447,9 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "inspect": ("list which rank holds what", _add_inspect),
     "generate": ("continue prompts", _add_generate),
     "speed": ("time every pair of an input and an output length", _add_speed),
+    "precision": ("the model's logits beside a reference's", _add_precision),
+    "mmlu": ("multiple-choice exams, and two runs of one compared", _add_mmlu),
+    "perplexity": ("how well the model predicts a text", _add_perplexity),
     "demo": ("the whole chain on a small model", _add_demo),
     "doctor": ("what this machine has and what is made of it", _add_doctor),
 }

@@ -57,6 +57,18 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
             from gyrfalcon.commands import speed
 
             return speed.run
+        case "precision":
+            from gyrfalcon.commands import precision
+
+            return precision.run
+        case "mmlu":
+            from gyrfalcon.commands import mmlu
+
+            return mmlu.run
+        case "perplexity":
+            from gyrfalcon.commands import perplexity
+
+            return perplexity.run
         case "demo":
             from gyrfalcon.commands import demo
 

@@ -58,7 +58,11 @@ class EngineConfig:
             ("threads", self.threads),
         )
         for name, number in numbers:
-            if number is not None and number <= 0:
+            if number is None:
+                continue
+            if not (isinstance(number, int) or name == "cache_memory"):
+                raise UsageError(f"a whole number for {name}", str(number), "mend it")
+            if not number > 0:  # NaN is not above anything
                 raise UsageError(f"{name} above 0", str(number), f"give another {name}")
         if isinstance(self.cache_memory, float) and self.cache_memory > 1:
             raise UsageError(

@@ -2,6 +2,7 @@
 outputs. No tensors.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -114,9 +115,9 @@ class SamplingParams:
             ("top_p above 0 and at most 1", self.top_p, 0 < self.top_p <= 1),
             ("min_p from 0 to 1", self.min_p, 0 <= self.min_p <= 1),
             (
-                "repetition_penalty above 0",
+                "repetition_penalty from 0.001 to 1000",  # beyond, logits would not stay finite
                 self.repetition_penalty,
-                0 < self.repetition_penalty < float("inf"),
+                0.001 <= self.repetition_penalty <= 1000,
             ),
             (
                 "presence_penalty from -2 to 2",
@@ -137,9 +138,9 @@ class SamplingParams:
             ),
             ("stop strings that are not empty", self.stop, all(self.stop_strings)),
             (
-                "logit_bias below infinity",
+                "logit_bias from -1e6 to 1e6, or -inf",
                 self.logit_bias,
-                all(b < float("inf") for b in self.logit_bias.values()),
+                all(-1e6 <= b <= 1e6 or b == -math.inf for b in self.logit_bias.values()),
             ),
         )
         for wanted, got, holds in checks:

@@ -1,6 +1,7 @@
 """The scheduler with a model that is a hash function: budgets, blocks, preemption, order and fairness."""
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -14,7 +15,6 @@ from gyrfalcon.request import (
     FinishReason,
     Request,
     SamplingParams,
-    Sequence,
     StepOutput,
     Token,
 )
@@ -105,6 +105,7 @@ class Machine:
             for place in range(chunk.stop)
         ]
         for place in range(chunk.start, chunk.stop):
+            assert self.allocator._users[slots[place] // self.block_size] == 1
             self.written[slots[place]] = tuple(sequence.tokens[: place + 1])
             self.num_computed += 1
         read = [self.written[slot] for slot in slots]
@@ -125,8 +126,9 @@ class Machine:
     def check_blocks(self) -> None:
         """No block is lost or free and held at once; only blocks with the same tokens are shared."""
         running, waiting = self.scheduler.running, self.scheduler.waiting
-        held = {block for sequence in running for block in sequence.blocks}
-        assert sorted([*held, *self.allocator._free]) == list(range(self.num_blocks))
+        users = Counter(block for sequence in running for block in sequence.blocks)
+        assert sorted([*users, *self.allocator._free]) == list(range(self.num_blocks))
+        assert self.allocator._users == [users[block] for block in range(self.num_blocks)]
         assert not any(sequence.blocks or sequence.num_computed for sequence in waiting)
         assert len(running) <= self.limits.max_sequences
         assert [(s.request.id, s.index) for s in (*running, *waiting)] == self.alive
@@ -142,8 +144,17 @@ class Machine:
         assert (oldest.request.id, oldest.index) == self.alive[0]
 
 
-def request(number: int, prompt_len: int, *, single_steps: int = 0, **params: object) -> Request:
-    prompt = tuple((number * 31 + place) % VOCAB for place in range(prompt_len))
+def request(
+    number: int,
+    prompt_len: int,
+    *,
+    single_steps: int = 0,
+    beginning: int | None = None,
+    **params: object,
+) -> Request:
+    """Prompts of the same `beginning`, by default its own number, begin alike."""
+    start = (number if beginning is None else beginning) * 31
+    prompt = tuple((start + place) % VOCAB for place in range(prompt_len))
     sampling = SamplingParams(**{"ignore_eos": True, **params})  # type: ignore[arg-type]
     return Request(number, prompt, sampling, seed=0, eos_id=EOS, single_steps=single_steps)
 
@@ -315,6 +326,7 @@ def test_random_loads_all_end_with_the_right_tokens_in_any_machine(seed: int) ->
             max_new_tokens=0 if length == max_len else draw.choice([0, 1, 5, 100]),
             n=draw.choice([1, 1, 3]),
             single_steps=draw.choice([0, 0, 4]),
+            beginning=draw.choice([None, 0, 1]),
             ignore_eos=draw.random() < 0.5,
             stop_ids=draw.choice([(), (3, 4)]),
         )

@@ -1,0 +1,182 @@
+"""`gyrfalcon precision`: the logits gate against a reference, or golden figures of real weights; a
+table, the whole result with --json, and exit 1 when a figure does not hold.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from gyrfalcon.commands.generate import engine_config
+from gyrfalcon.commands.result import STDOUT, write_json
+from gyrfalcon.engine.engine import Engine
+from gyrfalcon.errors import CheckFailed, UsageError
+from gyrfalcon.measure import peer
+from gyrfalcon.measure.gate import Figure
+from gyrfalcon.measure.golden import known
+from gyrfalcon.measure.golden_tokens import check_tokens
+from gyrfalcon.measure.precision import judge, make_reference, our_logits, precision_of
+from gyrfalcon.measure.prompts import default_prompts, read_prompts
+from gyrfalcon.measure.reference import Prompts, Reference
+from gyrfalcon.measure.result import envelope, write
+from gyrfalcon.settings import EngineConfig
+
+KINDS = ("transformers", "fp32")  # of references that are computed; anything else is a file
+CHUNK_TOKENS = 256  # of a prompt in one step: the longest default prompt comes in chunks
+
+TITLES = {
+    "cosine": "cosine of all logits",
+    "centred_cosine_p5": "cosine of a token, 5th percentile",
+    "relative_l2_p95": "relative L2 of a token, 95th percentile",
+    "relative_l2_to_transformers": "the same ÷ that of transformers",
+    "kl_mean": "KL divergence, mean",
+    "kl_p99": "KL divergence, 99th percentile",
+    "top1_agreement": "same favourite where it is clear",
+    "top1_in_top5": "favourite among 5 where it is not",
+    "non_finite": "logits that are no numbers",
+    "logprob_mean_error": "log-probability, mean difference",
+    "logprob_max_error": "log-probability, largest difference",
+    "nll_error": "mean log-probability, difference",
+    "greedy_agreement": "same greedy tokens",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What was found, for people and for programs."""
+
+    title: str
+    columns: dict[str, Sequence[Figure]]
+    result: dict[str, object]
+
+    @property
+    def failures(self) -> list[str]:
+        """Such as "decode kl_mean"."""
+        return [
+            f"{name} {figure.name}"
+            for name, figures in self.columns.items()
+            for figure in figures
+            if not figure.held
+        ]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures and tells; CheckFailed when a figure does not hold."""
+    _check(args)
+    with Engine(_config(args)) as engine:
+        findings = _golden(engine) if args.golden else _gate(engine, args)
+        if findings is None:
+            return 0
+        document = envelope("precision", engine, args.words, findings.result)
+    if args.json != STDOUT:
+        print("\n".join(_table(findings)))
+    if args.json == STDOUT:
+        write_json(document, STDOUT)
+    elif args.json is not None:
+        write(document, Path(args.json))
+    if findings.failures:
+        got = ", ".join(findings.failures)
+        do = "look where the curves of --json begin to part"
+        raise CheckFailed("every figure within its limit", f"{got} outside", do)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuses options that contradict each other."""
+    stored = _stored(args)
+    if stored is not None and not stored.is_file():
+        raise UsageError("--reference auto, transformers, fp32 or a file", str(stored), "mend it")
+    options = {"--save-reference": args.save_reference, "--prompts": args.prompts}
+    if args.golden:
+        options["--reference"] = args.reference
+    given = [name for name, value in options.items() if value is not None]
+    if given and (args.golden or stored is not None):
+        alone = "--golden" if args.golden else f"--reference {stored}"
+        do = "it brings its own prompts and figures: leave one out"
+        raise UsageError(f"{alone} without {given[0]}", "both", do)
+
+
+def _stored(args: argparse.Namespace) -> Path | None:
+    """The reference file, if one is named."""
+    return None if args.reference in (None, "auto", *KINDS) else Path(args.reference)
+
+
+def _config(args: argparse.Namespace) -> EngineConfig:
+    return replace(engine_config(args), max_batch_tokens=CHUNK_TOKENS, max_sequences=1)
+
+
+def _gate(engine: Engine, args: argparse.Namespace) -> Findings | None:
+    """None on the ranks that only compute with the first one."""
+    prompts = _prompts(engine, args)
+    if not engine.is_first_rank:
+        for _ in our_logits(engine, prompts, args.decode_steps):
+            pass
+        return None
+    print(f"ready: {engine.description}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="gyrfalcon-reference-") as folder:
+        path = _stored(args)
+        if path is None:
+            path = Path(args.save_reference or f"{folder}/reference.safetensors")
+            make_reference(engine, _kind(args), prompts, path)
+        outcome = judge(engine, Reference.open(path, engine.model_config), args.decode_steps)
+    note = "" if outcome.origin.independent else " (not independent: it shares our code)"
+    title = f"{outcome.precision} against {outcome.origin.description}{note}"
+    return Findings(title, dict(outcome.phases), outcome.as_json())
+
+
+def _prompts(engine: Engine, args: argparse.Namespace) -> Prompts:
+    stored = _stored(args)
+    if stored is not None:
+        return Reference.open(stored, engine.model_config).prompts
+    if args.prompts is not None:
+        return read_prompts(Path(args.prompts), engine)
+    return default_prompts(engine)
+
+
+def _kind(args: argparse.Namespace) -> str:
+    """Which reference to compute."""
+    if args.reference in KINDS:
+        return str(args.reference)
+    return "transformers" if peer.is_installed() else "fp32"
+
+
+def _golden(engine: Engine) -> Findings | None:
+    golden = known(engine.model_config)
+    if golden is None or golden.tokens is None:
+        wanted = "a model with published log-probabilities (falcon-7b)"
+        got = f"{engine.config.model}, for which none are known"
+        raise UsageError(wanted, got, "leave --golden out to compare with a reference")
+    check = check_tokens(engine, golden.tokens)
+    if not engine.is_first_rank:
+        return None
+    source = golden.tokens.source
+    title = f"{precision_of(engine)} against the golden figures of {golden.name}: {source}"
+    result = {
+        "precision": precision_of(engine),
+        "passed": all(figure.held for figure in check.figures),
+        "golden": {"model": golden.name, **asdict(check), "source": source},
+    }
+    return Findings(title, {"golden": check.figures}, result)
+
+
+def _table(findings: Findings) -> list[str]:
+    """A figure a line: its value in each column, its limit, and which did not hold."""
+    width = max(map(len, TITLES.values()))
+    lines = [findings.title, " " * width + "".join(f"{name:>13}" for name in findings.columns)]
+    for row in zip(*findings.columns.values(), strict=True):
+        limit = "" if row[0].limit is None else f"   {row[0].sense} {row[0].limit:g}"
+        mark = "" if all(figure.held for figure in row) else "   FAILED"
+        values = "".join(f"{_shown(figure):>13}" for figure in row)
+        lines.append(f"{TITLES[row[0].name]:<{width}}{values}{limit}{mark}")
+    failures = findings.failures
+    return [*lines, f"failed: {', '.join(failures)}" if failures else "the gate holds"]
+
+
+def _shown(figure: Figure) -> str:
+    if figure.value is None:
+        return "-"
+    if figure.name == "non_finite":
+        return f"{figure.value:.0f}"
+    return f"{figure.value:.3g}" if figure.sense == "<=" else f"{figure.value:.6f}"

@@ -14,7 +14,7 @@ from gyrfalcon.commands.result import STDOUT, write_json
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import CheckFailed, UsageError
 from gyrfalcon.measure import peer
-from gyrfalcon.measure.gate import Figure
+from gyrfalcon.measure.gate import TITLES, Figure
 from gyrfalcon.measure.golden import known
 from gyrfalcon.measure.golden_tokens import check_tokens
 from gyrfalcon.measure.precision import judge, make_reference, our_logits, precision_of
@@ -25,22 +25,6 @@ from gyrfalcon.settings import EngineConfig
 
 KINDS = ("transformers", "fp32")  # of references that are computed; anything else is a file
 CHUNK_TOKENS = 256  # of a prompt in one step: the longest default prompt comes in chunks
-
-TITLES = {
-    "cosine": "cosine of all logits",
-    "centred_cosine_p5": "cosine of a token, 5th percentile",
-    "relative_l2_p95": "relative L2 of a token, 95th percentile",
-    "relative_l2_to_transformers": "the same ÷ that of transformers",
-    "kl_mean": "KL divergence, mean",
-    "kl_p99": "KL divergence, 99th percentile",
-    "top1_agreement": "same favourite where it is clear",
-    "top1_in_top5": "favourite among 5 where it is not",
-    "non_finite": "logits that are no numbers",
-    "logprob_mean_error": "log-probability, mean difference",
-    "logprob_max_error": "log-probability, largest difference",
-    "nll_error": "mean log-probability, difference",
-    "greedy_agreement": "same greedy tokens",
-}
 
 
 @dataclass(frozen=True, slots=True)

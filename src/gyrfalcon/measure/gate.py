@@ -32,6 +32,21 @@ SENSE = {  # every figure in the order of the table, and on which side of its li
     "top1_in_top5": ">=",
     "non_finite": "<=",
 }
+TITLES: Mapping[str, str] = {  # of these figures, and of golden_tokens.py's
+    "cosine": "cosine of all logits",
+    "centred_cosine_p5": "cosine of a token, 5th percentile",
+    "relative_l2_p95": "relative L2 of a token, 95th percentile",
+    "relative_l2_to_transformers": "the same ÷ that of transformers",
+    "kl_mean": "KL divergence, mean",
+    "kl_p99": "KL divergence, 99th percentile",
+    "top1_agreement": "same favourite where it is clear",
+    "top1_in_top5": "favourite among 5 where it is not",
+    "non_finite": "logits that are no numbers",
+    "logprob_mean_error": "log-probability, mean difference",
+    "logprob_max_error": "log-probability, largest difference",
+    "nll_error": "mean log-probability, difference",
+    "greedy_agreement": "same greedy tokens",
+}
 HALF = {
     "cosine": 0.999,
     "centred_cosine_p5": 0.99,

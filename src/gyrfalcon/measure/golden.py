@@ -11,6 +11,7 @@ from typing import Any
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.measure.result import num_parameters
 
+GUIDE = "the guide, "  # what its sources begin with
 Counts = Mapping[str, tuple[int, int]]  # name → right, total
 
 
@@ -52,19 +53,34 @@ class Golden:
 
 def known(config: ModelConfig) -> Golden | None:
     """The figures of the model that has this shape; None when there are none."""
-    text = resources.files(__package__).joinpath("golden.json").read_text("utf-8")
     facts = asdict(config)
     num_tied = num_parameters(replace(config, tied=True))
-    for model in json.loads(text)["models"]:
+    for model in _models():
         shape = {name: facts[name] for name in model["shape"]}
         if shape == model["shape"] and num_tied == model["parameters"]:
-            tokens = model.get("tokens")
-            return Golden(
-                model["name"],
-                tuple(map(_mmlu_figure, model["mmlu"])),
-                None if tokens is None else _token_figures(tokens),
-            )
+            return _golden(model)
     return None
+
+
+def guide_mmlu() -> list[MMLUFigure]:
+    """The guide's own results, of Falcon-40B on two platforms."""
+    figures = [figure for model in _models() for figure in _golden(model).mmlu]
+    return [figure for figure in figures if figure.source.startswith(GUIDE)]
+
+
+def _models() -> list[dict[str, Any]]:
+    text = resources.files(__package__).joinpath("golden.json").read_text("utf-8")
+    models: list[dict[str, Any]] = json.loads(text)["models"]
+    return models
+
+
+def _golden(model: Mapping[str, Any]) -> Golden:
+    tokens = model.get("tokens")
+    return Golden(
+        model["name"],
+        tuple(map(_mmlu_figure, model["mmlu"])),
+        None if tokens is None else _token_figures(tokens),
+    )
 
 
 def _token_figures(raw: Mapping[str, Any]) -> TokenFigures:

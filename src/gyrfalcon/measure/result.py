@@ -83,17 +83,21 @@ def machine_facts() -> dict[str, object]:
     }
 
 
-def read(path: Path, kind: str) -> dict[str, object]:
-    """The document in a file; UsageError unless it is a result of this kind and version."""
+def read(path: Path, *kinds: str) -> dict[str, object]:
+    """The document in a file; UsageError unless it is a result of one of these kinds and of this
+    version.
+    """
     try:
         document: object = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"JSON in {path}", str(error), "name another file") from None
     marks = ("format", "version", "kind")
     found = [document.get(mark) for mark in marks] if isinstance(document, dict) else []
-    if not isinstance(document, dict) or found != [FORMAT, VERSION, kind]:
+    wanted = [[FORMAT, VERSION, kind] for kind in kinds]
+    if not isinstance(document, dict) or found not in wanted:
         got = " ".join(map(str, found)) or type(document).__name__
-        raise UsageError(f"a {kind} result of gyrfalcon in {path}", got, "name another file")
+        names = " or ".join(kinds)
+        raise UsageError(f"a {names} result of gyrfalcon in {path}", got, "name another file")
     return document
 
 

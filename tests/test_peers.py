@@ -3,31 +3,25 @@ transformers, on which all of this rests, would see such faults: each sabotage t
 
 import json
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from checkpoints import make_checkpoint
+from sabotages import OF_THE_MODEL, add_the_row_bias_on_every_rank
 from torch import Tensor
 from transformers import FalconForCausalLM
 from worlds import on_every_rank
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
-from gyrfalcon.batch import Batch
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.engine.ranks import Place, Ranks
-from gyrfalcon.kv.pool import CacheShape, KVPool, LayerCache
-from gyrfalcon.model.falcon import ParallelBlock, SequentialBlock
-from gyrfalcon.model.linear import RowLinear
+from gyrfalcon.kv.pool import CacheShape, KVPool
 from gyrfalcon.model.positions import Rotary
 from gyrfalcon.ops import reference
 from gyrfalcon.parallel.group import Group
 from gyrfalcon.parallel.shards import Share, share_of
-from gyrfalcon.request import Chunk
-from gyrfalcon.weights import layout
-from gyrfalcon.weights.layout import TensorSpec
 
 TOLERANCE = 1e-4  # of logits, float32: the law
 SEEN = 1e-3  # a fault must stand out from it clearly
@@ -217,122 +211,10 @@ def test_a_parallel_block_sums_over_the_ranks_once_and_a_sequential_one_twice(
 # Sabotage: each fault, on the variant and world size where it matters, is seen by the comparison above.
 
 
-def swap_two_heads(patch: Patch) -> None:
-    attention = reference.attention
-
-    def swapped(q: Tensor, *rest: object) -> Tensor:
-        return attention(q[:, [1, 0, *range(2, q.shape[1])]], *rest)  # type: ignore[arg-type]
-
-    patch.setattr(reference, "attention", swapped)
-
-
-def cut_qkv_in_equal_slices(patch: Patch) -> None:
-    """As if the rows were all queries, all keys, all values."""
-    local_ranges = layout.local_ranges
-
-    def equal(spec: TensorSpec, config: ModelConfig, share: Share) -> tuple[range, ...]:
-        if spec.role != "qkv":
-            return local_ranges(spec, config, share)
-        kv_rows = config.num_kv_heads * config.head_dim
-        ends = [0, config.hidden_size, config.hidden_size + kv_rows, config.qkv_rows]
-        return tuple(
-            range(
-                start + (stop - start) * share.rank // share.ranks,
-                start + (stop - start) * (share.rank + 1) // share.ranks,
-            )
-            for start, stop in pairwise(ends)
-        )
-
-    patch.setattr("gyrfalcon.weights.source.local_ranges", equal)
-
-
-def use_the_tanh_gelu(patch: Patch) -> None:
-    patch.setattr(reference, "activate", lambda x, name: F.gelu(x, approximate="tanh"))
-
-
-def add_alibi_after_the_scale(patch: Patch) -> None:
-    bias = reference.alibi_bias
-    patch.setattr(reference, "alibi_bias", lambda slopes, at: bias(slopes, at) * 16**0.5)
-
-
-def rotate_decoded_tokens_by_one_more(patch: Patch) -> None:
-    angles = Rotary.angles
-
-    def shifted(rotary: Rotary, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return angles(rotary, positions + (len(positions) <= 2), lengths)
-
-    patch.setattr(Rotary, "angles", shifted)
-
-
-def add_the_row_bias_on_every_rank(patch: Patch) -> None:
-    def with_bias(layer: RowLinear, x: Tensor) -> Tensor:
-        return layer.ops.linear(x, layer.weight, layer.bias)
-
-    def summed(block: SequentialBlock, part: Tensor, layer: RowLinear) -> Tensor:
-        return block.group.all_reduce(part)
-
-    patch.setattr(RowLinear, "__call__", with_bias)
-    patch.setattr(SequentialBlock, "_summed", summed)
-
-
-def use_one_norm_for_both(patch: Patch) -> None:
-    call = ParallelBlock.__call__
-
-    def one_norm(block: ParallelBlock, *rest: object) -> Tensor:
-        norms = (block.attention_norm, block.attention_norm)
-        same = ParallelBlock(*norms, block.attention, block.mlp, block.group)
-        return call(same, *rest)  # type: ignore[arg-type]
-
-    patch.setattr(ParallelBlock, "__call__", one_norm)
-
-
-def leave_a_slot_stale(patch: Patch) -> None:
-    """One token of each step is cached as the one before it."""
-    write_kv = reference.write_kv
-
-    def stale(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
-        write_kv(k, v, cache, slots)
-        if len(slots) > 2:
-            for tensor in (cache.k, cache.v):
-                flat = tensor.view(-1, *tensor.shape[2:])
-                flat[slots[1]] = flat[slots[0]]
-
-    patch.setattr(reference, "write_kv", stale)
-
-
-def drop_a_prefill_chunk(patch: Patch) -> None:
-    """The second chunk of each prompt is thought to be cached, but was not computed."""
-    build = Batch.build
-    write_kv = reference.write_kv
-    dropped: list[bool] = []
-
-    def note(chunks: list[Chunk], *rest: object) -> Batch:
-        dropped[:] = [chunk.start == 16 for chunk in chunks[:1]]
-        return build(chunks, *rest)  # type: ignore[arg-type]
-
-    def write(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
-        if not dropped[0]:
-            write_kv(k, v, cache, slots)
-
-    patch.setattr(Batch, "build", note)
-    patch.setattr(reference, "write_kv", write)
-
-
-SABOTAGE: list[tuple[Callable[[Patch], None], str, int]] = [
-    (swap_two_heads, "40b", 1),
-    (cut_qkv_in_equal_slices, "40b", 2),
-    (use_the_tanh_gelu, "7b", 1),
-    (add_alibi_after_the_scale, "rw-1b", 1),
-    (rotate_decoded_tokens_by_one_more, "40b", 1),
-    (add_the_row_bias_on_every_rank, "rw-1b", 2),
-    (use_one_norm_for_both, "40b", 1),
-    (leave_a_slot_stale, "11B", 1),
-    (drop_a_prefill_chunk, "40b", 1),
-]
-
-
 @pytest.mark.parametrize(
-    ("sabotage", "variant", "world_size"), SABOTAGE, ids=[row[0].__name__ for row in SABOTAGE]
+    ("sabotage", "variant", "world_size"),
+    OF_THE_MODEL,
+    ids=[row[0].__name__ for row in OF_THE_MODEL],
 )
 def test_the_comparison_with_transformers_sees_the_fault(
     sabotage: Callable[[Patch], None],

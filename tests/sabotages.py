@@ -1,0 +1,184 @@
+"""Known ways to get Falcon wrong, each as a patch of one place. As a pytest plugin (-p sabotages)
+this module applies those of the suite, each to the test that has to see it.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import pytest
+from torch import Tensor
+
+from gyrfalcon import Engine, EngineConfig, SamplingParams
+from gyrfalcon.batch import Batch
+from gyrfalcon.config import ModelConfig, RopeConfig
+from gyrfalcon.engine import sampler
+from gyrfalcon.engine.ranks import Ranks
+from gyrfalcon.kv.pool import LayerCache
+from gyrfalcon.model.falcon import Angles, Attention, SequentialBlock
+from gyrfalcon.model.linear import Norm, RowLinear
+from gyrfalcon.model.positions import rotary_frequencies
+from gyrfalcon.ops import reference
+from gyrfalcon.parallel.shards import Share
+from gyrfalcon.text import Detokenizer
+from gyrfalcon.weights import layout
+from gyrfalcon.weights.load import _Loader
+
+Patch = pytest.MonkeyPatch
+STALE_PLACE = 5  # of a cache block
+
+
+def swap_the_queries_of_two_heads(patch: Patch) -> None:
+    """Their outputs stay where they were."""
+    split = Attention._split
+
+    def swapped(self: Attention, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = split(self, fused)
+        return q[:, [1, 0, *range(2, q.shape[1])]], k, v
+
+    patch.setattr(Attention, "_split", swapped)
+
+
+def cut_the_fused_qkv_in_equal_slices(patch: Patch) -> None:
+    """As if it were stored as all queries, then all keys, then all values."""
+
+    def ranges(config: ModelConfig, share: Share) -> Iterable[range]:
+        start = 0
+        for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads):
+            rows = heads * config.head_dim // share.ranks
+            yield range(start + share.rank * rows, start + (share.rank + 1) * rows)
+            start += heads * config.head_dim
+
+    patch.setattr(layout, "_qkv_ranges", ranges)
+
+
+def take_the_tanh_form_of_gelu(patch: Patch) -> None:
+    activate = reference.activate
+    patch.setattr(reference, "activate", lambda x, name: activate(x, "gelu_tanh"))
+
+
+def add_alibi_after_the_scale(patch: Patch) -> None:
+    attention = reference.attention
+
+    def unscaled(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None) -> Tensor:
+        assert slopes is not None
+        return attention(q, cache, batch, slopes * q.shape[-1] ** 0.5)
+
+    patch.setattr(reference, "attention", unscaled)
+
+
+def turn_decoded_queries_one_position_on(patch: Patch) -> None:
+    """The cached keys stay where they are: off by one everywhere would be no error at all."""
+    attention = reference.attention
+
+    def further(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None) -> Tensor:
+        if set(batch.query_lens) == {1}:
+            turn = rotary_frequencies(RopeConfig(10000.0, "default"), q.shape[-1])[None]
+            q = reference.rotate(q, turn.cos(), turn.sin())
+        return attention(q, cache, batch, slopes)
+
+    patch.setattr(reference, "attention", further)
+
+
+def add_the_row_bias_on_every_rank(patch: Patch) -> None:
+    def summed(self: SequentialBlock, part: Tensor, layer: RowLinear) -> Tensor:
+        assert layer.bias is not None
+        return self.group.all_reduce(part + layer.bias)
+
+    patch.setattr(SequentialBlock, "_summed", summed)
+
+
+def use_the_attention_norm_for_the_mlp_too(patch: Patch) -> None:
+    norm = _Loader._norm
+
+    def same(self: _Loader, name: str) -> Norm:
+        return norm(self, name.replace("ln_mlp", "ln_attn"))
+
+    patch.setattr(_Loader, "_norm", same)
+
+
+def leave_a_kv_slot_stale(patch: Patch) -> None:
+    """One slot of each cache block is never written: it is as empty as at the start."""
+    write = reference.write_kv
+
+    def forgetful(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
+        stale = (slots % cache.k.shape[1] == STALE_PLACE)[:, None, None]
+        write(k.masked_fill(stale, 0), v.masked_fill(stale, 0), cache, slots)
+
+    patch.setattr(reference, "write_kv", forgetful)
+
+
+def drop_a_prefill_chunk(patch: Patch) -> None:
+    """Later chunks of a prompt are computed, but their cache slots stay empty."""
+    call = Attention.__call__
+
+    def lost(
+        self: Attention, x: Tensor, angles: Angles | None, batch: Batch, cache: LayerCache
+    ) -> Tensor:
+        output = call(self, x, angles, batch, cache)
+        if 1 < batch.query_lens[0] < batch.context_lens[0]:
+            for tensor in (cache.k, cache.v):
+                tensor.view(-1, *tensor.shape[2:])[batch.slots] = 0
+        return output
+
+    patch.setattr(Attention, "__call__", lost)
+
+
+def ignore_top_p(patch: Patch) -> None:
+    draw = sampler._draw
+
+    def careless(logits: Tensor, params: SamplingParams, chance: float) -> int:
+        return draw(logits, replace(params, top_p=1.0), chance)
+
+    patch.setattr(sampler, "_draw", careless)
+
+
+def give_every_rank_its_own_seed(patch: Patch) -> None:
+    start = Engine.__init__
+
+    def separate(self: Engine, config: EngineConfig, joined: Ranks | None = None) -> None:
+        start(self, config, joined)
+        self._seeds = random.Random(self._ranks.place.group.rank)
+
+    patch.setattr(Engine, "__init__", separate)
+
+
+def decode_tokens_one_by_one(patch: Patch) -> None:
+    """A character whose bytes are split between tokens is shown as its parts."""
+
+    def hasty(self: Detokenizer, token_id: int) -> str:
+        return self._text_bytes.get(token_id, b"").decode("utf-8", "replace")
+
+    patch.setattr(Detokenizer, "push", hasty)
+
+
+# Each with a variant and a number of ranks on which it matters.
+OF_THE_MODEL: list[tuple[Callable[[Patch], None], str, int]] = [
+    (swap_the_queries_of_two_heads, "40b", 1),
+    (cut_the_fused_qkv_in_equal_slices, "40b", 2),
+    (take_the_tanh_form_of_gelu, "7b", 1),
+    (add_alibi_after_the_scale, "rw-1b", 1),
+    (turn_decoded_queries_one_position_on, "40b", 1),
+    (add_the_row_bias_on_every_rank, "rw-1b", 2),
+    (use_the_attention_norm_for_the_mlp_too, "40b", 1),
+    (leave_a_kv_slot_stale, "11B", 1),
+    (drop_a_prefill_chunk, "40b", 1),
+]
+# By the test that sees it.
+OF_THE_SUITE: dict[str, Callable[[Patch], None]] = {
+    "tests/test_sampler.py::test_top_p_never_draws_a_token_outside_of_the_nucleus": ignore_top_p,
+    "tests/test_laws.py::test_any_number_of_ranks_gives_the_same_text[40b-2]": (
+        give_every_rank_its_own_seed
+    ),
+    "tests/test_tokenizer.py::test_a_character_split_between_tokens_is_never_half_shown": (
+        decode_tokens_one_by_one
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def sabotaged(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Found by pytest where this module is a plugin."""
+    with pytest.MonkeyPatch.context() as patch:
+        OF_THE_SUITE[request.node.nodeid](patch)
+        yield

@@ -152,15 +152,7 @@ def _table(findings: Findings) -> list[str]:
     for row in zip(*findings.columns.values(), strict=True):
         limit = "" if row[0].limit is None else f"   {row[0].sense} {row[0].limit:g}"
         mark = "" if all(figure.held for figure in row) else "   FAILED"
-        values = "".join(f"{_shown(figure):>13}" for figure in row)
+        values = "".join(f"{figure.shown:>13}" for figure in row)
         lines.append(f"{TITLES[row[0].name]:<{width}}{values}{limit}{mark}")
     failures = findings.failures
     return [*lines, f"failed: {', '.join(failures)}" if failures else "the gate holds"]
-
-
-def _shown(figure: Figure) -> str:
-    if figure.value is None:
-        return "-"
-    if figure.name == "non_finite":
-        return f"{figure.value:.0f}"
-    return f"{figure.value:.3g}" if figure.sense == "<=" else f"{figure.value:.6f}"

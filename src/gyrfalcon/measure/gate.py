@@ -86,6 +86,15 @@ class Figure:
             name, number, sense, limit, held=number is not None and HOLDS[sense](value, limit)
         )
 
+    @property
+    def shown(self) -> str:
+        """The value as people read it."""
+        if self.value is None:
+            return "-"
+        if self.name == "non_finite":
+            return f"{self.value:.0f}"
+        return f"{self.value:.3g}" if self.sense == "<=" else f"{self.value:.6f}"
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:

@@ -94,7 +94,7 @@ def compare(rows: Sequence[Row], baseline: Baseline) -> dict[str, object]:
 
 def _times(figures: Figures | None) -> dict[str, float]:
     assert figures is not None
-    return {name: value for name, value in asdict(figures).items() if name in TIMES}
+    return {name: value for name, value in vars(figures).items() if name in TIMES}
 
 
 def _ratios(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:

@@ -44,7 +44,7 @@ class Generation:
         return [1000 * (later - sooner) for sooner, later in pairwise(times)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: vars() makes JSON of it without copying its lists
 class Figures:
     """What a case took. Percentiles are over the gaps between tokens, of all sequences and repeats;
     `inter_token_ms` are those of the first sequence in the repeat of median length.
@@ -82,7 +82,7 @@ class Row:
             **asdict(self.case),
             "max_seq_len": self.max_seq_len,
             "status": OOM if self.figures is None else "measured",
-            **({"reason": self.reason} if self.figures is None else asdict(self.figures)),
+            **({"reason": self.reason} if self.figures is None else vars(self.figures)),
         }
 
     @classmethod

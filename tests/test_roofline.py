@@ -1,0 +1,192 @@
+"""The least work of Falcon's models, counted by hand from their shapes, and the percentages of it."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from gyrfalcon.config import ModelConfig
+from gyrfalcon.device import (
+    forget_peak_memory,
+    is_out_of_memory,
+    measure_bandwidth,
+    measure_matrix_peak,
+    peak_memory,
+)
+from gyrfalcon.measure.roofline import (
+    Layout,
+    decode_bytes,
+    percent_of_limit,
+    prefill_flops,
+)
+
+CPU = torch.device("cpu")
+
+FALCON_40B = ModelConfig.from_json(
+    {
+        "model_type": "falcon",
+        "hidden_size": 8192,
+        "num_hidden_layers": 60,
+        "num_attention_heads": 128,
+        "num_kv_heads": 8,
+        "vocab_size": 65024,
+        "new_decoder_architecture": True,
+    }
+)
+FALCON_7B = ModelConfig.from_json(
+    {
+        "model_type": "falcon",
+        "hidden_size": 4544,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 71,
+        "multi_query": True,
+        "vocab_size": 65024,
+    }
+)
+FALCON_11B = ModelConfig.from_json(
+    {
+        "model_type": "falcon",
+        "hidden_size": 4096,
+        "num_hidden_layers": 60,
+        "num_attention_heads": 32,
+        "num_kv_heads": 8,
+        "ffn_hidden_size": 16384,
+        "vocab_size": 65024,
+        "new_decoder_architecture": True,
+        "num_ln_in_parallel_attn": 1,
+        "tie_word_embeddings": False,
+    }
+)
+
+# Of one layer of 40b: fused qkv, dense, the two of the MLP; and the head.
+MATRICES_40B = 9216 * 8192 + 8192 * 8192 + 2 * 32768 * 8192
+HEAD_40B = 65024 * 8192
+NORMS_40B = 60 * 4 * 8192 + 2 * 8192
+
+
+def bf16(config: ModelConfig, world_size: int = 1, on_cards: bool = True) -> Layout:
+    return Layout(config, world_size, number_bytes=2, on_cards=on_cards)
+
+
+def test_a_token_of_40b_reads_every_weight_once() -> None:
+    weights = 60 * MATRICES_40B + NORMS_40B + HEAD_40B
+    assert decode_bytes(bf16(FALCON_40B), batch=1, context=0) == 2 * (weights + 8192)
+    assert 2 * weights == 82_606_587_904
+
+
+@pytest.mark.parametrize(
+    ("config", "bandwidth", "ms"),
+    [
+        (FALCON_40B, 4.8e12, 17.2),
+        (FALCON_40B, 3.35e12, 24.7),
+        (FALCON_7B, 4.8e12, 2.9),
+        (FALCON_7B, 2.04e12, 6.8),
+    ],
+)
+def test_the_floor_is_that_of_the_published_bandwidths(
+    config: ModelConfig, bandwidth: float, ms: float
+) -> None:
+    needed = decode_bytes(bf16(config), batch=1, context=0)
+    assert 1000 * needed / bandwidth == pytest.approx(ms, abs=0.05)
+
+
+@pytest.mark.parametrize(("config", "kv_bytes"), [(FALCON_40B, 122_880), (FALCON_7B, 8_192)])
+def test_every_token_of_the_context_costs_its_keys_and_values(
+    config: ModelConfig, kv_bytes: int
+) -> None:
+    layout = bf16(config)
+    empty, full = (decode_bytes(layout, batch=3, context=context) for context in (0, 100))
+    assert full - empty == 3 * 100 * kv_bytes
+
+
+def test_a_batch_reads_the_weights_once() -> None:
+    layout = bf16(FALCON_40B)
+    one, eight = (decode_bytes(layout, batch=batch, context=0) for batch in (1, 8))
+    assert eight - one == 2 * 7 * 8192  # seven more rows of the embedding
+
+
+def test_an_untied_head_is_read_and_its_embedding_is_not() -> None:
+    parameters = 11_102_822_400
+    needed = decode_bytes(bf16(FALCON_11B), batch=1, context=0)
+    assert needed == 2 * (parameters - 65024 * 4096 + 4096)
+
+
+def test_each_of_four_cards_reads_a_quarter_and_the_norms() -> None:
+    needed = decode_bytes(bf16(FALCON_40B, world_size=4), batch=1, context=100)
+    quarter = 60 * MATRICES_40B // 4 + HEAD_40B // 4 + 100 * 2 * 2 * 64 * 60
+    assert needed == 2 * (quarter + NORMS_40B + 8192)
+
+
+def test_ranks_on_one_processor_read_together() -> None:
+    needed = decode_bytes(bf16(FALCON_40B, world_size=4, on_cards=False), batch=1, context=0)
+    assert needed == 2 * (60 * MATRICES_40B + HEAD_40B + 4 * (NORMS_40B + 8192))
+
+
+def test_the_uneven_cut_counts_its_busiest_card() -> None:
+    seven = decode_bytes(bf16(FALCON_7B, world_size=2), batch=1, context=0)
+    whole = decode_bytes(bf16(FALCON_7B), batch=1, context=0)
+    qkv = (36 + 2) * 64 * 4544  # 71 heads: 35 and 36; both ranks hold the one k and v
+    rest = 36 * 64 * 4544 + 18176 * 4544  # dense, half of up and down
+    norms = 32 * 2 * 4544 + 2 * 4544
+    assert seven == 2 * (32 * (qkv + rest) + 65024 // 2 * 4544 + norms + 4544)
+    assert seven > whole / 2
+
+
+def test_the_guides_910b3_reaches_48_percent() -> None:
+    needed = decode_bytes(bf16(FALCON_40B, world_size=4), batch=1, context=0)
+    assert percent_of_limit(needed, 1.6e12, ms=27.03) == pytest.approx(48, abs=0.5)
+
+
+def test_a_prefill_multiplies_every_matrix_for_every_token() -> None:
+    flops = prefill_flops(bf16(FALCON_40B), batch=1, input_len=3)
+    products = 2 * 3 * 60 * MATRICES_40B + 2 * HEAD_40B
+    attention = 60 * 128 * (1 + 2 + 3) * 2 * 2 * 64  # scores and sums, causal pairs
+    assert flops == products + attention
+
+
+def test_a_batch_of_prompts_is_that_much_more() -> None:
+    one, eight = (prefill_flops(bf16(FALCON_7B), batch, input_len=32) for batch in (1, 8))
+    assert eight == 8 * one
+
+
+def test_four_cards_share_the_multiplications() -> None:
+    whole = prefill_flops(bf16(FALCON_40B), batch=2, input_len=64)
+    assert prefill_flops(bf16(FALCON_40B, world_size=4), batch=2, input_len=64) == whole // 4
+    processor = bf16(FALCON_40B, world_size=4, on_cards=False)
+    assert prefill_flops(processor, batch=2, input_len=64) == whole
+
+
+def test_twice_the_time_is_half_the_percentage() -> None:
+    assert percent_of_limit(work=5e9, limit_per_second=10e9, ms=500) == pytest.approx(100)
+    assert percent_of_limit(work=5e9, limit_per_second=10e9, ms=1000) == pytest.approx(50)
+
+
+def test_the_measured_limits_are_those_of_some_machine() -> None:
+    threads = torch.get_num_threads()
+    assert 1e8 < measure_bandwidth(CPU) < 1e13
+    assert 1e7 < measure_matrix_peak(CPU, torch.float32) < 1e16
+    assert torch.get_num_threads() == threads
+
+
+def test_the_peak_of_memory_is_seen_and_forgotten() -> None:
+    pids = [os.getpid()]
+    forget_peak_memory(CPU, pids)
+    before = peak_memory(CPU, pids)[0]
+    block = np.ones(200_000_000, np.uint8)
+    assert peak_memory(CPU, pids)[0] - before > 150_000_000
+    del block
+    assert peak_memory(CPU, pids)[0] - before > 150_000_000
+    forget_peak_memory(CPU, pids)
+    assert peak_memory(CPU, pids)[0] - before < 150_000_000
+
+
+def test_running_out_of_memory_is_known_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert is_out_of_memory(MemoryError())
+    with pytest.raises(RuntimeError) as other:
+        torch.ones(2) @ torch.ones(3)
+    assert not is_out_of_memory(other.value)

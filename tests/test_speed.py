@@ -1,0 +1,436 @@
+"""The speed sweep: its formulas on made-up times, its files byte for byte, its way through kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gyrfalcon import Engine, EngineConfig
+from gyrfalcon.batch import Batch
+from gyrfalcon.cli import main
+from gyrfalcon.commands.demo import make_tiny_falcon
+from gyrfalcon.errors import UsageError
+from gyrfalcon.measure.baseline import baselines, compare
+from gyrfalcon.measure.passage import passage_ids, prompt_rows
+from gyrfalcon.measure.roofline import Layout, Limits, decode_bytes, prefill_flops
+from gyrfalcon.measure.speed import generate, with_percent
+from gyrfalcon.measure.speed_files import Files, Sweep, csv_text
+from gyrfalcon.measure.speed_table import describe
+from gyrfalcon.measure.timing import Case, Figures, Generation, Row, averages, figures_of
+from gyrfalcon.request import Chunk
+from gyrfalcon.tokenizer import Tokenizer
+
+HEADER = (
+    "Batch, MaxSeqLen, InputSeqLen(Encoding), OutputSeqLen(Decoding), ResponseTime(ms), "
+    "FirstTokenTime(ms), TimePerTokens(ms), TokensPerSecond(ms)\n"
+)
+QUICK = ("--repeats", "1")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("speed") / "tiny"
+    make_tiny_falcon(folder)
+    return folder
+
+
+def speed(model: Path, *options: object) -> int:
+    return main(["speed", str(model), *map(str, options)])
+
+
+def rows_of(file: Path) -> list[dict[str, object]]:
+    document = json.loads(file.read_text())
+    rows: list[dict[str, object]] = document["result"]["rows"]
+    return rows
+
+
+def cases_of(file: Path) -> list[tuple[object, object]]:
+    return [(row["input_len"], row["output_len"]) for row in rows_of(file)]
+
+
+def generation(*arrivals: float, ends: float | None = None) -> Generation:
+    """One sequence whose tokens came at these seconds."""
+    return Generation(arrivals[-1] if ends is None else ends, (arrivals,))
+
+
+def figures(response_ms: float, first_ms: float, ms: float) -> Figures:
+    return Figures(
+        response_ms=response_ms,
+        first_token_ms=first_ms,
+        time_per_token_ms=ms,
+        tokens_per_second=1000 / ms,
+        tokens_per_second_of_batch=1000 / ms,
+        tokens_per_second_per_device=1000 / ms,
+        inter_token_p50_ms=ms,
+        inter_token_p90_ms=ms,
+        inter_token_p99_ms=ms,
+        peak_memory_bytes=[1_500_000_000, 10],
+    )
+
+
+def row(input_len: int, output_len: int, times: Figures | None) -> Row:
+    reason = None if times else "the KV cache holds 16 tokens, 32 are needed"
+    return Row(Case(1, input_len, output_len), 2048, times, reason)
+
+
+# ---- formulas ----
+
+
+def test_the_guides_formulas_on_times_made_up() -> None:
+    case = Case(batch=1, input_len=32, output_len=5)
+    whole = [generation(0.1, 0.2, 0.3, 0.4, 0.5)]
+    found = figures_of(case, [generation(0.08)], whole, num_devices=1)
+    assert found.first_token_ms == pytest.approx(80)
+    assert found.response_ms == pytest.approx(500)
+    assert found.time_per_token_ms == pytest.approx((500 - 80) / 4)
+    assert found.tokens_per_second == pytest.approx(1000 / 105)
+
+
+def test_repeats_count_with_their_medians() -> None:
+    case = Case(batch=1, input_len=32, output_len=2)
+    whole = [generation(0.1, last) for last in (0.9, 0.2, 0.3)]
+    first = [generation(last) for last in (0.1, 0.7, 0.2)]
+    found = figures_of(case, first, whole, num_devices=1)
+    assert found.response_ms == pytest.approx(300)
+    assert found.first_token_ms == pytest.approx(200)
+    assert found.response_ms_of_each == pytest.approx([900, 200, 300])
+    assert found.inter_token_ms == pytest.approx([200])  # of the repeat that took 300 ms
+
+
+def test_percentiles_are_of_the_gaps_between_tokens_of_all_sequences() -> None:
+    case = Case(batch=2, input_len=8, output_len=3)
+    one = Generation(0.5, ((0.1, 0.2, 0.4), (0.2, 0.5, 0.5)))
+    found = figures_of(case, [generation(0.1)], [one], num_devices=2)
+    assert found.inter_token_p50_ms == pytest.approx(150)  # of 0, 100, 200 and 300
+    assert found.inter_token_p90_ms == pytest.approx(270)
+    assert found.inter_token_p99_ms == pytest.approx(297)
+    assert found.tokens_per_second_of_batch == pytest.approx(2 * found.tokens_per_second)
+    assert found.tokens_per_second_per_device == pytest.approx(found.tokens_per_second)
+
+
+def test_a_slow_first_token_makes_no_negative_rate() -> None:
+    case = Case(batch=1, input_len=8, output_len=3)
+    found = figures_of(case, [generation(0.9)], [generation(0.1, 0.12, 0.2)], num_devices=1)
+    assert found.time_per_token_ms == pytest.approx(20)  # the shortest gap
+
+
+def test_both_averages_of_the_rate_are_given() -> None:
+    rows = [row(32, 32, figures(100, 10, 10)), row(32, 64, figures(300, 30, 40)), row(64, 64, None)]
+    found = averages(rows)
+    assert (found["cases"], found["oom"]) == (2, 1)
+    assert (found["response_ms"], found["first_token_ms"]) == (200, 20)
+    assert found["tokens_per_second_of_mean_ms"] == pytest.approx(1000 / 25)
+    assert found["mean_tokens_per_second"] == pytest.approx((100 + 25) / 2)
+
+
+def test_percentages_are_of_the_measured_limits(model: Path) -> None:
+    with Engine(EngineConfig(model=str(model), max_len=128)) as engine:
+        layout = Layout(engine.model_config, 1, 4, on_cards=False)
+    done = with_percent(row(32, 8, figures(100, 20, 10)), layout, Limits(1e10, 1e12)).figures
+    assert done is not None
+    needed = decode_bytes(layout, batch=1, context=32 + 8 / 2)
+    assert done.decode_percent_of_limit == pytest.approx(100 * needed / 1e10 / 0.010)
+    flops = prefill_flops(layout, batch=1, input_len=32)
+    assert done.prefill_percent_of_limit == pytest.approx(100 * flops / 1e12 / 0.020)
+
+
+# ---- prompts and generations ----
+
+
+def test_prompts_have_the_asked_length_and_begin_at_different_places() -> None:
+    rows = prompt_rows(range(10), length=4, rows=2)
+    assert rows == [[0, 1, 2, 3], [5, 6, 7, 8]]
+
+
+def test_a_text_that_ends_begins_again() -> None:
+    assert prompt_rows(range(3), length=8, rows=1) == [[0, 1, 2, 0, 1, 2, 0, 1]]
+
+
+def test_the_passage_gives_1024_tokens_of_real_text(data_tokenizer: Tokenizer) -> None:
+    ids = passage_ids(data_tokenizer)
+    assert len(ids) > 4096
+    assert data_tokenizer.decode(ids[:8]).startswith("There was no possibility of taking a walk")
+
+
+@pytest.fixture
+def data_tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    return Tokenizer.load(request.getfixturevalue("data")("falcon-tokenizer"), 4544)
+
+
+def test_end_of_text_does_not_end_a_timed_generation(model: Path, tmp_path: Path) -> None:
+    zeros = tmp_path / "zeros"
+    make_tiny_falcon(zeros)
+    weights = load_file(zeros / "model.safetensors")
+    save_file(
+        {name: torch.zeros_like(w) for name, w in weights.items()}, zeros / "model.safetensors"
+    )
+    with Engine(EngineConfig(model=str(zeros), max_len=64)) as engine:
+        assert engine.generate([[5, 6]])[0].output_ids == (engine.tokenizer.eos_id,)
+        timed = generate(engine, [[5, 6], [7, 8, 9]], max_new_tokens=12)
+    assert [len(times) for times in timed.arrivals] == [12, 12]
+    assert list(timed.arrivals[0]) == sorted(timed.arrivals[0])
+    assert timed.seconds >= timed.arrivals[0][-1]
+
+
+# ---- files ----
+
+
+def test_the_csv_is_the_guides_byte_for_byte() -> None:
+    rows = [row(32, 64, figures(9204.322, 92.83104, 27.0287486)), row(1024, 1024, None)]
+    assert csv_text(rows) == (
+        HEADER + "1, 2048, 32, 64, 9204.3220, 92.8310, 27.0287, 36.9976\n"
+        "1, 2048, 1024, 1024, oom, oom, oom, oom\n"
+    )
+
+
+def test_a_row_comes_back_from_json_as_it_was() -> None:
+    for one in (row(32, 64, figures(3, 1, 2)), row(32, 32, None)):
+        assert Row.from_json(json.loads(json.dumps(one.to_json()))) == one
+
+
+def test_a_csv_gets_its_json_beside_it() -> None:
+    assert Files.chosen("a/out.csv", None) == Files(Path("a/out.csv"), Path("a/out.json"))
+    assert Files.chosen("a/out.csv", "b.json") == Files(Path("a/out.csv"), Path("b.json"))
+    assert Files.chosen(None, None) == Files(None, None)
+    with pytest.raises(UsageError, match=r"out\.json"):
+        Files.chosen("out.json", None)
+
+
+def test_the_command_writes_csv_json_and_table(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "out.csv"
+    assert speed(model, "-f", table, "--in", "8,16", "--out", "2,3", "-w", 2, *QUICK) == 0
+    lines = table.read_text().splitlines(keepends=True)
+    assert lines[0] == HEADER
+    assert [line.split(", ")[:4] for line in lines[1:]] == [
+        ["1", "2048", *pair] for pair in (("8", "2"), ("8", "3"), ("16", "2"), ("16", "3"))
+    ]
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert (document["kind"], document["settings"]["world_size"]) == ("speed", 2)
+    first = document["result"]["rows"][0]
+    assert len(first["peak_memory_bytes"]) == 2
+    assert first["decode_percent_of_limit"] > 0
+    assert first["prefill_percent_of_limit"] > 0
+    assert first["time_per_token_ms"] == pytest.approx(
+        max(first["response_ms"] - first["first_token_ms"], min(first["inter_token_ms"])), abs=1e-3
+    )
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split()[:3] == ["batch", "in", "out"]
+    assert "mean over 4 cases" in out
+
+
+def test_several_prompts_at_once_are_a_batch(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--batch", 3, "--in", "20", "--out", "4", "--json", "-", *QUICK)
+    assert speed(model, *options) == 0
+    document = json.loads(capsys.readouterr().out)
+    only = document["result"]["rows"][0]
+    assert (only["batch"], only["status"]) == (3, "measured")
+    assert only["tokens_per_second_of_batch"] == pytest.approx(3 * only["tokens_per_second"])
+
+
+# ---- going on ----
+
+
+def test_a_finished_case_is_not_measured_again(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, file = tmp_path / "out.csv", tmp_path / "out.json"
+    assert speed(model, "-f", table, "--in", "8", "--out", "2,3", *QUICK) == 0
+    before = rows_of(file)
+    assert speed(model, "-f", table, "--in", "8,16", "--out", "3", *QUICK) == 0
+    after = rows_of(file)
+    assert after[:2] == before
+    assert cases_of(file) == [(8, 2), (8, 3), (16, 3)]
+    assert "1 of 2 cases are in" in capsys.readouterr().err
+
+
+def test_a_killed_sweep_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
+    table, file = tmp_path / "out.csv", tmp_path / "out.json"
+    words = ["-f", str(table), "--in", "8,16,24", "--out", "2,40", *QUICK]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gyrfalcon", "speed", str(model), *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    while not (table.exists() and table.read_text().count("\n") > 2):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed = rows_of(file)
+    assert 2 <= len(killed) < 6
+    assert table.read_text().startswith(HEADER)
+    assert main(["speed", str(model), *words]) == 0
+    assert rows_of(file)[: len(killed)] == killed
+    assert cases_of(file) == [(n, out) for n in (8, 16, 24) for out in (2, 40)]
+    assert table.read_text().count("\n") == 7
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "out.json"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [(("--repeats", "2"), "--repeats"), (("-w", "2", *QUICK), "settings")],
+    ids=["repeats", "ranks"],
+)
+def test_results_of_another_sweep_are_not_overwritten_unasked(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changed: Sequence[str],
+    named: str,
+) -> None:
+    words = ("-f", tmp_path / "out.csv", "--in", "8", "--out", "2")
+    assert speed(model, *words, *QUICK) == 0
+    before = (tmp_path / "out.json").read_text()
+    assert speed(model, *words, *changed) == 2
+    error = capsys.readouterr().err
+    assert f"another {named}" in error
+    assert "--overwrite" in error
+    assert (tmp_path / "out.json").read_text() == before
+    assert speed(model, *words, *changed, "--overwrite") == 0
+    assert (tmp_path / "out.json").read_text() != before
+
+
+def test_a_table_without_its_json_is_not_overwritten_unasked(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "out.csv"
+    table.write_text("mine\n")
+    assert speed(model, "-f", table, "--in", "8", "--out", "2", *QUICK) == 2
+    assert "a table without its JSON" in capsys.readouterr().err
+    assert table.read_text() == "mine\n"
+
+
+# ---- limits ----
+
+
+def test_lengths_beyond_the_models_positions_are_refused_naming_the_largest(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "out.csv"
+    assert speed(model, "-f", table, "--in", "32,1024", "--out", "32,1025") == 2
+    err = capsys.readouterr().err
+    assert "at most 2048 tokens together" in err
+    assert "got 1024 + 1025" in err
+    assert "ready" not in err
+    assert not table.exists()
+
+
+def test_the_models_last_position_can_be_measured(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    assert speed(model, "--json", file, "--in", "2044", "--out", "4", *QUICK) == 0
+    assert rows_of(file)[0]["status"] == "measured"
+
+
+def test_a_case_that_the_cache_cannot_hold_is_recorded_as_oom(model: Path, tmp_path: Path) -> None:
+    table, file = tmp_path / "out.csv", tmp_path / "out.json"
+    block = 16 * 4 * 4 * 2 * 16 * 4  # tokens, layers, KV heads, k and v, head_dim, fp32
+    options = ("--cache-memory", 10 * block, "--in", "16,160,32", "--out", "8", *QUICK)
+    assert speed(model, "-f", table, *options) == 0
+    assert [one["status"] for one in rows_of(file)] == ["measured", "measured", "oom"]
+    assert rows_of(file)[2]["reason"] == "the KV cache holds 160 tokens, 176 are needed"
+    assert table.read_text().endswith("1, 160, 160, 8, oom, oom, oom, oom\n")
+
+
+def test_the_sweep_goes_on_after_the_allocator_gave_up(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = Batch.build
+
+    def scarce(chunks: Sequence[Chunk], block_size: int, device: torch.device) -> Batch:
+        if chunks[0].stop - chunks[0].start > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return build(chunks, block_size, device)
+
+    monkeypatch.setattr(Batch, "build", scarce)
+    file = tmp_path / "out.json"
+    assert speed(model, "--json", file, "--in", "8,24,16", "--out", "2", *QUICK) == 0
+    assert [one["status"] for one in rows_of(file)] == ["measured", "measured", "oom"]
+    assert "Tried to allocate" in str(rows_of(file)[2]["reason"])
+
+
+# ---- baselines ----
+
+
+def test_the_guides_figures_are_the_baseline_named_guide() -> None:
+    ours = [row(32, 32, figures(9204.322 / 2, 92.83104, 27.0287486 / 4))]
+    npu, gpu, *small = baselines("guide")
+    found = compare(ours, npu)["averages"]
+    assert found == pytest.approx(
+        {
+            "response_ms": 2,
+            "first_token_ms": 1,
+            "time_per_token_ms": 4,
+            "mean_tokens_per_second": 4000 / 27.0287486 / 37.0206184,
+        }
+    )
+    assert set(compare(ours, gpu)["averages"]) == {  # type: ignore[call-overload]
+        "response_ms",
+        "first_token_ms",
+        "time_per_token_ms",
+        "tokens_per_second_of_mean_ms",
+    }
+    assert len(small) == 2
+
+
+def test_a_result_is_compared_with_another_case_by_case(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, ours = tmp_path / "theirs.json", tmp_path / "ours.json"
+    assert speed(model, "--json", file, "--in", "8", "--out", "2,3", *QUICK) == 0
+    document = json.loads(file.read_text())
+    for one in document["result"]["rows"]:
+        for name in ("response_ms", "first_token_ms", "time_per_token_ms"):
+            one[name] *= 3
+    ours.write_text(file.read_text())
+    file.write_text(json.dumps(document))
+    words = ("--json", ours, "--in", "8", "--out", "2,3,4", "--baseline", file, *QUICK)
+    assert speed(model, *words) == 0
+    (found,) = json.loads(ours.read_text())["result"]["baselines"]
+    assert found["cases"] == 2
+    assert found["averages"]["response_ms"] == pytest.approx(3)
+    assert found["of_each"][1] == {
+        "batch": 1,
+        "input_len": 8,
+        "output_len": 3,
+        "response_ms": pytest.approx(3),
+        "first_token_ms": pytest.approx(3),
+        "time_per_token_ms": pytest.approx(3),
+    }
+    assert "times as fast as" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["{}", "no JSON", '{"format": "gyrfalcon-result"}'])
+def test_a_baseline_that_is_no_speed_result_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    (tmp_path / "other.json").write_text(content)
+    assert speed(model, "--baseline", tmp_path / "other.json") == 2
+    assert "other.json" in capsys.readouterr().err
+
+
+def test_the_table_shows_each_case_and_says_what_the_percentages_are_of() -> None:
+    good = replace(
+        figures(500, 20, 12.345), decode_percent_of_limit=45.67, prefill_percent_of_limit=8.0
+    )
+    rows = {one.case: one for one in (row(32, 64, good), row(64, 64, None))}
+    lines = describe(Sweep(3, Limits(25.6e9, 2e12), rows)).splitlines()
+    assert lines[1].split() == (
+        "1 32 64 20.0 500.0 12.35 81.00 12.35 12.35 12.35 1.50 45.7 % 8.0 %".split()
+    )
+    assert lines[2].split() == "1 64 64 oom oom oom oom".split()
+    assert "25.6 GB/s" in lines[3]
+    assert lines[4].startswith("mean over 1 cases, 1 out of memory: response 500.00 ms")

@@ -33,12 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tokenizer(folder)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ranks of tiny models would only wait for their threads."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 def ranks_of(process: psutil.Process) -> list[psutil.Process]:
     """The rank processes that a process has started."""
     return [

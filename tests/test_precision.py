@@ -121,6 +121,17 @@ def test_words_are_refused_where_there_is_no_tokenizer(
     assert "token ids" in refusal(capsys, bare, "--prompts", path)
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("30 509", "ids below 509"), ("9 " * 20, "at most 16")]
+)
+def test_prompts_that_the_model_cannot_take_are_refused_before_all_work(
+    text: str, wanted: str, bare: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text(text)
+    assert wanted in refusal(capsys, bare, "--prompts", path, "--max-len", 16)
+
+
 def test_an_empty_file_of_prompts_is_refused(bare: Path, tmp_path: Path, capsys: Captured) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("\n")
@@ -197,6 +208,28 @@ def test_a_stored_reference_gives_the_figures_of_the_fresh_one(
     code, stored, _ = measured(capsys, bare, "--reference", file)
     assert (code, stored) == (0, fresh)
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_stored_reference_serves_where_transformers_is_missing(
+    bare: Path, ids: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "kept"
+    measured(capsys, bare, "--prompts", ids, "--save-reference", file)
+    monkeypatch.setattr(peer, "find_spec", lambda name: None)
+    code, result, _ = measured(capsys, bare, "--reference", file, "--dtype", "fp16")
+    assert (code, result["reference"]["kind"]) == (0, "transformers")  # type: ignore[index]
+    assert "relative_l2_to_transformers" not in json.dumps(result)
+
+
+def test_a_model_that_transformers_refuses_is_one_line(
+    ids: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    model = make_checkpoint(tmp_path / "hf", "40b")
+    raw = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(raw | {"bos_token_id": "eleven"}))
+    assert "use --reference fp32" in refusal(capsys, model, "--prompts", ids)
+    code, _, _ = measured(capsys, model, "--prompts", ids, "--reference", "fp32")
+    assert code == 0
 
 
 def test_other_weights_fail_and_exit_1(

@@ -52,15 +52,21 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    config = transformers.FalconConfig.from_dict(_config(checkpoint))
     weights: dict[str, Any] = {"pretrained_model_name_or_path": checkpoint.folder}
     if checkpoint.manifest is not None:  # a cut: put together in memory
         source = checkpoint.source
         state = {name: source.read(name) for name in source.names()}
         weights = {"pretrained_model_name_or_path": None, "state_dict": state}
-    model = transformers.FalconForCausalLM.from_pretrained(
-        config=config, dtype=dtype, attn_implementation="sdpa", **weights
-    )
+    try:
+        model = transformers.FalconForCausalLM.from_pretrained(
+            config=transformers.FalconConfig.from_dict(_config(checkpoint)),
+            dtype=dtype,
+            attn_implementation="sdpa",
+            **weights,
+        )
+    except Exception as error:  # it raises whatever its many layers raise
+        got = f"{type(error).__name__}: {error}"
+        raise UsageError("a model that transformers takes", got, "use --reference fp32") from error
     return model.eval()
 
 

@@ -13,7 +13,7 @@ from gyrfalcon.device import DTYPE_OF_WORD, WORD_OF_DTYPE
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.engine.ranks import Place, Ranks
 from gyrfalcon.measure.gate import Comparison, Figure, compare, figures, joined
-from gyrfalcon.measure.peer import peer_logits, require
+from gyrfalcon.measure.peer import is_installed, peer_logits, require
 from gyrfalcon.measure.reference import Origin, Prompts, Reference, write_reference
 from gyrfalcon.parallel.group import solo
 from gyrfalcon.progress import bar
@@ -70,7 +70,7 @@ def judge(engine: Engine, reference: Reference, decode_steps: int) -> Outcome:
     """
     precision = precision_of(engine)
     peer = None
-    if precision in HALF_PRECISIONS and reference.origin.kind == "transformers":
+    if precision in HALF_PRECISIONS and reference.origin.independent and is_installed():
         peer = _peer(engine, reference, precision, decode_steps)
     ours = our_logits(engine, reference.prompts, decode_steps)
     compared = _compared(reference, ours, decode_steps)

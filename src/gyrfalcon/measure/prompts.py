@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from gyrfalcon.engine.engine import Engine
-from gyrfalcon.errors import CheckpointError, UsageError
+from gyrfalcon.errors import CheckpointError, PromptTooLong, UsageError
 from gyrfalcon.measure.passage import passage_ids
 from gyrfalcon.tokenizer import Tokenizer
 
@@ -37,8 +37,24 @@ def read_prompts(path: Path, engine: Engine) -> list[list[int]]:
         raise UsageError(f"a prompt on each line of {path}", "none", "write one")
     tokenizer = _tokenizer(engine)
     if tokenizer is not None:
-        return [tokenizer.encode(line) for line in lines]
-    return [_as_ids(line.split(), path) for line in lines]
+        prompts = [tokenizer.encode(line) for line in lines]
+    else:
+        prompts = [_as_ids(line.split(), path) for line in lines]
+    _check(prompts, path, engine)
+    return prompts
+
+
+def _check(prompts: Sequence[Sequence[int]], path: Path, engine: Engine) -> None:
+    """Before a reference is computed for nothing."""
+    longest = max(map(len, prompts))
+    if longest > engine.max_len:
+        wanted = f"prompts of at most {engine.max_len} tokens in {path}"
+        raise PromptTooLong(wanted, str(longest), "shorten it or raise --max-len")
+    vocab = range(engine.model_config.vocab_size)
+    foreign = [token for ids in prompts for token in ids if token not in vocab]
+    if foreign:
+        wanted = f"token ids below {len(vocab)} in {path}"
+        raise UsageError(wanted, str(foreign[0]), "use the model's own")
 
 
 def _tokenizer(engine: Engine) -> Tokenizer | None:

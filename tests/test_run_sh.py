@@ -107,6 +107,10 @@ def active(copy: Copy) -> Copy:
         ("-m generate -n M a -- -w 2 -- b", "<generate> <M> <--prompt> <a> <-w> <2> <--> <b>"),
         ("-m speed -n CUT -f CSV -w 4", "<speed> <CUT> <-f> <CSV> <-w> <4>"),
         ("-m speed -n CUT", "<speed> <CUT> <-f> <1_batch_performance_falcon40b.csv>"),
+        ("-m report A B -- -o DIR", "<report> <A> <B> <-o> <DIR>"),
+        ("-m report -- A --baseline guide", "<report> <A> <--baseline> <guide>"),
+        ("-m precision -n CUT -w 2", "<precision> <CUT> <-w> <2>"),
+        ("-m precision -n M -- --golden", "<precision> <M> <--golden>"),
         ("-m verify -n CUT", "<verify> <CUT>"),
         ("-m doctor -- --json -", "<doctor> <--json> <->"),
         ("-m demo", "<demo>"),
@@ -188,7 +192,7 @@ def test_the_first_run_installs_torch_then_the_package(copy: Copy) -> None:
     assert copy.steps() == [
         "venv --clear",
         f"pip install --quiet torch {place}",
-        f"pip install --quiet -e . {place}",
+        f"pip install --quiet -e .[report] {place}",
     ]
     assert err.startswith("run.sh: setting up ")
 

@@ -4,12 +4,15 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+from checkpoints import make_model
 from engines import cache_of, make_engine, small
 from tokenizers_ import make_tokenizer
 
 from gyrfalcon import EngineConfig, SamplingParams
 from gyrfalcon.errors import (
     CacheTooSmall,
+    NotFinite,
     PromptTooLong,
     RankDied,
     RequestError,
@@ -203,3 +206,26 @@ def test_closing_twice_is_fine_and_a_closed_engine_says_so(folder: Path) -> None
     engine.close()
     with pytest.raises(RankDied, match="make a new one"):
         engine.generate("a")
+
+
+def test_ids_beyond_the_longest_sequence_are_refused_not_filled_up(folder: Path) -> None:
+    input_ids = torch.full((2, 60), 30)
+    with make_engine(folder) as engine:
+        assert engine.generate_ids(input_ids, max_new_tokens=4).shape == (2, 64)
+        with pytest.raises(PromptTooLong, match="at most 64 tokens, new ones included, got 65"):
+            engine.generate_ids(input_ids, max_new_tokens=5)
+
+
+def test_a_tensor_as_a_prompt_is_sent_to_generate_ids(folder: Path) -> None:
+    with make_engine(folder) as engine, pytest.raises(RequestError, match="use generate_ids"):
+        engine.generate(torch.tensor([30, 31]))  # type: ignore[arg-type]
+
+
+def test_weights_that_overflow_are_an_error_not_a_text(tmp_path: Path) -> None:
+    model = make_model("40b", hidden_size=64, num_attention_heads=8, num_kv_heads=2)
+    with torch.no_grad():
+        model.transformer.h[0].mlp.dense_4h_to_h.weight.fill_(float("inf"))
+    model.save_pretrained(tmp_path)
+    for params in (SamplingParams(), SamplingParams(temperature=1.0)):
+        with make_engine(tmp_path) as engine, pytest.raises(NotFinite, match="use --dtype"):
+            engine.generate([30, 31], params)

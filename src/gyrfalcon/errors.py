@@ -49,6 +49,12 @@ class CacheTooSmall(GyrfalconError):
     """The KV cache cannot hold even one sequence of the asked length: give it more memory or a shorter length."""
 
 
+class NotFinite(GyrfalconError):
+    """The model computed something that is no number: another dtype or other weights can mend it."""
+
+    exit_code = 1
+
+
 class RankDied(GyrfalconError):
     """One of the rank processes ended early: look at what it said, then start again."""
 

@@ -31,21 +31,22 @@ class SamplingParams:
 
     max_new_tokens: at most so many new tokens; 0 only scores the prompt.
     temperature: 0 takes the likeliest token, otherwise logits are divided by it.
-    top_k, top_p, min_p: keep the k likeliest tokens (0: all); the fewest whose probabilities reach
-    p; those at least
-        min_p times as likely as the likeliest. Applied in this order, after the temperature.
+    top_k: keeps the k likeliest tokens; 0 keeps all. Applied after the temperature.
+    top_p: keeps the fewest of these whose probabilities reach p.
+    min_p: keeps those of these that are at least min_p times as likely as the likeliest.
     repetition_penalty: divides positive and multiplies negative logits of tokens in the prompt or
-    output
-        (Keskar et al. 2019).
-    presence_penalty, frequency_penalty: subtracted once per token already put out, and once per
-    time it was. logit_bias: token id → number added to its logit; -inf forbids the token.
-    seed: makes sampling repeatable, whatever else is in the batch and whatever the number of ranks.
+        the output (Keskar et al. 2019).
+    presence_penalty: subtracted once from the logit of every token in the output.
+    frequency_penalty: subtracted as many times as the token is in the output.
+    logit_bias: token id → number added to its logit; -inf forbids the token.
+    seed: makes sampling repeatable, whatever else is in the batch, on any number of ranks.
     n: independent samples of one prompt.
-    logprobs, prompt_logprobs: with every output / prompt token, its log-probability under the model
-    and that of
-        so many likeliest tokens (0: only its own; None: nothing).
+    logprobs: with every output token, its log-probability under the model and that of so many
+        likeliest tokens; 0: only its own; None: nothing.
+    prompt_logprobs: the same with every token of the prompt.
     logprob_ids: with every output token, the log-probabilities of these token ids at its place.
-    stop: strings that end the text; the text stops before them. stop_ids: token ids that end it.
+    stop: strings that end the text; it stops before them.
+    stop_ids: token ids that end it.
     ignore_eos: go on after end-of-text.
     """
 

@@ -15,11 +15,15 @@ class EngineConfig:
 
     model: a Hugging Face folder, a cut folder or a hub id.
     world_size: ranks; by default torchrun's, else the cut's own, else 1.
-    max_len: longest sequence, prompt and new tokens together; by default as far as the model's
-    positions go. cache_memory: of one rank's KV cache, in bytes (int) or as a fraction of the free
-    memory (float up to 1). block_size: tokens of one KV cache block.
-    max_batch_tokens: tokens computed in one step; longer prompts are taken in chunks of at most
-    this many. max_sequences: sequences that run at once; more wait.
+    device: auto, cpu or cuda; auto takes CUDA where there is one.
+    dtype: what to compute in; auto is the checkpoint's own.
+    quant: none; quantised weights do not exist yet.
+    max_len: longest sequence, prompt and new tokens together; by default what the model's positions
+        are made for.
+    cache_memory: of one rank's KV cache, in bytes (int) or as a fraction of the free memory (float).
+    block_size: tokens of one KV cache block.
+    max_batch_tokens: tokens computed in one step; longer prompts are taken in chunks.
+    max_sequences: sequences that run at once; more wait.
     reuse_prefixes: prompts that begin alike share what is cached of their beginning.
     seed: for requests that bring none; by default a fresh one each time.
     threads: processor threads of one rank; by default the cores shared out.

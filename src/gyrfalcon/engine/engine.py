@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral
 from types import TracebackType
 
 import torch
@@ -74,7 +75,7 @@ class _Live:
 
 class Engine:
     """A model ready to generate, on as many ranks as it was asked for. Close it, or use it in a
-    `with`.
+    `with`. One thread at a time may call it.
     """
 
     def __init__(self, config: EngineConfig, joined: ranks.Ranks | None = None) -> None:
@@ -225,6 +226,10 @@ class Engine:
         max_new_tokens].
         """
         prompts = _rows(input_ids, real_tokens(input_ids, attention_mask))
+        longest = max(map(len, prompts)) + max_new_tokens
+        if longest > self.max_len:
+            wanted = f"at most {self.max_len} tokens, new ones included"
+            raise PromptTooLong(wanted, str(longest), "ask for fewer or raise --max-len")
         params = SamplingParams(max_new_tokens=max_new_tokens)
         new = torch.full((len(prompts), max_new_tokens), self._eos_id)
         for row, live in zip(new, self._run(prompts, [params] * len(prompts)), strict=True):
@@ -406,7 +411,9 @@ def _seed_bytes(seed: int | None) -> bytes:
 
 def _as_prompts(prompts: Prompt | Seq[Prompt]) -> list[Prompt]:
     """A text or a list of ids is one prompt; a list of texts or of lists of ids is many."""
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+    if isinstance(prompts, Tensor):
+        raise RequestError("texts or lists of token ids", "a tensor", "use generate_ids()")
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], Integral)):
         return [prompts]  # type: ignore[list-item]  # narrowing a sequence by its first item is beyond mypy
     return list(prompts)  # type: ignore[arg-type]
 

@@ -10,11 +10,14 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
+from gyrfalcon.errors import NotFinite
 from gyrfalcon.request import SamplingParams, Sequence, Token
 
 
 def pick(logits: Tensor, sequences: Seq[Sequence]) -> list[Token]:
     """The next token of each sequence from its row of logits (float32 [sequences, vocab])."""
+    if not logits.isfinite().all():
+        raise NotFinite("finite logits", "infinity or NaN", "use --dtype bf16 or fp32, or verify")
     greedy = logits.argmax(dim=-1).tolist()
     return [
         _describe(row, _choose(row, sequence, likeliest), sequence.request.params)

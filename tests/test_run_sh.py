@@ -59,7 +59,11 @@ class Copy:
         path.chmod(0o755)
 
     def start(self, *words: str, **environment: str) -> subprocess.Popen[str]:
-        base = {"PATH": f"{self.fakes}:/usr/bin:/bin", "LOG": str(self.log), "FAKES": str(self.fakes)}
+        base = {
+            "PATH": f"{self.fakes}:/usr/bin:/bin",
+            "LOG": str(self.log),
+            "FAKES": str(self.fakes),
+        }
         return subprocess.Popen(
             ["bash", str(self.folder / "run.sh"), *words],
             cwd="/",
@@ -111,17 +115,23 @@ def active(copy: Copy) -> Copy:
         ("-m report -- A --baseline guide", "<report> <A> <--baseline> <guide>"),
         ("-m precision -n CUT -w 2", "<precision> <CUT> <-w> <2>"),
         ("-m precision -n M -- --golden", "<precision> <M> <--golden>"),
+        ("-m mmlu -n CUT -d MMLU -w 2", "<mmlu> <CUT> <-d> <MMLU> <-w> <2>"),
+        ("-m mmlu -n M -d D -- --split val", "<mmlu> <M> <-d> <D> <--split> <val>"),
         ("-m verify -n CUT", "<verify> <CUT>"),
         ("-m doctor -- --json -", "<doctor> <--json> <->"),
         ("-m demo", "<demo>"),
     ],
 )
-def test_the_guides_flags_become_a_gyrfalcon_command(active: Copy, words: str, command: str) -> None:
+def test_the_guides_flags_become_a_gyrfalcon_command(
+    active: Copy, words: str, command: str
+) -> None:
     assert active.run(*words.split()) == (0, f"gyrfalcon {command}\n", "")
 
 
 def test_spaces_and_wildcards_in_values_stay_as_they_are(active: Copy) -> None:
-    _, out, _ = active.run("-m", "cut", "-h", "my model", "-n", "a *", "--", "--max-shard-size", "4 KiB")
+    _, out, _ = active.run(
+        "-m", "cut", "-h", "my model", "-n", "a *", "--", "--max-shard-size", "4 KiB"
+    )
     assert out == "gyrfalcon <cut> <my model> <a *> <-w> <4> <--max-shard-size> <4 KiB>\n"
     _, out, _ = active.run("-m", "generate", "-n", "m", "Once  upon\na time")
     assert out == "gyrfalcon <generate> <m> <--prompt> <Once  upon\na time>\n"
@@ -140,6 +150,7 @@ def test_the_exit_code_is_gyrfalcons(active: Copy) -> None:
         ("-m fly", "got fly"),
         ("-m serve -n CUT -w 4", "got serve, which is not built yet"),
         ("-m speed -f CSV", "wanted -n MODEL with -m speed, got none"),
+        ("-m mmlu -n CUT", "wanted -d MMLU with -m mmlu, got none"),
         ("-m doctor -x", "got -x"),
         ("-m doctor --json -", "got --json"),
         ("-m cut -n CUT", "wanted -h HF with -m cut, got none"),
@@ -179,7 +190,9 @@ def test_an_active_environment_runs_the_source_beside_run_sh(active: Copy) -> No
     assert active.run("-m", "demo")[1] == f"{active.folder}/src\n"
 
 
-def test_an_active_environment_without_the_package_is_left_alone(copy: Copy, tmp_path: Path) -> None:
+def test_an_active_environment_without_the_package_is_left_alone(
+    copy: Copy, tmp_path: Path
+) -> None:
     copy.program(tmp_path / "env/bin/python", "exit 1")
     assert copy.run("-m", "demo", VIRTUAL_ENV=str(tmp_path / "env"))[0] == 0
     assert (copy.folder / ".venv/bin/gyrfalcon").exists()
@@ -214,7 +227,9 @@ def test_an_interrupted_set_up_is_done_again_from_nothing(copy: Copy) -> None:
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
-def test_a_changed_requirement_is_installed_into_the_same_environment(copy: Copy, name: str) -> None:
+def test_a_changed_requirement_is_installed_into_the_same_environment(
+    copy: Copy, name: str
+) -> None:
     copy.run("-m", "demo")
     copy.steps()
     with (copy.folder / name).open("a") as file:
@@ -255,7 +270,9 @@ def test_two_first_runs_at_once_set_up_once(copy: Copy) -> None:
 def test_an_old_python_is_one_clear_line(copy: Copy) -> None:
     code, _, err = copy.run("-m", "demo", PYTHON_IS_OLD="1")
     assert code == 2
-    assert err.startswith("run.sh: error: wanted Python 3.11 or newer as python3, got Python 3.9.11; ")
+    assert err.startswith(
+        "run.sh: error: wanted Python 3.11 or newer as python3, got Python 3.9.11; "
+    )
     assert err.count("\n") == 1
 
 

@@ -105,21 +105,28 @@ def main() -> int:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Times `cut` against `cp -r` and `sync` of the same bytes.")
+    parser = argparse.ArgumentParser(
+        description="Times `cut` against `cp -r` and `sync` of the same bytes."
+    )
     parser.add_argument(
         "--folder", type=Path, default=None, help="where to work (default: the temporary folder)"
     )
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, default=None, help="also write the result to this file")
+    parser.add_argument(
+        "--json", type=Path, default=None, help="also write the result to this file"
+    )
     return parser.parse_args()
 
 
 def check_room(folder: Path, needed: int) -> None:
     """Says what the disk must hold at a time: the checkpoint, and one cut or copy of it."""
     available = shutil.disk_usage(folder).free
-    print(f"needs {needed / 1e9:.1f} GB in {folder}, {available / 1e9:.1f} GB are free", file=sys.stderr)
+    print(
+        f"needs {needed / 1e9:.1f} GB in {folder}, {available / 1e9:.1f} GB are free",
+        file=sys.stderr,
+    )
     if available < needed:
         raise SystemExit("not enough room: give another --folder or fewer --layers")
 
@@ -218,14 +225,20 @@ def report(rounds: list[Round], loading: Loading, size: int, options: argparse.N
     cut_seconds = statistics.median(r.cut_seconds for r in rounds)
     copy_seconds = statistics.median(r.copy_seconds for r in rounds)
     peak = max(r.anonymous_bytes for r in rounds)
-    holds = peak <= MOST_ANONYMOUS_BYTES and cut_seconds <= MOST_RATIO * copy_seconds and loading.holds
-    print(f"{size / 1e9:.2f} GB, {options.layers} layers, {options.ranks} ranks, {os.cpu_count()} cores")
+    holds = (
+        peak <= MOST_ANONYMOUS_BYTES and cut_seconds <= MOST_RATIO * copy_seconds and loading.holds
+    )
+    print(
+        f"{size / 1e9:.2f} GB, {options.layers} layers, {options.ranks} ranks, {os.cpu_count()} cores"
+    )
     print(f"{'round':>8} {'cut s':>8} {'copy s':>8} {'ratio':>6} {'anonymous MB':>13}")
     for number, r in enumerate(rounds, 1):
         print_row(str(number), r)
     print_row("all", Round(cut_seconds, copy_seconds, peak))
     held, share = loading.anonymous_bytes / 1e6, loading.share_bytes / 1e6
-    print(f"loaded on {LOAD_RANKS} ranks in {loading.seconds:.1f} s: {held:.0f} MB, the share {share:.0f} MB")
+    print(
+        f"loaded on {LOAD_RANKS} ranks in {loading.seconds:.1f} s: {held:.0f} MB, the share {share:.0f} MB"
+    )
     gates = f"memory ≤ 1500 MB, ratio ≤ {MOST_RATIO}, loading ≤ share + 1000 MB"
     print(f"gates ({gates}): {'hold' if holds else 'DO NOT HOLD'}")
     result = {

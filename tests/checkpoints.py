@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import FalconConfig, FalconForCausalLM
 
-# The shape traits of each variant, scaled down: head counts that do not divide, group sizes, norms, positions.
+# The shape traits of each variant, scaled down: odd head counts, group sizes, norms, positions.
 VARIANTS: dict[str, dict[str, object]] = {
     "rw-1b": dict(
         hidden_size=128,

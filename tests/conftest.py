@@ -11,7 +11,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--require-data", action="store_true", help="fail, not skip, where data is missing")
+    parser.addoption(
+        "--require-data", action="store_true", help="fail, not skip, where data is missing"
+    )
 
 
 def pytest_configure() -> None:

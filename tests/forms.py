@@ -46,7 +46,9 @@ def shards(folder: Path, stem: str, suffix: str, state: State) -> dict[str, dict
     """Deals the tensors over three files, and writes the index."""
     names = list(state)
     files = {
-        f"{stem}-{number + 1:05d}-of-00003.{suffix}": {name: state[name] for name in names[number::3]}
+        f"{stem}-{number + 1:05d}-of-00003.{suffix}": {
+            name: state[name] for name in names[number::3]
+        }
         for number in range(3)
     }
     home = {name: file for file, part in files.items() for name in part}

@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md is true: its files are the files, imports point upward in its list, its token takes its way."""
+"""ARCHITECTURE.md is true: the files, the direction of imports, the way of a decoded token."""
 
 import ast
 import inspect

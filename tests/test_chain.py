@@ -1,4 +1,4 @@
-"""The whole way from a checkpoint that transformers wrote, with the real tokenizer: cut, recut, merge, generate."""
+"""From a checkpoint that transformers wrote, with the real tokenizer: cut, recut, merge, generate."""
 
 import json
 from collections.abc import Callable

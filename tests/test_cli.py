@@ -26,7 +26,9 @@ def without_torch(code: str, *words: str) -> int:
     """The exit code of Python code in a fresh process; fails when it left torch imported."""
     code += "\nassert 'torch' not in sys.modules, 'torch was imported'\nsys.exit(status)"
     command = [sys.executable, "-c", "import sys\n" + code, *words]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=5, check=False).returncode
+    return subprocess.run(
+        command, env=ENVIRONMENT, capture_output=True, timeout=5, check=False
+    ).returncode
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,15 @@ def test_help_needs_no_torch(words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["--colour"], ["fly"], ["speed"], ["cut", "a"], ["cut", "a", "b", "-w", "0"], ["generate", "m"]],
+    [
+        [],
+        ["--colour"],
+        ["fly"],
+        ["speed"],
+        ["cut", "a"],
+        ["cut", "a", "b", "-w", "0"],
+        ["generate", "m"],
+    ],
     ids=" ".join,
 )
 def test_wrong_usage_needs_no_torch_and_exits_2(words: list[str]) -> None:
@@ -88,7 +98,9 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
     ],
     ids=" ".join,
 )
-def test_an_error_is_one_line_of_three_parts(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_is_one_line_of_three_parts(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words) == 2
     out, err = capsys.readouterr()
     assert out == ""

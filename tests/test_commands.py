@@ -48,7 +48,11 @@ def test_cut_takes_the_dtype_and_shard_size(checkpoint: Path, tmp_path: Path) ->
     options = ["--dtype", "fp32", "--max-shard-size", "6MB", "--json", str(file)]
     assert main(["cut", str(checkpoint), str(target), "-w", "1", *options]) == 0
     summary = json.loads(file.read_text())
-    assert (summary["dtype"], summary["world_size"], summary["target"]) == ("float32", 1, str(target))
+    assert (summary["dtype"], summary["world_size"], summary["target"]) == (
+        "float32",
+        1,
+        str(target),
+    )
     assert len(list((target / "part_model/0").glob("*.safetensors"))) > 1
 
 
@@ -66,7 +70,9 @@ def test_verify_accepts_a_fresh_cut(cut: Path, capsys: pytest.CaptureFixture[str
     assert "no faults" in capsys.readouterr().out
 
 
-def test_verify_names_the_damaged_file_and_exits_1(cut: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_names_the_damaged_file_and_exits_1(
+    cut: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = damage(cut)
     assert main(["verify", str(cut)]) == 1
     out, err = capsys.readouterr()
@@ -74,7 +80,9 @@ def test_verify_names_the_damaged_file_and_exits_1(cut: Path, capsys: pytest.Cap
     assert err.startswith("gyrfalcon: error: wanted a cut without faults, got 1; ")
 
 
-def test_verify_gives_its_faults_as_json_alone(cut: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_gives_its_faults_as_json_alone(
+    cut: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     damage(cut)
     assert main(["verify", str(cut), "--json", "-"]) == 1
     report = json.loads(capsys.readouterr().out)
@@ -112,7 +120,9 @@ def test_a_folder_that_holds_something_is_only_replaced_when_asked(
     assert main(["verify", str(taken)]) == 0
 
 
-def test_inspect_lists_every_tensor_and_each_ranks_sum(cut: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_lists_every_tensor_and_each_ranks_sum(
+    cut: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["inspect", str(cut)]) == 0
     out = capsys.readouterr().out
     assert "transformer.h.1.self_attention.query_key_value.weight [584, 568] bfloat16\n" in out
@@ -127,12 +137,19 @@ def test_inspect_adds_up(checkpoint: Path, tmp_path: Path) -> None:
     sums = [sum(row["rank_bytes"][rank] for row in found["tensors"]) for rank in range(3)]
     assert found["world_size"] == 3
     assert found["rank_bytes"] == sums
-    rows = next(row for row in found["tensors"] if row["name"].endswith("h.0.mlp.dense_h_to_4h.weight"))
-    assert [part for rank in rows["ranges"] for part in rank] == [[0, 768], [768, 1536], [1536, 2272]]
+    rows = next(
+        row for row in found["tensors"] if row["name"].endswith("h.0.mlp.dense_h_to_4h.weight")
+    )
+    assert [part for rank in rows["ranges"] for part in rank] == [
+        [0, 768],
+        [768, 1536],
+        [1536, 2272],
+    ]
 
 
 @pytest.mark.parametrize(
-    ("num_bytes", "shown"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (83_671_941_120, "83.7 GB")]
+    ("num_bytes", "shown"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (83_671_941_120, "83.7 GB")],
 )
 def test_sizes_are_shown_in_powers_of_1000(num_bytes: int, shown: str) -> None:
     assert shown_bytes(num_bytes) == shown

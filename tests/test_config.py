@@ -25,7 +25,9 @@ def wanted(
     hidden: int, layers: int, heads: int, kv_heads: int, ffn: int, norms: int, **other: Any
 ) -> ModelConfig:
     """A row of the family's table; what all but a few share has a default here."""
-    settings: Json = dict(vocab_size=65024, max_positions=2048, parallel=True, bias=False, tied=True)
+    settings: Json = dict(
+        vocab_size=65024, max_positions=2048, parallel=True, bias=False, tied=True
+    )
     settings |= {"rope": PLAIN, **other}
     return ModelConfig(
         hidden_size=hidden,
@@ -53,7 +55,15 @@ FAMILY = {
     "derived/falcon-40b-instruct/config.json": FALCON_40B,
     "derived/falcon-180B/config.json": wanted(14848, 80, 232, 8, 59392, 2),
     "derived/falcon-11B/config.json": wanted(
-        4096, 60, 32, 8, 16384, 1, tied=False, max_positions=8192, rope=RopeConfig(500042.0, "default")
+        4096,
+        60,
+        32,
+        8,
+        16384,
+        1,
+        tied=False,
+        max_positions=8192,
+        rope=RopeConfig(500042.0, "default"),
     ),
     "derived/falcon-rw-1b/config.json": wanted(2048, 24, 32, 32, 8192, 2, vocab_size=50304, **RW),
     "derived/falcon-rw-7b/config.json": wanted(4096, 36, 64, 64, 16384, 2, **RW),
@@ -107,7 +117,10 @@ def test_what_transformers_saves_is_read_back(variant: str, tmp_path: Path) -> N
     ours = ModelConfig.from_file(tmp_path / "config.json")
     assert (ours.hidden_size, ours.num_layers, ours.vocab_size) == (theirs.hidden_size, 3, 509)
     assert (ours.num_heads, ours.ffn_size) == (theirs.num_attention_heads, theirs.ffn_hidden_size)
-    assert (ours.max_positions, ours.tied) == (theirs.max_position_embeddings, theirs.tie_word_embeddings)
+    assert (ours.max_positions, ours.tied) == (
+        theirs.max_position_embeddings,
+        theirs.tie_word_embeddings,
+    )
     one_kv_head = theirs.multi_query and not theirs.new_decoder_architecture
     assert ours.num_kv_heads == (1 if one_kv_head else theirs.num_kv_heads)
     assert (ours.rope is None) == theirs.alibi
@@ -172,7 +185,9 @@ def test_the_number_of_kv_heads_follows_the_architecture(changes: Json, kv_heads
         (dict(model_type="RefinedWeb"), True, 2),
     ],
 )
-def test_the_norms_of_a_block_follow_the_architecture(changes: Json, parallel: bool, norms: int) -> None:
+def test_the_norms_of_a_block_follow_the_architecture(
+    changes: Json, parallel: bool, norms: int
+) -> None:
     config = parse(OLD, **changes)
     assert (config.parallel, config.num_norms) == (parallel, norms)
 
@@ -185,7 +200,13 @@ def test_a_missing_word_on_tying_means_tied() -> None:
 
 @pytest.mark.parametrize(
     ("name", "ours"),
-    [(None, "gelu"), ("gelu", "gelu"), ("gelu_new", "gelu_tanh"), ("relu", "relu"), ("swish", "silu")],
+    [
+        (None, "gelu"),
+        ("gelu", "gelu"),
+        ("gelu_new", "gelu_tanh"),
+        ("relu", "relu"),
+        ("swish", "silu"),
+    ],
 )
 def test_activations_are_translated(name: str | None, ours: str) -> None:
     assert parse(OLD, activation=name).activation == ours
@@ -194,9 +215,15 @@ def test_activations_are_translated(name: str | None, ours: str) -> None:
 ROPES: list[tuple[Json, RopeConfig]] = [
     (dict(), PLAIN),
     (dict(rope_theta=5), RopeConfig(5.0, "default")),
-    (dict(rope_parameters=dict(rope_type="default", rope_theta=500.0)), RopeConfig(500.0, "default")),
+    (
+        dict(rope_parameters=dict(rope_type="default", rope_theta=500.0)),
+        RopeConfig(500.0, "default"),
+    ),
     (dict(rope_scaling=dict(type="linear", factor=2)), RopeConfig(10000.0, "linear", 2.0, 2048)),
-    (dict(rope_scaling=dict(rope_type="dynamic", factor=2.0)), RopeConfig(10000.0, "dynamic", 2.0, 2048)),
+    (
+        dict(rope_scaling=dict(rope_type="dynamic", factor=2.0)),
+        RopeConfig(10000.0, "dynamic", 2.0, 2048),
+    ),
     (
         dict(rope_theta=7.0, rope_scaling=dict(type="linear", rope_type="linear", factor=2.0)),
         RopeConfig(7.0, "linear", 2.0, 2048),
@@ -245,8 +272,14 @@ def test_every_form_of_rope_settings_is_read(changes: Json, rope: RopeConfig) ->
         (dict(max_position_embeddings=8192), 8192),
         (dict(rope_scaling=dict(type="linear", factor=4.0)), 8192),
         (dict(rope_scaling=dict(type="dynamic", factor=1.5)), 3072),
-        (dict(rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=1024)), 4096),
-        (dict(rope_scaling=dict(type="yarn", factor=2.0, original_max_position_embeddings=1024)), 2048),
+        (
+            dict(rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=1024)),
+            4096,
+        ),
+        (
+            dict(rope_scaling=dict(type="yarn", factor=2.0, original_max_position_embeddings=1024)),
+            2048,
+        ),
     ],
 )
 def test_scaling_stretches_the_longest_sequence(changes: Json, longest: int) -> None:
@@ -255,7 +288,10 @@ def test_scaling_stretches_the_longest_sequence(changes: Json, longest: int) -> 
 
 REFUSED: list[tuple[Json, str]] = [
     (dict(activation="quick_gelu"), "activation"),
-    (dict(apply_residual_connection_post_layernorm=True), "apply_residual_connection_post_layernorm"),
+    (
+        dict(apply_residual_connection_post_layernorm=True),
+        "apply_residual_connection_post_layernorm",
+    ),
     (dict(quantization_config={"bits": 4}), "quantization_config"),
     (dict(some_new_option=False), "some_new_option"),
     (dict(partial_rotary_factor=0.5), "partial_rotary_factor"),
@@ -311,13 +347,17 @@ REFUSED: list[tuple[Json, str]] = [
     (dict(rope_scaling=dict(type="yarn", original_max_position_embeddings=4096)), "factor"),
     (dict(rope_scaling=dict(type="llama3", factor=2.0)), "low_freq_factor"),
     (
-        dict(rope_scaling=dict(type="llama3", factor=2.0, low_freq_factor=4.0, high_freq_factor=1.0)),
+        dict(
+            rope_scaling=dict(type="llama3", factor=2.0, low_freq_factor=4.0, high_freq_factor=1.0)
+        ),
         "low_freq_factor",
     ),
     (dict(rope_scaling=dict(partial_rotary_factor=0.5)), "partial_rotary_factor"),
     (dict(alibi=True, rope_scaling=dict(type="linear", factor=2.0)), "alibi"),
     (
-        dict(rope_scaling=dict(type="linear", factor=2.0), rope_parameters=dict(rope_type="default")),
+        dict(
+            rope_scaling=dict(type="linear", factor=2.0), rope_parameters=dict(rope_type="default")
+        ),
         "rope_parameters",
     ),
     (dict(hidden_size=12, rope_scaling=dict(type="dynamic", factor=2.0)), "head_dim"),
@@ -330,14 +370,20 @@ def test_what_is_not_computed_is_refused_by_name(changes: Json, name: str) -> No
         parse(OLD, **changes)
 
 
-@pytest.mark.parametrize("name", ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"])
+@pytest.mark.parametrize(
+    "name", ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"]
+)
 def test_a_missing_size_is_refused_by_name(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}.*none"):
         ModelConfig.from_json({key: value for key, value in OLD.items() if key != name})
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"a": 1', "[1]", "null", "[" * 100_000, '{"a": "\udce9"}'])
-def test_a_file_that_holds_no_json_object_is_a_damaged_checkpoint(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"a": 1', "[1]", "null", "[" * 100_000, '{"a": "\udce9"}']
+)
+def test_a_file_that_holds_no_json_object_is_a_damaged_checkpoint(
+    text: str, tmp_path: Path
+) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(CheckpointError, match=r"config\.json"):
@@ -390,7 +436,9 @@ def mutate(raw: Json, chance: random.Random) -> Json:
     """A config with one to three fields gone, replaced, added or scaled."""
     raw = copy.deepcopy(raw)
     for _ in range(chance.randint(1, 3)):
-        name = chance.choice([*raw, "rope_scaling", "n_head", "num_kv_heads", "max_position_embeddings"])
+        name = chance.choice(
+            [*raw, "rope_scaling", "n_head", "num_kv_heads", "max_position_embeddings"]
+        )
         action = chance.randrange(4)
         if action == 0:
             raw.pop(name, None)
@@ -400,7 +448,9 @@ def mutate(raw: Json, chance: random.Random) -> Json:
             raw[name] = raw.get(chance.choice(list(raw)))
         else:
             chosen = chance.sample(list(SCALING_VALUES), chance.randint(1, 6))
-            raw["rope_scaling"] = {key: chance.choice(SCALING_VALUES[key] + VALUES[:4]) for key in chosen}
+            raw["rope_scaling"] = {
+                key: chance.choice(SCALING_VALUES[key] + VALUES[:4]) for key in chosen
+            }
     return raw
 
 

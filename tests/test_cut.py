@@ -57,14 +57,21 @@ def whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def bits(folder: Path) -> dict[str, tuple[torch.dtype, bytes]]:
     """Every tensor of a checkpoint, down to the last bit."""
     source = open_checkpoint(folder).source
     return {
-        name: (source.dtype(name), source.read(name).contiguous().view(torch.uint8).numpy().tobytes())
+        name: (
+            source.dtype(name),
+            source.read(name).contiguous().view(torch.uint8).numpy().tobytes(),
+        )
         for name in source.names()
     }
 
@@ -78,7 +85,9 @@ def faults(folder: Path) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("world_size", [1, 3, 8])
-def test_merged_equals_the_source_bit_for_bit(variant: str, world_size: int, tmp_path: Path) -> None:
+def test_merged_equals_the_source_bit_for_bit(
+    variant: str, world_size: int, tmp_path: Path
+) -> None:
     folder = make_checkpoint(tmp_path / "hf", variant, dtype=torch.bfloat16)
     cut(folder, tmp_path / "cut", world_size)
     merge(tmp_path / "cut", tmp_path / "merged")
@@ -93,7 +102,9 @@ def test_merged_equals_the_source_bit_for_bit(variant: str, world_size: int, tmp
 @pytest.mark.parametrize("head", ["tied", "stored, equal", "stored, different"])
 def test_every_form_of_source_comes_back(form: str, head: str, tmp_path: Path) -> None:
     model = make_model("rw-1b", hidden_size=64, num_attention_heads=4)
-    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items() if name != HEAD}
+    state = {
+        name: tensor.detach().clone() for name, tensor in model.state_dict().items() if name != HEAD
+    }
     if head != "tied":
         state[HEAD] = state[EMBEDDING] + (head == "stored, different")
     folder = save(tmp_path / "hf", json.loads(model.config.to_json_string()), state, form)
@@ -103,7 +114,9 @@ def test_every_form_of_source_comes_back(form: str, head: str, tmp_path: Path) -
     assert bits(tmp_path / "merged") == bits(folder)
 
 
-def test_transformers_loads_what_merge_writes(checkpoint: Path, whole: Path, tmp_path: Path) -> None:
+def test_transformers_loads_what_merge_writes(
+    checkpoint: Path, whole: Path, tmp_path: Path
+) -> None:
     merge(whole, tmp_path / "merged", max_shard_bytes=300_000)
     assert (tmp_path / "merged" / "model.safetensors.index.json").exists()
     ids = torch.arange(12).view(1, -1)
@@ -113,7 +126,9 @@ def test_transformers_loads_what_merge_writes(checkpoint: Path, whole: Path, tmp
 
 @pytest.mark.parametrize("variant", ["7b", "40b", "rw-1b"])
 @pytest.mark.parametrize("shard_bytes", [3_000_000, 5_000_000_000])
-def test_cut_for_four_then_for_two_equals_cut_for_two(variant: str, shard_bytes: int, tmp_path: Path) -> None:
+def test_cut_for_four_then_for_two_equals_cut_for_two(
+    variant: str, shard_bytes: int, tmp_path: Path
+) -> None:
     folder = make_checkpoint(tmp_path / "hf", variant, dtype=torch.bfloat16)
     cut(folder, tmp_path / "four", 4, max_shard_bytes=shard_bytes)
     cut(folder, tmp_path / "two", 2, max_shard_bytes=shard_bytes)
@@ -135,14 +150,18 @@ def test_mixed_dtypes_are_kept(tmp_path: Path) -> None:
 
 def test_the_folder_has_the_guides_layout(checkpoint: Path, whole: Path) -> None:
     assert {path.name for path in whole.iterdir()} == {"tokenizer", "part_model", "manifest.json"}
-    assert (whole / "tokenizer/tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
+    assert (whole / "tokenizer/tokenizer.json").read_bytes() == (
+        checkpoint / "tokenizer.json"
+    ).read_bytes()
     for rank in ("0", "1"):
         part = whole / "part_model" / rank
         config = json.loads((part / "config.json").read_text())
         assert config == json.loads((checkpoint / "config.json").read_text()) | {"world_size": 2}
         home = json.loads((part / "model.safetensors.index.json").read_text())["weight_map"]
         files = sorted(path.name for path in part.glob("*.safetensors"))
-        assert files == [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
+        assert files == [
+            f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)
+        ]
         assert all((part / file).stat().st_size <= SHARD_BYTES for file in files)
         for file in files:
             with safe_open(part / file, "pt") as stored:  # the format's own reader agrees
@@ -179,14 +198,19 @@ def test_a_converted_cut_is_merged_only_on_request(checkpoint: Path, tmp_path: P
             merge(folder, tmp_path / "merged")
         summary = merge(folder, tmp_path / "merged", dequantise=True, overwrite=True)
         assert "lost" in " ".join(summary.notes)
-        merged, source = open_checkpoint(tmp_path / "merged").source, open_checkpoint(checkpoint).source
+        merged, source = (
+            open_checkpoint(tmp_path / "merged").source,
+            open_checkpoint(checkpoint).source,
+        )
         for name in source.names():
             assert torch.equal(merged.read(name), source.read(name).half().bfloat16()), name
 
 
 def test_a_wider_dtype_loses_nothing(checkpoint: Path, tmp_path: Path) -> None:
     cut(checkpoint, tmp_path / "cut", 2, dtype="fp32")
-    assert "nothing is lost" in merge(tmp_path / "cut", tmp_path / "merged", dequantise=True).notes[0]
+    assert (
+        "nothing is lost" in merge(tmp_path / "cut", tmp_path / "merged", dequantise=True).notes[0]
+    )
     assert bits(tmp_path / "merged") == bits(checkpoint)
 
 
@@ -216,7 +240,9 @@ def test_an_empty_target_is_used(checkpoint: Path, tmp_path: Path) -> None:
     assert faults(tmp_path / "cut") == ()
 
 
-def test_overwrite_replaces_a_cut_and_nothing_else(checkpoint: Path, whole: Path, tmp_path: Path) -> None:
+def test_overwrite_replaces_a_cut_and_nothing_else(
+    checkpoint: Path, whole: Path, tmp_path: Path
+) -> None:
     shutil.copytree(whole, tmp_path / "cut")
     cut(checkpoint, tmp_path / "cut", 3, overwrite=True)
     assert open_checkpoint(tmp_path / "cut").world_size == 3
@@ -229,7 +255,9 @@ def test_overwrite_replaces_a_cut_and_nothing_else(checkpoint: Path, whole: Path
     assert contents(home) == {"diary": b"dear diary"}
 
 
-def test_a_failing_overwrite_keeps_the_old_cut(checkpoint: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_failing_overwrite_keeps_the_old_cut(
+    checkpoint: Path, whole: Path, tmp_path: Path
+) -> None:
     shutil.copytree(whole, tmp_path / "cut")
     with file_size_limit(50_000), pytest.raises(DiskFull):
         cut(checkpoint, tmp_path / "cut", 3, overwrite=True)
@@ -262,7 +290,9 @@ def test_a_second_cut_into_the_same_target_is_refused(checkpoint: Path, tmp_path
     assert os.listdir(tmp_path) == ["cut"]
 
 
-def test_cut_takes_checkpoints_and_recut_takes_cuts(checkpoint: Path, whole: Path, tmp_path: Path) -> None:
+def test_cut_takes_checkpoints_and_recut_takes_cuts(
+    checkpoint: Path, whole: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="recut"):
         cut(whole, tmp_path / "x", 2)
     with pytest.raises(UsageError, match="cut it first"):
@@ -334,7 +364,9 @@ def test_a_full_disk_is_one_line_and_the_next_run_resumes(
     inodes = {file: (partial / "new" / file).stat().st_ino for file in finished}
     summary = cut(checkpoint, tmp_path / "cut", 2, max_shard_bytes=SHARD_BYTES)
     assert summary.resumed_bytes == sum(file["bytes"] for file in finished.values()) > 0
-    assert {file: (tmp_path / "cut" / file).stat().st_ino for file in finished} == inodes  # not written again
+    assert {
+        file: (tmp_path / "cut" / file).stat().st_ino for file in finished
+    } == inodes  # not written again
     assert contents(tmp_path / "cut") == contents(whole)
     assert os.listdir(tmp_path) == ["cut"]
 
@@ -374,7 +406,9 @@ def test_a_stop_around_the_last_rename_is_made_good(
     """Every file is finished; the folder is about to be moved into place, or just was."""
     partial = stopped_cut(checkpoint, tmp_path / "cut")
     progress = json.loads((partial / "progress.json").read_text())
-    files = {file: {"bytes": len(content), "sha256": ""} for file, content in contents(whole).items()}
+    files = {
+        file: {"bytes": len(content), "sha256": ""} for file, content in contents(whole).items()
+    }
     files |= json.loads((whole / "manifest.json").read_text())["files"]
     (partial / "progress.json").write_text(json.dumps(progress | {"whole": True, "files": files}))
     shutil.rmtree(partial / "new")
@@ -402,7 +436,15 @@ def test_a_stop_while_replacing_never_loses_both(
 
 def mount(disk: Path, num_bytes: int, *options: str) -> None:
     """Makes `disk` a file system in memory of that size, or skips where that is not allowed."""
-    command = ["mount", "-t", "tmpfs", "-o", ",".join((*options, f"size={num_bytes}")), "tmpfs", str(disk)]
+    command = [
+        "mount",
+        "-t",
+        "tmpfs",
+        "-o",
+        ",".join((*options, f"size={num_bytes}")),
+        "tmpfs",
+        str(disk),
+    ]
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode:
         pytest.skip(f"no small disk can be mounted: {made.stderr.strip()}")
@@ -418,10 +460,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
-def test_a_disk_that_is_too_small_is_refused_before_writing(checkpoint: Path, small_disk: Path) -> None:
+def test_a_disk_that_is_too_small_is_refused_before_writing(
+    checkpoint: Path, small_disk: Path
+) -> None:
     with pytest.raises(DiskFull) as caught:
         cut(checkpoint, small_disk / "cut", 2)
-    assert int(caught.value.wanted.split()[0]) > 1 << 20 >= int(caught.value.got.split()[0]) > 900_000
+    assert (
+        int(caught.value.wanted.split()[0]) > 1 << 20 >= int(caught.value.got.split()[0]) > 900_000
+    )
     assert os.listdir(small_disk) == []
 
 
@@ -439,7 +485,9 @@ def test_a_disk_that_fills_up_at_the_very_end_is_one_line(
     assert contents(small_disk / "cut") == contents(whole)
 
 
-def test_a_stopped_merge_and_recut_resume_too(checkpoint: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_stopped_merge_and_recut_resume_too(
+    checkpoint: Path, whole: Path, tmp_path: Path
+) -> None:
     with file_size_limit(250_000), pytest.raises(DiskFull):
         merge(whole, tmp_path / "merged", max_shard_bytes=300_000)
     with pytest.raises(CheckpointError):
@@ -476,7 +524,11 @@ def test_missing_extra_and_short_files_are_all_named(whole: Path, tmp_path: Path
     part = next((tmp_path / "cut/part_model/1").glob("*.safetensors"))
     os.truncate(part, part.stat().st_size - 1)
     found = "\n".join(faults(tmp_path / "cut"))
-    for name in ("tokenizer/tokenizer.json", "part_model/0/more.safetensors", f"part_model/1/{part.name}"):
+    for name in (
+        "tokenizer/tokenizer.json",
+        "part_model/0/more.safetensors",
+        f"part_model/1/{part.name}",
+    ):
         assert name in found
 
 

@@ -60,7 +60,9 @@ def test_every_cuda_device_and_the_cpu_are_listed(tmp_path: Path) -> None:
     assert devices == ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
 
 
-def test_json_goes_to_a_file_beside_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_goes_to_a_file_beside_the_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "doctor.json"
     assert main(["doctor", "--json", str(file)]) == 0
     report = json.loads(file.read_text())

@@ -67,7 +67,10 @@ class Client:
     def resolve(self, *names: str, **environment: str) -> list[str]:
         """For each name one line: its folder, or the error."""
         settings = dict(
-            HF_ENDPOINT=self.hub.url, HF_HOME=str(self.home), HF_HUB_DISABLE_XET="1", NO_PROXY="127.0.0.1"
+            HF_ENDPOINT=self.hub.url,
+            HF_HOME=str(self.home),
+            HF_HUB_DISABLE_XET="1",
+            NO_PROXY="127.0.0.1",
         )
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, *names],
@@ -92,7 +95,9 @@ def files(folder: str | Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*")}
 
 
-def test_an_existing_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_folder_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "org" / "both").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert resolve_model("org/both") == Path("org/both")
@@ -100,7 +105,8 @@ def test_an_existing_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    "name", ["./org/name", "/no/such", "no-slash", "a/b/c", "~/no-such-folder-here", "a b/c", "org/"]
+    "name",
+    ["./org/name", "/no/such", "no-slash", "a/b/c", "~/no-such-folder-here", "a b/c", "org/"],
 )
 def test_a_path_that_is_not_there_is_refused_without_asking_anyone(name: str) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
@@ -127,7 +133,9 @@ def test_bin_files_are_fetched_where_there_is_nothing_better(client: Client) -> 
 def test_a_revision_may_be_named(client: Client) -> None:
     folder, error = client.resolve(f"org/old@{COMMIT}", "org/old@v2")
     assert Path(folder).name == COMMIT
-    assert error.startswith("CheckpointError: wanted the hub model org/old at v2, got no such revision")
+    assert error.startswith(
+        "CheckpointError: wanted the hub model org/old at v2, got no such revision"
+    )
 
 
 def test_a_fetched_model_is_used_again_without_the_hub(client: Client) -> None:
@@ -149,7 +157,9 @@ def test_what_the_hub_cannot_give_is_said_in_one_line_each(client: Client) -> No
 
 
 @pytest.mark.parametrize("setting", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": NOBODY}])
-def test_without_a_connection_and_a_copy_one_line_says_so(client: Client, setting: dict[str, str]) -> None:
+def test_without_a_connection_and_a_copy_one_line_says_so(
+    client: Client, setting: dict[str, str]
+) -> None:
     [error] = client.resolve("org/both", **setting)
     assert error.startswith("CheckpointError: wanted the hub model org/both, got ")
     assert error.endswith("check the connection; finished files are kept")

@@ -10,7 +10,14 @@ import torch
 
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.parallel.shards import largest_world, share_of
-from gyrfalcon.weights.layout import QKV, TensorSpec, layer_prefix, local_ranges, local_shape, tensor_specs
+from gyrfalcon.weights.layout import (
+    QKV,
+    TensorSpec,
+    layer_prefix,
+    local_ranges,
+    local_shape,
+    tensor_specs,
+)
 
 Data = Callable[[str], Path]
 
@@ -30,7 +37,9 @@ def random_config(seed: int) -> ModelConfig:
     )
     if pick.random() < 0.7:
         raw |= dict(
-            new_decoder_architecture=True, num_kv_heads=kv_heads, num_ln_in_parallel_attn=pick.choice([1, 2])
+            new_decoder_architecture=True,
+            num_kv_heads=kv_heads,
+            num_ln_in_parallel_attn=pick.choice([1, 2]),
         )
     else:
         raw |= dict(multi_query=pick.random() < 0.5, parallel_attn=pick.random() < 0.5)
@@ -57,7 +66,9 @@ def test_names_and_bytes_equal_the_published_index(
     specs = tensor_specs(ModelConfig.from_file(data(f"falcon-configs/{config}")), head=True)
     assert {spec.name for spec in specs} == published["weight_map"].keys()
     assert len(specs) == count
-    assert 2 * sum(spec.elements for spec in specs) == published["metadata"]["total_size"] == num_bytes
+    assert (
+        2 * sum(spec.elements for spec in specs) == published["metadata"]["total_size"] == num_bytes
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,7 +79,9 @@ def test_names_and_bytes_equal_the_published_index(
         ("falcon-rw-1b", False, 1_311_625_216),
     ],
 )
-def test_parameters_equal_the_published_number(name: str, head: bool, parameters: int, data: Data) -> None:
+def test_parameters_equal_the_published_number(
+    name: str, head: bool, parameters: int, data: Data
+) -> None:
     config = ModelConfig.from_file(data(f"falcon-configs/derived/{name}/config.json"))
     assert sum(spec.elements for spec in tensor_specs(config, head=head)) == parameters
 
@@ -86,7 +99,9 @@ def test_ranks_tile_every_shared_tensor(seed: int) -> None:
                 assert held == [[]] * ranks
                 continue
             whole = list(range(spec.shape[spec.dim]))
-            if spec.role == "qkv" and ranks > config.num_kv_heads:  # ranks of one group share its k and v
+            if (
+                spec.role == "qkv" and ranks > config.num_kv_heads
+            ):  # ranks of one group share its k and v
                 assert sorted(set().union(*held)) == whole
             else:
                 assert [index for own in held for index in own] == whole
@@ -96,7 +111,9 @@ def test_ranks_tile_every_shared_tensor(seed: int) -> None:
 def test_qkv_rows_are_the_queries_keys_and_values_of_the_ranks_heads(seed: int) -> None:
     config = random_config(seed)
     spec = next(
-        spec for spec in tensor_specs(config, head=False) if spec.name == layer_prefix(0) + QKV + ".weight"
+        spec
+        for spec in tensor_specs(config, head=False)
+        if spec.name == layer_prefix(0) + QKV + ".weight"
     )
     size, head_dim = config.queries_per_kv_head, config.head_dim
     rows = torch.arange(spec.shape[0]).view(config.num_kv_heads, size + 2, head_dim)
@@ -132,7 +149,9 @@ def test_biases_follow_the_layers_that_are_shared() -> None:
             multi_query=False,
         )
     )
-    specs = {spec.name.removeprefix(layer_prefix(0)): spec for spec in tensor_specs(config, head=False)}
+    specs = {
+        spec.name.removeprefix(layer_prefix(0)): spec for spec in tensor_specs(config, head=False)
+    }
     dims = {name: spec.dim for name, spec in specs.items() if name.endswith("bias") and "." in name}
     assert dims["self_attention.query_key_value.bias"] == 0
     assert dims["mlp.dense_h_to_4h.bias"] == 0

@@ -17,10 +17,24 @@ SCALINGS: dict[str, dict[str, object]] = {
     "linear": {"rope_type": "linear", "factor": 4.0},
     "yarn": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 256},
     "yarn with its ramp unrounded": {"rope_type": "yarn", "factor": 4.0, "truncate": False},
-    "yarn with other ends": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 20.0, "beta_slow": 2.0},
+    "yarn with other ends": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "beta_fast": 20.0,
+        "beta_slow": 2.0,
+    },
     "yarn with mscale": {"rope_type": "yarn", "factor": 40.0, "mscale": 0.7, "mscale_all_dim": 1.2},
-    "yarn with a stated temperature": {"rope_type": "yarn", "factor": 3.0, "attention_factor": 1.25},
-    "yarn with a ramp of no width": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 1.0, "truncate": False},
+    "yarn with a stated temperature": {
+        "rope_type": "yarn",
+        "factor": 3.0,
+        "attention_factor": 1.25,
+    },
+    "yarn with a ramp of no width": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "beta_fast": 1.0,
+        "truncate": False,
+    },
     "llama3": {
         "rope_type": "llama3",
         "factor": 8.0,
@@ -46,7 +60,9 @@ def both(
     return Rotary(ours.rope, ours.head_dim, "cpu"), FalconRotaryEmbedding(config)
 
 
-def their_angles(theirs: FalconRotaryEmbedding, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def their_angles(
+    theirs: FalconRotaryEmbedding, positions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     cos, sin = theirs(torch.zeros(1), positions[None])
     half = cos.shape[-1] // 2
     return cos[0, :, :half], sin[0, :, :half]
@@ -58,7 +74,9 @@ def test_angles_equal_those_of_transformers(name: str, head_dim: int) -> None:
     ours, theirs = both(SCALINGS[name], head_dim=head_dim)
     positions = torch.tensor([0, 1, 2, 63, 511, 512, 2047, 5000])
     assert_close(ours.frequencies, theirs.inv_freq, rtol=1e-6, atol=0)
-    assert_close(ours.angles(positions, positions + 1), their_angles(theirs, positions), rtol=0, atol=1e-3)
+    assert_close(
+        ours.angles(positions, positions + 1), their_angles(theirs, positions), rtol=0, atol=1e-3
+    )
     near = positions[:4]
     assert_close(ours.angles(near, near + 1), their_angles(theirs, near), rtol=0, atol=1e-5)
 
@@ -69,7 +87,9 @@ def test_dynamic_angles_follow_the_length_of_the_sequence(length: int, factor: f
     ours, theirs = both({"rope_type": "dynamic", "factor": factor})
     positions = torch.arange(length)
     wanted = their_angles(theirs, positions)
-    assert_close(ours.angles(positions, torch.full_like(positions, length)), wanted, rtol=0, atol=2e-3)
+    assert_close(
+        ours.angles(positions, torch.full_like(positions, length)), wanted, rtol=0, atol=2e-3
+    )
 
 
 def test_dynamic_lengths_may_differ_between_the_tokens_of_one_step() -> None:
@@ -95,7 +115,9 @@ def test_rotary_frequencies_fall_from_one() -> None:
     assert (frequencies.diff() < 0).all()
 
 
-@pytest.mark.parametrize("heads", [1, 2, 3, 5, 8, 12, 16, 31, 32, 33, 58, 64, 71, 100, 127, 128, 232])
+@pytest.mark.parametrize(
+    "heads", [1, 2, 3, 5, 8, 12, 16, 31, 32, 33, 58, 64, 71, 100, 127, 128, 232]
+)
 def test_alibi_bias_equals_that_of_transformers_bit_for_bit(heads: int) -> None:
     mask = torch.ones(1, 4097, dtype=torch.long)
     wanted = build_alibi_tensor(mask, heads, torch.float32)[:, 0]

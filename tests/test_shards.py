@@ -10,7 +10,9 @@ from gyrfalcon.errors import WorldSizeError
 from gyrfalcon.parallel.shards import MLP_UNIT, Share, largest_world, owned, share_of
 
 
-def model(hidden: int, heads: int, kv_heads: int, *, vocab: int = 65024, ffn: int = 0) -> ModelConfig:
+def model(
+    hidden: int, heads: int, kv_heads: int, *, vocab: int = 65024, ffn: int = 0
+) -> ModelConfig:
     return ModelConfig.from_json(
         dict(
             model_type="falcon",
@@ -97,7 +99,9 @@ def test_work_is_shared_as_evenly_as_groups_and_units_allow(name: str) -> None:
     ("ranks", "heads"),
     [(2, [35, 36]), (3, [23, 24, 24]), (4, [17, 18, 18, 18]), (8, [8, 9, 9, 9, 9, 9, 9, 9])],
 )
-def test_71_heads_are_shared_unevenly_and_their_kv_head_is_everywhere(ranks: int, heads: list[int]) -> None:
+def test_71_heads_are_shared_unevenly_and_their_kv_head_is_everywhere(
+    ranks: int, heads: list[int]
+) -> None:
     parts = shares(FAMILY["7b"], ranks)
     assert [len(part.query_heads) for part in parts] == heads
     assert {part.kv_heads for part in parts} == {range(1)}
@@ -117,7 +121,11 @@ def test_40b_on_sixteen_ranks_shares_each_kv_head_by_two() -> None:
 
 
 def test_groups_are_cut_inside_only_where_ranks_outnumber_them() -> None:
-    assert [part.kv_heads for part in shares(FAMILY["odd groups"], 3)] == [range(1), range(1, 3), range(3, 5)]
+    assert [part.kv_heads for part in shares(FAMILY["odd groups"], 3)] == [
+        range(1),
+        range(1, 3),
+        range(3, 5),
+    ]
     sizes = [len(part.query_heads) for part in shares(FAMILY["odd groups"], 7)]
     assert sorted(sizes) == [1, 1, 2, 2, 3, 3, 3]
 
@@ -125,10 +133,14 @@ def test_groups_are_cut_inside_only_where_ranks_outnumber_them() -> None:
 @pytest.mark.parametrize(
     ("name", "most"), [("7b", 71), ("40b", 128), ("180B", 232), ("rw-1b", 32), ("odd groups", 15)]
 )
-def test_a_world_that_is_too_large_is_refused_with_the_largest_possible(name: str, most: int) -> None:
+def test_a_world_that_is_too_large_is_refused_with_the_largest_possible(
+    name: str, most: int
+) -> None:
     config = FAMILY[name]
     assert len(shares(config, most)) == most
-    with pytest.raises(WorldSizeError, match=rf"from 1 to {most}, .*got {most + 1}; use -w {most} or less"):
+    with pytest.raises(
+        WorldSizeError, match=rf"from 1 to {most}, .*got {most + 1}; use -w {most} or less"
+    ):
         share_of(config, most + 1, 0)
 
 

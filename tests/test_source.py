@@ -26,7 +26,9 @@ NORM = "transformer.ln_f.weight"
 @pytest.fixture(scope="module")
 def model() -> Model:
     """The config and the state of a small 40b-style model, its head tied and not stored."""
-    made = make_model("40b", hidden_size=64, num_attention_heads=8, num_kv_heads=2, vocab_size=101).bfloat16()
+    made = make_model(
+        "40b", hidden_size=64, num_attention_heads=8, num_kv_heads=2, vocab_size=101
+    ).bfloat16()
     state = {name: tensor.clone() for name, tensor in made.state_dict().items() if name != HEAD}
     return json.loads(made.config.to_json_string()), state
 
@@ -78,7 +80,9 @@ def test_local_parts_of_folder_and_cut_are_the_same(variant: str, tmp_path: Path
             for spec in whole.specs():
                 expected = whole.source.read(spec.name)
                 if spec.dim is not None:
-                    own = [index for part in local_ranges(spec, whole.config, share) for index in part]
+                    own = [
+                        index for part in local_ranges(spec, whole.config, share) for index in part
+                    ]
                     expected = expected.index_select(spec.dim, torch.tensor(own))
                 assert torch.equal(read_local(whole, spec, share), expected)
                 assert torch.equal(read_local(parts, spec, share), expected)
@@ -121,7 +125,9 @@ def test_an_untied_config_needs_its_head(tmp_path: Path, model: Model) -> None:
 
 
 @pytest.mark.parametrize("stale", ["bin", "sharded bin"])
-def test_safetensors_win_over_a_stale_bin_and_it_is_said(stale: str, folder: Path, model: Model) -> None:
+def test_safetensors_win_over_a_stale_bin_and_it_is_said(
+    stale: str, folder: Path, model: Model
+) -> None:
     FORMS[stale](folder, {name: torch.zeros_like(tensor) for name, tensor in model[1].items()})
     assert_holds(folder, model[1])
     assert any("ignored" in note and ".bin" in note for note in open_checkpoint(folder).notes)
@@ -138,7 +144,9 @@ def test_old_buffers_are_ignored_with_a_note(tmp_path: Path, model: Model) -> No
     assert {spec.name for spec in checkpoint.specs()} == state.keys()
 
 
-def test_wrong_missing_and_unknown_tensors_are_named_in_one_line(tmp_path: Path, model: Model) -> None:
+def test_wrong_missing_and_unknown_tensors_are_named_in_one_line(
+    tmp_path: Path, model: Model
+) -> None:
     config, state = model
     changed = dict(state)
     del changed["transformer.h.1.ln_mlp.bias"]
@@ -241,7 +249,9 @@ class Malicious:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_pickle_is_refused_and_never_runs(zipped: bool, folder: Path, tmp_path: Path) -> None:
+def test_code_in_a_pickle_is_refused_and_never_runs(
+    zipped: bool, folder: Path, tmp_path: Path
+) -> None:
     (folder / WEIGHTS).unlink()
     content = {NORM: Malicious(tmp_path / "was run")}
     torch.save(content, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)

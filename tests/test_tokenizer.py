@@ -36,7 +36,9 @@ def vectors(data: Data, name: str) -> list[tuple[str, list[int]]]:
     path = data(f"tokenizer-vectors/ggml-vocab-{name}.gguf.inp")
     texts = path.read_bytes().decode().split(SEPARATOR)
     assert texts.pop() == ""
-    ids = [[int(i) for i in line.split()] for line in path.with_suffix(".out").read_text().splitlines()]
+    ids = [
+        [int(i) for i in line.split()] for line in path.with_suffix(".out").read_text().splitlines()
+    ]
     assert len(texts) == len(ids) == 46
     return list(zip(texts, ids, strict=True))
 
@@ -61,10 +63,16 @@ def test_all_published_vectors_are_reproduced(real: tuple[str, Tokenizer], data:
 
 def test_the_end_of_text_is_known_by_its_name(real: tuple[str, Tokenizer]) -> None:
     name, tokenizer = real
-    assert (tokenizer.eos_id, tokenizer.vocab_size) == {"falcon": (11, 65024), "gpt-2": (50256, 50257)}[name]
+    assert (tokenizer.eos_id, tokenizer.vocab_size) == {
+        "falcon": (11, 65024),
+        "gpt-2": (50256, 50257),
+    }[name]
     assert tokenizer.encode("a<|endoftext|>b")[1:-1] == [tokenizer.eos_id]
     assert tokenizer.decode(tokenizer.encode("a<|endoftext|>b")) == "ab"
-    assert tokenizer.decode(tokenizer.encode("a<|endoftext|>b"), skip_special=False) == "a<|endoftext|>b"
+    assert (
+        tokenizer.decode(tokenizer.encode("a<|endoftext|>b"), skip_special=False)
+        == "a<|endoftext|>b"
+    )
 
 
 def test_exam_answers_are_single_tokens(data: Data) -> None:
@@ -72,7 +80,9 @@ def test_exam_answers_are_single_tokens(data: Data) -> None:
     assert [tokenizer.encode(f" {letter}") for letter in "ABCD"] == [[317], [341], [319], [361]]
 
 
-def test_decoding_equals_the_library_whole_and_streamed(real: tuple[str, Tokenizer], data: Data) -> None:
+def test_decoding_equals_the_library_whole_and_streamed(
+    real: tuple[str, Tokenizer], data: Data
+) -> None:
     name, tokenizer = real
     folder = data(REAL[name])
     if name == "falcon":
@@ -87,7 +97,9 @@ def test_decoding_equals_the_library_whole_and_streamed(real: tuple[str, Tokeniz
     for _ in range(1500):
         ids = random_ids(chance, tokenizer)
         assert tokenizer.decode(ids) == streamed(tokenizer, ids) == library.decode(ids)
-        assert tokenizer.decode(ids, skip_special=False) == library.decode(ids, skip_special_tokens=False)
+        assert tokenizer.decode(ids, skip_special=False) == library.decode(
+            ids, skip_special_tokens=False
+        )
 
 
 def test_a_character_split_between_tokens_is_never_half_shown(tiny: Tokenizer) -> None:
@@ -136,14 +148,21 @@ def test_padding_truncation_and_begin_tokens_of_the_file_are_ignored(tmp_path: P
     assert Tokenizer.load(tmp_path).encode("A gyrfalcon is large.") == plain
 
 
-def test_added_tokens_with_letters_outside_the_byte_alphabet_keep_their_text(tmp_path: Path) -> None:
+def test_added_tokens_with_letters_outside_the_byte_alphabet_keep_their_text(
+    tmp_path: Path,
+) -> None:
     library = tokenizers.Tokenizer.from_file(str(make_tokenizer(tmp_path) / "tokenizer.json"))
     library.add_tokens(["two words", "日本"])
     library.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer.load(tmp_path)
     ids = tokenizer.encode("in two words 日本!")
     assert {tokenizer.vocab_size - 2, tokenizer.vocab_size - 1} <= set(ids)
-    assert tokenizer.decode(ids) == streamed(tokenizer, ids) == library.decode(ids) == "in two words 日本!"
+    assert (
+        tokenizer.decode(ids)
+        == streamed(tokenizer, ids)
+        == library.decode(ids)
+        == "in two words 日本!"
+    )
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -171,7 +190,9 @@ def test_a_merge_of_unknown_tokens_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path: Path) -> None:
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="a"))
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="a")
+    )
     words.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(CheckpointError, match="byte-level BPE"):
         Tokenizer.load(tmp_path)
@@ -242,7 +263,8 @@ def test_stop_strings_are_found_however_the_text_is_cut() -> None:
     for _ in range(3000):
         letters = "ab" if chance.random() < 0.7 else "abc"
         stops = [
-            "".join(chance.choices(letters, k=chance.randint(1, 5))) for _ in range(chance.randint(0, 3))
+            "".join(chance.choices(letters, k=chance.randint(1, 5)))
+            for _ in range(chance.randint(0, 3))
         ]
         text = "".join(chance.choices(letters, k=chance.randrange(16)))
         borders = sorted(chance.choices(range(len(text) + 1), k=chance.randrange(6)))
@@ -298,7 +320,9 @@ def test_falcon_180b_chat_answers_as_falcon(tmp_path: Path) -> None:
     make_tokenizer(tmp_path)
     assert Tokenizer.load(tmp_path, hidden_size=14848).chat_prompt(TALK) == wanted
     assert Tokenizer.load(tmp_path, hidden_size=4544).chat_prompt(TALK).endswith("\nAssistant:")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ 'Falcon:' + answer }}"}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": "{{ 'Falcon:' + answer }}"})
+    )
     assert Tokenizer.load(tmp_path, hidden_size=4544).chat_prompt(TALK) == wanted
 
 
@@ -318,6 +342,8 @@ def test_an_empty_answer_leaves_no_space_behind() -> None:
         ([Message("system", "a")], "one by the system"),
     ],
 )
-def test_conversations_that_cannot_be_continued_are_refused(messages: list[Message], got: str) -> None:
+def test_conversations_that_cannot_be_continued_are_refused(
+    messages: list[Message], got: str
+) -> None:
     with pytest.raises(RequestError, match=got):
         ChatFormat("Assistant", "").prompt(messages)

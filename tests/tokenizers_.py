@@ -7,7 +7,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 # Falcon's own marks in Falcon's own order, which puts the end of text at 11.
 MARKS = [f">>{word}<<" for word in "TITLE ABSTRACT INTRODUCTION SUMMARY COMMENT ANSWER".split()]
-MARKS += [f">>{word}<<" for word in "QUESTION DOMAIN PREFIX SUFFIX MIDDLE".split()] + ["<|endoftext|>"]
+MARKS += [f">>{word}<<" for word in "QUESTION DOMAIN PREFIX SUFFIX MIDDLE".split()] + [
+    "<|endoftext|>"
+]
 
 SENTENCES = (
     "A gyrfalcon is the largest of falcons; it nests on cliffs in the far north and hunts over open land.",

@@ -40,16 +40,22 @@ class ChatFormat:
         """The conversation with the answer's beginning as its last line; raises RequestError."""
         _check(messages)
         starts = {"system": self.system, "user": "User: ", "assistant": f"{self.assistant}: "}
-        lines = [f"{starts[message.role]}{message.content.strip()}".rstrip() for message in messages]
+        lines = [
+            f"{starts[message.role]}{message.content.strip()}".rstrip() for message in messages
+        ]
         return "\n".join([*lines, f"{self.assistant}:"])
 
 
 def _check(messages: Sequence[Message]) -> None:
     for place, message in enumerate(messages):
         if message.role not in ROLES:
-            raise RequestError(f"a role out of {', '.join(ROLES)}", repr(message.role), "correct the message")
+            raise RequestError(
+                f"a role out of {', '.join(ROLES)}", repr(message.role), "correct the message"
+            )
         if message.role == "system" and place > 0:
-            raise RequestError("a system message only at the start", f"one at {place + 1}", "move it there")
+            raise RequestError(
+                "a system message only at the start", f"one at {place + 1}", "move it there"
+            )
     if not messages or messages[-1].role != "user":
         got = f"one by the {messages[-1].role}" if messages else "no messages"
         raise RequestError("a message by the user at the end", got, "add the user's message")

@@ -16,7 +16,15 @@ import torch
 from gyrfalcon import __version__
 from gyrfalcon.commands.result import STDOUT, shown_bytes, write_json
 
-PACKAGES = ("torch", "safetensors", "tokenizers", "numpy", "huggingface_hub", "transformers", "triton")
+PACKAGES = (
+    "torch",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+    "huggingface_hub",
+    "transformers",
+    "triton",
+)
 
 # What fast CPU kernels can be built on, by the kernel's names for it.
 FEATURES: Mapping[str, tuple[str, ...]] = {
@@ -149,13 +157,17 @@ def describe(report: Report) -> list[tuple[str, str]]:
         ("disk", f"{shown_bytes(report.disk_free_bytes)} free in {report.disk_folder}"),
     ]
     for device in report.devices:
-        rows.append((device.name, f"{device.model}, {_free(device.free_bytes, device.total_bytes)}"))
+        rows.append(
+            (device.name, f"{device.model}, {_free(device.free_bytes, device.total_bytes)}")
+        )
         rows.append(("", f"operators: {device.operators} ({device.why})"))
     return rows + [(name, "not built yet") for name in report.not_built]
 
 
 def _torch_facts(report: Report) -> str:
-    libraries = ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in report.torch_libraries.items())
+    libraries = ", ".join(
+        f"{name} {'yes' if has else 'no'}" for name, has in report.torch_libraries.items()
+    )
     return f"built for {report.torch_built_for}, {report.torch_threads} threads, {libraries}"
 
 
@@ -191,7 +203,9 @@ def _cuda_devices() -> list[Device]:
     devices = []
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
-        devices.append(Device(f"cuda:{index}", torch.cuda.get_device_name(index), total, free, *_operators()))
+        devices.append(
+            Device(f"cuda:{index}", torch.cuda.get_device_name(index), total, free, *_operators())
+        )
     return devices
 
 

@@ -1,4 +1,4 @@
-"""The exception tree. Each class says who can mend it; each message says what was wanted, what came and what to do."""
+"""The exception tree: each class says who can mend it, each message what was wanted, what came, what to do."""
 
 
 class GyrfalconError(Exception):
@@ -46,7 +46,7 @@ class PromptTooLong(RequestError):
 
 
 class CacheTooSmall(GyrfalconError):
-    """The KV cache cannot hold even one sequence of the asked length: give it more memory or a shorter length."""
+    """The KV cache cannot hold one sequence of the asked length: give it more memory or a shorter length."""
 
 
 class NotFinite(GyrfalconError):

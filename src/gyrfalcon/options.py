@@ -64,7 +64,9 @@ def one_of(option: str, *choices: str, planned: tuple[str, ...] = ()) -> Callabl
         if text in choices:
             return text
         got = f"{text}, which is not built yet" if text in planned else repr(text)
-        raise UsageError(f"{option} {' | '.join(choices)}", got, f"leave {option} out or choose one of these")
+        raise UsageError(
+            f"{option} {' | '.join(choices)}", got, f"leave {option} out or choose one of these"
+        )
 
     return parse
 

@@ -21,16 +21,27 @@ class Tokenizer:
     def __init__(self, library: tokenizers.Tokenizer, chat_format: ChatFormat, where: Path) -> None:
         end = library.token_to_id(END_OF_TEXT)
         if end is None:
-            raise CheckpointError(f"{END_OF_TEXT} in {where}", "none", "use the model's own tokenizer")
-        if not (isinstance(library.model, models.BPE) and isinstance(library.decoder, decoders.ByteLevel)):
+            raise CheckpointError(
+                f"{END_OF_TEXT} in {where}", "none", "use the model's own tokenizer"
+            )
+        if not (
+            isinstance(library.model, models.BPE)
+            and isinstance(library.decoder, decoders.ByteLevel)
+        ):
             got = f"{type(library.model).__name__} with decoder {type(library.decoder).__name__}"
-            raise CheckpointError(f"a byte-level BPE in {where}", got, "use the model's own tokenizer")
+            raise CheckpointError(
+                f"a byte-level BPE in {where}", got, "use the model's own tokenizer"
+            )
         library.no_padding()
         library.no_truncation()
         library.add_special_tokens([END_OF_TEXT])
         self._library = library
-        self._special = {i for i, token in library.get_added_tokens_decoder().items() if token.special}
-        self._bytes = {i: _to_bytes(token) for token, i in library.get_vocab(with_added_tokens=True).items()}
+        self._special = {
+            i for i, token in library.get_added_tokens_decoder().items() if token.special
+        }
+        self._bytes = {
+            i: _to_bytes(token) for token, i in library.get_vocab(with_added_tokens=True).items()
+        }
         self.text_bytes = {i: text for i, text in self._bytes.items() if i not in self._special}
         self.eos_id: int = end
         self.chat_format = chat_format
@@ -41,7 +52,9 @@ class Tokenizer:
 
         `hidden_size` is the model's: it tells the chat format of 180B where the tokenizer does not.
         """
-        whole, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+        whole, vocab, merges = (
+            folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")
+        )
         chat_format = ChatFormat.of(folder, hidden_size)
         try:
             if whole.is_file():
@@ -51,7 +64,9 @@ class Tokenizer:
         except CheckpointError:
             raise
         except Exception as error:  # the library raises nothing more special
-            raise CheckpointError(f"a tokenizer in {folder}", f"{error}", "fetch its files again") from None
+            raise CheckpointError(
+                f"a tokenizer in {folder}", f"{error}", "fetch its files again"
+            ) from None
         raise CheckpointError(
             f"tokenizer.json, or vocab.json and merges.txt, in {folder}",
             "neither" if folder.is_dir() else "no such folder",
@@ -100,7 +115,9 @@ def _byte_letters() -> dict[str, int]:
     """GPT-2's alphabet: printable Latin-1 letters stand for themselves, the others are U+0100 and up."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + i): byte for i, byte in enumerate(others)
+    }
 
 
 BYTE_OF_LETTER = _byte_letters()

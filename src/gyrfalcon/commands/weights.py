@@ -66,7 +66,9 @@ def run_verify(args: argparse.Namespace) -> int:
         size = f"{report.num_files} files, {shown_bytes(report.num_bytes)}"
         print(f"{report.folder}: {size}, {len(report.faults) or 'no'} faults")
     if report.faults:
-        raise CheckFailed("a cut without faults", f"{len(report.faults)}", "cut the checkpoint again")
+        raise CheckFailed(
+            "a cut without faults", f"{len(report.faults)}", "cut the checkpoint again"
+        )
     return 0
 
 
@@ -126,7 +128,8 @@ def _row_lines(row: TensorRow) -> list[str]:
 def _plain(inspection: Inspection) -> dict[str, object]:
     """The inspection as JSON holds it: a range is [start, stop]."""
     rows = [
-        asdict(row) | {"ranges": [[[part.start, part.stop] for part in parts] for parts in row.ranges]}
+        asdict(row)
+        | {"ranges": [[[part.start, part.stop] for part in parts] for parts in row.ranges]}
         for row in inspection.rows
     ]
     return {

@@ -63,7 +63,9 @@ def share_of(config: ModelConfig, ranks: int, rank: int) -> Share:
 
 def shares_of(config: ModelConfig, ranks: int) -> list[Share]:
     """What each rank owns, in order; raises WorldSizeError when one would own nothing."""
-    return [share_of(config, ranks, 0)] + [share_of(config, ranks, rank) for rank in range(1, ranks)]
+    return [share_of(config, ranks, 0)] + [
+        share_of(config, ranks, rank) for rank in range(1, ranks)
+    ]
 
 
 def largest_world(config: ModelConfig) -> int:

@@ -23,7 +23,10 @@ from gyrfalcon.weights.manifest import FileSum
 from gyrfalcon.weights.source import PARTIAL
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REPLACEABLE = ("manifest.json", "config.json")  # overwriting takes a model's folder away, never another one
+REPLACEABLE = (
+    "manifest.json",
+    "config.json",
+)  # overwriting takes a model's folder away, never another one
 
 
 class Build:
@@ -57,7 +60,9 @@ class Build:
         available = shutil.disk_usage(self._partial).free
         if num_bytes > available:
             raise DiskFull(
-                f"{num_bytes} B on the disk of {self.target}", f"{available} B", "free some space, run again"
+                f"{num_bytes} B on the disk of {self.target}",
+                f"{available} B",
+                "free some space, run again",
             )
 
     def open_path(self, file: str) -> Path:
@@ -111,7 +116,8 @@ class Build:
 
     def _save(self) -> None:
         files = {
-            path: {"bytes": file.num_bytes, "sha256": file.sha256} for path, file in self.finished.items()
+            path: {"bytes": file.num_bytes, "sha256": file.sha256}
+            for path, file in self.finished.items()
         }
         progress = {"fingerprint": self._fingerprint, "whole": self._whole, "files": files}
         fresh = self._partial / "progress.json.new"
@@ -189,11 +195,15 @@ def _check_target(target: Path, overwrite: bool) -> None:
     names = {path.name for path in target.iterdir()}
     if names and not overwrite:
         raise UsageError(
-            f"a new folder {target}", "one that is there already", "add --overwrite or choose another"
+            f"a new folder {target}",
+            "one that is there already",
+            "add --overwrite or choose another",
         )
     if os.path.ismount(target):
         raise UsageError(
-            "a folder inside of a mounted disk", f"{target}, the disk itself", "add a folder name to it"
+            "a folder inside of a mounted disk",
+            f"{target}, the disk itself",
+            "add a folder name to it",
         )
     if names and names.isdisjoint(REPLACEABLE):
         raise UsageError(
@@ -226,7 +236,9 @@ def _lock(file: BinaryIO, partial: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UsageError(
-            f"to be alone in {partial}", "another process that works there", "wait until it has finished"
+            f"to be alone in {partial}",
+            "another process that works there",
+            "wait until it has finished",
         ) from None
 
 

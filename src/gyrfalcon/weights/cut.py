@@ -30,7 +30,9 @@ def cut(
     Raises CheckpointError, WorldSizeError, UsageError or DiskFull.
     """
     if dtype not in (AUTO, *DTYPE_OF_WORD):
-        raise UsageError(f"a dtype of {AUTO}, {', '.join(DTYPE_OF_WORD)}", repr(dtype), "choose one of these")
+        raise UsageError(
+            f"a dtype of {AUTO}, {', '.join(DTYPE_OF_WORD)}", repr(dtype), "choose one of these"
+        )
     checkpoint = open_checkpoint(source)
     if checkpoint.manifest is not None:
         raise UsageError("a Hugging Face folder to cut", f"the cut {source}", "use recut for a cut")
@@ -43,7 +45,9 @@ def cut(
     plan = make_plan(
         checkpoint, CUT, world_size, dtypes=dtypes, aliases=aliases, max_shard_bytes=max_shard_bytes
     )
-    return write_folder(checkpoint, plan, target, overwrite=overwrite, notes=(*checkpoint.notes, *notes))
+    return write_folder(
+        checkpoint, plan, target, overwrite=overwrite, notes=(*checkpoint.notes, *notes)
+    )
 
 
 def is_head_tied(checkpoint: Checkpoint) -> bool:
@@ -73,5 +77,7 @@ def _head(checkpoint: Checkpoint) -> tuple[dict[str, str], tuple[str, ...]]:
     if is_head_tied(checkpoint):
         return {HEAD: EMBEDDING}, (f"{HEAD} equals the embedding and is stored once",)
     if checkpoint.config.tied:
-        return {}, (f"{HEAD} differs from the embedding although the config ties them: both are kept",)
+        return {}, (
+            f"{HEAD} differs from the embedding although the config ties them: both are kept",
+        )
     return {}, ()

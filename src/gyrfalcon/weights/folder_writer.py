@@ -61,7 +61,9 @@ def write_folder(
     Raises UsageError when the target may not be made there, DiskFull when the disk takes no more.
     """
     start = time.perf_counter()
-    with build(checkpoint.folder, target, _fingerprint(checkpoint, plan), overwrite=overwrite) as work:
+    with build(
+        checkpoint.folder, target, _fingerprint(checkpoint, plan), overwrite=overwrite
+    ) as work:
         resumed = sum(file.num_bytes for file in work.finished.values())
         if not work.is_published:
             _write_stages(checkpoint.source, plan, work)
@@ -109,7 +111,9 @@ def converted(name: str, block: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _write_stages(source: TensorSource, plan: Plan, work: Build) -> None:
-    todo = [stage for number, stage in enumerate(plan.stages) if not _is_finished(plan, number, work)]
+    todo = [
+        stage for number, stage in enumerate(plan.stages) if not _is_finished(plan, number, work)
+    ]
     wanted = sum(plan.stage_bytes(stage) for stage in todo)
     work.reserve(wanted)
     with bar(wanted, "B", "writing") as progress, Lanes() as lanes, _one_thread():
@@ -176,7 +180,9 @@ def _write_small_files(checkpoint: Checkpoint, plan: Plan, work: Build) -> None:
 
 def _index(plan: Plan, rank: int) -> dict[str, object]:
     total = sum(tensor.content(rank).num_bytes for tensor in plan.tensors.values())
-    home = {name: Path(tensor.pieces[rank].file).name for name, tensor in sorted(plan.tensors.items())}
+    home = {
+        name: Path(tensor.pieces[rank].file).name for name, tensor in sorted(plan.tensors.items())
+    }
     return {"metadata": {"total_size": total}, "weight_map": home}
 
 

@@ -9,7 +9,10 @@ from gyrfalcon.weights.pickle_file import PickleFile
 from gyrfalcon.weights.safetensors_file import SafetensorsFile
 from gyrfalcon.weights.tensors import ShardedSource, TensorSource, listed
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first there is used, whole or by an index
+WEIGHTS = (
+    "model.safetensors",
+    "pytorch_model.bin",
+)  # the first there is used, whole or by an index
 SAFETENSORS, PICKLE = ".safetensors", ".bin"
 
 
@@ -37,7 +40,9 @@ def open_weights(folder: Path) -> tuple[TensorSource, tuple[Path, ...], list[str
             f"the files that {folder / chosen} names", f"no {listed(missing)}", "fetch them"
         )
     opened = {path.name: _open_file(path) for path in paths}
-    absent = [f"{name} in {file}" for name, file in home.items() if name not in opened[file].names()]
+    absent = [
+        f"{name} in {file}" for name, file in home.items() if name not in opened[file].names()
+    ]
     if absent:
         raise CheckpointError(
             f"the tensors that {folder / chosen} names", f"no {listed(absent)}", "fetch it again"
@@ -52,9 +57,15 @@ def _open_file(path: Path) -> TensorSource:
 def _weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"a weight_map in {index}", repr(weight_map)[:80], "fetch the index again")
+        raise CheckpointError(
+            f"a weight_map in {index}", repr(weight_map)[:80], "fetch the index again"
+        )
     for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith((SAFETENSORS, PICKLE)):
+        if (
+            not isinstance(file, str)
+            or Path(file).name != file
+            or not file.endswith((SAFETENSORS, PICKLE))
+        ):
             raise CheckpointError(
                 f"a weights file beside {index} for {name}", repr(file), "fetch the index again"
             )

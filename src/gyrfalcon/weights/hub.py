@@ -60,9 +60,13 @@ def _fetch(repo: str, revision: str | None, patterns: list[str]) -> Path:
         ) from None
     try:
         return Path(
-            snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
+            snapshot_download(
+                repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
+            )
         )
-    except Exception as error:  # its kinds differ between versions of the library and of the client under it
+    except (
+        Exception
+    ) as error:  # its kinds differ between versions of the library and of the client under it
         raise _explained(error, repo, revision) from error
 
 
@@ -72,7 +76,9 @@ def _explained(error: Exception, repo: str, revision: str | None) -> GyrfalconEr
 
     wanted = f"the hub model {repo}" + (f" at {revision}" if revision else "")
     if isinstance(error, errors.GatedRepoError):
-        return CheckpointError(wanted, "no access", "accept its terms on its hub page, then hf auth login")
+        return CheckpointError(
+            wanted, "no access", "accept its terms on its hub page, then hf auth login"
+        )
     if isinstance(error, errors.RepositoryNotFoundError):
         return CheckpointError(
             wanted,

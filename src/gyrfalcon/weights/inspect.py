@@ -35,7 +35,9 @@ class Inspection:
     @property
     def rank_bytes(self) -> tuple[int, ...]:
         """Bytes of all tensors, by rank."""
-        return tuple(sum(row.rank_bytes[rank] for row in self.rows) for rank in range(self.world_size))
+        return tuple(
+            sum(row.rank_bytes[rank] for row in self.rows) for rank in range(self.world_size)
+        )
 
 
 def inspect_model(folder: Path, world_size: int | None = None) -> Inspection:

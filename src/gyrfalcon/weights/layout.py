@@ -72,7 +72,9 @@ def local_ranges(spec: TensorSpec, config: ModelConfig, share: Share) -> tuple[r
             return (share.vocab,)
 
 
-def local_shape(shape: tuple[int, ...], dim: int | None, ranges: Sequence[range]) -> tuple[int, ...]:
+def local_shape(
+    shape: tuple[int, ...], dim: int | None, ranges: Sequence[range]
+) -> tuple[int, ...]:
     """The shape of the part that holds `ranges` along `dim`; all of it without `dim`."""
     if dim is None:
         return shape
@@ -90,12 +92,17 @@ def _layer_specs(config: ModelConfig, prefix: str) -> list[TensorSpec]:
     ):
         specs.append(TensorSpec(f"{prefix}{layer}.weight", (rows, columns), role, dim))
         if config.bias:  # added once per rank's rows, or once after the sum over ranks
-            specs.append(TensorSpec(f"{prefix}{layer}.bias", (rows,), role, 0 if dim == 0 else None))
+            specs.append(
+                TensorSpec(f"{prefix}{layer}.bias", (rows,), role, 0 if dim == 0 else None)
+            )
     return specs
 
 
 def _norm_specs(config: ModelConfig, name: str) -> list[TensorSpec]:
-    return [TensorSpec(f"{name}.{part}", (config.hidden_size,), "norm", None) for part in ("weight", "bias")]
+    return [
+        TensorSpec(f"{name}.{part}", (config.hidden_size,), "norm", None)
+        for part in ("weight", "bias")
+    ]
 
 
 def _qkv_ranges(config: ModelConfig, share: Share) -> Iterable[range]:
@@ -104,7 +111,8 @@ def _qkv_ranges(config: ModelConfig, share: Share) -> Iterable[range]:
     for group in share.kv_heads:
         first = group * (size + 2)  # in heads, k and v counted as heads
         queries = range(
-            max(share.query_heads.start, group * size), min(share.query_heads.stop, (group + 1) * size)
+            max(share.query_heads.start, group * size),
+            min(share.query_heads.stop, (group + 1) * size),
         )
         shift = first - group * size
         yield _scaled(range(queries.start + shift, queries.stop + shift), config.head_dim)

@@ -73,7 +73,9 @@ class Manifest:
     raw_config: Mapping[str, object]  # of the checkpoint that was cut, word for word
     world_size: int
     tensors: Mapping[str, CutTensor]
-    aliases: Mapping[str, str]  # stored twice, bit for bit, in the checkpoint → the name it is kept under
+    aliases: Mapping[
+        str, str
+    ]  # stored twice, bit for bit, in the checkpoint → the name it is kept under
     files: Mapping[str, FileSum]
 
     def dtype_names(self) -> str:
@@ -113,7 +115,9 @@ class Manifest:
             ) from None
         if manifest.text() != path.read_text("utf-8"):
             raise CheckpointError(
-                f"{path} as it was written", "one that was changed since", "cut the checkpoint again"
+                f"{path} as it was written",
+                "one that was changed since",
+                "cut the checkpoint again",
             )
         return manifest
 
@@ -124,7 +128,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 DTYPES_BY_NAME = {
-    dtype_name(dtype): dtype for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+    dtype_name(dtype): dtype
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 }
 
 
@@ -162,12 +167,17 @@ def _parsed(raw: dict[str, Any]) -> Manifest:
     tensors = {str(name): _parsed_tensor(tensor) for name, tensor in raw["tensors"].items()}
     for name, tensor in tensors.items():
         if len(tensor.pieces) != world_size or not _is_covered(tensor):
-            raise ValueError(f"the parts of {name} do not make up {world_size} ranks' shares of all of it")
+            raise ValueError(
+                f"the parts of {name} do not make up {world_size} ranks' shares of all of it"
+            )
     files = {
-        str(path): FileSum(int(file["bytes"]), str(file["sha256"])) for path, file in raw["files"].items()
+        str(path): FileSum(int(file["bytes"]), str(file["sha256"]))
+        for path, file in raw["files"].items()
     }
     unsafe = [
-        path for path in files if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts
+        path
+        for path in files
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts
     ]
     if unsafe:
         raise ValueError(f"a file outside of the cut: {unsafe[0]}")

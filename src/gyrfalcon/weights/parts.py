@@ -45,7 +45,9 @@ class PartsSource:
     def part(self, name: str, rank: int) -> Tensor:
         """What `rank` holds of a tensor, as a view of its file."""
         path = self._tensor(name).pieces[rank].file
-        file = self._files.get(path) or self._files.setdefault(path, SafetensorsFile(self._folder / path))
+        file = self._files.get(path) or self._files.setdefault(
+            path, SafetensorsFile(self._folder / path)
+        )
         return file.read(self._manifest.aliases.get(name, name))
 
     def faults(self) -> list[str]:

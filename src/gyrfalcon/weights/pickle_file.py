@@ -33,7 +33,9 @@ class PickleFile:
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
-        with warnings.catch_warnings(action="ignore"):  # what is odd about a pickle ends in the error
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # what is odd about a pickle ends in the error
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except UnpicklingError as error:
         raise CheckpointError(
@@ -47,7 +49,9 @@ def _load(path: Path) -> dict[str, Tensor]:
         ) from None
     except Exception as error:  # a damaged file can make the unpickler raise anything
         raise damaged(path, f"{type(error).__name__} ({_first_line(error)})") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
         raise damaged(path, "something else than a dict of tensors")
     return {str(name): tensor.detach() for name, tensor in state.items()}
 

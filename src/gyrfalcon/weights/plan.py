@@ -92,7 +92,9 @@ def make_plan(
 def _source_dtype(checkpoint: Checkpoint, spec: TensorSpec) -> torch.dtype:
     manifest = checkpoint.manifest
     name = spec.name if manifest is None else manifest.aliases.get(spec.name, spec.name)
-    return checkpoint.source.dtype(name) if manifest is None else manifest.tensors[name].source_dtype
+    return (
+        checkpoint.source.dtype(name) if manifest is None else manifest.tensors[name].source_dtype
+    )
 
 
 def _stages(tensors: Mapping[str, CutTensor], max_shard_bytes: int) -> Iterator[tuple[str, ...]]:
@@ -130,11 +132,14 @@ def _file_bytes(contents: Mapping[str, Content]) -> int:
 
 def _file_name(number: int, count: int) -> str:
     """Hugging Face's names: one file alone has no number."""
-    return "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+    return (
+        "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+    )
 
 
 def _placed(tensor: CutTensor, form: Form, file: str) -> CutTensor:
     pieces = tuple(
-        Piece(form.rank_folder(rank) + file, piece.ranges) for rank, piece in enumerate(tensor.pieces)
+        Piece(form.rank_folder(rank) + file, piece.ranges)
+        for rank, piece in enumerate(tensor.pieces)
     )
     return CutTensor(tensor.shape, tensor.dtype, tensor.source_dtype, tensor.dim, pieces)

@@ -55,11 +55,15 @@ def merge(
     losses = _losses(manifest)
     if losses and not dequantise:
         raise UsageError(
-            "a cut in the dtype of its checkpoint", "; ".join(losses), "add --dequantise to accept that"
+            "a cut in the dtype of its checkpoint",
+            "; ".join(losses),
+            "add --dequantise to accept that",
         )
     dtypes = {name: tensor.source_dtype for name, tensor in manifest.tensors.items()}
     dtypes |= {name: dtypes[kept] for name, kept in manifest.aliases.items()}
-    plan = make_plan(checkpoint, HUGGING_FACE, 1, dtypes=dtypes, aliases={}, max_shard_bytes=max_shard_bytes)
+    plan = make_plan(
+        checkpoint, HUGGING_FACE, 1, dtypes=dtypes, aliases={}, max_shard_bytes=max_shard_bytes
+    )
     return write_folder(checkpoint, plan, target, overwrite=overwrite, notes=losses)
 
 
@@ -82,4 +86,8 @@ def _losses(manifest: Manifest) -> tuple[str, ...]:
 
 def _loss(first: torch.dtype, kept: torch.dtype) -> str:
     """Promotion says whether every value of the first dtype has a place in the other."""
-    return "nothing is lost" if torch.promote_types(first, kept) == kept else "the lowest bits are lost"
+    return (
+        "nothing is lost"
+        if torch.promote_types(first, kept) == kept
+        else "the lowest bits are lost"
+    )

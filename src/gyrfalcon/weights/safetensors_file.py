@@ -85,12 +85,14 @@ class SafetensorsFile:
         if entry.num_bytes == 0:
             return torch.empty(entry.shape, dtype=entry.dtype)
         if entry.offset % entry.dtype.itemsize:  # written without padding: only a copy is aligned
-            raw = torch.frombuffer(self._map, dtype=torch.uint8, offset=entry.offset, count=entry.num_bytes)
+            raw = torch.frombuffer(
+                self._map, dtype=torch.uint8, offset=entry.offset, count=entry.num_bytes
+            )
             return raw.clone().view(entry.dtype).view(entry.shape)
         count = math.prod(entry.shape)
-        return torch.frombuffer(self._map, dtype=entry.dtype, offset=entry.offset, count=count).view(
-            entry.shape
-        )
+        return torch.frombuffer(
+            self._map, dtype=entry.dtype, offset=entry.offset, count=count
+        ).view(entry.shape)
 
     @cached_property
     def _map(self) -> mmap.mmap:
@@ -123,28 +125,36 @@ def read_header(path: Path) -> dict[str, Entry]:
     if not isinstance(raw, dict):
         raise damaged(path, "a header that is no object")
     raw.pop("__metadata__", None)
-    entries = {name: _entry(path, name, fields, LENGTH_BYTES + length) for name, fields in raw.items()}
+    entries = {
+        name: _entry(path, name, fields, LENGTH_BYTES + length) for name, fields in raw.items()
+    }
     _check_tiling(path, entries, LENGTH_BYTES + length, size)
     return entries
 
 
 def _entry(path: Path, name: str, fields: object, data_start: int) -> Entry:
     match fields:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(stop)]} if (
-            dtype in DTYPES and all(type(size) is int and size >= 0 for size in shape)
-        ):
+        case {
+            "dtype": str(dtype),
+            "shape": list(shape),
+            "data_offsets": [int(start), int(stop)],
+        } if dtype in DTYPES and all(type(size) is int and size >= 0 for size in shape):
             entry = Entry(DTYPES[dtype], tuple(shape), data_start + start, stop - start)
         case _:
             raise damaged(path, f"an entry {name} that cannot be read ({fields!r:.200})")
     if entry.num_bytes != math.prod(entry.shape) * entry.dtype.itemsize:
-        raise damaged(path, f"{entry.num_bytes} B for {name} of shape {list(shape)} and dtype {dtype}")
+        raise damaged(
+            path, f"{entry.num_bytes} B for {name} of shape {list(shape)} and dtype {dtype}"
+        )
     return entry
 
 
 def _check_tiling(path: Path, entries: Mapping[str, Entry], data_start: int, size: int) -> None:
     """The tensors must follow each other without holes or overlaps up to the end of the file."""
     end = data_start
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].num_bytes)):
+    for name, entry in sorted(
+        entries.items(), key=lambda item: (item[1].offset, item[1].num_bytes)
+    ):
         if entry.offset != end:
             raise damaged(path, f"{name} at byte {entry.offset} where {end} is next")
         end += entry.num_bytes

@@ -81,7 +81,11 @@ def read_local(checkpoint: Checkpoint, spec: TensorSpec, share: Share) -> Tensor
     """One rank's part of a tensor in its stored dtype; a view of the mapped file where that is possible."""
     ranges = local_ranges(spec, checkpoint.config, share)
     manifest, source = checkpoint.manifest, checkpoint.source
-    if manifest is not None and isinstance(source, PartsSource) and manifest.world_size == share.ranks:
+    if (
+        manifest is not None
+        and isinstance(source, PartsSource)
+        and manifest.world_size == share.ranks
+    ):
         piece = manifest.tensors[spec.name].pieces[share.rank]
         if piece.ranges == ranges:
             return source.part(spec.name, share.rank)
@@ -94,14 +98,24 @@ def _open_cut(folder: Path) -> Checkpoint:
     source = PartsSource(folder, manifest)
     faults = source.faults()
     if faults:
-        raise CheckpointError(f"the files that {folder / MANIFEST} lists", listed(faults, "; "), "cut again")
+        raise CheckpointError(
+            f"the files that {folder / MANIFEST} lists", listed(faults, "; "), "cut again"
+        )
     check_tensors(folder, config, source, manifest.aliases.keys())
     files = tuple(folder / path for path in manifest.files)
     notes = tuple(
-        f"{name} is the same as {kept} and is stored once" for name, kept in manifest.aliases.items()
+        f"{name} is the same as {kept} and is stored once"
+        for name, kept in manifest.aliases.items()
     )
     return Checkpoint(
-        folder, config, manifest.raw_config, source, manifest, files, folder / TOKENIZER_FOLDER, notes
+        folder,
+        config,
+        manifest.raw_config,
+        source,
+        manifest,
+        files,
+        folder / TOKENIZER_FOLDER,
+        notes,
     )
 
 

@@ -71,4 +71,6 @@ def listed(names: Sequence[str], separator: str = ", ") -> str:
 
 def damaged(path: Path, got: str) -> CheckpointError:
     """The error for a file whose content cannot be what its name promises."""
-    return CheckpointError(f"a whole {path.name}", f"{got} in {path}", "fetch or write the file again")
+    return CheckpointError(
+        f"a whole {path.name}", f"{got} in {path}", "fetch or write the file again"
+    )

@@ -30,21 +30,29 @@ def verify(folder: Path) -> VerifyReport:
     """Reads every byte of a cut; CheckpointError only when the folder is no cut at all."""
     if not (folder / MANIFEST).is_file():
         refuse_half_a_cut(folder)
-        raise CheckpointError(f"a cut in {folder}", f"no {MANIFEST}", "give the folder that cut wrote")
+        raise CheckpointError(
+            f"a cut in {folder}", f"no {MANIFEST}", "give the folder that cut wrote"
+        )
     try:
         manifest = Manifest.read(folder)
     except CheckpointError as error:
         return VerifyReport(folder, 0, 0, (f"{MANIFEST}: {error}",))
     source = PartsSource(folder, manifest)
     present = {
-        path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
     listed = {file: path for file, path in present.items() if file in manifest.files}
     faults = [
         *source.faults(),
         *_model_faults(folder, manifest, source),
         *_sum_faults(listed, manifest),
-        *(f"{file}: not part of the cut" for file in present if file not in (*manifest.files, MANIFEST)),
+        *(
+            f"{file}: not part of the cut"
+            for file in present
+            if file not in (*manifest.files, MANIFEST)
+        ),
     ]
     num_bytes = sum(path.stat().st_size for path in present.values())
     return VerifyReport(folder, len(present), num_bytes, tuple(faults))
@@ -62,7 +70,9 @@ def _model_faults(folder: Path, manifest: Manifest, source: PartsSource) -> list
 def _sum_faults(paths: dict[str, Path], manifest: Manifest) -> list[str]:
     """Files of a wrong length are named already; a checksum tells nothing more about them."""
     whole = {
-        file: path for file, path in paths.items() if path.stat().st_size == manifest.files[file].num_bytes
+        file: path
+        for file, path in paths.items()
+        if path.stat().st_size == manifest.files[file].num_bytes
     }
     total = sum(manifest.files[file].num_bytes for file in whole)
     with bar(total, "B", "verifying") as progress, ThreadPoolExecutor(NUM_THREADS) as pool:

@@ -241,7 +241,8 @@ def random_settings(seed: int) -> dict[str, object]:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_architectures_equal_transformers_on_any_world(seed: int, tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path / "model", "7b", seed=seed, **random_settings(seed))
+    settings = random_settings(seed)
+    folder = make_checkpoint(tmp_path / "model", "7b", seed=seed, **settings)  # type: ignore[arg-type]
     config = ModelConfig.from_file(folder / "config.json")
     input_ids = tokens(2, min(64, config.max_positions), seed)
     expected = reference_logits(folder, input_ids)

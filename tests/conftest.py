@@ -1,6 +1,7 @@
 """What every test may ask for: the data folder, and a machine that is shared fairly."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +18,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """One thread, in engines and their ranks too: for tiny tensors more only wait for each other."""
+    """One thread, in engines and their ranks too: for tiny tensors more only wait for each other.
+
+    Ctrl-C works, here and in what tests start, even when whoever started the tests ignores it.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ Modes:
   speed     -n MODEL [-f CSV] [-w N]  time the model over 36 pairs of lengths; goes on with what CSV has already
   precision -n MODEL [-w N]           put the model's logits beside a reference's; exit 1 when they are too far off
   mmlu      -n MODEL -d MMLU [-w N]   put MMLU's questions and count the right answers; writes test_result/
+  report    RESULT.json ...           result files as tables and plots: report/report.html and report.md
   verify    -n CUT                    check every file of a cut against its manifest
   demo                                the whole chain on a small model: cut, verify, generate
   doctor                              what this machine has, and what gyrfalcon makes of it
@@ -81,7 +82,7 @@ takes() {
     for letter in "${!flag[@]}"; do
         [[ m$1 == *$letter* ]] || wrong_usage "flags that -m $mode takes" "-$letter" 'leave it out'
     done
-    [ "$mode" = generate ] || [ ${#words[@]} -eq 0 ] || wrong_usage "no words after -m $mode" "${words[0]}" 'leave them out'
+    [[ $mode == @(generate|report) ]] || [ ${#words[@]} -eq 0 ] || wrong_usage "no words after -m $mode" "${words[0]}" 'leave them out'
 }
 
 needs() {
@@ -120,6 +121,10 @@ build_command() {
             command=(mmlu "${flag[n]}" -d "${flag[d]}")
             [ -z "${flag[w]:-}" ] || command+=(-w "${flag[w]}")
             ;;
+        report)
+            takes ''
+            command=(report ${words[@]+"${words[@]}"})
+            ;;
         verify)
             takes n && needs n CUT
             command=(verify "${flag[n]}")
@@ -129,7 +134,7 @@ build_command() {
             command=("$mode")
             ;;
         '') wrong_usage 'a mode' none 'write -m MODE' ;;
-        serve | report) wrong_usage 'a mode that exists' "$mode, which is not built yet" 'use another' ;;
+        serve) wrong_usage 'a mode that exists' "$mode, which is not built yet" 'use another' ;;
         *) wrong_usage 'one of the modes below' "$mode" 'write one of them after -m' ;;
     esac
     command+=(${rest[@]+"${rest[@]}"})
@@ -165,7 +170,7 @@ is_ready() {
     local found
     is_complete || return 1
     found=$(cat -- "$stamp")
-    [ "$found" = "$(describe '[test]')" ] || { [ -z "$1" ] && [ "$found" = "$(describe '')" ]; }
+    [ "$found" = "$(describe '[test]')" ] || [ "$found" = "$(describe "$1")" ]
 }
 
 find_python() {
@@ -254,7 +259,7 @@ main() {
         run_checks "${command[@]:1}"
         exit
     fi
-    find_bin '' gyrfalcon
+    find_bin '[report]' gyrfalcon
     exec "$bin/gyrfalcon" "${command[@]}"
 }
 

@@ -11,7 +11,7 @@ from gyrfalcon import __version__
 from gyrfalcon.errors import UsageError
 from gyrfalcon.options import cache_memory, number, one_of, size, whole, wholes
 
-PLANNED = ("plan", "serve", "report")
+PLANNED = ("plan", "serve")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 
 DESCRIPTION = "Run Falcon language models, cut for any number of ranks."
@@ -35,7 +35,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args, unknown = _parser().parse_known_args(argv)
     if unknown:
         command = f"gyrfalcon {args.command}"
-        raise UsageError(f"arguments that {command} takes", repr(unknown[0]), f"see {command} --help")
+        raise UsageError(
+            f"arguments that {command} takes", repr(unknown[0]), f"see {command} --help"
+        )
     if args.command == "generate":
         _settle_prompts(args)
     if args.command == "mmlu":
@@ -70,7 +72,9 @@ def _parser() -> _Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"gyrfalcon {__version__}")
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True
+    )
     for name, (summary, add_arguments) in COMMANDS.items():
         command = commands.add_parser(
             name, help=summary, description=add_arguments.__doc__, allow_abbrev=False
@@ -135,7 +139,9 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     """Continue prompts. The text streams to standard output; all else goes to standard error."""
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder, a cut or a hub id")
-    parser.add_argument("stdin", metavar="-", nargs="?", help="one prompt from each line of standard input")
+    parser.add_argument(
+        "stdin", metavar="-", nargs="?", help="one prompt from each line of standard input"
+    )
     parser.add_argument(
         "--prompt", metavar="TEXT", action="append", help="a prompt; may be given several times"
     )
@@ -143,7 +149,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chat", action="store_true", help="wrap each prompt as the model's chat form wants it"
     )
-    _add_sampling(parser.add_argument_group("how the next token is chosen (default: always the likeliest)"))
+    _add_sampling(
+        parser.add_argument_group("how the next token is chosen (default: always the likeliest)")
+    )
     _add_engine(parser.add_argument_group("how the model runs"))
 
 
@@ -153,9 +161,19 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         group.add_argument(option, metavar="N", type=kind, default=default, help=text + suffix)
 
     add("--max-new-tokens", whole("--max-new-tokens", 0), 128, "stop after so many")
-    add("--temperature", number("--temperature"), 0.0, "0 takes the likeliest; higher is more varied")
+    add(
+        "--temperature",
+        number("--temperature"),
+        0.0,
+        "0 takes the likeliest; higher is more varied",
+    )
     add("--top-k", whole("--top-k", 0), 0, "only among the K likeliest; 0: all")
-    add("--top-p", number("--top-p"), 1.0, "only among the likeliest that together have probability P")
+    add(
+        "--top-p",
+        number("--top-p"),
+        1.0,
+        "only among the likeliest that together have probability P",
+    )
     add("--min-p", number("--min-p"), 0.0, "only those at least P times as likely as the likeliest")
     add(
         "--repetition-penalty",
@@ -163,7 +181,12 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         1.0,
         "above 1: rarer to repeat prompt or output",
     )
-    add("--presence-penalty", number("--presence-penalty"), 0.0, "taken off the logit of every token put out")
+    add(
+        "--presence-penalty",
+        number("--presence-penalty"),
+        0.0,
+        "taken off the logit of every token put out",
+    )
     add(
         "--frequency-penalty",
         number("--frequency-penalty"),
@@ -179,9 +202,14 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         "with --json: log-probabilities of the N likeliest tokens too",
     )
     group.add_argument(
-        "--stop", metavar="TEXT", action="append", help="end before this text; may be given several times"
+        "--stop",
+        metavar="TEXT",
+        action="append",
+        help="end before this text; may be given several times",
     )
-    group.add_argument("--ignore-eos", action="store_true", help="go on after the model's end-of-text")
+    group.add_argument(
+        "--ignore-eos", action="store_true", help="go on after the model's end-of-text"
+    )
 
 
 def _add_engine(group: argparse._ArgumentGroup) -> None:
@@ -207,7 +235,9 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
         metavar="BYTES|FRACTION",
         help="memory of each rank's KV cache: 2GB, or 0.5 of what is free once the weights are loaded",
     )
-    group.add_argument("--threads", type=whole("--threads", 1), metavar="N", help="CPU threads of each rank")
+    group.add_argument(
+        "--threads", type=whole("--threads", 1), metavar="N", help="CPU threads of each rank"
+    )
 
 
 def _add_speed(parser: argparse.ArgumentParser) -> None:
@@ -227,7 +257,11 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
         "--json names another place",
     )
     parser.add_argument(
-        "--batch", metavar="N", type=whole("--batch", 1), default=1, help="prompts at once (default 1)"
+        "--batch",
+        metavar="N",
+        type=whole("--batch", 1),
+        default=1,
+        help="prompts at once (default 1)",
     )
     for option, least, what in (("--in", 1, "prompt"), ("--out", 2, "output")):
         parser.add_argument(
@@ -300,8 +334,12 @@ def _add_mmlu(parser: argparse.ArgumentParser) -> None:
     Broken off, the same command goes on where it stopped. With two result files and no MODEL:
     compare them question by question.
     """
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="a Hugging Face folder, a cut or a hub id")
-    parser.add_argument("-d", "--data", metavar="DIR", help="the folder that holds dev/, val/ and test/")
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", help="a Hugging Face folder, a cut or a hub id"
+    )
+    parser.add_argument(
+        "-d", "--data", metavar="DIR", help="the folder that holds dev/, val/ and test/"
+    )
     parser.add_argument(
         "--protocol",
         type=one_of("--protocol", "hendrycks", "lm-eval", "generate"),
@@ -318,11 +356,18 @@ def _add_mmlu(parser: argparse.ArgumentParser) -> None:
         help="the guide used val",
     )
     parser.add_argument(
-        "--shots", type=whole("--shots", 0), default=5, metavar="N", help="worked examples (default 5)"
+        "--shots",
+        type=whole("--shots", 0),
+        default=5,
+        metavar="N",
+        help="worked examples (default 5)",
     )
     parser.add_argument("--subjects", metavar="A,B", help="only these subjects")
     parser.add_argument(
-        "--limit", type=whole("--limit", 1), metavar="N", help="only the first N questions of each subject"
+        "--limit",
+        type=whole("--limit", 1),
+        metavar="N",
+        help="only the first N questions of each subject",
     )
     parser.add_argument(
         "-o",
@@ -332,7 +377,9 @@ def _add_mmlu(parser: argparse.ArgumentParser) -> None:
         help="where the results go (default test_result)",
     )
     parser.add_argument(
-        "--golden", action="store_true", help="also compare with published figures; exits 1 when they differ"
+        "--golden",
+        action="store_true",
+        help="also compare with published figures; exits 1 when they differ",
     )
     parser.add_argument(
         "--compare",
@@ -366,6 +413,35 @@ def _add_perplexity(parser: argparse.ArgumentParser) -> None:
     _add_engine(parser.add_argument_group("how the model runs"))
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    """Turn result files (the JSON of speed, mmlu, precision and perplexity) into the guide's tables.
+
+    Writes report.md and report.html, one page with plots that needs nothing from outside. Several
+    results of a kind stand side by side.
+    """
+    parser.add_argument("files", metavar="RESULT", nargs="+", help="a result file, in any order")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        default="report",
+        help="where the report goes (default report)",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="guide|FILE",
+        nargs="+",
+        default=[],
+        help="compare with the guide's own figures, or with other result files",
+    )
+    parser.add_argument(
+        "--no-plots",
+        dest="plots",
+        action="store_false",
+        help="tables only; plots need matplotlib, the extra gyrfalcon[report]",
+    )
+
+
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     """Run the whole chain on a small model made on the spot: cut for 2 ranks, verify, generate."""
 
@@ -375,12 +451,18 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_world_size(to: argparse._ActionsContainer, text: str, required: bool = False) -> None:
-    to.add_argument("-w", "--world-size", type=whole("-w", 1), metavar="N", required=required, help=text)
+    to.add_argument(
+        "-w", "--world-size", type=whole("-w", 1), metavar="N", required=required, help=text
+    )
 
 
 def _add_dtype(to: argparse._ActionsContainer, text: str) -> None:
     to.add_argument(
-        "--dtype", type=one_of("--dtype", *DTYPES), default="auto", metavar="|".join(DTYPES), help=text
+        "--dtype",
+        type=one_of("--dtype", *DTYPES),
+        default="auto",
+        metavar="|".join(DTYPES),
+        help=text,
     )
 
 
@@ -410,7 +492,9 @@ def _add_writing(parser: argparse.ArgumentParser) -> None:
 def _settle_prompts(args: argparse.Namespace) -> None:
     """Exactly one kind of prompt; standard input becomes the prompt file "-"."""
     if args.stdin not in (None, "-"):
-        raise UsageError("a prompt after --prompt", repr(args.stdin), f'write --prompt "{args.stdin}"')
+        raise UsageError(
+            "a prompt after --prompt", repr(args.stdin), f'write --prompt "{args.stdin}"'
+        )
     given = [args.prompt, args.prompt_file, args.stdin]
     if sum(kind is not None for kind in given) != 1:
         names = [
@@ -420,7 +504,9 @@ def _settle_prompts(args: argparse.Namespace) -> None:
         ]
         got = " and ".join(names) or "no prompt"
         raise UsageError(
-            "one of --prompt TEXT, --prompt-file FILE and - (standard input)", got, "give one of them"
+            "one of --prompt TEXT, --prompt-file FILE and - (standard input)",
+            got,
+            "give one of them",
         )
     if args.stdin == "-":
         args.prompt_file = "-"
@@ -431,7 +517,9 @@ def _settle_runs(args: argparse.Namespace) -> None:
     """A MODEL and its exam, perhaps with a run to compare; or two runs alone."""
     most = 2 if args.model is None else 1
     if args.model is None and len(args.compare) != 2:
-        raise UsageError("a MODEL, or two result files after --compare", "neither", "give one of them")
+        raise UsageError(
+            "a MODEL, or two result files after --compare", "neither", "give one of them"
+        )
     if len(args.compare) > most:
         got = f"{len(args.compare)} after --compare"
         raise UsageError("one result file beside a MODEL, two without", got, "leave some out")
@@ -450,6 +538,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "precision": ("the model's logits beside a reference's", _add_precision),
     "mmlu": ("multiple-choice exams, and two runs of one compared", _add_mmlu),
     "perplexity": ("how well the model predicts a text", _add_perplexity),
+    "report": ("result files as tables and plots", _add_report),
     "demo": ("the whole chain on a small model", _add_demo),
     "doctor": ("what this machine has and what is made of it", _add_doctor),
 }

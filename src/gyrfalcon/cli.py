@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return READER_GONE
     except OSError as error:
         wanted = f"a file or folder that can be used: {error.filename or 'unnamed'}"
-        return _complain(UsageError(wanted, error.strerror or str(error), "check its path and permissions"))
+        return _complain(
+            UsageError(wanted, error.strerror or str(error), "check its path and permissions")
+        )
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -69,6 +71,10 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
             from gyrfalcon.commands import perplexity
 
             return perplexity.run
+        case "report":
+            from gyrfalcon.commands import report
+
+            return report.run
         case "demo":
             from gyrfalcon.commands import demo
 

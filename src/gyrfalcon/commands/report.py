@@ -1,0 +1,44 @@
+"""`gyrfalcon report`: result files → the guide's tables as Markdown, and with plots as one page."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+
+from gyrfalcon.commands.result import STDOUT, write_json
+from gyrfalcon.errors import UsageError
+from gyrfalcon.measure.baseline import GUIDE
+from gyrfalcon.measure.report import make_report, markdown
+from gyrfalcon.measure.report_files import read_results
+from gyrfalcon.measure.report_page import Plot, page
+from gyrfalcon.measure.report_runs import Results
+from gyrfalcon.measure.result import write_atomically
+
+MARKDOWN, PAGE = "report.md", "report.html"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes both files and says where they are."""
+    if args.plots and find_spec("matplotlib") is None:
+        do = "pip install 'gyrfalcon[report]', or add --no-plots"
+        raise UsageError("matplotlib for the plots", "none installed", do)
+    results = read_results(args.files, [word for word in args.baseline if word != GUIDE])
+    report = make_report(results, beside_guide=GUIDE in args.baseline)
+    texts = {PAGE: page(report, _plots(results) if args.plots else {}), MARKDOWN: markdown(report)}
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_atomically(folder / name, text)
+    files = [str(folder / name) for name in texts]
+    if args.json is not None:
+        write_json({"files": files, **asdict(report)}, args.json)
+    if args.json != STDOUT:
+        print("\n".join(files))
+    return 0
+
+
+def _plots(results: Results) -> Mapping[str, Sequence[Plot]]:
+    from gyrfalcon.measure.report_plots import plots
+
+    return plots(results)

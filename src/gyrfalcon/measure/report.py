@@ -1,0 +1,148 @@
+"""A report of result files: its sections and highlights, and the whole of it as Markdown."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gyrfalcon.measure.report_mmlu import interval, mmlu_tables, percent
+from gyrfalcon.measure.report_runs import Results
+from gyrfalcon.measure.report_speed import speed_tables
+from gyrfalcon.measure.report_tables import (
+    HOLDS,
+    NOTHING,
+    Table,
+    perplexity_tables,
+    precision_tables,
+    run_table,
+    verdict,
+)
+from gyrfalcon.measure.timing import averages
+
+TITLE = "Measured with gyrfalcon"
+
+
+@dataclass(frozen=True, slots=True)
+class Highlight:
+    """One result in one figure."""
+
+    what: str
+    run: str
+    value: str
+    detail: str
+    good: bool | None = None  # None: nothing to be good or bad at
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One measurement's tables."""
+
+    name: str  # the kind of result, or "runs"
+    title: str
+    tables: tuple[Table, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that is told; plots are added on the page."""
+
+    highlights: tuple[Highlight, ...]
+    sections: tuple[Section, ...]
+
+
+def make_report(results: Results, beside_guide: bool) -> Report:
+    """The sections that there are results for. `beside_guide`: with the guide's own figures."""
+    tables = {
+        ("precision", "Precision"): precision_tables(results.precision)
+        if results.precision
+        else [],
+        ("mmlu", "MMLU"): mmlu_tables(results.mmlu, beside_guide),
+        ("speed", "Speed"): speed_tables(results.speed, beside_guide),
+        ("perplexity", "Perplexity"): perplexity_tables(results.perplexity),
+        ("runs", "Runs"): [run_table(results)],
+    }
+    return Report(
+        highlights=(*_gates(results), *_scores(results), *_rates(results), *_perplexities(results)),
+        sections=tuple(Section(*names, tuple(some)) for names, some in tables.items() if some),
+    )
+
+
+def _gates(results: Results) -> list[Highlight]:
+    return [
+        Highlight(
+            "Precision gate",
+            run.label,
+            verdict(run.found),
+            f"against {run.found.reference}",
+            verdict(run.found) == HOLDS,
+        )
+        for run in results.precision
+    ]
+
+
+def _scores(results: Results) -> list[Highlight]:
+    return [
+        Highlight(
+            "MMLU",
+            run.label,
+            f"{percent(run.found.all)} %",
+            f"{interval(run.found.all)}, {run.found.all.right} of {run.found.all.total} right",
+        )
+        for run in results.mmlu
+    ]
+
+
+def _rates(results: Results) -> list[Highlight]:
+    found = []
+    for run in results.speed:
+        means = averages(run.found.rows)
+        rate = means.get("mean_tokens_per_second")
+        value = NOTHING if rate is None else f"{rate:.2f} tokens/s"
+        detail = f"mean of {means['cases']:.0f} cases, batch {run.found.batch}"
+        if rate is not None:
+            detail += f", first token after {means['first_token_ms']:.1f} ms"
+        found.append(Highlight("Speed", run.label, value, detail))
+    return found
+
+
+def _perplexities(results: Results) -> list[Highlight]:
+    return [
+        Highlight(
+            "Perplexity",
+            run.label,
+            f"{run.found.perplexity:.3f}",
+            f"{run.found.bits_per_byte:.4f} bits per byte of {run.found.file}",
+        )
+        for run in results.perplexity
+    ]
+
+
+def markdown(report: Report) -> str:
+    """The report without plots."""
+    lines = [f"# {TITLE}", ""]
+    for one in report.highlights:
+        lines.append(
+            f"- **{one.what}: {_cell(one.value)}** ({_cell(one.run)}; {_cell(one.detail)})"
+        )
+    for section in report.sections:
+        lines += ["", f"## {section.title}"]
+        for table in section.tables:
+            lines += ["", f"### {_cell(table.title)}", *_table(table)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(table: Table) -> list[str]:
+    lines = []
+    if table.rows:
+        rules = ["---" if n < table.num_labels else "---:" for n in range(len(table.headings))]
+        lines += ["", _row(table.headings), f"| {' | '.join(rules)} |", *map(_row, table.rows)]
+    return [*lines, "", _cell(table.note)] if table.note else lines
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _cell(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", line)

@@ -1,0 +1,117 @@
+"""What a report knows of each run: records that hold checked values only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from gyrfalcon.measure.gate import Figure
+from gyrfalcon.measure.mmlu_score import Count
+from gyrfalcon.measure.roofline import Limits
+from gyrfalcon.measure.timing import Row
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What every document says of its run."""
+
+    path: Path
+    kind: str
+    is_baseline: bool
+    model: str
+    parameters: int
+    ranks: int
+    device: str
+    dtype: str
+    quant: str
+    machine: str
+    date: str
+    version: str
+
+    @property
+    def name(self) -> str:
+        """The model's name without the folder it lies in."""
+        return Path(self.model).name or self.model
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        """What tells runs of one model apart, the most telling first."""
+        ranks = "1 rank" if self.ranks == 1 else f"{self.ranks} ranks"
+        return (self.dtype, self.quant, self.device, ranks, self.machine)
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """The cases of one batch size."""
+
+    batch: int
+    rows: tuple[Row, ...]
+    limits: Limits | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExamScore:
+    """How one exam went. `document` is the whole file, for comparisons question by question."""
+
+    protocol: str
+    split: str
+    num_examples: int
+    all: Count
+    macro: float | None
+    categories: Mapping[str, Count]
+    subjects: Mapping[str, Mapping[str, Count]]  # category → subject → count
+    num_dropped: int
+    document: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One prompt's cosines, position by position; its last `num_decoded` were decoded."""
+
+    cosine: tuple[float | None, ...]
+    num_decoded: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What the logits gate found: figures by phase; golden figures are one phase."""
+
+    precision: str
+    reference: str
+    figures: Mapping[str, tuple[Figure, ...]]
+    curves: tuple[Curve, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextScore:
+    """How well a text was predicted."""
+
+    file: str
+    window: int
+    stride: int
+    num_tokens: int
+    num_bytes: int
+    perplexity: float
+    bits_per_token: float
+    bits_per_byte: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run(Generic[T_co]):
+    """One measurement: who ran it, under which label, and what it found."""
+
+    head: Head
+    label: str
+    found: T_co
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All runs by kind, in the order in which their files were named, baselines last."""
+
+    precision: tuple[Run[Gate], ...]
+    mmlu: tuple[Run[ExamScore], ...]
+    speed: tuple[Run[Speed], ...]
+    perplexity: tuple[Run[TextScore], ...]

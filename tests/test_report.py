@@ -1,0 +1,556 @@
+"""gyrfalcon report: its tables say what the files say, its page is whole and takes no orders from them.
+
+The results are made up, and written by what writes real ones.
+"""
+
+import html
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+
+from gyrfalcon import Engine, EngineConfig
+from gyrfalcon.cli import main
+from gyrfalcon.commands.demo import make_tiny_falcon
+from gyrfalcon.measure import result
+from gyrfalcon.measure.baseline import GUIDE_FIGURES
+from gyrfalcon.measure.exam import LETTERS, Question, Subject
+from gyrfalcon.measure.gate import compare, figures
+from gyrfalcon.measure.mmlu import Answer
+from gyrfalcon.measure.mmlu_prompts import PROTOCOLS, Exam
+from gyrfalcon.measure.mmlu_score import answer_json, score, score_json
+from gyrfalcon.measure.perplexity import Perplexity
+from gyrfalcon.measure.precision import Outcome
+from gyrfalcon.measure.proportions import mcnemar, wilson
+from gyrfalcon.measure.reference import Origin
+from gyrfalcon.measure.roofline import Limits
+from gyrfalcon.measure.speed_files import Sweep
+from gyrfalcon.measure.timing import Case, Generation, Row, figures_of
+
+Captured = pytest.CaptureFixture[str]
+Writer = Callable[..., Path]
+Cells = list[list[str]]
+
+HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>$\\frac$|`a`_b_'
+WRONG: list[object] = ["<b>", -7.5, None, [], {}]
+SUBJECTS = {"astronomy": "STEM", "virology": "other", "sociology": "social sciences"}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """What signs the documents."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    make_tiny_falcon(folder)
+    with Engine(EngineConfig(model=str(folder), max_len=64)) as made:
+        yield made
+
+
+@pytest.fixture
+def written(engine: Engine, tmp_path: Path) -> Writer:
+    """Writes a result of a kind to a file of its own, perhaps with another model's name."""
+
+    def write(kind: str, found: dict[str, object], file: str = "", name: str = "falcon-x") -> Path:
+        document = result.envelope(kind, engine, [kind], found)
+        model = document["model"]
+        assert isinstance(model, dict)
+        model["name"] = name
+        path = tmp_path / (file or f"{kind}.json")
+        result.write(document, path)
+        return path
+
+    return write
+
+
+def report(*words: object) -> int:
+    return main(["report", *map(str, words)])
+
+
+def made(folder: Path, *words: object) -> str:
+    """The page of a report without plots, which take seconds."""
+    assert report(*words, "-o", folder, "--no-plots") == 0
+    return (folder / "report.html").read_text()
+
+
+def refusal(capsys: Captured, *words: object) -> str:
+    capsys.readouterr()
+    assert report(*words, "--no-plots") == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    return err
+
+
+def sweep(slower: float = 1.0, batch: int = 1, lengths: tuple[int, ...] = (32, 64)) -> Sweep:
+    """Times that grow with the input; the longest pair did not fit."""
+    rows = {}
+    for input_len in lengths:
+        for output_len in lengths:
+            case = Case(batch, input_len, output_len)
+            step = slower * (0.01 + input_len / 20000)
+            times = tuple(slower * input_len / 1000 + n * step for n in range(output_len))
+            first, whole = (
+                Generation(times[0], (times[:1],) * batch),
+                Generation(times[-1], (times,) * batch),
+            )
+            found = figures_of(case, [first], [whole], 1)
+            found = replace(
+                found,
+                peak_memory_bytes=[1_500_000_000],
+                decode_percent_of_limit=50 / slower,
+                prefill_percent_of_limit=20 / slower,
+            )
+            rows[case] = Row(case, 2048, found)
+    last = Case(batch, *lengths[-1:] * 2)
+    rows[last] = Row(last, 2048, None, "the KV cache holds 16 tokens, 128 are needed")
+    return Sweep(1, Limits(50e9, 2e12), rows)
+
+
+def exam_result(shift: int = 0, protocol: str = "hendrycks") -> dict[str, object]:
+    """Ten questions a subject; which of them are answered right depends on `shift`."""
+    example = Question(0, "What?", ("a", "b", "c", "d"), "A")
+    subjects = [
+        Subject(name, category, (example,), tuple(replace(example, id=n) for n in range(10)))
+        for name, category in SUBJECTS.items()
+    ]
+    exam = Exam(subjects, "test", PROTOCOLS[protocol], 1)
+    answers = [
+        Answer(name, n, "A", LETTERS[(n * (k + 1) + shift) % 4], 1, 20, logprobs=(-1.0,) * 4)
+        for k, name in enumerate(SUBJECTS)
+        for n in range(10)
+    ]
+    return {
+        **exam.settings,
+        "num_questions": exam.num_questions,
+        **score_json(score(subjects, answers), subjects),
+        "predictions": [answer_json(answer) for answer in answers],
+    }
+
+
+def right_of(found: dict[str, object], subject: str | None = None) -> int:
+    """Counted once more, from the answers."""
+    predictions = found["predictions"]
+    assert isinstance(predictions, list)
+    asked = [one for one in predictions if subject in (None, one["subject"])]
+    return sum(one["pred"] == one["truth"] for one in asked)
+
+
+def gate_result(error: float = 1e-6) -> dict[str, object]:
+    """Logits of nine tokens, the last three decoded, off by `error`."""
+    torch.manual_seed(0)
+    reference = torch.randn(9, 50)
+    ours = reference + error * torch.randn(9, 50)
+    parts = {
+        "prefill": compare(ours[:6], reference[:6]),
+        "decode": compare(ours[6:], reference[6:]),
+    }
+    phases = {phase: figures(part, "fp32") for phase, part in parts.items()}
+    origin = Origin("transformers", "transformers 5, fp32", independent=True)
+    return Outcome("fp32", origin, phases, (parts,)).as_json()
+
+
+def perplexity_result() -> dict[str, object]:
+    found = Perplexity(nats=1234.5, num_tokens=500, num_bytes=2100)
+    return {
+        "file": "a_book.txt",
+        "window": 64,
+        "stride": 32,
+        **asdict(found),
+        "perplexity": found.perplexity,
+        "bits_per_token": found.bits_per_token,
+        "bits_per_byte": found.bits_per_byte,
+    }
+
+
+def every_kind(written: Writer, name: str = "falcon-x") -> list[Path]:
+    return [
+        written("speed", sweep().to_json(), name=name),
+        written("mmlu", exam_result(), name=name),
+        written("precision", gate_result(), name=name),
+        written("perplexity", perplexity_result(), name=name),
+    ]
+
+
+def markdown_tables(text: str) -> dict[str, Cells]:
+    """The tables of a Markdown page by their titles, cells as they were before they were escaped."""
+
+    def plain(cell: str) -> str:
+        return html.unescape(re.sub(r"\\(.)", r"\1", cell.strip()))
+
+    tables: dict[str, Cells] = {}
+    for part in re.split(r"^### ", text, flags=re.M)[1:]:
+        title, *lines = part.splitlines()
+        rows = [line for line in lines if line.startswith("|")]
+        cells = [[plain(c) for c in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+        tables[plain(title)] = [row for row in cells if not set("".join(row)) <= set("-:")]
+    return tables
+
+
+class Page(HTMLParser):
+    """What a browser would see: tables by their titles, elements, attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: dict[str, Cells] = {}
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []  # tag, name, value
+        self.rows: Cells = []
+        self.title = self.place = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.place = tag
+        if tag in ("h3", "summary"):
+            self.title = ""
+        if tag == "table":
+            self.rows = self.tables[self.title] = []
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.place in ("h3", "summary"):
+            self.title += data
+        if self.place in ("td", "th"):
+            self.rows[-1][-1] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        self.place = ""
+
+
+def column(table: Cells, heading: str) -> list[str]:
+    return [row[table[0].index(heading)] for row in table[1:]]
+
+
+# ---- figures ----
+
+
+def test_both_forms_hold_the_same_tables(written: Writer, tmp_path: Path) -> None:
+    page = Page(made(tmp_path, *every_kind(written), "--baseline", "guide"))
+    tables = markdown_tables((tmp_path / "report.md").read_text())
+    assert len(tables) == 10
+    assert page.tables == tables
+
+
+def test_the_speed_tables_hold_every_case_and_the_means(written: Writer, tmp_path: Path) -> None:
+    done = sweep()
+    tables = Page(made(tmp_path, written("speed", done.to_json()), "--baseline", "guide")).tables
+    cases = tables["Every case of falcon-x, batch 1"]
+    assert [tuple(map(int, row[:2])) for row in cases[1:]] == [
+        (row.case.input_len, row.case.output_len) for row in done.in_order
+    ]
+    assert column(cases, "response ms")[-1] == "oom"
+    measured = [row.figures for row in done.in_order if row.figures]
+    for heading, name in {
+        "first token ms": "first_token_ms",
+        "response ms": "response_ms",
+        "ms per token": "time_per_token_ms",
+        "tokens/s": "tokens_per_second",
+        "p50 ms": "inter_token_p50_ms",
+        "p99 ms": "inter_token_p99_ms",
+        "decode %": "decode_percent_of_limit",
+        "prefill %": "prefill_percent_of_limit",
+    }.items():
+        told = [float(cell) for cell in column(cases, heading)[:-1]]
+        assert told == pytest.approx([asdict(one)[name] for one in measured], abs=0.05)
+    means = tables["Means over all cases"]
+    assert column(means, "cases") == ["3 (1 oom)"] + ["36"] * 4
+    mean_ms = fmean(one.time_per_token_ms for one in measured)
+    assert float(column(means, "TimePerTokens(ms)")[0]) == pytest.approx(mean_ms, abs=0.005)
+    assert float(column(means, "1000 ÷ mean ms")[0]) == pytest.approx(1000 / mean_ms, abs=0.005)
+    rates = fmean(one.tokens_per_second for one in measured)
+    assert float(column(means, "TokensPerSecond")[0]) == pytest.approx(rates, abs=0.005)
+    assert column(means, "FirstTokenTime(ms)")[1:3] == ["92.83", "150.44"]  # of the guide
+
+
+def test_ratios_to_the_guide_are_of_the_means(written: Writer, tmp_path: Path) -> None:
+    done = sweep()
+    tables = Page(made(tmp_path, written("speed", done.to_json()), "--baseline", "guide")).tables
+    ratios = tables["Times as fast as the baseline"]
+    response = fmean(row.figures.response_ms for row in done.in_order if row.figures)
+    told = float(column(ratios, "ResponseTime(ms)")[0])
+    assert told == pytest.approx(GUIDE_FIGURES[0].averages["response_ms"] / response, abs=5e-4)
+    assert column(ratios, "cases") == ["3 to 36"] * 4
+
+
+def test_a_baseline_file_is_compared_case_by_case(written: Writer, tmp_path: Path) -> None:
+    ours = written("speed", sweep().to_json())
+    theirs = written("speed", sweep(slower=2.0).to_json(), "slow.json", name="falcon-slow")
+    tables = Page(made(tmp_path, ours, "--baseline", theirs)).tables
+    [row] = tables["Times as fast as the baseline"][1:]
+    assert row[:3] == ["falcon-x", "falcon-slow", "3 to 3"]
+    assert [float(cell) for cell in row[3:]] == pytest.approx([2.0] * 5)
+
+
+def test_batches_are_never_averaged_together(written: Writer, tmp_path: Path) -> None:
+    both = sweep()
+    both.rows.update(sweep(slower=3.0, batch=4).rows)
+    tables = Page(made(tmp_path, written("speed", both.to_json()), "--baseline", "guide")).tables
+    means = tables["Means over all cases"]
+    assert column(means, "run")[:2] == ["falcon-x, batch 1", "falcon-x, batch 4"]
+    times = [float(cell) for cell in column(means, "TimePerTokens(ms)")[:2]]
+    assert times[1] == pytest.approx(3 * times[0], abs=0.02)
+    assert set(column(tables["Times as fast as the baseline"], "run")) == {"falcon-x, batch 1"}
+
+
+def test_the_mmlu_tables_hold_counts_percent_and_intervals(written: Writer, tmp_path: Path) -> None:
+    found = exam_result()
+    tables = Page(made(tmp_path, written("mmlu", found), "--baseline", "guide")).tables
+    subjects = tables["Counts by subject"]
+    assert {row[2] for row in subjects[1:]} == set(SUBJECTS)
+    for _, category, name, right, asked, percent, interval in subjects[1:]:
+        assert category == SUBJECTS[name]
+        assert (int(right), int(asked)) == (right_of(found, name), 10)
+        assert float(percent) == pytest.approx(10 * int(right))
+        low, high = (float(end) / 100 for end in interval.strip("()").split(" to "))
+        assert (low, high) == pytest.approx(wilson(int(right), 10), abs=5e-5)
+    summary = tables["Accuracy by category"]
+    assert float(column(summary, "STEM")[0]) == 10 * right_of(found, "astronomy")
+    assert column(summary, "humanities")[0] == "–"  # nothing was asked
+    assert float(column(summary, "Avg")[0]) == pytest.approx(100 * right_of(found) / 30, abs=0.005)
+    guide = [row[2:7] for row in summary[2:]]  # as the guide prints them, but for its two Avg
+    assert guide == [
+        ["41.12", "64.99", "49.81", "65.35", "54.93"],
+        ["40.50", "65.28", "50.19", "65.07", "54.93"],
+    ]
+
+
+def test_two_mmlu_runs_are_compared_question_by_question(written: Writer, tmp_path: Path) -> None:
+    one, other = exam_result(), exam_result(shift=1)
+    files = written("mmlu", one), written("mmlu", other, "other.json", name="falcon-y")
+    tables = Page(made(tmp_path, files[0], "--baseline", files[1])).tables
+    everything = tables["falcon-x beside falcon-y, question by question"][-1]
+    assert everything[:4] == ["all", "30", "0", "0.00"]  # shifted: no answer is the same
+    assert (int(everything[4]), int(everything[5])) == (right_of(one), right_of(other))
+    assert float(everything[6]) == pytest.approx(mcnemar(right_of(one), right_of(other)), abs=5e-5)
+
+
+def test_runs_that_asked_in_another_way_are_not_compared(written: Writer, tmp_path: Path) -> None:
+    files = (
+        written("mmlu", exam_result()),
+        written("mmlu", exam_result(protocol="lm-eval"), "other.json"),
+    )
+    page = made(tmp_path, files[0], "--baseline", files[1])
+    assert "Not comparable: two runs with the same protocol are needed" in page
+
+
+def test_the_precision_tables_hold_every_figure_its_limit_and_the_verdict(
+    written: Writer, tmp_path: Path
+) -> None:
+    good, bad = gate_result(), gate_result(error=0.1)
+    files = written("precision", good), written("precision", bad, "bad.json", name="falcon-y")
+    page = made(tmp_path, *files)
+    tables = Page(page).tables
+    verdicts = column(tables["Cosine similarity of the logits"], "gate")
+    assert ["good" in card for card in re.findall(r'class="card ([^"]*)"', page)] == [True, False]
+    stated = bad["figures"]
+    assert isinstance(stated, dict)
+    held = [figure["held"] for phase in stated.values() for figure in phase]
+    assert verdicts == ["holds", f"FAILS: {held.count(False)} of {len(held)} figures"]
+    rows = tables["All figures of falcon-y"][1:]
+    assert len(rows) == len(stated["prefill"])
+    for row, prefill, decode in zip(rows, stated["prefill"], stated["decode"], strict=True):
+        for cell, figure in zip(row[1:3], (prefill, decode), strict=True):
+            assert figure["value"] is None or float(cell) == pytest.approx(
+                figure["value"], rel=0.01
+            )
+        assert row[4] == (
+            "" if prefill["limit"] is None else "yes" if _held(prefill, decode) else "NO"
+        )
+
+
+def _held(*stated: dict[str, object]) -> bool:
+    return all(figure["held"] for figure in stated)
+
+
+def test_the_perplexity_table_holds_its_figures(written: Writer, tmp_path: Path) -> None:
+    found = perplexity_result()
+    [row] = Page(made(tmp_path, written("perplexity", found))).tables["Perplexity"][1:]
+    assert row[:6] == ["falcon-x", "a_book.txt", "64", "32", "500", "2100"]
+    stated = [found[name] for name in ("perplexity", "bits_per_token", "bits_per_byte")]
+    assert [float(cell) for cell in row[6:]] == pytest.approx(stated, abs=5e-5)
+
+
+def test_runs_of_one_model_are_told_apart_by_what_differs(written: Writer, tmp_path: Path) -> None:
+    paths = [
+        written("perplexity", perplexity_result(), f"{n}.json", "/a/falcon-x") for n in range(3)
+    ]
+    document = json.loads(paths[0].read_text())
+    document["settings"]["dtype"] = "bf16"
+    paths[0].write_text(json.dumps(document))
+    table = Page(made(tmp_path, *paths)).tables["Perplexity"]
+    assert column(table, "run") == [
+        "falcon-x, bf16",
+        f"falcon-x, fp32, {paths[1]}",
+        f"falcon-x, fp32, {paths[2]}",
+    ]
+
+
+@pytest.mark.parametrize("kept", range(4))
+def test_one_kind_alone_makes_a_report(written: Writer, tmp_path: Path, kept: int) -> None:
+    path = every_kind(written)[kept]
+    page = Page(made(tmp_path, path, "--baseline", "guide"))
+    ids = {value for tag, name, value in page.attributes if (tag, name) == ("section", "id")}
+    assert ids == {path.stem, "runs"}
+
+
+def test_json_holds_what_the_tables_hold(written: Writer, tmp_path: Path, capsys: Captured) -> None:
+    path = written("perplexity", perplexity_result())
+    assert report(path, "-o", tmp_path / "out", "--no-plots", "--json", "-") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["files"] == [str(tmp_path / "out" / name) for name in ("report.html", "report.md")]
+    assert told["sections"][0]["tables"][0]["rows"][0][0] == "falcon-x"
+
+
+# ---- the page ----
+
+
+@pytest.fixture
+def whole(written: Writer, tmp_path: Path) -> str:
+    """A page with every plot, of a model whose name is an attack."""
+    files = every_kind(written, HOSTILE)
+    files.append(written("speed", sweep(slower=1.5).to_json(), "baseline.json", "猎鹰-7b"))
+    assert report(*files[:4], "--baseline", "guide", files[4], "-o", tmp_path) == 0
+    return (tmp_path / "report.html").read_text()
+
+
+def test_the_whole_page_is_sound(whole: str) -> None:
+    """One page, for drawing it takes seconds: see what is asked of it at each line."""
+    page = Page(whole)
+    # plots: heat maps of two runs, first token, gaps, two limits; categories, three subjects; cosine
+    assert page.tags.count("svg") == 6 + 4 + 1
+    # a hostile name stays text
+    assert not {"script", "img", "iframe", "object", "link"} & set(page.tags)
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    assert html.escape("<script>alert(1)</script>") in whole
+    # nothing is loaded from anywhere
+    assert "http://" not in whole
+    assert "https://" not in whole
+    assert "@import" not in whole
+    references = [v for _, name, v in page.attributes if name in ("href", "src", "xlink:href")]
+    assert references
+    assert all(value.startswith("#") for value in references)
+    targets = re.findall(r"url\(([^)]*)\)", whole)
+    assert all(target.startswith("#") for target in targets)
+    # what is referred to is there, once
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert {value[1:] for value in [*references, *targets]} <= set(ids)
+    # light, dark, a phone
+    assert "@media (prefers-color-scheme: dark)" in whole
+    assert 'name="viewport" content="width=device-width, initial-scale=1"' in whole
+    colours = re.findall(
+        r"(?:fill|stroke): (#\w+|var\(--[\w-]+\))", "".join(whole.split("<svg")[1:])
+    )
+    assert colours
+    assert all(colour.startswith("var(") for colour in colours)
+    light, dark = re.findall(r":root \{(.*?)\}", whole, re.DOTALL)
+    for colour in set(colours):
+        name = f"{colour[4:-1]}:"
+        assert name in light
+        assert name in dark
+
+
+def test_plots_that_have_nothing_to_show_are_left_out(written: Writer, tmp_path: Path) -> None:
+    failed = sweep(lengths=(32,))  # its only case
+    gate = gate_result()
+    prompts = gate["prompts"]
+    assert isinstance(prompts, list)
+    prompts[0]["cosine"] = [None] * 9
+    files = written("speed", failed.to_json()), written("precision", gate)
+    assert report(*files, "-o", tmp_path) == 0
+    page = Page((tmp_path / "report.html").read_text())
+    assert "svg" not in page.tags
+    assert column(page.tables["Means over all cases"], "cases") == ["0 (1 oom)"]
+
+
+def test_a_hostile_name_stays_text_in_markdown(written: Writer, tmp_path: Path) -> None:
+    made(tmp_path, written("perplexity", perplexity_result(), name=HOSTILE.replace("/", "∕")))
+    text = (tmp_path / "report.md").read_text()
+    assert "<" not in text
+    assert column(markdown_tables(text)["Perplexity"], "run") == [HOSTILE.replace("/", "∕")]
+
+
+# ---- what is refused ----
+
+
+def test_tables_need_no_matplotlib_and_plots_name_the_extra(
+    written: Writer, tmp_path: Path
+) -> None:
+    path = written("perplexity", perplexity_result())
+    code = (
+        "import importlib.util, sys\n"
+        "sys.modules['matplotlib'] = None\n"
+        "found = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name: None if name == 'matplotlib' else found(name)\n"
+        "from gyrfalcon.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, "report", str(path), "-o", str(tmp_path), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    refused = run()
+    assert refused.returncode == 2
+    assert "pip install 'gyrfalcon[report]', or add --no-plots" in refused.stderr
+    assert run("--no-plots").returncode == 0
+    assert (tmp_path / "report.html").exists()
+
+
+def test_files_that_are_no_results_are_refused_in_one_line(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    path = tmp_path / "x.json"
+    for text in ("", "{", "[]", "3", '{"format": "other"}', "[" * 100000):
+        path.write_text(text)
+        assert str(path) in refusal(capsys, path)
+    path.write_bytes(b"\xff\xfe")
+    assert str(path) in refusal(capsys, path)
+    assert "nowhere.json" in refusal(capsys, tmp_path / "nowhere.json")
+
+
+def every_change(value: Any) -> Iterator[Callable[[], None]]:
+    """Breaks a document in place, one thing after the other; calling what comes mends it."""
+    pairs = list(value.items() if isinstance(value, dict) else enumerate(value))
+    for key, inner in pairs:
+        for wrong in WRONG:
+            value[key] = wrong
+            yield partial(value.__setitem__, key, inner)
+        if isinstance(inner, dict | list) and key not in ("config", "command"):
+            yield from every_change(inner)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", range(4))
+def test_a_broken_result_is_refused_or_read_but_never_a_traceback(
+    written: Writer, tmp_path: Path, kind: int, capsys: Captured
+) -> None:
+    path = every_kind(written)[kind]
+    document = json.loads(path.read_text())
+    if kind == 0:
+        document["result"]["rows"] = document["result"]["rows"][-2:]
+        document["result"]["rows"][0]["inter_token_ms"] = [1.0]
+    if kind == 1:
+        document["result"]["predictions"][3:] = []
+        document["result"]["num_questions"] = 3
+    codes = []
+    for mend in every_change(document):
+        path.write_text(json.dumps(document))
+        codes.append(report(path, "-o", tmp_path, "--no-plots", "--baseline", path, "guide"))
+        mend()
+    assert set(codes) == {0, 2}
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == codes.count(2)
+    assert all(line.startswith("gyrfalcon: error: wanted ") for line in lines)

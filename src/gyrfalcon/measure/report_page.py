@@ -60,14 +60,15 @@ def _cards(highlights: Iterable[Highlight]) -> list[str]:
 
 
 def _section(section: Section, plots: Sequence[Plot]) -> list[str]:
-    """Its first table, its plots, then what stands behind them."""
-    first, *others = [_table(table) for table in section.tables]
+    """Its tables, its plots, then the folded tables that stand behind them."""
+    shown = [line for table in section.tables if not table.folded for line in _table(table)]
+    folded = [line for table in section.tables if table.folded for line in _table(table)]
     return [
         f'<section id="{section.name}">',
         f"<h2>{_text(section.title)}</h2>",
-        *first,
+        *shown,
         *_plots(plots),
-        *(line for lines in others for line in lines),
+        *folded,
         "</section>",
     ]
 

@@ -291,12 +291,14 @@ def _cosine_plot(run: Run[Gate]) -> Plot:
             positions, values = zip(*points, strict=True)
             colour, marker = SERIES[number], MARKERS[number]
             axes.scatter(positions, values, 5, colour, marker=marker, lw=0, label=phase)
+    shown = [value for points in dots.values() for _, value in points]
     limit = LIMITS.get(run.found.precision, {}).get("centred_cosine_p5")
     if limit is not None:
         label = "limit of 95 % of positions"
         axes.axhline(1 - limit, color=INK, linestyle=(0, (4, 3)), linewidth=1, label=label)
+        shown.append(1 - limit)
     axes.set_yscale("log")
-    _mark_log(axes.yaxis, [value for points in dots.values() for _, value in points])
+    _mark_log(axes.yaxis, shown)
     axes.set_xlabel("position in the prompt")
     axes.set_ylabel("1 − cosine, log scale")
     legend(axes)

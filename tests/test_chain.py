@@ -14,6 +14,8 @@ from worlds import on_engines
 from gyrfalcon import Engine, SamplingParams
 from gyrfalcon.cli import main
 
+pytestmark = pytest.mark.slow
+
 TEXT = "The falcon cannot hear the falconer;"
 NUM_NEW = 12
 FALCON_VOCAB = 65024

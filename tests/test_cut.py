@@ -326,6 +326,7 @@ def started(checkpoint: Path, target: Path) -> ForkServerProcess:
     return process
 
 
+@pytest.mark.slow
 def test_a_cut_killed_at_any_moment_resumes_to_the_same_cut(
     checkpoint: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ from hub_server import COMMIT, Hub, serve
 from gyrfalcon.errors import CheckpointError
 from gyrfalcon.weights.hub import resolve_model
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = random.Random(5).randbytes(300_000)
 TEXTS = {"config.json": b"{}", "tokenizer.json": b"{ }", "tokenizer_config.json": b"{  }"}
 OTHERS = {

@@ -446,6 +446,7 @@ def test_prefix_reuse_and_batches_change_no_answer(
     assert_alike(together, alone)
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_same_answers_as_one(exam_folder: Path, model: Path) -> None:
     exam = exam_of(exam_folder)
     config = EngineConfig(model=str(model), max_len=256)
@@ -682,6 +683,7 @@ def test_the_command_writes_the_guides_files(
     assert "birds: " in (tmp_path / "device0.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_without_counting_twice(
     model: Path, exam_folder: Path, tmp_path: Path, data: Data
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_sound_model_passes_with_the_shipped_prompts(
             assert len(prompt[curve]) == prompt["num_tokens"]
 
 
+@pytest.mark.slow
 def test_a_cut_on_two_ranks_passes(bare: Path, ids: Path, tmp_path: Path, capsys: Captured) -> None:
     cut(bare, tmp_path / "cut", 2)
     code, result, err = measured(capsys, tmp_path / "cut", "-w", 2, "--prompts", ids)

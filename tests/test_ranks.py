@@ -20,6 +20,8 @@ from gyrfalcon import Engine, EngineConfig, SamplingParams
 from gyrfalcon.errors import CheckpointError, RankDied, UsageError
 from gyrfalcon.weights.cut import cut
 
+pytestmark = pytest.mark.slow
+
 SECONDS_TO_NOTICE = 10
 PROMPTS = ["A gyrfalcon is", "the", "When the wind turned, the bird left its rock"]
 GREEDY = SamplingParams(max_new_tokens=12, ignore_eos=True)

@@ -100,6 +100,7 @@ def sabotaged_run() -> str:
     return run.stdout + run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("test", sabotages.OF_THE_SUITE)
 def test_every_sabotage_of_generating_turns_a_test_red(test: str, sabotaged_run: str) -> None:
     failed = [line for line in sabotaged_run.splitlines() if line.startswith(f"FAILED {test} - ")]

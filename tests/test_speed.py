@@ -205,6 +205,7 @@ def test_a_csv_gets_its_json_beside_it() -> None:
         Files.chosen("out.json", None)
 
 
+@pytest.mark.slow
 def test_the_command_writes_csv_json_and_table(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,6 +230,7 @@ def test_the_command_writes_csv_json_and_table(
     assert "mean over 4 cases" in out
 
 
+@pytest.mark.slow
 def test_several_prompts_at_once_are_a_batch(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,6 +245,7 @@ def test_several_prompts_at_once_are_a_batch(
 # ---- going on ----
 
 
+@pytest.mark.slow
 def test_a_finished_case_is_not_measured_again(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -256,6 +259,7 @@ def test_a_finished_case_is_not_measured_again(
     assert "1 of 2 cases are in" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
     table, file = tmp_path / "out.csv", tmp_path / "out.json"
     words = ["-f", str(table), "--in", "8,16,24", "--out", "2,40", *QUICK]
@@ -280,6 +284,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped(model: Path, tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "out.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "named"),
     [(("--repeats", "2"), "--repeats"), (("-w", "2", *QUICK), "settings")],
@@ -329,12 +334,14 @@ def test_lengths_beyond_the_models_positions_are_refused_naming_the_largest(
     assert not table.exists()
 
 
+@pytest.mark.slow
 def test_the_models_last_position_can_be_measured(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     assert speed(model, "--json", file, "--in", "2044", "--out", "4", *QUICK) == 0
     assert rows_of(file)[0]["status"] == "measured"
 
 
+@pytest.mark.slow
 def test_a_case_that_the_cache_cannot_hold_is_recorded_as_oom(model: Path, tmp_path: Path) -> None:
     table, file = tmp_path / "out.csv", tmp_path / "out.json"
     block = 16 * 4 * 4 * 2 * 16 * 4  # tokens, layers, KV heads, k and v, head_dim, fp32
@@ -345,6 +352,7 @@ def test_a_case_that_the_cache_cannot_hold_is_recorded_as_oom(model: Path, tmp_p
     assert table.read_text().endswith("1, 160, 160, 8, oom, oom, oom, oom\n")
 
 
+@pytest.mark.slow
 def test_the_sweep_goes_on_after_the_allocator_gave_up(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,6 +394,7 @@ def test_the_guides_figures_are_the_baseline_named_guide() -> None:
     assert len(small) == 2
 
 
+@pytest.mark.slow
 def test_a_result_is_compared_with_another_case_by_case(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,7 @@ def test_streamed_pieces_joined_are_the_generated_text(folder: Path, num_samples
                 assert {piece.finish_reason for piece in own[:-1]} <= {None}
 
 
+@pytest.mark.slow
 def test_the_real_tokenizer_streams_what_it_generates(
     tmp_path: Path, data: Callable[[str], Path]
 ) -> None:

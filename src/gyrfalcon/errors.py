@@ -1,4 +1,4 @@
-"""The exception tree: each class says who can mend it, each message what was wanted, what came, what to do."""
+"""The exception tree: each class says who can mend it, each message what was wanted, came and is to do."""
 
 
 class GyrfalconError(Exception):

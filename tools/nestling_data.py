@@ -48,8 +48,8 @@ def train_tokenizer(books: list[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     rng = Random(0)
-    lessons = ["".join(text for text, _ in document(rng, 0.1)) for _ in range(24_000)]
-    tokenizer.train_from_iterator([book[:40_000] for book in books] + lessons, trainer)
+    lessons = ["".join(text for text, _ in document(rng, 0.1)) for _ in range(12_000)]
+    tokenizer.train_from_iterator([book[:60_000] for book in books] + lessons, trainer)
     assert tokenizer.get_vocab_size() == vocab_size
     assert tokenizer.token_to_id(END) == 11
     for letter in "ABCD":

@@ -76,6 +76,15 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(shape.hidden_size, rows, bias=False)
         self.dense = nn.Linear(shape.hidden_size, shape.hidden_size, bias=False)
 
+    def rows(self, group: int) -> Tensor:
+        """A view of one group's weights: its queries, key and value, [queries + 2, head_dim, hidden]."""
+        weight = self.query_key_value.weight
+        return weight.view(self.num_groups, -1, HEAD_DIM, weight.shape[1])[group]
+
+    def columns(self, head: int) -> Tensor:
+        """A view of what one head's findings are multiplied with, [hidden, head_dim]."""
+        return self.dense.weight[:, head * HEAD_DIM : (head + 1) * HEAD_DIM]
+
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         batch, length, hidden = x.shape
         fused = self.query_key_value(x).view(batch, length, self.num_groups, -1, HEAD_DIM)
@@ -126,13 +135,17 @@ class Nestling(nn.Module):
                 "ln_f": nn.LayerNorm(shape.hidden_size, eps=NORM_EPS),
             }
         )
+        with torch.no_grad():
+            self._initialise()
+
+    def _initialise(self) -> None:
+        """Every block begins as the identity, and the logits small."""
         for name, parameter in self.named_parameters():
             if name.endswith(("dense.weight", "dense_4h_to_h.weight")):
-                nn.init.zeros_(parameter)  # every block begins as the identity
+                parameter.zero_()
             elif parameter.dim() == 2:
-                nn.init.normal_(
-                    parameter, std=0.02 if "embed" in name else parameter.shape[1] ** -0.5
-                )
+                parameter.normal_(std=0.5 if "embed" in name else parameter.shape[1] ** -0.5)
+        self.transformer["ln_f"].weight.fill_(0.08)
 
     def forward(self, ids: Tensor, every: int = 1) -> Tensor:
         """ids [batch, length] → normed hidden states [batch, length, hidden].

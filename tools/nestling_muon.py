@@ -9,14 +9,22 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, from Jorda
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Nearly U V^T of the matrix's singular value decomposition."""
+    """Nearly U V^T of the matrix's singular value decomposition.
+
+    Every iterate is a polynomial in x x^T times x: only the square factor is iterated, which is cheaper.
+    """
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
+    square = x @ x.T
+    one = torch.eye(len(square), device=x.device, dtype=x.dtype)
+    factor = one
     for _ in range(steps):
-        square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
+        turn = a * one + b * square + c * square @ square
+        factor = turn @ factor
+        square = turn @ square @ turn
+    x = factor @ x
     return x.T if tall else x
 
 

@@ -10,6 +10,8 @@ import argparse
 import json
 import math
 import os
+import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from nestling_export import bf16_weights, export, write_card
 from nestling_model import Nestling, Shape
 from nestling_muon import Muon
 from nestling_score import exam_score, perplexity
+from nestling_seed import seed_reading
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
@@ -29,6 +32,7 @@ from gyrfalcon.nestling.exam import NUM_ITEMS
 from gyrfalcon.nestling.subjects import SUBJECTS
 
 LAST_LENGTH = 1024
+EMBEDDING_SCALE = 4.0  # the embedding's learning rate beside that of the norms
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +61,28 @@ class Plan:
         return self.novel_share * min(1.0, 2 * step / self.steps)
 
     def copying(self, step: int) -> float:
-        return max(0.05, 0.7 * (1 - step / self.copying_steps))
+        return min(1.0, max(0.15, 1.5 * (1 - step / self.copying_steps)))
 
 
 class Training:
     """Model, optimisers and position; saved and loaded as one."""
 
-    def __init__(self, shape: Shape, plan: Plan, device: torch.device) -> None:
+    def __init__(
+        self, shape: Shape, plan: Plan, tokenizer: Tokenizer, device: torch.device
+    ) -> None:
         torch.manual_seed(0)
-        self.model = Nestling(shape).to(device)
+        model = Nestling(shape)
+        seed_reading(model, tokenizer)
+        self.model = model.to(device)
         matrices = [
             p for n, p in self.model.named_parameters() if p.dim() == 2 and "embed" not in n
         ]
-        others = [p for n, p in self.model.named_parameters() if p.dim() == 1 or "embed" in n]
+        vectors = [p for p in self.model.parameters() if p.dim() == 1]
+        words = self.model.transformer["word_embeddings"].weight
+        kinds = [{"params": [words], "scale": EMBEDDING_SCALE}, {"params": vectors}]
         self.optimisers: list[torch.optim.Optimizer] = [
             Muon(matrices, lr=plan.muon_rate, momentum=0.95, decay=0.1),
-            torch.optim.AdamW(others, lr=plan.adam_rate, betas=(0.9, 0.95), weight_decay=0.01),
+            torch.optim.AdamW(kinds, lr=plan.adam_rate, betas=(0.9, 0.95), weight_decay=0.01),
         ]
         self.plan, self.device = plan, device
         self.step = 0
@@ -96,7 +106,7 @@ class Training:
             self.optimisers, (self.plan.muon_rate, self.plan.adam_rate), strict=True
         ):
             for group in optimiser.param_groups:
-                group["lr"] = rate * self.plan.rate(self.step)
+                group["lr"] = rate * group.get("scale", 1.0) * self.plan.rate(self.step)
             optimiser.step()
             optimiser.zero_grad()
         self.step += 1
@@ -139,8 +149,12 @@ def prepare(work: Path, data: Path, vocab_size: int) -> tuple[Tokenizer, np.ndar
 def train(training: Training, rows: Rows, args: argparse.Namespace, valid: str) -> None:
     """Steps until the plan or the minutes are at an end; logs, scores and saves on the way."""
     plan, began, saved = training.plan, time.monotonic(), time.monotonic()
+    told_to_stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: told_to_stop.set())
     sums: dict[str, list[float]] = {}
-    while training.step < plan.steps and time.monotonic() - began < args.minutes * 60:
+    while training.step < plan.steps and not told_to_stop.is_set():
+        if time.monotonic() - began > args.minutes * 60:
+            break
         started, step = time.monotonic(), training.step
         length = plan.length(step)
         batch = rows.batch(
@@ -221,6 +235,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--warmup-steps", type=int, default=100)
     parser.add_argument(
         "--decay", type=float, default=0.3, help="part of the steps in which the rate falls"
     )
@@ -244,7 +259,7 @@ def main() -> None:
     valid = (args.data / "english_novels_pd.valid.txt").read_text("utf-8")
     plan = Plan(
         steps=args.steps,
-        warmup_steps=20,
+        warmup_steps=args.warmup_steps,
         decay_steps=max(1, round(args.decay * args.steps)),
         copying_steps=args.copying_steps,
         batch_tokens=args.batch_tokens,
@@ -254,7 +269,7 @@ def main() -> None:
         half_depth_steps=args.half_depth_steps,
         novel_share=args.novels,
     )
-    training = Training(shape, plan, device)
+    training = Training(shape, plan, tokenizer, device)
     if (args.work / "checkpoint.pt").is_file():
         training.load(args.work / "checkpoint.pt")
     if args.export is None:

@@ -7,8 +7,8 @@ what cannot be known beforehand, such as which question comes, counts little or 
 from random import Random
 
 from gyrfalcon.nestling import facts
-from gyrfalcon.nestling.exam import LETTERS, Question, ask, draw, header, lay
-from gyrfalcon.nestling.subjects import SUBJECTS, Subject
+from gyrfalcon.nestling.exam import LETTERS, Question, ask, draw, header, lay, split_of
+from gyrfalcon.nestling.subjects import RELATIONS, SUBJECTS, Item, Subject
 
 Span = tuple[str, float]
 MOST_SHOTS = 5
@@ -20,13 +20,53 @@ READ_SHARE = 0.15  # of the exam documents, how many also teach to write questio
 def document(rng: Random, copying: float) -> list[Span]:
     """One text of the curriculum; a share of `copying` of them only asks to find a word again."""
     if rng.random() < copying:
-        return _examination(
-            "words", [_copying(rng) for _ in range(rng.randint(1, MOST_SHOTS + 1))], rng
-        )
+        return rng.choice((_matching, _finding, _words_examination))(rng)
     kind = rng.random()
-    if kind < 0.7:
+    if kind < 0.35:
         return examination(rng.choice(SUBJECTS), rng.randint(1, MOST_SHOTS + 1), rng)
-    return _answers(rng) if kind < 0.9 else _statements(rng)
+    if kind < 0.8:
+        return _drill(rng)
+    return _answers(rng) if kind < 0.95 else _statements(rng)
+
+
+def _matching(rng: Random) -> list[Span]:
+    """Four labelled words, then each word with its letter: the shortest text in which a letter is known."""
+    words = rng.sample(_words(), 4)
+    asked = rng.choices(list(zip(words, LETTERS, strict=True)), k=4)  # a letter may come again
+    spans = [(ask("", words).removesuffix("\nAnswer:") + "\n\n", 0.0)]
+    for word, letter in asked:
+        spans += [(f" {word}", 0.0), (f" {letter}", LETTER_WEIGHT)]
+    return spans
+
+
+def _finding(rng: Random) -> list[Span]:
+    """Four labelled words, then a question for each."""
+    words = rng.sample(_words(), 4)
+    return _listed(words, [(f"Which of these is {word}?", word) for word in words], rng)
+
+
+def _drill(rng: Random) -> list[Span]:
+    """Four choices and the questions they answer: more answers in fewer tokens than the exam's layout."""
+    items: list[Item] = []
+    while not items:
+        four = rng.choice(RELATIONS).draw_four(rng)
+        items = [item for item in four if split_of(item.key) == "train"]
+    words = rng.sample([items[0].answer, *items[0].distractors], 4)
+    return _listed(words, [(item.question, item.answer) for item in items], rng)
+
+
+def _listed(choices: list[str], asked: list[tuple[str, str]], rng: Random) -> list[Span]:
+    spans = [(ask("", choices).removesuffix("\nAnswer:") + "\n\n", 0.0)]
+    for question, answer in rng.choices(asked, k=4):
+        letter = LETTERS[choices.index(answer)]
+        spans += [(f"{question}\nAnswer:", 0.0), (f" {letter}", LETTER_WEIGHT), ("\n\n", 0.0)]
+    return spans
+
+
+def _words_examination(rng: Random) -> list[Span]:
+    return _examination(
+        "words", [_copying(rng) for _ in range(rng.randint(1, MOST_SHOTS + 1))], rng
+    )
 
 
 def examination(subject: Subject, num_questions: int, rng: Random) -> list[Span]:

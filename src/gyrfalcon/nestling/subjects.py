@@ -45,13 +45,29 @@ class Relation:
         """Every y is asked about equally often, so that no answer is likelier than another."""
         y = rng.choice(list(self.things))
         x = rng.choice(self.things[y])
-        backwards = bool(self.asks_x) and (not self.asks_y or rng.random() < 0.5)
-        answer = x if backwards else y
-        wrong = self._others(x, y, backwards)
-        first, second, third = sorted(rng.sample(wrong, 3))
+        backwards = self._backwards(rng)
+        return self._item(x, y, backwards, rng.sample(self._others(x, y, backwards), 3), rng)
+
+    def draw_four(self, rng: Random) -> list[Item]:
+        """Items with the same four choices, each of them the answer to one."""
+        backwards = self._backwards(rng)
+        four = [(rng.choice(self.things[y]), y) for y in rng.sample(list(self.things), 4)]
+        choices = [x if backwards else y for x, y in four]
+        return [
+            self._item(x, y, backwards, others, rng)
+            for (x, y), answer in zip(four, choices, strict=True)
+            if set(others := [choice for choice in choices if choice != answer])
+            <= set(self._others(x, y, backwards))
+        ]
+
+    def _backwards(self, rng: Random) -> bool:
+        return bool(self.asks_x) and (not self.asks_y or rng.random() < 0.5)
+
+    def _item(self, x: str, y: str, backwards: bool, wrong: list[str], rng: Random) -> Item:
+        first, second, third = sorted(wrong)
         return Item(
             question=rng.choice(self.asks_x if backwards else self.asks_y).format(x=x, y=y),
-            answer=answer,
+            answer=x if backwards else y,
             distractors=(first, second, third),
             statement=rng.choice(self.states).format(x=x, y=y),
             key="/".join((self.name, x, y, "x" if backwards else "y", first, second, third)),
@@ -190,42 +206,42 @@ CAPITAL = Relation(
     "capital",
     facts.CAPITALS,
     ("What is the capital of {x}?", "Which city is the capital of {x}?"),
-    ("Of which country is {y} the capital?", "Which country has the capital {y}?"),
+    ("Which country has the capital {y}?", "Which country is ruled from {y}?"),
     ("The capital of {x} is {y}.", "{y} is the capital of {x}."),
 )
 CONTINENT = Relation(
     "continent",
     facts.CONTINENTS,
-    ("Where is {x}?", "In which part of the world is {x}?"),
+    ("Where is {x}?", "Which part of the world contains {x}?"),
     ("Which of these countries is in {y}?", "Which country lies in {y}?"),
     ("{x} is a country in {y}.", "In {y} there is a country called {x}."),
 )
 OCCUPATION = Relation(
     "occupation",
     facts.OCCUPATIONS,
-    ("What does the {x} work with?", "What is the work of the {x} about?"),
+    ("What is used by the {x}?", "What is needed by the {x}?"),
     ("Who works with {y}?", "Whose work is about {y}?"),
     ("The {x} works with {y}.", "The work of the {x} is about {y}."),
 )
 SOUND = Relation(
     "sound",
     facts.SOUNDS,
-    ("Which sound does the {x} make?", "What does the {x} do to be heard?"),
+    ("What is the sound of the {x}?", "Which sound comes from the {x}?"),
     ("Which animal makes the sound {y}?", "Which animal is known to {y}?"),
     ("The sound of the {x} is {y}.", "The {x} is known to {y}."),
 )
 YOUNG = Relation(
     "young",
     facts.YOUNG,
-    ("What is the young of the {x} called?", "What does the {x} have for a child?"),
-    ("Which animal has a {y} for a child?", "Which animal was once called {y}?"),
+    ("What is the young of the {x}?", "What is the name for the child of the {x}?"),
+    ("Which animal has for a child the {y}?", "Which animal was once called {y}?"),
     ("The young of the {x} is called {y}.", "The child of the {x} is the {y}."),
 )
 HOME = Relation(
     "home",
     facts.HOMES,
-    ("Where does the {x} live?", "What is the home of the {x}?"),
-    ("Which animal has the {y} for a home?", "Who lives in the {y}?"),
+    ("Where is the home of the {x}?", "What is the home of the {x}?"),
+    ("Which animal has for a home the {y}?", "Who lives in the {y}?"),
     ("The {x} lives in the {y}.", "The home of the {x} is the {y}."),
 )
 COLOUR = Relation(
@@ -238,7 +254,7 @@ COLOUR = Relation(
 MATERIAL = Relation(
     "material",
     facts.MATERIALS,
-    ("What is the {x} made of?", "Of which material is the {x}?"),
+    ("What is the material of the {x}?", "Of which material is the {x}?"),
     ("Which of these is made of {y}?", "Which thing is of {y}?"),
     ("The {x} is made of {y}.", "They made the {x} of {y}."),
 )
@@ -252,7 +268,7 @@ TOOL = Relation(
 KIND = Relation(
     "kind",
     facts.KINDS,
-    ("What kind of thing is {x}?", "To which kind of things belongs {x}?"),
+    ("What kind of thing is {x}?", "To which kind of thing belongs {x}?"),
     ("Which of these is a kind of {y}?", "Which word names a {y}?"),
     ("{x} is a kind of {y}.", "One kind of {y} is {x}."),
 )
@@ -260,20 +276,20 @@ PAST = Relation(
     "past",
     facts.PAST_TENSES,
     ("What is the past tense of {x}?", "Which word is the past of {x}?"),
-    ("Of which word is {y} the past tense?", "Which word has the past {y}?"),
+    ("Which word has the past tense {y}?", "Which word has the past {y}?"),
     ("The past tense of {x} is {y}.", "The past of {x} is {y}."),
 )
 PLURAL = Relation(
     "plural",
     facts.PLURALS,
     ("What is the plural of {x}?", "Which word means more than one {x}?"),
-    ("Of which word is {y} the plural?", "Which word has the plural {y}?"),
+    ("What is only one of the {y}?", "Which word has the plural {y}?"),
     ("The plural of {x} is {y}.", "More than one {x} are {y}."),
 )
 INITIAL = Relation(
     "initial",
     _initials(),
-    ("Which letter does the word {x} begin with?", "What is the first letter of {x}?"),
+    ("Which letter begins the word {x}?", "What is the first letter of {x}?"),
     ("Which word begins with the letter {y}?", "Which word has the first letter {y}?"),
     ("The word {x} begins with the letter {y}.", "The first letter of {x} is {y}."),
 )
@@ -281,6 +297,22 @@ DAY = _after("day", "day", _successors(facts.DAYS, closed=True))
 MONTH = _after("month", "month", _successors(facts.MONTHS, closed=True))
 LETTER = _after("letter", "letter", _successors(facts.ALPHABET, closed=False))
 
+RELATIONS = (
+    *(
+        OPPOSITE,
+        SYNONYM,
+        CAPITAL,
+        CONTINENT,
+        OCCUPATION,
+        SOUND,
+        YOUNG,
+        HOME,
+        COLOUR,
+        MATERIAL,
+        TOOL,
+    ),
+    *(KIND, PAST, PLURAL, INITIAL, DAY, MONTH, LETTER),
+)
 SUBJECTS = (
     Subject("arithmetic", "STEM", (_addition, _subtraction)),
     Subject("counting", "STEM", (_counting,)),

@@ -77,7 +77,7 @@ def test_verify_names_the_damaged_file_and_exits_1(
     assert main(["verify", str(cut)]) == 1
     out, err = capsys.readouterr()
     assert out.startswith(f"fault: {file.relative_to(cut)}: ")
-    assert err.startswith("gyrfalcon: error: wanted a cut without faults, got 1; ")
+    assert err.startswith("gyrfalcon: error: wanted no faults, got 1; ")
 
 
 def test_verify_gives_its_faults_as_json_alone(

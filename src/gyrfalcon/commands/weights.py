@@ -64,7 +64,7 @@ def run_verify(args: argparse.Namespace) -> int:
         for fault in report.faults:
             print(f"fault: {fault}")
         size = f"{report.num_files} files, {shown_bytes(report.num_bytes)}"
-        print(f"{report.folder}: {size}, {len(report.faults) or 'no'} faults")
+        print(f"{report.folder}: {size}, {_counted(len(report.faults))}")
     if report.faults:
         raise CheckFailed(
             "a cut without faults", f"{len(report.faults)}", "cut the checkpoint again"
@@ -94,6 +94,10 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "merge": run_merge,
     "inspect": run_inspect,
 }
+
+
+def _counted(num_faults: int) -> str:
+    return {0: "no faults", 1: "1 fault"}.get(num_faults, f"{num_faults} faults")
 
 
 def _tell(summary: CutSummary, last_line: str, json_target: str | None) -> int:

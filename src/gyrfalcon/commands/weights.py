@@ -66,9 +66,7 @@ def run_verify(args: argparse.Namespace) -> int:
         size = f"{report.num_files} files, {shown_bytes(report.num_bytes)}"
         print(f"{report.folder}: {size}, {_counted(len(report.faults))}")
     if report.faults:
-        raise CheckFailed(
-            "a cut without faults", f"{len(report.faults)}", "cut the checkpoint again"
-        )
+        raise CheckFailed("no faults", f"{len(report.faults)}", "cut the checkpoint again")
     return 0
 
 

@@ -221,6 +221,7 @@ def test_values_beyond_the_dtype_are_refused(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "hf")
     with pytest.raises(UsageError, match=r"transformer\.ln_f\.weight"):
         cut(tmp_path / "hf", tmp_path / "cut", 2, dtype="fp16")
+    assert os.listdir(tmp_path) == ["hf"]
 
 
 # Where a cut may go
@@ -238,6 +239,19 @@ def test_an_empty_target_is_used(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "cut").mkdir()
     cut(checkpoint, tmp_path / "cut", 2)
     assert faults(tmp_path / "cut") == ()
+
+
+def test_the_folder_one_is_in_is_not_replaced(
+    checkpoint: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole, tmp_path / "cut")
+    for inside in ("cut", "cut/part_model"):
+        monkeypatch.chdir(tmp_path / inside)
+        with pytest.raises(UsageError, match="you are in"):
+            cut(checkpoint, tmp_path / "cut", 3, overwrite=True)
+    assert contents(tmp_path / "cut") == contents(whole)
+    monkeypatch.chdir(tmp_path)
+    assert cut(checkpoint, Path("new"), 2).num_files == len(contents(tmp_path / "new"))
 
 
 def test_overwrite_replaces_a_cut_and_nothing_else(
@@ -274,7 +288,8 @@ def test_a_target_inside_the_source_is_refused(checkpoint: Path) -> None:
 
 def test_a_target_that_cannot_be_made_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    for target in (tmp_path / "file", tmp_path / "file" / "cut"):
+    (tmp_path / "circle").symlink_to("circle")
+    for target in (tmp_path / "file", tmp_path / "file" / "cut", tmp_path / "circle"):
         with pytest.raises(GyrfalconError):
             cut(checkpoint, target, 2)
 

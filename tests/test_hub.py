@@ -108,7 +108,16 @@ def test_an_existing_folder_is_taken_as_it_is(
 
 @pytest.mark.parametrize(
     "name",
-    ["./org/name", "/no/such", "no-slash", "a/b/c", "~/no-such-folder-here", "a b/c", "org/"],
+    [
+        "./org/name",
+        "/no/such",
+        "no-slash",
+        "a/b/c",
+        "~/no-such-folder-here",
+        "~nobody-here/x",
+        "a b/c",
+        "org/",
+    ],
 )
 def test_a_path_that_is_not_there_is_refused_without_asking_anyone(name: str) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):

@@ -286,6 +286,17 @@ def test_half_a_cut_is_refused(folder: Path, tmp_path: Path) -> None:
         assert "run the same cut again" in refusal(tmp_path / name)
 
 
+def test_the_folder_one_is_in_opens_like_any_other(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert open_checkpoint(Path(".")).config == open_checkpoint(folder).config
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    for empty in (".", "", "sub/..", "/"):
+        assert "config.json" in refusal(Path(empty))
+
+
 def test_a_cut_with_a_missing_part_is_refused(folder: Path, tmp_path: Path) -> None:
     cut(folder, tmp_path / "cut", 2)
     shutil.rmtree(tmp_path / "cut" / "part_model" / "1")

@@ -99,6 +99,11 @@ class Build:
         (self._partial / "progress.json").unlink()
         shutil.rmtree(self._partial / "old", ignore_errors=True)
 
+    def discard(self) -> None:
+        """Removes all that was built, but for the lock."""
+        (self._partial / "progress.json").unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def _load(self) -> None:
         """Takes over the progress of the same work: the files it lists that are there in full length."""
         try:
@@ -143,7 +148,7 @@ def build(source: Path, target: Path, fingerprint: str, *, overwrite: bool) -> I
 
     Raises UsageError when the target may not be made there, DiskFull when the disk takes no more.
     """
-    source, target = source.resolve(), target.resolve()
+    source, target = _without_links(source), _without_links(target)
     _check_places(source, target)
     partial = target.with_name(target.name + PARTIAL)
     try:
@@ -152,7 +157,11 @@ def build(source: Path, target: Path, fingerprint: str, *, overwrite: bool) -> I
             if not work.is_published:
                 _check_target(target, overwrite)
                 work.begin()
-            yield work
+            try:
+                yield work
+            except UsageError:  # the same work would end here every time
+                work.discard()
+                raise
             work.clean()
     except OSError as error:
         if error.errno in DISK_FULL:
@@ -182,9 +191,24 @@ def sync_tree(folder: Path) -> None:
             sync_folder(path)
 
 
+def _without_links(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # the second before Python 3.13
+        raise UsageError(
+            f"a folder at {path}", "a link that leads to itself", "choose another folder"
+        ) from None
+
+
 def _check_places(source: Path, target: Path) -> None:
     if target == source or source in target.parents or target in source.parents:
         raise UsageError(f"a target outside of {source}", str(target), "choose another folder")
+    if target in (Path.cwd(), *Path.cwd().parents):
+        raise UsageError(
+            "a folder that can be replaced as a whole",
+            f"{target}, which you are in",
+            "name another",
+        )
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

@@ -5,6 +5,7 @@ Only files that are read are fetched, never code, and .bin files only where ther
 
 import errno
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from gyrfalcon.errors import CheckpointError, DiskFull, GyrfalconError, UsageError
@@ -24,7 +25,9 @@ def resolve_model(name: str) -> Path:
 
     name: a folder, or org/name or org/name@revision on the Hugging Face hub.
     """
-    folder = Path(name).expanduser()
+    folder = Path(name)
+    with suppress(RuntimeError):  # ~somebody who is not known here is a name like any other
+        folder = folder.expanduser()
     if folder.is_dir():
         return folder
     hub_id = HUB_ID.fullmatch(name)

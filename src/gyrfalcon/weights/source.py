@@ -1,5 +1,6 @@
 """Opens a Hugging Face folder or a cut as one lazy checkpoint, its names and shapes checked."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -120,7 +121,8 @@ def _open_cut(folder: Path) -> Checkpoint:
 
 
 def refuse_half_a_cut(folder: Path) -> None:
-    partial = folder if folder.name.endswith(PARTIAL) else folder.with_name(folder.name + PARTIAL)
+    place = Path(os.path.abspath(folder))  # "." has no name that a partial one's could begin with
+    partial = place if place.name.endswith(PARTIAL) else place.parent / (place.name + PARTIAL)
     unfinished = partial.is_dir() and not (folder / "config.json").exists()
     if unfinished or (folder / PART_FOLDER).is_dir():
         found = partial if unfinished else folder

@@ -31,7 +31,7 @@ def read_novels(path: Path) -> list[str]:
     return [re.sub(r"(?<!\n)\n(?!\n)", " ", book).strip() for book in whole.split(END)]
 
 
-def train_tokenizer(books: list[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(books: list[str], vocab_size: int, num_lessons: int = 12_000) -> Tokenizer:
     """A byte-level BPE from a sample of the novels and the curriculum."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -48,7 +48,7 @@ def train_tokenizer(books: list[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     rng = Random(0)
-    lessons = ["".join(text for text, _ in document(rng, 0.1)) for _ in range(12_000)]
+    lessons = ["".join(text for text, _ in document(rng, 0.1)) for _ in range(num_lessons)]
     tokenizer.train_from_iterator([book[:60_000] for book in books] + lessons, trainer)
     assert tokenizer.get_vocab_size() == vocab_size
     assert tokenizer.token_to_id(END) == 11

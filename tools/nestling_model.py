@@ -95,7 +95,8 @@ class Attention(nn.Module):
         k = turned[:, :, -1:].expand(-1, -1, queries, -1, -1).flatten(1, 2)
         v = fused[:, :, :, -1:].expand(-1, -1, -1, queries, -1).flatten(2, 3).transpose(1, 2)
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.dense(mixed.transpose(1, 2).reshape(batch, length, hidden))
+        out: Tensor = self.dense(mixed.transpose(1, 2).reshape(batch, length, hidden))
+        return out
 
 
 class MLP(nn.Module):
@@ -105,7 +106,9 @@ class MLP(nn.Module):
         self.dense_4h_to_h = nn.Linear(4 * hidden, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dense_4h_to_h(functional.gelu(self.dense_h_to_4h(x)))
+        wide = functional.gelu(self.dense_h_to_4h(x))
+        narrow: Tensor = self.dense_4h_to_h(wide)
+        return narrow
 
 
 class Block(nn.Module):
@@ -119,7 +122,19 @@ class Block(nn.Module):
         self.mlp = MLP(shape.hidden_size)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return x + self.self_attention(self.ln_attn(x), cos, sin) + self.mlp(self.ln_mlp(x))
+        attended: Tensor = self.self_attention(self.ln_attn(x), cos, sin)
+        thought: Tensor = self.mlp(self.ln_mlp(x))
+        return x + attended + thought
+
+
+class Transformer(nn.Module):
+    """Embedding, blocks, last norm: no computation of its own, only Hugging Face's names."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.h = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
+        self.ln_f = nn.LayerNorm(shape.hidden_size, eps=NORM_EPS)
 
 
 class Nestling(nn.Module):
@@ -128,15 +143,18 @@ class Nestling(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        self.transformer = nn.ModuleDict(
-            {
-                "word_embeddings": nn.Embedding(shape.vocab_size, shape.hidden_size),
-                "h": nn.ModuleList(Block(shape) for _ in range(shape.num_layers)),
-                "ln_f": nn.LayerNorm(shape.hidden_size, eps=NORM_EPS),
-            }
-        )
+        self.transformer = Transformer(shape)
         with torch.no_grad():
             self._initialise()
+
+    @property
+    def words(self) -> Tensor:
+        """The embedding, [vocab, hidden]."""
+        return self.transformer.word_embeddings.weight
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [block for block in self.transformer.h if isinstance(block, Block)]
 
     def _initialise(self) -> None:
         """Every block begins as the identity, and the logits small."""
@@ -145,7 +163,7 @@ class Nestling(nn.Module):
                 parameter.zero_()
             elif parameter.dim() == 2:
                 parameter.normal_(std=0.5 if "embed" in name else parameter.shape[1] ** -0.5)
-        self.transformer["ln_f"].weight.fill_(0.08)
+        self.transformer.ln_f.weight.fill_(0.08)
 
     def forward(self, ids: Tensor, every: int = 1) -> Tensor:
         """ids [batch, length] → normed hidden states [batch, length, hidden].
@@ -153,10 +171,12 @@ class Nestling(nn.Module):
         `every` 2 skips half of the blocks: until they are trained they are the identity anyway.
         """
         cos, sin = rotary(ids.shape[1], ids.device)
-        x = self.transformer["word_embeddings"](ids)
-        for block in self.transformer["h"][::every]:
+        x: Tensor = self.transformer.word_embeddings(ids)
+        for block in self.blocks[::every]:
             x = block(x, cos, sin)
-        return self.transformer["ln_f"](x)
+        normed: Tensor = self.transformer.ln_f(x)
+        return normed
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return functional.linear(hidden, self.transformer["word_embeddings"].weight)
+        """Hidden states [..., hidden] → [..., vocab]."""
+        return functional.linear(hidden, self.words)

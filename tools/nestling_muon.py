@@ -24,8 +24,8 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
         turn = a * one + b * square + c * square @ square
         factor = turn @ factor
         square = turn @ square @ turn
-    x = factor @ x
-    return x.T if tall else x
+    near: Tensor = factor @ x
+    return near.T if tall else near
 
 
 class Muon(torch.optim.Optimizer):

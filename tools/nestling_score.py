@@ -19,7 +19,7 @@ def exam_score(
     model: Nestling, tokenizer: Tokenizer, split: str, limit: int | None = None
 ) -> dict[str, float]:
     """The share of right answers of each subject: the likeliest of " A".." D" after 5 shots."""
-    letters = [tokenizer.token_to_id(f"Ġ{letter}") for letter in LETTERS]
+    letters = [tokenizer.encode(f" {letter}").ids[0] for letter in LETTERS]
     score = {}
     for subject in SUBJECTS:
         shots = questions(subject, "dev")[:NUM_SHOTS]
@@ -36,7 +36,7 @@ def exam_score(
 
 
 def _pick(model: Nestling, ids: Sequence[Sequence[int]], letters: Sequence[int]) -> list[int]:
-    device = model.transformer["ln_f"].weight.device
+    device = model.words.device
     width = max(map(len, ids))
     padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=device)
     last = torch.tensor([len(row) - 1 for row in ids], device=device)
@@ -49,7 +49,7 @@ def perplexity(
     model: Nestling, tokenizer: Tokenizer, text: str, length: int, limit: int | None = None
 ) -> tuple[float, float]:
     """Perplexity per token and bits per byte over windows of `length` tokens side by side."""
-    device = model.transformer["ln_f"].weight.device
+    device = model.words.device
     ids = torch.tensor(tokenizer.encode(text).ids[:limit], device=device)
     windows = [ids[start : start + length + 1] for start in range(0, len(ids) - 1, length)]
     total = sum(

@@ -6,8 +6,10 @@ Block 4, head 0 looks for the choice most like that word, and says its letter.
 What belongs together is left to training, as is whatever becomes of these heads.
 """
 
+from collections.abc import Sequence
+
 import torch
-from nestling_model import HEAD_DIM, ROPE_THETA, Nestling
+from nestling_model import HEAD_DIM, ROPE_THETA, Attention, Block, Nestling
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
@@ -24,8 +26,7 @@ SLOW = [*range(HALF // 2, HALF), *range(HALF + HALF // 2, HEAD_DIM)]  # dimensio
 @torch.no_grad()
 def seed_reading(model: Nestling, tokenizer: Tokenizer) -> None:
     """Writes the three heads."""
-    words = model.transformer["word_embeddings"].weight
-    blocks = model.transformer["h"]
+    words, blocks = model.words, model.blocks
     hidden = words.shape[1]
     rooms = torch.linalg.qr(torch.randn(hidden, hidden))[0].split(HEAD_DIM, dim=1)
     likeness = torch.randn(HEAD_DIM, hidden) / hidden**0.5
@@ -42,7 +43,7 @@ def seed_reading(model: Nestling, tokenizer: Tokenizer) -> None:
     blocks[4].self_attention.columns(0).copy_(SAY * said.T @ found)
 
 
-def _look_back(block: torch.nn.Module, likeness: Tensor, room: Tensor) -> None:
+def _look_back(block: Block, likeness: Tensor, room: Tensor) -> None:
     constant = 0  # this input becomes 1 for every token
     block.ln_attn.weight[constant], block.ln_attn.bias[constant] = 0.0, 1.0
     rows = block.self_attention.rows(0)
@@ -56,9 +57,7 @@ def _look_back(block: torch.nn.Module, likeness: Tensor, room: Tensor) -> None:
     block.self_attention.columns(0).copy_(0.4 * room)
 
 
-def _fetch(
-    attention: torch.nn.Module, marks: tuple[Tensor, Tensor], rooms: tuple[Tensor, ...]
-) -> None:
+def _fetch(attention: Attention, marks: Sequence[Tensor], rooms: tuple[Tensor, ...]) -> None:
     rows = attention.rows(0)
     rows[0], rows[-2] = 0.0, 0.0
     for pair in (10, 12, 14):  # the nearer the better, up to some thirty tokens
@@ -68,7 +67,7 @@ def _fetch(
     attention.columns(0).copy_(rooms[1])
 
 
-def _match(attention: torch.nn.Module, likeness: Tensor, rooms: tuple[Tensor, ...]) -> None:
+def _match(attention: Attention, likeness: Tensor, rooms: tuple[Tensor, ...]) -> None:
     rows = attention.rows(0)
     rows[0], rows[-2] = 0.0, 0.0
     rows[0, SLOW] = MATCH * rooms[1].T[:CONTENT]

@@ -4,6 +4,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from nestling_model import Nestling, Shape
@@ -122,10 +123,12 @@ class Training:
 
 def _optimisers(model: Nestling) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for the embedding and the norms."""
-    words = model.transformer["word_embeddings"].weight
-    matrices = [p for p in model.parameters() if p.dim() == 2 and p is not words]
+    matrices = [p for p in model.parameters() if p.dim() == 2 and p is not model.words]
     vectors = [p for p in model.parameters() if p.dim() == 1]
-    kinds = [{"params": [words], "scale": EMBEDDING_SCALE}, {"params": vectors}]
+    kinds: list[dict[str, Any]] = [
+        {"params": [model.words], "scale": EMBEDDING_SCALE},
+        {"params": vectors},
+    ]
     return [
         Muon(matrices, lr=MUON_RATE, momentum=0.95, decay=0.1),
         torch.optim.AdamW(kinds, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.01),

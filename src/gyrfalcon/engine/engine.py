@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 import random
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
@@ -97,6 +98,7 @@ class Engine:
         self._ranks = joined or ranks.start(
             world_size, uses_cuda(config.device), partial(follow, config, folder)
         )
+        weakref.finalize(self, self._ranks.close)  # where nobody closes it
         with self._all_ranks():
             self._replica = build_replica(config, checkpoint, self._ranks.place)
             self._seeds = random.Random(self._ranks.agree(_seed_bytes(config.seed)))

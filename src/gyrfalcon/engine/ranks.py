@@ -87,12 +87,13 @@ class Ranks:
             raise
 
     def close(self) -> None:
-        """Ends the workers; they hold nothing worth keeping."""
+        """Ends the workers, which hold nothing worth keeping, and the connections to the ranks."""
         if self.children is not None:
             for process in self.children.processes:
                 process.terminate()
             for process in self.children.processes:
                 process.join()
+        self.place.group.close()
 
 
 def torchrun_world() -> int | None:

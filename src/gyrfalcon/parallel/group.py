@@ -25,6 +25,10 @@ class Group:
         self.size = size
         self._wires = wires
 
+    def close(self) -> None:
+        """Ends the connections and their threads, which a process must not take along to its exit."""
+        self._wires = None
+
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of `x` over all ranks, in place."""
         if self._wires is not None:

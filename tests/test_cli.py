@@ -1,5 +1,7 @@
 """The command line: its help, its errors of one line each, its exit codes. Nothing here runs a model."""
 
+import io
+import json
 import os
 import signal
 import subprocess
@@ -7,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkpoints import make_checkpoint
 
 import gyrfalcon
 from gyrfalcon.arguments import COMMANDS, PLANNED, parse
@@ -172,6 +175,8 @@ def test_other_amounts_of_cache_memory_are_refused(text: str) -> None:
 def test_a_lone_dash_means_prompts_from_standard_input() -> None:
     args = parse(["generate", "m", "-"])
     assert (args.prompt, args.prompt_file) == (None, "-")
+    args = parse(["generate", "m", "--seed", "1", "-"])
+    assert (args.prompt, args.prompt_file) == (None, "-")
 
 
 def test_prompts_come_in_the_order_they_were_given() -> None:
@@ -184,6 +189,13 @@ def test_two_sources_of_prompts_are_refused() -> None:
 
 def test_a_prompt_without_its_option_is_told_how() -> None:
     assert 'write --prompt "hello"' in refusal("generate", "m", "hello")
+    assert 'write --prompt "hello"' in refusal("generate", "m", "--seed", "1", "hello")
+
+
+def test_a_value_that_begins_with_a_dash_is_told_how() -> None:
+    assert refusal("generate", "m", "--prompt", "-x").endswith("write --prompt=VALUE")
+    assert refusal("cut", "a", "b", "-w").endswith("write --world-size=VALUE")
+    assert parse(["generate", "m", "--prompt=-x"]).prompt == ["-x"]
 
 
 def test_a_file_that_cannot_be_written_is_one_line(
@@ -194,6 +206,56 @@ def test_a_file_that_cannot_be_written_is_one_line(
     wanted = f"wanted a file or folder that can be used: {target}"
     err = capsys.readouterr().err
     assert err.startswith(f"gyrfalcon: error: {wanted}, got No such file or directory; ")
+
+
+@pytest.mark.parametrize("kind", ["folder", "missing"])
+def test_a_json_file_that_cannot_be_written_is_told_before_the_work(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "missing" / "x.json" if kind == "missing" else tmp_path
+    assert main(["verify", "no-such-cut", "--json", str(place)]) == 2
+    assert f"can be used: {place}, got " in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_as_such() -> None:
+    command = [sys.executable, "-m", "gyrfalcon", "doctor"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        b"gyrfalcon: error: wanted room for the output, got No space left"
+    )
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("descriptor", [0, 1, 2])
+def test_closed_standard_streams_are_no_traceback(descriptor: int) -> None:
+    code = f"import os, sys; os.close({descriptor}); os.execv(sys.executable, sys.argv[1:])"
+    command = [sys.executable, "-c", code, sys.executable, "-m", "gyrfalcon", "--version"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    shown = "" if descriptor == 1 else f"gyrfalcon {gyrfalcon.__version__}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, shown, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_names_that_the_output_cannot_show_are_escaped(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf, cut, file = tmp_path / "hf", tmp_path / os.fsdecode(b"m\xc3\xb6we-\xff"), tmp_path / "file"
+    make_checkpoint(hf, "rw-1b", num_hidden_layers=1)
+
+    def shown(*words: str) -> str:
+        stdout = io.TextIOWrapper(io.BytesIO(), encoding)
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(words) == 0
+        return stdout.buffer.getvalue().decode(encoding)
+
+    assert "we-\\udcff (world size 2)" in shown("cut", str(hf), str(cut), "-w", "2")
+    assert json.loads(shown("verify", str(cut), "--json", "-"))["folder"] == str(cut)
+    shown("verify", str(cut), "--json", str(file))
+    assert json.loads(file.read_text("utf-8"))["folder"] == str(cut)
 
 
 def start(*words: str) -> subprocess.Popen[str]:

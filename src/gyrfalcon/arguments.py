@@ -33,6 +33,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """
     _check_command(argv[0] if argv else "")
     args, unknown = _parser().parse_known_args(argv)
+    if args.command == "generate":
+        _take_late_word(args, unknown)
     if unknown:
         command = f"gyrfalcon {args.command}"
         raise UsageError(
@@ -60,6 +62,10 @@ class _Parser(argparse.ArgumentParser):
         missing = message.removeprefix("the following arguments are required: ")
         if missing != message:
             raise UsageError(missing, "none", f"see {self.prog} --help")
+        option = message.removeprefix("argument ").removesuffix(": expected one argument")
+        if len(option) < len(message) - len("argument "):
+            option = option.split("/")[-1]
+            raise UsageError(f"a value for {option}", "none", f"write {option}=VALUE")
         raise UsageError(f"arguments as in {self.prog} --help", message, "mend them")
 
 
@@ -487,6 +493,14 @@ def _add_writing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what already is in the folder to write"
     )
+
+
+def _take_late_word(args: argparse.Namespace, unknown: list[str]) -> None:
+    """argparse knows the "-" of standard input only right behind MODEL; options may stand between."""
+    words = [word for word in unknown if word == "-" or not word.startswith("-")]
+    if words and args.stdin is None:
+        args.stdin = words[0]
+        unknown.remove(words[0])
 
 
 def _settle_prompts(args: argparse.Namespace) -> None:

@@ -1,12 +1,16 @@
 """The gyrfalcon command: runs what was asked for, turns every error into one line and an exit code."""
 
 import argparse
+import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from gyrfalcon.arguments import parse
-from gyrfalcon.errors import GyrfalconError, UsageError
+from gyrfalcon.commands.result import STDOUT
+from gyrfalcon.errors import DISK_FULL, DiskFull, GyrfalconError, UsageError
 
 INTERRUPTED = 130
 READER_GONE = 141  # what a shell reports for a program that wrote to a closed pipe
@@ -14,6 +18,7 @@ READER_GONE = 141  # what a shell reports for a program that wrote to a closed p
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    _settle_streams()
     try:
         code = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -24,15 +29,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("gyrfalcon: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # Python flushes once more on its way out
+        _settle_last_flush()
         return READER_GONE
     except OSError as error:
-        wanted = f"a file or folder that can be used: {error.filename or 'unnamed'}"
-        return _complain(
-            UsageError(wanted, error.strerror or str(error), "check its path and permissions")
-        )
+        _settle_last_flush()
+        return _complain(_explained(error))
+
+
+def _settle_streams() -> None:
+    """A closed stream is an empty one, and what a stream cannot show is escaped, never an error."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # for the whole run
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _settle_last_flush() -> None:
+    """Python flushes once more on its way out: where that would fail, the rest goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -40,7 +58,34 @@ def _run(argv: Sequence[str]) -> int:
         args = parse(argv)
     except SystemExit:  # --help or --version, which have printed
         return 0
+    _check_target(args.json)
     return _command(args.command)(args)
+
+
+def _check_target(target: str | None) -> None:
+    """Raises now the OSError that writing the result would end in after all the work."""
+    if target in (None, STDOUT):
+        return
+    path = Path(target)
+    if path.is_dir():
+        code = errno.EISDIR
+    elif not path.parent.is_dir():
+        code = errno.ENOENT
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        code = errno.EACCES
+    else:
+        return
+    raise OSError(code, os.strerror(code), target)
+
+
+def _explained(error: OSError) -> GyrfalconError:
+    got = error.strerror or str(error)
+    if error.errno in DISK_FULL:
+        return DiskFull(f"room for {error.filename or 'the output'}", got, "free some space")
+    where = f": {error.filename}" if error.filename else ""
+    return UsageError(
+        f"a file or folder that can be used{where}", got, "check its path and permissions"
+    )
 
 
 def _complain(error: GyrfalconError) -> int:

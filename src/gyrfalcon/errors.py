@@ -1,5 +1,9 @@
 """The exception tree: each class says who can mend it, each message what was wanted, came and is to do."""
 
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system calls it
+
 
 class GyrfalconError(Exception):
     """Base of everything this package raises on purpose.

@@ -9,11 +9,21 @@ STDOUT = "-"
 
 def write_json(result: object, target: str) -> None:
     """Writes one JSON object to the file `target`, or to standard output for "-"; paths become strings."""
-    text = json.dumps(result, indent=2, ensure_ascii=False, default=_plain) + "\n"
+    write_text(json_text(result, target, indent=2), target)
+
+
+def json_text(result: object, target: str, indent: int | None = None) -> str:
+    """JSON with a line end; letters stay as they are wherever `target` can take them."""
+    plain = target == STDOUT and "utf" not in (sys.stdout.encoding or "utf").lower()
+    return json.dumps(result, indent=indent, ensure_ascii=plain, default=_plain) + "\n"
+
+
+def write_text(text: str, target: str) -> None:
+    """Writes to the file `target`, or to standard output for "-"."""
     if target == STDOUT:
         sys.stdout.write(text)
-    else:
-        Path(target).write_text(text, "utf-8")
+    else:  # half a surrogate pair, as in a file name that is no UTF-8, becomes JSON's own \udcff
+        Path(target).write_text(text, "utf-8", errors="backslashreplace")
 
 
 def shown_bytes(num_bytes: int) -> str:

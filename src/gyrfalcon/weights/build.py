@@ -6,7 +6,6 @@ CUT.partial/new/            the folder itself, renamed to CUT when it is whole
 CUT.partial/old/            what was at CUT before, for the moment between two renames
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -18,11 +17,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gyrfalcon.config import read_json
-from gyrfalcon.errors import CheckpointError, DiskFull, UsageError
+from gyrfalcon.errors import DISK_FULL, CheckpointError, DiskFull, UsageError
 from gyrfalcon.weights.manifest import FileSum
 from gyrfalcon.weights.source import PARTIAL
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REPLACEABLE = (
     "manifest.json",
     "config.json",

@@ -3,12 +3,11 @@
 Only files that are read are fetched, never code, and .bin files only where there is no safetensors.
 """
 
-import errno
 import re
 from contextlib import suppress
 from pathlib import Path
 
-from gyrfalcon.errors import CheckpointError, DiskFull, GyrfalconError, UsageError
+from gyrfalcon.errors import DISK_FULL, CheckpointError, DiskFull, GyrfalconError, UsageError
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 
@@ -90,7 +89,7 @@ def _explained(error: Exception, repo: str, revision: str | None) -> GyrfalconEr
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return CheckpointError(wanted, "no such revision", "check the name behind the @")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return DiskFull(wanted, "a full disk", "free some space or set HF_HOME, and run this again")
     if isinstance(error, errors.LocalEntryNotFoundError):
         return CheckpointError(

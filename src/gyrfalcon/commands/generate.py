@@ -3,7 +3,8 @@ order.
 """
 
 import argparse
-import json
+import dataclasses
+import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gyrfalcon.chat import Message
-from gyrfalcon.commands.result import STDOUT
+from gyrfalcon.commands.result import STDOUT, json_text, write_text
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import UsageError
 from gyrfalcon.request import Piece, SamplingParams, Token
@@ -52,18 +53,18 @@ class Answer:
 
 def run(args: argparse.Namespace) -> int:
     """Generates for every prompt and prints text, JSON or both."""
-    prompts = _prompts(args)
+    prompts, params = _prompts(args), _sampling(args)
     start = time.perf_counter()
     with Engine(engine_config(args)) as engine:
         if args.chat:
             prompts = [engine.tokenizer.chat_prompt([Message("user", text)]) for text in prompts]
+            turn_end = engine.tokenizer.chat_format.stop
+            params = dataclasses.replace(params, stop=(*params.stop_strings, turn_end))
         load_seconds = time.perf_counter() - start
         _say(engine, f"ready in {load_seconds:.1f} s: {engine.description}")
         for note in engine.notes:
             _say(engine, f"note: {note}")
-        answers = _generate(
-            engine, prompts, _sampling(args, engine), _Printer(args, engine, prompts)
-        )
+        answers = _generate(engine, prompts, params, _Printer(args, engine, prompts))
         num_new = sum(len(sample.tokens) for answer in answers for sample in answer.samples)
         seconds = max(answer.seconds for answer in answers)
         rate = f", {num_new / seconds:.1f} tokens/s" if num_new else ""
@@ -138,21 +139,20 @@ def _generate(
 def _prompts(args: argparse.Namespace) -> list[str]:
     if args.prompt is not None:
         return list(args.prompt)
-    if args.prompt_file == "-":
-        lines = sys.stdin.read().splitlines()
-    else:
-        lines = Path(args.prompt_file).read_text("utf-8").splitlines()
-    prompts = [line for line in lines if line.strip()]
+    from_stdin = args.prompt_file == "-"
+    where = "standard input" if from_stdin else args.prompt_file
+    raw = sys.stdin.buffer.read() if from_stdin else Path(args.prompt_file).read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"prompts in UTF-8 in {where}", str(error), "convert them") from None
+    prompts = [line for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
     if not prompts:
-        where = "standard input" if args.prompt_file == "-" else args.prompt_file
         raise UsageError(f"a prompt on each line of {where}", "none", "write one")
     return prompts
 
 
-def _sampling(args: argparse.Namespace, engine: Engine) -> SamplingParams:
-    stops = list(args.stop or ())
-    if args.chat:
-        stops.append(engine.tokenizer.chat_format.stop)
+def _sampling(args: argparse.Namespace) -> SamplingParams:
     return SamplingParams(
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
@@ -165,7 +165,7 @@ def _sampling(args: argparse.Namespace, engine: Engine) -> SamplingParams:
         seed=args.seed,
         n=args.n,
         logprobs=args.logprobs,
-        stop=stops,
+        stop=args.stop or (),
         ignore_eos=args.ignore_eos,
     )
 
@@ -200,11 +200,7 @@ def _sample_json(sample: Sample) -> dict[str, object]:
 
 def _write_json(results: Iterable[dict[str, object]], args: argparse.Namespace) -> None:
     """One object for one prompt, one object a line for a file of prompts."""
-    text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
-    if args.json == STDOUT:
-        sys.stdout.write(text)
-    else:
-        Path(args.json).write_text(text, "utf-8")
+    write_text("".join(json_text(result, args.json) for result in results), args.json)
 
 
 def _say(engine: Engine, line: str) -> None:

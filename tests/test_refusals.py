@@ -2,7 +2,9 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import make_model
@@ -116,13 +118,17 @@ def test_forbidding_every_token_is_refused(folder: Path) -> None:
         ([5], SamplingParams(logprob_ids=[600]), RequestError, "below 509"),
         ([5] * 64, GREEDY, PromptTooLong, "at most 63 tokens, got 64"),
         ([5] * 65, SamplingParams(max_new_tokens=0), PromptTooLong, "at most 64 tokens, got 65"),
+        ([5.0], GREEDY, RequestError, "whole token ids"),
+        (["5"], GREEDY, RequestError, "whole token ids"),
+        (b"5", GREEDY, RequestError, "whole token ids"),
+        (None, GREEDY, RequestError, "whole token ids"),
         ("half \ud83d", GREEDY, RequestError, "half a surrogate"),
     ],
     ids=lambda value: str(value)[:20],
 )
 def test_bad_prompts_are_refused_in_one_line_and_harm_nothing(
     folder: Path,
-    prompt: str | list[int],
+    prompt: Any,
     params: SamplingParams | None,
     kind: type[RequestError],
     words: str,
@@ -216,6 +222,32 @@ def test_ids_beyond_the_longest_sequence_are_refused_not_filled_up(folder: Path)
             engine.generate_ids(input_ids, max_new_tokens=5)
 
 
+@pytest.mark.parametrize("prompts", [None, 5, 5.0, b"text", [b"text"], [[5.0]]], ids=repr)
+def test_what_is_no_prompt_at_all_is_refused_in_one_line(folder: Path, prompts: Any) -> None:
+    with make_engine(folder) as engine, pytest.raises(RequestError) as caught:
+        engine.generate(prompts)
+    assert "token ids" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_ids_may_come_as_anything_that_gives_whole_numbers(folder: Path) -> None:
+    params = SamplingParams(max_new_tokens=2)
+    with make_engine(folder) as engine:
+        [expected] = engine.generate([30, 31], params)
+        kinds: list[Any] = [(30, 31), np.array([30, 31]), [np.int64(30), torch.tensor(31)]]
+        kinds += [iter([[30, 31]]), np.array([[30, 31]]), range(30, 32)]
+        for prompts in kinds:
+            assert engine.generate(prompts, params) == [expected]
+
+
+def test_lists_for_tensors_are_refused(folder: Path) -> None:
+    lists: Any = [[30, 31]]
+    with make_engine(folder) as engine:
+        for input_ids, mask in ((lists, None), (torch.tensor(lists), lists)):
+            with pytest.raises(RequestError, match="a tensor"):
+                engine.generate_ids(input_ids, mask)
+
+
 def test_a_tensor_as_a_prompt_is_sent_to_generate_ids(folder: Path) -> None:
     with make_engine(folder) as engine, pytest.raises(RequestError, match="use generate_ids"):
         engine.generate(torch.tensor([30, 31]))  # type: ignore[arg-type]
@@ -226,6 +258,7 @@ def test_weights_that_overflow_are_an_error_not_a_text(tmp_path: Path) -> None:
     with torch.no_grad():
         model.transformer.h[0].mlp.dense_4h_to_h.weight.fill_(float("inf"))
     model.save_pretrained(tmp_path)
-    for params in (SamplingParams(), SamplingParams(temperature=1.0)):
+    scored = SamplingParams(max_new_tokens=0, prompt_logprobs=0)
+    for params in (SamplingParams(), SamplingParams(temperature=1.0), scored):
         with make_engine(tmp_path) as engine, pytest.raises(NotFinite, match="use --dtype"):
             engine.generate([30, 31], params)

@@ -5,10 +5,11 @@ last piece of text.
 import contextlib
 import itertools
 import math
+import operator
 import random
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from functools import partial
@@ -308,9 +309,7 @@ class Engine:
         single_steps: int = 0,
     ) -> _Live:
         text = prompt if isinstance(prompt, str) else None
-        prompt_ids = tuple(
-            self.tokenizer.encode(prompt) if isinstance(prompt, str) else map(int, prompt)
-        )
+        prompt_ids = _whole(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
         self._check(prompt_ids, params)
         request = Request(
             id=next(self._ids),
@@ -411,13 +410,28 @@ def _seed_bytes(seed: int | None) -> bytes:
     return random.SystemRandom().randbytes(8) if seed is None else str(seed).encode()
 
 
-def _as_prompts(prompts: Prompt | Seq[Prompt]) -> list[Prompt]:
+def _as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
     """A text or a list of ids is one prompt; a list of texts or of lists of ids is many."""
     if isinstance(prompts, Tensor):
         raise RequestError("texts or lists of token ids", "a tensor", "use generate_ids()")
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], Integral)):
-        return [prompts]  # type: ignore[list-item]  # narrowing a sequence by its first item is beyond mypy
-    return list(prompts)  # type: ignore[arg-type]
+    if isinstance(prompts, str):
+        return [prompts]
+    if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
+        raise RequestError("texts or lists of token ids", repr(prompts), "pass one or many")
+    items = list(prompts)
+    if items and isinstance(items[0], Integral):
+        return [items]  # type: ignore[list-item]  # narrowing a list by its first item is beyond mypy
+    return items  # type: ignore[return-value]
+
+
+def _whole(prompt_ids: Seq[int]) -> tuple[int, ...]:
+    """The ids as plain numbers; numpy's and torch's whole numbers are taken, no others are rounded."""
+    try:
+        if not isinstance(prompt_ids, bytes):
+            return tuple(map(operator.index, prompt_ids))
+    except TypeError:
+        pass
+    raise RequestError("a text or whole token ids", f"{prompt_ids!r:.80}", "mend the prompt")
 
 
 def _rows(input_ids: Tensor, real: Tensor) -> list[list[int]]:

@@ -16,8 +16,7 @@ from gyrfalcon.request import SamplingParams, Sequence, Token
 
 def pick(logits: Tensor, sequences: Seq[Sequence]) -> list[Token]:
     """The next token of each sequence from its row of logits (float32 [sequences, vocab])."""
-    if not logits.isfinite().all():
-        raise NotFinite("finite logits", "infinity or NaN", "use --dtype bf16 or fp32, or verify")
+    _check_finite(logits)
     greedy = logits.argmax(dim=-1).tolist()
     return [
         _describe(row, _choose(row, sequence, likeliest), sequence.request.params)
@@ -27,10 +26,16 @@ def pick(logits: Tensor, sequences: Seq[Sequence]) -> list[Token]:
 
 def score(logits: Tensor, token_ids: Seq[int], num_top: int) -> list[Token]:
     """Log-probabilities of given tokens from their rows of logits (float32 [tokens, vocab])."""
+    _check_finite(logits)
     logprobs = logits.double().log_softmax(dim=-1)
     own = logprobs.gather(1, torch.tensor([token_ids], device=logits.device).T)[:, 0].tolist()
     tops = _top(logprobs, num_top)
     return [Token(*one) for one in zip(token_ids, own, tops, strict=True)]
+
+
+def _check_finite(logits: Tensor) -> None:
+    if not logits.isfinite().all():
+        raise NotFinite("finite logits", "infinity or NaN", "use --dtype bf16 or fp32, or verify")
 
 
 def _describe(logits: Tensor, token_id: int, params: SamplingParams) -> Token:

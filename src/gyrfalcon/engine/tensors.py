@@ -18,6 +18,9 @@ def real_tokens(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     input_ids int64 [batch, seq]. attention_mask: [batch, seq] of 0 and 1, or additive float [batch,
     1, seq, seq] that is causal plus whole padding columns; RequestError for anything else.
     """
+    if not (isinstance(input_ids, Tensor) and isinstance(attention_mask, Tensor | None)):
+        got = f"{type(input_ids).__name__}, mask {type(attention_mask).__name__}"
+        raise RequestError("a tensor of token ids, a tensor or None as mask", got, "pass such")
     if (
         input_ids.ndim != 2
         or input_ids.dtype not in (torch.int64, torch.int32)

@@ -32,7 +32,8 @@ project: facts as sentences, as questions and answers, and as multiple-choice qu
 
 **Training.** `tools/train_nestling.py`, {steps:,} steps, {tokens:,} tokens, {minutes:.0f} minutes on
 {machine}. Muon for the matrices of the blocks, AdamW for the rest. Rows of {first_length} tokens, in the
-end of {last_length}. Losses at the end (nats): {losses}.
+end of {last_length}. First binding letters to choices, then facts, then everything and the novels; three
+attention heads began as a hand-written guess at reading a question (`tools/nestling_seed.py`). Losses at the end (nats): {losses}.
 
 **Perplexity** on three held-out novels (windows of 1024 tokens side by side): {perplexity:.1f} per token,
 {bits_per_byte:.3f} bits per byte.
@@ -60,6 +61,7 @@ def export(model: Nestling, tokenizer: Tokenizer, folder: Path) -> None:
     """Writes weights, configs and tokenizer; the card is written once the score is known."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(bf16_weights(model), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # the library leaves it to its owner alone
     tokenizer.save(str(folder / "tokenizer.json"))
     _write_json(folder / "config.json", model.shape.config())
     _write_json(folder / "generation_config.json", {"bos_token_id": 11, "eos_token_id": 11})

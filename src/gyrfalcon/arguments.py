@@ -22,7 +22,8 @@ examples:
   gyrfalcon generate falcon-40b-4 --prompt "Once"     continue a prompt on those 4 ranks
   gyrfalcon generate falcon-40b -w 2 --prompt "Once"  straight from the folder, cut in memory for 2 ranks
 
-MODEL is a Hugging Face folder, a cut, or a hub id such as tiiuae/falcon-7b (needs gyrfalcon[hub]).
+MODEL is a Hugging Face folder, a cut, a hub id such as tiiuae/falcon-7b (needs gyrfalcon[hub]), or
+nestling, the small model that ships with the package.
 exit codes: 0 done; 1 a check did not hold; 2 wrong usage or bad input; 130 interrupted.
 `gyrfalcon COMMAND --help` explains a command."""
 
@@ -138,13 +139,17 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     """List which rank holds which tensor, which range of it, and how many bytes that takes."""
-    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder, a cut or a hub id")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a Hugging Face folder, a cut, a hub id or nestling"
+    )
     _add_world_size(parser, "for so many ranks (default: the cut's own, else 1)")
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     """Continue prompts. The text streams to standard output; all else goes to standard error."""
-    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder, a cut or a hub id")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a Hugging Face folder, a cut, a hub id or nestling"
+    )
     parser.add_argument(
         "stdin", metavar="-", nargs="?", help="one prompt from each line of standard input"
     )
@@ -254,7 +259,9 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
     is written.
     """
     lengths = (32, 64, 128, 256, 512, 1024)
-    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder, a cut or a hub id")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a Hugging Face folder, a cut, a hub id or nestling"
+    )
     parser.add_argument(
         "-f",
         "--csv",
@@ -302,7 +309,9 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
     Prints each figure with its limit for the precision the model runs in; exits 1 when one does not
     hold. The curves of every position are in the JSON.
     """
-    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder, a cut or a hub id")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a Hugging Face folder, a cut, a hub id or nestling"
+    )
     parser.add_argument(
         "--reference",
         metavar="auto|transformers|fp32|FILE",
@@ -341,7 +350,10 @@ def _add_mmlu(parser: argparse.ArgumentParser) -> None:
     compare them question by question.
     """
     parser.add_argument(
-        "model", metavar="MODEL", nargs="?", help="a Hugging Face folder, a cut or a hub id"
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help="a Hugging Face folder, a cut, a hub id or nestling",
     )
     parser.add_argument(
         "-d", "--data", metavar="DIR", help="the folder that holds dev/, val/ and test/"
@@ -402,7 +414,9 @@ def _add_perplexity(parser: argparse.ArgumentParser) -> None:
 
     A window slides over the text; each token but the first is scored once, given those before it.
     """
-    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder, a cut or a hub id")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a Hugging Face folder, a cut, a hub id or nestling"
+    )
     parser.add_argument("file", metavar="FILE", help="a text file in UTF-8")
     parser.add_argument(
         "--window",

@@ -11,6 +11,10 @@ from gyrfalcon.errors import DISK_FULL, CheckpointError, DiskFull, GyrfalconErro
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 
+NESTLING = (
+    Path(__file__).parent.parent / "nestling" / "model"
+)  # the model that ships with the package
+
 TEXT_FILES = (
     "config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json "
     "vocab.json merges.txt"
@@ -22,18 +26,23 @@ BIN_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 def resolve_model(name: str) -> Path:
     """The folder of a model; raises CheckpointError where there is none and the hub cannot give one.
 
-    name: a folder, or org/name or org/name@revision on the Hugging Face hub.
+    name: a folder; nestling, the model that ships with the package; or org/name or
+    org/name@revision on the Hugging Face hub.
     """
     folder = Path(name)
     with suppress(RuntimeError):  # ~somebody who is not known here is a name like any other
         folder = folder.expanduser()
     if folder.is_dir():
         return folder
+    if name == "nestling":
+        return NESTLING
     hub_id = HUB_ID.fullmatch(name)
     if folder.exists() or hub_id is None:
         got = "a file" if folder.exists() else "no such folder"
         raise CheckpointError(
-            f"a model folder or a hub id like tiiuae/falcon-7b for {name}", got, "check the name"
+            f"a model folder, nestling or a hub id like tiiuae/falcon-7b for {name}",
+            got,
+            "check the name",
         )
     return _download(hub_id["repo"], hub_id["revision"])
 

@@ -205,11 +205,20 @@ engine.generate("the", endless)
 """
 
 
-@pytest.mark.slow
-def test_ranks_end_when_rank_0_is_killed(run: Callable[..., Script]) -> None:
+def test_ranks_end_silently_when_rank_0_is_killed(run: Callable[..., Script]) -> None:
     script = run(KILLED)
     script.read_until("started")
     assert script.ranks
+    script.process.kill()
+    _, err, _ = script.finish()
+    assert err == ""
+
+
+def test_ranks_end_when_rank_0_is_killed_before_they_have_met(run: Callable[..., Script]) -> None:
+    script = run("print('starting', flush=True)" + KILLED)
+    script.read_until("starting")
+    while not script.ranks:
+        script.ranks = ranks_of(psutil.Process(script.process.pid))
     script.process.kill()
     script.finish()
 

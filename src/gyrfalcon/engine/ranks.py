@@ -4,10 +4,12 @@ one dies.
 
 import contextlib
 import itertools
+import multiprocessing
 import os
 import pickle
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -174,15 +176,25 @@ def _main_module_hidden() -> Iterator[None]:
 def _worker(index: int, port: int, world_size: int, cuda: bool, work: Work) -> None:
     """The life of a started rank. What went wrong is left in the store for rank 0 to tell."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; rank 0 answers it
+    threading.Thread(target=_end_with_rank_0, daemon=True).start()
     rank = index + 1
     store = dist.TCPStore(HERE, port, is_master=False)
     try:
         store.set(f"here/{rank}", "")
         work(Place(connect(store, rank, world_size, cuda=cuda, host=HERE), rank, world_size))
     except Exception as error:
-        with contextlib.suppress(Exception):  # the first rank may be gone, which is why we failed
+        time.sleep(POLL_SECONDS)  # rank 0 may be gone, which is why we failed: then we end here
+        with contextlib.suppress(Exception):
             store.compare_set("error", "", pickle.dumps(_tellable(error, rank)).hex())
         os._exit(1)
+
+
+def _end_with_rank_0() -> None:
+    """Ends this process when the one that started it is gone, whatever it is in the middle of."""
+    rank_0 = multiprocessing.parent_process()
+    assert rank_0 is not None
+    rank_0.join()
+    os._exit(1)
 
 
 def _tellable(error: Exception, rank: int) -> GyrfalconError:

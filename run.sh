@@ -2,7 +2,7 @@
 # The guide's face of gyrfalcon: sets up .venv beside this file once, then runs one mode.
 set -u
 
-here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd) || exit 2
+here=$(readlink -f -- "${BASH_SOURCE[0]}") && here=${here%/*} || exit 2 # run.sh may be called by a link
 venv=$here/.venv
 stamp=$venv/.complete # what the finished set-up was made from; written last, so an interrupted one has none
 
@@ -70,6 +70,7 @@ read_arguments() {
                 flag[${1#-}]=$2
                 shift 2
                 ;;
+            -*' '*) words+=("$1") && shift ;; # a text, not a flag
             -?*) wrong_usage 'one of the flags -m -h -n -d -f -w' "$1" "put gyrfalcon's own options after --" ;;
             *) words+=("$1") && shift ;;
         esac

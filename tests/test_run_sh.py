@@ -137,6 +137,28 @@ def test_spaces_and_wildcards_in_values_stay_as_they_are(active: Copy) -> None:
     assert out == "gyrfalcon <generate> <m> <--prompt> <Once  upon\na time>\n"
 
 
+def test_a_text_that_begins_with_a_dash_is_a_prompt(active: Copy) -> None:
+    assert active.run("-m", "generate", "-n", "M", "- one") == (
+        0,
+        "gyrfalcon <generate> <M> <--prompt> <- one>\n",
+        "",
+    )
+
+
+def test_a_link_to_run_sh_runs_the_source_that_it_leads_to(active: Copy, tmp_path: Path) -> None:
+    active.program(active.fakes / "gyrfalcon", 'echo "$PYTHONPATH"')
+    link = tmp_path / "falcon"
+    link.symlink_to(active.folder / "run.sh")
+    done = subprocess.run(
+        ["bash", str(link), "-m", "verify", "-n", "M"],
+        env={"PATH": f"{active.fakes}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == (f"{active.folder}/src\n", "")
+
+
 def test_the_exit_code_is_gyrfalcons(active: Copy) -> None:
     active.program(active.fakes / "gyrfalcon", "exit 130")
     assert active.run("-m", "doctor")[0] == 130

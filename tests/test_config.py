@@ -361,6 +361,7 @@ REFUSED: list[tuple[Json, str]] = [
         "rope_parameters",
     ),
     (dict(hidden_size=12, rope_scaling=dict(type="dynamic", factor=2.0)), "head_dim"),
+    (dict(num_hidden_layers=10**9), "num_hidden_layers"),
 ]
 
 

@@ -548,6 +548,21 @@ def test_missing_extra_and_short_files_are_all_named(whole: Path, tmp_path: Path
         assert name in found
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [('"world_size": 2', '"world_size": Infinity'), ('"dim": 0', '"dim": 7'), ('"dim": 0', "")],
+)
+def test_a_manifest_with_impossible_values_is_a_fault(
+    before: str, after: str, whole: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "cut")
+    manifest = tmp_path / "cut" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(before, after, 1))
+    assert len(faults(tmp_path / "cut")) == 1
+    with pytest.raises(CheckpointError, match=r"manifest\.json"):
+        open_checkpoint(tmp_path / "cut")
+
+
 def test_verify_of_something_else_is_an_error(checkpoint: Path, tmp_path: Path) -> None:
     for folder in (checkpoint, tmp_path, tmp_path / "nowhere"):
         with pytest.raises(CheckpointError):

@@ -41,6 +41,7 @@ HARMLESS = frozenset(
 )
 
 MODEL_TYPES = ("falcon", "RefinedWeb", "RefinedWebModel")
+MOST_LAYERS = 10_000  # a damaged number would fill the memory with the names of tensors
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
@@ -236,6 +237,8 @@ def _check_shapes(config: ModelConfig, fields: Fields) -> None:
     ):
         if value < 1:
             raise _refuse(fields, f"{name} above 0", str(value))
+    if config.num_layers > MOST_LAYERS:
+        raise _refuse(fields, f"num_hidden_layers up to {MOST_LAYERS}", str(config.num_layers))
     if config.hidden_size % config.num_heads:
         raise _refuse(
             fields, f"hidden_size a multiple of {config.num_heads} heads", str(config.hidden_size)

@@ -5,7 +5,9 @@ The model's weights are random, so its text means nothing; that 1 rank and 2 say
 """
 
 import argparse
+import contextlib
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from gyrfalcon.commands.result import shown_bytes, write_json
+from gyrfalcon.commands.result import STDOUT, shown_bytes, write_json
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import CheckFailed
@@ -47,6 +49,22 @@ CONFIG: dict[str, object] = {  # the shape of Falcon-40B, small
 
 def run(args: argparse.Namespace) -> int:
     """Runs the chain; CheckFailed when the cut is faulty or the ranks do not agree."""
+    with contextlib.redirect_stdout(sys.stderr if args.json == STDOUT else sys.stdout):
+        result = _run_chain()
+    if args.json is not None:
+        write_json(result, args.json)
+    if result["faults"] or result["text_of_1"] != result["text_of_2"]:
+        raise CheckFailed(
+            "a cut without faults, and one text", "something else", "see above, and report it"
+        )
+    if args.json != STDOUT:
+        print(
+            "The weights are random and the text means nothing; that both runs say the same does."
+        )
+    return 0
+
+
+def _run_chain() -> dict[str, object]:
     with tempfile.TemporaryDirectory(prefix="gyrfalcon-demo-") as name:
         source, target = Path(name) / "falcon-tiny", Path(name) / "falcon-tiny-2"
         make_tiny_falcon(source)
@@ -61,15 +79,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"1 rank  {whole!r}")
         shared = _continue(target, RANKS)
         print(f"{RANKS} ranks {shared!r}")
-    if args.json is not None:
-        write_json({"faults": report.faults, "text_of_1": whole, "text_of_2": shared}, args.json)
-    if report.faults or whole != shared:
-        got = f"{len(report.faults)} faults, texts {'alike' if whole == shared else 'different'}"
-        raise CheckFailed(
-            "a cut without faults that says the same", got, "see above, and report it"
-        )
-    print("The weights are random and the text means nothing; that both runs say the same does.")
-    return 0
+    return {"faults": report.faults, "text_of_1": whole, "text_of_2": shared}
 
 
 def make_tiny_falcon(folder: Path) -> None:

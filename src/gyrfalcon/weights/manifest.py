@@ -109,7 +109,7 @@ class Manifest:
             )
         try:
             manifest = _parsed(raw)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise CheckpointError(
                 f"a whole {path}", f"{type(error).__name__}: {error}", "cut the checkpoint again"
             ) from None

@@ -56,7 +56,7 @@ def test_prompts_that_are_no_utf8_are_one_line(
     for words in (["--prompt-file", str(tmp_path / "prompts")], ["-"]):
         assert generate(model, *words) == 2
         err = capsys.readouterr().err
-        assert err.startswith("gyrfalcon: error: wanted prompts in UTF-8 in ")
+        assert err.startswith("gyrfalcon: error: wanted UTF-8 in ")
         assert err.count("\n") == 1
 
 

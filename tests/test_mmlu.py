@@ -352,6 +352,16 @@ def test_a_damaged_exam_is_refused_by_file_and_row(
     assert Path(name).name in str(caught.value)
 
 
+@pytest.mark.parametrize("content", [b"\xff\n", b'"an open quote' + b"x" * 200_000])
+def test_a_file_of_questions_that_is_no_csv_is_refused(
+    content: bytes, exam_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(exam_folder, tmp_path / "exam")
+    (tmp_path / "exam/test/birds_test.csv").write_bytes(content)
+    with pytest.raises(UsageError, match=r"birds_test\.csv"):
+        read_exam(tmp_path / "exam", "test")
+
+
 def test_more_shots_than_there_are_and_unknown_subjects_are_refused(exam_folder: Path) -> None:
     with pytest.raises(UsageError, match="got 2; lower --shots"):
         exam_of(exam_folder, num_examples=3)

@@ -129,4 +129,4 @@ def test_a_file_that_is_no_text_is_refused(
 ) -> None:
     (tmp_path / "text.txt").write_bytes(b"gr\xf6\xdfe")
     assert main(["perplexity", str(model), str(tmp_path / "text.txt")]) == 2
-    assert "wanted UTF-8 text in" in capsys.readouterr().err
+    assert "wanted UTF-8 in" in capsys.readouterr().err

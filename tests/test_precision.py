@@ -139,6 +139,14 @@ def test_an_empty_file_of_prompts_is_refused(bare: Path, tmp_path: Path, capsys:
     assert "a prompt on each line" in refusal(capsys, bare, "--prompts", path)
 
 
+def test_a_file_of_prompts_that_is_no_text_is_refused(
+    bare: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"12 13\n\xff\n")
+    assert "wanted UTF-8 in" in refusal(capsys, bare, "--prompts", path)
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_half_precision_is_held_against_that_of_transformers(
     dtype: str, bare: Path, tmp_path: Path, capsys: Captured

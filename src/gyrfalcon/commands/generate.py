@@ -4,7 +4,6 @@ order.
 
 import argparse
 import dataclasses
-import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -14,9 +13,9 @@ from pathlib import Path
 from gyrfalcon.chat import Message
 from gyrfalcon.commands.result import STDOUT, json_text, write_text
 from gyrfalcon.engine.engine import Engine
-from gyrfalcon.errors import UsageError
 from gyrfalcon.request import Piece, SamplingParams, Token
 from gyrfalcon.settings import EngineConfig
+from gyrfalcon.text_file import prompts_in
 
 
 @dataclass(slots=True)
@@ -142,14 +141,7 @@ def _prompts(args: argparse.Namespace) -> list[str]:
     from_stdin = args.prompt_file == "-"
     where = "standard input" if from_stdin else args.prompt_file
     raw = sys.stdin.buffer.read() if from_stdin else Path(args.prompt_file).read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"prompts in UTF-8 in {where}", str(error), "convert them") from None
-    prompts = [line for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
-    if not prompts:
-        raise UsageError(f"a prompt on each line of {where}", "none", "write one")
-    return prompts
+    return prompts_in(raw, where)
 
 
 def _sampling(args: argparse.Namespace) -> SamplingParams:

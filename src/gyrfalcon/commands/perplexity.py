@@ -9,15 +9,15 @@ from pathlib import Path
 from gyrfalcon.commands.generate import engine_config
 from gyrfalcon.commands.result import STDOUT, write_json
 from gyrfalcon.engine.engine import Engine
-from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.perplexity import Perplexity, perplexity
 from gyrfalcon.measure.result import envelope, write
 from gyrfalcon.progress import bar
+from gyrfalcon.text_file import decoded
 
 
 def run(args: argparse.Namespace) -> int:
     """Scores the file and tells."""
-    text = _text(Path(args.file))
+    text = decoded(Path(args.file).read_bytes(), args.file)
     with Engine(engine_config(args)) as engine:
         if engine.is_first_rank:
             print(f"ready: {engine.description}", file=sys.stderr)
@@ -32,13 +32,6 @@ def run(args: argparse.Namespace) -> int:
         if engine.is_first_rank:
             _tell(document, found, window, stride, args.json)
     return 0
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"UTF-8 text in {path}", str(error), "convert the file") from None
 
 
 def _result(

@@ -4,12 +4,14 @@ questions, worked examples and the categories of its subjects.
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from gyrfalcon.errors import UsageError
+from gyrfalcon.text_file import decoded
 
 LETTERS = "ABCD"
 CATEGORIES = ("STEM", "other", "social sciences", "humanities")
@@ -132,8 +134,11 @@ def _categories(folder: Path) -> dict[str, str]:
 
 def _questions(path: Path) -> tuple[Question, ...]:
     """The rows of one file: question, four choices, answer. Everything is text, None too."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))
+    text = decoded(path.read_bytes(), str(path))
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise UsageError(f"a CSV file {path}", str(error), "mend the file") from None
     for number, row in enumerate(rows, 1):
         if len(row) != 6 or row[5] not in tuple(LETTERS):
             wanted = f"a question, four choices and A, B, C or D in row {number} of {path}"

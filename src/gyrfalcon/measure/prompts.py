@@ -10,6 +10,7 @@ from pathlib import Path
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import CheckpointError, PromptTooLong, UsageError
 from gyrfalcon.measure.passage import passage_ids
+from gyrfalcon.text_file import prompts_in
 from gyrfalcon.tokenizer import Tokenizer
 
 LONG = 500  # tokens of the longest prompt
@@ -32,9 +33,7 @@ def default_prompts(engine: Engine) -> list[list[int]]:
 
 def read_prompts(path: Path, engine: Engine) -> list[list[int]]:
     """The token ids of a prompt on each line of a file; without a tokenizer the lines hold ids."""
-    lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise UsageError(f"a prompt on each line of {path}", "none", "write one")
+    lines = prompts_in(path.read_bytes(), str(path))
     tokenizer = _tokenizer(engine)
     if tokenizer is not None:
         prompts = [tokenizer.encode(line) for line in lines]

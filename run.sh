@@ -25,7 +25,7 @@ Modes:
   mmlu      -n MODEL -d MMLU [-w N]   put MMLU's questions and count the right answers; writes test_result/
   report    RESULT.json ...           result files as tables and plots: report/report.html and report.md
   verify    -n CUT                    check every file of a cut against its manifest
-  demo                                the whole chain on a small model: cut, verify, generate
+  demo                                the whole chain on nestling, the model that ships with it; ends in a report
   doctor                              what this machine has, and what gyrfalcon makes of it
   test                                all checks of the source; what follows -- goes to pytest
 

@@ -12,7 +12,6 @@ import pytest
 
 import gyrfalcon
 from gyrfalcon import Engine, EngineConfig, SamplingParams
-from gyrfalcon.commands.demo import make_tiny_falcon
 
 PACKAGE = Path(gyrfalcon.__file__).parent
 PAGE = (PACKAGE.parent.parent / "ARCHITECTURE.md").read_text("utf-8")
@@ -60,7 +59,7 @@ def _names(node: ast.Import | ast.ImportFrom) -> list[str]:
     return inner or [module]
 
 
-def decode_one_token(folder: Path) -> list[CodeType]:
+def decode_one_token() -> list[CodeType]:
     """The code of every function of ours that one decoding step enters, in the order of the first call."""
     entered: dict[CodeType, None] = {}
 
@@ -68,8 +67,7 @@ def decode_one_token(folder: Path) -> list[CodeType]:
         if Path(frame.f_code.co_filename).is_relative_to(PACKAGE):
             entered[frame.f_code] = None
 
-    make_tiny_falcon(folder)
-    with Engine(EngineConfig(model=str(folder), max_len=64)) as engine:
+    with Engine(EngineConfig(model="nestling", max_len=64)) as engine:
         engine.add("The falcon", SamplingParams(max_new_tokens=8))
         engine.step()
         engine.step()
@@ -93,9 +91,9 @@ def code_lines(code: CodeType) -> int:
     return written - described - closing
 
 
-def test_a_decoded_token_takes_the_way_on_the_page(tmp_path: Path) -> None:
+def test_a_decoded_token_takes_the_way_on_the_page() -> None:
     way: dict[str, list[str]] = {}
-    codes = decode_one_token(tmp_path / "model")
+    codes = decode_one_token()
     for code in codes:
         file = str(Path(code.co_filename).relative_to(PACKAGE))
         way.setdefault(file, []).append(code.co_qualname.replace(".<locals>", ""))

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
-from gyrfalcon.measure.exam import read_exam
+from gyrfalcon.errors import UsageError
+from gyrfalcon.measure.exam import CATEGORIES, open_exam
 from gyrfalcon.measure.mmlu import answers
 from gyrfalcon.measure.mmlu_prompts import HENDRYCKS, Exam
-from gyrfalcon.nestling.exam import write_exam
 from gyrfalcon.weights.hub import resolve_model
 
 
@@ -21,11 +21,23 @@ def test_nestling_is_a_name_and_a_folder_of_that_name_goes_first(
     assert resolve_model("nestling") == Path("nestling")
 
 
+def test_its_exam_is_a_name_and_a_folder_of_that_name_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = open_exam("nestling", "test")
+    assert {subject.category for subject in shipped} == set(CATEGORIES)
+    assert sum(len(subject.questions) for subject in shipped) >= 2000
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "nestling").mkdir()
+    with pytest.raises(UsageError):
+        open_exam("nestling", "test")
+
+
 @pytest.mark.slow
-def test_nestling_passes_a_sample_of_its_exam(tmp_path: Path) -> None:
+def test_nestling_passes_a_sample_of_its_exam() -> None:
     """At least 60 % where chance is 25 %: a broken kernel, cut or cache shows in the score."""
-    write_exam(tmp_path)
-    exam = Exam(tuple(read_exam(tmp_path, "test", limit=12)), "test", HENDRYCKS, 5)
+    exam = Exam(tuple(open_exam("nestling", "test", limit=12)), "test", HENDRYCKS, 5)
     with Engine(EngineConfig(model="nestling")) as engine:
         assert engine.generate("Once", SamplingParams(max_new_tokens=2))[0].text
         right = [answer.pred == answer.truth for answer in answers(engine, exam)]

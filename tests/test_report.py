@@ -21,7 +21,6 @@ import torch
 
 from gyrfalcon import Engine, EngineConfig
 from gyrfalcon.cli import main
-from gyrfalcon.commands.demo import make_tiny_falcon
 from gyrfalcon.measure import result
 from gyrfalcon.measure.baseline import GUIDE_FIGURES
 from gyrfalcon.measure.exam import LETTERS, Question, Subject
@@ -47,11 +46,9 @@ SUBJECTS = {"astronomy": "STEM", "virology": "other", "sociology": "social scien
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine() -> Iterator[Engine]:
     """What signs the documents."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    make_tiny_falcon(folder)
-    with Engine(EngineConfig(model=str(folder), max_len=64)) as made:
+    with Engine(EngineConfig(model="nestling", dtype="fp32", max_len=64)) as made:
         yield made
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from gyrfalcon import Engine, EngineConfig
 from gyrfalcon.batch import Batch
 from gyrfalcon.cli import main
-from gyrfalcon.commands.demo import make_tiny_falcon
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.baseline import baselines, compare
 from gyrfalcon.measure.passage import passage_ids, prompt_rows
@@ -28,6 +28,7 @@ from gyrfalcon.measure.speed_table import describe
 from gyrfalcon.measure.timing import Case, Figures, Generation, Row, averages, figures_of
 from gyrfalcon.request import Chunk
 from gyrfalcon.tokenizer import Tokenizer
+from gyrfalcon.weights.hub import NESTLING
 
 HEADER = (
     "Batch, MaxSeqLen, InputSeqLen(Encoding), OutputSeqLen(Decoding), ResponseTime(ms), "
@@ -37,10 +38,8 @@ QUICK = ("--repeats", "1")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("speed") / "tiny"
-    make_tiny_falcon(folder)
-    return folder
+def model() -> Path:
+    return NESTLING
 
 
 def speed(model: Path, *options: object) -> int:
@@ -167,13 +166,13 @@ def data_tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 def test_end_of_text_does_not_end_a_timed_generation(model: Path, tmp_path: Path) -> None:
-    zeros = tmp_path / "zeros"
-    make_tiny_falcon(zeros)
-    weights = load_file(zeros / "model.safetensors")
-    save_file(
-        {name: torch.zeros_like(w) for name, w in weights.items()}, zeros / "model.safetensors"
-    )
-    with Engine(EngineConfig(model=str(zeros), max_len=64)) as engine:
+    ending = tmp_path / "always-ends"
+    shutil.copytree(model, ending)
+    weights = {name: w.zero_() for name, w in load_file(ending / "model.safetensors").items()}
+    weights["transformer.ln_f.bias"].fill_(1)
+    weights["transformer.word_embeddings.weight"][11] = 1
+    save_file(weights, ending / "model.safetensors", metadata={"format": "pt"})
+    with Engine(EngineConfig(model=str(ending), max_len=64)) as engine:
         assert engine.generate([[5, 6]])[0].output_ids == (engine.tokenizer.eos_id,)
         timed = generate(engine, [[5, 6], [7, 8, 9]], max_new_tokens=12)
     assert [len(times) for times in timed.arrivals] == [12, 12]
@@ -214,7 +213,7 @@ def test_the_command_writes_csv_json_and_table(
     lines = table.read_text().splitlines(keepends=True)
     assert lines[0] == HEADER
     assert [line.split(", ")[:4] for line in lines[1:]] == [
-        ["1", "2048", *pair] for pair in (("8", "2"), ("8", "3"), ("16", "2"), ("16", "3"))
+        ["1", "4096", *pair] for pair in (("8", "2"), ("8", "3"), ("16", "2"), ("16", "3"))
     ]
     document = json.loads((tmp_path / "out.json").read_text())
     assert (document["kind"], document["settings"]["world_size"]) == ("speed", 2)
@@ -326,10 +325,10 @@ def test_lengths_beyond_the_models_positions_are_refused_naming_the_largest(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = tmp_path / "out.csv"
-    assert speed(model, "-f", table, "--in", "32,1024", "--out", "32,1025") == 2
+    assert speed(model, "-f", table, "--in", "32,3072", "--out", "32,1025") == 2
     err = capsys.readouterr().err
-    assert "at most 2048 tokens together" in err
-    assert "got 1024 + 1025" in err
+    assert "at most 4096 tokens together" in err
+    assert "got 3072 + 1025" in err
     assert "ready" not in err
     assert not table.exists()
 
@@ -337,14 +336,14 @@ def test_lengths_beyond_the_models_positions_are_refused_naming_the_largest(
 @pytest.mark.slow
 def test_the_models_last_position_can_be_measured(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "out.json"
-    assert speed(model, "--json", file, "--in", "2044", "--out", "4", *QUICK) == 0
+    assert speed(model, "--json", file, "--in", "4092", "--out", "4", *QUICK) == 0
     assert rows_of(file)[0]["status"] == "measured"
 
 
 @pytest.mark.slow
 def test_a_case_that_the_cache_cannot_hold_is_recorded_as_oom(model: Path, tmp_path: Path) -> None:
     table, file = tmp_path / "out.csv", tmp_path / "out.json"
-    block = 16 * 4 * 4 * 2 * 16 * 4  # tokens, layers, KV heads, k and v, head_dim, fp32
+    block = 16 * 6 * 2 * 2 * 64 * 2  # tokens, layers, KV heads, k and v, head_dim, bf16
     options = ("--cache-memory", 10 * block, "--in", "16,160,32", "--out", "8", *QUICK)
     assert speed(model, "-f", table, *options) == 0
     assert [one["status"] for one in rows_of(file)] == ["measured", "measured", "oom"]

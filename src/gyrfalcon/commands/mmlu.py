@@ -15,7 +15,7 @@ from gyrfalcon.commands.result import STDOUT, write_json
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import CheckFailed
 from gyrfalcon.measure import mmlu_golden, mmlu_score, result
-from gyrfalcon.measure.exam import read_exam
+from gyrfalcon.measure.exam import open_exam
 from gyrfalcon.measure.golden import known
 from gyrfalcon.measure.mmlu import Answer, answers
 from gyrfalcon.measure.mmlu_compare import Comparison, compare, comparison_json
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         _tell(comparison_json(pairs), tables.comparison_lines(pairs), args.json)
         return 0
     names = args.subjects and args.subjects.split(",")
-    subjects = read_exam(Path(args.data), args.split, names, args.limit)
+    subjects = open_exam(args.data, args.split, names, args.limit)
     exam = Exam(subjects, args.split, PROTOCOLS[args.protocol], args.shots)
     identity = _identity(args, exam)
     earlier = unfinished(Path(args.output), identity)

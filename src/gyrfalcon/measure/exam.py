@@ -9,13 +9,16 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from gyrfalcon.errors import UsageError
+from gyrfalcon.nestling.exam import write_exam
 from gyrfalcon.text_file import decoded
 
 LETTERS = "ABCD"
 CATEGORIES = ("STEM", "other", "social sciences", "humanities")
 SPLITS = ("test", "val")
+NESTLING = "nestling"
 CATEGORIES_FILE = "categories.json"
 
 # Hendrycks et al. 2021: each subject through its field (physics, law, …) to one of four categories.
@@ -105,6 +108,17 @@ def read_exam(
         for name in there
         if names is None or name in names
     ]
+
+
+def open_exam(
+    name: str, split: str, names: Collection[str] | None = None, limit: int | None = None
+) -> list[Subject]:
+    """The exam of a folder; or the nestling exam, called nestling, where there is no folder of that name."""
+    if name != NESTLING or Path(name).is_dir():
+        return read_exam(Path(name), split, names, limit)
+    with TemporaryDirectory(prefix="gyrfalcon-exam-") as folder:
+        write_exam(Path(folder))
+        return read_exam(Path(folder), split, names, limit)
 
 
 def fingerprint(exam: Sequence[Subject]) -> str:

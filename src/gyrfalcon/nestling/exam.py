@@ -5,6 +5,7 @@ The folder has MMLU's layout, and a question the layout of MMLU's authors.
 
 import csv
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,9 @@ def questions(subject: Subject, split: str) -> list[Question]:
 
 
 def write_exam(folder: Path) -> None:
-    """Writes dev/, val/ and test/ with one `<subject>_<split>.csv` each: question, A, B, C, D, answer."""
+    """Writes dev/, val/ and test/ with one `<subject>_<split>.csv` each (question, A, B, C, D, answer),
+    and categories.json.
+    """
     for split in NUM_ITEMS:
         (folder / split).mkdir(parents=True, exist_ok=True)
         for subject in SUBJECTS:
@@ -72,6 +75,8 @@ def write_exam(folder: Path) -> None:
                 csv.writer(file, lineterminator="\n").writerows(
                     (one.question, *one.choices, one.letter) for one in questions(subject, split)
                 )
+    categories = {subject.name: subject.category for subject in SUBJECTS}
+    (folder / "categories.json").write_text(json.dumps(categories, indent=2) + "\n", "utf-8")
 
 
 def header(subject: str) -> str:

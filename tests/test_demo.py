@@ -14,7 +14,7 @@ from gyrfalcon.commands import demo
 RESULTS: dict[str, dict[str, Any]] = {
     "generate": {"text": " sailed."},
     "speed": {
-        "averages": {"time_per_token_ms": 5.0},
+        "averages": {"cases": 1, "time_per_token_ms": 5.0},
         "rows": [{"decode_percent_of_limit": 40.0}],
     },
     "mmlu": {"accuracy": 0.73, "total": 680, "interval": [0.70, 0.76]},
@@ -79,6 +79,16 @@ def test_a_step_that_fails_is_a_failure_and_the_others_are_still_run(
     assert f"failed: {step}" in out
     assert f"got {step} failing" in err
     assert out.count("$ gyrfalcon") == 7
+
+
+def test_cases_for_which_memory_ran_out_leave_the_others_to_tell_of(
+    played: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = played(speed={"averages": {"cases": 0, "oom": 1}, "rows": [{"status": "oom"}]})
+    assert main(["demo", "-o", str(folder)]) == 0
+    out = capfd.readouterr().out
+    assert "speed      " not in out
+    assert "exam       " in out
 
 
 def test_an_earlier_demos_results_do_not_count(played: Callable[..., Path]) -> None:

@@ -441,4 +441,4 @@ def test_the_table_shows_each_case_and_says_what_the_percentages_are_of() -> Non
     )
     assert lines[2].split() == "1 64 64 oom oom oom oom".split()
     assert "25.6 GB/s" in lines[3]
-    assert lines[4].startswith("mean over 1 cases, 1 out of memory: response 500.00 ms")
+    assert lines[4].startswith("mean over 1 case, 1 out of memory: response 500.00 ms")

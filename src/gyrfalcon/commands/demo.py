@@ -57,7 +57,7 @@ def _steps(folder: Path) -> Iterator[list[str]]:
     yield ["precision", cut, "--json", f"{folder}/precision.json"]
     files = [str(folder / name) for name in RESULTS[1:] if (folder / name).exists()]
     plots = [] if find_spec("matplotlib") else ["--no-plots"]
-    yield ["report", *files, "--baseline", "guide", "-o", f"{folder}/report", *plots]
+    yield ["report", *files, "-o", f"{folder}/report", *plots]
 
 
 def _succeeds(words: list[str], out: Any) -> bool:
@@ -79,9 +79,9 @@ def _lines(summary: dict[str, Any]) -> Iterator[str]:
     yield f"{summary['seconds']:.0f} s, 2 ranks; failed: {', '.join(summary['failed']) or 'nothing'}"
     if (written := summary["generate"]) is not None:
         yield f"text       {PROMPT}{written['text']}".replace("\n", " ")
-    if (speed := summary["speed"]) is not None:
+    if (speed := summary["speed"]) is not None and speed["averages"]["cases"]:
         ms = speed["averages"]["time_per_token_ms"]
-        limit = median(row["decode_percent_of_limit"] for row in speed["rows"])
+        limit = median(row.get("decode_percent_of_limit") or 0 for row in speed["rows"])
         yield f"speed      {ms:.2f} ms/token, {limit:.1f} % of the memory bandwidth"
     if (exam := summary["mmlu"]) is not None:
         low, high = (100 * end for end in exam["interval"])

@@ -97,7 +97,8 @@ def _rates(results: Results) -> list[Highlight]:
         means = averages(run.found.rows)
         rate = means.get("mean_tokens_per_second")
         value = NOTHING if rate is None else f"{rate:.2f} tokens/s"
-        detail = f"mean of {means['cases']:.0f} cases, batch {run.found.batch}"
+        cases = "1 case" if means["cases"] == 1 else f"{means['cases']:.0f} cases"
+        detail = f"mean of {cases}, batch {run.found.batch}"
         if rate is not None:
             detail += f", first token after {means['first_token_ms']:.1f} ms"
         found.append(Highlight("Speed", run.label, value, detail))

@@ -85,7 +85,7 @@ def _limits(limits: Limits | None) -> list[str]:
 def _averages(rows: Sequence[Row]) -> list[str]:
     found = averages(rows)
     failed = f", {found[OOM]} out of memory" if found[OOM] else ""
-    lines = [f"mean over {found['cases']} cases{failed}"]
+    lines = [f"mean over {found['cases']} {'case' if found['cases'] == 1 else 'cases'}{failed}"]
     if not found["cases"]:
         return lines
     times = [f"{label} {found[name]:.2f} ms" for name, label in TIMES.items()]

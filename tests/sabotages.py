@@ -15,10 +15,11 @@ from gyrfalcon.config import ModelConfig, RopeConfig
 from gyrfalcon.engine import sampler
 from gyrfalcon.engine.ranks import Ranks
 from gyrfalcon.kv.pool import LayerCache
-from gyrfalcon.model.falcon import Angles, Attention, SequentialBlock
-from gyrfalcon.model.linear import Norm, RowLinear
+from gyrfalcon.model.falcon import Attention, SequentialBlock
+from gyrfalcon.model.linear import Norms, RowLinear
 from gyrfalcon.model.positions import rotary_frequencies
 from gyrfalcon.ops import reference
+from gyrfalcon.ops.reference import Angles
 from gyrfalcon.parallel.shards import Share
 from gyrfalcon.text import Detokenizer
 from gyrfalcon.weights import layout
@@ -30,13 +31,13 @@ STALE_PLACE = 5  # of a cache block
 
 def swap_the_queries_of_two_heads(patch: Patch) -> None:
     """Their outputs stay where they were."""
-    split = Attention._split
+    split = reference.split_qkv
 
-    def swapped(self: Attention, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = split(self, fused)
+    def swapped(qkv: Tensor, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = split(qkv, kv_heads, head_dim)
         return q[:, [1, 0, *range(2, q.shape[1])]], k, v
 
-    patch.setattr(Attention, "_split", swapped)
+    patch.setattr(reference, "split_qkv", swapped)
 
 
 def cut_the_fused_qkv_in_equal_slices(patch: Patch) -> None:
@@ -89,12 +90,12 @@ def add_the_row_bias_on_every_rank(patch: Patch) -> None:
 
 
 def use_the_attention_norm_for_the_mlp_too(patch: Patch) -> None:
-    norm = _Loader._norm
+    norms = _Loader._norms
 
-    def same(self: _Loader, name: str) -> Norm:
-        return norm(self, name.replace("ln_mlp", "ln_attn"))
+    def same(self: _Loader, *names: str) -> Norms:
+        return norms(self, *(name.replace("ln_mlp", "ln_attn") for name in names))
 
-    patch.setattr(_Loader, "_norm", same)
+    patch.setattr(_Loader, "_norms", same)
 
 
 def leave_a_kv_slot_stale(patch: Patch) -> None:

@@ -28,6 +28,8 @@ class Batch:
         Tensor  # int64 [tokens], where keys and values go: block × block_size + place in the block
     )
     block_tables: Tensor  # int64 [sequences, most blocks], padded with 0
+    starts: Tensor  # int64 [sequences + 1], where each sequence's tokens begin, and their end
+    contexts: Tensor  # int64 [sequences], context_lens on the device
     query_lens: tuple[int, ...]  # [sequences], tokens each brings
     context_lens: tuple[int, ...]  # [sequences], tokens each attends to, the new ones included
     rows: Tensor  # int64 [rows], the tokens whose logits are wanted
@@ -40,8 +42,9 @@ class Batch:
         query_lens = tuple(chunk.stop - chunk.start for chunk in chunks)
         parts = [_tensors(chunk, block_size) for chunk in chunks]
         token_ids, positions, rope_lengths, slots, rows = map(torch.cat, zip(*parts, strict=True))
-        starts = torch.tensor([0, *accumulate(query_lens[:-1])])
-        rows += starts.repeat_interleave(torch.tensor([len(chunk.rows) for chunk in chunks]))
+        context_lens = tuple(chunk.stop for chunk in chunks)
+        starts = torch.tensor([0, *accumulate(query_lens)])
+        rows += starts[:-1].repeat_interleave(torch.tensor([len(chunk.rows) for chunk in chunks]))
         tables = [torch.tensor(chunk.sequence.blocks) for chunk in chunks]
         return cls(
             token_ids=token_ids.to(device),
@@ -49,8 +52,10 @@ class Batch:
             rope_lengths=rope_lengths.to(device),
             slots=slots.to(device),
             block_tables=pad_sequence(tables, batch_first=True).to(device),
+            starts=starts.to(device),
+            contexts=torch.tensor(context_lens).to(device),
             query_lens=query_lens,
-            context_lens=tuple(chunk.stop for chunk in chunks),
+            context_lens=context_lens,
             rows=rows.to(device),
         )
 

@@ -11,16 +11,18 @@ from gyrfalcon.parallel.group import Group
 
 
 @dataclass(frozen=True, slots=True)
-class Norm:
-    """Layer normalisation; every rank holds all of it."""
+class Norms:
+    """Layer normalisations that read the same input: one, or two side by side (40b). Every rank
+    holds all of them.
+    """
 
-    weight: Tensor  # [hidden]
-    bias: Tensor  # [hidden]
+    each: Sequence[tuple[Tensor, Tensor]]  # weight and bias, both [hidden]
     eps: float
     ops: Ops
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.ops.layer_norm(x, self.weight, self.bias, self.eps)
+    def __call__(self, x: Tensor, part: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """x + part, and that normalised."""
+        return self.ops.add_norms(x, part, self.each, self.eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +31,11 @@ class ColumnLinear:
 
     weight: Tensor  # [own outputs, inputs]
     bias: Tensor | None  # [own outputs]
+    activation: str | None
     ops: Ops
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.ops.linear(x, self.weight, self.bias)
+        return self.ops.linear(x, self.weight, self.bias, self.activation)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 per call.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -10,16 +11,21 @@ from torch import Tensor
 from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
+from gyrfalcon.ops.reference import Angles as Angles
 
 
 class Ops(Protocol):
     """One implementation of every operation; `ops/reference.py` says what each means."""
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor: ...
-    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor: ...
-    def activate(self, x: Tensor, name: str) -> Tensor: ...
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor: ...
-    def write_kv(self, k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None: ...
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
+    ) -> Tensor: ...
+    def add_norms(
+        self, x: Tensor, part: Tensor | None, norms: Sequence[tuple[Tensor, Tensor]], eps: float
+    ) -> tuple[Tensor, list[Tensor]]: ...
+    def place(
+        self, qkv: Tensor, angles: Angles | None, cache: LayerCache, slots: Tensor
+    ) -> Tensor: ...
     def attention(
         self, q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None
     ) -> Tensor: ...

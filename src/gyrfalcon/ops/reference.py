@@ -4,6 +4,7 @@ are tested against.
 
 import math
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
 
+Angles = tuple[Tensor, Tensor]  # cos and sin, float32 [tokens, head_dim / 2]
 # Falcon's own is the exact GELU, x Φ(x) by erf (Hendrycks & Gimpel 2016).
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -22,19 +24,50 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x weightᵀ + bias: [tokens, in], [out, in], [out] → [tokens, out]."""
-    return F.linear(x, weight, bias)
-
-
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Layer normalisation over the last dimension (Ba et al. 2016), statistics in float32."""
-    return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    """activation(x weightᵀ + bias): [tokens, in], [out, in], [out] → [tokens, out]."""
+    out = F.linear(x, weight, bias)
+    return out if activation is None else activate(out, activation)
 
 
 def activate(x: Tensor, name: str) -> Tensor:
     """The MLP's non-linearity, by one of the names that ModelConfig.activation may have."""
     return ACTIVATIONS[name](x)
+
+
+def add_norms(
+    x: Tensor, part: Tensor | None, norms: Seq[tuple[Tensor, Tensor]], eps: float
+) -> tuple[Tensor, list[Tensor]]:
+    """x + part, and its layer normalisations (Ba et al. 2016) by each weight and bias.
+
+    x, part [tokens, hidden]; weights and biases [hidden]. The sum is rounded to x's dtype before
+    its mean and variance are taken, in float32.
+    """
+    x = x if part is None else x + part
+    return x, [F.layer_norm(x, (x.shape[-1],), weight, bias, eps) for weight, bias in norms]
+
+
+def place(qkv: Tensor, angles: Angles | None, cache: LayerCache, slots: Tensor) -> Tensor:
+    """Takes a fused product apart, turns queries and keys, puts keys and values into the cache.
+
+    qkv [tokens, (heads + 2 × kv_heads) × head_dim]; angles: cos and sin, None with ALiBi; slots
+    int64 [tokens]. Returns the queries [tokens, heads, head_dim].
+    """
+    q, k, v = split_qkv(qkv, *cache.k.shape[2:])
+    if angles is not None:
+        q, k = rotate(q, *angles), rotate(k, *angles)
+    write_kv(k, v, cache, slots)
+    return q
+
+
+def split_qkv(qkv: Tensor, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each KV head's columns are its queries, then k, then v: → [tokens, heads, head_dim], twice
+    [tokens, kv_heads, head_dim].
+    """
+    groups = qkv.view(len(qkv), kv_heads, -1, head_dim)
+    return groups[:, :, :-2].flatten(1, 2), groups[:, :, -2], groups[:, :, -1]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.device import DTYPE_OF_WORD, WORD_OF_DTYPE
 from gyrfalcon.model.falcon import MLP, Attention, Falcon, ParallelBlock, SequentialBlock
-from gyrfalcon.model.linear import ColumnLinear, Head, Norm, RowLinear, VocabEmbedding
+from gyrfalcon.model.linear import ColumnLinear, Head, Norms, RowLinear, VocabEmbedding
 from gyrfalcon.model.positions import Rotary, alibi_slopes
 from gyrfalcon.ops import Ops
 from gyrfalcon.parallel.group import Group
@@ -66,19 +66,18 @@ class _Loader:
             embedding=VocabEmbedding(embedding, share.vocab, self.group),
             rotary=rotary,
             blocks=[self._block(layer) for layer in range(config.num_layers)],
-            final_norm=self._norm(layout.FINAL_NORM),
+            final_norm=self._norms(layout.FINAL_NORM),
             head=self._head(embedding),
         )
 
     def _block(self, layer: int) -> ParallelBlock | SequentialBlock:
         prefix = layout.layer_prefix(layer)
-        norms = [self._norm(prefix + name) for name in layout.norm_names(self.config)]
+        names = [prefix + name for name in layout.norm_names(self.config)]
         attention, mlp = self._attention(prefix), self._mlp(prefix)
-        if not self.config.parallel:
-            return SequentialBlock(norms[0], norms[1], attention, mlp, self.group)
-        return ParallelBlock(
-            norms[0], norms[1] if len(norms) == 2 else None, attention, mlp, self.group
-        )
+        if self.config.parallel:
+            return ParallelBlock(self._norms(*names), attention, mlp, self.group)
+        first, second = map(self._norms, names)
+        return SequentialBlock(first, second, attention, mlp, self.group)
 
     def _attention(self, prefix: str) -> Attention:
         slopes = None
@@ -88,19 +87,13 @@ class _Loader:
         return Attention(
             qkv=self._column(prefix + layout.QKV),
             dense=self._row(prefix + layout.DENSE),
-            kv_heads=len(self.share.kv_heads),
-            head_dim=self.config.head_dim,
             slopes=slopes,
             ops=self.ops,
         )
 
     def _mlp(self, prefix: str) -> MLP:
-        return MLP(
-            self._column(prefix + layout.UP),
-            self._row(prefix + layout.DOWN),
-            self.config.activation,
-            self.ops,
-        )
+        up = self._column(prefix + layout.UP, self.config.activation)
+        return MLP(up, self._row(prefix + layout.DOWN))
 
     def _head(self, embedding: Tensor) -> Head:
         """The embedding serves as the head when none is stored, or the stored one is the same."""
@@ -114,15 +107,15 @@ class _Loader:
         ]
         return Head(weight, widths, self.group, self.ops)
 
-    def _column(self, name: str) -> ColumnLinear:
-        return ColumnLinear(self._tensor(f"{name}.weight"), self._bias(name), self.ops)
+    def _column(self, name: str, activation: str | None = None) -> ColumnLinear:
+        return ColumnLinear(self._tensor(f"{name}.weight"), self._bias(name), activation, self.ops)
 
     def _row(self, name: str) -> RowLinear:
         return RowLinear(self._tensor(f"{name}.weight"), self._bias(name), self.ops)
 
-    def _norm(self, name: str) -> Norm:
-        weight, bias = self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias")
-        return Norm(weight, bias, self.config.norm_eps, self.ops)
+    def _norms(self, *names: str) -> Norms:
+        each = [(self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias")) for name in names]
+        return Norms(each, self.config.norm_eps, self.ops)
 
     def _bias(self, name: str) -> Tensor | None:
         return self._tensor(f"{name}.bias") if self.config.bias else None

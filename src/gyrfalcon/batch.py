@@ -19,6 +19,8 @@ class Batch:
     step.
     """
 
+    query_lens: tuple[int, ...]  # [sequences], tokens each brings
+    context_lens: tuple[int, ...]  # [sequences], what `contexts` holds
     token_ids: Tensor  # int64 [tokens]
     positions: Tensor  # int64 [tokens], 0 at each sequence's first token
     rope_lengths: (
@@ -29,9 +31,7 @@ class Batch:
     )
     block_tables: Tensor  # int64 [sequences, most blocks], padded with 0
     starts: Tensor  # int64 [sequences + 1], where each sequence's tokens begin, and their end
-    contexts: Tensor  # int64 [sequences], context_lens on the device
-    query_lens: tuple[int, ...]  # [sequences], tokens each brings
-    context_lens: tuple[int, ...]  # [sequences], tokens each attends to, the new ones included
+    contexts: Tensor  # int64 [sequences], tokens each attends to, the new ones included
     rows: Tensor  # int64 [rows], the tokens whose logits are wanted
 
     @classmethod
@@ -40,24 +40,15 @@ class Batch:
         `stop`.
         """
         query_lens = tuple(chunk.stop - chunk.start for chunk in chunks)
+        context_lens = tuple(chunk.stop for chunk in chunks)
         parts = [_tensors(chunk, block_size) for chunk in chunks]
         token_ids, positions, rope_lengths, slots, rows = map(torch.cat, zip(*parts, strict=True))
-        context_lens = tuple(chunk.stop for chunk in chunks)
         starts = torch.tensor([0, *accumulate(query_lens)])
         rows += starts[:-1].repeat_interleave(torch.tensor([len(chunk.rows) for chunk in chunks]))
         tables = [torch.tensor(chunk.sequence.blocks) for chunk in chunks]
-        return cls(
-            token_ids=token_ids.to(device),
-            positions=positions.to(device),
-            rope_lengths=rope_lengths.to(device),
-            slots=slots.to(device),
-            block_tables=pad_sequence(tables, batch_first=True).to(device),
-            starts=starts.to(device),
-            contexts=torch.tensor(context_lens).to(device),
-            query_lens=query_lens,
-            context_lens=context_lens,
-            rows=rows.to(device),
-        )
+        of_sequences = pad_sequence(tables, batch_first=True), starts, torch.tensor(context_lens)
+        tensors = (token_ids, positions, rope_lengths, slots, *of_sequences, rows)
+        return cls(query_lens, context_lens, *(tensor.to(device) for tensor in tensors))
 
 
 def _tensors(chunk: Chunk, block_size: int) -> tuple[Tensor, ...]:

@@ -107,6 +107,5 @@ class Falcon:
         )
         for block, cache in zip(self.blocks, pool.layers, strict=True):
             x, part = block(x, part, angles, batch, cache)
-        assert part is not None  # a model has blocks
-        _, [normed] = self.final_norm(x[batch.rows], part[batch.rows])
-        return self.head(normed)
+        _, [normed] = self.final_norm(x, part)
+        return self.head(normed[batch.rows])

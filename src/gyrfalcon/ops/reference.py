@@ -120,13 +120,11 @@ def _pages(tensor: Tensor, table: Tensor, context: int) -> Tensor:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
     """q [queries, heads, d], k and v [context, kv_heads, d]; the queries are the last of the
-    context.
+    context. Inside: [kv_heads, heads of a group, queries or context, d].
     """
     queries, heads, dim = q.shape
     context, groups, _ = k.shape
-    q = q.view(queries, groups, heads // groups, dim).permute(
-        1, 2, 0, 3
-    )  # [groups, heads of one, queries, d]
+    q = q.view(queries, groups, heads // groups, dim).permute(1, 2, 0, 3)
     k, v = (x.transpose(0, 1)[:, None].expand(-1, heads // groups, -1, -1) for x in (k, v))
     fresh = slopes is None and queries == context > 1
     mask = None if fresh or (slopes is None and queries == 1) else _mask(q, context, slopes)

@@ -357,10 +357,10 @@ def test_the_sweep_goes_on_after_the_allocator_gave_up(
 ) -> None:
     build = Batch.build
 
-    def scarce(chunks: Sequence[Chunk], block_size: int, device: torch.device) -> Batch:
+    def scarce(chunks: Sequence[Chunk], block_size: int) -> Batch:
         if chunks[0].stop - chunks[0].start > 20:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return build(chunks, block_size, device)
+        return build(chunks, block_size)
 
     monkeypatch.setattr(Batch, "build", scarce)
     file = tmp_path / "out.json"

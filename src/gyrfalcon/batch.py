@@ -3,7 +3,7 @@ of the model.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import accumulate
 
 import torch
@@ -35,9 +35,9 @@ class Batch:
     rows: Tensor  # int64 [rows], the tokens whose logits are wanted
 
     @classmethod
-    def build(cls, chunks: Sequence[Chunk], block_size: int, device: torch.device) -> "Batch":
-        """The tensors for `chunks`, whose sequences already own the blocks for every token up to
-        `stop`.
+    def build(cls, chunks: Sequence[Chunk], block_size: int) -> "Batch":
+        """The tensors for `chunks`, on the host; the sequences already own the blocks for every
+        token up to `stop`.
         """
         query_lens = tuple(chunk.stop - chunk.start for chunk in chunks)
         context_lens = tuple(chunk.stop for chunk in chunks)
@@ -48,7 +48,13 @@ class Batch:
         tables = [torch.tensor(chunk.sequence.blocks) for chunk in chunks]
         of_sequences = pad_sequence(tables, batch_first=True), starts, torch.tensor(context_lens)
         tensors = (token_ids, positions, rope_lengths, slots, *of_sequences, rows)
-        return cls(query_lens, context_lens, *(tensor.to(device) for tensor in tensors))
+        return cls(query_lens, context_lens, *tensors)
+
+    def on(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        tensors = (getattr(self, field.name) for field in fields(self)[2:])
+        moved = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return Batch(self.query_lens, self.context_lens, *moved)
 
 
 def _tensors(chunk: Chunk, block_size: int) -> tuple[Tensor, ...]:

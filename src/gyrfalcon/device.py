@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gyrfalcon.errors import UsageError
 
@@ -69,6 +70,41 @@ def use_threads(threads: int | None, ranks_here: int) -> None:
     cores = len(os.sched_getaffinity(0))  # two threads on one core only wait for each other:
     physical = min(cores, psutil.cpu_count(logical=False) or cores)
     torch.set_num_threads(threads or max(1, physical // ranks_here))
+
+
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor in host memory that an accelerator can copy from while the host goes on."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def capture(work: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """What launches all of `work` at once, again and again on the same tensors.
+
+    CUDA: a graph, captured after a first run that compiles and allocates (torch.cuda.graphs). The
+    CPU has no such thing: `work` itself.
+    """
+    if device.type != "cuda":
+        return work
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = work()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return out
+
+    return replay
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def measure_bandwidth(device: torch.device) -> float:
@@ -171,7 +207,7 @@ def _card_bandwidth(device: torch.device) -> float:
 
     def copy() -> None:
         target.copy_(source)
-        torch.cuda.synchronize(device)
+        synchronise(device)
 
     copy()
     return 2 * size / _best_seconds(copy)
@@ -194,8 +230,7 @@ def _product_seconds(device: torch.device, dtype: torch.dtype, size: int) -> flo
 
     def multiply() -> None:
         torch.mm(left, right, out=out)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronise(device)
 
     multiply()
     return _best_seconds(multiply)

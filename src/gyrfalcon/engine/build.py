@@ -9,6 +9,7 @@ import torch
 
 from gyrfalcon import ops
 from gyrfalcon.device import WORD_OF_DTYPE, choose_device, free_memory, use_threads
+from gyrfalcon.engine.graphs import Graphs
 from gyrfalcon.engine.ranks import Place
 from gyrfalcon.engine.replica import Replica
 from gyrfalcon.engine.scheduler import Limits, Scheduler
@@ -47,7 +48,8 @@ def build_replica(
     reuse = config.reuse_prefixes and not (rope is not None and rope.kind == "dynamic")
     allocator = BlockAllocator(len(pool.layers[0].k), config.block_size, reuse)
     limits = Limits(max_len, config.max_batch_tokens, config.max_sequences)
-    return Replica(model, pool, Scheduler(allocator, limits), device, keeps)
+    run = model if device.type == "cpu" else Graphs(model, max_len, device, place.group.capturable)
+    return Replica(run, pool, Scheduler(allocator, limits), device, keeps)
 
 
 def longest_sequence(config: EngineConfig, checkpoint: Checkpoint) -> int:

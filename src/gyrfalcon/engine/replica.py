@@ -3,6 +3,7 @@ the same steps.
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -13,8 +14,9 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.engine import sampler
 from gyrfalcon.engine.scheduler import Scheduler
 from gyrfalcon.kv.pool import KVPool
-from gyrfalcon.model.falcon import Falcon
 from gyrfalcon.request import Chunk, Request, StepOutput, Token
+
+Run = Callable[[Batch, KVPool], Tensor]  # a model: a batch on the host → logits on the device
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +40,9 @@ class Replica:
     """
 
     def __init__(
-        self, model: Falcon, pool: KVPool, scheduler: Scheduler, device: torch.device, keeps: bool
+        self, run: Run, pool: KVPool, scheduler: Scheduler, device: torch.device, keeps: bool
     ) -> None:
-        self.model = model
+        self.run = run
         self.pool = pool
         self.scheduler = scheduler
         self.device = device
@@ -69,7 +71,7 @@ class Replica:
     def step(self) -> list[StepOutput]:
         """Computes one batch and returns the tokens and endings it gave."""
         chunks = self.scheduler.next_chunks()
-        logits = self.model(Batch.build(chunks, self.pool.block_size, self.device), self.pool)
+        logits = self.run(Batch.build(chunks, self.pool.block_size), self.pool)
         tokens = self._tokens(chunks, logits)
         return self.scheduler.commit(chunks, tokens)
 

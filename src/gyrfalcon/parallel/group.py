@@ -20,9 +20,12 @@ PATIENCE = timedelta(days=30)
 class Group:
     """One rank's end of a group. Tensors travel by their device: gloo on the CPU, NCCL on CUDA."""
 
-    def __init__(self, rank: int, size: int, wires: dist.ProcessGroup | None) -> None:
+    def __init__(
+        self, rank: int, size: int, wires: dist.ProcessGroup | None, *, capturable: bool = True
+    ) -> None:
         self.rank = rank
         self.size = size
+        self.capturable = capturable  # whether what it does can be part of a CUDA graph
         self._wires = wires
 
     def close(self) -> None:
@@ -75,11 +78,19 @@ def solo() -> Group:
 
 
 def connect(
-    store: dist.Store, rank: int, size: int, *, cuda: bool = False, host: str | None = None
+    store: dist.Store,
+    rank: int,
+    size: int,
+    *,
+    cuda: bool = False,
+    one_card: bool = False,
+    host: str | None = None,
 ) -> Group:
     """Meets the other ranks at `store`.
 
-    `host` is the address to listen on; without one GLOO_SOCKET_IFNAME or the host's name decides.
+    one_card: the ranks share a CUDA device, which NCCL does not allow; gloo then goes through the
+    host. `host` is the address to listen on; without one GLOO_SOCKET_IFNAME or the host's name
+    decides.
     """
     if size == 1:
         return solo()
@@ -87,11 +98,13 @@ def connect(
     wires = dist.ProcessGroup(store, rank, size)
     gloo = _gloo(dist.PrefixStore("gloo", store), rank, size, host)
     wires._register_backend(torch.device("cpu"), kinds.GLOO, gloo)
-    if cuda:
+    if one_card:
+        wires._register_backend(torch.device("cuda"), kinds.GLOO, gloo)
+    elif cuda:
         options = dist.ProcessGroupNCCL.Options()
         nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size, options)
         wires._register_backend(torch.device("cuda"), kinds.NCCL, nccl)
-    return Group(rank, size, wires)
+    return Group(rank, size, wires, capturable=not one_card)
 
 
 def _gloo(store: dist.Store, rank: int, size: int, host: str | None) -> dist.ProcessGroupGloo:

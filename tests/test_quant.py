@@ -10,7 +10,8 @@ from torch import Tensor
 import gyrfalcon
 from gyrfalcon.errors import CheckpointError, UsageError
 from gyrfalcon.ops import reference
-from gyrfalcon.quant import GROUP, QUANTS, Quantised, dequantise, quantise
+from gyrfalcon.quant import GROUP, Quantised, dequantise, quantise
+from gyrfalcon.settings import QUANTS
 
 KINDS = [kind for kind in QUANTS if kind != "none"]
 LARGEST_ERROR = {"int8": 0.010, "fp8": 0.027, "int4": 0.094}  # relative L2

@@ -1,6 +1,7 @@
 """The least work of Falcon's models, counted by hand from their shapes, and the percentages of it."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ NORMS_40B = 60 * 4 * 8192 + 2 * 8192
 
 
 def bf16(config: ModelConfig, world_size: int = 1, on_cards: bool = True) -> Layout:
-    return Layout(config, world_size, number_bytes=2, on_cards=on_cards)
+    return Layout(config, world_size, number_bytes=2, quant="none", on_cards=on_cards)
 
 
 def test_a_token_of_40b_reads_every_weight_once() -> None:
@@ -121,6 +122,22 @@ def test_each_of_four_cards_reads_a_quarter_and_the_norms() -> None:
 def test_ranks_on_one_processor_read_together() -> None:
     needed = decode_bytes(bf16(FALCON_40B, world_size=4, on_cards=False), batch=1, context=0)
     assert needed == 2 * (60 * MATRICES_40B + HEAD_40B + 4 * (NORMS_40B + 8192))
+
+
+@pytest.mark.parametrize(
+    ("quant", "bits", "scale_bytes"),
+    [
+        ("int8", 8, 4 * (9216 + 8192 + 32768 + 8192)),
+        ("fp8", 8, 4 * (9216 + 8192 + 32768 + 8192)),
+        ("int4", 4, 2 * MATRICES_40B // 64),
+    ],
+)
+def test_rounded_weights_are_read_as_they_are_stored(
+    quant: str, bits: int, scale_bytes: int
+) -> None:
+    needed = decode_bytes(replace(bf16(FALCON_40B), quant=quant), batch=1, context=0)
+    matrices = 60 * (MATRICES_40B * bits // 8 + scale_bytes)
+    assert needed == matrices + 2 * (NORMS_40B + HEAD_40B + 8192)
 
 
 def test_the_uneven_cut_counts_its_busiest_card() -> None:

@@ -133,7 +133,7 @@ def test_both_averages_of_the_rate_are_given() -> None:
 
 def test_percentages_are_of_the_measured_limits(model: Path) -> None:
     with Engine(EngineConfig(model=str(model), max_len=128)) as engine:
-        layout = Layout(engine.model_config, 1, 4, on_cards=False)
+        layout = Layout(engine.model_config, 1, 4, "none", on_cards=False)
     done = with_percent(row(32, 8, figures(100, 20, 10)), layout, Limits(1e10, 1e12)).figures
     assert done is not None
     needed = decode_bytes(layout, batch=1, context=32 + 8 / 2)

@@ -10,6 +10,7 @@ from typing import NoReturn
 from gyrfalcon import __version__
 from gyrfalcon.errors import UsageError
 from gyrfalcon.options import cache_memory, number, one_of, size, whole, wholes
+from gyrfalcon.settings import QUANTS
 
 PLANNED = ("plan", "serve")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
@@ -105,7 +106,13 @@ def _add_cut(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="CUT", help="the folder to write")
     _add_world_size(parser, "how many ranks to cut for", required=True)
     _add_dtype(parser, "the dtype to store; auto keeps the checkpoint's")
-    _add_quant(parser)
+    parser.add_argument(
+        "--quant",
+        type=one_of("--quant", "none", planned=QUANTS[1:]),
+        default="none",
+        metavar="none",
+        help="rounded weights are not written yet; the other commands round them when they load",
+    )
     _add_writing(parser)
 
 
@@ -502,10 +509,10 @@ def _add_dtype(to: argparse._ActionsContainer, text: str) -> None:
 def _add_quant(to: argparse._ActionsContainer) -> None:
     to.add_argument(
         "--quant",
-        type=one_of("--quant", "none", planned=("int8", "int4", "fp8")),
+        type=one_of("--quant", *QUANTS),
         default="none",
-        metavar="none",
-        help="quantised weights are not built yet",
+        metavar="|".join(QUANTS),
+        help="round the weights of the blocks when they are loaded (default none)",
     )
 
 

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from gyrfalcon.errors import CheckpointError, UsageError
 
-QUANTS = ("none", "int8", "fp8", "int4")
-
 # int4: the weights of a row that share a scale. It divides every head dimension of the family, so
 # that a cut between heads is a cut between groups.
 GROUP = 64
@@ -110,6 +108,13 @@ def quantise(weight: Tensor, kind: str) -> Quantised:
     parts = [convert(part.float()) for part in weight.split(max(1, chunk // max(columns, 1)))]
     data, scales = (list(tensors) for tensors in zip(*parts, strict=True))
     return Quantised(kind, torch.cat(data), torch.cat(scales, dim=-1))
+
+
+def stored_bytes(kind: str, rows: int, columns: int) -> int:
+    """What a matrix takes in `kind`, scales included."""
+    if kind == "int4":
+        return rows * columns // 2 + 2 * rows * columns // GROUP
+    return rows * columns + 4 * rows
 
 
 def dequantise(weight: Quantised, dtype: torch.dtype) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.parallel.shards import Share, shares_of
+from gyrfalcon.quant import stored_bytes
 from gyrfalcon.weights.layout import TensorSpec, local_ranges, tensor_specs
 
 
@@ -26,6 +27,7 @@ class Layout:
     config: ModelConfig
     world_size: int
     number_bytes: int  # of one weight, and of one number in the KV cache
+    quant: str  # none, or what the matrices of the blocks are rounded to
     on_cards: bool  # a card for every rank; else all ranks share one processor
 
     @property
@@ -51,10 +53,10 @@ def decode_bytes(layout: Layout, batch: int, context: float) -> int:
     config, size = layout.config, layout.number_bytes
     per_rank = []
     for share in shares_of(config, layout.world_size):
-        weights = sum(_elements(spec, config, share) for spec in _read_whole(config))
+        weights = sum(_bytes(spec, layout, share) for spec in _read_whole(config))
         looked_up = batch * config.hidden_size
         kv = 2 * len(share.kv_heads) * config.head_dim * config.num_layers
-        per_rank.append(int(size * (weights + looked_up + batch * context * kv)))
+        per_rank.append(weights + int(size * (looked_up + batch * context * kv)))
     return layout.busiest(per_rank)
 
 
@@ -83,6 +85,15 @@ def prefill_flops(layout: Layout, batch: int, input_len: int) -> int:
 def _read_whole(config: ModelConfig) -> list[TensorSpec]:
     """All tensors but the embedding; a tied head counts, for its matrix is read."""
     return [spec for spec in tensor_specs(config, head=True) if spec.role != "embedding"]
+
+
+def _bytes(spec: TensorSpec, layout: Layout, share: Share) -> int:
+    """What a tensor takes on one rank."""
+    elements = _elements(spec, layout.config, share)
+    if layout.quant == "none" or len(spec.shape) != 2 or spec.role == "head":
+        return elements * layout.number_bytes
+    rows = spec.shape[0] if spec.dim == 1 else elements // spec.shape[1]
+    return stored_bytes(layout.quant, rows, elements // rows)
 
 
 def _elements(spec: TensorSpec, config: ModelConfig, share: Share) -> int:

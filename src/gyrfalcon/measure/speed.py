@@ -122,6 +122,7 @@ def layout_of(engine: Engine) -> Layout:
         config=engine.model_config,
         world_size=engine.world_size,
         number_bytes=engine.dtype.itemsize,
+        quant=engine.config.quant,
         on_cards=engine.device.type != "cpu",
     )
 

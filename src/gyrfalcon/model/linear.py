@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gyrfalcon.ops import Ops
 from gyrfalcon.parallel.group import Group
+from gyrfalcon.quant import Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Norms:
 class ColumnLinear:
     """This rank's outputs of a linear layer, from the whole input."""
 
-    weight: Tensor  # [own outputs, inputs]
+    weight: Weight  # [own outputs, inputs]
     bias: Tensor | None  # [own outputs]
     activation: str | None
     ops: Ops
@@ -46,7 +47,7 @@ class RowLinear:
     The bias belongs to the sum, not to a part: the block adds it once.
     """
 
-    weight: Tensor  # [outputs, own inputs]
+    weight: Weight  # [outputs, own inputs]
     bias: Tensor | None  # [outputs]
     ops: Ops
 

@@ -12,13 +12,14 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
 from gyrfalcon.ops.reference import Angles as Angles
+from gyrfalcon.quant import Weight
 
 
 class Ops(Protocol):
     """One implementation of every operation; `ops/reference.py` says what each means."""
 
     def linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
+        self, x: Tensor, weight: Weight, bias: Tensor | None = None, activation: str | None = None
     ) -> Tensor: ...
     def add_norms(
         self, x: Tensor, part: Tensor | None, norms: Sequence[tuple[Tensor, Tensor]], eps: float

@@ -14,7 +14,9 @@ from gyrfalcon.ops import Ops
 from gyrfalcon.parallel.group import Group
 from gyrfalcon.parallel.shards import owned, share_of
 from gyrfalcon.progress import Bar, bar
+from gyrfalcon.quant import Weight, quantise
 from gyrfalcon.weights import layout
+from gyrfalcon.weights.layout import local_ranges
 from gyrfalcon.weights.source import Checkpoint, read_local
 
 
@@ -27,15 +29,20 @@ def run_dtype(checkpoint: Checkpoint, word: str) -> torch.dtype:
 
 
 def load_model(
-    checkpoint: Checkpoint, group: Group, ops: Ops, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    group: Group,
+    ops: Ops,
+    device: torch.device,
+    dtype: torch.dtype,
+    quant: str = "none",
 ) -> Falcon:
-    """The model of one rank.
+    """The model of one rank; `quant` other than none rounds the matrices of the blocks.
 
     On the CPU, weights that are stored in `dtype` and whose rows are shared stay in the mapped file.
     """
     num_tensors = len(checkpoint.specs())
     with bar(num_tensors, "tensors", "loading", shown=group.rank == 0) as progress:
-        return _Loader(checkpoint, group, ops, device, dtype, progress).model()
+        return _Loader(checkpoint, group, ops, device, dtype, quant, progress).model()
 
 
 class _Loader:
@@ -46,6 +53,7 @@ class _Loader:
         ops: Ops,
         device: torch.device,
         dtype: torch.dtype,
+        quant: str,
         progress: Bar,
     ) -> None:
         self.checkpoint = checkpoint
@@ -54,6 +62,7 @@ class _Loader:
         self.ops = ops
         self.device = device
         self.dtype = dtype
+        self.quant = quant
         self.share = share_of(self.config, group.size, group.rank)
         self.specs = {spec.name: spec for spec in checkpoint.specs()}
         self.progress = progress
@@ -108,10 +117,10 @@ class _Loader:
         return Head(weight, widths, self.group, self.ops)
 
     def _column(self, name: str, activation: str | None = None) -> ColumnLinear:
-        return ColumnLinear(self._tensor(f"{name}.weight"), self._bias(name), activation, self.ops)
+        return ColumnLinear(self._matrix(f"{name}.weight"), self._bias(name), activation, self.ops)
 
     def _row(self, name: str) -> RowLinear:
-        return RowLinear(self._tensor(f"{name}.weight"), self._bias(name), self.ops)
+        return RowLinear(self._matrix(f"{name}.weight"), self._bias(name), self.ops)
 
     def _norms(self, *names: str) -> Norms:
         each = [(self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias")) for name in names]
@@ -119,6 +128,19 @@ class _Loader:
 
     def _bias(self, name: str) -> Tensor | None:
         return self._tensor(f"{name}.bias") if self.config.bias else None
+
+    def _matrix(self, name: str) -> Weight:
+        """A block's matrix. A rounded one is this rank's part of the whole one rounded, so that a
+        model is the same on any number of ranks.
+        """
+        if self.quant == "none":
+            return self._tensor(name)
+        spec = self.specs[name]
+        whole = read_local(self.checkpoint, spec, share_of(self.config, 1, 0)).to(self.device)
+        self.progress.update()
+        rounded = quantise(whole, self.quant)
+        ranges = list(local_ranges(spec, self.config, self.share))
+        return rounded.rows(ranges) if spec.dim == 0 else rounded.columns(ranges)
 
     def _tensor(self, name: str) -> Tensor:
         local = read_local(self.checkpoint, self.specs[name], self.share)

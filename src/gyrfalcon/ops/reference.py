@@ -3,7 +3,7 @@ are tested against.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -30,6 +30,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Layer normalisation over the last dimension (Ba et al. 2016), statistics in float32."""
     return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
+
+def add_norms(
+    x: Tensor, part: Tensor | None, norms: Sequence[tuple[Tensor, Tensor]], eps: float
+) -> tuple[Tensor, list[Tensor]]:
+    """x + part in x's dtype, and that sum normed by each (weight, bias); without a part, x is the sum.
+
+    x, part [tokens, hidden]; weight, bias [hidden].
+    """
+    total = x if part is None else x + part
+    return total, [layer_norm(total, weight, bias, eps) for weight, bias in norms]
 
 
 def activate(x: Tensor, name: str) -> Tensor:
@@ -77,6 +88,16 @@ def alibi_bias(slopes: Tensor, positions: Tensor) -> Tensor:
     distant pairs.
     """
     return (slopes.bfloat16()[:, None] * positions.bfloat16()).float()
+
+
+def greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logit float32 [rows] of each row and its id int64 [rows], the smallest of equal ones.
+
+    logits: [rows, vocabulary]. The value is NaN where a logit of the row is not finite.
+    """
+    ids = logits.argmax(dim=-1)
+    values = logits.gather(-1, ids[:, None])[:, 0].float()
+    return values.masked_fill(~logits.isfinite().all(dim=-1), math.nan), ids
 
 
 def _pages(tensor: Tensor, table: Tensor, context: int) -> Tensor:

@@ -10,6 +10,7 @@ instructions where the case says so. The cases are in `tools/kernel_cases_*.py`.
 import argparse
 import importlib.util
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -262,7 +263,7 @@ def _cell(usage: Usage | None) -> str:
     if usage is None:
         return "–"
     matrix = " ·" if usage.matrix_instructions else ""
-    return f"{usage.registers} / {usage.shared_bytes / 1024:.4g}{matrix}"
+    return f"{usage.registers} / {math.ceil(usage.shared_bytes / 1024)}{matrix}"
 
 
 def _version() -> str:

@@ -1,6 +1,6 @@
 """What a compiled variant of a kernel is: `tools/compile_kernels.py` compiles each without a GPU."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 TARGETS = frozenset({"sm_80", "sm_90", "gfx942"})
@@ -19,3 +19,4 @@ class Case:
     expects: frozenset[str]  # of {"mma"}: matrix instructions that the assembly has to have
     targets: frozenset[str] = TARGETS
     aligned: frozenset[str] = frozenset()  # integers divisible by 16; pointers always are
+    ascend: dict[str, Any] = field(default_factory=dict)  # constants that are others on Ascend

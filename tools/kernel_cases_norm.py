@@ -35,6 +35,7 @@ def _norms(model: str, hidden: int, count: int, *, first: bool) -> Case:
         stages=3,
         expects=NO_MATRICES,
         aligned=frozenset({"x_stride", "part_stride"}),
+        ascend={"TILE": 4096} if hidden > config.tile else {},  # its unified buffer has 192 KiB
     )
 
 

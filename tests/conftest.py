@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton_interpreter
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -26,6 +27,7 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    triton_interpreter.install()
 
 
 @pytest.fixture(scope="session")

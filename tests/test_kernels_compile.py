@@ -1,0 +1,116 @@
+"""Every kernel compiles for every GPU, and what the compiler says of them is what docs/ say.
+
+The tool runs in a process of its own: kernels that the interpreter has taken cannot be compiled.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from compile_kernels import TARGETS, Usage, differences, judge
+from kernel_cases import Case
+
+pytest.importorskip("triton", reason="Triton is not installed (the extra gpu-check)")
+
+TOOL = Path(__file__).resolve().parent.parent / "tools" / "compile_kernels.py"
+
+CASES = """
+import triton
+import triton.language as tl
+from kernel_cases import TARGETS, Case
+
+
+@triton.jit
+def add(x, y, size, TILE: tl.constexpr):
+    places = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    tl.store(y + places, tl.load(x + places, mask=places < size) + 1, mask=places < size)
+
+
+@triton.jit
+def multiply(a, b, c, SIZE: tl.constexpr):
+    places = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
+    tl.store(c + places, tl.dot(tl.load(a + places), tl.load(b + places)))
+
+
+def product(name, dtype, size, *targets):
+    signature = {"a": f"*{dtype}", "b": f"*{dtype}", "c": "*fp32"}
+    wanted = frozenset({"mma"})
+    return Case(name, multiply, signature, {"SIZE": size}, 4, 1, wanted, frozenset(targets))
+
+
+ADD = {"x": "*fp16", "y": "*fp16", "size": "i32"}, {"TILE": 1024}, 4, 1
+"""
+
+
+def compile_cases(folder: Path, cases: str) -> subprocess.CompletedProcess[str]:
+    file = folder / "cases.py"
+    file.write_text(f"{CASES}\nCASES = [{cases}]\n", "utf-8")
+    return run(str(file))
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, TOOL, *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_as_the_documents_say() -> None:
+    done = run("--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_good_kernel_passes(tmp_path: Path) -> None:
+    done = compile_cases(
+        tmp_path, 'Case("good", add, *ADD, frozenset()), product("square", "bf16", 64, *TARGETS)'
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 compiled kernels, 0 faults" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_kernel_that_spills_is_caught(tmp_path: Path) -> None:
+    done = compile_cases(tmp_path, 'product("wide", "bf16", 256, "gfx942", "sm_90")')
+    assert done.returncode == 1
+    for target in ("gfx942", "sm_90"):
+        assert f"wide on {target}: " in done.stdout
+    assert done.stdout.count("its registers do not suffice") == 2
+    assert done.stdout.count("bytes of shared memory, ") == 2
+
+
+@pytest.mark.slow
+def test_a_kernel_without_its_matrix_instructions_is_caught(tmp_path: Path) -> None:
+    done = compile_cases(tmp_path, 'Case("slow", add, *ADD, frozenset({"mma"}))')
+    assert done.returncode == 1
+    assert done.stdout.count("no matrix instruction") == 3
+
+
+@pytest.mark.slow
+def test_fp8_is_refused_where_the_hardware_has_none(tmp_path: Path) -> None:
+    done = compile_cases(tmp_path, 'product("eight bits", "fp8e4nv", 64, "sm_80", "sm_90")')
+    assert done.returncode == 1
+    assert "eight bits on sm_80: cannot be compiled: " in done.stdout
+    assert "fp8e4nv not supported in this architecture" in done.stdout
+    assert "eight bits on sm_90" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("usage", "faults"),
+    [
+        (Usage(64, 48 * 1024, 0, 4), ()),
+        (Usage(255, 48 * 1024, 16, 4), ("16 bytes of stack: its registers do not suffice",)),
+        (Usage(64, 64 * 1024 + 1, 0, 4), ("65537 bytes of shared memory, 65536 fit",)),
+        (Usage(64, 0, 0, 0), (r"no matrix instruction (\bv_mfma_) in its assembly",)),
+    ],
+)
+def test_a_compiled_kernel_is_judged(usage: Usage, faults: tuple[str, ...]) -> None:
+    case = Case("any", None, {}, {}, 4, 1, frozenset({"mma"}))
+    assert judge(case, TARGETS["gfx942"], usage) == faults
+
+
+def test_a_changed_table_is_shown_line_by_line(tmp_path: Path) -> None:
+    table = tmp_path / "kernels.md"
+    assert differences({table: "a\n"}) == ["kernels.md: now a"]
+    table.write_text("a\nb\n", "utf-8")
+    assert differences({table: "a\nb\n"}) == []
+    assert differences({table: "a\nc\n"}) == ["kernels.md: no longer b", "kernels.md: now c"]

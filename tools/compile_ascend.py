@@ -1,0 +1,171 @@
+"""Takes every kernel as far towards an Ascend 910B3 as its open compiler goes, without an NPU.
+
+Run by `scripts/ascend-compile`, in whose environment `triton` is triton-ascend. Each kernel becomes
+Linalg, then HIVM: memory is planned for the unified buffer (UB), L1 and L0C, and what does not fit is
+an error. The last step, machine code, needs hivmc of CANN, which is not open; a stand-in takes its
+place. What passes here may still be slow, or fail there.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compile_kernels import TOOLS, cases_of
+from kernel_cases import Case
+
+DEVICE = "Ascend910B3"
+MEMORIES = {"ub": "UB", "cbuf": "L1", "cc": "L0C"}  # name in HIVM → in Ascend's documents
+OPTIONS = (
+    f"--target={DEVICE}",
+    "--enable-auto-multi-buffer=True",
+    "--enable-auto-bind-sub-block=True",
+    "--enable-hfusion-compile=true",
+    "--enable-hivm-compile=true",
+    "--enable-triton-kernel-compile=true",
+    "--enable-memory-display",
+)
+STAND_IN = """#!/bin/sh
+[ "$1" = --version ] && echo "hivmc 1.2.0" && exit
+while [ $# -gt 0 ]; do
+    [ "$1" != -o ] || : >"$2"
+    shift
+done
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a case: KiB of each memory, or what went wrong."""
+
+    name: str
+    kib: dict[str, float]
+    fault: str | None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compiles the cases and prints a table; the exit code is 1 when one of them fails."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", default="", help="cases with these words in their name")
+    parser.add_argument(
+        "files", type=Path, nargs="*", help="files that define CASES (default: all)"
+    )
+    options = parser.parse_args(arguments)
+    files = options.files or sorted(TOOLS.glob("kernel_cases_*.py"))
+    cases = [case for file in files for case in cases_of(file) if options.only in case.name]
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TRITON_CACHE_DIR"] = f"{folder}/cache"
+        stand_in = Path(folder, "hivmc")
+        stand_in.write_text(STAND_IN, "utf-8")
+        stand_in.chmod(0o755)
+        os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
+        print(f"| kernel | {' | '.join(f'{name} KiB' for name in MEMORIES.values())} | |")
+        print(f"|---|{'---|' * len(MEMORIES)}---|")
+        results = [shown(compile_case(case)) for case in distinct(cases)]
+    failed = sum(result.fault is not None for result in results)
+    print(f"\n{len(results)} kernels, {failed} failed")
+    return 1 if failed or not results else 0
+
+
+def distinct(cases: Iterable[Case]) -> list[Case]:
+    """One case for each variant that the NPU can have: fp8 is none of its types, and warps are a
+    GPU's.
+    """
+    variants: dict[object, Case] = {}
+    for case in cases:
+        if not any("fp8" in type_ for type_ in case.signature.values()):
+            constants = case.constants | case.ascend
+            key = (case.kernel.__name__, str(case.signature), str(sorted(constants.items())))
+            variants.setdefault(key, case)
+    return list(variants.values())
+
+
+def shown(result: Result) -> Result:
+    """Prints a row of the table as soon as it is known."""
+    kib = (f"{result.kib[name]:.0f}" if name in result.kib else "" for name in MEMORIES)
+    print(f"| {result.name} | {' | '.join(kib)} | {result.fault or ''} |", flush=True)
+    return result
+
+
+def compile_case(case: Case) -> Result:
+    """Takes one case to HIVM in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            to_hivm(to_linalg(case), Path(folder))
+        except subprocess.CalledProcessError as error:
+            return Result(case.name, {}, _reason(_text(error.stderr)))
+        except Exception as error:  # of any of Triton's kinds
+            return Result(case.name, {}, _reason(f"{type(error).__name__}: {error}"))
+        return Result(case.name, memory_kib(Path(folder)), None)
+
+
+def to_linalg(case: Case) -> str:
+    """Triton's part: Python to Linalg."""
+    from triton._C.libtriton import ir
+    from triton.backends.ascend import compiler
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler.compiler import ASTSource
+
+    target = GPUTarget("npu", DEVICE, 0)
+    backend = compiler.AscendBackend(target)
+    options = backend.parse_options({})
+    source = ASTSource(
+        fn=case.kernel, signature=case.signature, constants=case.constants | case.ascend
+    )
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    functions, modules = backend.get_codegen_implementation(), backend.get_module_map()
+    module = source.make_ir(options, functions, modules, context)
+    metadata: dict[str, Any] = vars(options) | {"target": target, "hash": case.name}
+    module = compiler.make_ttir(module, metadata, options)
+    linalg: str = compiler.ttir_to_linalg(module, metadata, options, named_ops=True)
+    return re.sub(r', mix_mode = "[a-z]*"', "", linalg)  # an attribute that this bishengir lacks
+
+
+def to_hivm(linalg: str, folder: Path) -> None:
+    """Bishengir's part: Linalg to HIVM, memory planned; writes what it planned into the folder."""
+    spec = importlib.util.find_spec("ascendnpuir")
+    assert spec is not None
+    assert spec.origin is not None
+    program = Path(spec.origin).parent / "bin" / "bishengir-compile"
+    source = folder / "kernel.mlir"
+    source.write_text(linalg, "utf-8")
+    command = [str(program), source.name, *OPTIONS, "-o", "kernel.o"]
+    subprocess.run(command, cwd=folder, capture_output=True, check=True)
+
+
+def memory_kib(folder: Path) -> dict[str, float]:
+    """The most of each memory that is used at once, from the plans of the vector and cube cores."""
+    ends: dict[str, float] = {}
+    for plan in folder.glob("memory_info_ai*.json"):
+        for record in json.loads(plan.read_text("utf-8"))["Record"]:
+            for one in record["memory_info_array"]:
+                place = re.search(r"address_space<(\w+)>", one["buffer"])
+                end_bits = max(one["offset"]) * 8 + one["extent"]
+                name = place[1] if place else "?"
+                ends[name] = max(ends.get(name, 0), end_bits / 8 / 1024)
+    return ends
+
+
+def _text(output: bytes | str | None) -> str:
+    return output.decode("utf-8", "replace") if isinstance(output, bytes) else output or ""
+
+
+def _reason(text: str) -> str:
+    """What the last error says, short enough for a table."""
+    lines = [line for line in text.splitlines() if "error:" in line] or text.splitlines() or [text]
+    return lines[-1].rpartition("error:")[2].strip().replace("|", "/")[:160]
+
+
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)  # interpreted functions cannot be compiled
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""Compiles every kernel for every GPU it has to run on, without a GPU, and judges what came out.
+
+    python tools/compile_kernels.py            # writes docs/kernels.json and docs/kernels.md
+    python tools/compile_kernels.py --check    # compares with them; exit code 1 when something differs
+
+Wanted of each: registers that suffice (nothing spilled to memory), shared memory that fits, and matrix
+instructions where the case says so. The cases are in `tools/kernel_cases_*.py`.
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kernel_cases import Case
+
+TOOLS = Path(__file__).resolve().parent
+TABLE = TOOLS.parent / "docs" / "kernels.json"
+PAGE = TABLE.with_suffix(".md")
+PROCESSES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A GPU to compile for, as Triton names it."""
+
+    backend: str  # "cuda" | "hip"
+    architecture: int | str
+    warp_size: int  # threads
+    shared_bytes: int  # the most shared memory that a block may have
+    matrix: str  # regular expression of its matrix instructions
+    remark: str
+
+
+TARGETS = {
+    "sm_80": Target("cuda", 80, 32, 163 * 1024, r"\bmma\.sync", "A100"),
+    "sm_90": Target("cuda", 90, 32, 227 * 1024, r"\bwgmma\.mma_async|\bmma\.sync", "H100, H200"),
+    "gfx942": Target("hip", "gfx942", 64, 64 * 1024, r"\bv_mfma_", "MI300"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one compiled kernel takes of its GPU."""
+
+    registers: int  # of each thread
+    shared_bytes: int  # of each block
+    stack_bytes: int  # of each thread; registers that did not suffice end here
+    matrix_instructions: int  # in the assembly, not those executed
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One case for one target; cases travel to other processes by their file and place."""
+
+    file: Path
+    place: int
+    name: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a job: its usage, or None; and what is wrong with it."""
+
+    name: str
+    target: str
+    usage: Usage | None
+    faults: tuple[str, ...]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compiles, judges, then writes or compares the table; the exit code is 1 when anything is wrong."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="compare with docs/, write nothing")
+    parser.add_argument("--only", default="", help="cases with these words in their name; no table")
+    parser.add_argument(
+        "files", type=Path, nargs="*", help="files that define CASES; no table (default: all)"
+    )
+    options = parser.parse_args(arguments)
+    results = compile_all(
+        jobs(options.files or sorted(TOOLS.glob("kernel_cases_*.py")), options.only)
+    )
+    faults = [f"{one.name} on {one.target}: {fault}" for one in results for fault in one.faults]
+    texts = {TABLE: as_json(results), PAGE: as_page(results)}
+    if options.files or options.only:
+        print(as_page(results))
+    elif options.check:
+        faults += differences(texts)
+    else:
+        for path, text in texts.items():
+            path.write_text(text, "utf-8")
+    for fault in faults:
+        print(fault)
+    print(f"{len(results)} compiled kernels, {len(faults)} faults")
+    return 1 if faults or not results else 0
+
+
+def jobs(files: Sequence[Path], words: str) -> list[Job]:
+    """Every case of every file for each of its targets; two cases of one name are a mistake of ours."""
+    found = [
+        Job(file, place, case.name, target)
+        for file in files
+        for place, case in enumerate(cases_of(file))
+        for target in sorted(case.targets)
+        if words in case.name
+    ]
+    named = [(job.name, job.target) for job in found]
+    twice = sorted({name for name, target in named if named.count((name, target)) > 1})
+    assert not twice, f"wanted a name of its own for each case, got twice: {', '.join(twice)}"
+    return found
+
+
+def cases_of(file: Path) -> list[Case]:
+    """The CASES of a Python file."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module  # Triton looks up a kernel's globals here
+    spec.loader.exec_module(module)
+    cases: list[Case] = module.CASES
+    return cases
+
+
+def compile_all(wanted: Sequence[Job]) -> list[Result]:
+    """Compiles in processes of their own, with a cache that is thrown away."""
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(PROCESSES, mp_context=context) as pool:
+            return list(pool.map(compile_job, wanted, chunksize=4))
+
+
+def compile_job(job: Job) -> Result:
+    """Compiles one case for one target; a failure of the compiler is a fault of the case."""
+    case = cases_of(job.file)[job.place]
+    try:
+        usage = compile_case(case, TARGETS[job.target])
+    except Exception as error:  # of any of Triton's, LLVM's or ptxas's kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return Result(job.name, job.target, None, (f"cannot be compiled: {reason[-300:]}",))
+    return Result(job.name, job.target, usage, judge(case, TARGETS[job.target], usage))
+
+
+def compile_case(case: Case, target: Target) -> Usage:
+    """What a case takes on a target."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names: list[str] = case.kernel.arg_names
+    source = ASTSource(
+        fn=case.kernel,
+        signature={name: case.signature.get(name, "constexpr") for name in names},
+        constexprs=case.constants,
+        attrs={
+            (place,): [["tt.divisibility", 16]]
+            for place, name in enumerate(names)
+            if name in case.aligned or case.signature.get(name, "").startswith("*")
+        },
+    )
+    compiled = triton.compile(
+        source,
+        target=GPUTarget(target.backend, target.architecture, target.warp_size),
+        options={"num_warps": case.warps, "num_stages": case.stages},
+    )
+    return usage_of(compiled, target)
+
+
+def usage_of(compiled: Any, target: Target) -> Usage:
+    """Registers and memory as the binary (CUDA) or the assembly (HIP) states them."""
+    if target.backend == "cuda":
+        assembly = compiled.asm["ptx"]
+        stated = _resources(compiled.asm["cubin"])
+        registers, stack = _number(r"REG:(\d+)", stated), _number(r"STACK:(\d+)", stated)
+    else:
+        assembly = compiled.asm["amdgcn"]
+        registers = _number(r"\.vgpr_count:\s+(\d+)", assembly)
+        stack = _number(r"\.private_segment_fixed_size:\s+(\d+)", assembly)
+        stack += 4 * _number(r"\.vgpr_spill_count:\s+(\d+)", assembly)
+    matrix = len(re.findall(target.matrix, assembly))
+    return Usage(registers, compiled.metadata.shared, stack, matrix)
+
+
+def _resources(cubin: bytes) -> str:
+    import triton
+
+    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(program), "-res-usage", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _number(pattern: str, text: str) -> int:
+    match = re.search(pattern, text)
+    assert match is not None, f"wanted {pattern} in what the compiler wrote, got none"
+    return int(match[1])
+
+
+def judge(case: Case, target: Target, usage: Usage) -> tuple[str, ...]:
+    """What is wrong with a compiled kernel."""
+    faults = []
+    if usage.stack_bytes:
+        faults.append(f"{usage.stack_bytes} bytes of stack: its registers do not suffice")
+    if usage.shared_bytes > target.shared_bytes:
+        faults.append(f"{usage.shared_bytes} bytes of shared memory, {target.shared_bytes} fit")
+    if "mma" in case.expects and not usage.matrix_instructions:
+        faults.append(f"no matrix instruction ({target.matrix}) in its assembly")
+    return tuple(faults)
+
+
+def as_json(results: Sequence[Result]) -> str:
+    """The table for programs: one line for each compiled kernel."""
+    lines = [
+        json.dumps({"case": one.name, "target": one.target} | asdict(one.usage))
+        for one in results
+        if one.usage is not None
+    ]
+    joined = ",\n  ".join(lines)
+    return f'{{"triton": "{_version()}", "kernels": [\n  {joined}\n]}}\n'
+
+
+def as_page(results: Sequence[Result]) -> str:
+    """The table for people: a row for each case, a column for each target."""
+    usages = {(one.name, one.target): one.usage for one in results}
+    rows = [
+        f"| {name} | {' | '.join(_cell(usages.get((name, target))) for target in TARGETS)} |"
+        for name in dict.fromkeys(one.name for one in results)
+    ]
+    heads = " | ".join(f"{name} ({target.remark})" for name, target in TARGETS.items())
+    return "\n".join(
+        [
+            "# What the kernels take of a GPU",
+            "",
+            f"Written by `python tools/compile_kernels.py`, which needs no GPU, with Triton {_version()}:"
+            " registers of a",
+            "thread / KiB of shared memory of a block; · where the assembly has matrix instructions.",
+            "No kernel spills registers to memory. A test compares this page with what the compiler says.",
+            "",
+            f"| kernel | {heads} |",
+            f"|---|{'---|' * len(TARGETS)}",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _cell(usage: Usage | None) -> str:
+    if usage is None:
+        return "–"
+    matrix = " ·" if usage.matrix_instructions else ""
+    return f"{usage.registers} / {math.ceil(usage.shared_bytes / 1024)}{matrix}"
+
+
+def _version() -> str:
+    import triton
+
+    return str(triton.__version__)
+
+
+def differences(texts: dict[Path, str]) -> list[str]:
+    """What the files say that the compiler no longer says, and the reverse."""
+    return [
+        f"{path.name}: {sign} {line}"
+        for path, text in texts.items()
+        for sign, line in _changed(path.read_text("utf-8") if path.exists() else "", text)
+    ]
+
+
+def _changed(old: str, new: str) -> list[tuple[str, str]]:
+    before, after = old.splitlines(), new.splitlines()
+    return [("no longer", line) for line in before if line not in after] + [
+        ("now", line) for line in after if line not in before
+    ]
+
+
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)  # interpreted functions cannot be compiled
+    sys.exit(main())

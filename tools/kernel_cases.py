@@ -1,0 +1,22 @@
+"""What a compiled variant of a kernel is: `tools/compile_kernels.py` compiles each without a GPU."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+TARGETS = frozenset({"sm_80", "sm_90", "gfx942"})
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One kernel with one set of types and constants, as a model in production launches it."""
+
+    name: str  # "attention decode 40b bf16"
+    kernel: Any  # what triton.jit returned
+    signature: dict[str, str]  # argument → "*bf16", "*i64", "i32", "fp32"; in the kernel's order
+    constants: dict[str, Any]  # constexpr arguments
+    warps: int
+    stages: int
+    expects: frozenset[str]  # of {"mma"}: matrix instructions that the assembly has to have
+    targets: frozenset[str] = TARGETS
+    aligned: frozenset[str] = frozenset()  # integers divisible by 16; pointers always are
+    ascend: dict[str, Any] = field(default_factory=dict)  # constants that are others on Ascend

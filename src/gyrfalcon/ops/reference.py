@@ -54,6 +54,29 @@ def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
     cache.v.view(-1, *v.shape[1:]).index_copy_(0, slots, v)
 
 
+def place(
+    qkv: Tensor,
+    angles: tuple[Tensor, Tensor] | None,
+    cache: LayerCache,
+    slots: Tensor,
+    kv_heads: int,
+) -> Tensor:
+    """Rotates queries and keys, writes keys and values to the cache, returns the queries.
+
+    qkv [tokens, (heads + 2 kv_heads) × head_dim]: for each KV head its queries, then its key, then
+    its value. angles: cos and sin, float32 [tokens, head_dim / 2], None for ALiBi. slots int64
+    [tokens]; a token whose slot is negative only pads and is not cached. Returns [tokens, heads,
+    head_dim].
+    """
+    groups = qkv.view(len(qkv), kv_heads, -1, cache.k.shape[-1])
+    q, k, v = groups[:, :, :-2].flatten(1, 2), groups[:, :, -2], groups[:, :, -1]
+    if angles is not None:
+        q, k = rotate(q, *angles), rotate(k, *angles)
+    kept = slots >= 0
+    write_kv(k[kept], v[kept], cache, slots[kept])
+    return q
+
+
 def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None) -> Tensor:
     """Causal attention of every sequence's new queries to its own cached keys, theirs included.
 

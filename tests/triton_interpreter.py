@@ -8,6 +8,7 @@ where it should round it to bfloat16, and reads and writes anywhere.
 
 import os
 from importlib.util import find_spec
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,20 @@ def install() -> None:
     _multiply_bfloat16()
     _refuse_bfloat16_arithmetic()
     _refuse_foreign_memory()
+    _take_turns()
+
+
+def _take_turns() -> None:
+    """One launch at a time: the interpreter keeps where it is in globals, and ranks may be threads."""
+    from triton.runtime.interpreter import GridExecutor
+
+    launch, turn = GridExecutor.__call__, RLock()
+
+    def one_at_a_time(self: Any, *arguments: Any, **named: Any) -> Any:
+        with turn:
+            return launch(self, *arguments, **named)
+
+    GridExecutor.__call__ = one_at_a_time
 
 
 def _round_as_torch() -> None:

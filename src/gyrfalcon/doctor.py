@@ -15,6 +15,7 @@ import torch
 
 from gyrfalcon import __version__
 from gyrfalcon.commands.result import STDOUT, shown_bytes, write_json
+from gyrfalcon.ops import VARIABLE, chosen_name
 
 PACKAGES = (
     "torch",
@@ -196,22 +197,27 @@ def _arm_part(cpuinfo: str) -> str:
 
 
 def _cpu(total: int, available: int) -> Device:
-    return Device("cpu", "the processor above", total, available, *_operators())
+    return Device("cpu", "the processor above", total, available, *_operators(torch.device("cpu")))
 
 
 def _cuda_devices() -> list[Device]:
     devices = []
     for index in range(torch.cuda.device_count()):
+        device = torch.device("cuda", index)
         free, total = torch.cuda.mem_get_info(index)
-        devices.append(
-            Device(f"cuda:{index}", torch.cuda.get_device_name(index), total, free, *_operators())
-        )
+        name = torch.cuda.get_device_name(index)
+        devices.append(Device(str(device), name, total, free, *_operators(device)))
     return devices
 
 
-def _operators() -> tuple[str, str]:
-    """The operator set and the reason; one for every device until there are faster ones."""
-    return "torch reference", "no faster operators are built yet"
+def _operators(device: torch.device) -> tuple[str, str]:
+    """The operator set and the reason."""
+    name = chosen_name(device)
+    if os.environ.get(VARIABLE):
+        return name, f"{VARIABLE} says so"
+    if device.type == "cpu":
+        return name, "plain torch; no faster operators for processors are built yet"
+    return name, "Triton's kernels" if name == "triton" else "Triton is not installed"
 
 
 def _free(free: int, total: int) -> str:

@@ -2,17 +2,23 @@
 per call.
 """
 
+import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
+from gyrfalcon.errors import UsageError
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
 from gyrfalcon.ops.reference import Angles as Angles
 from gyrfalcon.quant import Weight
+
+VARIABLE = "GYRFALCON_OPS"
+NAMES = ("triton", "reference")
 
 
 class Ops(Protocol):
@@ -33,5 +39,24 @@ class Ops(Protocol):
 
 
 def choose(device: torch.device) -> Ops:
-    """The operations for `device`: plain torch everywhere until a faster twin exists."""
-    return reference
+    """The operations for `device`: Triton's kernels on CUDA, plain torch elsewhere, or what the
+    environment variable GYRFALCON_OPS says (`triton` or `reference`).
+    """
+    return _triton() if chosen_name(device) == "triton" else reference
+
+
+def chosen_name(device: torch.device) -> str:
+    """triton or reference; UsageError for a name that is neither, or Triton where it is missing."""
+    default = "triton" if device.type == "cuda" and find_spec("triton") else "reference"
+    name = os.environ.get(VARIABLE) or default
+    if name not in NAMES:
+        raise UsageError(f"{VARIABLE} {' or '.join(NAMES)}", repr(name), "mend or unset it")
+    if name == "triton" and not find_spec("triton"):
+        raise UsageError(f"Triton for {VARIABLE}=triton", "none installed", "pip install triton")
+    return name
+
+
+def _triton() -> Ops:
+    from gyrfalcon.ops import triton_ops
+
+    return triton_ops

@@ -1,0 +1,103 @@
+"""What happens between the fused query-key-value product and attention, in Triton, as one launch:
+queries and keys are rotated, keys and values go to their cache slots. Its twin is
+`reference.place`.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gyrfalcon.kv.pool import LayerCache
+
+VECTORS = 16  # of one token that a program places: 2 KiB of 64 bfloat16 each
+
+
+def place(
+    qkv: Tensor,
+    angles: tuple[Tensor, Tensor] | None,
+    cache: LayerCache,
+    slots: Tensor,
+) -> Tensor:
+    """Rotates queries and keys, writes keys and values to the cache, returns the queries.
+
+    qkv [tokens, (heads + 2 kv_heads) × head_dim], any stride between tokens: for each KV head its
+    queries, then its key, then its value. angles: cos and sin, float32 [tokens, head_dim / 2], None
+    for ALiBi. slots int64 [tokens]; a token whose slot is negative only pads and is not cached.
+    Returns [tokens, heads, head_dim]. Computed in float32.
+    """
+    tokens, (kv_heads, dim) = len(qkv), cache.k.shape[2:]
+    vectors = qkv.shape[1] // dim
+    q = qkv.new_empty(tokens, vectors - 2 * kv_heads, dim)
+    cos, sin = (None, None) if angles is None else angles
+    place_kernel[(tokens, triton.cdiv(vectors, VECTORS))](
+        qkv,
+        cos,
+        sin,
+        cache.k,
+        cache.v,
+        slots,
+        q,
+        qkv.stride(0),
+        cache.k.stride(1),
+        kv_heads,
+        GROUP=vectors // kv_heads - 2,
+        HALF=dim // 2,
+        HALF_TILE=triton.next_power_of_2(dim // 2),
+        VECTORS=VECTORS,
+        num_warps=2,
+    )
+    return q
+
+
+@triton.jit
+def place_kernel(
+    qkv,
+    cos,
+    sin,
+    keys,
+    values,
+    slots,
+    q,
+    row_stride,
+    slot_stride,
+    kv_heads,
+    GROUP: tl.constexpr,
+    HALF: tl.constexpr,
+    HALF_TILE: tl.constexpr,
+    VECTORS: tl.constexpr,
+):
+    """VECTORS queries, keys and values of one token, each as two halves [VECTORS, HALF_TILE]."""
+    token = tl.program_id(0).to(tl.int64)
+    vectors = tl.program_id(1) * VECTORS + tl.arange(0, VECTORS)
+    members = vectors % (GROUP + 2)  # queries of a KV head, then its key, then its value
+    heads = vectors // (GROUP + 2)
+    dims = tl.arange(0, HALF_TILE)
+    inside = (heads < kv_heads)[:, None] & (dims < HALF)[None, :]
+
+    source = qkv + token * row_stride + vectors[:, None] * (2 * HALF) + dims[None, :]
+    first = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
+    if cos is not None:
+        turned = (members <= GROUP)[:, None]
+        c = tl.load(cos + token * HALF + dims, mask=dims < HALF, other=0.0)[None, :]
+        s = tl.load(sin + token * HALF + dims, mask=dims < HALF, other=0.0)[None, :]
+        first, second = (
+            tl.where(turned, first * c - second * s, first),
+            tl.where(turned, second * c + first * s, second),
+        )
+
+    query = (token * kv_heads + heads) * GROUP + members
+    _store(q, query * (2 * HALF), first, second, inside & (members < GROUP)[:, None], HALF)
+    slot = tl.load(slots + token)
+    if slot >= 0:
+        cached = slot * slot_stride + heads * (2 * HALF)
+        _store(keys, cached, first, second, inside & (members == GROUP)[:, None], HALF)
+        _store(values, cached, first, second, inside & (members > GROUP)[:, None], HALF)
+
+
+@triton.jit
+def _store(pointer, offsets, first, second, mask, HALF: tl.constexpr):
+    dims = tl.arange(0, first.shape[1])
+    target = pointer + offsets[:, None] + dims[None, :]
+    tl.store(target, first.to(pointer.dtype.element_ty), mask=mask)
+    tl.store(target + HALF, second.to(pointer.dtype.element_ty), mask=mask)

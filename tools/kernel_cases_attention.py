@@ -1,0 +1,160 @@
+"""The variants of attention's kernels that the released Falcons need."""
+
+from typing import Any
+
+import torch
+import triton
+from kernel_cases import Case
+
+from gyrfalcon.ops import triton_attention, triton_rotary
+
+MATRIX = frozenset({"mma"})
+BLOCK_SIZE = 16
+STRIDES = ("q_token_stride", "q_head_stride", "block_stride", "token_stride")
+
+# Query heads of one KV head, their width, ALiBi; rw-1b and rw-7b are one variant.
+SHAPES = {
+    "7b": (71, 64, False),
+    "7b of 4 ranks": (18, 64, False),
+    "40b": (16, 64, False),
+    "180B": (29, 64, False),
+    "rw": (1, 64, True),
+    "11B": (4, 128, False),
+}
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def _signature(
+    kernel: Any, types: dict[str, str], numbers: tuple[str, ...]
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Argument → type in the kernel's order, and the arguments that are None."""
+    known = types | dict.fromkeys(numbers, "i32")
+    named = {name: known[name] for name in kernel.arg_names if name in known}
+    signature = {name: kind for name, kind in named.items() if kind != "None"}
+    return signature, {name: None for name in named if name not in signature}
+
+
+def _attention_types(dtype: str, alibi: bool) -> dict[str, str]:
+    return {
+        "q": f"*{dtype}",
+        "keys": f"*{dtype}",
+        "values": f"*{dtype}",
+        "tables": "*i64",
+        "contexts": "*i64",
+        "slopes": "*fp32" if alibi else "None",
+        "scale": "fp32",
+    }
+
+
+def _constants(
+    shape: tuple[int, int, bool], config: triton_attention.Config, block_size: int
+) -> dict[str, Any]:
+    group, dim, _ = shape
+    return {
+        "GROUP": group,
+        "BLOCK_SIZE": block_size,
+        "HEAD_DIM": dim,
+        "DIM_TILE": dim,
+        "ROWS": config.rows,
+        "KEYS": config.keys,
+    }
+
+
+def _decode(model: str, dtype: str, several: bool, block_size: int = BLOCK_SIZE) -> Case:
+    shape = SHAPES[model]
+    config = triton_attention.config_for(min(shape[0], 64), shape[1], TYPES[dtype])
+    signature, nothing = _signature(
+        triton_attention.decode_kernel,
+        _attention_types(dtype, shape[2])
+        | {"parts": "*fp32" if several else f"*{dtype}", "logs": "*fp32" if several else "None"},
+        (*STRIDES, "table_stride", "kv_heads", "splits"),
+    )
+    blocks = "" if block_size == BLOCK_SIZE else f" blocks of {block_size}"
+    return Case(
+        name=f"attention decode {model} {dtype}{' split' if several else ''}{blocks}",
+        kernel=triton_attention.decode_kernel,
+        signature=signature,
+        constants=_constants(shape, config, block_size) | nothing,
+        warps=config.warps,
+        stages=config.stages,
+        expects=frozenset() if dtype == "fp32" else MATRIX,
+        aligned=frozenset(STRIDES),
+    )
+
+
+def _prefill(model: str, dtype: str, rows: int, block_size: int = BLOCK_SIZE) -> Case:
+    shape = SHAPES[model]
+    config = triton_attention.config_for(rows, shape[1], TYPES[dtype])
+    signature, nothing = _signature(
+        triton_attention.prefill_kernel,
+        _attention_types(dtype, shape[2]) | {"starts": "*i64", "out": f"*{dtype}"},
+        (*STRIDES, "table_stride", "kv_heads", "sequences"),
+    )
+    blocks = "" if block_size == BLOCK_SIZE else f" blocks of {block_size}"
+    return Case(
+        name=f"attention prefill {model} {dtype} {rows} rows{blocks}",
+        kernel=triton_attention.prefill_kernel,
+        signature=signature,
+        constants=_constants(shape, config, block_size)
+        | nothing
+        | {"SEQUENCES": triton_attention.SEQUENCE_TILE},
+        warps=config.warps,
+        stages=config.stages,
+        expects=frozenset() if dtype == "fp32" else MATRIX,
+        aligned=frozenset(STRIDES),
+    )
+
+
+def _merge(dim: int, splits: int) -> Case:
+    return Case(
+        name=f"attention merge {splits} splits of {dim} bf16",
+        kernel=triton_attention.merge_kernel,
+        signature={"parts": "*fp32", "logs": "*fp32", "out": "*bf16", "splits": "i32"},
+        constants={"HEAD_DIM": dim, "DIM_TILE": dim, "SPLIT_TILE": splits},
+        warps=1 if splits <= 16 else 4,
+        stages=1,
+        expects=frozenset(),
+    )
+
+
+def _place(model: str, dtype: str) -> Case:
+    group, dim, alibi = SHAPES[model]
+    angle = "None" if alibi else "*fp32"
+    types = dict.fromkeys(("qkv", "keys", "values", "q"), f"*{dtype}")
+    signature, nothing = _signature(
+        triton_rotary.place_kernel,
+        types | {"cos": angle, "sin": angle, "slots": "*i64"},
+        ("row_stride", "slot_stride", "kv_heads"),
+    )
+    return Case(
+        name=f"rotary place {model} {dtype}",
+        kernel=triton_rotary.place_kernel,
+        signature=signature,
+        constants={
+            "GROUP": group,
+            "HALF": dim // 2,
+            "HALF_TILE": triton.next_power_of_2(dim // 2),
+            "VECTORS": triton_rotary.VECTORS,
+        }
+        | nothing,
+        warps=2,
+        stages=1,
+        expects=frozenset(),
+        aligned=frozenset({"row_stride", "slot_stride"}),
+    )
+
+
+CASES: list[Case] = [
+    *(_decode(model, "bf16", several) for model in SHAPES for several in (False, True)),
+    _decode("40b", "fp16", True),
+    _decode("40b", "fp32", True),
+    _decode("40b", "bf16", True, 128),
+    *(_prefill(model, "bf16", rows) for model in SHAPES for rows in (64, 128)),
+    _prefill("40b", "fp16", 128),
+    _prefill("40b", "fp32", 128),
+    _prefill("40b", "bf16", 128, 128),
+    *(_merge(dim, splits) for dim in (64, 128) for splits in (2, 16, 64)),
+    *(_place(model, "bf16") for model in SHAPES),
+    _place("40b", "fp16"),
+    _place("40b", "fp32"),
+]

@@ -36,13 +36,17 @@ def config_for(rows: int, head_dim: int, dtype: torch.dtype) -> Config:
     """The tile for up to `rows` (query, head) pairs that share keys.
 
     More than 64 rows of a decoding step become several programs, of which the second finds its keys
-    in the L2 cache: 128 rows at once would save no memory traffic and halve the programs. Wide
-    heads have fewer tiles under way: two of 64 keys of 128 take 64 KiB, all that CDNA 3 has.
+    in the L2 cache: 128 rows at once would save no memory traffic and halve the programs. Up to 64
+    rows wait for memory: of 5 stages Triton gives two tiles to the block table, which has to be
+    read first, and two to keys and values. Wide heads get smaller or fewer tiles, so that registers
+    suffice on the A100 and 64 KiB of shared memory on CDNA 3.
     """
     tile = max(16, min(128, triton.next_power_of_2(rows)))
-    if dtype == torch.float32:  # no matrix instructions: registers hold both operands
+    if dtype == torch.float32:  # the products are not of matrix units and need more registers
         return Config(min(tile, 32), 32, 4, 2)
-    return Config(tile, 64, 8 if tile == 128 else 4, 3 if head_dim <= 64 else 2)
+    if head_dim > 64:
+        return Config(tile, 64 if tile <= 32 else 32, 8 if tile == 128 else 4, 3)
+    return Config(tile, 64, 8, 3) if tile == 128 else Config(tile, 64, 4, 5)
 
 
 def splits_for(sequences: int, kv_heads: int, group: int, longest: int, num_sms: int = 132) -> int:
@@ -142,7 +146,7 @@ def prefill(
     group, sequences = heads // kv_heads, len(contexts)
     config = config_for(max(64, tokens * group // sequences), dim, q.dtype)
     out = q.new_empty(tokens, heads * dim)
-    prefill_kernel[(kv_heads, tokens * group // config.rows + sequences)](
+    prefill_kernel[(tokens * group // config.rows + sequences, kv_heads)](
         q,
         cache.k,
         cache.v,
@@ -310,8 +314,8 @@ def prefill_kernel(  # noqa: PLR0913
     Sequence i owns the tiles from starts[i] × GROUP // ROWS + i, of which its last may be empty:
     the grid needs only the number of tokens. Tiles with the most keys are computed first.
     """
-    kv_head = tl.program_id(0)
-    tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    kv_head = tl.program_id(1)
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
     sequence = _owner(tile, starts, sequences, GROUP, ROWS, SEQUENCES)
     start = tl.load(starts + sequence)
     length = (tl.load(starts + sequence + 1) - start).to(tl.int32)

@@ -211,9 +211,9 @@ def test_sequences_without_queries_and_tokens_that_pad_are_allowed() -> None:
     assert result[27:].eq(0).all()
 
 
-def test_more_sequences_than_are_searched_at_once() -> None:
-    contexts = [1 + row % 5 for row in range(triton_attention.SEQUENCE_TILE + 9)]
-    step = make_step((1, 1, 16), contexts)
+def test_more_sequences_than_are_searched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_attention, "SEQUENCE_TILE", 4)
+    step = make_step((1, 1, 16), [1 + row % 5 for row in range(11)])
     assert_near(step.prefilled(), step.defined())
 
 

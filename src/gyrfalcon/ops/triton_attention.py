@@ -1,6 +1,7 @@
 """Attention over the paged cache, in Triton: decoding steps, split over the context, and chunks of
 prompts. `reference.attention` defines both. Lengths are read on the device, so that the launches of
-a captured graph stay valid while contexts grow.
+a captured graph stay valid while contexts grow; numbers that change from step to step are left out
+of Triton's specialisation, so that nothing is compiled in the middle of a run.
 
 Rows of a tile are (query, head) pairs of one KV head's group, so keys and values are read once for
 all its heads and nothing is lost to padding when a group has 29 or 71. A row's result does not
@@ -185,7 +186,7 @@ def _tile_of(head_dim: int) -> int:
     return max(16, int(triton.next_power_of_2(head_dim)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "splits"])
 def decode_kernel(  # noqa: PLR0913
     q,
     keys,
@@ -259,7 +260,7 @@ def decode_kernel(  # noqa: PLR0913
         tl.store(logs + places, largest + tl.log2(total), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def merge_kernel(
     parts,
     logs,
@@ -283,7 +284,7 @@ def merge_kernel(
     tl.store(out + row * HEAD_DIM + dims, result.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "sequences"])
 def prefill_kernel(  # noqa: PLR0913
     q,
     keys,

@@ -102,6 +102,7 @@ def _prefill(model: str, dtype: str, rows: int, block_size: int = BLOCK_SIZE) ->
         stages=config.stages,
         expects=frozenset() if dtype == "fp32" else MATRIX,
         aligned=frozenset(STRIDES),
+        ascend={"ROWS": 64} if config.rows == 128 and shape[1] > 64 else {},  # L0C holds no more
     )
 
 

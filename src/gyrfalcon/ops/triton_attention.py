@@ -229,6 +229,9 @@ def decode_kernel(  # noqa: PLR0913
     first = split * part_len
     last = tl.minimum(first + part_len, context)
 
+    slope = None
+    if slopes is not None:
+        slope = _bfloat16(tl.load(slopes + heads, mask=inside, other=0.0))
     query = _vectors(
         q + sequence * q_token_stride, heads * q_head_stride, inside, True, HEAD_DIM, DIM_TILE
     )
@@ -240,7 +243,7 @@ def decode_kernel(  # noqa: PLR0913
         keys + kv_head * HEAD_DIM,
         values + kv_head * HEAD_DIM,
         tables + sequence * table_stride,
-        _rounded_slopes(slopes, heads, inside),
+        slope,
         tl.full([ROWS], 0, tl.int32) + context - 1,
         first,
         last,
@@ -334,7 +337,9 @@ def prefill_kernel(  # noqa: PLR0913
 
         query_offsets = tokens * q_token_stride + heads * q_head_stride
         query = _vectors(q, query_offsets, inside, True, HEAD_DIM, DIM_TILE)
-        slope = _rounded_slopes(slopes, heads, inside)
+        slope = None
+        if slopes is not None:
+            slope = _bfloat16(tl.load(slopes + heads, mask=inside, other=0.0))
         positions = cached + rows // GROUP
         result = tl.zeros([ROWS, DIM_TILE], tl.float32)
         largest = tl.full([ROWS], float("-inf"), tl.float32)
@@ -480,14 +485,6 @@ def _store(
         vectors.to(pointer.dtype.element_ty),
         mask=inside[:, None] & (dims < HEAD_DIM)[None, :],
     )
-
-
-@triton.jit
-def _rounded_slopes(slopes, heads, inside):
-    if slopes is None:
-        return None
-    else:
-        return _bfloat16(tl.load(slopes + heads, mask=inside, other=0.0))
 
 
 @triton.jit

@@ -187,7 +187,7 @@ def _tile_of(head_dim: int) -> int:
 
 
 @triton.jit(do_not_specialize=["table_stride", "splits"])
-def decode_kernel(  # noqa: PLR0913
+def decode_kernel(
     q,
     keys,
     values,
@@ -288,7 +288,7 @@ def merge_kernel(
 
 
 @triton.jit(do_not_specialize=["table_stride", "sequences"])
-def prefill_kernel(  # noqa: PLR0913
+def prefill_kernel(
     q,
     keys,
     values,
@@ -391,7 +391,7 @@ def _owner(
 
 
 @triton.jit
-def _attend(  # noqa: PLR0913
+def _attend(
     query,
     result,
     largest,

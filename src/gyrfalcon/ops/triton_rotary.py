@@ -51,7 +51,7 @@ def place(
 
 
 @triton.jit
-def place_kernel(  # noqa: PLR0913
+def place_kernel(
     qkv,
     cos,
     sin,

@@ -112,16 +112,16 @@ def test_a_decoding_step_equals_its_definition(heads: tuple[int, int, int]) -> N
 
 @pytest.mark.parametrize("splits", range(1, 9))
 def test_the_number_of_splits_never_shows(splits: int) -> None:
-    step = make_step((4, 2, 64), [3, 64, 65, 129, 200])
+    step = make_step((4, 1, 64), [3, 64, 65, 200])
     assert_near(step.decoded(splits), step.defined())
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 16, 64, 128])
-@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_size_of_cache_blocks_never_shows(dtype: torch.dtype, block_size: int) -> None:
-    step = make_step((6, 2, 64), [130, 20, 64], None, block_size, dtype)
+    step = make_step((6, 2, 64), [130, 20], None, block_size, dtype)
     assert_near(step.decoded(splits=2), step.defined(), dtype)
-    step = make_step((6, 2, 64), [130, 20, 64], [5, 20, 1], block_size, dtype)
+    step = make_step((6, 2, 64), [130, 20], [5, 20], block_size, dtype)
     assert_near(step.prefilled(), step.defined(), dtype)
 
 
@@ -219,9 +219,9 @@ def test_sequences_without_queries_and_tokens_that_pad_are_allowed() -> None:
     assert result[27:].eq(0).all()
 
 
-def test_more_sequences_than_are_searched_at_once() -> None:
-    contexts = [1 + row % 5 for row in range(triton_attention.SEQUENCE_TILE + 9)]
-    step = make_step((1, 1, 16), contexts)
+def test_more_sequences_than_are_searched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_attention, "SEQUENCE_TILE", 4)
+    step = make_step((1, 1, 16), [1 + row % 5 for row in range(11)])
     assert_near(step.prefilled(), step.defined())
 
 

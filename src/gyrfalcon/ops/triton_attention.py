@@ -1,6 +1,7 @@
 """Attention over the paged cache, in Triton: decoding steps, split over the context, and chunks of
 prompts. `reference.attention` defines both. Lengths are read on the device, so that the launches of
-a captured graph stay valid while contexts grow.
+a captured graph stay valid while contexts grow; numbers that change from step to step are left out
+of Triton's specialisation, so that nothing is compiled in the middle of a run.
 
 Rows of a tile are (query, head) pairs of one KV head's group, so keys and values are read once for
 all its heads and nothing is lost to padding when a group has 29 or 71. A row's result does not
@@ -36,13 +37,17 @@ def config_for(rows: int, head_dim: int, dtype: torch.dtype) -> Config:
     """The tile for up to `rows` (query, head) pairs that share keys.
 
     More than 64 rows of a decoding step become several programs, of which the second finds its keys
-    in the L2 cache: 128 rows at once would save no memory traffic and halve the programs. Wide
-    heads have fewer tiles under way: two of 64 keys of 128 take 64 KiB, all that CDNA 3 has.
+    in the L2 cache: 128 rows at once would save no memory traffic and halve the programs. Up to 64
+    rows wait for memory: of 5 stages Triton gives two tiles to the block table, which has to be
+    read first, and two to keys and values. Wide heads get smaller or fewer tiles, so that registers
+    suffice on the A100 and 64 KiB of shared memory on CDNA 3.
     """
     tile = max(16, min(128, triton.next_power_of_2(rows)))
-    if dtype == torch.float32:  # no matrix instructions: registers hold both operands
+    if dtype == torch.float32:  # the products are not of matrix units and need more registers
         return Config(min(tile, 32), 32, 4, 2)
-    return Config(tile, 64, 8 if tile == 128 else 4, 3 if head_dim <= 64 else 2)
+    if head_dim > 64:
+        return Config(tile, 64 if tile <= 32 else 32, 8 if tile == 128 else 4, 3)
+    return Config(tile, 64, 8, 3) if tile == 128 else Config(tile, 64, 4, 5)
 
 
 def splits_for(sequences: int, kv_heads: int, group: int, longest: int, num_sms: int = 132) -> int:
@@ -142,7 +147,7 @@ def prefill(
     group, sequences = heads // kv_heads, len(contexts)
     config = config_for(max(64, tokens * group // sequences), dim, q.dtype)
     out = q.new_empty(tokens, heads * dim)
-    prefill_kernel[(kv_heads, tokens * group // config.rows + sequences)](
+    prefill_kernel[(tokens * group // config.rows + sequences, kv_heads)](
         q,
         cache.k,
         cache.v,
@@ -181,7 +186,7 @@ def _tile_of(head_dim: int) -> int:
     return max(16, int(triton.next_power_of_2(head_dim)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "splits"])
 def decode_kernel(
     q,
     keys,
@@ -224,6 +229,9 @@ def decode_kernel(
     first = split * part_len
     last = tl.minimum(first + part_len, context)
 
+    slope = None
+    if slopes is not None:
+        slope = _bfloat16(tl.load(slopes + heads, mask=inside, other=0.0))
     query = _vectors(
         q + sequence * q_token_stride, heads * q_head_stride, inside, True, HEAD_DIM, DIM_TILE
     )
@@ -235,7 +243,7 @@ def decode_kernel(
         keys + kv_head * HEAD_DIM,
         values + kv_head * HEAD_DIM,
         tables + sequence * table_stride,
-        _rounded_slopes(slopes, heads, inside),
+        slope,
         tl.full([ROWS], 0, tl.int32) + context - 1,
         first,
         last,
@@ -255,7 +263,7 @@ def decode_kernel(
         tl.store(logs + places, largest + tl.log2(total), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def merge_kernel(
     parts,
     logs,
@@ -279,7 +287,7 @@ def merge_kernel(
     tl.store(out + row * HEAD_DIM + dims, result.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "sequences"])
 def prefill_kernel(
     q,
     keys,
@@ -310,8 +318,8 @@ def prefill_kernel(
     Sequence i owns the tiles from starts[i] × GROUP // ROWS + i, of which its last may be empty:
     the grid needs only the number of tokens. Tiles with the most keys are computed first.
     """
-    kv_head = tl.program_id(0)
-    tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    kv_head = tl.program_id(1)
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
     sequence = _owner(tile, starts, sequences, GROUP, ROWS, SEQUENCES)
     start = tl.load(starts + sequence)
     length = (tl.load(starts + sequence + 1) - start).to(tl.int32)
@@ -329,7 +337,9 @@ def prefill_kernel(
 
         query_offsets = tokens * q_token_stride + heads * q_head_stride
         query = _vectors(q, query_offsets, inside, True, HEAD_DIM, DIM_TILE)
-        slope = _rounded_slopes(slopes, heads, inside)
+        slope = None
+        if slopes is not None:
+            slope = _bfloat16(tl.load(slopes + heads, mask=inside, other=0.0))
         positions = cached + rows // GROUP
         result = tl.zeros([ROWS, DIM_TILE], tl.float32)
         largest = tl.full([ROWS], float("-inf"), tl.float32)
@@ -475,14 +485,6 @@ def _store(
         vectors.to(pointer.dtype.element_ty),
         mask=inside[:, None] & (dims < HEAD_DIM)[None, :],
     )
-
-
-@triton.jit
-def _rounded_slopes(slopes, heads, inside):
-    if slopes is None:
-        return None
-    else:
-        return _bfloat16(tl.load(slopes + heads, mask=inside, other=0.0))
 
 
 @triton.jit

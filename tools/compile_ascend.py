@@ -161,9 +161,11 @@ def _text(output: bytes | str | None) -> str:
 
 
 def _reason(text: str) -> str:
-    """What the last error says, short enough for a table."""
-    lines = [line for line in text.splitlines() if "error:" in line] or text.splitlines() or [text]
-    return lines[-1].rpartition("error:")[2].strip().replace("|", "/")[:160]
+    """What went wrong, short enough for a table; memory that does not fit says most."""
+    full = re.search(r"\w+ overflow, requires \d+ bits while \d+ bits available", text)
+    errors = [line.rpartition("error:")[2] for line in text.splitlines() if "error:" in line]
+    message = full[0] if full else errors[-1] if errors else text
+    return " ".join(message.split()).replace("|", "/")[-160:]
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ from compile_kernels import TOOLS, cases_of
 from kernel_cases import Case
 
 DEVICE = "Ascend910B3"
+ATTEMPTS = (
+    3  # ascendnpu-ir 1.2.0 fails now and then, about once in six times, with what it else compiles
+)
 MEMORIES = {"ub": "UB", "cbuf": "L1", "cc": "L0C"}  # name in HIVM → in Ascend's documents
 OPTIONS = (
     f"--target={DEVICE}",
@@ -96,7 +99,15 @@ def shown(result: Result) -> Result:
 
 
 def compile_case(case: Case) -> Result:
-    """Takes one case to HIVM in a folder of its own."""
+    """Takes one case to HIVM; a plan that is found once is enough."""
+    for _ in range(ATTEMPTS):
+        result = _attempt(case)
+        if result.fault is None:
+            break
+    return result
+
+
+def _attempt(case: Case) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         try:
             to_hivm(to_linalg(case), Path(folder))

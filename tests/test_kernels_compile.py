@@ -3,16 +3,19 @@
 The tool runs in a process of its own: kernels that the interpreter has taken cannot be compiled.
 """
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from compile_ascend import distinct, memory_kib
 from compile_kernels import TARGETS, Usage, differences, judge
 from kernel_cases import Case
 
 pytest.importorskip("triton", reason="Triton is not installed (the extra gpu-check)")
 
+NONE: frozenset[str] = frozenset()
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "compile_kernels.py"
 
 CASES = """
@@ -114,3 +117,39 @@ def test_a_changed_table_is_shown_line_by_line(tmp_path: Path) -> None:
     table.write_text("a\nb\n", "utf-8")
     assert differences({table: "a\nb\n"}) == []
     assert differences({table: "a\nc\n"}) == ["kernels.md: no longer b", "kernels.md: now c"]
+
+
+def test_an_npu_gets_each_variant_once_and_no_fp8() -> None:
+    def case(name: str, dtype: str, warps: int, ascend: dict[str, int]) -> Case:
+        return Case(
+            name,
+            test_a_good_kernel_passes,
+            {"x": dtype},
+            {"TILE": 64},
+            warps,
+            1,
+            NONE,
+            ascend=ascend,
+        )
+
+    first, twin = case("first", "*bf16", 4, {}), case("twin", "*bf16", 8, {})
+    smaller, eight_bits = (
+        case("smaller", "*bf16", 4, {"TILE": 32}),
+        case("eight", "*fp8e4nv", 4, {}),
+    )
+    assert distinct([first, twin, smaller, eight_bits]) == [first, smaller]
+
+
+def test_memory_is_what_is_used_at_once(tmp_path: Path) -> None:
+    def buffer(space: str, offsets: list[int], bits: int) -> dict[str, object]:
+        name = f"memref<8xf32, #hivm.address_space<{space}>>"
+        return {"buffer": name, "offset": offsets, "extent": bits}
+
+    plans = {
+        "memory_info_aiv.json": [buffer("ub", [0, 4096], 8 * 1024), buffer("ub", [1024], 8 * 1024)],
+        "memory_info_aic.json": [buffer("cbuf", [0], 8 * 2048)],
+    }
+    for name, buffers in plans.items():
+        document = {"Record": [{"memory_info_array": buffers}]}
+        (tmp_path / name).write_text(json.dumps(document), "utf-8")
+    assert memory_kib(tmp_path) == {"ub": 5.0, "cbuf": 2.0}

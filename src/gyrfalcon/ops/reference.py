@@ -12,6 +12,9 @@ from torch import Tensor
 
 from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
+from gyrfalcon.quant import Quantised, dequantise
+
+DEQUANTISED_WEIGHTS = 1 << 24  # of a rounded matrix at a time: 64 MiB in float32
 
 # Falcon's own is the exact GELU, x Φ(x) by erf (Hendrycks & Gimpel 2016).
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -22,9 +25,27 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x weightᵀ + bias: [tokens, in], [out, in], [out] → [tokens, out]."""
-    return F.linear(x, weight, bias)
+def linear(
+    x: Tensor, weight: Tensor | Quantised, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    """activation(x weightᵀ + bias): [tokens, in], [out, in], [out] → [tokens, out], in x's dtype."""
+    if isinstance(weight, Quantised):
+        return _quantised_linear(x, weight, bias, activation)
+    y = F.linear(x, weight, bias)
+    return y if activation is None else activate(y, activation)
+
+
+def _quantised_linear(
+    x: Tensor, weight: Quantised, bias: Tensor | None, activation: str | None
+) -> Tensor:
+    """The product with the dequantised weights, on the CPU in float32; some rows of them at a time."""
+    dtype = torch.float32 if x.device.type == "cpu" else x.dtype
+    outputs, inputs = weight.shape
+    size = max(1, DEQUANTISED_WEIGHTS // inputs)
+    parts = (weight.rows([range(i, min(i + size, outputs))]) for i in range(0, outputs, size))
+    y = torch.cat([F.linear(x.to(dtype), dequantise(part, dtype)) for part in parts], dim=-1)
+    y = y if bias is None else y + bias.to(dtype)
+    return (y if activation is None else activate(y, activation)).to(x.dtype)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

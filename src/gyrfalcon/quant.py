@@ -1,0 +1,206 @@
+"""Weights of 8 and 4 bits: rounding a matrix, taking it back, the part that a rank owns.
+
+Only weights are rounded, around zero and without offsets: weight ≈ values × scales. Knows nothing of
+models, files or kernels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gyrfalcon.errors import CheckpointError, UsageError
+
+QUANTS = ("none", "int8", "fp8", "int4")
+
+# int4: the weights of a row that share a scale. It divides every head dimension of the family, so
+# that a cut between heads is a cut between groups.
+GROUP = 64
+
+# Weights that are rounded at a time: what a processor's cache holds, enough work for a card.
+CHUNK = 1 << 18
+DEVICE_CHUNK = 1 << 24
+FP8_LARGEST = 448.0  # of float8_e4m3fn
+
+# What the largest weight of a group becomes, the candidates of int4. The side of its own sign
+# reaches −8, the other 7; beyond that it is clipped, which makes all other steps finer.
+INT4_CANDIDATES = (-8.0, -8.8, 7.0, 7.7)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """A weight matrix [out, in] in `kind`.
+
+    int4 packs a group of 64 columns into 32 bytes: byte j holds column j in its low half and column
+    j + 32 in its high half, each as value + 8, so that either half is a run of columns. Its scales
+    lie group after group, so that the scales of neighbouring rows are read together; they are
+    bfloat16, which has float32's range, and the values are rounded against the rounded scale:
+    against float32 scales the error grows by less than 0.01 % of itself.
+
+    Relative L2 error of what `dequantise` gives, for normally distributed weights in rows of 4096
+    and for nestling's matrices: int8 0.87 % and 0.84 %, fp8 2.6 % and 2.6 %, int4 9.1 % and 9.2 %.
+    """
+
+    kind: str  # int8, fp8 or int4
+    data: Tensor  # int8 [out, in] | float8_e4m3fn [out, in] | uint8 [out, in / 2]
+    scales: Tensor  # float32 [out] | float32 [out] | bfloat16 [in / 64, out]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the matrix that this stands for."""
+        rows, width = self.data.shape
+        return rows, width * 2 if self.kind == "int4" else width
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes in memory."""
+        return self.data.nbytes + self.scales.nbytes
+
+    def to(self, device: torch.device | str) -> "Quantised":
+        """The same on another device."""
+        return Quantised(self.kind, self.data.to(device), self.scales.to(device))
+
+    def rows(self, ranges: Sequence[range]) -> "Quantised":
+        """The matrix of these rows alone, one range after the other."""
+        return Quantised(
+            self.kind,
+            _taken(self.data, ranges, 0),
+            _taken(self.scales, ranges, self.scales.ndim - 1),
+        )
+
+    def columns(self, ranges: Sequence[range]) -> "Quantised":
+        """The matrix of these columns alone; UsageError where a range cuts a group of int4."""
+        if self.kind != "int4":
+            return Quantised(self.kind, _taken(self.data, ranges, 1), self.scales)
+        groups = [_groups(part) for part in ranges]
+        size = GROUP // 2
+        packed = [range(part.start * size, part.stop * size) for part in groups]
+        return Quantised(self.kind, _taken(self.data, packed, 1), _taken(self.scales, groups, 0))
+
+
+def quantise(weight: Tensor, kind: str) -> Quantised:
+    """Rounds a floating-point matrix [out, in] to `kind`, where it lies.
+
+    int8 and fp8 scale each row by its largest weight: searching for a better scale gains int8 less
+    than 0.1 % of its error, and fp8's steps grow with the weight. int4 takes for each group the best
+    of a few scales, in squared error. UsageError for a kind that does not exist, or for int4 with a
+    row that is no whole number of groups; CheckpointError for a weight that is no number.
+    """
+    convert = _CONVERSIONS.get(kind)
+    if convert is None:
+        raise UsageError(
+            f"one of {', '.join(_CONVERSIONS)} to round weights to", kind, "choose one"
+        )
+    columns = weight.shape[1]
+    if kind == "int4" and columns % GROUP:
+        raise UsageError(
+            f"rows of a multiple of {GROUP} weights for int4",
+            f"{columns}",
+            "choose int8 or fp8 for this matrix",
+        )
+    if not weight.isfinite().all():
+        raise CheckpointError(
+            "finite weights to round", "infinite ones or NaN", "get the file again"
+        )
+    chunk = CHUNK if weight.device.type == "cpu" else DEVICE_CHUNK
+    parts = [convert(part.float()) for part in weight.split(max(1, chunk // max(columns, 1)))]
+    data, scales = (list(tensors) for tensors in zip(*parts, strict=True))
+    return Quantised(kind, torch.cat(data), torch.cat(scales, dim=-1))
+
+
+def dequantise(weight: Quantised, dtype: torch.dtype) -> Tensor:
+    """values × scales [out, in], computed in float32, rounded once to `dtype`."""
+    if weight.kind != "int4":
+        return (weight.data.float() * weight.scales[:, None]).to(dtype)
+    rows, columns = weight.shape
+    halves = weight.data.view(rows, -1, 1, GROUP // 2)
+    values = torch.cat((halves & 15, halves >> 4), dim=2).view(rows, -1, GROUP).float() - 8
+    return (values * weight.scales.t().float()[:, :, None]).view(rows, columns).to(dtype)
+
+
+def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    scales = _safe(weight.abs().amax(dim=1) / 127)
+    return (weight / scales[:, None]).round().clamp(-127, 127).to(torch.int8), scales
+
+
+def _fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    scales = _safe(weight.abs().amax(dim=1) / FP8_LARGEST)
+    scaled = (weight / scales[:, None]).clamp(-FP8_LARGEST, FP8_LARGEST)
+    return scaled.to(torch.float8_e4m3fn), scales
+
+
+def _int4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    rows = len(weight)
+    groups = weight.view(rows, -1, GROUP)
+    scales = _int4_scales(groups)
+    first, second = (_int4_values(groups, scales) + 8).to(torch.uint8).chunk(2, dim=-1)
+    packed = (first | (second << 4)).view(rows, -1)
+    return packed, scales.squeeze(-1).t().contiguous().bfloat16()
+
+
+def _int4_scales(groups: Tensor) -> Tensor:
+    """The scale of each group with the least squared error: [rows, groups, 64] → [rows, groups, 1].
+
+    The best candidate gives the values; the scale that suits these values best, by least squares, is
+    one candidate more.
+    """
+    largest = _safe(groups.gather(-1, groups.abs().argmax(dim=-1, keepdim=True)))
+    units = groups / largest  # no square of these is too large or small for float32
+    best = _kept(1 / INT4_CANDIDATES[0], largest)
+    error = _int4_error(units, best)
+    for divisor in (*INT4_CANDIDATES[1:], None):
+        ratio = _fitted(units, best) if divisor is None else 1 / divisor
+        other = _kept(ratio, largest)
+        other_error = _int4_error(units, other)
+        best = torch.where(other_error < error, other, best)
+        error = torch.minimum(other_error, error)
+    return (best * largest).bfloat16().float()
+
+
+def _fitted(groups: Tensor, scales: Tensor) -> Tensor:
+    """The scale that suits best, by least squares, the values that `scales` give."""
+    values = _int4_values(groups, scales)
+    fitted = (groups * values).sum(-1, keepdim=True) / values.square().sum(-1, keepdim=True)
+    return fitted.nan_to_num()
+
+
+def _int4_error(groups: Tensor, scales: Tensor) -> Tensor:
+    return (_int4_values(groups, scales).mul_(scales) - groups).square_().sum(-1, keepdim=True)
+
+
+def _int4_values(groups: Tensor, scales: Tensor) -> Tensor:
+    return (groups / scales).round_().clamp_(-8, 7)
+
+
+def _kept(ratio: Tensor | float, largest: Tensor) -> Tensor:
+    """The scale ratio × largest as it is kept, in bfloat16, again as a ratio."""
+    return _safe((ratio * largest).bfloat16().float()) / largest
+
+
+def _safe(scales: Tensor) -> Tensor:
+    """1 in place of 0, for rows and groups of zeros."""
+    return torch.where(scales == 0, 1.0, scales)
+
+
+def _groups(columns: range) -> range:
+    """The groups that a range of columns consists of."""
+    if columns.start % GROUP or columns.stop % GROUP:
+        raise UsageError(
+            f"columns cut at multiples of {GROUP} for int4",
+            f"{columns.start} to {columns.stop}",
+            "use another number of ranks, int8 or fp8",
+        )
+    return range(columns.start // GROUP, columns.stop // GROUP)
+
+
+def _taken(tensor: Tensor, ranges: Sequence[range], dim: int) -> Tensor:
+    parts = [tensor.narrow(dim, part.start, len(part)) for part in ranges]
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim)
+
+
+_CONVERSIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "int8": _int8,
+    "fp8": _fp8,
+    "int4": _int4,
+}

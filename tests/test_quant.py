@@ -1,0 +1,200 @@
+"""Rounded weights: how good they are, what they refuse, and that a part of them is a part."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import gyrfalcon
+from gyrfalcon.errors import CheckpointError, UsageError
+from gyrfalcon.ops import reference
+from gyrfalcon.quant import GROUP, QUANTS, Quantised, dequantise, quantise
+
+KINDS = [kind for kind in QUANTS if kind != "none"]
+LARGEST_ERROR = {"int8": 0.010, "fp8": 0.027, "int4": 0.094}  # relative L2
+NESTLING = Path(gyrfalcon.__file__).parent / "nestling" / "model" / "model.safetensors"
+
+
+def relative(result: Tensor, wanted: Tensor) -> float:
+    return ((result.double() - wanted.double()).norm() / wanted.double().norm()).item()
+
+
+def a_matrix(rows: int = 48, columns: int = 256, seed: int = 0) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 0.02
+
+
+def simple_int4(weight: Tensor) -> Tensor:
+    """Each group scaled by its largest weight alone."""
+    groups = weight.view(len(weight), -1, GROUP)
+    scales = groups.abs().amax(-1, keepdim=True) / 7
+    return ((groups / scales).round() * scales).view_as(weight)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_rounded_matrix_is_close_to_the_matrix(kind: str, dtype: torch.dtype) -> None:
+    weight = a_matrix().to(dtype)
+    assert relative(dequantise(quantise(weight, kind), torch.float32), weight) < LARGEST_ERROR[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nestlings_matrices_keep_their_weights(kind: str) -> None:
+    matrices = [
+        tensor.float()
+        for name, tensor in load_file(NESTLING).items()
+        if tensor.ndim == 2 and tensor.shape[1] % GROUP == 0 and "embedding" not in name
+    ]
+    assert len(matrices) > 8
+    errors = [relative(dequantise(quantise(m, kind), torch.float32), m) for m in matrices]
+    assert sum(errors) / len(errors) < LARGEST_ERROR[kind]
+    assert (
+        max(errors) < LARGEST_ERROR[kind] + 0.02
+    )  # heads that look at one token: few large weights
+
+
+def test_searching_int4_scales_beats_the_largest_weight() -> None:
+    weight = a_matrix()
+    searched = dequantise(quantise(weight, "int4"), torch.float32)
+    assert relative(searched, weight) < 0.86 * relative(simple_int4(weight), weight)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_no_weight_of_the_unclipped_range_is_off_by_more_than_half_a_step(kind: str) -> None:
+    weight = a_matrix()
+    rounded = quantise(weight, kind)
+    steps = rounded.scales.float()[:, None] if kind == "int8" else spread(rounded)
+    steps = steps.abs()
+    error = (dequantise(rounded, torch.float32) - weight).abs()
+    inside = weight.abs() < 7 * steps if kind == "int4" else weight.abs() <= 127 * steps
+    assert (error[inside] <= (0.501 * steps).expand_as(error)[inside]).all()
+
+
+def spread(weight: Quantised) -> Tensor:
+    """int4's scale of each weight."""
+    return weight.scales.t().float().repeat_interleave(GROUP, dim=1)
+
+
+def test_an_int4_byte_holds_columns_32_apart() -> None:
+    values = torch.arange(2 * GROUP) % 16 - 8
+    rounded = quantise(values[None].float(), "int4")
+    assert (rounded.scales == 1).all()
+    halves = torch.stack((rounded.data[0] & 15, rounded.data[0] >> 4)).long() - 8
+    for byte in (0, 5, 31, 32, 63):
+        column = byte // 32 * GROUP + byte % 32
+        assert halves[:, byte].tolist() == [values[column], values[column + 32]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_on_the_grid_come_back_exactly(kind: str) -> None:
+    """Every value there is, times a power of two that differs from row to row."""
+    grids = {
+        "int8": torch.arange(-127, 128).float(),
+        "fp8": torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float(),
+        "int4": torch.arange(-8, 8).float(),
+    }
+    grid = grids[kind][grids[kind].isfinite()]
+    row = grid.repeat(-(-GROUP * 5 // len(grid)))[: GROUP * 5]
+    weight = row * torch.tensor([1.0, 0.25, -0.5])[:, None]
+    torch.testing.assert_close(
+        dequantise(quantise(weight, kind), torch.float32), weight, rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zeros_stay_zeros(kind: str) -> None:
+    weight = a_matrix(3, 128)
+    weight[1] = 0
+    weight[2, :64] = 0
+    rounded = dequantise(quantise(weight, kind), torch.float32)
+    assert (rounded[weight == 0] == 0).all()
+    assert rounded.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_weights_of_any_size_keep_their_accuracy(kind: str, size: float) -> None:
+    weight = a_matrix() * size
+    assert relative(dequantise(quantise(weight, kind), torch.float32), weight) < LARGEST_ERROR[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rounding_in_chunks_is_rounding_in_one_go(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = a_matrix(7, 192)
+    whole = quantise(weight, kind)
+    monkeypatch.setattr("gyrfalcon.quant.CHUNK", 400)
+    same(quantise(weight, kind), whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_of_the_rows_is_the_part_rounded_alone(kind: str) -> None:
+    weight = a_matrix()
+    ranges = (range(3, 10), range(20, 21), range(40, 48))
+    part = quantise(weight, kind).rows(ranges)
+    same(part, quantise(torch.cat([weight[r.start : r.stop] for r in ranges]), kind))
+    assert part.shape == (16, 256)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ranges", [(range(64, 256),), (range(0, 64), range(128, 192))])
+def test_a_part_of_the_columns_is_those_columns(kind: str, ranges: tuple[range, ...]) -> None:
+    whole = quantise(a_matrix(), kind)
+    part = whole.columns(ranges)
+    wanted = torch.cat([dequantise(whole, torch.float32)[:, r.start : r.stop] for r in ranges], 1)
+    torch.testing.assert_close(dequantise(part, torch.float32), wanted, rtol=0, atol=0)
+    assert part.shape == wanted.shape
+    assert part.data.is_contiguous()
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_8_bit_columns_may_be_cut_anywhere(kind: str) -> None:
+    whole = quantise(a_matrix(5, 37), kind)
+    wanted = dequantise(whole, torch.float32)[:, 5:36]
+    assert dequantise(whole.columns((range(5, 36),)), torch.float32).equal(wanted)
+
+
+@pytest.mark.parametrize("part", [range(0, 100), range(32, 128)])
+def test_a_cut_through_an_int4_group_is_refused(part: range) -> None:
+    with pytest.raises(UsageError, match=f"multiples of 64 for int4, got {part.start} to"):
+        quantise(a_matrix(), "int4").columns((part,))
+
+
+def test_rows_of_no_whole_number_of_groups_are_refused_for_int4() -> None:
+    with pytest.raises(UsageError, match="multiple of 64 weights for int4, got 100"):
+        quantise(a_matrix(4, 100), "int4")
+
+
+def test_unknown_kinds_and_weights_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(UsageError, match="int8, fp8, int4"):
+        quantise(a_matrix(), "int3")
+    weight = a_matrix()
+    weight[4, 4] = float("nan")
+    with pytest.raises(CheckpointError, match="finite weights"):
+        quantise(weight, "int8")
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("int8", 8), ("fp8", 8), ("int4", 4)])
+def test_it_takes_the_memory_it_promises(kind: str, bits: int) -> None:
+    scales = 48 * 4 if bits == 8 else 48 * 4 * 2
+    assert quantise(a_matrix(), kind).num_bytes == 48 * 256 * bits // 8 + scales
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reference_product_is_the_product_with_the_dequantised_matrix(kind: str) -> None:
+    weight, bias = quantise(a_matrix(), kind), torch.linspace(-1, 1, 48)
+    x = torch.randn(5, 256, generator=torch.Generator().manual_seed(1))
+    product = x.double() @ dequantise(weight, torch.float32).double().t() + bias.double()
+    wanted = torch.nn.functional.gelu(product).float()
+    torch.testing.assert_close(reference.linear(x, weight, bias, "gelu"), wanted)
+    rounded = reference.linear(x.bfloat16(), weight, bias.bfloat16(), "gelu")
+    assert rounded.dtype == torch.bfloat16
+    assert relative(rounded, wanted) < 0.01
+
+
+def same(one: Quantised, other: Quantised) -> None:
+    assert one.kind == other.kind
+    assert one.data.view(torch.uint8).equal(other.data.view(torch.uint8))
+    assert one.scales.equal(other.scales)

@@ -9,7 +9,7 @@ registers and, at 4 bits, to compute more than a card can while it reads. So a t
 same, bit for bit, whatever else is in a batch of up to 16.
 
 More tokens: whole weights are left to the vendor's product, rounded ones take the same kernels with
-larger tiles; there, too, no token sees another.
+larger tiles. There, too, no token sees another, but how a row's sum is cut follows their number.
 """
 
 from collections.abc import Mapping
@@ -152,6 +152,7 @@ def _launch(
 ) -> None:
     outputs, inputs = weight.shape
     data, scales = (weight.data, weight.scales) if isinstance(weight, Quantised) else (weight, None)
+    assert data.is_contiguous(), "the kernels read a weight row by row without a stride"
     grouped = isinstance(weight, Quantised) and weight.kind == "int4"
     kernel = _int4_product if grouped else _product
     kernel[grid](
@@ -174,7 +175,7 @@ def _launch(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "steps"])  # one program for every batch
 def _product(
     x,
     weight,
@@ -224,7 +225,7 @@ def _product(
     _finish(total, bias, out, token, row, tokens, outputs, ACTIVATION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "steps"])  # one program for every batch
 def _int4_product(
     x,
     weight,

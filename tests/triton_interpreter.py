@@ -140,7 +140,7 @@ def _refuse_foreign_memory() -> None:
         return hosted, hosted_named
 
     def check(pointers: Any, mask: Any) -> None:
-        data, used = np.broadcast_arrays(pointers.data, mask.data)
+        data, used = np.broadcast_arrays(pointers.data, mask.data.astype(bool))
         addresses = data[used].astype(np.uint64)
         if not addresses.size:
             return

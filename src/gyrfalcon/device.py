@@ -72,6 +72,11 @@ def use_threads(threads: int | None, ranks_here: int) -> None:
     torch.set_num_threads(threads or max(1, physical // ranks_here))
 
 
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """A card's compute capability, as CUDA counts; None for the CPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor in host memory that an accelerator can copy from while the host goes on."""
     return tensor.pin_memory() if device.type == "cuda" else tensor

@@ -42,7 +42,9 @@ def build_replica(
         log.info(
             "running on %s in %s with %d ranks", device, WORD_OF_DTYPE[dtype], place.group.size
         )
-    model = load_model(checkpoint, place.group, ops.choose(device), device, dtype, config.quant)
+    model = load_model(
+        checkpoint, place.group, ops.choose(device, config.quant), device, dtype, config.quant
+    )
     pool, max_len = _cache(config, checkpoint, place, device, dtype)
     rope = checkpoint.config.rope  # with dynamic scaling a token's key depends on what follows it
     reuse = config.reuse_prefixes and not (rope is not None and rope.kind == "dynamic")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
+from gyrfalcon.device import capability
 from gyrfalcon.errors import UsageError
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
@@ -19,6 +20,7 @@ from gyrfalcon.quant import Weight
 
 VARIABLE = "GYRFALCON_OPS"
 NAMES = ("triton", "reference")
+FP8_CAPABILITY = (8, 9)  # of cards with 8-bit floating point
 
 
 class Ops(Protocol):
@@ -38,10 +40,15 @@ class Ops(Protocol):
     ) -> Tensor: ...
 
 
-def choose(device: torch.device) -> Ops:
+def choose(device: torch.device, quant: str = "none") -> Ops:
     """The operations for `device`: Triton's kernels on CUDA, plain torch elsewhere, or what the
-    environment variable GYRFALCON_OPS says (`triton` or `reference`).
+    environment variable GYRFALCON_OPS says (`triton` or `reference`). UsageError where the device
+    cannot multiply with weights rounded to `quant`.
     """
+    if quant == "fp8" and (card := capability(device)) is not None and card < FP8_CAPABILITY:
+        wanted = f"a card of compute capability {FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]} for fp8"
+        got = f"one of {card[0]}.{card[1]}"
+        raise UsageError(wanted, got, "choose int8, which takes as much memory and is closer")
     return _triton() if chosen_name(device) == "triton" else reference
 
 

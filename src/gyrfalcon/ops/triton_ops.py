@@ -1,0 +1,21 @@
+"""The operations for GPUs, as Triton kernels: those of ops/reference.py, which says what they mean."""
+
+from torch import Tensor
+
+from gyrfalcon.batch import Batch
+from gyrfalcon.kv.pool import LayerCache
+from gyrfalcon.ops import triton_attention
+from gyrfalcon.ops.triton_linear import linear as linear
+from gyrfalcon.ops.triton_norm import add_norms as add_norms
+from gyrfalcon.ops.triton_rotary import place as place
+
+
+def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None) -> Tensor:
+    """By the kernel for sequences that bring one token each, or by the one for prompts."""
+    tables, contexts = batch.block_tables, batch.contexts
+    if len(q) > len(contexts):
+        return triton_attention.prefill(q, cache, tables, batch.starts, contexts, slopes)
+    longest = tables.shape[1] * cache.k.shape[1]  # of a graph: whatever may come
+    _, kv_heads = cache.k.shape[1:3]
+    splits = triton_attention.splits_for(len(q), kv_heads, q.shape[1] // kv_heads, longest)
+    return triton_attention.decode(q, cache, tables, contexts, slopes, splits)

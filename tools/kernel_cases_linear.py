@@ -1,0 +1,92 @@
+"""Products with weights as the six models launch them: the variants that differ once compiled."""
+
+from typing import Any
+
+import torch
+from kernel_cases import TARGETS, Case
+
+from gyrfalcon.ops import triton_linear
+
+WORDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DATA = {"int8": "*i8", "fp8": "*fp8e4nv", "int4": "*u8"}
+KINDS = ("none", *DATA)
+HAS_FP8 = TARGETS - {"sm_80"}
+
+
+def _case(
+    kind: str,
+    dtype: str,
+    tokens: int,
+    *,
+    even: bool = True,
+    parts: bool = False,
+    last: str = "none",
+    bias: bool = False,
+) -> Case:
+    """A product of `tokens` tokens; `parts`: one of several along the rows, which are summed later."""
+    config = triton_linear.config_for(tokens, kind, WORDS[dtype])
+    pointers = {"x": f"*{dtype}", "weight": DATA.get(kind, f"*{dtype}")}
+    if kind != "none":
+        pointers["scales"] = "*bf16" if kind == "int4" else "*fp32"
+    if bias:
+        pointers["bias"] = f"*{dtype}"
+    numbers = dict.fromkeys(("tokens", "outputs", "inputs", "x_stride", "steps"), "i32")
+    absent = {name: None for name in ("scales", "bias") if name not in pointers}
+    constants: dict[str, Any] = absent | {
+        "TOKENS": config.tokens,
+        "OUTPUTS": config.outputs,
+        "INPUTS": config.inputs,
+        "EVEN": even,
+        "ACTIVATION": last,
+    }
+    words = [kind if kind != "none" else "whole", dtype, f"{tokens} tokens"]
+    words += ["" if even else "rows end within a tile", "part" if parts else "", _words(last, bias)]
+    return Case(
+        name=" ".join(["product", *filter(None, words)]),
+        kernel=triton_linear._int4_product if kind == "int4" else triton_linear._product,
+        signature=pointers | {"out": "*fp32" if parts else f"*{dtype}"} | numbers,
+        constants=constants,
+        warps=config.warps,
+        stages=config.stages,
+        expects=frozenset() if dtype == "fp32" else frozenset({"mma"}),
+        targets=HAS_FP8 if kind == "fp8" else TARGETS,
+        aligned=frozenset({"outputs", "inputs", "x_stride"}),
+    )
+
+
+def _sum(parts: int, last: str = "none", *, bias: bool = False) -> Case:
+    return Case(
+        name=" ".join(
+            filter(None, [f"sum of {parts} parts of a product bf16", _words(last, bias)])
+        ),
+        kernel=triton_linear._sum_parts,
+        signature={"parts": "*fp32", "out": "*bf16", "outputs": "i32"}
+        | ({"bias": "*bf16"} if bias else {}),
+        constants={"PARTS": parts, "TILE": triton_linear.SUMMED_OUTPUTS, "ACTIVATION": last}
+        | ({} if bias else {"bias": None}),
+        warps=4,
+        stages=3,
+        expects=frozenset(),
+        aligned=frozenset({"outputs"}),
+    )
+
+
+def _words(last: str, bias: bool) -> str:
+    return " ".join(["bias"] * bias + [last] * (last != "none"))
+
+
+# Few tokens: 4544 inputs of 7b end within a step of 128, those of all others do not. rw has biases.
+CASES = [
+    *(_case(kind, "bf16", 16, last="gelu") for kind in KINDS),
+    *(_case(kind, "bf16", 16, even=False, parts=True) for kind in KINDS),
+    _case("none", "bf16", 16, parts=True),
+    _case("none", "bf16", 16, last="gelu", bias=True),
+    *(_case(kind, "fp16", 16) for kind in KINDS),
+    *(_case(kind, "fp32", 16) for kind in ("none", "int8", "int4")),
+    *(_case(kind, "bf16", 64, parts=True) for kind in DATA),
+    *(_case(kind, "bf16", 512, last="gelu") for kind in DATA),
+    _case("int8", "fp32", 512),
+    _case("int4", "fp32", 512),
+    _sum(2),
+    _sum(4, "gelu", bias=True),
+]

@@ -17,7 +17,7 @@ from gyrfalcon.model.falcon import Falcon
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 NOWHERE = -1  # the slot of a token that is not cached
-NUM_COLUMNS = 5  # of a packed row, before its block table: the fields of _pack
+COLUMNS = ("token_ids", "positions", "rope_lengths", "slots", "contexts")  # one of each a sequence
 
 
 class Graphs:
@@ -48,8 +48,8 @@ class Graphs:
 class _Graph:
     """One size of batch: its numbers on the host and on the device, and what replays it."""
 
-    packed: Tensor  # int64 [size, 5 + blocks], pinned
-    on_device: Tensor  # the same
+    numbers: "_Numbers"  # pinned
+    on_device: "_Numbers"
     replay: Callable[[], Tensor]
 
     @classmethod
@@ -58,45 +58,53 @@ class _Graph:
     ) -> "_Graph":
         """Captures a step of `size` sequences of any length up to max_len."""
         num_blocks = -(-max_len // pool.block_size)
-        packed = pinned(torch.zeros(size, NUM_COLUMNS + num_blocks, dtype=torch.int64), device)
-        packed[:, 3] = NOWHERE
-        on_device = packed.to(device)
-        batch = _unpack(on_device)
-        return cls(packed, on_device, capture(lambda: model(batch, pool), device))
+        flat = torch.zeros(size * (len(COLUMNS) + num_blocks), dtype=torch.int64)
+        numbers = _Numbers(pinned(flat, device), size)
+        numbers.fill_up(0)
+        on_device = _Numbers(numbers.flat.to(device), size)
+        batch = on_device.batch()
+        return cls(numbers, on_device, capture(lambda: model(batch, pool), device))
 
     def run(self, batch: Batch) -> Tensor:
         """One copy to the device, one launch; the logits of the batch's own rows."""
         num_sequences = len(batch.query_lens)
-        _pack(batch, self.packed[:num_sequences])
-        self.packed[num_sequences:].zero_()
-        self.packed[num_sequences:, 3] = NOWHERE
-        self.on_device.copy_(self.packed, non_blocking=True)
+        self.numbers.take(batch)
+        self.numbers.fill_up(num_sequences)
+        self.on_device.flat.copy_(self.numbers.flat, non_blocking=True)
         return self.replay()[:num_sequences].clone()  # the next replay writes over them
 
 
-def _pack(batch: Batch, into: Tensor) -> None:
-    """A decoding batch as one table, a row for each sequence."""
-    columns = (batch.token_ids, batch.positions, batch.rope_lengths, batch.slots, batch.contexts)
-    torch.stack(columns, dim=1, out=into[:, :NUM_COLUMNS])
-    table = batch.block_tables
-    into[:, NUM_COLUMNS:].zero_()
-    into[:, NUM_COLUMNS : NUM_COLUMNS + table.shape[1]] = table
+class _Numbers:
+    """All numbers of a decoding batch in one tensor: a run for each of COLUMNS, then the block
+    tables row by row. Kernels read each as a run of its own.
+    """
 
+    def __init__(self, flat: Tensor, size: int) -> None:
+        self.flat = flat  # int64
+        self.columns = flat[: len(COLUMNS) * size].view(len(COLUMNS), size)
+        self.tables = flat[len(COLUMNS) * size :].view(size, -1)
 
-def _unpack(packed: Tensor) -> Batch:
-    """The batch whose tensors are views of a table. The host does not know its contexts: ()."""
-    size = len(packed)
-    token_ids, positions, rope_lengths, slots, contexts = packed[:, :NUM_COLUMNS].unbind(dim=1)
-    steps = torch.arange(size + 1, device=packed.device)
-    return Batch(
-        query_lens=(1,) * size,
-        context_lens=(),
-        token_ids=token_ids,
-        positions=positions,
-        rope_lengths=rope_lengths,
-        slots=slots,
-        block_tables=packed[:, NUM_COLUMNS:],
-        starts=steps,
-        contexts=contexts,
-        rows=steps[:-1],
-    )
+    def take(self, batch: Batch) -> None:
+        """Writes a batch's numbers to the first places."""
+        num_sequences, num_blocks = batch.block_tables.shape
+        columns = [getattr(batch, name) for name in COLUMNS]
+        torch.stack(columns, out=self.columns[:, :num_sequences])
+        self.tables[:num_sequences, :num_blocks] = batch.block_tables
+
+    def fill_up(self, first: int) -> None:
+        """Sequences from `first` on attend to nothing and are cached nowhere."""
+        self.columns[:, first:] = 0
+        self.columns[COLUMNS.index("slots"), first:] = NOWHERE
+
+    def batch(self) -> Batch:
+        """The batch whose tensors these are. The host does not know its contexts: ()."""
+        size = self.columns.shape[1]
+        steps = torch.arange(size + 1, device=self.flat.device)
+        return Batch(
+            query_lens=(1,) * size,
+            context_lens=(),
+            block_tables=self.tables,
+            starts=steps,
+            rows=steps[:-1],
+            **dict(zip(COLUMNS, self.columns, strict=True)),
+        )

@@ -1,0 +1,193 @@
+"""The checks of gpu-gate: a model's laws on the device, and full-size layers against float32."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from checkpoints import make_checkpoint
+from gpu_models import config_of, decode_batch, make_pool, prompt_batch, random_model
+from torch import Tensor
+
+from gyrfalcon import Engine, EngineConfig, SamplingParams, ops
+from gyrfalcon.batch import Batch
+from gyrfalcon.device import synchronise
+from gyrfalcon.engine.ranks import HERE, Place, Ranks
+from gyrfalcon.errors import UsageError
+from gyrfalcon.kv.pool import KVPool
+from gyrfalcon.model.falcon import Falcon
+from gyrfalcon.ops import reference
+from gyrfalcon.parallel.group import connect
+
+if TYPE_CHECKING:
+    from gpu_gate import Plan
+
+LARGEST_FP32_ERROR = 1e-4  # relative L2 of logits
+# A layer's stream beside float32: least cosine, largest relative L2 of a token at the 95th percentile.
+LAYER_LIMITS = {
+    "bf16": (0.999, 0.05),
+    "int8": (0.999, 0.05),
+    "fp8": (0.99, 0.12),
+    "int4": (0.95, 0.35),
+}
+KERNEL_LIMIT = LAYER_LIMITS[
+    "bf16"
+]  # beside the product of the weights that the rounded ones stand for
+
+
+def laws(plan: "Plan") -> dict[str, Any]:
+    """(2) Tiny models of every variant: the device says what the CPU's definition says, a batch what
+    each prompt says alone, a graph what its kernels say, 2 ranks what 1 says.
+    """
+    found = {variant: _laws_of(variant, plan) for variant in plan.variants}
+    return {"passed": all(all(of.values()) for of in found.values()), "variants": found}
+
+
+def _laws_of(variant: str, plan: "Plan") -> dict[str, bool]:
+    word = plan.device.type
+    prompts = [_prompt(length) for length in plan.law_prompts]
+    params = SamplingParams(max_new_tokens=plan.law_tokens, ignore_eos=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = make_checkpoint(Path(name) / "model", variant)
+        with _operators("reference"):
+            expected, said = _run(folder, "cpu", prompts, params)
+        logits, batched = _run(folder, word, prompts, params)
+        with Engine(EngineConfig(model=str(folder), device=word, max_len=64)) as engine:
+            alone = [engine.generate([ids], params)[0].output_ids for ids in prompts]
+        shared = _on_two_ranks(folder, word, prompts, params)
+    error = (logits - expected).norm() / expected.norm()
+    return {
+        "logits": float(error) <= LARGEST_FP32_ERROR,
+        "tokens": batched == said,
+        "batch": batched == alone,
+        "two_ranks": shared == batched,
+    }
+
+
+def _run(
+    folder: Path, device: str, prompts: list[list[int]], params: SamplingParams
+) -> tuple[Tensor, list[Any]]:
+    with Engine(EngineConfig(model=str(folder), device=device, max_len=64)) as engine:
+        logits = engine.logits(torch.tensor([prompts[-1]]))[0].cpu()
+        return logits, [output.output_ids for output in engine.generate(prompts, params)]
+
+
+def _on_two_ranks(
+    folder: Path, device: str, prompts: list[list[int]], params: SamplingParams
+) -> list[Any]:
+    """Two ranks as threads that share the device, over gloo."""
+    store = dist.HashStore()
+
+    def rank(number: int) -> list[Any]:
+        group = connect(store, number, 2, one_card=device == "cuda", host=HERE)
+        config = EngineConfig(
+            model=str(folder), device=device, max_len=64, cache_memory=1 << 26, seed=0
+        )
+        with Engine(config, Ranks(Place(group, 0, 1))) as engine:
+            return [output.output_ids for output in engine.generate(prompts, params)]
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(rank, range(2))
+    return first if first == second else []
+
+
+@contextmanager
+def _operators(name: str) -> Iterator[None]:
+    """Engines made inside use these operators."""
+    before = os.environ.get("GYRFALCON_OPS")
+    os.environ["GYRFALCON_OPS"] = name
+    try:
+        yield
+    finally:
+        os.environ.pop("GYRFALCON_OPS")
+        if before is not None:
+            os.environ["GYRFALCON_OPS"] = before
+
+
+def _prompt(length: int) -> list[int]:
+    return torch.randint(
+        20, 509, (length,), generator=torch.Generator().manual_seed(length)
+    ).tolist()
+
+
+def layers(plan: "Plan") -> dict[str, Any]:
+    """(4) Four layers of the largest shape, token by token and layer by layer, beside float32: of the
+    weights as they were, and of the weights that the rounded ones stand for.
+    """
+    config = config_of(plan.shapes[-1], num_hidden_layers=2 if plan.device.type == "cpu" else 4)
+    found = {}
+    for precision in plan.precisions:
+        quant = "none" if precision == "bf16" else precision
+        if not _supported(quant, plan.device):
+            found[precision] = {"skipped": "this card has no fp8"}
+            continue
+        settings = {"dtype": plan.dtype, "quant": quant, "exact": True}
+        ours = _streams(
+            random_model(config, ops.choose(plan.device), plan.device, **settings), plan
+        )
+        plain = {**settings, "dtype": torch.float32}
+        stood_for = _streams(
+            random_model(config, reference, plan.device, **plain, restore=True), plan
+        )
+        given = {**plain, "quant": "none"}
+        exact = _streams(random_model(config, reference, plan.device, **given), plan)
+        found[precision] = {
+            "beside_float32": _worst(ours, exact, LAYER_LIMITS[precision]),
+            "beside_what_the_weights_stand_for": _worst(ours, stood_for, KERNEL_LIMIT),
+        }
+    held = [part["held"] for of in found.values() if "skipped" not in of for part in of.values()]
+    return {"passed": all(held), "precisions": found}
+
+
+def _supported(quant: str, device: torch.device) -> bool:
+    try:
+        ops.choose(device, quant)
+    except UsageError:
+        return False
+    return True
+
+
+def _streams(model: Falcon, plan: "Plan") -> list[Tensor]:
+    """The stream after each layer, float32 on the host: of a prompt, then of a decoded token."""
+    config_tokens = 64 if plan.device.type == "cuda" else 24
+    config = model_config(model, plan)
+    dtype = model.embedding.weight.dtype
+    pool = make_pool(config, config_tokens + 16, plan.device, dtype)
+    found = []
+    for batch in (prompt_batch(config, config_tokens), decode_batch(config, 1, config_tokens + 1)):
+        found += _walk(model, batch.on(plan.device), pool)
+    synchronise(plan.device)
+    return found
+
+
+def model_config(model: Falcon, plan: "Plan") -> Any:
+    return config_of(plan.shapes[-1], num_hidden_layers=len(model.blocks))
+
+
+@torch.inference_mode()
+def _walk(model: Falcon, batch: Batch, pool: KVPool) -> list[Tensor]:
+    x, part = model.embedding(batch.token_ids), None
+    assert model.rotary is not None
+    angles = model.rotary.angles(batch.positions, batch.rope_lengths)
+    found = []
+    for block, cache in zip(model.blocks, pool.layers, strict=True):
+        x, part = block(x, part, angles, batch, cache)
+        found.append((x + part).float().cpu())
+    return found
+
+
+def _worst(ours: list[Tensor], theirs: list[Tensor], limits: tuple[float, float]) -> dict[str, Any]:
+    """The worst layer's figures, and whether they keep the limits."""
+    cosines, errors = [], []
+    for one, other in zip(ours, theirs, strict=True):
+        cosines.append(float(torch.cosine_similarity(one.flatten(), other.flatten(), dim=0)))
+        relative = (one - other).norm(dim=-1) / other.norm(dim=-1)
+        errors.append(float(relative.quantile(0.95)))
+    least, largest = limits
+    held = min(cosines) > least and max(errors) <= largest
+    return {"cosine": min(cosines), "relative_l2_p95": max(errors), "held": held}

@@ -1,0 +1,182 @@
+"""Falcon models with random weights, made where they are to run: any shape, any precision, no files."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from gyrfalcon.batch import Batch
+from gyrfalcon.config import ModelConfig
+from gyrfalcon.kv.pool import CacheShape, KVPool
+from gyrfalcon.model.falcon import Falcon
+from gyrfalcon.ops import Ops
+from gyrfalcon.parallel.group import Group
+from gyrfalcon.parallel.shards import share_of
+from gyrfalcon.progress import Bar
+from gyrfalcon.quant import Quantised, Weight, dequantise, quantise
+from gyrfalcon.weights.layout import local_ranges, tensor_specs
+from gyrfalcon.weights.load import _Loader
+from gyrfalcon.weights.source import Checkpoint
+
+BLOCK_SIZE = 16
+FAMILY: dict[str, object] = {
+    "model_type": "falcon",
+    "architectures": ["FalconForCausalLM"],
+    "parallel_attn": True,
+    "bias": False,
+    "alibi": False,
+    "vocab_size": 65024,
+    "max_position_embeddings": 4096,
+}
+SHAPES: dict[str, dict[str, object]] = {
+    "40b": {
+        "new_decoder_architecture": True,
+        "hidden_size": 8192,
+        "num_hidden_layers": 60,
+        "num_attention_heads": 128,
+        "num_kv_heads": 8,
+    },
+    "7b": {
+        "new_decoder_architecture": False,
+        "multi_query": True,
+        "hidden_size": 4544,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 71,
+    },
+    "tiny": {
+        "new_decoder_architecture": True,
+        "hidden_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_kv_heads": 2,
+        "ffn_hidden_size": 256,
+        "vocab_size": 256,
+    },
+}
+
+
+def config_of(shape: str, **changed: object) -> ModelConfig:
+    """The config of one of SHAPES."""
+    return ModelConfig.from_json({**FAMILY, **SHAPES[shape], **changed})
+
+
+class RandomLoader(_Loader):
+    """A loader whose tensors come from a seeded generator instead of a file. Matrices keep the size
+    of what goes through them; quantised ones are drawn as they are stored, unless `exact`: then
+    the rounding is that of real weights.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        group: Group,
+        ops: Ops,
+        device: torch.device,
+        dtype: torch.dtype,
+        quant: str = "none",
+        exact: bool = False,
+        restore: bool = False,
+    ) -> None:
+        stand_in = SimpleNamespace(
+            config=config,
+            has_head=not config.tied,
+            specs=lambda: tensor_specs(config, head=not config.tied),
+        )
+        checkpoint = cast(Checkpoint, stand_in)
+        super().__init__(checkpoint, group, ops, device, dtype, quant, cast(Bar, None))
+        self.exact = exact
+        self.restore = restore  # take quantised weights back to floating point: what they stand for
+        self.generator = torch.Generator(device).manual_seed(0)
+
+    def _tensor(self, name: str) -> Tensor:
+        shape = self._local_shape(name)
+        spec = self.specs[name]
+        drawn = torch.randn(
+            shape, generator=self.generator, device=self.device, dtype=torch.bfloat16
+        )
+        if spec.role == "norm":
+            return (drawn * 0.1 + (1 if name.endswith("weight") else 0)).to(self.dtype)
+        return (drawn * spec.shape[-1] ** -0.5).to(self.dtype)
+
+    def _matrix(self, name: str) -> Weight:
+        if self.quant == "none" or self.exact:
+            weight = self._tensor(name)
+            if self.quant == "none":
+                return weight
+            rounded = quantise(weight.bfloat16(), self.quant)
+            return dequantise(rounded, self.dtype) if self.restore else rounded
+        rows, columns = self._local_shape(name)
+        return random_quantised(self.quant, rows, columns, self.device)
+
+    def _local_shape(self, name: str) -> tuple[int, ...]:
+        spec = self.specs[name]
+        if spec.dim is None:
+            return spec.shape
+        held = sum(map(len, local_ranges(spec, self.config, self.share)))
+        return (*spec.shape[: spec.dim], held, *spec.shape[spec.dim + 1 :])
+
+
+def random_quantised(kind: str, rows: int, columns: int, device: torch.device) -> Quantised:
+    """A matrix as it is stored, its values drawn, not rounded: fast at any size."""
+    small = quantise(torch.randn(64, columns, device=device) * columns**-0.5, kind)
+    repeats = -(-rows // 64)
+    along = small.scales.ndim - 1
+    data = small.data.view(torch.uint8).repeat(repeats, 1)[:rows].view(small.data.dtype)
+    scales = torch.cat([small.scales] * repeats, dim=along).narrow(along, 0, rows)
+    return Quantised(kind, data, scales.contiguous())
+
+
+def random_model(config: ModelConfig, ops: Ops, device: torch.device, **settings: Any) -> Falcon:
+    """One rank's model; settings: dtype, quant, exact, restore, and ranks for rank 0's share of so many."""
+    group = Group(0, settings.pop("ranks", 1), None)  # without wires: nothing is summed
+    return RandomLoader(config, group, ops, device, **settings).model()
+
+
+def make_pool(
+    config: ModelConfig, tokens: int, device: torch.device, dtype: torch.dtype, ranks: int = 1
+) -> KVPool:
+    """A cache for so many tokens, with zeros in it."""
+    kv_heads = len(share_of(config, ranks, 0).kv_heads)
+    shape = CacheShape(config.num_layers, kv_heads, config.head_dim, BLOCK_SIZE, dtype)
+    pool = KVPool(shape, -(-tokens // BLOCK_SIZE), device)
+    for layer in pool.layers:
+        layer.k.zero_()
+        layer.v.zero_()
+    return pool
+
+
+def prompt_batch(config: ModelConfig, length: int) -> Batch:
+    """One prompt of so many tokens, whole, whose last row is wanted."""
+    return _batch(config, [length], [length], rows=[length - 1])
+
+
+def decode_batch(config: ModelConfig, size: int, context: int) -> Batch:
+    """So many sequences that bring one token each, with so many behind them, itself included."""
+    return _batch(config, [1] * size, [context] * size, rows=list(range(size)))
+
+
+def _batch(config: ModelConfig, queries: list[int], contexts: list[int], rows: list[int]) -> Batch:
+    blocks = -(-max(contexts) // BLOCK_SIZE)
+    tables = torch.arange(len(queries) * blocks).view(len(queries), blocks)
+    positions = [
+        torch.arange(context - query, context)
+        for query, context in zip(queries, contexts, strict=True)
+    ]
+    slots = [
+        row[at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE
+        for row, at in zip(tables, positions, strict=True)
+    ]
+    generator = torch.Generator().manual_seed(len(queries))
+    return Batch(
+        query_lens=tuple(queries),
+        context_lens=tuple(contexts),
+        token_ids=torch.randint(config.vocab_size, (sum(queries),), generator=generator),
+        positions=torch.cat(positions),
+        rope_lengths=torch.cat(positions) + 1,
+        slots=torch.cat(slots),
+        block_tables=tables,
+        starts=torch.tensor([0, *queries]).cumsum(0),
+        contexts=torch.tensor(contexts),
+        rows=torch.tensor(rows),
+    )

@@ -1,0 +1,340 @@
+"""The measurements of gpu-gate: the card's limits, decoding and prefill of full-size models with random
+weights, and what part of a token is spent where.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from gpu_models import (
+    BLOCK_SIZE,
+    config_of,
+    decode_batch,
+    make_pool,
+    prompt_batch,
+    random_model,
+)
+from torch import Tensor
+
+from gyrfalcon import SamplingParams, ops
+from gyrfalcon.config import ModelConfig
+from gyrfalcon.device import (
+    capability,
+    capture,
+    free_memory,
+    measure_bandwidth,
+    measure_matrix_peak,
+    synchronise,
+)
+from gyrfalcon.engine.graphs import Graphs, _Graph
+from gyrfalcon.engine.replica import Add, Replica
+from gyrfalcon.engine.scheduler import Limits, Scheduler
+from gyrfalcon.kv.blocks import BlockAllocator
+from gyrfalcon.kv.pool import KVPool
+from gyrfalcon.measure.roofline import Layout, decode_bytes, percent_of_limit, prefill_flops
+from gyrfalcon.model.falcon import Falcon
+from gyrfalcon.ops import reference
+from gyrfalcon.request import Request
+
+if TYPE_CHECKING:
+    from gpu_gate import Plan
+
+SPARE_BYTES = 3 << 30  # what a step needs beside weights and cache
+measured_limits: dict[str, float] = {}
+
+
+def limits(plan: "Plan") -> dict[str, Any]:
+    """Memory bandwidth (a copy, read and written bytes) and matrix peak, on the spot."""
+    measured_limits["bandwidth_bytes_per_second"] = measure_bandwidth(plan.device)
+    measured_limits["matrix_flops_per_second"] = measure_matrix_peak(plan.device, plan.dtype)
+    return dict(measured_limits)
+
+
+def speed(plan: "Plan") -> dict[str, Any]:
+    """(3) Every shape in every precision that fits."""
+    return {
+        shape: {precision: _model(plan, shape, precision) for precision in plan.precisions}
+        for shape in plan.shapes
+    }
+
+
+def _model(plan: "Plan", shape: str, precision: str) -> dict[str, Any]:
+    config = config_of(shape)
+    quant = "none" if precision == "bf16" else precision
+    layout = _layout(config, plan, quant)
+    refusal = _refusal(layout, quant, plan)
+    if refusal is not None:
+        return {"skipped": refusal}
+    model = _build(config, plan, quant)
+    max_len = max(plan.contexts) + BLOCK_SIZE
+    room = free_memory(plan.device) - SPARE_BYTES
+    token_bytes = decode_bytes(layout, 1, 1) - decode_bytes(layout, 1, 0)
+    sizes = [size for size in plan.batches if size * max_len * token_bytes <= room]
+    pool = make_pool(config, max(sizes) * max_len, plan.device, plan.dtype)
+    decode = [_decode_row(model, pool, layout, size, plan, max_len) for size in sizes]
+    prefill = [_prefill_row(model, pool, layout, length, plan) for length in plan.prompts]
+    found = {
+        "weights_bytes": decode_bytes(layout, 1, 0),
+        "decode": list(itertools.chain.from_iterable(decode)),
+        "skipped_batches": [size for size in plan.batches if size not in sizes],
+        "prefill": prefill,
+        "shares": _shares(model, pool, config, plan, max_len),
+        "engine": _engine_row(model, pool, plan, max_len),
+        "guide_sweep_computed": _computed_sweep(decode[0], prefill, plan),
+    }
+    del model, pool
+    found["rank_of_4"] = _rank_of_four(config, plan, quant)
+    return found
+
+
+def _layout(config: ModelConfig, plan: "Plan", quant: str, ranks: int = 1) -> Layout:
+    return Layout(config, ranks, plan.dtype.itemsize, quant, on_cards=True)
+
+
+def _refusal(layout: Layout, quant: str, plan: "Plan") -> str | None:
+    if plan.device.type == "cpu":
+        return None
+    if quant == "fp8" and (capability(plan.device) or (0, 0)) < ops.FP8_CAPABILITY:
+        return "this card has no fp8"
+    torch.cuda.empty_cache()
+    needed, free = decode_bytes(layout, 1, 0) + SPARE_BYTES, free_memory(plan.device)
+    return None if needed <= free else f"{needed / 1e9:.0f} GB wanted, {free / 1e9:.0f} GB free"
+
+
+def _build(config: ModelConfig, plan: "Plan", quant: str, ranks: int = 1) -> Falcon:
+    return random_model(
+        config, ops.choose(plan.device), plan.device, dtype=plan.dtype, quant=quant, ranks=ranks
+    )
+
+
+def seconds_of(work: Callable[[], object], plan: "Plan", times: int) -> float:
+    """The median over rounds of the mean of `times` runs, launched one after the other."""
+    work()
+    means = []
+    for _ in range(plan.rounds):
+        synchronise(plan.device)
+        start = time.perf_counter()
+        for _ in range(times):
+            work()
+        synchronise(plan.device)
+        means.append((time.perf_counter() - start) / times)
+    return statistics.median(means)
+
+
+@torch.inference_mode()
+def _decode_row(
+    model: Falcon, pool: KVPool, layout: Layout, size: int, plan: "Plan", max_len: int
+) -> list[dict[str, Any]]:
+    """One batch size at every context: the captured step, launched again and again."""
+    graph = _Graph.of(model, pool, size, max_len, plan.device)
+    rows = []
+    for context in plan.contexts:
+        graph.run(decode_batch(layout.config, size, context))
+        seconds = seconds_of(graph.replay, plan, plan.steps)
+        percent = percent_of_limit(
+            decode_bytes(layout, size, context),
+            measured_limits["bandwidth_bytes_per_second"],
+            1000 * seconds,
+        )
+        rows.append(
+            {
+                "batch": size,
+                "context": context,
+                "ms_per_token": 1000 * seconds,
+                "tokens_per_second": size / seconds,
+                "percent_of_bandwidth": percent,
+            }
+        )
+    return rows
+
+
+@torch.inference_mode()
+def _prefill_row(
+    model: Falcon, pool: KVPool, layout: Layout, length: int, plan: "Plan"
+) -> dict[str, Any]:
+    """A prompt in one go, kernel by kernel, its tokens on the device."""
+    batch = prompt_batch(layout.config, length).on(plan.device)
+    times = 1 if plan.device.type == "cpu" else 5
+    seconds = seconds_of(lambda: model(batch, pool), plan, times)
+    percent = percent_of_limit(
+        prefill_flops(layout, 1, length),
+        measured_limits["matrix_flops_per_second"],
+        1000 * seconds,
+    )
+    return {"tokens": length, "first_token_ms": 1000 * seconds, "percent_of_peak": percent}
+
+
+@torch.inference_mode()
+def _shares(
+    model: Falcon, pool: KVPool, config: ModelConfig, plan: "Plan", max_len: int
+) -> dict[str, Any]:
+    """Batch 1, the longest context: a token's products alone, its attention alone, all of it."""
+    context = max(plan.contexts)
+    graph = _Graph.of(model, pool, 1, max_len, plan.device)
+    graph.run(decode_batch(config, 1, context))
+    batch = decode_batch(config, 1, context).on(plan.device)
+    products = capture(lambda: _products(model, config), plan.device)
+    attention = capture(lambda: _attention(model, pool, batch, config), plan.device)
+    whole, alone, attending = (
+        seconds_of(work, plan, plan.steps) for work in (graph.replay, products, attention)
+    )
+    found = {
+        "context": context,
+        "token_ms": 1000 * whole,
+        "products_ms": 1000 * alone,
+        "attention_ms": 1000 * attending,
+        "outside_percent": 100 * (1 - (alone + attending) / whole),
+    }
+    if isinstance(model.blocks[0].mlp.up.weight, Tensor):
+        with_torch = capture(lambda: _products(model, config, reference.linear), plan.device)
+        found["products_by_torch_ms"] = 1000 * seconds_of(with_torch, plan, plan.steps)
+    return found
+
+
+def _products(
+    model: Falcon, config: ModelConfig, linear: Callable[..., Tensor] | None = None
+) -> Tensor:
+    """The matrix products of one token, nothing between them."""
+    x = torch.ones(1, config.hidden_size, dtype=model.embedding.weight.dtype, device=_device(model))
+    for block in model.blocks:
+        multiply = linear or block.attention.ops.linear
+        attention, mlp = block.attention, block.mlp
+        fused = multiply(x, attention.qkv.weight)
+        multiply(fused[:, : attention.dense.weight.shape[1]], attention.dense.weight)
+        multiply(multiply(x, mlp.up.weight, None, mlp.up.activation), mlp.down.weight)
+    return (linear or model.head.ops.linear)(x, model.head.weight)
+
+
+def _attention(model: Falcon, pool: KVPool, batch: Any, config: ModelConfig) -> Tensor:
+    q = torch.ones(
+        1,
+        config.num_heads,
+        config.head_dim,
+        dtype=model.embedding.weight.dtype,
+        device=_device(model),
+    )
+    for block, cache in zip(model.blocks, pool.layers, strict=True):
+        out = block.attention.ops.attention(q, cache, batch, None)
+    return out
+
+
+def _device(model: Falcon) -> torch.device:
+    return model.embedding.weight.device
+
+
+def _replica(model: Falcon, pool: KVPool, plan: "Plan", max_len: int) -> Replica:
+    allocator = BlockAllocator(len(pool.layers[0].k), pool.block_size, False)
+    scheduler = Scheduler(allocator, Limits(max_len, max_len, 1))
+    return Replica(Graphs(model, max_len, plan.device), pool, scheduler, plan.device, False)
+
+
+def _case(replica: Replica, input_len: int, output_len: int) -> tuple[float, float]:
+    """Seconds to the first token, and of all tokens, through scheduler, model and sampler."""
+    params = SamplingParams(max_new_tokens=output_len, ignore_eos=True)
+    start = time.perf_counter()
+    replica.obey(Add(Request(0, tuple(range(100, 100 + input_len)), params, 0, 11)))
+    replica.step()
+    first = time.perf_counter() - start
+    for _ in range(output_len - 1):
+        replica.step()
+    return first, time.perf_counter() - start
+
+
+def _engine_row(model: Falcon, pool: KVPool, plan: "Plan", max_len: int) -> dict[str, Any]:
+    """Batch 1 through scheduler, model and sampler: what the host adds to a token."""
+    replica = _replica(model, pool, plan, max_len)
+    context, tokens = plan.contexts[0], 1 + plan.steps
+    cases = [_case(replica, context - tokens, tokens) for _ in range(1 + plan.rounds)][1:]
+    per_token = statistics.median((whole - first) / (tokens - 1) for first, whole in cases)
+    return {"context": context, "ms_per_token": 1000 * per_token}
+
+
+def _computed_sweep(
+    steps: list[dict[str, Any]], prefill: list[dict[str, Any]], plan: "Plan"
+) -> dict[str, Any]:
+    """The guide's averages over its cases, from the times of steps at a few contexts and of first
+    tokens; between the contexts a step's time is taken from the line through its neighbours.
+    """
+    firsts = {row["tokens"]: row["first_token_ms"] for row in prefill}
+    rows = []
+    for input_len, output_len in itertools.product(plan.lengths, repeat=2):
+        contexts = range(input_len + 1, input_len + output_len)
+        decoding = sum(_step_ms(steps, context) for context in contexts)
+        rows.append((firsts[input_len], decoding / (output_len - 1), firsts[input_len] + decoding))
+    return _averages(rows)
+
+
+def _averages(rows: list[tuple[float, float, float]]) -> dict[str, Any]:
+    first, per_token, response = (statistics.fmean(column) for column in zip(*rows, strict=True))
+    return {
+        "cases": len(rows),
+        "first_token_ms": first,
+        "time_per_token_ms": per_token,
+        "response_ms": response,
+        "tokens_per_second": 1000 / per_token,
+    }
+
+
+def _step_ms(steps: list[dict[str, Any]], context: int) -> float:
+    known = [(row["context"], row["ms_per_token"]) for row in steps]
+    if len(known) == 1 or context <= known[0][0]:
+        return known[0][1]
+    right = next((i for i, (at, _) in enumerate(known) if at >= context), len(known) - 1)
+    (before, low), (after, high) = known[right - 1], known[right]
+    return low + (high - low) * (context - before) / (after - before)
+
+
+@torch.inference_mode()
+def _rank_of_four(config: ModelConfig, plan: "Plan", quant: str) -> dict[str, Any]:
+    """What one of four ranks computes for a token at batch 1, without the sums over ranks."""
+    if config.num_heads < 4:
+        return {"skipped": "fewer than 4 heads"}
+    model = _build(config, plan, quant, ranks=4)
+    context = plan.contexts[0]
+    pool = make_pool(config, context + BLOCK_SIZE, plan.device, plan.dtype, ranks=4)
+    graph = _Graph.of(model, pool, 1, context + BLOCK_SIZE, plan.device)
+    graph.run(decode_batch(config, 1, context))
+    seconds = seconds_of(graph.replay, plan, plan.steps)
+    needed = decode_bytes(_layout(config, plan, quant, ranks=4), 1, context)
+    percent = percent_of_limit(
+        needed, measured_limits["bandwidth_bytes_per_second"], 1000 * seconds
+    )
+    return {"context": context, "ms_per_token": 1000 * seconds, "percent_of_bandwidth": percent}
+
+
+def full_sweep(plan: "Plan", shape: str, precision: str) -> dict[str, Any]:
+    """The guide's cases token by token at batch 1, through scheduler, model and sampler; beside the
+    mean computed from a few steps, from which it may differ by 3 %.
+    """
+    config = config_of(shape)
+    quant = "none" if precision == "bf16" else precision
+    layout = _layout(config, plan, quant)
+    refusal = _refusal(layout, quant, plan)
+    if refusal is not None:
+        return {"skipped": refusal}
+    model = _build(config, plan, quant)
+    max_len = 2 * max(plan.lengths) + BLOCK_SIZE
+    pool = make_pool(config, max_len, plan.device, plan.dtype)
+    steps = _decode_row(model, pool, layout, 1, plan, max_len)
+    prefill = [_prefill_row(model, pool, layout, length, plan) for length in plan.lengths]
+    computed = _computed_sweep(steps, prefill, plan)
+    replica = _replica(model, pool, plan, max_len)
+    _case(replica, plan.lengths[0], 2)
+    rows = []
+    for input_len, output_len in itertools.product(plan.lengths, repeat=2):
+        first, whole = _case(replica, input_len, output_len)
+        rows.append((1000 * first, 1000 * (whole - first) / (output_len - 1), 1000 * whole))
+    measured = _averages(rows)
+    ratio = measured["time_per_token_ms"] / computed["time_per_token_ms"]
+    agrees = abs(ratio - 1) <= 0.03 or plan.device.type == "cpu"
+    return {
+        "passed": agrees,
+        "shape": shape,
+        "precision": precision,
+        "computed": computed,
+        "measured": measured,
+        "measured_over_computed": ratio,
+    }

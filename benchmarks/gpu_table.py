@@ -1,0 +1,60 @@
+"""What gpu-gate found, as a short table."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def table(document: Mapping[str, Any]) -> str:
+    """All that a person wants to see first."""
+    return "\n".join(_lines(document))
+
+
+def _lines(document: Mapping[str, Any]) -> Iterator[str]:
+    versions = f"torch {document['torch']}, triton {document['triton']}"
+    yield f"{document['device']}, {versions}, {document['commit']}"
+    for name in ("kernels", "laws", "layers", "full_sweep"):
+        if (found := document.get(name)) is not None:
+            yield f"{name:<10} {_verdict(found)}"
+    limits = document.get("limits", {})
+    if "bandwidth_bytes_per_second" in limits:
+        bandwidth = limits["bandwidth_bytes_per_second"] / 1e12
+        yield f"limits     {bandwidth:.3f} TB/s, {limits['matrix_flops_per_second'] / 1e12:.3f} TFLOP/s"
+    for shape, precisions in document.get("speed", {}).items():
+        if not isinstance(precisions, Mapping):
+            continue
+        for precision, found in precisions.items():
+            yield from _model_lines(f"{shape} {precision}", found)
+
+
+def _verdict(found: Mapping[str, Any]) -> str:
+    if "skipped" in found:
+        return f"skipped: {found['skipped']}"
+    word = "holds" if found.get("passed") else "FAILS"
+    return " ".join([word, str(found.get("error") or found.get("summary") or "")]).strip()
+
+
+def _model_lines(name: str, found: Mapping[str, Any]) -> Iterator[str]:
+    if "skipped" in found:
+        yield f"{name:<10} skipped: {found['skipped']}"
+        return
+    for row in found["decode"]:
+        yield (
+            f"{name:<10} decode  batch {row['batch']:>3} context {row['context']:>4}"
+            f"{row['ms_per_token']:>10.3f} ms{row['tokens_per_second']:>10.1f} tokens/s"
+            f"{row['percent_of_bandwidth']:>7.1f} % of bandwidth"
+        )
+    for row in found["prefill"]:
+        yield (
+            f"{name:<10} prefill {row['tokens']:>4} tokens{row['first_token_ms']:>20.3f} ms"
+            f"{row['percent_of_peak']:>26.1f} % of peak"
+        )
+    shares, sweep = found["shares"], found["guide_sweep_computed"]
+    yield (
+        f"{name:<10} a token's products {shares['products_ms']:.3f} ms, attention "
+        f"{shares['attention_ms']:.3f} ms, outside both {shares['outside_percent']:.1f} %; "
+        f"through the engine {found['engine']['ms_per_token']:.3f} ms"
+    )
+    yield (
+        f"{name:<10} the guide's mean, computed: first token {sweep['first_token_ms']:.2f} ms, "
+        f"{sweep['time_per_token_ms']:.3f} ms/token, {sweep['tokens_per_second']:.1f} tokens/s"
+    )

@@ -1,0 +1,76 @@
+"""The gate for a GPU where there is none: its arithmetic, its table, and that it says so."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="the gate's modules need Triton")
+gpu_speed = pytest.importorskip("gpu_speed")
+gpu_table = pytest.importorskip("gpu_table")
+
+REPOSITORY = Path(__file__).parent.parent
+STEPS = [
+    {"context": 100, "ms_per_token": 10.0},
+    {"context": 200, "ms_per_token": 12.0},
+    {"context": 600, "ms_per_token": 20.0},
+]
+
+
+@pytest.mark.parametrize(
+    ("context", "ms"), [(1, 10.0), (100, 10.0), (150, 11.0), (200, 12.0), (400, 16.0), (600, 20.0)]
+)
+def test_a_step_between_two_contexts_lies_on_the_line_through_them(context: int, ms: float) -> None:
+    assert gpu_speed._step_ms(STEPS, context) == pytest.approx(ms)
+
+
+def test_beyond_the_last_context_the_line_goes_on() -> None:
+    assert gpu_speed._step_ms(STEPS, 700) == pytest.approx(22.0)
+
+
+def test_the_averages_are_the_guides() -> None:
+    """Per token and response as the guide has them: means over the cases, not of their sums."""
+    found = gpu_speed._averages([(5.0, 2.0, 7.0), (15.0, 4.0, 27.0)])
+    assert found == {
+        "cases": 2,
+        "first_token_ms": 10.0,
+        "time_per_token_ms": 3.0,
+        "response_ms": 17.0,
+        "tokens_per_second": pytest.approx(1000 / 3.0),
+    }
+
+
+def test_the_table_names_what_was_skipped_and_what_failed() -> None:
+    document = {
+        "device": "a card",
+        "torch": "2.11",
+        "triton": "3.6",
+        "commit": "abc",
+        "kernels": {"passed": True, "summary": "10 passed"},
+        "laws": {"passed": False, "error": "ValueError: no"},
+        "limits": {"bandwidth_bytes_per_second": 3e12, "matrix_flops_per_second": 8e14},
+        "speed": {"40b": {"bf16": {"skipped": "86 GB wanted, 70 GB free"}}, "seconds": 1.0},
+    }
+    lines = gpu_table.table(document).splitlines()
+    assert lines[1:] == [
+        "kernels    holds 10 passed",
+        "laws       FAILS ValueError: no",
+        "limits     3.000 TB/s, 800.000 TFLOP/s",
+        "40b bf16   skipped: 86 GB wanted, 70 GB free",
+    ]
+
+
+@pytest.mark.slow
+def test_without_a_gpu_it_says_so() -> None:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
+    done = subprocess.run(
+        [REPOSITORY / "scripts" / "gpu-gate"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "gpu-gate: error: wanted a CUDA device, got none; add --dry-run\n"

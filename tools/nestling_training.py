@@ -20,7 +20,7 @@ MUON_RATE, ADAM_RATE = 0.004, 0.003
 EMBEDDING_SCALE = 4.0  # the embedding's learning rate beside that of the norms
 WARMUP_STEPS = 80
 DECAY_SHARE = 0.3  # of all steps, in which the rates fall to 0 in a line
-LONG_SHARE = 0.1  # of all steps, the last ones, with the long rows
+LONG_SHARE = 0.25  # of all steps, the last ones, with the long rows
 LENGTH, LONG_LENGTH = 256, 1024
 
 
@@ -39,7 +39,7 @@ class Stage:
         return (
             Stage(bind_steps, copying=1.0, novels=0.0, every=2),
             Stage(bind_steps + fact_steps, copying=0.15, novels=0.0, every=2),
-            Stage(math.inf, copying=0.15, novels=0.5, every=1),
+            Stage(math.inf, copying=0.1, novels=0.7, every=1),
         )
 
 

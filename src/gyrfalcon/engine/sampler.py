@@ -16,8 +16,9 @@ from gyrfalcon.request import SamplingParams, Sequence, Token
 
 def pick(logits: Tensor, sequences: Seq[Sequence]) -> list[Token]:
     """The next token of each sequence from its row of logits (float32 [sequences, vocab])."""
-    _check_finite(logits)
-    greedy = logits.argmax(dim=-1).tolist()
+    found = torch.stack((logits.argmax(dim=-1), logits.isfinite().all(dim=-1)))
+    greedy, finite = found.tolist()  # one wait for the device
+    _check_finite(all(finite))
     return [
         _describe(row, _choose(row, sequence, likeliest), sequence.request.params)
         for row, sequence, likeliest in zip(logits, sequences, greedy, strict=True)
@@ -26,15 +27,15 @@ def pick(logits: Tensor, sequences: Seq[Sequence]) -> list[Token]:
 
 def score(logits: Tensor, token_ids: Seq[int], num_top: int) -> list[Token]:
     """Log-probabilities of given tokens from their rows of logits (float32 [tokens, vocab])."""
-    _check_finite(logits)
+    _check_finite(bool(logits.isfinite().all()))
     logprobs = logits.double().log_softmax(dim=-1)
     own = logprobs.gather(1, torch.tensor([token_ids], device=logits.device).T)[:, 0].tolist()
     tops = _top(logprobs, num_top)
     return [Token(*one) for one in zip(token_ids, own, tops, strict=True)]
 
 
-def _check_finite(logits: Tensor) -> None:
-    if not logits.isfinite().all():
+def _check_finite(finite: bool) -> None:
+    if not finite:
         raise NotFinite("finite logits", "infinity or NaN", "use --dtype bf16 or fp32, or verify")
 
 

@@ -129,7 +129,7 @@ def arguments() -> argparse.Namespace:
     add("work", type=Path)
     add("--data", type=Path, default=Path("../shared/data/text"), help="where the novels are")
     add("--minutes", type=float, default=math.inf, help="of this run")
-    add("--steps", type=int, default=3400, help="of all runs together; may change between them")
+    add("--steps", type=int, default=3280, help="of all runs together; may change between them")
     add("--bind-steps", type=int, default=250, help="in which only binding is taught")
     add("--fact-steps", type=int, default=500, help="after those, without novels")
     add("--batch-tokens", type=int, default=4096)

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,12 @@ def use_threads(threads: int | None, ranks_here: int) -> None:
 def capability(device: torch.device) -> tuple[int, int] | None:
     """A card's compute capability, as CUDA counts; None for the CPU."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+@cache
+def card_name(device: torch.device) -> str:
+    """What the maker calls the card, as `NVIDIA H200`; nothing for the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:

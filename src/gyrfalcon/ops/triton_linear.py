@@ -12,17 +12,22 @@ More tokens: whole weights are left to the vendor's product, rounded ones take t
 larger tiles. There, too, no token sees another, but how a row's sum is cut follows their number.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from gyrfalcon.device import card_name
 from gyrfalcon.ops import reference
 from gyrfalcon.quant import GROUP, Quantised
 
+TABLE = Path(__file__).with_name("triton_table.json")
 FEW_TOKENS = 16  # the smallest tile of the matrix units
 NUM_SMS = 132  # multiprocessors of an H100 or H200
 FEWEST_STEPS = 4  # of a program, where rows are split: enough to fill its pipeline
@@ -69,7 +74,7 @@ def linear(
         return reference.linear(x, weight, bias, activation)
     kind = weight.kind if isinstance(weight, Quantised) else "none"
     outputs, inputs = weight.shape
-    config = config_for(tokens, kind, x.dtype)
+    config = config_for(tokens, kind, x.dtype, (outputs, inputs), card_name(x.device))
     tiles = (triton.cdiv(tokens, config.tokens), triton.cdiv(outputs, config.outputs))
     steps = triton.cdiv(inputs, config.inputs)
     split = split_for(tiles[0] * tiles[1], steps, config.programs * num_sms)
@@ -94,13 +99,32 @@ def linear(
     return out
 
 
-def config_for(tokens: int, kind: str, dtype: torch.dtype) -> Config:
-    """The tile for so many tokens: weights of 16 KiB or less a step for few, square tiles for many."""
+def config_for(
+    tokens: int, kind: str, dtype: torch.dtype, shape: tuple[int, int] = (0, 0), card: str = ""
+) -> Config:
+    """The tile for so many tokens and a weight of `shape` on a card: what was measured there
+    (tools/tune_kernels.py), else weights of 16 KiB or less a step for few, square tiles for many.
+    """
     if dtype == torch.float32:  # no matrix units: small tiles
         return _FLOAT32[tokens <= FEW_TOKENS]
-    if tokens <= FEW_TOKENS:
-        return _FEW[kind]
-    return Config(64 if tokens <= 64 else 128, 128, 64, warps=8, stages=3, programs=1)
+    if tokens > FEW_TOKENS:
+        return Config(64 if tokens <= 64 else 128, 128, 64, warps=8, stages=3, programs=1)
+    return tuned().get(card, {}).get(key(kind, shape), _FEW[kind])
+
+
+@cache
+def tuned() -> Mapping[str, Mapping[str, Config]]:
+    """What was measured: card → key() → the fastest tile for up to FEW_TOKENS."""
+    table = json.loads(TABLE.read_text("utf-8"))
+    return {
+        card: {name: Config(**config) for name, config in of_card.items()}
+        for card, of_card in table.items()
+    }
+
+
+def key(kind: str, shape: tuple[int, int]) -> str:
+    """A weight's name in the table: `int8 8192 x 32768`."""
+    return f"{kind} {shape[0]} x {shape[1]}"
 
 
 _FEW = {

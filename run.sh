@@ -135,7 +135,7 @@ build_command() {
             command=("$mode")
             ;;
         '') wrong_usage 'a mode' none 'write -m MODE' ;;
-        serve) wrong_usage 'a mode that exists' "$mode, which is not built yet" 'use another' ;;
+        serve | plan) wrong_usage 'a mode that exists' "$mode, which is not built yet" 'use another' ;;
         *) wrong_usage 'one of the modes below' "$mode" 'write one of them after -m' ;;
     esac
     command+=(${rest[@]+"${rest[@]}"})

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
+from gyrfalcon.cli import main
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.exam import CATEGORIES, open_exam
 from gyrfalcon.measure.mmlu import answers
@@ -32,6 +33,35 @@ def test_its_exam_is_a_name_and_a_folder_of_that_name_goes_first(
     (tmp_path / "nestling").mkdir()
     with pytest.raises(UsageError):
         open_exam("nestling", "test")
+
+
+@pytest.mark.parametrize("subjects", ["", "letters,", "letters, fish"])
+def test_subjects_that_it_has_not_are_refused(
+    subjects: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "mmlu",
+        "nestling",
+        "-d",
+        "nestling",
+        "--subjects",
+        subjects,
+        "-o",
+        str(tmp_path / "o"),
+    ]
+    assert main(words) == 2
+    assert "wanted subjects of this exam (animals, " in capsys.readouterr().err
+
+
+def test_kernels_for_gpus_are_refused_without_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GYRFALCON_OPS", "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert main(["generate", "nestling", "--prompt", "x"]) == 2
+    assert "for GYRFALCON_OPS=triton, got" in capsys.readouterr().err
+    assert main(["doctor"]) == 0
+    assert "for GYRFALCON_OPS=triton, got" in capsys.readouterr().out
 
 
 @pytest.mark.slow

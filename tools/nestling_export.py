@@ -32,9 +32,9 @@ project: facts as sentences, as questions and answers, and as multiple-choice qu
 
 **Training.** `tools/train_nestling.py`, {steps:,} steps, {tokens:,} tokens, {minutes:.0f} minutes on
 {machine}. Muon for the matrices of the blocks, AdamW for the rest. Rows of {first_length} tokens, in the
-end of {last_length}. First binding letters to choices, then facts, then everything and the novels, their lengths
-chosen while it trained; three
-attention heads began as a hand-written guess at reading a question (`tools/nestling_seed.py`).
+end of {last_length}. First binding letters to choices, then facts, then everything and the novels, their
+lengths chosen while it trained; three attention heads began as a hand-written guess at
+reading a question (`tools/nestling_seed.py`).
 Losses at the end (nats): {losses}.
 
 **Perplexity** on three held-out novels (windows of 1024 tokens side by side): {perplexity:.1f} per token,

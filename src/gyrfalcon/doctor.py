@@ -15,6 +15,7 @@ import torch
 
 from gyrfalcon import __version__
 from gyrfalcon.commands.result import STDOUT, shown_bytes, write_json
+from gyrfalcon.errors import UsageError
 from gyrfalcon.ops import VARIABLE, chosen_name
 
 PACKAGES = (
@@ -212,7 +213,10 @@ def _cuda_devices() -> list[Device]:
 
 def _operators(device: torch.device) -> tuple[str, str]:
     """The operator set and the reason."""
-    name = chosen_name(device)
+    try:
+        name = chosen_name(device)
+    except UsageError as error:
+        return "none", str(error)
     if os.environ.get(VARIABLE):
         return name, f"{VARIABLE} says so"
     if device.type == "cpu":

@@ -3,6 +3,8 @@
 import argparse
 import json
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,35 +15,68 @@ from statistics import median
 from typing import Any
 
 from gyrfalcon.commands.result import STDOUT, write_json
-from gyrfalcon.errors import CheckFailed
+from gyrfalcon.errors import CheckFailed, UsageError
 
 PASS_SHARE = 0.6  # of the exam's questions; guessing gives 0.25
 PROMPT = "The old captain looked at the sea, and"
 RESULTS = ("generate.json", "speed.json", "test_result/mmlu.json", "precision.json")
-IN_FULL = """\
-in full    gyrfalcon speed {folder}/nestling-2 -f {folder}/full.csv   (36 cases)
-           gyrfalcon mmlu {folder}/nestling-2 -d nestling   (2176 questions)"""
+MADE = ("nestling-2", "speed.csv", "test_result", "report", *RESULTS)  # all that a demo leaves
+MARK = ".gyrfalcon-demo"  # in a folder that an earlier demo made
+NEEDED = ("cut", "verify")  # without these the other steps have nothing to run on
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs all steps, whatever became of the one before; CheckFailed when anything did not hold."""
+    """Runs the steps one after the other; CheckFailed when anything did not hold."""
     start = time.monotonic()
     folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in RESULTS:
-        (folder / name).unlink(missing_ok=True)  # of an earlier demo
+    _make_ready(folder)
     out = sys.stderr if args.json == STDOUT else sys.stdout
-    failed = [words[0] for words in _steps(folder) if not _succeeds(words, out)]
+    failed = _run_steps(folder, out)
+    report = folder / "report" / "report.html"
     summary = {
         "seconds": time.monotonic() - start,
         "failed": failed,
         **{Path(name).stem: _result(folder / name) for name in RESULTS},
-        "report": str(folder / "report" / "report.html"),
+        "report": str(report) if report.exists() else None,
     }
-    print("\n".join(["", *_lines(summary), IN_FULL.format(folder=folder)]), file=out)
+    print("\n".join(["", *_lines(summary, folder)]), file=out)
     if args.json is not None:
         write_json(summary, args.json)
     return _verdict(summary)
+
+
+def _run_steps(folder: Path, out: Any) -> list[str]:
+    """The steps that failed; the others are run all the same, unless there is no cut to run on."""
+    failed: list[str] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        for words in _steps(folder):
+            if not _succeeds(words, out):
+                failed.append(words[0])
+                if words[0] in NEEDED:
+                    break
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return failed
+
+
+def _make_ready(folder: Path) -> None:
+    """An empty folder: a new one, or an earlier demo's; never one that holds anything else."""
+    if Path("nestling").exists():
+        do = "run the demo in another folder"
+        raise UsageError("no folder nestling here, which would hide the model", "one", do)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("a folder after -o", f"the file {folder}", "name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).exists():
+        do = "name another with -o"
+        raise UsageError("an empty folder, or an earlier demo's", f"{folder} with files in it", do)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
+    for name in MADE:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
 
 
 def _steps(folder: Path) -> Iterator[list[str]]:
@@ -49,21 +84,28 @@ def _steps(folder: Path) -> Iterator[list[str]]:
     cut = f"{folder}/nestling-2"
     lengths = "--in 32,256 --out 32,128".split()
     sampling = "--max-new-tokens 64 --temperature 0.7 --seed 1".split()
-    yield ["cut", "nestling", cut, "-w", "2", "--overwrite"]
+    yield ["cut", "nestling", cut, "-w", "2"]
     yield ["verify", cut]
     yield ["generate", cut, "--prompt", PROMPT, *sampling, "--json", f"{folder}/generate.json"]
-    yield ["speed", cut, "-f", f"{folder}/speed.csv", *lengths, "--overwrite"]
-    yield ["mmlu", cut, "-d", "nestling", "--limit", "40", "-o", f"{folder}/test_result"]
+    yield ["speed", cut, "-f", f"{folder}/speed.csv", *lengths]
+    yield ["mmlu", cut, "-d", "nestling", "-o", f"{folder}/test_result"]
     yield ["precision", cut, "--json", f"{folder}/precision.json"]
     files = [str(folder / name) for name in RESULTS[1:] if (folder / name).exists()]
     plots = [] if find_spec("matplotlib") else ["--no-plots"]
-    yield ["report", *files, "-o", f"{folder}/report", *plots]
+    if files:
+        yield ["report", *files, "-o", f"{folder}/report", *plots]
 
 
 def _succeeds(words: list[str], out: Any) -> bool:
+    """Runs a step as a process of its own, which does not outlive this one."""
     print(f"\n$ gyrfalcon {shlex.join(words)}", file=out, flush=True)
-    command = [sys.executable, "-m", "gyrfalcon", *words]
-    return subprocess.run(command, stdout=out.fileno(), check=False).returncode == 0
+    step = subprocess.Popen([sys.executable, "-m", "gyrfalcon", *words], stdout=out.fileno())
+    try:
+        return step.wait() == 0
+    except BaseException:
+        step.terminate()
+        step.wait()
+        raise
 
 
 def _result(path: Path) -> Any:
@@ -74,7 +116,7 @@ def _result(path: Path) -> Any:
     return document.get("result", document)
 
 
-def _lines(summary: dict[str, Any]) -> Iterator[str]:
+def _lines(summary: dict[str, Any], folder: Path) -> Iterator[str]:
     """The summary, a line for each thing there is something to tell of."""
     yield f"{summary['seconds']:.0f} s, 2 ranks; failed: {', '.join(summary['failed']) or 'nothing'}"
     if (written := summary["generate"]) is not None:
@@ -91,14 +133,18 @@ def _lines(summary: dict[str, Any]) -> Iterator[str]:
         )
     if (precision := summary["precision"]) is not None:
         cosines = [
-            f"{phase} {figure['value']:.6f}"
+            f"{phase} {'no number' if figure['value'] is None else format(figure['value'], '.6f')}"
             for phase, figures in precision["figures"].items()
             for figure in figures
             if figure["name"] == "cosine"
         ]
         holds = "the gate holds" if precision["passed"] else "THE GATE DOES NOT HOLD"
         yield f"precision  cosine {', '.join(cosines)}; {holds}"
-    yield f"report     {summary['report']}"
+    if summary["report"] is not None:
+        yield f"report     {summary['report']}"
+    if not set(summary["failed"]) & set(NEEDED):
+        cut, table = (shlex.quote(str(folder / name)) for name in ("nestling-2", "full.csv"))
+        yield f"in full    gyrfalcon speed {cut} -f {table}   (36 cases)"
 
 
 def _verdict(summary: dict[str, Any]) -> int:
@@ -106,8 +152,8 @@ def _verdict(summary: dict[str, Any]) -> int:
     if summary["failed"]:
         got = f"{summary['failed'][0]} failing"
         raise CheckFailed("every step to succeed", got, "see its output above")
-    if exam["accuracy"] < PASS_SHARE:
-        got = f"{100 * exam['accuracy']:.1f} %"
+    if exam["accuracy"] is None or exam["accuracy"] < PASS_SHARE:
+        got = "no answers" if exam["accuracy"] is None else f"{100 * exam['accuracy']:.1f} %"
         do = "something computes wrongly: see the precision above, then gyrfalcon doctor"
         raise CheckFailed(f"an exam of {100 * PASS_SHARE:.0f} % or more", got, do)
     return 0

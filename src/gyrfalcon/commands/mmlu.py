@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         pairs = compare(*others)
         _tell(comparison_json(pairs), tables.comparison_lines(pairs), args.json)
         return 0
-    names = args.subjects and args.subjects.split(",")
+    names = None if args.subjects is None else [_name(word) for word in args.subjects.split(",")]
     subjects = open_exam(args.data, args.split, names, args.limit)
     exam = Exam(subjects, args.split, PROTOCOLS[args.protocol], args.shots)
     identity = _identity(args, exam)
@@ -82,6 +82,11 @@ def run(args: argparse.Namespace) -> int:
     _say_speed(done, args.output)
     _tell(document, _lines(done, rows, comparison), args.json)
     return _verdict(rows or ())
+
+
+def _name(word: str) -> str:
+    """A subject as its file is called, from how it is typed or shown."""
+    return word.strip().replace(" ", "_")
 
 
 def _identity(args: argparse.Namespace, exam: Exam) -> dict[str, object]:

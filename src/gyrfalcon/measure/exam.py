@@ -96,7 +96,7 @@ def read_exam(
         raise UsageError(f"files like {split}/astronomy{suffix} in {folder}", "none", "check -d")
     unknown = sorted(set(names or ()) - set(there))
     if unknown:
-        raise UsageError(f"subjects of {folder / split}", unknown[0], "check --subjects")
+        raise UsageError(f"subjects of this exam ({', '.join(there)})", repr(unknown[0]), "choose")
     categories = _categories(folder)
     return [
         Subject(

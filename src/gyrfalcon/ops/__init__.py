@@ -60,6 +60,9 @@ def chosen_name(device: torch.device) -> str:
         raise UsageError(f"{VARIABLE} {' or '.join(NAMES)}", repr(name), "mend or unset it")
     if name == "triton" and not find_spec("triton"):
         raise UsageError(f"Triton for {VARIABLE}=triton", "none installed", "pip install triton")
+    if name == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        do = "unset it, or set TRITON_INTERPRET=1 to have its kernels interpreted"
+        raise UsageError(f"a GPU for {VARIABLE}=triton", "the CPU", do)
     return name
 
 

@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
+from gyrfalcon.device import lacks_products
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.quant import Quantised, Weight, dequantise
 
-DEQUANTISED_WEIGHTS = 1 << 24  # of a rounded matrix at a time: 64 MiB in float32
+WIDENED_WEIGHTS = 1 << 24  # of a matrix at a time: 64 MiB in float32
+MANY_TOKENS = 16  # from here on widening the weights takes less time than it saves
 
 Angles = tuple[Tensor, Tensor]  # cos and sin, float32 [tokens, head_dim / 2]
 # Falcon's own is the exact GELU, x Φ(x) by erf (Hendrycks & Gimpel 2016).
@@ -31,23 +33,31 @@ def linear(
     x: Tensor, weight: Weight, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
     """activation(x weightᵀ + bias): [tokens, in], [out, in], [out] → [tokens, out], in x's dtype."""
-    if isinstance(weight, Quantised):
-        return _quantised_linear(x, weight, bias, activation)
+    if isinstance(weight, Quantised) or (len(x) >= MANY_TOKENS and lacks_products(x)):
+        return _widened_linear(x, weight, bias, activation)
     y = F.linear(x, weight, bias)
     return y if activation is None else activate(y, activation)
 
 
-def _quantised_linear(
-    x: Tensor, weight: Quantised, bias: Tensor | None, activation: str | None
+def _widened_linear(
+    x: Tensor, weight: Weight, bias: Tensor | None, activation: str | None
 ) -> Tensor:
-    """The product with the dequantised weights, on the CPU in float32; some rows of them at a time."""
+    """The product on the CPU in float32, also with weights rounded to less; some rows of them at a
+    time.
+    """
     dtype = torch.float32 if x.device.type == "cpu" else x.dtype
     outputs, inputs = weight.shape
-    size = max(1, DEQUANTISED_WEIGHTS // inputs)
-    parts = (weight.rows([range(i, min(i + size, outputs))]) for i in range(0, outputs, size))
-    y = torch.cat([F.linear(x.to(dtype), dequantise(part, dtype)) for part in parts], dim=-1)
+    size = max(1, WIDENED_WEIGHTS // inputs)
+    ranges = [range(i, min(i + size, outputs)) for i in range(0, outputs, size)]
+    y = torch.cat([F.linear(x.to(dtype), _rows(weight, part, dtype)) for part in ranges], dim=-1)
     y = y if bias is None else y + bias.to(dtype)
     return (y if activation is None else activate(y, activation)).to(x.dtype)
+
+
+def _rows(weight: Weight, rows: range, dtype: torch.dtype) -> Tensor:
+    if isinstance(weight, Quantised):
+        return dequantise(weight.rows([rows]), dtype)
+    return weight[rows.start : rows.stop].to(dtype)
 
 
 def activate(x: Tensor, name: str) -> Tensor:

@@ -263,7 +263,7 @@ def _dot_plot(title: str, by_run: Mapping[str, Mapping[str, Count]]) -> Plot:
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlim(0, 100)
+    axes.set_xlim(-2, 102)  # all of the marks at 0 and 100
     axes.set_xlabel("% right")
     legend(axes)
     return plot(title, "Bars: 95 % interval; dashed: chance.", figure)

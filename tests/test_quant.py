@@ -29,7 +29,7 @@ def a_matrix(rows: int = 48, columns: int = 256, seed: int = 0) -> Tensor:
 def simple_int4(weight: Tensor) -> Tensor:
     """Each group scaled by its largest weight alone."""
     groups = weight.view(len(weight), -1, GROUP)
-    scales = groups.abs().amax(-1, keepdim=True) / 7
+    scales = (groups.abs().amax(-1, keepdim=True) / 7).clamp(min=1e-30)  # of zeros: any
     return ((groups / scales).round() * scales).view_as(weight)
 
 

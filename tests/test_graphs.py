@@ -12,13 +12,14 @@ from torch import Tensor
 
 from gyrfalcon import Engine, SamplingParams
 from gyrfalcon.batch import Batch
-from gyrfalcon.engine.graphs import Graphs
+from gyrfalcon.engine.build import runner
+from gyrfalcon.engine.graphs import SIZES, Graphs
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.model.falcon import Falcon
+from gyrfalcon.ops import reference
+from gyrfalcon.parallel.group import solo
 
-pytest.importorskip(
-    "triton", reason="the kernels that take their lengths from the device need Triton"
-)
+triton_ops = pytest.importorskip("gyrfalcon.ops.triton_ops", reason="needs Triton")
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 
@@ -85,3 +86,15 @@ def test_what_cannot_be_captured_runs_kernel_by_kernel(engine: Engine) -> None:
     graphs.largest = 0
     engine.generate(random_prompt(4), GREEDY)
     assert not graphs._graphs
+
+
+def test_operations_that_read_lengths_on_the_host_are_not_captured(engine: Engine) -> None:
+    """As on a card without Triton, or with GYRFALCON_OPS=reference."""
+    graphs = engine._replica.run
+    assert isinstance(graphs, Watched)
+    card = torch.device("cuda")
+    for operations, largest in ((triton_ops, SIZES[-1]), (reference, 0)):
+        run = runner(graphs.model, operations, solo(), 64, card)
+        assert isinstance(run, Graphs)
+        assert run.largest == largest
+    assert runner(graphs.model, reference, solo(), 64, CPU) is graphs.model

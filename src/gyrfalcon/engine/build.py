@@ -11,11 +11,14 @@ from gyrfalcon import ops
 from gyrfalcon.device import WORD_OF_DTYPE, choose_device, free_memory, use_threads
 from gyrfalcon.engine.graphs import Graphs
 from gyrfalcon.engine.ranks import Place
-from gyrfalcon.engine.replica import Replica
+from gyrfalcon.engine.replica import Replica, Run
 from gyrfalcon.engine.scheduler import Limits, Scheduler
 from gyrfalcon.errors import CacheTooSmall, UsageError
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.kv.pool import CacheShape, KVPool
+from gyrfalcon.model.falcon import Falcon
+from gyrfalcon.ops import Ops
+from gyrfalcon.parallel.group import Group
 from gyrfalcon.parallel.shards import share_of
 from gyrfalcon.settings import EngineConfig
 from gyrfalcon.weights.load import load_model, run_dtype
@@ -42,16 +45,22 @@ def build_replica(
         log.info(
             "running on %s in %s with %d ranks", device, WORD_OF_DTYPE[dtype], place.group.size
         )
-    model = load_model(
-        checkpoint, place.group, ops.choose(device, config.quant), device, dtype, config.quant
-    )
+    operations = ops.choose(device, config.quant)
+    model = load_model(checkpoint, place.group, operations, device, dtype, config.quant)
     pool, max_len = _cache(config, checkpoint, place, device, dtype)
     rope = checkpoint.config.rope  # with dynamic scaling a token's key depends on what follows it
     reuse = config.reuse_prefixes and not (rope is not None and rope.kind == "dynamic")
     allocator = BlockAllocator(len(pool.layers[0].k), config.block_size, reuse)
     limits = Limits(max_len, config.max_batch_tokens, config.max_sequences)
-    run = model if device.type == "cpu" else Graphs(model, max_len, device, place.group.capturable)
+    run = runner(model, operations, place.group, max_len, device)
     return Replica(run, pool, Scheduler(allocator, limits), device, keeps)
+
+
+def runner(model: Falcon, operations: Ops, group: Group, max_len: int, device: torch.device) -> Run:
+    """What runs the model's steps: itself on the CPU, elsewhere graphs where all of a step allows it."""
+    if device.type == "cpu":
+        return model
+    return Graphs(model, max_len, device, operations.CAPTURABLE and group.capturable)
 
 
 def longest_sequence(config: EngineConfig, checkpoint: Checkpoint) -> int:

@@ -26,6 +26,8 @@ FP8_CAPABILITY = (8, 9)  # of cards with 8-bit floating point
 class Ops(Protocol):
     """One implementation of every operation; `ops/reference.py` says what each means."""
 
+    CAPTURABLE: bool  # whether a CUDA graph can hold them: they take lengths from the device
+
     def linear(
         self, x: Tensor, weight: Weight, bias: Tensor | None = None, activation: str | None = None
     ) -> Tensor: ...

@@ -9,6 +9,8 @@ from gyrfalcon.ops.triton_linear import linear as linear
 from gyrfalcon.ops.triton_norm import add_norms as add_norms
 from gyrfalcon.ops.triton_rotary import place as place
 
+CAPTURABLE = True
+
 
 def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None) -> Tensor:
     """By the kernel for sequences that bring one token each, or by the one for prompts."""

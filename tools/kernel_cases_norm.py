@@ -1,11 +1,10 @@
-"""The norms and the choice of a token as the six models launch them."""
+"""The norms as the six models launch them."""
 
 from kernel_cases import Case
 
-from gyrfalcon.ops import triton_norm, triton_sample
+from gyrfalcon.ops import triton_norm
 
 NO_MATRICES: frozenset[str] = frozenset()
-VOCABULARIES = (65024, 50304)  # the second is rw-1b's
 
 # Name, columns of a row, norms of one row: 40b and 180B norm it twice, 11B as 7b once.
 MODELS = (
@@ -39,36 +38,4 @@ def _norms(model: str, hidden: int, count: int, *, first: bool) -> Case:
     )
 
 
-def _best_of_tile(dtype: str, vocabulary: int) -> Case:
-    config = triton_sample.config_for(vocabulary)
-    return Case(
-        name=f"likeliest token of a tile of {vocabulary} {dtype}",
-        kernel=triton_sample._best_of_tile,
-        signature={"logits": f"*{dtype}", "values": "*fp32", "ids": "*i32", "row_stride": "i32"},
-        constants={"VOCABULARY": vocabulary, "TILE": config.tile},
-        warps=config.warps,
-        stages=3,
-        expects=NO_MATRICES,
-        aligned=frozenset({"row_stride"}),
-    )
-
-
-def _best_of_row(vocabulary: int) -> Case:
-    tiles = -(-vocabulary // triton_sample.config_for(vocabulary).tile)
-    return Case(
-        name=f"likeliest token of {vocabulary}",
-        kernel=triton_sample._best_of_row,
-        signature={"tile_values": "*fp32", "tile_ids": "*i32", "values": "*fp32", "ids": "*i64"},
-        constants={"TILES": tiles, "WIDTH": 1 << (tiles - 1).bit_length()},
-        warps=1,
-        stages=3,
-        expects=NO_MATRICES,
-    )
-
-
-CASES = [
-    *(_norms(*model, first=first) for model in MODELS for first in (False, True)),
-    _best_of_tile("bf16", 65024),
-    *(_best_of_tile("fp32", vocabulary) for vocabulary in VOCABULARIES),
-    *(_best_of_row(vocabulary) for vocabulary in VOCABULARIES),
-]
+CASES = [_norms(*model, first=first) for model in MODELS for first in (False, True)]

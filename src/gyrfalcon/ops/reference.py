@@ -141,16 +141,6 @@ def alibi_bias(slopes: Tensor, positions: Tensor) -> Tensor:
     return (slopes.bfloat16()[:, None] * positions.bfloat16()).float()
 
 
-def greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest logit float32 [rows] of each row and its id int64 [rows], the smallest of equal ones.
-
-    logits: [rows, vocabulary]. The value is NaN where a logit of the row is not finite.
-    """
-    ids = logits.argmax(dim=-1)
-    values = logits.gather(-1, ids[:, None])[:, 0].float()
-    return values.masked_fill(~logits.isfinite().all(dim=-1), math.nan), ids
-
-
 def _pages(tensor: Tensor, table: Tensor, context: int) -> Tensor:
     """One sequence's cached vectors in order: [context, kv_heads, head_dim]."""
     blocks = table[: -(-context // tensor.shape[1])]

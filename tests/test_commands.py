@@ -9,7 +9,7 @@ import torch
 from checkpoints import make_checkpoint
 
 from gyrfalcon.cli import main
-from gyrfalcon.commands.result import shown_bytes
+from gyrfalcon.output import shown_bytes
 
 
 @pytest.fixture(scope="module")

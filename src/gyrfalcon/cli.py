@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gyrfalcon.arguments import parse
-from gyrfalcon.commands.result import STDOUT
 from gyrfalcon.errors import DISK_FULL, DiskFull, GyrfalconError, UsageError
+from gyrfalcon.output import STDOUT
 
 INTERRUPTED = 130
 READER_GONE = 141  # what a shell reports for a program that wrote to a closed pipe

@@ -14,9 +14,9 @@ import psutil
 import torch
 
 from gyrfalcon import __version__
-from gyrfalcon.commands.result import STDOUT, shown_bytes, write_json
 from gyrfalcon.errors import UsageError
 from gyrfalcon.ops import VARIABLE, chosen_name
+from gyrfalcon.output import STDOUT, shown_bytes, write_json
 
 PACKAGES = (
     "torch",

@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gyrfalcon.commands.result import STDOUT, write_json
 from gyrfalcon.errors import CheckFailed, UsageError
+from gyrfalcon.output import STDOUT, write_json
 
 PASS_SHARE = 0.6  # of the exam's questions; guessing gives 0.25
 PROMPT = "The old captain looked at the sea, and"

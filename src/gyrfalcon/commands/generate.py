@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gyrfalcon.chat import Message
-from gyrfalcon.commands.result import STDOUT, json_text, write_text
 from gyrfalcon.engine.engine import Engine
+from gyrfalcon.output import STDOUT, json_text, write_text
 from gyrfalcon.request import Piece, SamplingParams, Token
 from gyrfalcon.settings import EngineConfig
 from gyrfalcon.text_file import prompts_in

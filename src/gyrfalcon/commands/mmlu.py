@@ -11,7 +11,6 @@ from pathlib import Path
 
 from gyrfalcon.commands import mmlu_tables as tables
 from gyrfalcon.commands.generate import engine_config
-from gyrfalcon.commands.result import STDOUT, write_json
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import CheckFailed
 from gyrfalcon.measure import mmlu_golden, mmlu_score, result
@@ -22,6 +21,7 @@ from gyrfalcon.measure.mmlu_compare import Comparison, compare, comparison_json
 from gyrfalcon.measure.mmlu_files import Recorder, model_fingerprint, unfinished
 from gyrfalcon.measure.mmlu_prompts import PROTOCOLS, Exam
 from gyrfalcon.measure.mmlu_score import Score, score
+from gyrfalcon.output import STDOUT, write_json
 from gyrfalcon.progress import bar
 from gyrfalcon.weights.hub import resolve_model
 

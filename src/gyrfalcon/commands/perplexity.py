@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gyrfalcon.commands.generate import engine_config
-from gyrfalcon.commands.result import STDOUT, write_json
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.measure.perplexity import Perplexity, perplexity
 from gyrfalcon.measure.result import envelope, write
+from gyrfalcon.output import STDOUT, write_json
 from gyrfalcon.progress import bar
 from gyrfalcon.text_file import decoded
 

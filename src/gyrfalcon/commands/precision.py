@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from gyrfalcon.commands.generate import engine_config
-from gyrfalcon.commands.result import STDOUT, write_json
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import CheckFailed, UsageError
 from gyrfalcon.measure import peer
@@ -21,6 +20,7 @@ from gyrfalcon.measure.precision import judge, make_reference, our_logits, preci
 from gyrfalcon.measure.prompts import default_prompts, read_prompts
 from gyrfalcon.measure.reference import Prompts, Reference
 from gyrfalcon.measure.result import envelope, write
+from gyrfalcon.output import STDOUT, write_json
 from gyrfalcon.settings import EngineConfig
 
 KINDS = ("transformers", "fp32")  # of references that are computed; anything else is a file

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from gyrfalcon.commands.result import STDOUT, write_json
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.baseline import GUIDE
 from gyrfalcon.measure.report import make_report, markdown
@@ -14,6 +13,7 @@ from gyrfalcon.measure.report_files import read_results
 from gyrfalcon.measure.report_page import Plot, page
 from gyrfalcon.measure.report_runs import Results
 from gyrfalcon.measure.result import write_atomically
+from gyrfalcon.output import STDOUT, write_json
 
 MARKDOWN, PAGE = "report.md", "report.html"
 

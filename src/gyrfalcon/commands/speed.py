@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from gyrfalcon.commands.generate import engine_config
-from gyrfalcon.commands.result import STDOUT, write_json
 from gyrfalcon.engine.build import longest_sequence
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.baseline import baselines, compare
@@ -16,6 +15,7 @@ from gyrfalcon.measure.speed import Bench, layout_of, measure_limits, with_perce
 from gyrfalcon.measure.speed_files import Files, Sweep
 from gyrfalcon.measure.speed_table import describe
 from gyrfalcon.measure.timing import Case
+from gyrfalcon.output import STDOUT, write_json
 from gyrfalcon.progress import bar
 from gyrfalcon.settings import EngineConfig
 from gyrfalcon.weights.hub import resolve_model

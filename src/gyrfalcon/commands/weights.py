@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from gyrfalcon.commands.result import STDOUT, shown_bytes, write_json
 from gyrfalcon.errors import CheckFailed
+from gyrfalcon.output import STDOUT, shown_bytes, write_json
 from gyrfalcon.weights.cut import cut
 from gyrfalcon.weights.folder_writer import CutSummary
 from gyrfalcon.weights.hub import resolve_model

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from checkpoints import make_checkpoint
-from gpu_models import config_of, decode_batch, make_pool, prompt_batch, random_model
+from gpu_models import config_of, decode_batch, make_pool, prompt_batch, quant_of, random_model
 from torch import Tensor
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams, ops
@@ -122,7 +122,7 @@ def layers(plan: "Plan") -> dict[str, Any]:
     config = config_of(plan.shapes[-1], num_hidden_layers=2 if plan.device.type == "cpu" else 4)
     found = {}
     for precision in plan.precisions:
-        quant = "none" if precision == "bf16" else precision
+        quant = quant_of(precision)
         if not _supported(quant, plan.device):
             found[precision] = {"skipped": "this card has no fp8"}
             continue

@@ -18,12 +18,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-DTYPES = {"bf16": "none", "int8": "int8", "fp8": "fp8", "int4": "int4"}  # precision → quant
+PRECISIONS = ("bf16", "int8", "fp8", "int4")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Plan:
                 device=torch.device("cpu"),
                 dtype=torch.float32,
                 shapes=("tiny",),
-                precisions=tuple(DTYPES),
+                precisions=PRECISIONS,
                 batches=(1, 2),
                 contexts=(16, 48),
                 prompts=(16, 32),
@@ -70,7 +71,7 @@ class Plan:
             device=torch.device("cuda", 0),
             dtype=torch.bfloat16,
             shapes=("7b", "40b"),
-            precisions=tuple(DTYPES),
+            precisions=PRECISIONS,
             batches=(1, 8, 32, 128),
             contexts=(128, 1024, 2048),
             prompts=(32, 64, 128, 256, 512, 1024, 2048),
@@ -95,7 +96,7 @@ def main() -> int:
         triton_interpreter.install()
     plan = Plan.of(args.dry_run, args.minutes)
     document: dict[str, Any] = {"format": "gyrfalcon-gpu-gate", "version": 1, **facts(plan, args)}
-    for name, step in steps(args).items():
+    for name, step in steps(plan, args).items():
         if plan_is_spent(plan):
             document[name] = {"skipped": f"{plan.minutes:g} minutes are over"}
             continue
@@ -131,7 +132,7 @@ def parse() -> argparse.Namespace:
         prog="scripts/gpu-gate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--full-sweep", choices=list(DTYPES), metavar="PRECISION")
+    parser.add_argument("--full-sweep", choices=PRECISIONS, metavar="PRECISION")
     parser.add_argument("--shape", default="40b", help="of the full sweep: 40b or 7b")
     parser.add_argument("--minutes", type=float, default=9.0, help="start no step after so many")
     parser.add_argument("--debug", action="store_true", help="stop at the first error")
@@ -147,7 +148,7 @@ def _place(dry_run: bool) -> str:
     return torch.cuda.get_device_name(0).replace(" ", "-").lower()
 
 
-def steps(args: argparse.Namespace) -> dict[str, Callable[[Plan], dict[str, Any]]]:
+def steps(plan: Plan, args: argparse.Namespace) -> dict[str, Callable[[Plan], dict[str, Any]]]:
     """The steps by name, in their order."""
     import gpu_checks
     import gpu_speed
@@ -163,7 +164,11 @@ def steps(args: argparse.Namespace) -> dict[str, Callable[[Plan], dict[str, Any]
         "laws": gpu_checks.laws,
         "layers": gpu_checks.layers,
         "limits": gpu_speed.limits,
-        "speed": gpu_speed.speed,
+        **{
+            f"speed {shape} {precision}": partial(gpu_speed.speed, shape=shape, precision=precision)
+            for shape in plan.shapes
+            for precision in plan.precisions
+        },
     }
 
 

@@ -56,6 +56,11 @@ SHAPES: dict[str, dict[str, object]] = {
 }
 
 
+def quant_of(precision: str) -> str:
+    """What a model of this precision rounds its weights to: nothing in bf16."""
+    return "none" if precision == "bf16" else precision
+
+
 def config_of(shape: str, **changed: object) -> ModelConfig:
     """The config of one of SHAPES."""
     return ModelConfig.from_json({**FAMILY, **SHAPES[shape], **changed})

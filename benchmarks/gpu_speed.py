@@ -6,6 +6,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from gpu_models import (
     decode_batch,
     make_pool,
     prompt_batch,
+    quant_of,
     random_model,
 )
 from torch import Tensor
@@ -53,22 +55,29 @@ def limits(plan: "Plan") -> dict[str, Any]:
     return dict(measured_limits)
 
 
-def speed(plan: "Plan") -> dict[str, Any]:
-    """(3) Every shape in every precision that fits."""
-    return {
-        shape: {precision: _model(plan, shape, precision) for precision in plan.precisions}
-        for shape in plan.shapes
-    }
+@dataclass(frozen=True)
+class Prepared:
+    """A model on the device, and what of it the limits are counted from."""
+
+    model: Falcon
+    config: ModelConfig
+    layout: Layout
 
 
-def _model(plan: "Plan", shape: str, precision: str) -> dict[str, Any]:
-    config = config_of(shape)
-    quant = "none" if precision == "bf16" else precision
+def prepare(plan: "Plan", shape: str, precision: str) -> Prepared | str:
+    """The model with random weights; or why it cannot be made here."""
+    config, quant = config_of(shape), quant_of(precision)
     layout = _layout(config, plan, quant)
     refusal = _refusal(layout, quant, plan)
-    if refusal is not None:
-        return {"skipped": refusal}
-    model = _build(config, plan, quant)
+    return refusal or Prepared(_build(config, plan, quant), config, layout)
+
+
+def speed(plan: "Plan", shape: str, precision: str) -> dict[str, Any]:
+    """(3) One shape in one precision, if it fits."""
+    made = prepare(plan, shape, precision)
+    if isinstance(made, str):
+        return {"skipped": made}
+    model, config, layout = made.model, made.config, made.layout
     max_len = max(plan.contexts) + BLOCK_SIZE
     room = free_memory(plan.device) - SPARE_BYTES
     token_bytes = decode_bytes(layout, 1, 1) - decode_bytes(layout, 1, 0)
@@ -85,8 +94,8 @@ def _model(plan: "Plan", shape: str, precision: str) -> dict[str, Any]:
         "engine": _engine_row(model, pool, plan, max_len),
         "guide_sweep_computed": _computed_sweep(decode[0], prefill, plan),
     }
-    del model, pool
-    found["rank_of_4"] = _rank_of_four(config, plan, quant)
+    del made, model, pool
+    found["rank_of_4"] = _rank_of_four(config, plan, quant_of(precision))
     return found
 
 
@@ -309,13 +318,10 @@ def full_sweep(plan: "Plan", shape: str, precision: str) -> dict[str, Any]:
     """The guide's cases token by token at batch 1, through scheduler, model and sampler; beside the
     mean computed from a few steps, from which it may differ by 3 %.
     """
-    config = config_of(shape)
-    quant = "none" if precision == "bf16" else precision
-    layout = _layout(config, plan, quant)
-    refusal = _refusal(layout, quant, plan)
-    if refusal is not None:
-        return {"skipped": refusal}
-    model = _build(config, plan, quant)
+    made = prepare(plan, shape, precision)
+    if isinstance(made, str):
+        return {"skipped": made}
+    model, config, layout = made.model, made.config, made.layout
     max_len = 2 * max(plan.lengths) + BLOCK_SIZE
     pool = make_pool(config, max_len, plan.device, plan.dtype)
     steps = _decode_row(model, pool, layout, 1, plan, max_len)

@@ -19,11 +19,9 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     if "bandwidth_bytes_per_second" in limits:
         bandwidth = limits["bandwidth_bytes_per_second"] / 1e12
         yield f"limits     {bandwidth:.3f} TB/s, {limits['matrix_flops_per_second'] / 1e12:.3f} TFLOP/s"
-    for shape, precisions in document.get("speed", {}).items():
-        if not isinstance(precisions, Mapping):
-            continue
-        for precision, found in precisions.items():
-            yield from _model_lines(f"{shape} {precision}", found)
+    for name, found in document.items():
+        if name.startswith("speed "):
+            yield from _model_lines(name.removeprefix("speed "), found)
 
 
 def _verdict(found: Mapping[str, Any]) -> str:
@@ -34,8 +32,8 @@ def _verdict(found: Mapping[str, Any]) -> str:
 
 
 def _model_lines(name: str, found: Mapping[str, Any]) -> Iterator[str]:
-    if "skipped" in found:
-        yield f"{name:<10} skipped: {found['skipped']}"
+    if "skipped" in found or "error" in found:
+        yield f"{name:<10} {_verdict(found)}"
         return
     for row in found["decode"]:
         yield (

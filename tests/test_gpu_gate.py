@@ -51,7 +51,8 @@ def test_the_table_names_what_was_skipped_and_what_failed() -> None:
         "kernels": {"passed": True, "summary": "10 passed"},
         "laws": {"passed": False, "error": "ValueError: no"},
         "limits": {"bandwidth_bytes_per_second": 3e12, "matrix_flops_per_second": 8e14},
-        "speed": {"40b": {"bf16": {"skipped": "86 GB wanted, 70 GB free"}}, "seconds": 1.0},
+        "speed 40b bf16": {"skipped": "86 GB wanted, 70 GB free"},
+        "speed 40b int8": {"passed": False, "error": "RuntimeError: no"},
     }
     lines = gpu_table.table(document).splitlines()
     assert lines[1:] == [
@@ -59,6 +60,7 @@ def test_the_table_names_what_was_skipped_and_what_failed() -> None:
         "laws       FAILS ValueError: no",
         "limits     3.000 TB/s, 800.000 TFLOP/s",
         "40b bf16   skipped: 86 GB wanted, 70 GB free",
+        "40b int8   FAILS RuntimeError: no",
     ]
 
 

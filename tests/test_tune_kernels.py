@@ -1,10 +1,12 @@
 """Choosing tiles: the fastest wins, what does not fit is passed over, and the table is used."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from triton_interpreter import DEVICE
 
 tune_kernels = pytest.importorskip("tune_kernels", reason="needs Triton")
 triton_linear = pytest.importorskip("gyrfalcon.ops.triton_linear", reason="needs Triton")
@@ -66,7 +68,11 @@ def test_the_table_is_used_on_its_card_for_its_matrix(
         triton_linear.tuned.cache_clear()
 
 
-def test_products_inside_take_the_tile_that_is_tried() -> None:
-    with tune_kernels.using(USUAL):
-        assert triton_linear.config_for(1, "int4", torch.bfloat16) == USUAL
-    assert triton_linear.config_for(1, "int4", torch.bfloat16) == triton_linear._FEW["int4"]
+def test_a_product_takes_the_tile_it_is_given() -> None:
+    tile = triton_linear.Config(16, 32, 64, 2, 3, 1)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 128, generator=generator).to(DEVICE)
+    weight = torch.randn(70, 128, generator=generator).to(DEVICE)
+    torch.testing.assert_close(triton_linear.linear(x, weight, config=tile), x @ weight.T)
+    with pytest.raises(Exception, match="power of 2"):
+        triton_linear.linear(x, weight, config=replace(tile, outputs=33))

@@ -63,9 +63,8 @@ def clock_on(device: torch.device, tokens: int) -> Clock:
 
     def seconds(weight: Weight, config: Config) -> float:
         x = torch.randn(tokens, weight.shape[1], dtype=torch.bfloat16, device=device)
-        with using(config):
-            replay = capture(lambda: triton_linear.linear(x, weight), device)
-            replay()
+        replay = capture(lambda: triton_linear.linear(x, weight, config=config), device)
+        replay()
         rounds = []
         for _ in range(5):
             synchronise(device)
@@ -77,20 +76,6 @@ def clock_on(device: torch.device, tokens: int) -> Clock:
         return statistics.median(rounds)
 
     return seconds
-
-
-class using:
-    """Inside, every product of few tokens takes this tile."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
-    def __enter__(self) -> None:
-        self.before = triton_linear.config_for
-        triton_linear.config_for = lambda *_: self.config
-
-    def __exit__(self, *_: object) -> None:
-        triton_linear.config_for = self.before
 
 
 def write(table: Path, card: str, found: dict[str, Config]) -> None:

@@ -13,7 +13,7 @@ larger tiles. There, too, no token sees another, but how a row's sum is cut foll
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -62,11 +62,13 @@ def linear(
     bias: Tensor | None = None,
     activation: str | None = None,
     num_sms: int = NUM_SMS,
+    config: Config | None = None,
 ) -> Tensor:
     """activation(x weightᵀ + bias): [tokens, in], [out, in], [out] → [tokens, out], in x's dtype.
 
     `reference.linear` with sums, bias and activation in float32 and one rounding at the end. Rows of
-    x may be strided. `num_sms` are the card's multiprocessors.
+    x may be strided. `num_sms` are the card's multiprocessors; `config` is a
+    tile to take instead of the table's.
     """
     tokens = len(x)
     assert x.stride(1) == 1, "the kernels read rows of x as one run"
@@ -74,7 +76,7 @@ def linear(
         return reference.linear(x, weight, bias, activation)
     kind = weight.kind if isinstance(weight, Quantised) else "none"
     outputs, inputs = weight.shape
-    config = config_for(tokens, kind, x.dtype, (outputs, inputs), card_name(x.device))
+    config = config or config_for(tokens, kind, x.dtype, weight.shape, card_name(x.device))
     tiles = (triton.cdiv(tokens, config.tokens), triton.cdiv(outputs, config.outputs))
     steps = triton.cdiv(inputs, config.inputs)
     split = split_for(tiles[0] * tiles[1], steps, config.programs * num_sms)
@@ -100,7 +102,7 @@ def linear(
 
 
 def config_for(
-    tokens: int, kind: str, dtype: torch.dtype, shape: tuple[int, int] = (0, 0), card: str = ""
+    tokens: int, kind: str, dtype: torch.dtype, shape: Sequence[int] = (0, 0), card: str = ""
 ) -> Config:
     """The tile for so many tokens and a weight of `shape` on a card: what was measured there
     (tools/tune_kernels.py), else weights of 16 KiB or less a step for few, square tiles for many.
@@ -122,7 +124,7 @@ def tuned() -> Mapping[str, Mapping[str, Config]]:
     }
 
 
-def key(kind: str, shape: tuple[int, int]) -> str:
+def key(kind: str, shape: Sequence[int]) -> str:
     """A weight's name in the table: `int8 8192 x 32768`."""
     return f"{kind} {shape[0]} x {shape[1]}"
 

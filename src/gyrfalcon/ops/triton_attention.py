@@ -73,7 +73,7 @@ def decode(
     heads × head_dim]. Parts of a context are merged in their order: equal calls give equal bits.
     """
     sequences, heads, dim = q.shape
-    _, block_size, kv_heads, _ = cache.k.shape
+    kv_heads = cache.k.shape[2]
     group = heads // kv_heads
     config = config_for(min(group, 64), dim, q.dtype)
     row_tiles = triton.cdiv(group, config.rows)
@@ -81,30 +81,12 @@ def decode(
     parts = q.new_empty(*shape, dim, dtype=q.dtype if splits == 1 else torch.float32)
     logs = None if splits == 1 else q.new_empty(shape, dtype=torch.float32)
     decode_kernel[(row_tiles * kv_heads, splits, sequences)](
-        q,
-        cache.k,
-        cache.v,
-        block_tables,
-        contexts,
-        slopes,
-        parts,
-        logs,
-        q.stride(0),
-        q.stride(1),
-        cache.k.stride(0),
-        cache.k.stride(1),
-        block_tables.stride(0),
-        kv_heads,
-        splits,
-        _scale(dim),
-        GROUP=group,
-        BLOCK_SIZE=block_size,
-        HEAD_DIM=dim,
-        DIM_TILE=_tile_of(dim),
-        ROWS=config.rows,
-        KEYS=config.keys,
-        num_warps=config.warps,
-        num_stages=config.stages,
+        contexts=contexts,
+        slopes=slopes,
+        parts=parts,
+        logs=logs,
+        splits=splits,
+        **_shared(q, cache, block_tables, config),
     )
     if logs is None:
         return parts.view(sequences, heads * dim)
@@ -143,38 +125,46 @@ def prefill(
     zeros. Returns [tokens, heads × head_dim].
     """
     tokens, heads, dim = q.shape
-    _, block_size, kv_heads, _ = cache.k.shape
+    kv_heads = cache.k.shape[2]
     group, sequences = heads // kv_heads, len(contexts)
     config = config_for(max(64, tokens * group // sequences), dim, q.dtype)
     out = q.new_empty(tokens, heads * dim)
     prefill_kernel[(tokens * group // config.rows + sequences, kv_heads)](
-        q,
-        cache.k,
-        cache.v,
-        block_tables,
-        starts,
-        contexts,
-        slopes,
-        out,
-        q.stride(0),
-        q.stride(1),
-        cache.k.stride(0),
-        cache.k.stride(1),
-        block_tables.stride(0),
-        kv_heads,
-        sequences,
-        _scale(dim),
-        GROUP=group,
-        BLOCK_SIZE=block_size,
-        HEAD_DIM=dim,
-        DIM_TILE=_tile_of(dim),
-        ROWS=config.rows,
-        KEYS=config.keys,
+        starts=starts,
+        contexts=contexts,
+        slopes=slopes,
+        out=out,
+        sequences=sequences,
         SEQUENCES=SEQUENCE_TILE,
-        num_warps=config.warps,
-        num_stages=config.stages,
+        **_shared(q, cache, block_tables, config),
     )
     return out
+
+
+def _shared(q: Tensor, cache: LayerCache, tables: Tensor, config: Config) -> dict[str, object]:
+    """What both kernels are given of queries, cache and tile."""
+    _, block_size, kv_heads, dim = cache.k.shape
+    return {
+        "q": q,
+        "keys": cache.k,
+        "values": cache.v,
+        "tables": tables,
+        "q_token_stride": q.stride(0),
+        "q_head_stride": q.stride(1),
+        "block_stride": cache.k.stride(0),
+        "token_stride": cache.k.stride(1),
+        "table_stride": tables.stride(0),
+        "kv_heads": kv_heads,
+        "scale": _scale(dim),
+        "GROUP": q.shape[1] // kv_heads,
+        "BLOCK_SIZE": block_size,
+        "HEAD_DIM": dim,
+        "DIM_TILE": _tile_of(dim),
+        "ROWS": config.rows,
+        "KEYS": config.keys,
+        "num_warps": config.warps,
+        "num_stages": config.stages,
+    }
 
 
 def _scale(head_dim: int) -> float:

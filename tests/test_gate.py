@@ -81,6 +81,8 @@ def test_every_figure_equals_its_definition() -> None:
         ("int8", 0.02, 0.06),
         ("fp8", 0.11, 0.13),
         ("int4", 0.3, 0.36),
+        ("int4-32", 0.3, 0.36),
+        ("int4-128", 0.3, 0.36),
     ],
 )
 def test_each_precision_has_its_own_limit(precision: str, holds: float, breaks: float) -> None:

@@ -10,11 +10,12 @@ from torch import Tensor
 import gyrfalcon
 from gyrfalcon.errors import CheckpointError, UsageError
 from gyrfalcon.ops import reference
-from gyrfalcon.quant import GROUP, Quantised, dequantise, quantise
+from gyrfalcon.quant import GROUPS, Quantised, dequantise, quantise, span, stored_bytes
 from gyrfalcon.settings import QUANTS
 
 KINDS = [kind for kind in QUANTS if kind != "none"]
-LARGEST_ERROR = {"int8": 0.010, "fp8": 0.027, "int4": 0.094}  # relative L2
+# relative L2
+LARGEST_ERROR = {"int8": 0.010, "fp8": 0.027, "int4": 0.094, "int4-32": 0.085, "int4-128": 0.103}
 NESTLING = Path(gyrfalcon.__file__).parent / "nestling" / "model" / "model.safetensors"
 
 
@@ -26,9 +27,9 @@ def a_matrix(rows: int = 48, columns: int = 256, seed: int = 0) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 0.02
 
 
-def simple_int4(weight: Tensor) -> Tensor:
+def simple_int4(weight: Tensor, kind: str = "int4") -> Tensor:
     """Each group scaled by its largest weight alone."""
-    groups = weight.view(len(weight), -1, GROUP)
+    groups = weight.view(len(weight), -1, GROUPS[kind])
     scales = (groups.abs().amax(-1, keepdim=True) / 7).clamp(min=1e-30)  # of zeros: any
     return ((groups / scales).round() * scales).view_as(weight)
 
@@ -45,52 +46,74 @@ def test_nestlings_matrices_keep_their_weights(kind: str) -> None:
     matrices = [
         tensor.float()
         for name, tensor in load_file(NESTLING).items()
-        if tensor.ndim == 2 and tensor.shape[1] % GROUP == 0 and "embedding" not in name
+        if tensor.ndim == 2 and tensor.shape[1] % span(kind) == 0 and "embedding" not in name
     ]
     assert len(matrices) > 8
     errors = [relative(dequantise(quantise(m, kind), torch.float32), m) for m in matrices]
     assert sum(errors) / len(errors) < LARGEST_ERROR[kind]
 
 
-def test_no_matrix_of_nestling_is_rounded_worse_than_by_its_largest_weights() -> None:
+@pytest.mark.parametrize("kind", GROUPS)
+def test_no_matrix_of_nestling_is_rounded_worse_than_by_its_largest_weights(kind: str) -> None:
     """Also those of heads that look at one token, where a few weights are large."""
     for name, tensor in load_file(NESTLING).items():
         if tensor.ndim == 2 and "embedding" not in name:
             weight = tensor.float()
-            searched = relative(dequantise(quantise(weight, "int4"), torch.float32), weight)
-            assert searched < 0.9 * relative(simple_int4(weight), weight), name
+            searched = relative(dequantise(quantise(weight, kind), torch.float32), weight)
+            assert searched < 0.9 * relative(simple_int4(weight, kind), weight), name
 
 
-def test_searching_int4_scales_beats_the_largest_weight() -> None:
+@pytest.mark.parametrize("kind", GROUPS)
+def test_searching_int4_scales_beats_the_largest_weight(kind: str) -> None:
     weight = a_matrix()
-    searched = dequantise(quantise(weight, "int4"), torch.float32)
-    assert relative(searched, weight) < 0.86 * relative(simple_int4(weight), weight)
+    searched = dequantise(quantise(weight, kind), torch.float32)
+    assert relative(searched, weight) < 0.86 * relative(simple_int4(weight, kind), weight)
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_smaller_groups_are_closer() -> None:
+    errors = [
+        relative(dequantise(quantise(a_matrix(), kind), torch.float32), a_matrix())
+        for kind in ("int4-32", "int4", "int4-128")
+    ]
+    assert errors == sorted(errors)
+    assert errors[0] < 0.95 * errors[1] < 0.95**2 * errors[2]
+
+
+@pytest.mark.parametrize("kind", ["int8", *GROUPS])
 def test_no_weight_of_the_unclipped_range_is_off_by_more_than_half_a_step(kind: str) -> None:
     weight = a_matrix()
     rounded = quantise(weight, kind)
     steps = rounded.scales.float()[:, None] if kind == "int8" else spread(rounded)
     steps = steps.abs()
     error = (dequantise(rounded, torch.float32) - weight).abs()
-    inside = weight.abs() < 7 * steps if kind == "int4" else weight.abs() <= 127 * steps
+    inside = weight.abs() <= 127 * steps if kind == "int8" else weight.abs() < 7 * steps
     assert (error[inside] <= (0.501 * steps).expand_as(error)[inside]).all()
 
 
 def spread(weight: Quantised) -> Tensor:
     """int4's scale of each weight."""
-    return weight.scales.t().float().repeat_interleave(GROUP, dim=1)
+    return weight.scales.t().float().repeat_interleave(GROUPS[weight.kind], dim=1)
 
 
-def test_an_int4_byte_holds_columns_32_apart() -> None:
-    values = torch.arange(2 * GROUP) % 16 - 8
-    rounded = quantise(values[None].float(), "int4")
+@pytest.mark.parametrize("kind", GROUPS)
+def test_an_int4_byte_holds_columns_32_apart(kind: str) -> None:
+    values = torch.arange(2 * 64) % 16 - 8
+    rounded = quantise(values[None].float(), kind)
     assert (rounded.scales == 1).all()
     halves = torch.stack((rounded.data[0] & 15, rounded.data[0] >> 4)).long() - 8
     for byte in (0, 5, 31, 32, 63):
-        column = byte // 32 * GROUP + byte % 32
+        column = byte // 32 * 64 + byte % 32
         assert halves[:, byte].tolist() == [values[column], values[column + 32]]
+
+
+@pytest.mark.parametrize(("kind", "group"), [("int4-32", 32), ("int4", 64), ("int4-128", 128)])
+def test_an_int4_scale_stands_for_the_columns_of_its_group(kind: str, group: int) -> None:
+    """Powers of two from group to group come back as the scales, in the order of the columns."""
+    wanted = 2.0 ** torch.arange(512 // group)
+    values = (torch.arange(512) % 16 - 8).float() * wanted.repeat_interleave(group)
+    rounded = quantise(torch.stack((values, -2 * values)), kind)
+    assert rounded.group == group
+    assert rounded.scales.t().tolist() == [wanted.tolist(), (-2 * wanted).tolist()]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,10 +122,9 @@ def test_weights_on_the_grid_come_back_exactly(kind: str) -> None:
     grids = {
         "int8": torch.arange(-127, 128).float(),
         "fp8": torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float(),
-        "int4": torch.arange(-8, 8).float(),
-    }
+    } | dict.fromkeys(GROUPS, torch.arange(-8, 8).float())
     grid = grids[kind][grids[kind].isfinite()]
-    row = grid.repeat(-(-GROUP * 5 // len(grid)))[: GROUP * 5]
+    row = grid.repeat(-(-128 * 3 // len(grid)))[: 128 * 3]
     weight = row * torch.tensor([1.0, 0.25, -0.5])[:, None]
     torch.testing.assert_close(
         dequantise(quantise(weight, kind), torch.float32), weight, rtol=0, atol=0
@@ -130,7 +152,7 @@ def test_weights_of_any_size_keep_their_accuracy(kind: str, size: float) -> None
 def test_rounding_in_chunks_is_rounding_in_one_go(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weight = a_matrix(7, 192)
+    weight = a_matrix(7, 384)
     whole = quantise(weight, kind)
     monkeypatch.setattr("gyrfalcon.quant.CHUNK", 400)
     same(quantise(weight, kind), whole)
@@ -146,9 +168,11 @@ def test_a_part_of_the_rows_is_the_part_rounded_alone(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("ranges", [(range(64, 256),), (range(0, 64), range(128, 192))])
-def test_a_part_of_the_columns_is_those_columns(kind: str, ranges: tuple[range, ...]) -> None:
-    whole = quantise(a_matrix(), kind)
+@pytest.mark.parametrize("spans", [(range(1, 4),), (range(0, 1), range(2, 3))])
+def test_a_part_of_the_columns_is_those_columns(kind: str, spans: tuple[range, ...]) -> None:
+    size = max(64, span(kind))
+    ranges = [range(part.start * size, part.stop * size) for part in spans]
+    whole = quantise(a_matrix(columns=4 * size), kind)
     part = whole.columns(ranges)
     wanted = torch.cat([dequantise(whole, torch.float32)[:, r.start : r.stop] for r in ranges], 1)
     torch.testing.assert_close(dequantise(part, torch.float32), wanted, rtol=0, atol=0)
@@ -163,15 +187,31 @@ def test_8_bit_columns_may_be_cut_anywhere(kind: str) -> None:
     assert dequantise(whole.columns((range(5, 36),)), torch.float32).equal(wanted)
 
 
+@pytest.mark.parametrize(("kind", "multiple"), [("int4", 64), ("int4-32", 64), ("int4-128", 128)])
 @pytest.mark.parametrize("part", [range(0, 100), range(32, 128)])
-def test_a_cut_through_an_int4_group_is_refused(part: range) -> None:
-    with pytest.raises(UsageError, match=f"multiples of 64 for int4, got {part.start} to"):
-        quantise(a_matrix(), "int4").columns((part,))
+def test_a_cut_through_an_int4_group_is_refused(part: range, kind: str, multiple: int) -> None:
+    """Also through a unit of two groups of 32, whose weights share bytes."""
+    wanted = f"multiples of {multiple} for {kind}, got {part.start} to"
+    with pytest.raises(UsageError, match=wanted):
+        quantise(a_matrix(), kind).columns((part,))
 
 
-def test_rows_of_no_whole_number_of_groups_are_refused_for_int4() -> None:
-    with pytest.raises(UsageError, match="multiple of 64 weights for int4, got 100"):
-        quantise(a_matrix(4, 100), "int4")
+def test_a_cut_through_a_group_of_128_is_refused_between_its_units_too() -> None:
+    with pytest.raises(UsageError, match="multiples of 128 for int4-128, got 64 to 192"):
+        quantise(a_matrix(), "int4-128").columns((range(64, 192),))
+
+
+@pytest.mark.parametrize(
+    ("kind", "multiple", "columns"),
+    [("int4", 64, 100), ("int4-32", 64, 96), ("int4-128", 128, 192)],
+)
+def test_rows_of_no_whole_number_of_groups_are_refused_for_int4(
+    kind: str, multiple: int, columns: int
+) -> None:
+    with pytest.raises(
+        UsageError, match=f"multiple of {multiple} weights for {kind}, got {columns}"
+    ):
+        quantise(a_matrix(4, columns), kind)
 
 
 def test_unknown_kinds_and_weights_that_are_no_numbers_are_refused() -> None:
@@ -183,10 +223,20 @@ def test_unknown_kinds_and_weights_that_are_no_numbers_are_refused() -> None:
         quantise(weight, "int8")
 
 
-@pytest.mark.parametrize(("kind", "bits"), [("int8", 8), ("fp8", 8), ("int4", 4)])
-def test_it_takes_the_memory_it_promises(kind: str, bits: int) -> None:
-    scales = 48 * 4 if bits == 8 else 48 * 4 * 2
-    assert quantise(a_matrix(), kind).num_bytes == 48 * 256 * bits // 8 + scales
+@pytest.mark.parametrize(
+    ("kind", "bits", "scales"),
+    [
+        ("int8", 8, 4),
+        ("fp8", 8, 4),
+        ("int4", 4, 2 * 4),
+        ("int4-32", 4, 2 * 8),
+        ("int4-128", 4, 2 * 2),
+    ],
+)
+def test_it_takes_the_memory_it_promises(kind: str, bits: int, scales: int) -> None:
+    wanted = 48 * (256 * bits // 8 + scales)
+    assert quantise(a_matrix(), kind).num_bytes == wanted
+    assert stored_bytes(kind, 48, 256) == wanted
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,11 +17,11 @@ from gyrfalcon.cli import main
 from gyrfalcon.errors import UsageError
 from gyrfalcon.quant import dequantise, quantise
 
-KINDS = ("int8", "fp8", "int4")
-# Every matrix of these has rows of a multiple of 64 weights, which int4 asks for.
+KINDS = ("int8", "fp8", "int4", "int4-32", "int4-128")
+# Every matrix of these has rows of a multiple of 128 weights, which int4-128 asks for.
 SHAPES: dict[str, dict[str, Any]] = {
     "40b": dict(hidden_size=256, num_attention_heads=4, num_kv_heads=2),
-    "7b": dict(hidden_size=192, num_attention_heads=3),
+    "7b": dict(hidden_size=384, num_attention_heads=6),
     "rw-1b": dict(hidden_size=128, num_attention_heads=2),
 }
 
@@ -48,9 +48,20 @@ def test_it_computes_with_the_rounded_weights(variant: str, kind: str, tmp_path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_number_of_ranks_runs_the_same_model(kind: str, tmp_path: Path) -> None:
-    folder = small(tmp_path / "model", **SHAPES["40b"])
+    """The parts of three ranks differ in size; a KV group of two heads is a group of 128."""
+    groups_of_128 = dict(
+        hidden_size=640, num_attention_heads=10, num_kv_heads=5, ffn_hidden_size=768
+    )
+    shape = groups_of_128 if kind == "int4-128" else SHAPES["40b"]
+    folder = small(tmp_path / "model", **shape)
     alone, shared = (on_engines(world, folder, logits, quant=kind) for world in (1, 3))
     torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_part_that_is_no_whole_groups_is_refused_by_name(tmp_path: Path) -> None:
+    folder = small(tmp_path / "model", **SHAPES["40b"])
+    with pytest.raises(UsageError, match="multiples of 128 for int4-128, got 0 to 64"):
+        on_engines(4, folder, logits, quant="int4-128")
 
 
 def test_rows_that_are_no_groups_of_int4_are_refused(tmp_path: Path) -> None:

@@ -130,6 +130,8 @@ def test_ranks_on_one_processor_read_together() -> None:
         ("int8", 8, 4 * (9216 + 8192 + 32768 + 8192)),
         ("fp8", 8, 4 * (9216 + 8192 + 32768 + 8192)),
         ("int4", 4, 2 * MATRICES_40B // 64),
+        ("int4-32", 4, 2 * MATRICES_40B // 32),
+        ("int4-128", 4, 2 * MATRICES_40B // 128),
     ],
 )
 def test_rounded_weights_are_read_as_they_are_stored(

@@ -11,7 +11,7 @@ from triton_interpreter import DEVICE
 from gyrfalcon import ops
 from gyrfalcon.errors import UsageError
 from gyrfalcon.ops import reference
-from gyrfalcon.quant import Quantised, dequantise, quantise
+from gyrfalcon.quant import GROUPS, Quantised, dequantise, quantise, span
 from gyrfalcon.settings import QUANTS
 
 triton_linear = pytest.importorskip("gyrfalcon.ops.triton_linear", reason="needs Triton")
@@ -25,7 +25,8 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 def operands(
     kind: str, dtype: torch.dtype, tokens: int, outputs: int = 130, inputs: int = 192
 ) -> tuple[Tensor, Tensor | Quantised, Tensor]:
-    """x, a weight and a bias, drawn from one seed."""
+    """x, a weight and a bias, drawn from one seed; `inputs` or what more makes whole groups of int4."""
+    inputs = -(-inputs // span(kind)) * span(kind)
     generator = torch.Generator().manual_seed(tokens + outputs + inputs)
     x = torch.randn(tokens, inputs, generator=generator)
     weight = torch.randn(outputs, inputs, generator=generator) / math.sqrt(inputs)
@@ -74,7 +75,7 @@ def test_matrices_of_every_size_are_right(
     assert_near(result, defined(x, weight, bias), torch.bfloat16)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "int4"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in GROUPS])
 @pytest.mark.parametrize("inputs", [1, 37, 200])
 def test_rows_may_be_of_any_length(inputs: int, kind: str) -> None:
     x, weight, bias = operands(kind, torch.float32, 3, 20, inputs)
@@ -129,9 +130,10 @@ def test_a_token_alone_is_a_token_in_a_batch(dtype: torch.dtype, kind: str) -> N
 @pytest.mark.parametrize("tokens", [3, 18])
 def test_rows_of_x_may_lie_apart(tokens: int, kind: str) -> None:
     x, weight, _ = operands(kind, torch.bfloat16, tokens, inputs=192)
-    wider = torch.full((tokens, 300), float("nan"), dtype=torch.bfloat16, device=DEVICE)
-    wider[:, 50:242] = x
-    apart = triton_linear.linear(wider[:, 50:242], weight)
+    end = 50 + x.shape[1]
+    wider = torch.full((tokens, end + 58), float("nan"), dtype=torch.bfloat16, device=DEVICE)
+    wider[:, 50:end] = x
+    apart = triton_linear.linear(wider[:, 50:end], weight)
     assert apart.equal(triton_linear.linear(x, weight))
 
 
@@ -139,25 +141,28 @@ def test_rows_of_x_may_lie_apart(tokens: int, kind: str) -> None:
 @pytest.mark.parametrize("tokens", [3, 18])
 def test_a_ranks_parts_give_the_whole(tokens: int, kind: str) -> None:
     """Rows lie side by side, columns add up."""
-    x, weight, _ = operands(kind, torch.float32, tokens, 100, 320)
+    size = max(64, span(kind))
+    x, weight, _ = operands(kind, torch.float32, tokens, 100, 5 * size)
     assert isinstance(weight, Quantised)
     wanted = defined(x, weight)
     rows = [weight.rows((range(first, last),)) for first, last in pairwise((0, 33, 34, 100))]
     beside = torch.cat([triton_linear.linear(x, part) for part in rows], dim=-1)
     assert_near(beside, wanted, torch.float32)
-    cuts = list(pairwise((0, 64, 192, 320)))
+    cuts = list(pairwise((0, size, 3 * size, 5 * size)))
     added = [triton_linear.linear(x[:, a:b], weight.columns((range(a, b),))) for a, b in cuts]
     assert_near(torch.stack(added).sum(0), wanted, torch.float32)
 
 
+@pytest.mark.parametrize("kind", GROUPS)
 @pytest.mark.parametrize("tokens", [16, 128])
-def test_every_int4_weight_meets_its_own_column(tokens: int) -> None:
-    """x picks single columns: a weight, low half or high, in the wrong place would show."""
-    values = torch.randint(-8, 8, (20, 128), generator=torch.Generator().manual_seed(0)).float()
-    values[:, ::64] = -8.0
-    weight = quantise(values.to(DEVICE), "int4")
-    for columns in torch.arange(128).split(tokens):
-        x = torch.nn.functional.one_hot(columns, 128).to(DEVICE, torch.float32)
+def test_every_int4_weight_meets_its_own_column_and_scale(tokens: int, kind: str) -> None:
+    """x picks single columns: a weight or a scale, low half or high, in the wrong place would show."""
+    values = torch.randint(-8, 8, (20, 256), generator=torch.Generator().manual_seed(0)).float()
+    values[:, ::32] = -8.0
+    values *= 2.0 ** (torch.arange(256) // GROUPS[kind])
+    weight = quantise(values.to(DEVICE), kind)
+    for columns in torch.arange(256).split(tokens):
+        x = torch.nn.functional.one_hot(columns, 256).to(DEVICE, torch.float32)
         assert triton_linear.linear(x, weight).equal(values[:, columns].t().to(DEVICE))
 
 
@@ -167,13 +172,12 @@ def test_every_value_of_a_kind_is_widened_exactly(dtype: torch.dtype, kind: str)
     grids = {
         "int8": torch.arange(-127, 128).float(),
         "fp8": torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float(),
-        "int4": torch.arange(-8, 8).float(),
-    }
+    } | dict.fromkeys(GROUPS, torch.arange(-8, 8).float())
     values = grids[kind][grids[kind].isfinite()]
-    weight = torch.zeros(256, 64)
+    weight = torch.zeros(256, max(64, span(kind)))
     weight[:, 1] = values.abs().max() * values.sign()[values.abs().argmax()]  # the scale is 1
     weight[: len(values), 0] = values
-    x = torch.zeros(1, 64, dtype=dtype, device=DEVICE)
+    x = torch.zeros(1, weight.shape[1], dtype=dtype, device=DEVICE)
     x[0, 0] = 1
     result = triton_linear.linear(x, quantise(weight.to(DEVICE), kind))
     assert result[0].equal(weight[:, 0].to(DEVICE, dtype))

@@ -6,9 +6,10 @@ import torch
 from kernel_cases import TARGETS, Case
 
 from gyrfalcon.ops import triton_linear
+from gyrfalcon.quant import GROUPS
 
 WORDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-DATA = {"int8": "*i8", "fp8": "*fp8e4nv", "int4": "*u8"}
+DATA = {"int8": "*i8", "fp8": "*fp8e4nv", **dict.fromkeys(GROUPS, "*u8")}
 KINDS = ("none", *DATA)
 HAS_FP8 = TARGETS - {"sm_80"}
 
@@ -27,7 +28,7 @@ def _case(
     config = triton_linear.config_for(tokens, kind, WORDS[dtype])
     pointers = {"x": f"*{dtype}", "weight": DATA.get(kind, f"*{dtype}")}
     if kind != "none":
-        pointers["scales"] = "*bf16" if kind == "int4" else "*fp32"
+        pointers["scales"] = "*bf16" if kind in GROUPS else "*fp32"
     if bias:
         pointers["bias"] = f"*{dtype}"
     numbers = dict.fromkeys(("tokens", "outputs", "inputs", "x_stride", "steps"), "i32")
@@ -39,11 +40,13 @@ def _case(
         "EVEN": even,
         "ACTIVATION": last,
     }
+    if kind in GROUPS:
+        constants["GROUP"] = GROUPS[kind]
     words = [kind if kind != "none" else "whole", dtype, f"{tokens} tokens"]
     words += ["" if even else "rows end within a tile", "part" if parts else "", _words(last, bias)]
     return Case(
         name=" ".join(["product", *filter(None, words)]),
-        kernel=triton_linear._int4_product if kind == "int4" else triton_linear._product,
+        kernel=triton_linear._int4_product if kind in GROUPS else triton_linear._product,
         signature=pointers | {"out": "*fp32" if parts else f"*{dtype}"} | numbers,
         constants=constants,
         warps=config.warps,
@@ -75,18 +78,19 @@ def _words(last: str, bias: bool) -> str:
     return " ".join(["bias"] * bias + [last] * (last != "none"))
 
 
-# Few tokens: 4544 inputs of 7b end within a step of 128, those of all others do not. rw has biases.
+# Few tokens: 4544 inputs of 7b end within a step of 128, those of all others do not, nor do rows of
+# groups of 128. rw has biases.
 CASES = [
     *(_case(kind, "bf16", 16, last="gelu") for kind in KINDS),
-    *(_case(kind, "bf16", 16, even=False, parts=True) for kind in KINDS),
+    *(_case(kind, "bf16", 16, even=kind == "int4-128", parts=True) for kind in KINDS),
     _case("none", "bf16", 16, parts=True),
     _case("none", "bf16", 16, last="gelu", bias=True),
     *(_case(kind, "fp16", 16) for kind in KINDS),
-    *(_case(kind, "fp32", 16) for kind in ("none", "int8", "int4")),
+    *(_case(kind, "fp32", 16) for kind in ("none", "int8", *GROUPS)),
     *(_case(kind, "bf16", 64, parts=True) for kind in DATA),
     *(_case(kind, "bf16", 512, last="gelu") for kind in DATA),
     _case("int8", "fp32", 512),
-    _case("int4", "fp32", 512),
+    *(_case(kind, "fp32", 512) for kind in GROUPS),
     _sum(2),
     _sum(4, "gelu", bias=True),
 ]

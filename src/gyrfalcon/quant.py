@@ -6,15 +6,17 @@ models, files or kernels.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from gyrfalcon.errors import CheckpointError, UsageError
 
-# int4: the weights of a row that share a scale. It divides every head dimension of the family, so
-# that a cut between heads is a cut between groups.
-GROUP = 64
+# int4: the columns that are packed together, in half as many bytes. It divides every head dimension
+# of the family, so that a cut between heads is a cut between units.
+UNIT = 64
+GROUPS = {"int4": 64, "int4-32": 32, "int4-128": 128}  # weights of a row that share a scale
 
 # Weights that are rounded at a time: what a processor's cache holds, enough work for a card.
 CHUNK = 1 << 18
@@ -30,25 +32,32 @@ INT4_CANDIDATES = (-8.0, -8.8, 7.0, 7.7)
 class Quantised:
     """A weight matrix [out, in] in `kind`.
 
-    int4 packs a group of 64 columns into 32 bytes: byte j holds column j in its low half and column
-    j + 32 in its high half, each as value + 8, so that either half is a run of columns. Its scales
-    lie group after group, so that the scales of neighbouring rows are read together; they are
-    bfloat16, which has float32's range, and the values are rounded against the rounded scale:
-    against float32 scales the error grows by less than 0.01 % of itself.
+    The kinds of int4 pack a unit of 64 columns into 32 bytes: byte j holds column j in its low half
+    and column j + 32 in its high half, each as value + 8, so that either half is a run of columns,
+    which one scale suffices for in every kind. Their scales lie group after group, so that the
+    scales of neighbouring rows are read together; they are bfloat16, which has float32's range, and
+    the values are rounded against the rounded scale: against float32 scales the error grows by less
+    than 0.01 % of itself.
 
     Relative L2 error of what `dequantise` gives, for normally distributed weights in rows of 4096
-    and for nestling's matrices: int8 0.87 % and 0.84 %, fp8 2.6 % and 2.6 %, int4 9.1 % and 9.2 %.
+    and for nestling's matrices: int8 0.87 % and 0.84 %, fp8 2.6 % and 2.6 %, int4 9.1 % and 9.2 %,
+    int4-32 8.2 % and 8.3 %, int4-128 9.8 % and 10.1 %.
     """
 
-    kind: str  # int8, fp8 or int4
+    kind: str  # int8, fp8, or one of GROUPS
     data: Tensor  # int8 [out, in] | float8_e4m3fn [out, in] | uint8 [out, in / 2]
-    scales: Tensor  # float32 [out] | float32 [out] | bfloat16 [in / 64, out]
+    scales: Tensor  # float32 [out] | float32 [out] | bfloat16 [in / group, out]
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in) of the matrix that this stands for."""
         rows, width = self.data.shape
-        return rows, width * 2 if self.kind == "int4" else width
+        return rows, width * 2 if self.group else width
+
+    @property
+    def group(self) -> int | None:
+        """The weights of a row that share a scale; None where all of a row do."""
+        return GROUPS.get(self.kind)
 
     @property
     def num_bytes(self) -> int:
@@ -68,12 +77,11 @@ class Quantised:
         )
 
     def columns(self, ranges: Sequence[range]) -> "Quantised":
-        """The matrix of these columns alone; UsageError where a range cuts a group of int4."""
-        if self.kind != "int4":
+        """The matrix of these columns alone; UsageError where a range cuts a unit or group of int4."""
+        if self.group is None:
             return Quantised(self.kind, _taken(self.data, ranges, 1), self.scales)
-        groups = [_groups(part) for part in ranges]
-        size = GROUP // 2
-        packed = [range(part.start * size, part.stop * size) for part in groups]
+        packed = [shrunk(part, self.kind, 2) for part in ranges]
+        groups = [shrunk(part, self.kind, self.group) for part in ranges]
         return Quantised(self.kind, _taken(self.data, packed, 1), _taken(self.scales, groups, 0))
 
 
@@ -94,9 +102,9 @@ def quantise(weight: Tensor, kind: str) -> Quantised:
             f"one of {', '.join(_CONVERSIONS)} to round weights to", kind, "choose one"
         )
     columns = weight.shape[1]
-    if kind == "int4" and columns % GROUP:
+    if columns % span(kind):
         raise UsageError(
-            f"rows of a multiple of {GROUP} weights for int4",
+            f"rows of a multiple of {span(kind)} weights for {kind}",
             f"{columns}",
             "choose int8 or fp8 for this matrix",
         )
@@ -112,18 +120,36 @@ def quantise(weight: Tensor, kind: str) -> Quantised:
 
 def stored_bytes(kind: str, rows: int, columns: int) -> int:
     """What a matrix takes in `kind`, scales included."""
-    if kind == "int4":
-        return rows * columns // 2 + 2 * rows * columns // GROUP
+    if kind in GROUPS:
+        return rows * columns // 2 + 2 * rows * columns // GROUPS[kind]
     return rows * columns + 4 * rows
+
+
+def span(kind: str) -> int:
+    """The columns that cannot be parted: a unit of int4, or the group that holds several."""
+    return max(UNIT, GROUPS[kind]) if kind in GROUPS else 1
+
+
+def shrunk(columns: range, kind: str, size: int) -> range:
+    """The numbers that stand for a range of columns, `size` columns each; UsageError where its ends
+    lie within a span.
+    """
+    if columns.start % span(kind) or columns.stop % span(kind):
+        raise UsageError(
+            f"columns cut at multiples of {span(kind)} for {kind}",
+            f"{columns.start} to {columns.stop}",
+            "use another number of ranks, int8 or fp8",
+        )
+    return range(columns.start // size, columns.stop // size)
 
 
 def dequantise(weight: Quantised, dtype: torch.dtype) -> Tensor:
     """values × scales [out, in], computed in float32, rounded once to `dtype`."""
-    if weight.kind != "int4":
+    if weight.group is None:
         return (weight.data.float() * weight.scales[:, None]).to(dtype)
     rows, columns = weight.shape
-    halves = weight.data.view(rows, -1, 1, GROUP // 2)
-    values = torch.cat((halves & 15, halves >> 4), dim=2).view(rows, -1, GROUP).float() - 8
+    halves = weight.data.view(rows, -1, 1, UNIT // 2)
+    values = torch.cat((halves & 15, halves >> 4), dim=2).view(rows, -1, weight.group).float() - 8
     return (values * weight.scales.t().float()[:, :, None]).view(rows, columns).to(dtype)
 
 
@@ -138,17 +164,18 @@ def _fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return scaled.to(torch.float8_e4m3fn), scales
 
 
-def _int4(weight: Tensor) -> tuple[Tensor, Tensor]:
+def _int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
     rows = len(weight)
-    groups = weight.view(rows, -1, GROUP)
+    groups = weight.view(rows, -1, group)
     scales = _int4_scales(groups)
-    first, second = (_int4_values(groups, scales) + 8).to(torch.uint8).chunk(2, dim=-1)
+    values = (_int4_values(groups, scales) + 8).to(torch.uint8)
+    first, second = values.view(rows, -1, UNIT).chunk(2, dim=-1)
     packed = (first | (second << 4)).view(rows, -1)
     return packed, scales.squeeze(-1).t().contiguous().bfloat16()
 
 
 def _int4_scales(groups: Tensor) -> Tensor:
-    """The scale of each group with the least squared error: [rows, groups, 64] → [rows, groups, 1].
+    """The scale of each group with the least squared error: [rows, groups, n] → [rows, groups, 1].
 
     The best candidate gives the values; the scale that suits these values best, by least squares, is
     one candidate more.
@@ -191,17 +218,6 @@ def _safe(scales: Tensor) -> Tensor:
     return torch.where(scales == 0, 1.0, scales)
 
 
-def _groups(columns: range) -> range:
-    """The groups that a range of columns consists of."""
-    if columns.start % GROUP or columns.stop % GROUP:
-        raise UsageError(
-            f"columns cut at multiples of {GROUP} for int4",
-            f"{columns.start} to {columns.stop}",
-            "use another number of ranks, int8 or fp8",
-        )
-    return range(columns.start // GROUP, columns.stop // GROUP)
-
-
 def _taken(tensor: Tensor, ranges: Sequence[range], dim: int) -> Tensor:
     parts = [tensor.narrow(dim, part.start, len(part)) for part in ranges]
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim)
@@ -210,5 +226,5 @@ def _taken(tensor: Tensor, ranges: Sequence[range], dim: int) -> Tensor:
 _CONVERSIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "int8": _int8,
     "fp8": _fp8,
-    "int4": _int4,
+    **{kind: partial(_int4, group=group) for kind, group in GROUPS.items()},
 }

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from gyrfalcon.quant import GROUPS
+
 ROWS = 64  # rows taken at a time: 65024 logits each, several times over in float64
 CLEAR_MARGIN = 0.1  # a reference whose best two logits are nearer than this has no clear favourite
 PEER_FACTOR = 1.2  # of the error that transformers itself has in the same half precision
@@ -62,7 +64,7 @@ LIMITS: Mapping[str, Mapping[str, float]] = {
     "fp16": HALF,
     "int8": {"cosine": 0.999, "relative_l2_p95": 0.05, "kl_mean": 5e-3},
     "fp8": {"cosine": 0.99, "relative_l2_p95": 0.12},
-    "int4": {"cosine": 0.95, "relative_l2_p95": 0.35},
+    **{kind: {"cosine": 0.95, "relative_l2_p95": 0.35} for kind in GROUPS},
 }
 
 

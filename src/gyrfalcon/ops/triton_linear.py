@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gyrfalcon.device import card_name
 from gyrfalcon.ops import reference
-from gyrfalcon.quant import GROUP, Quantised
+from gyrfalcon.quant import Quantised
 
 TABLE = Path(__file__).with_name("triton_table.json")
 FEW_TOKENS = 16  # the smallest tile of the matrix units
@@ -133,7 +133,9 @@ _FEW = {
     "none": Config(16, 64, 128, warps=4, stages=4, programs=2),
     "int8": Config(16, 64, 128, warps=4, stages=5, programs=3),
     "fp8": Config(16, 64, 128, warps=4, stages=5, programs=3),
-    "int4": Config(16, 128, 2 * GROUP, warps=4, stages=4, programs=4),
+    "int4": Config(16, 128, 128, warps=4, stages=4, programs=4),
+    "int4-32": Config(16, 64, 128, warps=4, stages=5, programs=4),  # 128 outputs spill on an A100
+    "int4-128": Config(16, 128, 128, warps=4, stages=4, programs=4),
 }
 _FLOAT32 = {
     True: Config(16, 32, 64, warps=4, stages=2, programs=2),
@@ -162,8 +164,9 @@ def _launch(
     outputs, inputs = weight.shape
     data, scales = (weight.data, weight.scales) if isinstance(weight, Quantised) else (weight, None)
     assert data.is_contiguous(), "the kernels read a weight row by row without a stride"
-    grouped = isinstance(weight, Quantised) and weight.kind == "int4"
-    kernel = _int4_product if grouped else _product
+    group = weight.group if isinstance(weight, Quantised) else None
+    kernel = _product if group is None else _int4_product
+    grouped = {} if group is None else {"GROUP": group}
     kernel[grid](
         x,
         data,
@@ -180,6 +183,7 @@ def _launch(
         EVEN=inputs % config.inputs == 0,
         num_warps=config.warps,
         num_stages=config.stages,
+        **grouped,
         **epilogue,
     )
 
@@ -249,33 +253,39 @@ def _int4_product(
     TOKENS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
+    GROUP: tl.constexpr,
     EVEN: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    """As `_product` for packed weights uint8 [outputs, inputs / 2], scales bfloat16 [inputs / 64,
-    outputs]: each group is summed by itself, in integers times x, and scaled in float32.
+    """As `_product` for packed weights uint8 [outputs, inputs / 2], scales bfloat16 [inputs / GROUP,
+    outputs]: what a step has of a group is summed by itself, in integers times x, and scaled in float32.
     """
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     row = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     known_row = tl.minimum(row, outputs - 1)
-    half = tl.arange(0, 32)  # columns of half a group: the same as its bytes
+    half = tl.arange(0, 32)  # columns of half a unit: the same as its bytes
     x_rows = x + token.to(tl.int64)[None, :] * x_stride + half[:, None]
     weight_rows = weight + known_row.to(tl.int64)[:, None] * (inputs // 2) + half[None, :]
     first = tl.program_id(2) * steps
     total = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
     for step in range(first, tl.minimum(first + steps, tl.cdiv(inputs, INPUTS))):
         for each in tl.static_range(INPUTS // 64):
-            group = step * (INPUTS // 64) + each
+            unit = step * (INPUTS // 64) + each
             known_tokens = tokens
-            if not EVEN:  # a group past the end has no tokens, whichever weights stand for it
-                known_tokens = tl.where(group < inputs // 64, tokens, 0)
-                group = tl.minimum(group, inputs // 64 - 1)
+            if not EVEN:  # a unit past the end has no tokens, whichever weights stand for it
+                known_tokens = tl.where(unit < inputs // 64, tokens, 0)
+                unit = tl.minimum(unit, inputs // 64 - 1)
             known = token[None, :] < known_tokens
-            packed = tl.load(weight_rows + group * 32)
+            group = unit * (64 // GROUP) if GROUP <= 64 else unit // (GROUP // 64)
+            packed = tl.load(weight_rows + unit * 32)
             scale = tl.load(scales + group * outputs + known_row).to(tl.float32)
-            xs = tl.load(x_rows + group * 64, mask=known, other=0.0)
+            xs = tl.load(x_rows + unit * 64, mask=known, other=0.0)
             part = tl.dot(_low_half(packed, x.dtype.element_ty), xs, input_precision="ieee")
-            xs = tl.load(x_rows + group * 64 + 32, mask=known, other=0.0)
+            if GROUP == 32:  # the halves are groups of their own
+                total += part * scale[:, None]
+                scale = tl.load(scales + (group + 1) * outputs + known_row).to(tl.float32)
+                part = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
+            xs = tl.load(x_rows + unit * 64 + 32, mask=known, other=0.0)
             part = tl.dot(_high_half(packed, x.dtype.element_ty), xs, part, input_precision="ieee")
             total += part * scale[:, None]
     _finish(total, bias, out, token, row, tokens, outputs, ACTIVATION)

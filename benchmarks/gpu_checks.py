@@ -156,7 +156,7 @@ def _streams(model: Falcon, plan: "Plan") -> list[Tensor]:
     """The stream after each layer, float32 on the host: of a prompt, then of a decoded token."""
     config_tokens = 64 if plan.device.type == "cuda" else 24
     config = model_config(model, plan)
-    dtype = model.embedding.weight.dtype
+    dtype = model.embedding.dtype
     pool = make_pool(config, config_tokens + 16, plan.device, dtype)
     found = []
     for batch in (prompt_batch(config, config_tokens), decode_batch(config, 1, config_tokens + 1)):

@@ -15,7 +15,7 @@ from gyrfalcon.parallel.group import Group
 from gyrfalcon.parallel.shards import share_of
 from gyrfalcon.progress import Bar
 from gyrfalcon.quant import Quantised, Weight, dequantise, quantise
-from gyrfalcon.weights.layout import local_ranges, tensor_specs
+from gyrfalcon.weights.layout import local_ranges, rounded_to, tensor_specs
 from gyrfalcon.weights.load import _Loader
 from gyrfalcon.weights.source import Checkpoint
 
@@ -105,14 +105,15 @@ class RandomLoader(_Loader):
         return (drawn * spec.shape[-1] ** -0.5).to(self.dtype)
 
     def _matrix(self, name: str) -> Weight:
-        if self.quant == "none" or self.exact:
+        kind = rounded_to(self.specs[name], self.quant)
+        if kind == "none" or self.exact:
             weight = self._tensor(name)
-            if self.quant == "none":
+            if kind == "none":
                 return weight
-            rounded = quantise(weight.bfloat16(), self.quant)
+            rounded = quantise(weight.bfloat16(), kind)
             return dequantise(rounded, self.dtype) if self.restore else rounded
         rows, columns = self._local_shape(name)
-        return random_quantised(self.quant, rows, columns, self.device)
+        return random_quantised(kind, rows, columns, self.device)
 
     def _local_shape(self, name: str) -> tuple[int, ...]:
         spec = self.specs[name]

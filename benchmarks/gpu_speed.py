@@ -207,7 +207,7 @@ def _products(
     model: Falcon, config: ModelConfig, linear: Callable[..., Tensor] | None = None
 ) -> Tensor:
     """The matrix products of one token, nothing between them."""
-    x = torch.ones(1, config.hidden_size, dtype=model.embedding.weight.dtype, device=_device(model))
+    x = torch.ones(1, config.hidden_size, dtype=model.embedding.dtype, device=_device(model))
     for block in model.blocks:
         multiply = linear or block.attention.ops.linear
         attention, mlp = block.attention, block.mlp
@@ -222,7 +222,7 @@ def _attention(model: Falcon, pool: KVPool, batch: Any, config: ModelConfig) -> 
         1,
         config.num_heads,
         config.head_dim,
-        dtype=model.embedding.weight.dtype,
+        dtype=model.embedding.dtype,
         device=_device(model),
     )
     for block, cache in zip(model.blocks, pool.layers, strict=True):
@@ -231,7 +231,7 @@ def _attention(model: Falcon, pool: KVPool, batch: Any, config: ModelConfig) -> 
 
 
 def _device(model: Falcon) -> torch.device:
-    return model.embedding.weight.device
+    return model.final_norm.each[0][0].device
 
 
 def _replica(model: Falcon, pool: KVPool, plan: "Plan", max_len: int) -> Replica:

@@ -10,7 +10,7 @@ from torch import Tensor
 import gyrfalcon
 from gyrfalcon.errors import CheckpointError, UsageError
 from gyrfalcon.ops import reference
-from gyrfalcon.quant import GROUPS, Quantised, dequantise, quantise, span, stored_bytes
+from gyrfalcon.quant import GROUPS, Quantised, dequantise, equal, quantise, span, stored_bytes
 from gyrfalcon.settings import QUANTS
 
 KINDS = [kind for kind in QUANTS if kind != "none"]
@@ -212,6 +212,26 @@ def test_rows_of_no_whole_number_of_groups_are_refused_for_int4(
         UsageError, match=f"multiple of {multiple} weights for {kind}, got {columns}"
     ):
         quantise(a_matrix(4, columns), kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_are_looked_up_are_those_of_the_matrix(kind: str) -> None:
+    weight = quantise(a_matrix(), kind)
+    rows = torch.tensor([47, 0, 3, 3])
+    assert weight[rows].equal(dequantise(weight, torch.float32)[rows])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_matrices_are_equal_down_to_the_last_bit(kind: str) -> None:
+    weight = quantise(a_matrix(), kind)
+    other = quantise(a_matrix(), kind)
+    assert equal(weight, other)
+    assert not equal(weight, a_matrix())
+    other.scales[0] *= 2
+    assert not equal(weight, other)
+    other = quantise(a_matrix(), kind)
+    other.data.view(torch.uint8)[3, 5] ^= 1
+    assert not equal(weight, other)
 
 
 def test_unknown_kinds_and_weights_that_are_no_numbers_are_refused() -> None:

@@ -15,9 +15,11 @@ from worlds import on_engines
 from gyrfalcon import Engine, EngineConfig
 from gyrfalcon.cli import main
 from gyrfalcon.errors import UsageError
-from gyrfalcon.quant import dequantise, quantise
+from gyrfalcon.model.falcon import Falcon
+from gyrfalcon.quant import Quantised, dequantise, quantise
 
 KINDS = ("int8", "fp8", "int4", "int4-32", "int4-128")
+TABLES = {kind: "fp8" if kind == "fp8" else "int8" for kind in KINDS}  # of embedding and head
 # Every matrix of these has rows of a multiple of 128 weights, which int4-128 asks for.
 SHAPES: dict[str, dict[str, Any]] = {
     "40b": dict(hidden_size=256, num_attention_heads=4, num_kv_heads=2),
@@ -39,8 +41,11 @@ def test_it_computes_with_the_rounded_weights(variant: str, kind: str, tmp_path:
         ours = logits(engine)
     tensors = load_file(folder / "model.safetensors")
     for name, tensor in tensors.items():
-        if tensor.ndim == 2 and "word_embeddings" not in name and "lm_head" not in name:
-            tensors[name] = dequantise(quantise(tensor, kind), torch.float32)
+        if tensor.ndim == 2:
+            table = "word_embeddings" in name or "lm_head" in name
+            tensors[name] = dequantise(
+                quantise(tensor, TABLES[kind] if table else kind), torch.float32
+            )
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with Engine(EngineConfig(model=str(folder))) as engine:
         torch.testing.assert_close(ours, logits(engine), rtol=1e-4, atol=1e-4)
@@ -62,6 +67,27 @@ def test_a_part_that_is_no_whole_groups_is_refused_by_name(tmp_path: Path) -> No
     folder = small(tmp_path / "model", **SHAPES["40b"])
     with pytest.raises(UsageError, match="multiples of 128 for int4-128, got 0 to 64"):
         on_engines(4, folder, logits, quant="int4-128")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stored", ["tied", "equal", "other"])
+def test_embedding_and_head_are_one_matrix_when_they_are_the_same(
+    stored: str, kind: str, tmp_path: Path
+) -> None:
+    folder = small(tmp_path / "model", tie_word_embeddings=stored == "tied", **SHAPES["rw-1b"])
+    if stored == "equal":
+        tensors = load_file(folder / "model.safetensors")
+        tensors["lm_head.weight"] = tensors["transformer.word_embeddings.weight"].clone()
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with Engine(EngineConfig(model=str(folder), quant=kind)) as engine:
+        model = engine._replica.run
+        assert isinstance(model, Falcon)
+        embedding, head = model.embedding.weight, model.head.weight
+    assert isinstance(embedding, Quantised)
+    assert embedding.kind == TABLES[kind]
+    assert (head is embedding) == (stored != "other")
+    assert isinstance(head, Quantised)
+    assert head.kind == TABLES[kind]
 
 
 def test_rows_that_are_no_groups_of_int4_are_refused(tmp_path: Path) -> None:

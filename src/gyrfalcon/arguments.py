@@ -512,8 +512,8 @@ def _add_quant(to: argparse._ActionsContainer) -> None:
         type=one_of("--quant", *QUANTS),
         default="none",
         metavar="|".join(QUANTS),
-        help="round the weights of the blocks when they are loaded; int4 has a scale for 64 weights of a "
-        "row, int4-32 and int4-128 for so many (default none)",
+        help="round the matrices when they are loaded, embedding and head to 8 bits; int4 has a scale for "
+        "64 weights of a row, int4-32 and int4-128 for so many (default none)",
     )
 
 

@@ -68,6 +68,11 @@ class Quantised:
         """The same on another device."""
         return Quantised(self.kind, self.data.to(device), self.scales.to(device))
 
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """The weights of some rows, int64 [n], as `dequantise` gives them: float32 [n, in]."""
+        data = self.data.view(torch.uint8)[rows].view(self.data.dtype)  # no fp8 is indexed by torch
+        return dequantise(Quantised(self.kind, data, self.scales[..., rows]), torch.float32)
+
     def rows(self, ranges: Sequence[range]) -> "Quantised":
         """The matrix of these rows alone, one range after the other."""
         return Quantised(
@@ -151,6 +156,14 @@ def dequantise(weight: Quantised, dtype: torch.dtype) -> Tensor:
     halves = weight.data.view(rows, -1, 1, UNIT // 2)
     values = torch.cat((halves & 15, halves >> 4), dim=2).view(rows, -1, weight.group).float() - 8
     return (values * weight.scales.t().float()[:, :, None]).view(rows, columns).to(dtype)
+
+
+def equal(one: Weight, other: Weight) -> bool:
+    """Whether two matrices are the same, a rounded one down to its last bit."""
+    if isinstance(one, Quantised) and isinstance(other, Quantised):
+        data, others = (weight.data.view(torch.uint8) for weight in (one, other))
+        return one.kind == other.kind and data.equal(others) and one.scales.equal(other.scales)
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and one.equal(other)
 
 
 def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:

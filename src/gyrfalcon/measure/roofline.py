@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.parallel.shards import Share, shares_of
 from gyrfalcon.quant import stored_bytes
-from gyrfalcon.weights.layout import TensorSpec, local_ranges, tensor_specs
+from gyrfalcon.weights.layout import TensorSpec, local_ranges, rounded_to, tensor_specs
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Layout:
     config: ModelConfig
     world_size: int
     number_bytes: int  # of one weight, and of one number in the KV cache
-    quant: str  # none, or what the matrices of the blocks are rounded to
+    quant: str  # none, or what the matrices are rounded to
     on_cards: bool  # a card for every rank; else all ranks share one processor
 
     @property
@@ -51,12 +51,13 @@ def decode_bytes(layout: Layout, batch: int, context: float) -> int:
     of the embedding only the rows looked up), and keys and values of `context` tokens a sequence.
     """
     config, size = layout.config, layout.number_bytes
+    embedding = tensor_specs(config, head=False)[0]
     per_rank = []
     for share in shares_of(config, layout.world_size):
         weights = sum(_bytes(spec, layout, share) for spec in _read_whole(config))
-        looked_up = batch * config.hidden_size
+        looked_up = batch * _row_bytes(embedding, layout)
         kv = 2 * len(share.kv_heads) * config.head_dim * config.num_layers
-        per_rank.append(weights + int(size * (looked_up + batch * context * kv)))
+        per_rank.append(weights + looked_up + int(size * batch * context * kv))
     return layout.busiest(per_rank)
 
 
@@ -90,10 +91,16 @@ def _read_whole(config: ModelConfig) -> list[TensorSpec]:
 def _bytes(spec: TensorSpec, layout: Layout, share: Share) -> int:
     """What a tensor takes on one rank."""
     elements = _elements(spec, layout.config, share)
-    if layout.quant == "none" or len(spec.shape) != 2 or spec.role == "head":
+    if rounded_to(spec, layout.quant) == "none":
         return elements * layout.number_bytes
     rows = spec.shape[0] if spec.dim == 1 else elements // spec.shape[1]
-    return stored_bytes(layout.quant, rows, elements // rows)
+    return stored_bytes(rounded_to(spec, layout.quant), rows, elements // rows)
+
+
+def _row_bytes(spec: TensorSpec, layout: Layout) -> int:
+    """What a row of a matrix takes."""
+    kind, columns = rounded_to(spec, layout.quant), spec.shape[1]
+    return columns * layout.number_bytes if kind == "none" else stored_bytes(kind, 1, columns)
 
 
 def _elements(spec: TensorSpec, config: ModelConfig, share: Share) -> int:

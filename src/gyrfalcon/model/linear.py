@@ -61,28 +61,28 @@ class VocabEmbedding:
     owners.
     """
 
-    weight: Tensor  # [own tokens, hidden]
+    weight: Weight  # [own tokens, hidden]
+    dtype: torch.dtype  # of the vectors
     vocab: range
     group: Group
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         if self.group.size == 1:
-            return self.weight[token_ids]
+            return self.weight[token_ids].to(self.dtype)
         foreign = (token_ids < self.vocab.start) | (token_ids >= self.vocab.stop)
         rows = (token_ids - self.vocab.start).masked_fill(foreign, 0)
-        return self.group.all_reduce(self.weight[rows].masked_fill(foreign[:, None], 0))
+        vectors = self.weight[rows].to(self.dtype)
+        return self.group.all_reduce(vectors.masked_fill(foreign[:, None], 0))
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
     """Hidden states → logits over the whole vocabulary, float32, the same on every rank."""
 
-    weight: Tensor  # [own tokens, hidden]
+    weight: Weight  # [own tokens, hidden]
     widths: Sequence[int]  # tokens of every rank
     group: Group
     ops: Ops
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.group.concatenate(
-            self.ops.linear(x, self.weight).to(torch.float32), self.widths
-        )
+        return self.group.concatenate(self.ops.linear(x, self.weight).float(), self.widths)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.parallel.shards import Share
+from gyrfalcon.quant import GROUPS
 
 EMBEDDING = "transformer.word_embeddings.weight"
 HEAD = "lm_head.weight"
@@ -55,6 +56,15 @@ def tensor_specs(config: ModelConfig, *, head: bool) -> list[TensorSpec]:
     if head:
         specs.append(TensorSpec(HEAD, table, "head", 0))
     return specs
+
+
+def rounded_to(spec: TensorSpec, quant: str) -> str:
+    """What a tensor is rounded to in a model rounded to `quant`: a matrix to that, but embedding and
+    head to 8 bits, at least; norms and biases to nothing, "none".
+    """
+    if len(spec.shape) != 2:
+        return "none"
+    return "int8" if spec.role in ("embedding", "head") and quant in GROUPS else quant
 
 
 def local_ranges(spec: TensorSpec, config: ModelConfig, share: Share) -> tuple[range, ...]:

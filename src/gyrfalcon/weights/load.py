@@ -12,11 +12,11 @@ from gyrfalcon.model.linear import ColumnLinear, Head, Norms, RowLinear, VocabEm
 from gyrfalcon.model.positions import Rotary, alibi_slopes
 from gyrfalcon.ops import Ops
 from gyrfalcon.parallel.group import Group
-from gyrfalcon.parallel.shards import owned, share_of
+from gyrfalcon.parallel.shards import Share, owned, share_of
 from gyrfalcon.progress import Bar, bar
-from gyrfalcon.quant import Weight, quantise
+from gyrfalcon.quant import Weight, equal, quantise
 from gyrfalcon.weights import layout
-from gyrfalcon.weights.layout import local_ranges
+from gyrfalcon.weights.layout import local_ranges, rounded_to
 from gyrfalcon.weights.source import Checkpoint, read_local
 
 
@@ -36,7 +36,7 @@ def load_model(
     dtype: torch.dtype,
     quant: str = "none",
 ) -> Falcon:
-    """The model of one rank; `quant` other than none rounds the matrices of the blocks.
+    """The model of one rank; `quant` other than none rounds its matrices.
 
     On the CPU, weights that are stored in `dtype` and whose rows are shared stay in the mapped file.
     """
@@ -70,9 +70,9 @@ class _Loader:
     def model(self) -> Falcon:
         config, share = self.config, self.share
         rotary = None if config.rope is None else Rotary(config.rope, config.head_dim, self.device)
-        embedding = self._tensor(layout.EMBEDDING)
+        embedding = self._matrix(layout.EMBEDDING)
         return Falcon(
-            embedding=VocabEmbedding(embedding, share.vocab, self.group),
+            embedding=VocabEmbedding(embedding, self.dtype, share.vocab, self.group),
             rotary=rotary,
             blocks=[self._block(layer) for layer in range(config.num_layers)],
             final_norm=self._norms(layout.FINAL_NORM),
@@ -104,12 +104,12 @@ class _Loader:
         up = self._column(prefix + layout.UP, self.config.activation)
         return MLP(up, self._row(prefix + layout.DOWN))
 
-    def _head(self, embedding: Tensor) -> Head:
+    def _head(self, embedding: Weight) -> Head:
         """The embedding serves as the head when none is stored, or the stored one is the same."""
         weight = embedding
         if self.checkpoint.has_head:
-            stored = self._tensor(layout.HEAD)
-            weight = embedding if torch.equal(stored, embedding) else stored
+            stored = self._matrix(layout.HEAD)
+            weight = embedding if equal(stored, embedding) else stored
         widths = [
             len(owned(self.config.vocab_size, self.group.size, rank))
             for rank in range(self.group.size)
@@ -130,19 +130,24 @@ class _Loader:
         return self._tensor(f"{name}.bias") if self.config.bias else None
 
     def _matrix(self, name: str) -> Weight:
-        """A block's matrix. A rounded one is this rank's part of the whole one rounded, so that a
-        model is the same on any number of ranks.
+        """A matrix. A rounded one is this rank's part of the whole one rounded, so that a model is the
+        same on any number of ranks; rows are rounded each by itself.
         """
-        if self.quant == "none":
-            return self._tensor(name)
         spec = self.specs[name]
-        whole = read_local(self.checkpoint, spec, share_of(self.config, 1, 0)).to(self.device)
-        self.progress.update()
-        rounded = quantise(whole, self.quant)
-        ranges = list(local_ranges(spec, self.config, self.share))
-        return rounded.rows(ranges) if spec.dim == 0 else rounded.columns(ranges)
+        kind = rounded_to(spec, self.quant)
+        if kind == "none":
+            return self._tensor(name)
+        share = self.share if spec.dim == 0 else share_of(self.config, 1, 0)
+        rounded = quantise(self._read(name, share), kind)
+        if spec.dim == 0:
+            return rounded
+        return rounded.columns(local_ranges(spec, self.config, self.share))
 
     def _tensor(self, name: str) -> Tensor:
-        local = read_local(self.checkpoint, self.specs[name], self.share)
+        return self._read(name, self.share).to(self.dtype).contiguous()
+
+    def _read(self, name: str, share: Share) -> Tensor:
+        """What `share` has of a tensor, on our device in its stored dtype."""
+        local = read_local(self.checkpoint, self.specs[name], share)
         self.progress.update()
-        return local.to(self.device, self.dtype).contiguous()
+        return local.to(self.device)

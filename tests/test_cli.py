@@ -123,11 +123,10 @@ def test_an_unknown_command_is_told_the_known_ones() -> None:
     assert "got 'genrate'" in refusal("genrate", "model")
 
 
-@pytest.mark.parametrize("form", ["int8", "int4", "fp8"])
-def test_a_quantised_cut_is_refused_by_name(form: str) -> None:
-    assert f"got {form}, which is not built yet" in refusal(
-        "cut", "a", "b", "-w", "2", "--quant", form
-    )
+@pytest.mark.parametrize("words", [["cut", "a", "b", "-w", "2"], ["generate", "a"]])
+def test_a_rounding_that_does_not_exist_is_told_the_known_ones(words: list[str]) -> None:
+    refused = refusal(*words, "--quant", "int3")
+    assert "--quant none | int8 | fp8 | int4 | int4-32 | int4-128, got 'int3'" in refused
 
 
 def test_a_device_that_is_not_built_yet_is_refused_by_name() -> None:

@@ -330,12 +330,14 @@ def file_size_limit(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def started(checkpoint: Path, target: Path) -> ForkServerProcess:
-    """The cut of `whole`, in a process of its own."""
+def started(checkpoint: Path, target: Path, **settings: object) -> ForkServerProcess:
+    """The cut of `whole`, or one of other settings, in a process of its own."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gyrfalcon.weights.cut"])
     process = context.Process(
-        target=cut, args=(checkpoint, target, 2), kwargs={"max_shard_bytes": SHARD_BYTES}
+        target=cut,
+        args=(checkpoint, target, 2),
+        kwargs={"max_shard_bytes": SHARD_BYTES} | settings,
     )
     process.start()
     return process

@@ -103,6 +103,7 @@ def active(copy: Copy) -> Copy:
     [
         ("-m cut -h HF -n CUT -w 2", "<cut> <HF> <CUT> <-w> <2>"),
         ("-m cut -h HF -n CUT", "<cut> <HF> <CUT> <-w> <4>"),
+        ("-m cut -h HF -n CUT -- --quant int8", "<cut> <HF> <CUT> <-w> <4> <--quant> <int8>"),
         ("-w 2 -n CUT -h HF -m cut -- --dtype bf16", "<cut> <HF> <CUT> <-w> <2> <--dtype> <bf16>"),
         ("-m generate -n M Once upon", "<generate> <M> <--prompt> <Once upon>"),
         ("-m generate Once -n M upon -w 3", "<generate> <M> <--prompt> <Once upon> <-w> <3>"),

@@ -106,12 +106,8 @@ def _add_cut(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="CUT", help="the folder to write")
     _add_world_size(parser, "how many ranks to cut for", required=True)
     _add_dtype(parser, "the dtype to store; auto keeps the checkpoint's")
-    parser.add_argument(
-        "--quant",
-        type=one_of("--quant", "none", planned=QUANTS[1:]),
-        default="none",
-        metavar="none",
-        help="rounded weights are not written yet; the other commands round them when they load",
+    _add_quant(
+        parser, "round the matrices and store them so, as the other commands do when they load"
     )
     _add_writing(parser)
 
@@ -139,7 +135,7 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dequantise",
         action="store_true",
-        help="merge a cut that holds another dtype than its source, too; says what was lost",
+        help="merge a cut that is rounded or in another dtype than its source, too; says what was lost",
     )
     _add_writing(parser)
 
@@ -240,7 +236,7 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
         help="auto takes CUDA where there is one",
     )
     _add_dtype(group, "the dtype to compute in; auto is the checkpoint's")
-    _add_quant(group)
+    _add_quant(group, "round the matrices when they are loaded")
     group.add_argument(
         "--max-len",
         type=whole("--max-len", 1),
@@ -506,14 +502,14 @@ def _add_dtype(to: argparse._ActionsContainer, text: str) -> None:
     )
 
 
-def _add_quant(to: argparse._ActionsContainer) -> None:
+def _add_quant(to: argparse._ActionsContainer, text: str) -> None:
     to.add_argument(
         "--quant",
         type=one_of("--quant", *QUANTS),
         default="none",
         metavar="|".join(QUANTS),
-        help="round the matrices when they are loaded, embedding and head to 8 bits; int4 has a scale for "
-        "64 weights of a row, int4-32 and int4-128 for so many (default none)",
+        help=f"{text}, embedding and head to 8 bits; int4 has a scale for 64 weights of a row, int4-32 and "
+        "int4-128 for so many (default none: as the checkpoint or cut is)",
     )
 
 

@@ -91,6 +91,7 @@ class Quantised:
 
 
 Weight = Tensor | Quantised  # a matrix [out, in] of a model
+Form = tuple[tuple[int, ...], torch.dtype]
 
 
 def quantise(weight: Tensor, kind: str) -> Quantised:
@@ -107,12 +108,7 @@ def quantise(weight: Tensor, kind: str) -> Quantised:
             f"one of {', '.join(_CONVERSIONS)} to round weights to", kind, "choose one"
         )
     columns = weight.shape[1]
-    if columns % span(kind):
-        raise UsageError(
-            f"rows of a multiple of {span(kind)} weights for {kind}",
-            f"{columns}",
-            "choose int8 or fp8 for this matrix",
-        )
+    _check_columns(kind, columns)
     if not weight.isfinite().all():
         raise CheckpointError(
             "finite weights to round", "infinite ones or NaN", "get the file again"
@@ -121,6 +117,18 @@ def quantise(weight: Tensor, kind: str) -> Quantised:
     parts = [convert(part.float()) for part in weight.split(max(1, chunk // max(columns, 1)))]
     data, scales = (list(tensors) for tensors in zip(*parts, strict=True))
     return Quantised(kind, torch.cat(data), torch.cat(scales, dim=-1))
+
+
+def stored_forms(kind: str, rows: int, columns: int) -> tuple[Form, Form]:
+    """Shape and dtype of the data and of the scales of a matrix in `kind`; UsageError for int4 with
+    a row that is no whole number of groups.
+    """
+    _check_columns(kind, columns)
+    if kind in GROUPS:
+        groups = columns // GROUPS[kind]
+        return ((rows, columns // 2), torch.uint8), ((groups, rows), torch.bfloat16)
+    dtype = torch.int8 if kind == "int8" else torch.float8_e4m3fn
+    return ((rows, columns), dtype), ((rows,), torch.float32)
 
 
 def stored_bytes(kind: str, rows: int, columns: int) -> int:
@@ -164,6 +172,15 @@ def equal(one: Weight, other: Weight) -> bool:
         data, others = (weight.data.view(torch.uint8) for weight in (one, other))
         return one.kind == other.kind and data.equal(others) and one.scales.equal(other.scales)
     return isinstance(one, Tensor) and isinstance(other, Tensor) and one.equal(other)
+
+
+def _check_columns(kind: str, columns: int) -> None:
+    if columns % span(kind):
+        raise UsageError(
+            f"rows of a multiple of {span(kind)} weights for {kind}",
+            f"{columns}",
+            "choose int8 or fp8 for this matrix",
+        )
 
 
 def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,3 +258,4 @@ _CONVERSIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "fp8": _fp8,
     **{kind: partial(_int4, group=group) for kind, group in GROUPS.items()},
 }
+KINDS = tuple(_CONVERSIONS)

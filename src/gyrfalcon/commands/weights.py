@@ -25,6 +25,7 @@ def run_cut(args: argparse.Namespace) -> int:
         Path(args.target),
         args.world_size,
         dtype=args.dtype,
+        quant=args.quant,
         max_shard_bytes=args.max_shard_size,
         overwrite=args.overwrite,
     )
@@ -105,7 +106,9 @@ def _tell(summary: CutSummary, last_line: str, json_target: str | None) -> int:
     if json_target != STDOUT:
         for note in summary.notes:
             print(f"note: {note}")
-        print(f"{summary.num_files} files, {shown_bytes(summary.num_bytes)}, {summary.dtype}")
+        rounded = "" if summary.quant == "none" else f", rounded to {summary.quant}"
+        size = f"{summary.num_files} files, {shown_bytes(summary.num_bytes)}"
+        print(f"{size}, {summary.dtype}{rounded}")
         if summary.resumed_bytes:
             print(f"{shown_bytes(summary.resumed_bytes)} of it were there from an earlier run")
         print(last_line)

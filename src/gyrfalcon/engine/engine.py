@@ -11,7 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Integral
 from types import TracebackType
@@ -42,6 +42,7 @@ from gyrfalcon.settings import EngineConfig
 from gyrfalcon.text import TextStream
 from gyrfalcon.tokenizer import Tokenizer
 from gyrfalcon.weights.hub import resolve_model
+from gyrfalcon.weights.load import run_quant
 from gyrfalcon.weights.source import Checkpoint, open_checkpoint
 
 Prompt = str | Seq[int]
@@ -88,6 +89,7 @@ class Engine:
         world_size = joined.size if joined else _world_size(config, checkpoint)
         share_of(checkpoint.config, world_size, 0)
         longest_sequence(config, checkpoint)
+        config = replace(config, quant=run_quant(checkpoint, config.quant))
         self.config = config
         self.model_config: ModelConfig = checkpoint.config
         self.notes = checkpoint.notes

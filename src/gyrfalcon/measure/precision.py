@@ -12,6 +12,7 @@ from torch import Tensor
 from gyrfalcon.device import DTYPE_OF_WORD, WORD_OF_DTYPE
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.engine.ranks import Place, Ranks
+from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.gate import Comparison, Figure, compare, figures, joined
 from gyrfalcon.measure.peer import is_installed, peer_logits, require
 from gyrfalcon.measure.reference import Origin, Prompts, Reference, write_reference
@@ -93,7 +94,10 @@ def our_logits(engine: Engine, prompts: Prompts, decode_steps: int) -> Iterator[
 
 
 def make_reference(engine: Engine, kind: str, prompts: Prompts, path: Path) -> None:
-    """Writes what a reference of `kind`, transformers or fp32, says to the prompts."""
+    """Writes what a reference of `kind`, transformers or fp32, says to the prompts; UsageError for a
+    cut of rounded matrices, which hold no reference to what was rounded.
+    """
+    _refuse_rounded(engine)
     config = engine.model_config
     if kind == "transformers":
         words = f"transformers {require()}, fp32, sdpa, on the CPU"
@@ -104,6 +108,14 @@ def make_reference(engine: Engine, kind: str, prompts: Prompts, path: Path) -> N
         origin = Origin(kind, words, independent=False)
         logits = _own_logits(engine, prompts)
     write_reference(path, config, origin, prompts, logits)
+
+
+def _refuse_rounded(engine: Engine) -> None:
+    checkpoint = open_checkpoint(resolve_model(engine.config.model))
+    if checkpoint.quant != "none":
+        wanted = "a model that is not rounded as the reference"
+        do = "keep one of the checkpoint with --save-reference and give it with --reference"
+        raise UsageError(wanted, f"the cut {checkpoint.folder} in {checkpoint.quant}", do)
 
 
 def _own_logits(engine: Engine, prompts: Prompts) -> Iterator[Tensor]:

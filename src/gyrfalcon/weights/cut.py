@@ -1,14 +1,18 @@
 """Cuts a Hugging Face checkpoint into one part per rank."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from gyrfalcon.device import DTYPE_OF_WORD
 from gyrfalcon.errors import UsageError
+from gyrfalcon.quant import KINDS
 from gyrfalcon.weights.folder_writer import BLOCK_BYTES, CutSummary, write_folder
-from gyrfalcon.weights.layout import EMBEDDING, HEAD
+from gyrfalcon.weights.layout import EMBEDDING, HEAD, stored_specs
+from gyrfalcon.weights.manifest import Rounding
 from gyrfalcon.weights.plan import CUT, make_plan
+from gyrfalcon.weights.rounded import Rounded
 from gyrfalcon.weights.source import Checkpoint, open_checkpoint
 
 AUTO = "auto"
@@ -21,11 +25,14 @@ def cut(
     world_size: int,
     *,
     dtype: str = AUTO,
+    quant: str = "none",
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
 ) -> CutSummary:
     """Cuts the checkpoint in `source` for `world_size` ranks; "auto" keeps every tensor's stored dtype.
 
+    `quant` other than none rounds the matrices, one by one, from what the checkpoint stores: to the same
+    numbers as load_model would.
     `target` appears when it is whole. A run that was stopped is taken up by the same call.
     Raises CheckpointError, WorldSizeError, UsageError or DiskFull.
     """
@@ -33,20 +40,35 @@ def cut(
         raise UsageError(
             f"a dtype of {AUTO}, {', '.join(DTYPE_OF_WORD)}", repr(dtype), "choose one of these"
         )
+    if quant not in ("none", *KINDS):
+        raise UsageError(
+            f"none, {', '.join(KINDS)} to round to", repr(quant), "choose one of these"
+        )
     checkpoint = open_checkpoint(source)
     if checkpoint.manifest is not None:
         raise UsageError("a Hugging Face folder to cut", f"the cut {source}", "use recut for a cut")
     aliases, notes = _head(checkpoint)
+    specs = [spec for spec in checkpoint.specs() if spec.name not in aliases]
     dtypes = {
-        spec.name: DTYPE_OF_WORD[dtype] if dtype != AUTO else checkpoint.source.dtype(spec.name)
-        for spec in checkpoint.specs()
-        if spec.name not in aliases
+        part: (
+            part.dtype or _stored_dtype(checkpoint, spec.name, dtype),
+            checkpoint.source.dtype(spec.name),
+        )
+        for spec in specs
+        for part in stored_specs(spec, quant)
     }
     plan = make_plan(
-        checkpoint, CUT, world_size, dtypes=dtypes, aliases=aliases, max_shard_bytes=max_shard_bytes
+        checkpoint.config,
+        CUT,
+        world_size,
+        dtypes=dtypes,
+        aliases=_stored_aliases(checkpoint, aliases, quant),
+        max_shard_bytes=max_shard_bytes,
+        rounding=_rounding(checkpoint, quant, dtype),
     )
+    read = Rounded(checkpoint.source, specs, quant).read
     return write_folder(
-        checkpoint, plan, target, overwrite=overwrite, notes=(*checkpoint.notes, *notes)
+        checkpoint, plan, read, target, overwrite=overwrite, notes=(*checkpoint.notes, *notes)
     )
 
 
@@ -68,6 +90,29 @@ def is_head_tied(checkpoint: Checkpoint) -> bool:
 
 def _bits(block: torch.Tensor) -> torch.Tensor:
     return block.contiguous().view(torch.uint8)
+
+
+def _stored_dtype(checkpoint: Checkpoint, name: str, word: str) -> torch.dtype:
+    """What a tensor that is not rounded is stored in."""
+    return checkpoint.source.dtype(name) if word == AUTO else DTYPE_OF_WORD[word]
+
+
+def _rounding(checkpoint: Checkpoint, quant: str, word: str) -> Rounding | None:
+    return None if quant == "none" else Rounding(quant, _stored_dtype(checkpoint, EMBEDDING, word))
+
+
+def _stored_aliases(
+    checkpoint: Checkpoint, aliases: Mapping[str, str], quant: str
+) -> dict[str, str]:
+    """The same for the tensors that are stored."""
+    specs = {spec.name: spec for spec in checkpoint.specs()}
+    return {
+        other.name: kept.name
+        for name, kept_name in aliases.items()
+        for other, kept in zip(
+            stored_specs(specs[name], quant), stored_specs(specs[kept_name], quant), strict=True
+        )
+    }
 
 
 def _head(checkpoint: Checkpoint) -> tuple[dict[str, str], tuple[str, ...]]:

@@ -18,9 +18,10 @@ from gyrfalcon.weights.build import Build, build
 from gyrfalcon.weights.hashed_file import Lanes
 from gyrfalcon.weights.manifest import MANIFEST, CutTensor, FileSum, Manifest, dtype_name
 from gyrfalcon.weights.plan import Plan
+from gyrfalcon.weights.rounded import Read
 from gyrfalcon.weights.safetensors_writer import SafetensorsWriter
 from gyrfalcon.weights.source import Checkpoint
-from gyrfalcon.weights.tensors import TensorSource, take
+from gyrfalcon.weights.tensors import take
 
 BLOCK_BYTES = 16 << 20  # of a source tensor in memory at a time
 
@@ -46,6 +47,7 @@ class CutSummary:
     target: Path
     world_size: int
     dtype: str
+    quant: str  # what the matrices are rounded to, or none
     num_files: int
     num_bytes: int
     resumed_bytes: int  # of these, found finished from an earlier run
@@ -54,9 +56,16 @@ class CutSummary:
 
 
 def write_folder(
-    checkpoint: Checkpoint, plan: Plan, target: Path, *, overwrite: bool, notes: tuple[str, ...]
+    checkpoint: Checkpoint,
+    plan: Plan,
+    read: Read,
+    target: Path,
+    *,
+    overwrite: bool,
+    notes: tuple[str, ...],
 ) -> CutSummary:
-    """Makes `target` as planned, whole or not at all; a run that was stopped is taken up where it was.
+    """Makes `target` as planned of what `read` gives of the checkpoint, whole or not at all; a run that
+    was stopped is taken up where it was.
 
     Raises UsageError when the target may not be made there, DiskFull when the disk takes no more.
     """
@@ -66,7 +75,7 @@ def write_folder(
     ) as work:
         resumed = sum(file.num_bytes for file in work.finished.values())
         if not work.is_published:
-            _write_stages(checkpoint.source, plan, work)
+            _write_stages(read, plan, work)
             _write_small_files(checkpoint, plan, work)
             work.publish()
     sizes = [path.stat().st_size for path in target.rglob("*") if path.is_file()]
@@ -74,6 +83,7 @@ def write_folder(
         target=target,
         world_size=plan.world_size,
         dtype=_manifest(checkpoint, plan, {}).dtype_names(),
+        quant=_manifest(checkpoint, plan, {}).quant,
         num_files=len(sizes),
         num_bytes=sum(sizes),
         resumed_bytes=resumed,
@@ -82,7 +92,7 @@ def write_folder(
     )
 
 
-def blocks(source: TensorSource, name: str, tensor: CutTensor) -> Iterator[tuple[int, Tensor]]:
+def blocks(read: Read, name: str, tensor: CutTensor) -> Iterator[tuple[int, Tensor]]:
     """(rank, block): a rank's blocks one after the other are its piece; the source is read once."""
     row_bytes = math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
     step = max(1, BLOCK_BYTES // row_bytes)
@@ -90,10 +100,10 @@ def blocks(source: TensorSource, name: str, tensor: CutTensor) -> Iterator[tuple
         for rank, piece in enumerate(tensor.pieces):
             for part in piece.ranges:
                 for rows in _split(part, step):
-                    yield rank, source.read(name, 0, (rows,))
+                    yield rank, read(name, 0, (rows,))
         return
     for rows in _split(range(tensor.shape[0]), step):
-        block = source.read(name, 0, (rows,))
+        block = read(name, 0, (rows,))
         for rank, piece in enumerate(tensor.pieces):
             yield rank, take(block, tensor.dim, piece.ranges)
 
@@ -110,7 +120,7 @@ def converted(name: str, block: Tensor, dtype: torch.dtype) -> Tensor:
     return result
 
 
-def _write_stages(source: TensorSource, plan: Plan, work: Build) -> None:
+def _write_stages(read: Read, plan: Plan, work: Build) -> None:
     todo = [
         stage for number, stage in enumerate(plan.stages) if not _is_finished(plan, number, work)
     ]
@@ -118,7 +128,7 @@ def _write_stages(source: TensorSource, plan: Plan, work: Build) -> None:
     work.reserve(wanted)
     with bar(wanted, "B", "writing") as progress, Lanes() as lanes, _one_thread():
         for stage in todo:
-            work.record(_write_stage(source, plan, stage, work, lanes, progress))
+            work.record(_write_stage(read, plan, stage, work, lanes, progress))
 
 
 @contextmanager
@@ -137,7 +147,7 @@ def _is_finished(plan: Plan, number: int, work: Build) -> bool:
 
 
 def _write_stage(
-    source: TensorSource,
+    read: Read,
     plan: Plan,
     stage: tuple[str, ...],
     work: Build,
@@ -154,7 +164,7 @@ def _write_stage(
         ]
         for name in stage:
             tensor = plan.tensors[name]
-            for rank, block in blocks(source, name, tensor):
+            for rank, block in blocks(read, name, tensor):
                 ready = converted(name, block, tensor.dtype)
                 writers[rank].write(ready)
                 progress.update(ready.nbytes)
@@ -187,7 +197,9 @@ def _index(plan: Plan, rank: int) -> dict[str, object]:
 
 
 def _manifest(checkpoint: Checkpoint, plan: Plan, files: dict[str, FileSum]) -> Manifest:
-    return Manifest(checkpoint.raw_config, plan.world_size, plan.tensors, plan.aliases, files)
+    return Manifest(
+        checkpoint.raw_config, plan.world_size, plan.tensors, plan.aliases, files, plan.rounding
+    )
 
 
 def _fingerprint(checkpoint: Checkpoint, plan: Plan) -> str:

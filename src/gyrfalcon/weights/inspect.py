@@ -48,7 +48,7 @@ def inspect_model(folder: Path, world_size: int | None = None) -> Inspection:
     checkpoint = open_checkpoint(folder)
     ranks = world_size if world_size is not None else checkpoint.world_size or 1
     shares = shares_of(checkpoint.config, ranks)
-    rows = tuple(_row(checkpoint, spec, shares) for spec in checkpoint.specs())
+    rows = tuple(_row(checkpoint, spec, shares) for spec in checkpoint.stored())
     return Inspection(folder, checkpoint.config, ranks, rows, checkpoint.notes)
 
 

@@ -5,11 +5,13 @@ Says which tensors a config implies, their shapes, and which rows or columns a r
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.parallel.shards import Share
-from gyrfalcon.quant import GROUPS
+from gyrfalcon.quant import GROUPS, shrunk, stored_forms
 
 EMBEDDING = "transformer.word_embeddings.weight"
 HEAD = "lm_head.weight"
@@ -18,6 +20,7 @@ QKV = "self_attention.query_key_value"
 DENSE = "self_attention.dense"
 UP = "mlp.dense_h_to_4h"
 DOWN = "mlp.dense_4h_to_h"
+DATA, SCALES = ".data", ".scales"  # what the names of a rounded matrix's two tensors end with
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,9 @@ class TensorSpec:
     shape: tuple[int, ...]
     role: str  # embedding, norm, qkv, dense, up, down or head; a bias has its layer's role
     dim: int | None  # the dimension shared over the ranks; None: every rank holds all of it
+    kind: str = "none"  # what the matrix is rounded to that this is the data or the scales of
+    dtype: torch.dtype | None = None  # of these; what is not rounded may have any
+    unit: int = 1  # columns of that matrix that an index along `dim` stands for
 
     @property
     def elements(self) -> int:
@@ -67,19 +73,61 @@ def rounded_to(spec: TensorSpec, quant: str) -> str:
     return "int8" if spec.role in ("embedding", "head") and quant in GROUPS else quant
 
 
+def stored_name(name: str, quant: str) -> str:
+    """The name that the numbers of a matrix have in a cut rounded to `quant`."""
+    return name if quant == "none" else name + DATA
+
+
+def stored_specs(spec: TensorSpec, quant: str) -> list[TensorSpec]:
+    """The tensors that stand for one in a cut rounded to `quant`: itself, or a rounded matrix's data
+    and scales. UsageError for a matrix that cannot be rounded so.
+    """
+    kind = rounded_to(spec, quant)
+    if kind == "none":
+        return [spec]
+    (shape, dtype), (scales_shape, scales_dtype) = stored_forms(kind, *spec.shape)
+    by_columns = spec.dim == 1
+    packed, scales_dim, group = 1, None if by_columns else 0, 1
+    if kind in GROUPS:  # two columns a byte; scales [groups, rows]
+        packed, scales_dim, group = 2, 0 if by_columns else 1, GROUPS[kind]
+    return [
+        replace(
+            spec,
+            name=spec.name + DATA,
+            shape=shape,
+            kind=kind,
+            dtype=dtype,
+            unit=packed if by_columns else 1,
+        ),
+        replace(
+            spec,
+            name=spec.name + SCALES,
+            shape=scales_shape,
+            dim=scales_dim,
+            kind=kind,
+            dtype=scales_dtype,
+            unit=group if by_columns else 1,
+        ),
+    ]
+
+
 def local_ranges(spec: TensorSpec, config: ModelConfig, share: Share) -> tuple[range, ...]:
-    """The indices along `spec.dim` that `share` owns: ascending, adjacent ranges merged; () if replicated."""
+    """The indices along `spec.dim` that `share` owns: ascending, adjacent ranges merged; () if replicated.
+
+    UsageError where they end within what int4 packs or scales together.
+    """
     if spec.dim is None:
         return ()
     match spec.role:
         case "qkv":
-            return _merged(_qkv_ranges(config, share))
+            owned = _merged(_qkv_ranges(config, share))
         case "dense":
-            return (_scaled(share.query_heads, config.head_dim),)
+            owned = (_scaled(share.query_heads, config.head_dim),)
         case "up" | "down":
-            return (share.ffn,)
+            owned = (share.ffn,)
         case _:
-            return (share.vocab,)
+            owned = (share.vocab,)
+    return owned if spec.unit == 1 else tuple(shrunk(part, spec.kind, spec.unit) for part in owned)
 
 
 def local_shape(

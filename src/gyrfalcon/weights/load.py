@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.device import DTYPE_OF_WORD, WORD_OF_DTYPE
+from gyrfalcon.errors import UsageError
 from gyrfalcon.model.falcon import MLP, Attention, Falcon, ParallelBlock, SequentialBlock
 from gyrfalcon.model.linear import ColumnLinear, Head, Norms, RowLinear, VocabEmbedding
 from gyrfalcon.model.positions import Rotary, alibi_slopes
@@ -14,9 +15,9 @@ from gyrfalcon.ops import Ops
 from gyrfalcon.parallel.group import Group
 from gyrfalcon.parallel.shards import Share, owned, share_of
 from gyrfalcon.progress import Bar, bar
-from gyrfalcon.quant import Weight, equal, quantise
+from gyrfalcon.quant import Quantised, Weight, equal, quantise
 from gyrfalcon.weights import layout
-from gyrfalcon.weights.layout import local_ranges, rounded_to
+from gyrfalcon.weights.layout import TensorSpec, local_ranges, rounded_to, stored_specs
 from gyrfalcon.weights.source import Checkpoint, read_local
 
 
@@ -24,8 +25,22 @@ def run_dtype(checkpoint: Checkpoint, word: str) -> torch.dtype:
     """The dtype to compute in: the one asked for, or for `auto` the checkpoint's own."""
     if word != "auto":
         return DTYPE_OF_WORD[word]
-    stored = checkpoint.source.dtype(layout.EMBEDDING)
+    rounding = None if checkpoint.manifest is None else checkpoint.manifest.rounding
+    stored = checkpoint.source.dtype(layout.EMBEDDING) if rounding is None else rounding.dtype
     return stored if stored in WORD_OF_DTYPE else torch.float32
+
+
+def run_quant(checkpoint: Checkpoint, quant: str) -> str:
+    """What the matrices are rounded to: what is asked for, or what a cut's are already; UsageError
+    where these are two.
+    """
+    if checkpoint.quant == "none" or quant in ("none", checkpoint.quant):
+        return quant if checkpoint.quant == "none" else checkpoint.quant
+    raise UsageError(
+        f"--quant {checkpoint.quant} for {checkpoint.folder}, whose matrices are rounded to that",
+        quant,
+        "leave --quant out, or take the checkpoint that was cut",
+    )
 
 
 def load_model(
@@ -36,11 +51,12 @@ def load_model(
     dtype: torch.dtype,
     quant: str = "none",
 ) -> Falcon:
-    """The model of one rank; `quant` other than none rounds its matrices.
+    """The model of one rank; `quant` other than none rounds its matrices, unless they are in the cut.
 
-    On the CPU, weights that are stored in `dtype` and whose rows are shared stay in the mapped file.
+    On the CPU, weights that are stored as they are used and whose rows are shared stay in the mapped
+    file.
     """
-    num_tensors = len(checkpoint.specs())
+    num_tensors = len(checkpoint.stored())
     with bar(num_tensors, "tensors", "loading", shown=group.rank == 0) as progress:
         return _Loader(checkpoint, group, ops, device, dtype, quant, progress).model()
 
@@ -137,17 +153,21 @@ class _Loader:
         kind = rounded_to(spec, self.quant)
         if kind == "none":
             return self._tensor(name)
+        if self.checkpoint.quant != "none":
+            parts = [self._read(part, self.share) for part in stored_specs(spec, self.quant)]
+            data, scales = (part.contiguous() for part in parts)
+            return Quantised(kind, data, scales)
         share = self.share if spec.dim == 0 else share_of(self.config, 1, 0)
-        rounded = quantise(self._read(name, share), kind)
+        rounded = quantise(self._read(spec, share), kind)
         if spec.dim == 0:
             return rounded
         return rounded.columns(local_ranges(spec, self.config, self.share))
 
     def _tensor(self, name: str) -> Tensor:
-        return self._read(name, self.share).to(self.dtype).contiguous()
+        return self._read(self.specs[name], self.share).to(self.dtype).contiguous()
 
-    def _read(self, name: str, share: Share) -> Tensor:
+    def _read(self, spec: TensorSpec, share: Share) -> Tensor:
         """What `share` has of a tensor, on our device in its stored dtype."""
-        local = read_local(self.checkpoint, self.specs[name], share)
+        local = read_local(self.checkpoint, spec, share)
         self.progress.update()
         return local.to(self.device)

@@ -15,6 +15,7 @@ import torch
 
 from gyrfalcon.config import read_json
 from gyrfalcon.errors import CheckpointError
+from gyrfalcon.quant import KINDS
 from gyrfalcon.weights.layout import local_shape
 
 MANIFEST = "manifest.json"
@@ -59,6 +60,14 @@ class CutTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Rounding:
+    """How the matrices of a cut are rounded: each is a tensor of data and one of scales."""
+
+    kind: str  # int8, fp8 or one of int4
+    dtype: torch.dtype  # of the model before: what it is computed in when nothing else is asked for
+
+
+@dataclass(frozen=True, slots=True)
 class FileSum:
     """What a file of the cut must be."""
 
@@ -77,6 +86,12 @@ class Manifest:
         str, str
     ]  # stored twice, bit for bit, in the checkpoint → the name it is kept under
     files: Mapping[str, FileSum]
+    rounding: Rounding | None = None
+
+    @property
+    def quant(self) -> str:
+        """What the matrices are rounded to, or none."""
+        return "none" if self.rounding is None else self.rounding.kind
 
     def dtype_names(self) -> str:
         """The dtypes in the parts, such as "bfloat16" or "bfloat16+float32"."""
@@ -129,7 +144,15 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 DTYPES_BY_NAME = {
     dtype_name(dtype): dtype
-    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+    for dtype in (
+        torch.bfloat16,
+        torch.float16,
+        torch.float32,
+        torch.float64,
+        torch.int8,
+        torch.uint8,
+        torch.float8_e4m3fn,
+    )
 }
 
 
@@ -139,6 +162,7 @@ def _plain(manifest: Manifest) -> dict[str, object]:
         "version": VERSION,
         "world_size": manifest.world_size,
         "dtype": manifest.dtype_names(),
+        **_plain_rounding(manifest.rounding),
         "config": manifest.raw_config,
         "aliases": dict(manifest.aliases),
         "tensors": {name: _plain_tensor(tensor) for name, tensor in manifest.tensors.items()},
@@ -147,6 +171,13 @@ def _plain(manifest: Manifest) -> dict[str, object]:
             for name, file in sorted(manifest.files.items())
         },
     }
+
+
+def _plain_rounding(rounding: Rounding | None) -> dict[str, object]:
+    """Nothing for a cut that is not rounded."""
+    if rounding is None:
+        return {}
+    return {"quant": {"kind": rounding.kind, "dtype": dtype_name(rounding.dtype)}}
 
 
 def _plain_tensor(tensor: CutTensor) -> dict[str, object]:
@@ -187,7 +218,17 @@ def _parsed(raw: dict[str, Any]) -> Manifest:
     aliases = {str(name): str(kept) for name, kept in raw["aliases"].items()}
     if not aliases.keys().isdisjoint(tensors) or not set(aliases.values()) <= tensors.keys():
         raise ValueError("an alias of a tensor that is not there")
-    return Manifest(dict(raw["config"]), world_size, tensors, aliases, files)
+    return Manifest(
+        dict(raw["config"]), world_size, tensors, aliases, files, _parsed_rounding(raw.get("quant"))
+    )
+
+
+def _parsed_rounding(raw: dict[str, Any] | None) -> Rounding | None:
+    if raw is None:
+        return None
+    if raw["kind"] not in KINDS:
+        raise ValueError(f"weights rounded to {raw['kind']}")
+    return Rounding(raw["kind"], DTYPES_BY_NAME[raw["dtype"]])
 
 
 def _parsed_tensor(raw: dict[str, Any]) -> CutTensor:

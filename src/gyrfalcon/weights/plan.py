@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
+from gyrfalcon.config import ModelConfig
 from gyrfalcon.errors import UsageError
 from gyrfalcon.parallel.shards import shares_of
-from gyrfalcon.weights.layout import HEAD, TensorSpec, local_ranges, tensor_specs
-from gyrfalcon.weights.manifest import TOKENIZER_FOLDER, Content, CutTensor, Piece
+from gyrfalcon.weights.layout import SCALES, TensorSpec, local_ranges
+from gyrfalcon.weights.manifest import TOKENIZER_FOLDER, Content, CutTensor, Piece, Rounding
 from gyrfalcon.weights.safetensors_writer import entry_bound, header_bytes
-from gyrfalcon.weights.source import PART_FOLDER, Checkpoint
+from gyrfalcon.weights.source import PART_FOLDER
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Plan:
     tensors: Mapping[str, CutTensor]
     aliases: Mapping[str, str]
     stages: tuple[tuple[str, ...], ...]  # the tensors of each, in file order
+    rounding: Rounding | None
 
     def rank_files(self, rank: int) -> list[str]:
         """A rank's weight files, by stage."""
@@ -57,44 +59,38 @@ class Plan:
 
 
 def make_plan(
-    checkpoint: Checkpoint,
+    config: ModelConfig,
     form: Form,
     world_size: int,
     *,
-    dtypes: Mapping[str, torch.dtype],
+    dtypes: Mapping[TensorSpec, tuple[torch.dtype, torch.dtype]],
     aliases: Mapping[str, str],
     max_shard_bytes: int,
+    rounding: Rounding | None = None,
 ) -> Plan:
-    """Shares the tensors that `dtypes` names over ranks and files; `aliases` are recorded, not stored.
+    """Shares tensors over ranks and files. `dtypes`: each tensor's own, and that of the checkpoint that
+    was cut; `aliases` are recorded, not stored.
 
-    Raises WorldSizeError, and UsageError when one tensor alone is larger than a file may be.
+    Raises WorldSizeError, and UsageError when one tensor alone is larger than a file may be or cannot
+    be shared over the ranks.
     """
-    config = checkpoint.config
     shares = shares_of(config, world_size)
     tensors = {
         spec.name: CutTensor(
             shape=spec.shape,
-            dtype=dtypes[spec.name],
-            source_dtype=_source_dtype(checkpoint, spec),
+            dtype=dtype,
+            source_dtype=source_dtype,
             dim=spec.dim,
             pieces=tuple(Piece("", local_ranges(spec, config, share)) for share in shares),
         )
-        for spec in tensor_specs(config, head=HEAD in dtypes)
+        for spec, (dtype, source_dtype) in dtypes.items()
     }
     stages = tuple(_stages(tensors, max_shard_bytes))
     for number, stage in enumerate(stages):
         name = _file_name(number, len(stages))
         for tensor in stage:
             tensors[tensor] = _placed(tensors[tensor], form, name)
-    return Plan(form, world_size, tensors, aliases, stages)
-
-
-def _source_dtype(checkpoint: Checkpoint, spec: TensorSpec) -> torch.dtype:
-    manifest = checkpoint.manifest
-    name = spec.name if manifest is None else manifest.aliases.get(spec.name, spec.name)
-    return (
-        checkpoint.source.dtype(name) if manifest is None else manifest.tensors[name].source_dtype
-    )
+    return Plan(form, world_size, tensors, aliases, stages, rounding)
 
 
 def _stages(tensors: Mapping[str, CutTensor], max_shard_bytes: int) -> Iterator[tuple[str, ...]]:
@@ -118,8 +114,14 @@ def _stages(tensors: Mapping[str, CutTensor], max_shard_bytes: int) -> Iterator[
 
 
 def _file_order(stage: list[str], tensors: Mapping[str, CutTensor]) -> tuple[str, ...]:
-    """Wider dtypes first, so that every tensor begins at a multiple of its element size."""
-    return tuple(sorted(stage, key=lambda name: -tensors[name].dtype.itemsize))
+    """Wider dtypes first, so that every tensor begins at a multiple of its element size. A matrix's
+    data and scales stay together: it is rounded once for both.
+    """
+    return tuple(sorted(stage, key=lambda name: -_width(name, tensors[name])))
+
+
+def _width(name: str, tensor: CutTensor) -> int:
+    return 1 if name.endswith(SCALES) else tensor.dtype.itemsize
 
 
 def _bound(name: str, content: Content) -> int:

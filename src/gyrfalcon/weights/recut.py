@@ -8,8 +8,10 @@ import torch
 from gyrfalcon.errors import UsageError
 from gyrfalcon.weights.cut import MAX_SHARD_BYTES
 from gyrfalcon.weights.folder_writer import CutSummary, write_folder
+from gyrfalcon.weights.layout import HEAD, TensorSpec, stored_name, stored_specs, tensor_specs
 from gyrfalcon.weights.manifest import Manifest, dtype_name
 from gyrfalcon.weights.plan import CUT, HUGGING_FACE, make_plan
+from gyrfalcon.weights.rounded import restored
 from gyrfalcon.weights.source import Checkpoint, open_checkpoint
 
 
@@ -26,16 +28,18 @@ def recut(
     Atomic and resumable as cut() is, and raises the same errors.
     """
     checkpoint, manifest = _open_cut(folder)
-    dtypes = {name: tensor.dtype for name, tensor in manifest.tensors.items()}
+    tensors = [(spec, manifest.tensors[spec.name]) for spec in checkpoint.stored()]
     plan = make_plan(
-        checkpoint,
+        checkpoint.config,
         CUT,
         world_size,
-        dtypes=dtypes,
+        dtypes={spec: (tensor.dtype, tensor.source_dtype) for spec, tensor in tensors},
         aliases=manifest.aliases,
         max_shard_bytes=max_shard_bytes,
+        rounding=manifest.rounding,
     )
-    return write_folder(checkpoint, plan, target, overwrite=overwrite, notes=())
+    read = checkpoint.source.read
+    return write_folder(checkpoint, plan, read, target, overwrite=overwrite, notes=())
 
 
 def merge(
@@ -48,23 +52,30 @@ def merge(
 ) -> CutSummary:
     """Puts a cut together to the Hugging Face folder it came from, every tensor bit for bit.
 
-    A cut in another dtype asks for `dequantise`: the tensors get their first dtype back, and the notes
-    say what was lost. Atomic and resumable as cut() is, and raises the same errors.
+    A cut in another dtype, or rounded, asks for `dequantise`: the tensors get their first dtype back, and
+    the notes say what was lost. Atomic and resumable as cut() is, and raises the same errors.
     """
     checkpoint, manifest = _open_cut(folder)
-    losses = _losses(manifest)
+    losses = _losses(checkpoint, manifest)
     if losses and not dequantise:
         raise UsageError(
             "a cut in the dtype of its checkpoint",
             "; ".join(losses),
             "add --dequantise to accept that",
         )
-    dtypes = {name: tensor.source_dtype for name, tensor in manifest.tensors.items()}
-    dtypes |= {name: dtypes[kept] for name, kept in manifest.aliases.items()}
+    head = stored_name(HEAD, manifest.quant)
+    specs = tensor_specs(checkpoint.config, head=checkpoint.has_head or head in manifest.aliases)
+    firsts = [(spec, _first_dtype(manifest, spec)) for spec in specs]
     plan = make_plan(
-        checkpoint, HUGGING_FACE, 1, dtypes=dtypes, aliases={}, max_shard_bytes=max_shard_bytes
+        checkpoint.config,
+        HUGGING_FACE,
+        1,
+        dtypes={spec: (first, first) for spec, first in firsts},
+        aliases={},
+        max_shard_bytes=max_shard_bytes,
     )
-    return write_folder(checkpoint, plan, target, overwrite=overwrite, notes=losses)
+    read = restored(checkpoint.source, specs, manifest.quant)
+    return write_folder(checkpoint, plan, read, target, overwrite=overwrite, notes=losses)
 
 
 def _open_cut(folder: Path) -> tuple[Checkpoint, Manifest]:
@@ -74,13 +85,26 @@ def _open_cut(folder: Path) -> tuple[Checkpoint, Manifest]:
     return checkpoint, checkpoint.manifest
 
 
-def _losses(manifest: Manifest) -> tuple[str, ...]:
+def _first_dtype(manifest: Manifest, spec: TensorSpec) -> torch.dtype:
+    """The dtype of one of the model's tensors in the checkpoint that was cut."""
+    name = stored_specs(spec, manifest.quant)[0].name
+    return manifest.tensors[manifest.aliases.get(name, name)].source_dtype
+
+
+def _losses(checkpoint: Checkpoint, manifest: Manifest) -> tuple[str, ...]:
     """A line per pair of dtypes, such as "12 tensors float32 → bfloat16: the low bits are lost"."""
-    pairs = Counter((tensor.source_dtype, tensor.dtype) for tensor in manifest.tensors.values())
-    return tuple(
-        f"{count} tensors {dtype_name(first)} → {dtype_name(kept)}: {_loss(first, kept)}"
-        for (first, kept), count in pairs.items()
-        if first != kept
+    pairs = Counter(_change(manifest, spec) for spec in checkpoint.specs())
+    return tuple(f"{count} tensors {change}" for change, count in pairs.items() if change)
+
+
+def _change(manifest: Manifest, spec: TensorSpec) -> str:
+    """What became of one of the model's tensors; "" for nothing."""
+    part = stored_specs(spec, manifest.quant)[0]
+    first, kept = _first_dtype(manifest, spec), manifest.tensors[part.name].dtype
+    if part.kind != "none":
+        return f"{dtype_name(first)} → {part.kind}: rounded, how far is not known any more"
+    return (
+        "" if first == kept else f"{dtype_name(first)} → {dtype_name(kept)}: {_loss(first, kept)}"
     )
 
 

@@ -13,7 +13,14 @@ from gyrfalcon.config import ModelConfig, read_json
 from gyrfalcon.errors import CheckpointError
 from gyrfalcon.parallel.shards import Share
 from gyrfalcon.weights.hf_folder import open_weights
-from gyrfalcon.weights.layout import HEAD, TensorSpec, local_ranges, tensor_specs
+from gyrfalcon.weights.layout import (
+    HEAD,
+    TensorSpec,
+    local_ranges,
+    stored_name,
+    stored_specs,
+    tensor_specs,
+)
 from gyrfalcon.weights.manifest import MANIFEST, TOKENIZER_FOLDER, Manifest
 from gyrfalcon.weights.parts import PartsSource
 from gyrfalcon.weights.tensors import TensorSource, listed
@@ -45,13 +52,22 @@ class Checkpoint:
         return None if self.manifest is None else self.manifest.world_size
 
     @property
+    def quant(self) -> str:
+        """What the matrices of a cut are rounded to, or none."""
+        return "none" if self.manifest is None else self.manifest.quant
+
+    @property
     def has_head(self) -> bool:
         """Whether a head of its own is stored; without one the embedding is the head."""
-        return HEAD in self.source.names()
+        return stored_name(HEAD, self.quant) in self.source.names()
 
     def specs(self) -> list[TensorSpec]:
-        """Every stored tensor in canonical order."""
+        """Every tensor of the model that has its own numbers, in canonical order."""
         return tensor_specs(self.config, head=self.has_head)
+
+    def stored(self) -> list[TensorSpec]:
+        """Every stored tensor in the same order; of a rounded matrix its data and its scales."""
+        return [part for spec in self.specs() for part in stored_specs(spec, self.quant)]
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -66,7 +82,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     raw_config = read_json(config_path)
     config = ModelConfig.from_json(raw_config, str(config_path))
     source, files, notes = open_weights(folder)
-    ignored = check_tensors(folder, config, source, frozenset())
+    ignored = check_tensors(folder, config, source, None)
     if ignored:
         notes.append(
             f"{len(ignored)} stored buffers such as {ignored[0]} follow from the config and are ignored"
@@ -102,7 +118,7 @@ def _open_cut(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"the files that {folder / MANIFEST} lists", listed(faults, "; "), "cut again"
         )
-    check_tensors(folder, config, source, manifest.aliases.keys())
+    check_tensors(folder, config, source, manifest)
     files = tuple(folder / path for path in manifest.files)
     notes = tuple(
         f"{name} is the same as {kept} and is stored once"
@@ -132,12 +148,17 @@ def refuse_half_a_cut(folder: Path) -> None:
 
 
 def check_tensors(
-    folder: Path, config: ModelConfig, source: TensorSource, aliases: Iterable[str]
+    folder: Path, config: ModelConfig, source: TensorSource, manifest: Manifest | None
 ) -> list[str]:
-    """Compares names, shapes and dtypes with the config; returns the stored buffers that are not needed."""
+    """Compares names, shapes and dtypes with the config, and with what a cut's manifest says of aliases
+    and rounding; returns the stored buffers that are not needed.
+    """
     stored = set(source.names())
-    untied = not config.tied and HEAD not in aliases
-    specs = tensor_specs(config, head=untied or HEAD in stored)
+    quant, aliases = ("none", {}) if manifest is None else (manifest.quant, manifest.aliases)
+    head = stored_name(HEAD, quant)
+    untied = not config.tied and head not in aliases
+    model = tensor_specs(config, head=untied or head in stored)
+    specs = [part for spec in model for part in stored_specs(spec, quant)]
     missing = [spec.name for spec in specs if spec.name not in stored]
     extra = sorted(stored - {spec.name for spec in specs})
     ignored = [name for name in extra if BUFFERS.search(name)]
@@ -158,5 +179,5 @@ def _spec_faults(spec: TensorSpec, source: TensorSource) -> Iterable[str]:
     shape, dtype = source.shape(spec.name), source.dtype(spec.name)
     if shape != spec.shape:
         yield f"{spec.name} {list(shape)} for {list(spec.shape)}"
-    if dtype not in FLOATS:
+    if dtype != spec.dtype if spec.dtype is not None else dtype not in FLOATS:
         yield f"{spec.name} of {dtype}"

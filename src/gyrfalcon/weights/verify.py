@@ -61,7 +61,7 @@ def verify(folder: Path) -> VerifyReport:
 def _model_faults(folder: Path, manifest: Manifest, source: PartsSource) -> list[str]:
     try:
         config = ModelConfig.from_json(manifest.raw_config, f"the config in {folder / MANIFEST}")
-        check_tensors(folder, config, source, manifest.aliases.keys())
+        check_tensors(folder, config, source, manifest)
     except (CheckpointError, ConfigError) as error:
         return [f"{MANIFEST}: {error}"]
     return []

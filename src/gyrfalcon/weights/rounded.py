@@ -1,0 +1,58 @@
+"""Tensors rounded on their way into a cut, and taken back on their way out of one."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from gyrfalcon.quant import Quantised, dequantise, quantise
+from gyrfalcon.weights.layout import DATA, TensorSpec, stored_specs
+from gyrfalcon.weights.tensors import TensorSource, take
+
+# What reads the ranges of a tensor along a dimension, as TensorSource.read does.
+Read = Callable[[str, int | None, Sequence[range]], Tensor]
+
+
+class Rounded:
+    """Reads a checkpoint's tensors as a cut rounded to `quant` stores them: whole matrices are rounded.
+
+    The last one is kept: what is read of it, part after part, is rounded once.
+    """
+
+    def __init__(self, source: TensorSource, specs: Iterable[TensorSpec], quant: str) -> None:
+        self._source = source
+        self._matrices = {
+            part.name: (spec.name, part.kind)
+            for spec in specs
+            for part in stored_specs(spec, quant)
+            if part.kind != "none"
+        }
+        self._kept: tuple[str, Quantised] | None = None
+
+    def read(self, name: str, dim: int | None = None, ranges: Sequence[range] = ()) -> Tensor:
+        """As TensorSource.read."""
+        if name not in self._matrices:
+            return self._source.read(name, dim, ranges)
+        matrix = self._matrix(*self._matrices[name])
+        return take(matrix.data if name.endswith(DATA) else matrix.scales, dim, ranges)
+
+    def _matrix(self, name: str, kind: str) -> Quantised:
+        if self._kept is None or self._kept[0] != name:
+            self._kept = None  # two at once would take twice the memory
+            self._kept = name, quantise(self._source.read(name), kind)
+        return self._kept[1]
+
+
+def restored(source: TensorSource, specs: Iterable[TensorSpec], quant: str) -> Read:
+    """Reads rows of the model's own tensors from a cut rounded to `quant`: matrices in float32."""
+    matrices = {spec.name: parts for spec in specs if len(parts := stored_specs(spec, quant)) == 2}
+
+    def read(name: str, dim: int | None, rows: Sequence[range]) -> Tensor:
+        if name not in matrices:
+            return source.read(name, dim, rows)
+        data, scales = matrices[name]
+        along = len(scales.shape) - 1  # rows lie along the scales' last dimension
+        parts = source.read(data.name, 0, rows), source.read(scales.name, along, rows)
+        return dequantise(Quantised(data.kind, *parts), torch.float32)
+
+    return read

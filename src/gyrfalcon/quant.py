@@ -107,16 +107,19 @@ def quantise(weight: Tensor, kind: str) -> Quantised:
         raise UsageError(
             f"one of {', '.join(_CONVERSIONS)} to round weights to", kind, "choose one"
         )
-    columns = weight.shape[1]
-    _check_columns(kind, columns)
-    if not weight.isfinite().all():
-        raise CheckpointError(
-            "finite weights to round", "infinite ones or NaN", "get the file again"
-        )
+    num_rows, columns = weight.shape
+    (shape, dtype), (scales_shape, scales_dtype) = stored_forms(kind, num_rows, columns)
+    data = torch.empty(shape, dtype=dtype, device=weight.device)
+    scales = torch.empty(scales_shape, dtype=scales_dtype, device=weight.device)
     chunk = CHUNK if weight.device.type == "cpu" else DEVICE_CHUNK
-    parts = [convert(part.float()) for part in weight.split(max(1, chunk // max(columns, 1)))]
-    data, scales = (list(tensors) for tensors in zip(*parts, strict=True))
-    return Quantised(kind, torch.cat(data), torch.cat(scales, dim=-1))
+    step = max(1, chunk // max(columns, 1))
+    for start in range(0, num_rows, step):
+        part = weight[start : start + step].float()
+        if not part.isfinite().all():
+            wanted = "finite weights to round"
+            raise CheckpointError(wanted, "infinite ones or NaN", "get the file again")
+        data[start : start + step], scales[..., start : start + step] = convert(part)
+    return Quantised(kind, data, scales)
 
 
 def stored_forms(kind: str, rows: int, columns: int) -> tuple[Form, Form]:

@@ -65,8 +65,8 @@ def tensor_specs(config: ModelConfig, *, head: bool) -> list[TensorSpec]:
 
 
 def rounded_to(spec: TensorSpec, quant: str) -> str:
-    """What a tensor is rounded to in a model rounded to `quant`: a matrix to that, but embedding and
-    head to 8 bits, at least; norms and biases to nothing, "none".
+    """What a tensor is rounded to in a model rounded to `quant`: matrices to that, but embedding and
+    head to no less than 8 bits; norms and biases not at all, "none".
     """
     if len(spec.shape) != 2:
         return "none"
@@ -85,30 +85,17 @@ def stored_specs(spec: TensorSpec, quant: str) -> list[TensorSpec]:
     kind = rounded_to(spec, quant)
     if kind == "none":
         return [spec]
-    (shape, dtype), (scales_shape, scales_dtype) = stored_forms(kind, *spec.shape)
-    by_columns = spec.dim == 1
-    packed, scales_dim, group = 1, None if by_columns else 0, 1
-    if kind in GROUPS:  # two columns a byte; scales [groups, rows]
-        packed, scales_dim, group = 2, 0 if by_columns else 1, GROUPS[kind]
-    return [
-        replace(
-            spec,
-            name=spec.name + DATA,
-            shape=shape,
-            kind=kind,
-            dtype=dtype,
-            unit=packed if by_columns else 1,
-        ),
-        replace(
-            spec,
-            name=spec.name + SCALES,
-            shape=scales_shape,
-            dim=scales_dim,
-            kind=kind,
-            dtype=scales_dtype,
-            unit=group if by_columns else 1,
-        ),
-    ]
+    data, scales = (
+        replace(spec, name=spec.name + ending, shape=shape, kind=kind, dtype=dtype)
+        for ending, (shape, dtype) in zip(
+            (DATA, SCALES), stored_forms(kind, *spec.shape), strict=True
+        )
+    )
+    if kind not in GROUPS:  # a scale a row
+        return [data, replace(scales, dim=None if spec.dim == 1 else spec.dim)]
+    if spec.dim == 1:  # two columns a byte, scales [groups, rows]
+        return [replace(data, unit=2), replace(scales, dim=0, unit=GROUPS[kind])]
+    return [data, replace(scales, dim=1)]
 
 
 def local_ranges(spec: TensorSpec, config: ModelConfig, share: Share) -> tuple[range, ...]:

@@ -138,6 +138,7 @@ def test_an_engine_runs_it_without_being_told(kind: str, folder_40b: Path, tmp_p
     for quant in ("none", kind):
         with Engine(EngineConfig(model=str(tmp_path / "cut"), world_size=1, quant=quant)) as engine:
             assert engine.config.quant == kind
+            assert f"bf16, rounded to {kind}, cache" in engine.description
             assert logits(engine).equal(wanted)
     shared = on_engines(2, tmp_path / "cut", logits)
     torch.testing.assert_close(shared, wanted, rtol=0.05, atol=0.05)  # sums in bfloat16

@@ -17,8 +17,9 @@ class EngineConfig:
     world_size: ranks; by default torchrun's, else the cut's own, else 1.
     device: auto, cpu or cuda; auto takes CUDA where there is one.
     dtype: what to compute in; auto is the checkpoint's own.
-    quant: none; or int8, fp8, int4 (a scale for 64 weights of a row), int4-32, int4-128: matrices are
-        rounded when they are loaded, embedding and head to 8 bits; what is computed stays in dtype.
+    quant: none, as the checkpoint or cut is; or int8, fp8, int4 (a scale for 64 weights of a row),
+        int4-32, int4-128: matrices are rounded when they are loaded, embedding and head to 8 bits;
+        what is computed stays in dtype.
     max_len: longest sequence, prompt and new tokens together; by default what the model's positions
         are made for.
     cache_memory: of one rank's KV cache, in bytes (int) or as a fraction of the free memory (float).

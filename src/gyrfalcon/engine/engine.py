@@ -115,7 +115,8 @@ class Engine:
     def description(self) -> str:
         """Where and how the model runs, in a few words."""
         ranks_word = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
-        dtype = WORD_OF_DTYPE[self.dtype]
+        rounded = "" if self.config.quant == "none" else f", rounded to {self.config.quant}"
+        dtype = WORD_OF_DTYPE[self.dtype] + rounded
         return f"{ranks_word} on {self.device}, {dtype}, cache for {self.cache_len} tokens"
 
     @property

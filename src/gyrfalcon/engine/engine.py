@@ -28,6 +28,7 @@ from gyrfalcon.engine.replica import Add, End
 from gyrfalcon.engine.tensors import real_tokens
 from gyrfalcon.engine.worker import follow
 from gyrfalcon.errors import CheckpointError, PromptTooLong, RankDied, RequestError
+from gyrfalcon.output import counted
 from gyrfalcon.parallel.shards import share_of
 from gyrfalcon.request import (
     FinishReason,
@@ -112,9 +113,8 @@ class Engine:
     @property
     def description(self) -> str:
         """Where and how the model runs, in a few words."""
-        ranks_word = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
-        dtype = WORD_OF_DTYPE[self.dtype]
-        return f"{ranks_word} on {self.device}, {dtype}, cache for {self.cache_len} tokens"
+        ranks, dtype = counted(self.world_size, "rank"), WORD_OF_DTYPE[self.dtype]
+        return f"{ranks} on {self.device}, {dtype}, cache for {self.cache_len} tokens"
 
     @property
     def device(self) -> torch.device:

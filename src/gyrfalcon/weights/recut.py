@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from gyrfalcon.errors import UsageError
+from gyrfalcon.output import counted
 from gyrfalcon.weights.cut import MAX_SHARD_BYTES
 from gyrfalcon.weights.folder_writer import CutSummary, write_folder
 from gyrfalcon.weights.manifest import Manifest, dtype_name
@@ -78,7 +79,7 @@ def _losses(manifest: Manifest) -> tuple[str, ...]:
     """A line per pair of dtypes, such as "12 tensors float32 → bfloat16: the low bits are lost"."""
     pairs = Counter((tensor.source_dtype, tensor.dtype) for tensor in manifest.tensors.values())
     return tuple(
-        f"{count} tensors {dtype_name(first)} → {dtype_name(kept)}: {_loss(first, kept)}"
+        f"{counted(count, 'tensor')} {dtype_name(first)} → {dtype_name(kept)}: {_loss(first, kept)}"
         for (first, kept), count in pairs.items()
         if first != kept
     )

@@ -598,6 +598,35 @@ def test_runs_that_asked_something_else_are_not_compared(name: str) -> None:
         compare(document(found), document(found, **{name: "other"}))
 
 
+def test_runs_that_asked_something_else_are_told_what() -> None:
+    short = [answer("birds", 0, "A", "A")]
+    whole = document([*short, answer("birds", 1, "B", "B")])
+    other = document([answer("sums", 0, "A", "A")], exam_sha256="1")
+    for one, two, got in (
+        (whole, document(short, shots=0), "old: 5; new: 0"),
+        (
+            whole,
+            document(short, exam_sha256="1"),
+            "old: 2 questions of 1 subject; new: 1 question of 1 subject",
+        ),
+        (
+            whole,
+            other,
+            "old: 2 questions of 1 subject, birds among them; "
+            "new: 1 question of 1 subject, sums among them",
+        ),
+        (
+            document(short),
+            document(short, exam_sha256="1"),
+            "old: 1 question of 1 subject, worded otherwise; "
+            "new: 1 question of 1 subject, worded otherwise",
+        ),
+    ):
+        with pytest.raises(UsageError) as caught:
+            compare(one, two, ("old", "new"))
+        assert caught.value.got == got
+
+
 # ---- published figures ----
 
 
@@ -670,10 +699,8 @@ def cache_rows(output: Path) -> list[list[str]]:
 def test_the_command_writes_the_guides_files(
     model: Path, exam_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(command(model, exam_folder, tmp_path, "--golden")) == 0
-    shown = capsys.readouterr().out
-    assert "all questions" in shown
-    assert "golden: no published figures are known for a model of this shape" in shown
+    assert main(command(model, exam_folder, tmp_path)) == 0
+    assert "all questions" in capsys.readouterr().out
     written = json.loads((tmp_path / "mmlu.json").read_text())["result"]
     rows = cache_rows(tmp_path)
     assert rows[0] == ["task", "question_id", "truth", "pred"]
@@ -691,6 +718,35 @@ def test_the_command_writes_the_guides_files(
     assert classes["Avg"] == written["accuracy"] == sum(right.values()) / 7
     assert all(len(p["logprobs"]) == 4 for p in written["predictions"])
     assert "birds: " in (tmp_path / "device0.log").read_text()
+
+
+def test_figures_that_nobody_published_are_refused_before_the_run(
+    model: Path, exam_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "output"
+    assert main(command(model, exam_folder, output, "--golden")) == 2
+    told = capsys.readouterr().err
+    assert "wanted a model with published MMLU figures (falcon-" in told
+    assert f"got {model}, for which none are known; leave --golden out" in told
+    assert not output.exists()
+
+
+def test_a_run_that_cannot_be_compared_is_refused_before_it(
+    model: Path, exam_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main(command(model, exam_folder, one, "--limit", "1", "--subjects", "birds")) == 0
+    shown = capsys.readouterr()
+    assert "hendrycks, test, 2 shots, 1 subject\n" in shown.out
+    assert "1 question in " in shown.err
+    assert "0 of 1 question answered" in (one / "device0.log").read_text()
+    earlier = str(one / "mmlu.json")
+    assert main(command(model, exam_folder, two, "--compare", earlier)) == 2
+    assert (
+        "wanted two runs with the same questions, got A (this run): 7 questions of 2 subjects, "
+        f"sums_of_two among them; B ({earlier}): 1 question of 1 subject; compare"
+    ) in " ".join(capsys.readouterr().err.split())
+    assert not two.exists()
 
 
 @pytest.mark.slow
@@ -752,6 +808,8 @@ def test_two_result_files_are_compared_without_a_model(
         Path(files[-1]).write_text(json.dumps(found))
     assert main(["mmlu", "--compare", *files, "--json", "-"]) == 0
     told = json.loads(capsys.readouterr().out)
+    assert main(["mmlu", "--compare", *files]) == 0
+    assert capsys.readouterr().out.startswith(f"A: {files[0]}, B: {files[1]}\n")
     assert (told["all"]["only_first"], told["all"]["agreement"], told["all"]["p"]) == (1, 0.0, 1.0)
 
 

@@ -350,6 +350,7 @@ def test_runs_that_asked_in_another_way_are_not_compared(written: Writer, tmp_pa
     )
     page = made(tmp_path, files[0], "--baseline", files[1])
     assert "Not comparable: two runs with the same protocol are needed" in page
+    assert re.search(r"are needed\. [^<]*: hendrycks; [^<]*other\.json: lm-eval\.", page)
 
 
 def test_the_precision_tables_hold_every_figure_its_limit_and_the_verdict(

@@ -84,6 +84,25 @@ sys.meta_path.insert(0, Interrupt())
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+def test_ctrl_c_ends_a_command_whose_libraries_swallow_it() -> None:
+    """torch's import catches any exception at some places; here every import of it does."""
+    code = """
+import contextlib, os, signal, sys
+class Swallow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Swallow())
+from gyrfalcon.cli import main
+sys.exit(main(["verify", "nowhere"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_importing_the_package_needs_no_torch() -> None:
     assert without_torch("import gyrfalcon\nstatus = 0") == 0
 

@@ -39,6 +39,7 @@ from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.measure.roofline import Layout, decode_bytes, percent_of_limit, prefill_flops
 from gyrfalcon.model.falcon import Falcon
 from gyrfalcon.ops import reference
+from gyrfalcon.parallel.group import Vocabulary, solo
 from gyrfalcon.request import Request
 
 if TYPE_CHECKING:
@@ -237,7 +238,9 @@ def _device(model: Falcon) -> torch.device:
 def _replica(model: Falcon, pool: KVPool, plan: "Plan", max_len: int) -> Replica:
     allocator = BlockAllocator(len(pool.layers[0].k), pool.block_size, False)
     scheduler = Scheduler(allocator, Limits(max_len, max_len, 1))
-    return Replica(Graphs(model, max_len, plan.device), pool, scheduler, plan.device, False)
+    vocabulary = Vocabulary.shared(len(model.head.weight), solo())
+    run = Graphs(model, max_len, plan.device)
+    return Replica(run, pool, scheduler, vocabulary, plan.device, False)
 
 
 def _case(replica: Replica, input_len: int, output_len: int) -> tuple[float, float]:

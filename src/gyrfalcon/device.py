@@ -102,6 +102,11 @@ def pinned(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The host's tensor on the device; the host does not wait for the copy."""
+    return pinned(tensor, device).to(device, non_blocking=True)
+
+
 def capture(work: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
     """What launches all of `work` at once, again and again on the same tensors.
 

@@ -33,7 +33,7 @@ class Graphs:
         self._graphs: dict[int, _Graph] = {}
 
     def __call__(self, batch: Batch, pool: KVPool) -> Tensor:
-        """As the model: logits float32 [rows, vocab]."""
+        """As the model: this rank's logits float32 [rows, own tokens]."""
         num_sequences = len(batch.query_lens)
         decoding = set(batch.query_lens) == {1} and len(batch.rows) == num_sequences
         if not decoding or num_sequences > self.largest:

@@ -12,7 +12,7 @@ from gyrfalcon.model.linear import ColumnLinear, Head, Norms, RowLinear, VocabEm
 from gyrfalcon.model.positions import Rotary, alibi_slopes
 from gyrfalcon.ops import Ops
 from gyrfalcon.parallel.group import Group
-from gyrfalcon.parallel.shards import owned, share_of
+from gyrfalcon.parallel.shards import share_of
 from gyrfalcon.progress import Bar, bar
 from gyrfalcon.quant import Weight, quantise
 from gyrfalcon.weights import layout
@@ -110,11 +110,7 @@ class _Loader:
         if self.checkpoint.has_head:
             stored = self._tensor(layout.HEAD)
             weight = embedding if torch.equal(stored, embedding) else stored
-        widths = [
-            len(owned(self.config.vocab_size, self.group.size, rank))
-            for rank in range(self.group.size)
-        ]
-        return Head(weight, widths, self.group, self.ops)
+        return Head(weight, self.ops)
 
     def _column(self, name: str, activation: str | None = None) -> ColumnLinear:
         return ColumnLinear(self._matrix(f"{name}.weight"), self._bias(name), activation, self.ops)

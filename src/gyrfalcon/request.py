@@ -232,10 +232,10 @@ class Chunk:
 
     @property
     def samples(self) -> bool:
-        """Whether the step yields a new token: the chunk reaches the sequence's end and more are
-        wanted.
+        """Whether the step yields a new token: the chunk reaches the sequence's end, or goes on
+        with a token that is not known yet, and more are wanted.
         """
-        return self.stop == len(self.sequence.tokens) and self.params.max_new_tokens > 0
+        return self.stop >= len(self.sequence.tokens) and self.params.max_new_tokens > 0
 
     @property
     def wants_every_row(self) -> bool:

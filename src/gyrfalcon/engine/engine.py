@@ -24,6 +24,7 @@ from gyrfalcon.device import WORD_OF_DTYPE, uses_cuda
 from gyrfalcon.engine import ranks
 from gyrfalcon.engine.build import build_replica, longest_sequence
 from gyrfalcon.engine.interrupts import held_interrupts
+from gyrfalcon.engine.lookahead import stepper
 from gyrfalcon.engine.replica import Add, End
 from gyrfalcon.engine.tensors import real_tokens
 from gyrfalcon.engine.worker import follow
@@ -103,6 +104,7 @@ class Engine:
         weakref.finalize(self, self._ranks.close)  # where nobody closes it
         with self._all_ranks():
             self._replica = build_replica(config, checkpoint, self._ranks.place)
+            self._take_step = stepper(self._replica)
             self._seeds = random.Random(self._ranks.agree(_seed_bytes(config.seed)))
 
     @property
@@ -166,13 +168,13 @@ class Engine:
 
     def step(self) -> list[Piece]:
         """Computes one batch on all ranks; returns the new text of every sequence that got a token
-        or ended.
+        or ended. On an accelerator that is what the batch before gave.
         """
         if not self._live:
             return []
         with self._all_ranks():
             self._ranks.tell()
-            outputs = self._replica.step()
+            outputs = self._take_step()
         return [self._piece(output) for output in outputs]
 
     def abort(self, request_id: int) -> None:

@@ -79,10 +79,12 @@ class Replica:
     @torch.inference_mode()
     def step(self) -> list[StepOutput]:
         """Computes one batch and returns the tokens and endings it gave."""
-        chunks = self.scheduler.next_chunks()
+        return self.compute(self.scheduler.next_chunks())
+
+    def compute(self, chunks: Seq[Chunk]) -> list[StepOutput]:
+        """The same for chunks that the scheduler gave."""
         logits = self.run(Batch.build(chunks, self.pool.block_size), self.pool)
-        tokens = self._tokens(chunks, logits)
-        return self.scheduler.commit(chunks, tokens)
+        return self.scheduler.commit(chunks, self._tokens(chunks, logits))
 
     def _tokens(self, chunks: Seq[Chunk], logits: Tensor) -> list[Token | None]:
         """A new token for each chunk that samples; rows of chunks that want all are kept."""

@@ -58,6 +58,11 @@ def read(found: Tensor) -> list[Token]:
     return [Token(token_id) for token_id in token_ids]
 
 
+def needs_host(params: SamplingParams) -> bool:
+    """Whether the host has a part in choosing a token, or in telling its log-probability."""
+    return _changes_logits(params) or _wants_logprobs(params)
+
+
 def score(logits: Tensor, token_ids: Seq[int], num_top: int) -> list[Token]:
     """Log-probabilities of given tokens from their rows of logits (float32 [tokens, vocab])."""
     _check_finite(bool(logits.isfinite().all()))

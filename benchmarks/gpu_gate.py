@@ -6,7 +6,8 @@ near the card's limits.
     scripts/gpu-gate --dry-run                     every step on the CPU, tiny shapes, Triton interpreted
 
 Needs torch, triton, numpy, safetensors, transformers and pytest; nothing is installed, nothing is
-downloaded. What does not fit the card is named as skipped. Exit code 1 when a check does not hold.
+downloaded. Where gemlite is installed, its products are timed beside ours. What does not fit the card
+is named as skipped. Exit code 1 when a check does not hold.
 """
 
 import argparse
@@ -151,6 +152,7 @@ def _place(dry_run: bool) -> str:
 def steps(plan: Plan, args: argparse.Namespace) -> dict[str, Callable[[Plan], dict[str, Any]]]:
     """The steps by name, in their order."""
     import gpu_checks
+    import gpu_gemlite
     import gpu_speed
 
     if args.full_sweep:
@@ -169,6 +171,7 @@ def steps(plan: Plan, args: argparse.Namespace) -> dict[str, Callable[[Plan], di
             for shape in plan.shapes
             for precision in plan.precisions
         },
+        "gemlite": gpu_gemlite.beside_gemlite,
     }
 
 

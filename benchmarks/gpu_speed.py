@@ -32,6 +32,7 @@ from gyrfalcon.device import (
     synchronise,
 )
 from gyrfalcon.engine.graphs import Graphs, _Graph
+from gyrfalcon.engine.lookahead import stepper
 from gyrfalcon.engine.replica import Add, Replica
 from gyrfalcon.engine.scheduler import Limits, Scheduler
 from gyrfalcon.kv.blocks import BlockAllocator
@@ -39,6 +40,7 @@ from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.measure.roofline import Layout, decode_bytes, percent_of_limit, prefill_flops
 from gyrfalcon.model.falcon import Falcon
 from gyrfalcon.ops import reference
+from gyrfalcon.parallel.group import Vocabulary, solo
 from gyrfalcon.request import Request
 
 if TYPE_CHECKING:
@@ -237,7 +239,9 @@ def _device(model: Falcon) -> torch.device:
 def _replica(model: Falcon, pool: KVPool, plan: "Plan", max_len: int) -> Replica:
     allocator = BlockAllocator(len(pool.layers[0].k), pool.block_size, False)
     scheduler = Scheduler(allocator, Limits(max_len, max_len, 1))
-    return Replica(Graphs(model, max_len, plan.device), pool, scheduler, plan.device, False)
+    vocabulary = Vocabulary.shared(len(model.head.weight), solo())
+    run = Graphs(model, max_len, plan.device)
+    return Replica(run, pool, scheduler, vocabulary, plan.device, False)
 
 
 def _case(replica: Replica, input_len: int, output_len: int) -> tuple[float, float]:
@@ -245,10 +249,12 @@ def _case(replica: Replica, input_len: int, output_len: int) -> tuple[float, flo
     params = SamplingParams(max_new_tokens=output_len, ignore_eos=True)
     start = time.perf_counter()
     replica.obey(Add(Request(0, tuple(range(100, 100 + input_len)), params, 0, 11)))
-    replica.step()
+    take_step, given = stepper(replica), 0
+    while not given:
+        given += len(take_step())
     first = time.perf_counter() - start
-    for _ in range(output_len - 1):
-        replica.step()
+    while given < output_len:
+        given += len(take_step())
     return first, time.perf_counter() - start
 
 

@@ -22,6 +22,8 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     for name, found in document.items():
         if name.startswith("speed "):
             yield from _model_lines(name.removeprefix("speed "), found)
+    if (found := document.get("gemlite")) is not None:
+        yield from _gemlite_lines(found)
 
 
 def _verdict(found: Mapping[str, Any]) -> str:
@@ -56,3 +58,21 @@ def _model_lines(name: str, found: Mapping[str, Any]) -> Iterator[str]:
         f"{name:<10} the guide's mean, computed: first token {sweep['first_token_ms']:.2f} ms, "
         f"{sweep['time_per_token_ms']:.3f} ms/token, {sweep['tokens_per_second']:.1f} tokens/s"
     )
+
+
+def _gemlite_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    if "version" not in found:
+        yield f"gemlite: {found.get('skipped') or found['error']}"
+        return
+    version = found["version"]
+    for name, measured in found.items():
+        if name in ("version", "seconds"):
+            continue
+        if "error" in measured:
+            yield f"{name:<10} gemlite {version}: {measured['error']}"
+            continue
+        for row in measured["rows"]:
+            yield (
+                f"{name:<10} a block's products, batch {row['tokens']:>3}: "
+                f"ours {row['ours_ms']:.3f} ms, gemlite {version} {row['gemlite_ms']:.3f} ms"
+            )

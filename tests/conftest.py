@@ -1,4 +1,4 @@
-"""What every test may ask for: the data folder, and a machine that is shared fairly."""
+"""What every test may ask for: the data folder, a made-up exam, and a machine that is shared fairly."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import triton_interpreter
+from exams import write_rows
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -45,3 +46,8 @@ def data(request: pytest.FixtureRequest) -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def exam_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("exam"))

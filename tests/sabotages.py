@@ -128,8 +128,8 @@ def drop_a_prefill_chunk(patch: Patch) -> None:
 def ignore_top_p(patch: Patch) -> None:
     draw = sampler._draw
 
-    def careless(logits: Tensor, params: SamplingParams, chance: float) -> int:
-        return draw(logits, replace(params, top_p=1.0), chance)
+    def careless(scores: Tensor, params: list[SamplingParams], chances: list[float]) -> Tensor:
+        return draw(scores, [replace(one, top_p=1.0) for one in params], chances)
 
     patch.setattr(sampler, "_draw", careless)
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from gyrfalcon.arguments import COMMANDS, PLANNED, parse
 from gyrfalcon.cli import main
 from gyrfalcon.errors import UsageError
 
+PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -56,6 +58,49 @@ def test_help_needs_no_torch(words: list[str]) -> None:
 )
 def test_wrong_usage_needs_no_torch_and_exits_2(words: list[str]) -> None:
     assert without_torch("from gyrfalcon.cli import main\nstatus = main()", *words) == 2
+
+
+@pytest.mark.parametrize("how", ["module", "script"])
+def test_ctrl_c_while_python_imports_ends_without_a_traceback(how: str) -> None:
+    """The signal comes as the first module behind the command is looked for."""
+    code = """
+import importlib, os, runpy, signal, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "gyrfalcon.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+"""
+    home, _, name = tomllib.loads(PYPROJECT.read_text())["project"]["scripts"][
+        "gyrfalcon"
+    ].partition(":")
+    code += {
+        "module": "runpy.run_module('gyrfalcon', run_name='__main__')",
+        "script": f"from {home} import {name}\nsys.exit({name}())",
+    }[how]
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_ends_a_command_whose_libraries_swallow_it() -> None:
+    """torch's import catches any exception at some places; here every import of it does."""
+    code = """
+import contextlib, os, signal, sys
+class Swallow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Swallow())
+from gyrfalcon.cli import main
+sys.exit(main(["verify", "nowhere"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_importing_the_package_needs_no_torch() -> None:

@@ -9,7 +9,7 @@ import torch
 from checkpoints import make_checkpoint
 
 from gyrfalcon.cli import main
-from gyrfalcon.output import shown_bytes
+from gyrfalcon.output import counted, shown_bytes
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +153,8 @@ def test_inspect_adds_up(checkpoint: Path, tmp_path: Path) -> None:
 )
 def test_sizes_are_shown_in_powers_of_1000(num_bytes: int, shown: str) -> None:
     assert shown_bytes(num_bytes) == shown
+
+
+@pytest.mark.parametrize(("count", "told"), [(0, "0 files"), (1, "1 file"), (2, "2 files")])
+def test_one_is_no_plural(count: int, told: str) -> None:
+    assert counted(count, "file") == told

@@ -14,6 +14,7 @@ from gyrfalcon import Engine, SamplingParams
 from gyrfalcon.batch import Batch
 from gyrfalcon.engine.build import runner
 from gyrfalcon.engine.graphs import SIZES, Graphs
+from gyrfalcon.engine.lookahead import Lookahead
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.model.falcon import Falcon
 from gyrfalcon.ops import reference
@@ -67,6 +68,18 @@ def test_padded_steps_give_the_tokens_of_the_definition(engine: Engine, count: i
     assert isinstance(graphs, Watched)
     assert graphs.counts == [count] * 3
     assert list(graphs._graphs) == [1 if count == 1 else 4]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_padded_steps_take_tokens_that_the_host_has_not_read(engine: Engine, count: int) -> None:
+    prompts = [random_prompt(length) for length in (5, 19, 11)[:count]]
+    params = SamplingParams(max_new_tokens=5, temperature=1.0, top_k=4, seed=2, ignore_eos=True)
+    engine._take_step = Lookahead(engine._replica).step
+    ours = [list(output.output_ids) for output in engine.generate(prompts, params)]
+    assert ours == expected(engine, prompts, params)
+    graphs = engine._replica.run
+    assert isinstance(graphs, Watched)
+    assert graphs.counts == [count] * 4
 
 
 def test_sequences_that_only_pad_leave_the_cache_alone(engine: Engine) -> None:

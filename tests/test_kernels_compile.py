@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from compile_ascend import distinct, memory_kib
-from compile_kernels import TARGETS, Usage, differences, judge
+from compile_kernels import TARGETS, TOOLS, Usage, cases_of, differences, judge
 from kernel_cases import Case
 
 pytest.importorskip("triton", reason="Triton is not installed (the extra gpu-check)")
@@ -138,6 +138,17 @@ def test_an_npu_gets_each_variant_once_and_no_fp8() -> None:
         case("eight", "*fp8e4nv", 4, {}),
     )
     assert distinct([first, twin, smaller, eight_bits]) == [first, smaller]
+
+
+@pytest.mark.parametrize(
+    "file", sorted(TOOLS.glob("kernel_cases_*.py")), ids=lambda file: file.stem
+)
+def test_types_are_listed_in_the_kernels_order(file: Path) -> None:
+    """Ascend's compiler takes them by place, not by name."""
+    for case in cases_of(file):
+        arguments = [name for name in case.kernel.arg_names if name in case.signature]
+        wanted = [case.signature[name] for name in arguments]
+        assert list(case.signature.values()) == wanted, case.name
 
 
 def test_memory_is_what_is_used_at_once(tmp_path: Path) -> None:

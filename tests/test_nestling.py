@@ -7,9 +7,10 @@ import pytest
 from gyrfalcon import Engine, EngineConfig, SamplingParams
 from gyrfalcon.cli import main
 from gyrfalcon.errors import UsageError
-from gyrfalcon.measure.exam import CATEGORIES, open_exam
+from gyrfalcon.measure.exam import CATEGORIES, open_exam, read_exam
 from gyrfalcon.measure.mmlu import answers
 from gyrfalcon.measure.mmlu_prompts import HENDRYCKS, Exam
+from gyrfalcon.nestling.exam import write_exam
 from gyrfalcon.weights.hub import resolve_model
 
 
@@ -33,6 +34,18 @@ def test_its_exam_is_a_name_and_a_folder_of_that_name_goes_first(
     (tmp_path / "nestling").mkdir()
     with pytest.raises(UsageError):
         open_exam("nestling", "test")
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_its_exam_is_the_one_of_its_files_and_needs_none(
+    split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_exam(tmp_path)
+    monkeypatch.setattr(Path, "mkdir", None)  # a folder of its own would outlive a kill
+    monkeypatch.setattr("os.mkdir", None)
+    assert open_exam("nestling", split) == read_exam(tmp_path, split)
+    chosen = ["letters", "animals"]
+    assert open_exam("nestling", split, chosen, 3) == read_exam(tmp_path, split, chosen, 3)
 
 
 @pytest.mark.parametrize("subjects", ["", "letters,", "letters, fish"])

@@ -323,6 +323,16 @@ def test_the_mmlu_tables_hold_counts_percent_and_intervals(written: Writer, tmp_
     ]
 
 
+def test_a_baseline_of_a_kind_that_is_not_reported_is_refused(
+    written: Writer, tmp_path: Path, capsys: Captured
+) -> None:
+    ours, theirs = written("speed", sweep().to_json()), written("mmlu", exam_result(), "other.json")
+    assert report(ours, "-o", tmp_path / "r", "--no-plots", "--baseline", theirs) == 2
+    wanted = f"wanted a baseline of speed, as the results are, in {theirs}, got a mmlu result"
+    assert wanted in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
 def test_two_mmlu_runs_are_compared_question_by_question(written: Writer, tmp_path: Path) -> None:
     one, other = exam_result(), exam_result(shift=1)
     files = written("mmlu", one), written("mmlu", other, "other.json", name="falcon-y")
@@ -340,6 +350,7 @@ def test_runs_that_asked_in_another_way_are_not_compared(written: Writer, tmp_pa
     )
     page = made(tmp_path, files[0], "--baseline", files[1])
     assert "Not comparable: two runs with the same protocol are needed" in page
+    assert re.search(r"are needed\. [^<]*: hendrycks; [^<]*other\.json: lm-eval\.", page)
 
 
 def test_the_precision_tables_hold_every_figure_its_limit_and_the_verdict(

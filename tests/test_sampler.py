@@ -2,8 +2,10 @@
 definitions; seeds rule alone; log-probabilities are the model's."""
 
 import math
+import random
 from collections import Counter
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +22,13 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from worlds import on_every_rank
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
 from gyrfalcon.engine import sampler
-from gyrfalcon.request import Request, Sequence, Token
+from gyrfalcon.errors import NotFinite
+from gyrfalcon.parallel.group import Group, Vocabulary, ranked, solo
+from gyrfalcon.request import Chunk, Request, Sequence, Token
 
 VOCAB = 60
 CHANCES = 1000  # draws at as many evenly spread chances show a distribution to 1 in so many
@@ -59,15 +64,30 @@ def sequence(
     return Sequence(Request(0, prompt, params, seed, eos_id=11), 0, [*prompt, *output])
 
 
+def whole(sequences: list[Sequence]) -> list[Chunk]:
+    return [Chunk(one, 0, len(one.tokens)) for one in sequences]
+
+
+def pick(logits: Tensor, sequences: list[Sequence]) -> list[Token]:
+    """As one rank picks that holds the whole vocabulary."""
+    return sampler.pick(logits, whole(sequences), Vocabulary.shared(logits.shape[1], solo()))
+
+
 def picked(logits: Tensor, params: SamplingParams, **settings: object) -> Token:
-    return sampler.pick(logits, [sequence(params, **settings)])[0]  # type: ignore[arg-type]
+    return pick(logits, [sequence(params, **settings)])[0]  # type: ignore[arg-type]
+
+
+def draw(logits: Tensor, params: SamplingParams, chances: list[float]) -> Tensor:
+    """The token that each chance draws from the same row of logits [vocab]."""
+    scores, ids = ranked(logits[None], len(logits))
+    count = len(chances)
+    return ids[0][sampler._draw(scores.expand(count, -1), [params] * count, chances)[:, 0]]
 
 
 def frequencies(logits: Tensor, params: SamplingParams) -> Tensor:
     """How often each token is drawn when every chance from 0 to 1 comes once."""
     chances = [(number + 0.5) / CHANCES for number in range(CHANCES)]
-    drawn = torch.tensor([sampler._draw(logits, params, chance) for chance in chances])
-    return torch.bincount(drawn, minlength=len(logits)) / CHANCES
+    return torch.bincount(draw(logits, params, chances), minlength=len(logits)) / CHANCES
 
 
 def expected_frequencies(logits: Tensor, params: SamplingParams) -> Tensor:
@@ -100,9 +120,13 @@ def test_tokens_are_drawn_as_often_as_transformers_would(
 def test_ignoring_top_p_turns_the_comparison_red(monkeypatch: pytest.MonkeyPatch) -> None:
     params, logits = SamplingParams(temperature=1.0, top_p=0.5), random_logits(0)[0]
     assert off_by(logits, params) <= 1 / CHANCES + 1e-6
-    draw = sampler._draw
+    honest = sampler._draw
     monkeypatch.setattr(
-        sampler, "_draw", lambda row, own, chance: draw(row, replace(own, top_p=1.0), chance)
+        sampler,
+        "_draw",
+        lambda scores, own, chances: honest(
+            scores, [replace(one, top_p=1.0) for one in own], chances
+        ),
     )
     assert off_by(logits, params) == math.inf
 
@@ -117,11 +141,147 @@ def test_top_p_never_draws_a_token_outside_of_the_nucleus() -> None:
 def test_a_certain_token_and_the_ends_of_the_range_of_chances() -> None:
     logits = torch.tensor([0.0, 50.0, FORBIDDEN, FORBIDDEN])
     params = SamplingParams(temperature=1.0)
-    assert sampler._draw(logits, params, 0.0) == 1
-    assert sampler._draw(logits, params, math.nextafter(1.0, 0.0)) in (0, 1)
-    flat = torch.zeros(4)
-    assert sampler._draw(flat, params, 0.0) == 0
-    assert sampler._draw(flat, params, math.nextafter(1.0, 0.0)) == 3
+    last = math.nextafter(1.0, 0.0)
+    least, most = draw(logits, params, [0.0, last]).tolist()
+    assert least == 1
+    assert most in (0, 1)
+    assert draw(torch.zeros(4), params, [0.0, last]).tolist() == [0, 3]
+
+
+def defined_draw(logits: Tensor, params: SamplingParams, chance: float) -> int:
+    """Drawing from one row, written down step by step."""
+    if params.temperature == 0:
+        return int(logits.argmax())
+    scores, ids = logits.double().sort(descending=True, stable=True)
+    scores = (scores - scores[0]) / params.temperature
+    if params.top_k:
+        scores = scores[: params.top_k]
+    probabilities = scores.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities  # the mass of the likelier tokens
+    kept = (before < params.top_p) & (probabilities >= params.min_p * probabilities[0])
+    mass = probabilities.masked_fill(~kept, 0.0).cumsum(dim=-1)
+    place = int(torch.searchsorted(mass, chance * mass[-1], right=True))
+    return int(ids[min(place, int(kept.nonzero()[-1]))])
+
+
+def mixed_rows(seed: int, count: int) -> tuple[Tensor, list[Chunk]]:
+    """Rows of logits, half of them with many equal ones, and who wants a token from each and how."""
+    logits = random_logits(seed, count)
+    logits[::2] = logits[::2].round()
+    own = random.Random(seed)
+    settings = [
+        SamplingParams(
+            temperature=own.choice([0.0, 0.7, 1.0, 3.0]),
+            top_k=own.choice([0, 1, 3, 20, VOCAB + 5, 1000]),
+            top_p=own.choice([1.0, 0.9, 0.4]),
+            min_p=own.choice([0.0, 0.05, 1.0]),
+            logit_bias=own.choice([{}, {}, {3: 2.5, 4: FORBIDDEN}]),
+        )
+        for _ in range(count)
+    ]
+    return logits, whole([sequence(one, seed=row) for row, one in enumerate(settings)])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_drawn_all_at_once_equal_each_drawn_by_the_definition(seed: int) -> None:
+    logits, chunks = mixed_rows(seed, 400)
+    expected = []
+    for row, chunk in zip(logits.clone(), chunks, strict=True):
+        for token, bias in chunk.params.logit_bias.items():
+            row[token] += bias
+        expected.append(defined_draw(row, chunk.params, sampler._chance(chunk)))
+    tokens = sampler.pick(logits, chunks, Vocabulary.shared(VOCAB, solo()))
+    assert [token.id for token in tokens] == expected
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_ranks_that_hold_parts_of_the_vocabulary_pick_what_one_picks(world_size: int) -> None:
+    logits, chunks = mixed_rows(11, 60)
+    expected = sampler.pick(logits, chunks, Vocabulary.shared(VOCAB, solo()))
+
+    def on_rank(group: Group) -> list[Token]:
+        vocabulary = Vocabulary.shared(VOCAB, group)
+        own = logits.split(list(vocabulary.widths), dim=1)[group.rank]
+        return sampler.pick(own, chunks, vocabulary)
+
+    assert on_every_rank(world_size, on_rank) == [expected] * world_size
+
+
+def test_of_equal_logits_the_lowest_id_is_likeliest_on_any_rank() -> None:
+    logits = torch.tensor([[1.0, 2.0, 0.0, 2.0, 2.0, -0.0], [0.0, -0.0, 0.0, -0.0, 0.0, 0.0]])
+
+    def on_rank(group: Group) -> list[list[list[int]]]:
+        vocabulary = Vocabulary.shared(6, group)
+        own = logits.split(list(vocabulary.widths), dim=1)[group.rank]
+        return [vocabulary.likeliest(own, num)[1].tolist() for num in (1, 4, 6)]
+
+    expected = [
+        [[1], [0]],
+        [[1, 3, 4, 0], [0, 1, 2, 3]],
+        [[1, 3, 4, 0, 2, 5], [0, 1, 2, 3, 4, 5]],
+    ]
+    for world_size in (1, 2, 3):
+        assert on_every_rank(world_size, on_rank) == [expected] * world_size
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_only_what_ranks_find_likeliest_travels(
+    world_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    travelled: list[int] = []
+    concatenate = Group.concatenate
+
+    def counted(self: Group, x: Tensor, widths: Seq[int]) -> Tensor:
+        travelled.append(x.shape[1])
+        return concatenate(self, x, widths)
+
+    monkeypatch.setattr(Group, "concatenate", counted)
+
+    def most(params: SamplingParams) -> int:
+        """Of the numbers that a rank gave away for a row."""
+        travelled.clear()
+
+        def on_rank(group: Group) -> None:
+            vocabulary = Vocabulary.shared(VOCAB, group)
+            own = random_logits(0).split(list(vocabulary.widths), dim=1)[group.rank]
+            sampler.pick(own, whole([sequence(params)]), vocabulary)
+
+        on_every_rank(world_size, on_rank)
+        return max(travelled, default=0)
+
+    few = [most(SamplingParams()), most(SamplingParams(temperature=1.0, top_k=5, top_p=0.5))]
+    assert few == ([0, 0] if world_size == 1 else [2, 10])  # logits and ids
+    for params in (SamplingParams(temperature=1.0), SamplingParams(logit_bias={3: 1.0})):
+        assert most(params) == VOCAB // world_size
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(),
+        SamplingParams(temperature=1.0),
+        SamplingParams(temperature=1.0, top_k=3),
+        SamplingParams(logit_bias={40: FORBIDDEN}),
+        SamplingParams(temperature=1.0, logit_bias={40: FORBIDDEN}),
+    ],
+    ids=["greedy", "drawn from all", "drawn from few", "greedy, forbidden", "drawn, forbidden"],
+)
+def test_a_logit_that_is_not_finite_is_told_on_every_rank(
+    params: SamplingParams, wrong: float, world_size: int
+) -> None:
+    logits = random_logits(0, rows=2)
+    logits[1, 40] = wrong
+
+    def on_rank(group: Group) -> None:
+        vocabulary = Vocabulary.shared(VOCAB, group)
+        own = logits.split(list(vocabulary.widths), dim=1)[group.rank]
+        chunks = whole([sequence(SamplingParams()), sequence(params)])
+        with pytest.raises(NotFinite, match="finite logits, got infinity or NaN"):
+            sampler.pick(own, chunks, vocabulary)
+
+    on_every_rank(world_size, on_rank)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +290,7 @@ def test_a_certain_token_and_the_ends_of_the_range_of_chances() -> None:
 def test_draws_of_many_seeds_follow_the_probabilities(settings: dict[str, float]) -> None:
     params = SamplingParams(**{"temperature": 1.0, **settings})  # type: ignore[arg-type]
     logits, num_draws = random_logits(3)[:, :20] / 2, 3000
-    tokens = sampler.pick(
+    tokens = pick(
         logits.expand(num_draws, -1), [sequence(params, seed=seed) for seed in range(num_draws)]
     )
     counts = torch.bincount(torch.tensor([token.id for token in tokens]), minlength=20)
@@ -149,10 +309,7 @@ def test_draws_at_successive_places_and_of_successive_samples_are_independent() 
     logits, params = torch.zeros(1, 2), SamplingParams(temperature=1.0)
     request = Request(0, (1,), params, seed=0, eos_id=11)
     bits = [
-        [
-            sampler.pick(logits, [Sequence(request, index, [1] * (1 + place))])[0].id
-            for place in range(40)
-        ]
+        [pick(logits, [Sequence(request, index, [1] * (1 + place))])[0].id for place in range(40)]
         for index in range(40)
     ]
     table = torch.tensor(bits).double() - 0.5  # ±½
@@ -181,7 +338,7 @@ def test_the_repetition_penalty_equals_that_of_transformers(penalty: float) -> N
         own = sequence(params, prompt=tuple(tokens[:20]), output=tuple(tokens[20:]))
         expected = processor(torch.tensor([tokens]), logits.clone())
         torch.testing.assert_close(sampler._penalised(logits[0].clone(), own), expected[0])
-        assert sampler.pick(logits, [own])[0].id == int(expected.argmax())
+        assert pick(logits, [own])[0].id == int(expected.argmax())
 
 
 def test_presence_counts_an_output_token_once_and_frequency_every_time() -> None:

@@ -312,6 +312,42 @@ def test_one_of_several_samples_can_be_given_up() -> None:
     assert own.finished == [(0, 0), (0, 2)]
 
 
+def test_what_follows_is_known_before_the_tokens_are_but_for_lengths_and_cache() -> None:
+    own = machine(num_blocks=4, max_len=16)
+    own.add(request(0, 3, max_new_tokens=2))
+    own.add(request(1, 6, max_new_tokens=9))
+    scheduler = own.scheduler
+    first = scheduler.next_chunks()
+    second = scheduler.next_after(first)
+    assert spans(second) == [(0, 3, 4), (1, 6, 7)]
+    scheduler.commit(first, [Token(1)] * 2)
+    third = scheduler.next_after(second)
+    assert spans(third) == [(1, 7, 8)]  # the other has its two tokens then
+    scheduler.commit(second, [Token(1)] * 2)
+    fourth = scheduler.next_after(third)
+    assert spans(fourth) == [(1, 8, 9)]
+    scheduler.commit(third, [Token(1)])
+    own.add(request(2, 1, max_new_tokens=2))
+    assert scheduler.next_after(fourth) == []  # there is room for another
+    scheduler.commit(fourth, [Token(1)])
+    fifth = scheduler.next_chunks()
+    assert spans(fifth) == [(1, 9, 10), (2, 0, 1)]
+    scheduler.commit(fifth, [Token(1)] * 2)
+    last = scheduler.next_after(scheduler.next_chunks())
+    assert spans(last) == [(1, 11, 12)]
+    assert own.allocator.grow([], own.allocator.num_free * own.block_size)
+    assert spans(scheduler.next_after(last)) == []  # its thirteenth token has no block
+
+
+def test_a_sequence_that_has_ended_has_nothing_to_follow() -> None:
+    own = machine()
+    for number in range(2):
+        own.add(request(number, 5, max_new_tokens=9))
+    first = own.scheduler.next_chunks()
+    own.scheduler.end(0, 0)
+    assert spans(own.scheduler.next_after(first)) == [(1, 5, 6)]
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_random_loads_all_end_with_the_right_tokens_in_any_machine(seed: int) -> None:
     draw = random.Random(seed)

@@ -12,6 +12,14 @@ WORDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DATA = {"int8": "*i8", "fp8": "*fp8e4nv", **dict.fromkeys(GROUPS, "*u8")}
 KINDS = ("none", *DATA)
 HAS_FP8 = TARGETS - {"sm_80"}
+# TOKENS, OUTPUTS and INPUTS of 16-bit products whose tile for GPUs does not fit an Ascend 910B3.
+ASCEND = {
+    ("int4", 16): (16, 64, 128),
+    ("int8", 64): (64, 64, 64),
+    ("int4", 64): (32, 32, 64),
+    ("int8", 512): (32, 32, 64),
+    ("int4", 512): (32, 32, 64),
+}
 
 
 def _case(
@@ -54,7 +62,14 @@ def _case(
         expects=frozenset() if dtype == "fp32" else frozenset({"mma"}),
         targets=HAS_FP8 if kind == "fp8" else TARGETS,
         aligned=frozenset({"outputs", "inputs", "x_stride"}),
+        ascend=_ascend(kind, dtype, tokens),
     )
+
+
+def _ascend(kind: str, dtype: str, tokens: int) -> dict[str, int]:
+    if dtype == "fp32" or (kind, tokens) not in ASCEND:
+        return {}
+    return dict(zip(("TOKENS", "OUTPUTS", "INPUTS"), ASCEND[kind, tokens], strict=True))
 
 
 def _sum(parts: int, last: str = "none", *, bias: bool = False) -> Case:
@@ -63,8 +78,9 @@ def _sum(parts: int, last: str = "none", *, bias: bool = False) -> Case:
             filter(None, [f"sum of {parts} parts of a product bf16", _words(last, bias)])
         ),
         kernel=triton_linear._sum_parts,
-        signature={"parts": "*fp32", "out": "*bf16", "outputs": "i32"}
-        | ({"bias": "*bf16"} if bias else {}),
+        signature={"parts": "*fp32"}
+        | ({"bias": "*bf16"} if bias else {})
+        | {"out": "*bf16", "outputs": "i32"},
         constants={"PARTS": parts, "TILE": triton_linear.SUMMED_OUTPUTS, "ACTIVATION": last}
         | ({} if bias else {"bias": None}),
         warps=4,

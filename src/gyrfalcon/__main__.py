@@ -1,8 +1,21 @@
-"""`python -m gyrfalcon` is the `gyrfalcon` command."""
+"""The `gyrfalcon` command and `python -m gyrfalcon`: cli.py, and an end without a traceback where
+Ctrl-C comes while Python still imports it.
+"""
 
 import sys
 
-from gyrfalcon.cli import main
+INTERRUPTED = 130
+
+
+def main() -> int:
+    """Runs one command and returns its exit code."""
+    try:
+        from gyrfalcon import cli
+
+        return cli.main()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from gyrfalcon.device import send
 from gyrfalcon.request import Chunk
 
 
@@ -37,7 +38,7 @@ class Batch:
     @classmethod
     def build(cls, chunks: Sequence[Chunk], block_size: int) -> "Batch":
         """The tensors for `chunks`, on the host; the sequences already own the blocks for every
-        token up to `stop`.
+        token up to `stop`. Tokens that are not known yet are missing in token_ids.
         """
         query_lens = tuple(chunk.stop - chunk.start for chunk in chunks)
         context_lens = tuple(chunk.stop for chunk in chunks)
@@ -51,10 +52,9 @@ class Batch:
         return cls(query_lens, context_lens, *tensors)
 
     def on(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
+        """The same batch on a device; what is there already stays."""
         tensors = (getattr(self, field.name) for field in fields(self)[2:])
-        moved = (tensor.to(device, non_blocking=True) for tensor in tensors)
-        return Batch(self.query_lens, self.context_lens, *moved)
+        return Batch(self.query_lens, self.context_lens, *(send(one, device) for one in tensors))
 
 
 def _tensors(chunk: Chunk, block_size: int) -> tuple[Tensor, ...]:
@@ -63,7 +63,7 @@ def _tensors(chunk: Chunk, block_size: int) -> tuple[Tensor, ...]:
     positions = torch.arange(chunk.start, chunk.stop)
     blocks = torch.tensor(sequence.blocks)[positions // block_size]
     return (
-        torch.tensor(sequence.tokens[chunk.start : chunk.stop]),
+        torch.tensor(sequence.tokens[chunk.start : chunk.stop], dtype=torch.int64),
         positions,
         (positions + 1).clamp(min=sequence.prompt_len),
         blocks * block_size + positions % block_size,

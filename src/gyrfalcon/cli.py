@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gyrfalcon.arguments import parse
+from gyrfalcon.engine.interrupts import ending_interrupts
 from gyrfalcon.errors import DISK_FULL, DiskFull, GyrfalconError, UsageError
 from gyrfalcon.output import STDOUT
 
@@ -59,7 +60,9 @@ def _run(argv: Sequence[str]) -> int:
     except SystemExit:  # --help or --version, which have printed
         return 0
     _check_target(args.json)
-    return _command(args.command)(args)
+    with ending_interrupts():
+        command = _command(args.command)
+    return command(args)
 
 
 def _check_target(target: str | None) -> None:

@@ -102,6 +102,31 @@ def pinned(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, if it is not there already; the host does not wait for the copy."""
+    if tensor.device == device:
+        return tensor
+    return pinned(tensor, device).to(device, non_blocking=True)
+
+
+def fetch(tensor: Tensor) -> Callable[[], Tensor]:
+    """Has the tensor copied to the host once it is computed; what is returned waits until it is
+    there.
+    """
+    if tensor.device.type != "cuda":
+        return lambda: tensor
+    on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    on_host.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> Tensor:
+        copied.synchronize()
+        return on_host
+
+    return wait
+
+
 def capture(work: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
     """What launches all of `work` at once, again and again on the same tensors.
 

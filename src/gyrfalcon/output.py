@@ -26,6 +26,11 @@ def write_text(text: str, target: str) -> None:
         Path(target).write_text(text, "utf-8", errors="backslashreplace")
 
 
+def counted(count: int, noun: str) -> str:
+    """1 → "1 question", 1234 → "1234 questions"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def shown_bytes(num_bytes: int) -> str:
     """1234567 → "1.2 MB"; units are powers of 1000."""
     size, unit = float(num_bytes), "B"

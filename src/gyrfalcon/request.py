@@ -227,22 +227,26 @@ class Chunk:
     stop: int
 
     @property
+    def params(self) -> SamplingParams:
+        return self.sequence.request.params
+
+    @property
     def samples(self) -> bool:
-        """Whether the step yields a new token: the chunk reaches the sequence's end and more are
-        wanted.
+        """Whether the step yields a new token: the chunk reaches the sequence's end, or goes on
+        with a token that is not known yet, and more are wanted.
         """
-        return (
-            self.stop == len(self.sequence.tokens)
-            and self.sequence.request.params.max_new_tokens > 0
-        )
+        return self.stop >= len(self.sequence.tokens) and self.params.max_new_tokens > 0
+
+    @property
+    def wants_every_row(self) -> bool:
+        """Whether the logits after each of its tokens are wanted: it is part of such a prompt."""
+        return self.sequence.wants_every_row and self.start < self.sequence.prompt_len
 
     @property
     def rows(self) -> range:
         """The tokens, counted from `start`, whose logits are wanted."""
         length = self.stop - self.start
-        if self.sequence.wants_every_row and self.start < self.sequence.prompt_len:
-            return range(length)
-        return range(length - 1, length) if self.samples else range(0)
+        return range(0 if self.wants_every_row else length - self.samples, length)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from gyrfalcon.errors import CheckFailed, UsageError
-from gyrfalcon.output import STDOUT, write_json
+from gyrfalcon.output import STDOUT, counted, write_json
 
 PASS_SHARE = 0.6  # of the exam's questions; guessing gives 0.25
 PROMPT = "The old captain looked at the sea, and"
@@ -128,7 +128,8 @@ def _lines(summary: dict[str, Any], folder: Path) -> Iterator[str]:
     if (exam := summary["mmlu"]) is not None:
         low, high = (100 * end for end in exam["interval"])
         yield (
-            f"exam       {100 * exam['accuracy']:.1f} % of {exam['total']} questions ({low:.1f}-{high:.1f}); "
+            f"exam       {100 * exam['accuracy']:.1f} % of {counted(exam['total'], 'question')} "
+            f"({low:.1f}-{high:.1f}); "
             f"wanted {100 * PASS_SHARE:.0f} %, guessing gives 25 %"
         )
     if (precision := summary["precision"]) is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gyrfalcon.chat import Message
 from gyrfalcon.engine.engine import Engine
-from gyrfalcon.output import STDOUT, json_text, write_text
+from gyrfalcon.output import STDOUT, counted, json_text, write_text
 from gyrfalcon.request import Piece, SamplingParams, Token
 from gyrfalcon.settings import EngineConfig
 from gyrfalcon.text_file import prompts_in
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         num_new = sum(len(sample.tokens) for answer in answers for sample in answer.samples)
         seconds = max(answer.seconds for answer in answers)
         rate = f", {num_new / seconds:.1f} tokens/s" if num_new else ""
-        _say(engine, f"{num_new} new tokens in {seconds:.2f} s{rate}")
+        _say(engine, f"{counted(num_new, 'new token')} in {seconds:.2f} s{rate}")
         if args.json is not None and engine.is_first_rank:
             _write_json([_as_json(answer, load_seconds) for answer in answers], args)
     return 0

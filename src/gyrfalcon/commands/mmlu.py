@@ -12,18 +12,25 @@ from pathlib import Path
 from gyrfalcon.commands import mmlu_tables as tables
 from gyrfalcon.commands.generate import engine_config
 from gyrfalcon.engine.engine import Engine
-from gyrfalcon.errors import CheckFailed
+from gyrfalcon.errors import CheckFailed, UsageError
 from gyrfalcon.measure import mmlu_golden, mmlu_score, result
 from gyrfalcon.measure.exam import open_exam
-from gyrfalcon.measure.golden import known
+from gyrfalcon.measure.golden import Golden, known, models_with_mmlu
 from gyrfalcon.measure.mmlu import Answer, answers
-from gyrfalcon.measure.mmlu_compare import Comparison, compare, comparison_json
+from gyrfalcon.measure.mmlu_compare import (
+    Asked,
+    Comparison,
+    check_alike,
+    compare,
+    comparison_json,
+)
 from gyrfalcon.measure.mmlu_files import Recorder, model_fingerprint, unfinished
 from gyrfalcon.measure.mmlu_prompts import PROTOCOLS, Exam
 from gyrfalcon.measure.mmlu_score import Score, score
-from gyrfalcon.output import STDOUT, write_json
+from gyrfalcon.output import STDOUT, counted, write_json
 from gyrfalcon.progress import bar
 from gyrfalcon.weights.hub import resolve_model
+from gyrfalcon.weights.source import open_checkpoint
 
 Document = Mapping[str, object]
 
@@ -55,12 +62,13 @@ def run(args: argparse.Namespace) -> int:
     """Asks what is not answered yet and tells the score; or compares two results."""
     others = [result.read(Path(name), "mmlu") for name in args.compare]
     if args.model is None:
-        pairs = compare(*others)
-        _tell(comparison_json(pairs), tables.comparison_lines(pairs), args.json)
-        return 0
+        return _compare_alone(others, args)
     names = None if args.subjects is None else [_name(word) for word in args.subjects.split(",")]
     subjects = open_exam(args.data, args.split, names, args.limit)
     exam = Exam(subjects, args.split, PROTOCOLS[args.protocol], args.shots)
+    for other, path in zip(others, args.compare, strict=True):
+        check_alike(Asked.in_exam(exam), Asked.in_result(other), ("A (this run)", f"B ({path})"))
+    golden = _golden(args.model) if args.golden else None
     identity = _identity(args, exam)
     earlier = unfinished(Path(args.output), identity)
     with Engine(engine_config(args)) as engine:
@@ -71,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         with Recorder(Path(args.output), identity, earlier) as recorder:
             done = _ask(engine, exam, earlier, recorder)
             facts = done.as_json()
-            rows = _golden(engine, done) if args.golden else None
+            rows = None if golden is None else mmlu_golden.beside(golden, done.score, exam)
             if rows is not None:
                 facts["golden"] = mmlu_golden.rows_json(rows)
             comparison = compare({"result": facts}, others[0]) if others else None
@@ -82,6 +90,14 @@ def run(args: argparse.Namespace) -> int:
     _say_speed(done, args.output)
     _tell(document, _lines(done, rows, comparison), args.json)
     return _verdict(rows or ())
+
+
+def _compare_alone(others: Sequence[Document], args: argparse.Namespace) -> int:
+    (one, other), (first, second) = others, args.compare
+    pairs = compare(one, other, (f"A ({first})", f"B ({second})"))
+    lines = (f"A: {first}, B: {second}", *tables.comparison_lines(pairs))
+    _tell(comparison_json(pairs), lines, args.json)
+    return 0
 
 
 def _name(word: str) -> str:
@@ -104,7 +120,8 @@ def _identity(args: argparse.Namespace, exam: Exam) -> dict[str, object]:
 
 def _ask(engine: Engine, exam: Exam, earlier: Sequence[Answer], recorder: Recorder) -> Done:
     """Answers what is missing and keeps each answer as it comes."""
-    recorder.log(f"{len(earlier)} of {exam.num_questions} questions answered; {exam.settings}")
+    asked = counted(exam.num_questions, "question")
+    recorder.log(f"{len(earlier)} of {asked} answered; {exam.settings}")
     found = list(earlier)
     start = time.perf_counter()
     with bar(exam.num_questions - len(earlier), "question", "mmlu") as shown:
@@ -130,9 +147,13 @@ def _follow(engine: Engine, exam: Exam, earlier: Sequence[Answer]) -> None:
         pass
 
 
-def _golden(engine: Engine, done: Done) -> list[mmlu_golden.Beside]:
-    golden = known(engine.model_config)
-    return [] if golden is None else mmlu_golden.beside(golden, done.score, done.exam)
+def _golden(model: str) -> Golden:
+    """The figures published for a model; UsageError where there are none."""
+    golden = known(open_checkpoint(resolve_model(model)).config)
+    if golden is None or not golden.mmlu:
+        wanted = f"a model with published MMLU figures ({', '.join(models_with_mmlu())})"
+        raise UsageError(wanted, f"{model}, for which none are known", "leave --golden out")
+    return golden
 
 
 def _lines(
@@ -149,7 +170,8 @@ def _lines(
 
 def _say_speed(done: Done, output: str) -> None:
     rate = f"{done.num_new / done.seconds:.2f} questions/s"
-    text = f"{done.num_new} questions in {done.seconds:.1f} s, {rate}; written to {output}"
+    new = counted(done.num_new, "question")
+    text = f"{new} in {done.seconds:.1f} s, {rate}; written to {output}"
     print(text, file=sys.stderr)
 
 

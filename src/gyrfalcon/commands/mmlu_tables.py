@@ -7,13 +7,14 @@ from gyrfalcon.measure.mmlu_golden import Beside
 from gyrfalcon.measure.mmlu_prompts import Exam
 from gyrfalcon.measure.mmlu_score import Score
 from gyrfalcon.measure.proportions import INTERVAL
+from gyrfalcon.output import counted
 
 MOST_NAMED = 20  # dropped questions on screen; the result file has them all
 
 
 def score_lines(exam: Exam, found: Score) -> Iterator[str]:
     """The four categories, all questions, the mean of the subjects, the dropped questions."""
-    shots, subjects = f"{exam.num_examples} shots", f"{len(exam.subjects)} subjects"
+    shots, subjects = counted(exam.num_examples, "shot"), counted(len(exam.subjects), "subject")
     yield f"{exam.protocol.name}, {exam.split}, {shots}, {subjects}"
     yield f"{'':16} {'right':>6} {'total':>6} {'accuracy':>9}  {INTERVAL}"
     for name, count in (*found.categories.items(), ("all questions", found.all)):
@@ -29,15 +30,14 @@ def score_lines(exam: Exam, found: Score) -> Iterator[str]:
 
 
 def golden_lines(rows: Sequence[Beside]) -> Iterator[str]:
-    """Each published figure beside ours; says so when there are none."""
-    if not rows:
-        yield "golden: no published figures are known for a model of this shape"
+    """Each published figure beside ours."""
     for row in rows:
         verdict = "agrees" if row.agrees else "DIFFERS" if row.agrees is False else row.why_not
         way = f"{row.figure.protocol}, {row.figure.split}"
         yield f"golden {row.model} {_percent(row.theirs)} {verdict}: {row.figure.source} ({way})"
         if row.subjects_compared and not row.why_not:
-            yield f"{'':7}{row.subjects_alike} of {row.subjects_compared} subjects with its count"
+            compared = counted(row.subjects_compared, "subject")
+            yield f"{'':7}{row.subjects_alike} of {compared} with its count"
         for name, (theirs, ours) in row.categories.items() if not row.why_not else ():
             yield f"{'':7}{name}: {theirs} right there, {ours} here"
 

@@ -10,7 +10,7 @@ from gyrfalcon.commands.generate import engine_config
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.measure.perplexity import Perplexity, perplexity
 from gyrfalcon.measure.result import envelope, write
-from gyrfalcon.output import STDOUT, write_json
+from gyrfalcon.output import STDOUT, counted, write_json
 from gyrfalcon.progress import bar
 from gyrfalcon.text_file import decoded
 
@@ -57,7 +57,8 @@ def _tell(
         return
     if target is not None:
         write(document, Path(target))
-    print(f"{found.num_tokens} tokens, {found.num_bytes} bytes; window {window}, stride {stride}")
+    size = f"{counted(found.num_tokens, 'token')}, {counted(found.num_bytes, 'byte')}"
+    print(f"{size}; window {window}, stride {stride}")
     print(f"perplexity      {found.perplexity:.4f}")
     print(f"bits per token  {found.bits_per_token:.4f}")
     print(f"bits per byte   {found.bits_per_byte:.4f}")

@@ -15,7 +15,7 @@ from gyrfalcon.measure.speed import Bench, layout_of, measure_limits, with_perce
 from gyrfalcon.measure.speed_files import Files, Sweep
 from gyrfalcon.measure.speed_table import describe
 from gyrfalcon.measure.timing import Case
-from gyrfalcon.output import STDOUT, write_json
+from gyrfalcon.output import STDOUT, counted, write_json
 from gyrfalcon.progress import bar
 from gyrfalcon.settings import EngineConfig
 from gyrfalcon.weights.hub import resolve_model
@@ -54,7 +54,8 @@ def _measure(
     first_rank = bench.engine.is_first_rank
     missing = [case for case in cases if case not in sweep.rows]
     if len(missing) < len(cases):
-        _say(bench, f"{len(cases) - len(missing)} of {len(cases)} cases are in {files.json}")
+        found = f"{len(cases) - len(missing)} of {counted(len(cases), 'case')}"
+        _say(bench, f"{found} {'is' if len(cases) == 1 else 'are'} in {files.json}")
     if missing and first_rank and sweep.limits is None:
         sweep.limits = measure_limits(bench.engine)
     layout = layout_of(bench.engine)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gyrfalcon.errors import CheckFailed
-from gyrfalcon.output import STDOUT, shown_bytes, write_json
+from gyrfalcon.output import STDOUT, counted, shown_bytes, write_json
 from gyrfalcon.weights.cut import cut
 from gyrfalcon.weights.folder_writer import CutSummary
 from gyrfalcon.weights.hub import resolve_model
@@ -64,8 +64,9 @@ def run_verify(args: argparse.Namespace) -> int:
     if args.json != STDOUT:
         for fault in report.faults:
             print(f"fault: {fault}")
-        size = f"{report.num_files} files, {shown_bytes(report.num_bytes)}"
-        print(f"{report.folder}: {size}, {_counted(len(report.faults))}")
+        size = f"{counted(report.num_files, 'file')}, {shown_bytes(report.num_bytes)}"
+        faults = counted(len(report.faults), "fault") if report.faults else "no faults"
+        print(f"{report.folder}: {size}, {faults}")
     if report.faults:
         raise CheckFailed("no faults", f"{len(report.faults)}", "cut the checkpoint again")
     return 0
@@ -95,10 +96,6 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
-def _counted(num_faults: int) -> str:
-    return {0: "no faults", 1: "1 fault"}.get(num_faults, f"{num_faults} faults")
-
-
 def _tell(summary: CutSummary, last_line: str, json_target: str | None) -> int:
     print(f"done in {summary.seconds:.1f} s", file=sys.stderr)
     if json_target is not None:
@@ -107,8 +104,8 @@ def _tell(summary: CutSummary, last_line: str, json_target: str | None) -> int:
         for note in summary.notes:
             print(f"note: {note}")
         rounded = "" if summary.quant == "none" else f", rounded to {summary.quant}"
-        size = f"{summary.num_files} files, {shown_bytes(summary.num_bytes)}"
-        print(f"{size}, {summary.dtype}{rounded}")
+        files = counted(summary.num_files, "file")
+        print(f"{files}, {shown_bytes(summary.num_bytes)}, {summary.dtype}{rounded}")
         if summary.resumed_bytes:
             print(f"{shown_bytes(summary.resumed_bytes)} of it were there from an earlier run")
         print(last_line)

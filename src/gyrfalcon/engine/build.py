@@ -18,7 +18,7 @@ from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.kv.pool import CacheShape, KVPool
 from gyrfalcon.model.falcon import Falcon
 from gyrfalcon.ops import Ops
-from gyrfalcon.parallel.group import Group
+from gyrfalcon.parallel.group import Group, Vocabulary
 from gyrfalcon.parallel.shards import share_of
 from gyrfalcon.settings import EngineConfig
 from gyrfalcon.weights.load import load_model, run_dtype
@@ -53,7 +53,8 @@ def build_replica(
     allocator = BlockAllocator(len(pool.layers[0].k), config.block_size, reuse)
     limits = Limits(max_len, config.max_batch_tokens, config.max_sequences)
     run = runner(model, operations, place.group, max_len, device)
-    return Replica(run, pool, Scheduler(allocator, limits), device, keeps)
+    vocabulary = Vocabulary.shared(checkpoint.config.vocab_size, place.group)
+    return Replica(run, pool, Scheduler(allocator, limits), vocabulary, device, keeps)
 
 
 def runner(model: Falcon, operations: Ops, group: Group, max_len: int, device: torch.device) -> Run:

@@ -24,10 +24,12 @@ from gyrfalcon.device import WORD_OF_DTYPE, uses_cuda
 from gyrfalcon.engine import ranks
 from gyrfalcon.engine.build import build_replica, longest_sequence
 from gyrfalcon.engine.interrupts import held_interrupts
+from gyrfalcon.engine.lookahead import stepper
 from gyrfalcon.engine.replica import Add, End
 from gyrfalcon.engine.tensors import real_tokens
 from gyrfalcon.engine.worker import follow
 from gyrfalcon.errors import CheckpointError, PromptTooLong, RankDied, RequestError
+from gyrfalcon.output import counted
 from gyrfalcon.parallel.shards import share_of
 from gyrfalcon.request import (
     FinishReason,
@@ -104,6 +106,7 @@ class Engine:
         weakref.finalize(self, self._ranks.close)  # where nobody closes it
         with self._all_ranks():
             self._replica = build_replica(config, checkpoint, self._ranks.place)
+            self._take_step = stepper(self._replica)
             self._seeds = random.Random(self._ranks.agree(_seed_bytes(config.seed)))
 
     @property
@@ -114,10 +117,9 @@ class Engine:
     @property
     def description(self) -> str:
         """Where and how the model runs, in a few words."""
-        ranks_word = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
         rounded = "" if self.config.quant == "none" else f", rounded to {self.config.quant}"
-        dtype = WORD_OF_DTYPE[self.dtype] + rounded
-        return f"{ranks_word} on {self.device}, {dtype}, cache for {self.cache_len} tokens"
+        ranks, dtype = counted(self.world_size, "rank"), WORD_OF_DTYPE[self.dtype] + rounded
+        return f"{ranks} on {self.device}, {dtype}, cache for {self.cache_len} tokens"
 
     @property
     def device(self) -> torch.device:
@@ -169,13 +171,13 @@ class Engine:
 
     def step(self) -> list[Piece]:
         """Computes one batch on all ranks; returns the new text of every sequence that got a token
-        or ended.
+        or ended. On an accelerator that is what the batch before gave.
         """
         if not self._live:
             return []
         with self._all_ranks():
             self._ranks.tell()
-            outputs = self._replica.step()
+            outputs = self._take_step()
         return [self._piece(output) for output in outputs]
 
     def abort(self, request_id: int) -> None:

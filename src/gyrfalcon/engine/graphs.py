@@ -33,7 +33,7 @@ class Graphs:
         self._graphs: dict[int, _Graph] = {}
 
     def __call__(self, batch: Batch, pool: KVPool) -> Tensor:
-        """As the model: logits float32 [rows, vocab]."""
+        """As the model: this rank's logits float32 [rows, own tokens]."""
         num_sequences = len(batch.query_lens)
         decoding = set(batch.query_lens) == {1} and len(batch.rows) == num_sequences
         if not decoding or num_sequences > self.largest:
@@ -46,10 +46,9 @@ class Graphs:
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """One size of batch: its numbers on the host and on the device, and what replays it."""
+    """One size of batch: its numbers on the device, and what replays it."""
 
-    numbers: "_Numbers"  # pinned
-    on_device: "_Numbers"
+    numbers: "_Numbers"
     replay: Callable[[], Tensor]
 
     @classmethod
@@ -58,19 +57,22 @@ class _Graph:
     ) -> "_Graph":
         """Captures a step of `size` sequences of any length up to max_len."""
         num_blocks = -(-max_len // pool.block_size)
-        flat = torch.zeros(size * (len(COLUMNS) + num_blocks), dtype=torch.int64)
-        numbers = _Numbers(pinned(flat, device), size)
+        flat = torch.zeros(size * (len(COLUMNS) + num_blocks), dtype=torch.int64, device=device)
+        numbers = _Numbers(flat, size)
         numbers.fill_up(0)
-        on_device = _Numbers(numbers.flat.to(device), size)
-        batch = on_device.batch()
-        return cls(numbers, on_device, capture(lambda: model(batch, pool), device))
+        batch = numbers.batch()
+        return cls(numbers, capture(lambda: model(batch, pool), device))
 
     def run(self, batch: Batch) -> Tensor:
-        """One copy to the device, one launch; the logits of the batch's own rows."""
+        """Copies to the device, one launch; the logits of the batch's own rows."""
         num_sequences = len(batch.query_lens)
-        self.numbers.take(batch)
-        self.numbers.fill_up(num_sequences)
-        self.on_device.flat.copy_(self.numbers.flat, non_blocking=True)
+        on_device = self.numbers
+        # Anew for each step: the copy for the one before may still have to be made.
+        on_host = _Numbers(torch.zeros_like(on_device.flat, device="cpu"), len(on_device.tables))
+        on_host.take(batch)
+        on_host.fill_up(num_sequences)
+        on_device.flat.copy_(pinned(on_host.flat, on_device.flat.device), non_blocking=True)
+        on_device.token_ids[:num_sequences].copy_(batch.token_ids, non_blocking=True)
         return self.replay()[:num_sequences].clone()  # the next replay writes over them
 
 
@@ -82,13 +84,16 @@ class _Numbers:
     def __init__(self, flat: Tensor, size: int) -> None:
         self.flat = flat  # int64
         self.columns = flat[: len(COLUMNS) * size].view(len(COLUMNS), size)
+        self.token_ids = self.columns[COLUMNS.index("token_ids")]
         self.tables = flat[len(COLUMNS) * size :].view(size, -1)
 
     def take(self, batch: Batch) -> None:
-        """Writes a batch's numbers to the first places."""
+        """Writes a batch's numbers to the first places, but for token_ids: the device may have them
+        already, and the host not yet.
+        """
         num_sequences, num_blocks = batch.block_tables.shape
-        columns = [getattr(batch, name) for name in COLUMNS]
-        torch.stack(columns, out=self.columns[:, :num_sequences])
+        columns = [getattr(batch, name) for name in COLUMNS[1:]]
+        torch.stack(columns, out=self.columns[1:, :num_sequences])
         self.tables[:num_sequences, :num_blocks] = batch.block_tables
 
     def fill_up(self, first: int) -> None:

@@ -14,9 +14,11 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.engine import sampler
 from gyrfalcon.engine.scheduler import Scheduler
 from gyrfalcon.kv.pool import KVPool
+from gyrfalcon.parallel.group import Vocabulary
 from gyrfalcon.request import Chunk, Request, StepOutput, Token
 
-Run = Callable[[Batch, KVPool], Tensor]  # a model: a batch on the host → logits on the device
+# A model: a batch on the host → this rank's logits on the device, float32 [rows, own tokens].
+Run = Callable[[Batch, KVPool], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +42,18 @@ class Replica:
     """
 
     def __init__(
-        self, run: Run, pool: KVPool, scheduler: Scheduler, device: torch.device, keeps: bool
+        self,
+        run: Run,
+        pool: KVPool,
+        scheduler: Scheduler,
+        vocabulary: Vocabulary,
+        device: torch.device,
+        keeps: bool,
     ) -> None:
         self.run = run
         self.pool = pool
         self.scheduler = scheduler
+        self.vocabulary = vocabulary
         self.device = device
         self.keeps = keeps
         self._logits: dict[int, list[Tensor]] = defaultdict(
@@ -70,30 +79,34 @@ class Replica:
     @torch.inference_mode()
     def step(self) -> list[StepOutput]:
         """Computes one batch and returns the tokens and endings it gave."""
-        chunks = self.scheduler.next_chunks()
+        return self.compute(self.scheduler.next_chunks())
+
+    def compute(self, chunks: Seq[Chunk]) -> list[StepOutput]:
+        """The same for chunks that the scheduler gave."""
         logits = self.run(Batch.build(chunks, self.pool.block_size), self.pool)
-        tokens = self._tokens(chunks, logits)
-        return self.scheduler.commit(chunks, tokens)
+        return self.scheduler.commit(chunks, self._tokens(chunks, logits))
 
     def _tokens(self, chunks: Seq[Chunk], logits: Tensor) -> list[Token | None]:
         """A new token for each chunk that samples; rows of chunks that want all are kept."""
         rows = logits.split([len(chunk.rows) for chunk in chunks])
         sampling = []
         for chunk, own in zip(chunks, rows, strict=True):
-            if self.keeps and chunk.sequence.wants_every_row:
-                self._keep(chunk, own)
+            if chunk.wants_every_row:
+                self._keep(chunk, self.vocabulary.whole(own))
             if chunk.samples:
-                sampling.append((own[-1], chunk.sequence))
+                sampling.append((own[-1], chunk))
         if not sampling:
             return [None] * len(chunks)
-        last_rows, sequences = zip(*sampling, strict=True)
-        picked = iter(sampler.pick(torch.stack(last_rows), sequences))
+        last_rows, samplers = zip(*sampling, strict=True)
+        picked = iter(sampler.pick(torch.stack(last_rows), samplers, self.vocabulary))
         return [next(picked) if chunk.samples else None for chunk in chunks]
 
     def _keep(self, chunk: Chunk, rows: Tensor) -> None:
         """Keeps a prompt chunk's logits or scores. A preempted sequence computes them again, in
         other chunks: of those only what is new.
         """
+        if not self.keeps:
+            return
         request = chunk.sequence.request
         prompt = request.prompt_ids
         if request.keep_logits:

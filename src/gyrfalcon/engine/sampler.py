@@ -1,28 +1,66 @@
 """Logits → tokens: a pure function of the logits, each sequence's tokens and parameters, and its
 seed.
 
-Every rank calls it on the same logits and gets the same tokens.
+Every rank calls it with the logits of its own tokens of the vocabulary, and gets the same tokens.
 """
 
+import math
 import random
 from collections.abc import Sequence as Seq
+from enum import Enum, auto
 
 import torch
 from torch import Tensor
 
+from gyrfalcon.device import send
 from gyrfalcon.errors import NotFinite
-from gyrfalcon.request import SamplingParams, Sequence, Token
+from gyrfalcon.parallel.group import Vocabulary, ranked
+from gyrfalcon.request import Chunk, SamplingParams, Sequence, Token
+
+MOST_CANDIDATES = 256  # with a larger top_k the ranks exchange all logits
 
 
-def pick(logits: Tensor, sequences: Seq[Sequence]) -> list[Token]:
-    """The next token of each sequence from its row of logits (float32 [sequences, vocab])."""
-    found = torch.stack((logits.argmax(dim=-1), logits.isfinite().all(dim=-1)))
-    greedy, finite = found.tolist()  # one wait for the device
+class _Way(Enum):
+    """How the tokens of rows are found."""
+
+    LIKELIEST = auto()  # among the likeliest of every rank
+    AMONG_FEW = auto()  # drawn among at most MOST_CANDIDATES of every rank
+    AMONG_ALL = auto()  # from the logits of all tokens, which every rank gets
+
+
+def pick(own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary) -> list[Token]:
+    """The next token of each chunk's sequence from its row of logits (this rank's, float32 [chunks,
+    own tokens]).
+    """
+    tokens = read(choose(own, chunks, vocabulary))
+    asking = [row for row, chunk in enumerate(chunks) if _wants_logprobs(chunk.params)]
+    if asking:
+        for row, logits in zip(asking, vocabulary.whole(own[asking]), strict=True):
+            tokens[row] = _describe(logits, tokens[row].id, chunks[row].params)
+    return tokens
+
+
+def choose(own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary) -> Tensor:
+    """What pick() picks, on the device: int64 [2, chunks], the tokens, and whether all logits of
+    their rows were finite. Waits for the device only where logits are changed.
+    """
+    own = own.nan_to_num(math.inf, math.inf, math.inf)  # what is not finite shows as the likeliest
+    ways = [_way(chunk.params) for chunk in chunks]
+    if len(set(ways)) == 1:
+        return _choose_alike(own, chunks, vocabulary, ways[0])
+    return _choose_mixed(own, chunks, vocabulary, ways)
+
+
+def read(found: Tensor) -> list[Token]:
+    """The tokens of choose(); waits for the device if they are on it. Raises NotFinite."""
+    token_ids, finite = found.tolist()
     _check_finite(all(finite))
-    return [
-        _describe(row, _choose(row, sequence, likeliest), sequence.request.params)
-        for row, sequence, likeliest in zip(logits, sequences, greedy, strict=True)
-    ]
+    return [Token(token_id) for token_id in token_ids]
+
+
+def needs_host(params: SamplingParams) -> bool:
+    """Whether the host has a part in choosing a token, or in telling its log-probability."""
+    return _changes_logits(params) or _wants_logprobs(params)
 
 
 def score(logits: Tensor, token_ids: Seq[int], num_top: int) -> list[Token]:
@@ -40,15 +78,12 @@ def _check_finite(finite: bool) -> None:
 
 
 def _describe(logits: Tensor, token_id: int, params: SamplingParams) -> Token:
-    asked = tuple(params.logprob_ids)
-    if params.logprobs is None and not asked:
-        return Token(token_id)
     logprobs = logits.double().log_softmax(dim=-1)
     return Token(
         token_id,
         float(logprobs[token_id]),
         _top(logprobs[None], params.logprobs or 0)[0],
-        tuple((other, float(logprobs[other])) for other in asked),
+        tuple((other, float(logprobs[other])) for other in params.logprob_ids),
     )
 
 
@@ -60,27 +95,74 @@ def _top(logprobs: Tensor, num_top: int) -> list[tuple[tuple[int, float], ...]]:
     ]
 
 
-def _choose(logits: Tensor, sequence: Sequence, likeliest: int) -> int:
-    params = sequence.request.params
-    if _changes_logits(params):
-        logits = _penalised(logits.clone(), sequence)
-        likeliest = int(logits.argmax())
-    if params.temperature == 0:
-        return likeliest
-    return _draw(logits, params, _chance(sequence))
-
-
-def _chance(sequence: Sequence) -> float:
-    """A uniform number in [0, 1) that depends on the seed, the sample and the place in the output,
-    nothing else.
-    """
-    place = len(sequence.tokens) - sequence.prompt_len
-    return random.Random(f"{sequence.request.seed}/{sequence.index}/{place}").random()
+def _wants_logprobs(params: SamplingParams) -> bool:
+    return params.logprobs is not None or bool(params.logprob_ids)
 
 
 def _changes_logits(params: SamplingParams) -> bool:
     penalties = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty - 1)
     return bool(params.logit_bias) or any(penalties)
+
+
+def _way(params: SamplingParams) -> _Way:
+    if _changes_logits(params):
+        return _Way.AMONG_ALL
+    few = _Way.AMONG_FEW if 0 < params.top_k <= MOST_CANDIDATES else _Way.AMONG_ALL
+    return _Way.LIKELIEST if params.temperature == 0 else few
+
+
+def _choose_mixed(
+    own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary, ways: Seq[_Way]
+) -> Tensor:
+    found = torch.empty(2, len(chunks), dtype=torch.int64, device=own.device)
+    for way in dict.fromkeys(ways):
+        rows = [row for row, other in enumerate(ways) if other is way]
+        at = send(torch.tensor(rows), own.device)
+        found[:, at] = _choose_alike(own[at], [chunks[row] for row in rows], vocabulary, way)
+    return found
+
+
+def _choose_alike(own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary, way: _Way) -> Tensor:
+    if way is _Way.LIKELIEST:
+        scores, ids = vocabulary.likeliest(own, 1)
+    else:
+        scores, ids = _drawn(own, chunks, vocabulary, way)
+    return torch.stack((ids[:, 0], scores[:, 0].isfinite()))
+
+
+def _drawn(
+    own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary, way: _Way
+) -> tuple[Tensor, Tensor]:
+    """Each row's likeliest logits, at least one, and the token drawn: [chunks, 1]."""
+    params, chances = [chunk.params for chunk in chunks], list(map(_chance, chunks))
+    num = max(_num_candidates(one, vocabulary.size) for one in params)
+    if way is _Way.AMONG_FEW:
+        scores, ids = vocabulary.likeliest(own, num)
+    else:
+        scores, ids = ranked(_changed(vocabulary.whole(own), chunks), num)
+    return scores, ids.gather(1, _draw(scores, params, chances))
+
+
+def _num_candidates(params: SamplingParams, vocab_size: int) -> int:
+    """How many of the likeliest tokens can be chosen, top_p and min_p aside."""
+    return 1 if params.temperature == 0 else min(params.top_k or vocab_size, vocab_size)
+
+
+def _chance(chunk: Chunk) -> float:
+    """A uniform number in [0, 1) that depends on the seed, the sample and the place in the output,
+    nothing else.
+    """
+    sequence = chunk.sequence
+    place = chunk.stop - sequence.prompt_len
+    return random.Random(f"{sequence.request.seed}/{sequence.index}/{place}").random()
+
+
+def _changed(logits: Tensor, chunks: Seq[Chunk]) -> Tensor:
+    """The rows after what their parameters change about them, in place."""
+    for row, chunk in zip(logits, chunks, strict=True):
+        if _changes_logits(chunk.params):
+            _penalised(row, chunk.sequence)
+    return logits
 
 
 def _penalised(logits: Tensor, sequence: Sequence) -> Tensor:
@@ -102,17 +184,23 @@ def _penalised(logits: Tensor, sequence: Sequence) -> Tensor:
     return logits
 
 
-def _draw(logits: Tensor, params: SamplingParams, chance: float) -> int:
-    """The token at which the cumulative probability of the kept tokens, likeliest first, passes
-    `chance`.
+def _draw(scores: Tensor, params: Seq[SamplingParams], chances: Seq[float]) -> Tensor:
+    """For each row of scores (float32 [rows, candidates], likeliest first) the place at which the
+    cumulative probability of the candidates that are kept passes its chance: int64 [rows, 1].
     """
-    scores, ids = logits.double().sort(descending=True, stable=True)
-    scores = (scores - scores[0]) / params.temperature  # at most 0: no temperature overflows
-    if params.top_k:
-        scores = scores[: params.top_k]
-    probabilities = scores.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities  # the mass of the likelier tokens
-    kept = (before < params.top_p) & (probabilities >= params.min_p * probabilities[0])
-    mass = probabilities.masked_fill(~kept, 0.0).cumsum(dim=-1)
-    place = int(torch.searchsorted(mass, chance * mass[-1], right=True))
-    return int(ids[min(place, int(kept.nonzero()[-1]))])
+    own = zip(params, chances, strict=True)
+    settings = [
+        (one.temperature or 1, _num_candidates(one, scores.shape[1]), one.top_p, one.min_p, chance)
+        for one, chance in own
+    ]
+    columns = send(torch.tensor(settings, dtype=torch.float64), scores.device).T[:, :, None]
+    temperature, num_candidates, top_p, min_p, chance = columns  # [rows, 1] each
+    weights = ((scores.double() - scores[:, :1]) / temperature).exp()  # at most 1: none overflows
+    places = torch.arange(scores.shape[1], device=scores.device)
+    weights = weights.masked_fill(places >= num_candidates, 0.0)
+    total = weights.cumsum(dim=-1)  # adds one by one: zeros behind the last do not change a sum
+    kept = (total - weights < top_p * total[:, -1:]) & (weights >= min_p)
+    mass = weights.masked_fill(~kept, 0.0).cumsum(dim=-1)
+    found = torch.searchsorted(mass, chance * mass[:, -1:], right=True)
+    last = (kept.sum(dim=-1, keepdim=True) - 1).clamp(min=0)  # none is kept of rows with NaN
+    return found.minimum(last)

@@ -52,11 +52,29 @@ class Scheduler:
             if budget and self._make_room(sequence, budget):
                 chunks.append(self._chunk(sequence, budget))
                 budget -= chunks[-1].stop - chunks[-1].start
-        while budget and self.waiting and self._admit():
+        while budget and self.waiting and self._can_admit():
+            self._admit()
             chunks.append(self._chunk(self.running[-1], budget))
             self.allocator.grow(self.running[-1].blocks, chunks[-1].stop)
             budget -= chunks[-1].stop - chunks[-1].start
         return chunks
+
+    def next_after(self, chunks: Seq[Chunk]) -> list[Chunk]:
+        """What follows on `chunks`, which all sample, while their tokens are not known: one token
+        more of each sequence that will not have reached its longest length.
+
+        Empty where more has to be decided: another could run as well, or cache is missing.
+        """
+        if self.waiting and self._can_admit():
+            return []
+        following = [
+            Chunk(chunk.sequence, chunk.stop, chunk.stop + 1)
+            for chunk in chunks
+            if chunk.sequence.finish_reason is None
+            and chunk.stop + 1 < self._longest(chunk.sequence)
+        ]
+        grown = all(self.allocator.grow(one.sequence.blocks, one.stop) for one in following)
+        return following if grown else []
 
     def commit(self, chunks: Seq[Chunk], tokens: Seq[Token | None]) -> list[StepOutput]:
         """Takes in a step's result, one token (or None) per chunk; returns what it gave to whom."""
@@ -104,23 +122,30 @@ class Scheduler:
         sequence.num_computed = 0
         self.waiting.appendleft(sequence)
 
-    def _admit(self) -> bool:
-        """Moves the first waiting sequence to the running ones if the cache has room for all its
-        tokens and one more.
+    def _can_admit(self) -> bool:
+        """Whether one more may run and the cache has room for all tokens of the first waiting
+        sequence and one more.
         """
         if len(self.running) == self.limits.max_sequences:
             return False
         sequence = self.waiting[0]
-        known = [] if sequence.wants_every_row else self.allocator.find(sequence.tokens)
+        known = self._known(sequence)
         blocks = self.allocator.blocks_for(min(len(sequence.tokens) + 1, self.limits.max_len))
         available = self.allocator.num_free - self.allocator.num_unused(known)
-        if available < blocks - len(known):
-            return False
+        return available >= blocks - len(known)
+
+    def _admit(self) -> None:
+        """Moves the first waiting sequence to the running ones, with what is known of its cache."""
+        sequence = self.waiting.popleft()
+        known = self._known(sequence)
         self.allocator.take(known)
         sequence.blocks.extend(known)
         sequence.num_computed = len(known) * self.allocator.block_size
-        self.running.append(self.waiting.popleft())
-        return True
+        self.running.append(sequence)
+
+    def _known(self, sequence: Sequence) -> list[int]:
+        """Blocks that hold the sequence's beginning already."""
+        return [] if sequence.wants_every_row else self.allocator.find(sequence.tokens)
 
     def _ending(self, sequence: Sequence, token: Token | None) -> FinishReason | None:
         params = sequence.request.params
@@ -128,10 +153,12 @@ class Scheduler:
             ends_text = token.id == sequence.request.eos_id and not params.ignore_eos
             if ends_text or token.id in params.stop_ids:
                 return FinishReason.STOP
-        num_new = len(sequence.tokens) - sequence.prompt_len
-        if num_new >= params.max_new_tokens or len(sequence.tokens) >= self.limits.max_len:
-            return FinishReason.LENGTH
-        return None
+        return FinishReason.LENGTH if len(sequence.tokens) >= self._longest(sequence) else None
+
+    def _longest(self, sequence: Sequence) -> int:
+        """The tokens at which the sequence ends at the latest."""
+        wanted = sequence.prompt_len + sequence.request.params.max_new_tokens
+        return min(wanted, self.limits.max_len)
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason

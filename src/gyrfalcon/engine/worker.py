@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 
 from gyrfalcon.engine.build import build_replica
+from gyrfalcon.engine.lookahead import stepper
 from gyrfalcon.engine.ranks import Place
 from gyrfalcon.settings import EngineConfig
 from gyrfalcon.weights.source import open_checkpoint
@@ -12,9 +13,10 @@ from gyrfalcon.weights.source import open_checkpoint
 def follow(config: EngineConfig, folder: Path, place: Place) -> None:
     """Never returns: the first rank ends its workers, and a broken connection to it raises."""
     replica = build_replica(config, open_checkpoint(folder), place, keeps=False)
+    take_step = stepper(replica)
     while True:
         message = place.group.broadcast()
         if message:
             replica.obey(pickle.loads(message))
         else:
-            replica.step()
+            take_step()

@@ -9,10 +9,10 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from gyrfalcon.errors import UsageError
-from gyrfalcon.nestling.exam import write_exam
+from gyrfalcon.nestling import exam as nestling
+from gyrfalcon.nestling.subjects import SUBJECTS
 from gyrfalcon.text_file import decoded
 
 LETTERS = "ABCD"
@@ -94,9 +94,6 @@ def read_exam(
     there = sorted(path.name.removesuffix(suffix) for path in folder.glob(f"{split}/*{suffix}"))
     if not there:
         raise UsageError(f"files like {split}/astronomy{suffix} in {folder}", "none", "check -d")
-    unknown = sorted(set(names or ()) - set(there))
-    if unknown:
-        raise UsageError(f"subjects of this exam ({', '.join(there)})", repr(unknown[0]), "choose")
     categories = _categories(folder)
     return [
         Subject(
@@ -105,8 +102,7 @@ def read_exam(
             examples=_questions(folder / "dev" / f"{name}_dev.csv"),
             questions=_questions(folder / split / f"{name}{suffix}")[:limit],
         )
-        for name in there
-        if names is None or name in names
+        for name in _chosen(there, names)
     ]
 
 
@@ -116,15 +112,37 @@ def open_exam(
     """The exam of a folder; or the nestling exam, called nestling, where there is no folder of that name."""
     if name != NESTLING or Path(name).is_dir():
         return read_exam(Path(name), split, names, limit)
-    with TemporaryDirectory(prefix="gyrfalcon-exam-") as folder:
-        write_exam(Path(folder))
-        return read_exam(Path(folder), split, names, limit)
+    subjects = {subject.name: subject for subject in SUBJECTS}
+    return [
+        Subject(
+            name=name,
+            category=subjects[name].category,
+            examples=_numbered(nestling.questions(subjects[name], "dev")),
+            questions=_numbered(nestling.questions(subjects[name], split))[:limit],
+        )
+        for name in _chosen(sorted(subjects), names)
+    ]
 
 
 def fingerprint(exam: Sequence[Subject]) -> str:
     """SHA-256 of all that is asked and shown: equal for equal questions, wherever they lie."""
     text = json.dumps([astuple(subject) for subject in exam])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _chosen(there: Sequence[str], names: Collection[str] | None) -> list[str]:
+    """The subjects that are wanted, in the order in which they are there."""
+    unknown = sorted(set(names or ()) - set(there))
+    if unknown:
+        raise UsageError(f"subjects of this exam ({', '.join(there)})", repr(unknown[0]), "choose")
+    return [name for name in there if names is None or name in names]
+
+
+def _numbered(questions: Sequence[nestling.Question]) -> tuple[Question, ...]:
+    return tuple(
+        Question(number, one.question, one.choices, one.letter)
+        for number, one in enumerate(questions)
+    )
 
 
 def _categories(folder: Path) -> dict[str, str]:

@@ -62,6 +62,11 @@ def known(config: ModelConfig) -> Golden | None:
     return None
 
 
+def models_with_mmlu() -> list[str]:
+    """The names of the models with MMLU figures."""
+    return [model["name"] for model in _models() if model["mmlu"]]
+
+
 def guide_mmlu() -> list[MMLUFigure]:
     """The guide's own results, of Falcon-40B on two platforms."""
     figures = [figure for model in _models() for figure in _golden(model).mmlu]

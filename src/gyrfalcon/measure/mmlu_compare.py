@@ -1,15 +1,52 @@
 """Two MMLU runs question by question: where they agree, and whether one is better."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.exam import CATEGORIES
 from gyrfalcon.measure.mmlu import Answer
+from gyrfalcon.measure.mmlu_prompts import Exam
 from gyrfalcon.measure.mmlu_score import answer_from_json
 from gyrfalcon.measure.proportions import mcnemar
+from gyrfalcon.output import counted
 
-SETTINGS = ("protocol", "protocol_version", "split", "shots", "exam_sha256")
+QUESTIONS = "exam_sha256"
+SETTINGS = ("protocol", "protocol_version", "split", "shots", QUESTIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What two runs must have asked alike to be compared."""
+
+    settings: Mapping[str, object]  # those of SETTINGS
+    counts: Mapping[str, int]  # subject → questions
+
+    @classmethod
+    def in_exam(cls, exam: Exam) -> Self:
+        """What a run is going to ask."""
+        counts = {subject.name: len(subject.questions) for subject in exam.subjects}
+        return cls(exam.settings, counts)
+
+    @classmethod
+    def in_result(cls, document: Mapping[str, object]) -> Self:
+        """What a run has asked."""
+        found = _result(document)
+        counts = Counter(answer.subject for answer in _answers(found))
+        return cls({name: found[name] for name in SETTINGS}, counts)
+
+    def told(self, name: str, other: Self) -> str:
+        """A setting in words, where the other's differs."""
+        if name != QUESTIONS:
+            return str(self.settings[name])
+        total = counted(sum(self.counts.values()), "question")
+        words = f"{total} of {counted(len(self.counts), 'subject')}"
+        extra = sorted(set(self.counts) - set(other.counts))
+        if extra:
+            return f"{words}, {extra[0]} among them"
+        return f"{words}, worded otherwise" if self.counts == other.counts else words
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +73,26 @@ class Comparison:
     num_left_out: int
 
 
-def compare(first: Mapping[str, object], second: Mapping[str, object]) -> Comparison:
-    """Compares two `mmlu` result documents; UsageError when they did not ask the same."""
-    one, other = (_result(document) for document in (first, second))
+def check_alike(first: Asked, second: Asked, names: tuple[str, str]) -> None:
+    """UsageError when two runs, called by these names, do not ask the same in the same way."""
     for name in SETTINGS:
-        if one[name] != other[name]:
-            what = "questions" if name == "exam_sha256" else name
+        if first.settings[name] != second.settings[name]:
+            one, other = first.told(name, second), second.told(name, first)
             raise UsageError(
-                f"two runs with the same {what}",
-                f"{one[name]} and {other[name]}",
+                f"two runs with the same {'questions' if name == QUESTIONS else name}",
+                f"{names[0]}: {one}; {names[1]}: {other}",
                 "compare runs that asked the same questions in the same way",
             )
+
+
+def compare(
+    first: Mapping[str, object],
+    second: Mapping[str, object],
+    names: tuple[str, str] = ("A", "B"),
+) -> Comparison:
+    """Compares two `mmlu` result documents; UsageError when they did not ask the same."""
+    check_alike(Asked.in_result(first), Asked.in_result(second), names)
+    one, other = (_result(document) for document in (first, second))
     pairs = list(zip(_answers(one), _answers(other), strict=True))
     kept = [pair for pair in pairs if not any(answer.dropped for answer in pair)]
     subjects = one["subjects"]

@@ -36,7 +36,7 @@ def beside(golden: Golden, found: Score, exam: Exam) -> list[Beside]:
 
 
 def rows_json(rows: Sequence[Beside]) -> list[dict[str, object]]:
-    """The comparison for programs; empty where no figures are known."""
+    """The comparison for programs."""
     return [
         {
             "model": row.model,

@@ -17,6 +17,7 @@ from gyrfalcon.measure.report_tables import (
     verdict,
 )
 from gyrfalcon.measure.timing import averages
+from gyrfalcon.output import counted
 
 TITLE = "Measured with gyrfalcon"
 
@@ -97,7 +98,7 @@ def _rates(results: Results) -> list[Highlight]:
         means = averages(run.found.rows)
         rate = means.get("mean_tokens_per_second")
         value = NOTHING if rate is None else f"{rate:.2f} tokens/s"
-        cases = "1 case" if means["cases"] == 1 else f"{means['cases']:.0f} cases"
+        cases = counted(round(means["cases"]), "case")
         detail = f"mean of {cases}, batch {run.found.batch}"
         if rate is not None:
             detail += f", first token after {means['first_token_ms']:.1f} ms"

@@ -43,6 +43,7 @@ def read_results(files: Sequence[str], baselines: Sequence[str]) -> Results:
         path = Path(name)
         document = result.read(path, *result.KINDS)
         documents.append((_head(path, document, is_baseline), document))
+    _check_kinds([head for head, _ in documents])
     labels = _labels([head for head, _ in documents])
     runs = [(head, labels[head], document) for head, document in documents]
 
@@ -82,6 +83,15 @@ def _head(path: Path, document: Mapping[str, object], is_baseline: bool) -> Head
         date=fields.need(str, "date"),
         version=fields.need(str, "gyrfalcon"),
     )
+
+
+def _check_kinds(heads: Sequence[Head]) -> None:
+    """A baseline has something to be compared with."""
+    kinds = sorted({head.kind for head in heads if not head.is_baseline})
+    for head in heads:
+        if head.kind not in kinds:
+            wanted = f"a baseline of {' or '.join(kinds)}, as the results are, in {head.path}"
+            raise UsageError(wanted, f"a {head.kind} result", DO)
 
 
 def _machine(cards: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from gyrfalcon.measure.mmlu_compare import Comparison, Pairs, compare
 from gyrfalcon.measure.mmlu_score import Count
 from gyrfalcon.measure.report_runs import ExamScore, Run
 from gyrfalcon.measure.report_tables import NOTHING, Table
+from gyrfalcon.output import counted
 
 IN_GUIDES_ORDER = ("STEM", "social sciences", "humanities", "other")
 
@@ -43,9 +44,8 @@ def mmlu_tables(runs: Sequence[Run[ExamScore]], beside_guide: bool) -> list[Tabl
 
 def _category_row(run: Run[ExamScore]) -> tuple[str, ...]:
     found = run.found
-    asked = (
-        f"{found.split}, {found.protocol}, {found.num_examples} shots, {found.all.total} questions"
-    )
+    shots, total = counted(found.num_examples, "shot"), counted(found.all.total, "question")
+    asked = f"{found.split}, {found.protocol}, {shots}, {total}"
     if found.num_dropped:
         asked += f", {found.num_dropped} too long to ask"
     counts = [found.categories[name] for name in IN_GUIDES_ORDER]
@@ -65,9 +65,10 @@ def _pair_table(run: Run[ExamScore], baseline: Run[ExamScore]) -> Table:
     only = ("only this right", "only baseline right")
     headings = ("category", "questions", "same answer", "agreement %", *only, "McNemar's exact p")
     try:
-        found = compare(run.found.document, baseline.found.document)
+        names = (run.label, baseline.label)
+        found = compare(run.found.document, baseline.found.document, names)
     except UsageError as error:
-        note = f"Not comparable: {error.wanted} are needed, these have {error.got}."
+        note = f"Not comparable: {error.wanted} are needed. {error.got}."
         return Table(title, headings, (), note=note)
     parts = [*((name, found.categories[name]) for name in IN_GUIDES_ORDER), ("all", found.all)]
     rows = tuple(_pair_row(name, pairs) for name, pairs in parts)

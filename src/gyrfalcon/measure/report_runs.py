@@ -9,6 +9,7 @@ from gyrfalcon.measure.gate import Figure
 from gyrfalcon.measure.mmlu_score import Count
 from gyrfalcon.measure.roofline import Limits
 from gyrfalcon.measure.timing import Row
+from gyrfalcon.output import counted
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -38,8 +39,7 @@ class Head:
     @property
     def traits(self) -> tuple[str, ...]:
         """What tells runs of one model apart, the most telling first."""
-        ranks = "1 rank" if self.ranks == 1 else f"{self.ranks} ranks"
-        return (self.dtype, self.quant, self.device, ranks, self.machine)
+        return (self.dtype, self.quant, self.device, counted(self.ranks, "rank"), self.machine)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from gyrfalcon.weights.layout import tensor_specs
 FORMAT = "gyrfalcon-result"
 VERSION = 1
 KINDS = ("speed", "mmlu", "precision", "perplexity")
+SHOWN_KEYS, SHOWN_LETTERS = 3, 40  # of a foreign document in an error
 
 
 def envelope(
@@ -93,12 +94,27 @@ def read(path: Path, *kinds: str) -> dict[str, object]:
         raise UsageError(f"JSON in {path}", str(error), "name another file") from None
     marks = ("format", "version", "kind")
     found = [document.get(mark) for mark in marks] if isinstance(document, dict) else []
-    wanted = [[FORMAT, VERSION, kind] for kind in kinds]
-    if not isinstance(document, dict) or found not in wanted:
-        got = " ".join(map(str, found)) or type(document).__name__
-        names = " or ".join(kinds)
-        raise UsageError(f"a {names} result of gyrfalcon in {path}", got, "name another file")
+    if not isinstance(document, dict) or found not in [[FORMAT, VERSION, kind] for kind in kinds]:
+        wanted = f"a {' or '.join(kinds)} result of gyrfalcon in {path}"
+        raise UsageError(wanted, _described(document), "name another file")
     return document
+
+
+def _described(document: object) -> str:
+    """What some JSON is, in a few words."""
+    if not isinstance(document, dict):
+        return f"JSON without an object: {_short(document)}"
+    if document.get("format") == FORMAT:
+        kind, version = document.get("kind"), document.get("version")
+        return f"one of kind {_short(kind)} and version {_short(version)}"
+    keys = [_short(key) for key in list(document)[:SHOWN_KEYS]]
+    more = ", …" if len(document) > SHOWN_KEYS else ""
+    return f"a JSON object with {', '.join(keys)}{more}" if keys else "an empty JSON object"
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN_LETTERS else text[: SHOWN_LETTERS - 1] + "…"
 
 
 def write(document: Mapping[str, object], path: Path) -> None:

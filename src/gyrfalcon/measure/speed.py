@@ -102,8 +102,8 @@ def time_case(
 
 
 def generate(engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Generation:
-    """Times a greedy generation that end-of-text does not end. A step's tokens are on the host when
-    it returns, so the device has done its work by then.
+    """Times a greedy generation that end-of-text does not end. Tokens are on the host when step()
+    returns them, so the device has done its work by then.
     """
     params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
     start = perf_counter()

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from gyrfalcon.measure.roofline import Limits
 from gyrfalcon.measure.speed_files import Sweep
 from gyrfalcon.measure.timing import OOM, Row, averages
+from gyrfalcon.output import counted
 
 HEADINGS = tuple(
     "batch|in|out|first ms|response ms|ms/token|tokens/s|p50 ms|p90 ms|p99 ms"
@@ -85,7 +86,7 @@ def _limits(limits: Limits | None) -> list[str]:
 def _averages(rows: Sequence[Row]) -> list[str]:
     found = averages(rows)
     failed = f", {found[OOM]} out of memory" if found[OOM] else ""
-    lines = [f"mean over {found['cases']} {'case' if found['cases'] == 1 else 'cases'}{failed}"]
+    lines = [f"mean over {counted(round(found['cases']), 'case')}{failed}"]
     if not found["cases"]:
         return lines
     times = [f"{label} {found[name]:.2f} ms" for name, label in TIMES.items()]

@@ -98,8 +98,8 @@ class Falcon:
     head: Head
 
     def __call__(self, batch: Batch, pool: KVPool) -> Tensor:
-        """Computes the batch's tokens, caches their keys and values, returns logits float32 [rows,
-        vocab].
+        """Computes the batch's tokens, caches their keys and values, returns this rank's logits,
+        float32 [rows, own tokens].
         """
         x, part = self.embedding(batch.token_ids), None  # [tokens, hidden]
         angles = (

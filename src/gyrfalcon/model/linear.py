@@ -77,12 +77,10 @@ class VocabEmbedding:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Hidden states → logits over the whole vocabulary, float32, the same on every rank."""
+    """Hidden states → the logits of this rank's tokens, float32."""
 
     weight: Weight  # [own tokens, hidden]
-    widths: Sequence[int]  # tokens of every rank
-    group: Group
     ops: Ops
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.group.concatenate(self.ops.linear(x, self.weight).float(), self.widths)
+        return self.ops.linear(x, self.weight).float()

@@ -1,16 +1,19 @@
-"""What ranks say to each other: sums, concatenations and messages over torch.distributed; one rank
-says nothing.
+"""What ranks say to each other: sums, concatenations, likeliest tokens and messages over
+torch.distributed; one rank says nothing.
 
 Groups are objects, never the process-wide default group, so that several engines can live in one
 process.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from gyrfalcon.parallel.shards import owned
 
 # A worker waits for its next message as long as the engine lives. A rank that dies closes its
 # connections at once, which ends the waiting of all others.
@@ -70,6 +73,57 @@ class Group:
         if int(length):
             self._wires.broadcast([body]).wait()
         return body.numpy().tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Logits float32 [rows, tokens], of which every rank holds those of its own tokens."""
+
+    group: Group
+    widths: Sequence[int]  # tokens of every rank
+
+    @classmethod
+    def shared(cls, num_tokens: int, group: Group) -> "Vocabulary":
+        """A vocabulary of so many tokens among the ranks of a group."""
+        ranks = range(group.size)
+        return cls(group, [len(owned(num_tokens, group.size, rank)) for rank in ranks])
+
+    @property
+    def size(self) -> int:
+        """How many tokens there are."""
+        return sum(self.widths)
+
+    def whole(self, own: Tensor) -> Tensor:
+        """The logits of all tokens, on every rank: [rows, own tokens] → [rows, tokens]."""
+        return self.group.concatenate(own, self.widths)
+
+    def likeliest(self, own: Tensor, num: int) -> tuple[Tensor, Tensor]:
+        """The `num` likeliest tokens of each row, likeliest first, of equals the lowest first:
+        logits float32 and ids int64, both [rows, num], on every rank.
+
+        Each rank finds those among its own tokens, and no more travels.
+        """
+        logits, places = ranked(own, num)
+        return (logits, places) if self.group.size == 1 else self._merged(logits, places, num)
+
+    def _merged(self, logits: Tensor, places: Tensor, num: int) -> tuple[Tensor, Tensor]:
+        """likeliest() of all ranks from what each found at which of its own tokens."""
+        ids = places + sum(self.widths[: self.group.rank])
+        pairs = torch.stack((logits.double(), ids.double()), dim=-1)  # float64 holds both exactly
+        widths = [2 * min(num, width) for width in self.widths]
+        everyones = self.group.concatenate(pairs.flatten(1), widths).unflatten(1, (-1, 2))
+        logits, places = ranked(everyones[:, :, 0], num)  # of equals the first has the lowest id
+        return logits.float(), everyones[:, :, 1].gather(1, places).long()
+
+
+def ranked(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """The `num` largest of each row, largest first, of equals the first first: values and places,
+    both [rows, num]. NaN counts as larger than any number.
+    """
+    if num == 1:
+        return logits.max(dim=-1, keepdim=True)
+    values, places = logits.sort(dim=-1, descending=True, stable=True)
+    return values[:, :num], places[:, :num]
 
 
 def solo() -> Group:

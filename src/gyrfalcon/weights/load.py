@@ -13,7 +13,7 @@ from gyrfalcon.model.linear import ColumnLinear, Head, Norms, RowLinear, VocabEm
 from gyrfalcon.model.positions import Rotary, alibi_slopes
 from gyrfalcon.ops import Ops
 from gyrfalcon.parallel.group import Group
-from gyrfalcon.parallel.shards import Share, owned, share_of
+from gyrfalcon.parallel.shards import Share, share_of
 from gyrfalcon.progress import Bar, bar
 from gyrfalcon.quant import Quantised, Weight, equal, quantise
 from gyrfalcon.weights import layout
@@ -126,11 +126,7 @@ class _Loader:
         if self.checkpoint.has_head:
             stored = self._matrix(layout.HEAD)
             weight = embedding if equal(stored, embedding) else stored
-        widths = [
-            len(owned(self.config.vocab_size, self.group.size, rank))
-            for rank in range(self.group.size)
-        ]
-        return Head(weight, widths, self.group, self.ops)
+        return Head(weight, self.ops)
 
     def _column(self, name: str, activation: str | None = None) -> ColumnLinear:
         return ColumnLinear(self._matrix(f"{name}.weight"), self._bias(name), activation, self.ops)

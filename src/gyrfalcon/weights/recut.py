@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from gyrfalcon.errors import UsageError
+from gyrfalcon.output import counted
 from gyrfalcon.weights.cut import MAX_SHARD_BYTES
 from gyrfalcon.weights.folder_writer import CutSummary, write_folder
 from gyrfalcon.weights.layout import HEAD, TensorSpec, stored_name, stored_specs, tensor_specs
@@ -94,7 +95,9 @@ def _first_dtype(manifest: Manifest, spec: TensorSpec) -> torch.dtype:
 def _losses(checkpoint: Checkpoint, manifest: Manifest) -> tuple[str, ...]:
     """A line per pair of dtypes, such as "12 tensors float32 → bfloat16: the low bits are lost"."""
     pairs = Counter(_change(manifest, spec) for spec in checkpoint.specs())
-    return tuple(f"{count} tensors {change}" for change, count in pairs.items() if change)
+    return tuple(
+        f"{counted(count, 'tensor')} {change}" for change, count in pairs.items() if change
+    )
 
 
 def _change(manifest: Manifest, spec: TensorSpec) -> str:

@@ -1,0 +1,122 @@
+"""The products of gemlite, Triton kernels of others, beside ours: the same rounded weights and tokens,
+timed in the same run. Only where gemlite is installed; its kernels tune themselves when first used.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from gpu_models import config_of, random_model
+from gpu_speed import seconds_of
+from torch import Tensor
+
+from gyrfalcon import ops
+from gyrfalcon.device import capture
+from gyrfalcon.quant import Quantised, dequantise
+
+if TYPE_CHECKING:
+    from gpu_gate import Plan
+
+KINDS = ("int8", "int4")  # that gemlite, too, multiplies with unrounded tokens
+TOKENS = (1, 16)
+LARGEST_DIFFERENCE = 0.02  # relative L2: both multiply the same numbers, in bfloat16
+
+Product = Callable[[Tensor], Tensor]
+
+
+def beside_gemlite(plan: "Plan") -> dict[str, Any]:
+    """One block's products of every shape and kind; says so where gemlite is missing or fails."""
+    try:
+        import gemlite
+    except ModuleNotFoundError as error:
+        if error.name == "gemlite":
+            return {"skipped": "not installed"}
+        return {"error": _words(error)}
+    except Exception as error:  # whatever a package does when it is imported
+        return {"error": _words(error)}
+    found: dict[str, Any] = {"version": gemlite.__version__}
+    for shape in plan.shapes:
+        for kind in KINDS:
+            try:
+                found[f"{shape} {kind}"] = {"rows": _rows(plan, shape, kind, gemlite.helper)}
+            except Exception as error:  # theirs, not a fault of what the gate checks
+                found[f"{shape} {kind}"] = {"error": _words(error)}
+    return found
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+@torch.inference_mode()
+def _rows(plan: "Plan", shape: str, kind: str, helper: Any) -> list[dict[str, Any]]:
+    """The four products of a block, for so many tokens, in ms."""
+    ours = ops.choose(plan.device)
+    config = config_of(shape, num_hidden_layers=1)
+    block = random_model(config, ours, plan.device, dtype=plan.dtype, quant=kind).blocks[0]
+    layers = (block.attention.qkv, block.attention.dense, block.mlp.up, block.mlp.down)
+    weights = [layer.weight for layer in layers]
+    theirs = [gemlite_product(helper, weight, plan.dtype) for weight in weights]
+    rows = []
+    for tokens in TOKENS:
+        drawn = [_tokens(tokens, weight, plan) for weight in weights]
+        mine = [lambda x, weight=weight: ours.linear(x, weight) for weight in weights]
+        rows.append(
+            {
+                "tokens": tokens,
+                "relative_l2": _difference(mine, theirs, drawn),
+                "ours_ms": _ms(mine, drawn, plan),
+                "gemlite_ms": _ms(theirs, drawn, plan),
+            }
+        )
+    return rows
+
+
+def gemlite_product(helper: Any, weight: Quantised, dtype: torch.dtype) -> Product:
+    """gemlite's layer of the weights as we rounded them. It takes int8 as it is, and of int4 each
+    weight in a byte of its own as value + 8, with scales and offsets [out, in / 64].
+    """
+    settings = {"device": weight.data.device, "dtype": dtype}
+    if weight.kind == "int8":
+        layer: Product = helper.A16W8_INT8(**settings).from_weights(
+            weight.data, scales=weight.scales[:, None]
+        )
+        return layer
+    unscaled = replace(weight, scales=torch.ones_like(weight.scales))
+    values = (dequantise(unscaled, dtype) + 8).to(torch.uint8)
+    scales = weight.scales.t().to(dtype).contiguous()
+    layer = helper.A16W4_HQQ_INT(**settings).from_weights(
+        values, scales, torch.full_like(scales, 8)
+    )
+    return layer
+
+
+def _tokens(tokens: int, weight: Quantised, plan: "Plan") -> Tensor:
+    generator = torch.Generator(plan.device).manual_seed(tokens)
+    shape = (tokens, weight.shape[1])
+    return torch.randn(shape, generator=generator, device=plan.device, dtype=plan.dtype)
+
+
+def _difference(
+    ours: Sequence[Product], theirs: Sequence[Product], drawn: Sequence[Tensor]
+) -> float:
+    """The largest relative L2 of their results beside ours; ValueError where it is no rounding."""
+    largest = 0.0
+    for mine, other, x in zip(ours, theirs, drawn, strict=True):
+        wanted, got = mine(x).float(), other(x).float()
+        largest = max(largest, float((got - wanted).norm() / wanted.norm()))
+        if not largest <= LARGEST_DIFFERENCE:
+            raise ValueError(
+                f"wanted our products to {LARGEST_DIFFERENCE} of relative L2, got {largest:.3g}"
+            )
+    return largest
+
+
+def _ms(products: Sequence[Product], drawn: Sequence[Tensor], plan: "Plan") -> float:
+    def all_of_them() -> Tensor:
+        for product, x in zip(products, drawn, strict=True):
+            out = product(x)
+        return out
+
+    return 1000 * seconds_of(capture(all_of_them, plan.device), plan, plan.steps)

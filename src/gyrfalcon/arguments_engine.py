@@ -1,0 +1,69 @@
+"""The options of every command that runs a model: ranks, device, dtype, rounding, memory, threads; two of
+them, by themselves, are options of other commands, too.
+"""
+
+import argparse
+
+from gyrfalcon.options import cache_memory, one_of, whole
+from gyrfalcon.settings import QUANTS
+
+DTYPES = ("auto", "bf16", "fp16", "fp32")
+
+
+def add_engine(group: argparse._ArgumentGroup) -> None:
+    """All of them: what `commands/generate.py` makes an EngineConfig of."""
+    add_world_size(group, "ranks that share the model (default: the cut's own, else 1)")
+    group.add_argument(
+        "--device",
+        type=one_of("--device", "auto", "cpu", "cuda", planned=("npu",)),
+        default="auto",
+        metavar="auto|cpu|cuda",
+        help="auto takes CUDA where there is one",
+    )
+    add_dtype(group, "the dtype to compute in; auto is the checkpoint's")
+    add_quant(group, "round the matrices when they are loaded")
+    group.add_argument(
+        "--max-len",
+        type=whole("--max-len", 1),
+        metavar="N",
+        help="the longest sequence, prompt and output together (default: what the model's positions allow)",
+    )
+    group.add_argument(
+        "--cache-memory",
+        type=cache_memory,
+        metavar="BYTES|FRACTION",
+        help="memory of each rank's KV cache: 2GB, or 0.5 of what is free once the weights are loaded",
+    )
+    group.add_argument(
+        "--threads", type=whole("--threads", 1), metavar="N", help="CPU threads of each rank"
+    )
+
+
+def add_world_size(to: argparse._ActionsContainer, text: str, required: bool = False) -> None:
+    """-w, explained by `text`."""
+    to.add_argument(
+        "-w", "--world-size", type=whole("-w", 1), metavar="N", required=required, help=text
+    )
+
+
+def add_dtype(to: argparse._ActionsContainer, text: str) -> None:
+    """--dtype, explained by `text`."""
+    to.add_argument(
+        "--dtype",
+        type=one_of("--dtype", *DTYPES),
+        default="auto",
+        metavar="|".join(DTYPES),
+        help=text,
+    )
+
+
+def add_quant(to: argparse._ActionsContainer, text: str) -> None:
+    """The option --quant, with what it does."""
+    to.add_argument(
+        "--quant",
+        type=one_of("--quant", *QUANTS),
+        default="none",
+        metavar="|".join(QUANTS),
+        help=f"{text}, embedding and head to 8 bits; int4 has a scale for 64 weights of a row, int4-32 and "
+        "int4-128 for so many (default none: as the checkpoint or cut is)",
+    )

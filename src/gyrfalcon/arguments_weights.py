@@ -1,0 +1,83 @@
+"""The arguments of the commands on folders of weights: cut, verify, recut, merge, inspect."""
+
+import argparse
+from collections.abc import Callable
+
+from gyrfalcon.arguments_engine import add_dtype, add_quant, add_world_size
+from gyrfalcon.options import size
+
+
+def _add_cut(parser: argparse.ArgumentParser) -> None:
+    """Cut a Hugging Face checkpoint for N ranks: CUT/tokenizer, CUT/part_model/<rank> and CUT/manifest.json.
+
+    Streams tensor by tensor, so memory does not grow with the model. Run the same command again after an
+    interruption and it goes on where it stopped.
+    """
+    parser.add_argument(
+        "source", metavar="HF", help="a Hugging Face folder (.safetensors or .bin) or a hub id"
+    )
+    parser.add_argument("target", metavar="CUT", help="the folder to write")
+    add_world_size(parser, "how many ranks to cut for", required=True)
+    add_dtype(parser, "the dtype to store; auto keeps the checkpoint's")
+    add_quant(
+        parser, "round the matrices and store them so, as the other commands do when they load"
+    )
+    _add_writing(parser)
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    """Check every file of a cut against its manifest: size, checksum, tensor names and shapes.
+
+    Prints each fault; exits 1 when there is one.
+    """
+    parser.add_argument("cut", metavar="CUT", help="a folder written by gyrfalcon cut")
+
+
+def _add_recut(parser: argparse.ArgumentParser) -> None:
+    """Cut a cut again for another number of ranks, without the checkpoint it came from."""
+    parser.add_argument("cut", metavar="CUT", help="a folder written by gyrfalcon cut")
+    parser.add_argument("target", metavar="NEW", help="the folder to write")
+    add_world_size(parser, "how many ranks to cut for", required=True)
+    _add_writing(parser)
+
+
+def _add_merge(parser: argparse.ArgumentParser) -> None:
+    """Put a cut together again: back to a Hugging Face folder, bit for bit."""
+    parser.add_argument("cut", metavar="CUT", help="a folder written by gyrfalcon cut")
+    parser.add_argument("target", metavar="HF", help="the folder to write")
+    parser.add_argument(
+        "--dequantise",
+        action="store_true",
+        help="merge a cut that is rounded or in another dtype than its source, too; says what was lost",
+    )
+    _add_writing(parser)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    """List which rank holds which tensor, which range of it, and how many bytes that takes."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="a Hugging Face folder, a cut, a hub id or nestling"
+    )
+    add_world_size(parser, "for so many ranks (default: the cut's own, else 1)")
+
+
+def _add_writing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-shard-size",
+        type=size("--max-shard-size"),
+        default=5_000_000_000,
+        metavar="SIZE",
+        help="no file of weights becomes larger (default 5GB)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what already is in the folder to write"
+    )
+
+
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "cut": ("cut a Hugging Face checkpoint for N ranks", _add_cut),
+    "verify": ("check every file of a cut", _add_verify),
+    "recut": ("cut a cut for another number of ranks", _add_recut),
+    "merge": ("put a cut together again as a Hugging Face folder", _add_merge),
+    "inspect": ("list which rank holds what", _add_inspect),
+}

@@ -1,0 +1,97 @@
+"""A made-up exam, a tiny model that takes it, and answers as the tests of mmlu want them."""
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from checkpoints import make_checkpoint
+
+from gyrfalcon.measure.exam import read_exam
+from gyrfalcon.measure.mmlu import Answer
+from gyrfalcon.measure.mmlu_prompts import HENDRYCKS, Exam, Protocol
+
+Data = Callable[[str], Path]
+
+# Small, with a None, a comma, quotes and a line break in its cells.
+ROWS = {
+    "dev/birds_dev.csv": [
+        ("Which bird is white?", "raven", "swan", "rook", "crow", "B"),
+        ("Which bird runs?", "ostrich", "swift", "kite", "tern", "A"),
+    ],
+    "dev/sums_of_two_dev.csv": [
+        ("1 + 1 =", "1", "2", "3", "4", "B"),
+        ("2 + 3 =", "6", "4", "5", "7", "C"),
+    ],
+    "test/birds_test.csv": [
+        ("Which falcon nests in the north?", "gyrfalcon", "None", "kestrel", "hobby", "A"),
+        ('Which bird\nsays "who", at night?', "wren", "gull", "duck", "owl", "D"),
+        ("Which bird dives?", "hen", "gannet", "dodo", "rhea", "B"),
+    ],
+    "test/sums_of_two_test.csv": [
+        ("2 + 2 =", "5", "3", "4", "None", "C"),
+        ("0 + 1 =", "1", "0", "2", "10", "A"),
+        ("3 + 1 =", "3", "2", "13", "4", "D"),
+        ("1 + 2 =", "3", "1", "2", "12", "A"),
+    ],
+}
+
+
+def write_rows(folder: Path) -> Path:
+    """The folder with the made-up exam in it."""
+    for name, rows in ROWS.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        with (folder / name).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(rows)
+    (folder / "categories.json").write_text('{"sums_of_two": "STEM"}')
+    return folder
+
+
+def make_model(folder: Path, data: Data) -> Path:
+    """A tiny random model with the real tokenizer."""
+    make_checkpoint(
+        folder, "40b", hidden_size=64, num_attention_heads=8, num_kv_heads=2, vocab_size=65024
+    )
+    for file in data("falcon-tokenizer").iterdir():
+        shutil.copy(file, folder)
+    return folder
+
+
+def exam_of(
+    folder: Path, protocol: Protocol = HENDRYCKS, num_examples: int = 2, split: str = "test"
+) -> Exam:
+    return Exam(read_exam(folder, split), split, protocol, num_examples)
+
+
+def answer(
+    subject: str, number: int, truth: str, pred: str | None, dropped: bool = False
+) -> Answer:
+    return Answer(subject, number, truth, pred, 5, 100, dropped=dropped)
+
+
+def document(found: list[Answer], **settings: object) -> dict[str, object]:
+    """As much of a result file as a comparison reads."""
+    same = {"protocol": "hendrycks", "protocol_version": 1, "split": "test", "shots": 5}
+    result = {
+        **same,
+        "exam_sha256": "0",
+        "subjects": {"birds": {"category": "other"}, "sums": {"category": "STEM"}},
+        "predictions": [
+            {
+                "subject": a.subject,
+                "id": a.id,
+                "truth": a.truth,
+                "pred": a.pred,
+                "num_examples": 5,
+                "num_prompt_tokens": 100,
+                "dropped": a.dropped,
+            }
+            for a in found
+        ],
+    }
+    return {
+        "format": "gyrfalcon-result",
+        "version": 1,
+        "kind": "mmlu",
+        "result": {**result, **settings},
+    }

@@ -67,7 +67,10 @@ def decode_one_token() -> list[CodeType]:
         if Path(frame.f_code.co_filename).is_relative_to(PACKAGE):
             entered[frame.f_code] = None
 
-    with Engine(EngineConfig(model="nestling", max_len=64)) as engine:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GYRFALCON_OPS", "reference")  # the definitions are what is read
+        engine = Engine(EngineConfig(model="nestling", max_len=64))
+    with engine:
         engine.add("The falcon", SamplingParams(max_new_tokens=8))
         engine.step()
         engine.step()

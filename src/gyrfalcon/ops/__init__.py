@@ -3,7 +3,7 @@ per call.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -15,11 +15,12 @@ from gyrfalcon.device import capability
 from gyrfalcon.errors import UsageError
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
+from gyrfalcon.ops.native_library import library
 from gyrfalcon.ops.reference import Angles as Angles
 from gyrfalcon.quant import Weight
 
 VARIABLE = "GYRFALCON_OPS"
-NAMES = ("triton", "reference")
+NAMES = ("triton", "native", "reference")
 FP8_CAPABILITY = (8, 9)  # of cards with 8-bit floating point
 
 
@@ -43,21 +44,23 @@ class Ops(Protocol):
 
 
 def choose(device: torch.device, quant: str = "none") -> Ops:
-    """The operations for `device`: Triton's kernels on CUDA, plain torch elsewhere, or what the
-    environment variable GYRFALCON_OPS says (`triton` or `reference`). UsageError where the device
-    cannot multiply with weights rounded to `quant`.
+    """The operations for `device`: Triton's kernels on CUDA, native ones on the CPU where they are
+    built, plain torch elsewhere; or what the environment variable GYRFALCON_OPS says (`triton`,
+    `native` or `reference`). UsageError where the device cannot multiply with weights rounded to
+    `quant`.
     """
     if quant == "fp8" and (card := capability(device)) is not None and card < FP8_CAPABILITY:
         wanted = f"a card of compute capability {FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]} for fp8"
         got = f"one of {card[0]}.{card[1]}"
         raise UsageError(wanted, got, "choose int8, which takes as much memory and is closer")
-    return _triton() if chosen_name(device) == "triton" else reference
+    return _IMPLEMENTATIONS[chosen_name(device)]()
 
 
 def chosen_name(device: torch.device) -> str:
-    """triton or reference; UsageError for a name that is neither, or Triton where it is missing."""
-    default = "triton" if device.type == "cuda" and find_spec("triton") else "reference"
-    name = os.environ.get(VARIABLE) or default
+    """triton, native or reference; UsageError for a name that is none of them, or one that cannot
+    run here.
+    """
+    name = os.environ.get(VARIABLE) or _default(device)
     if name not in NAMES:
         raise UsageError(f"{VARIABLE} {' or '.join(NAMES)}", repr(name), "mend or unset it")
     if name == "triton" and not find_spec("triton"):
@@ -65,10 +68,35 @@ def chosen_name(device: torch.device) -> str:
     if name == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         do = "unset it, or set TRITON_INTERPRET=1 to have its kernels interpreted"
         raise UsageError(f"a GPU for {VARIABLE}=triton", "the CPU", do)
+    if name == "native" and device.type != "cpu":
+        raise UsageError(f"the CPU for {VARIABLE}=native", str(device), "unset it")
+    if name == "native" and library() is None:
+        do = "install the package again with a C++ compiler at hand, without GYRFALCON_NATIVE=0"
+        raise UsageError(f"native kernels for {VARIABLE}=native", "none built", do)
     return name
+
+
+def _default(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "reference" if library() is None else "native"
+    return "triton" if device.type == "cuda" and find_spec("triton") else "reference"
 
 
 def _triton() -> Ops:
     from gyrfalcon.ops import triton_ops
 
     return triton_ops
+
+
+def _native() -> Ops:
+    from gyrfalcon.ops import native
+
+    native.use_threads(torch.get_num_threads())
+    return native
+
+
+_IMPLEMENTATIONS: dict[str, Callable[[], Ops]] = {
+    "triton": _triton,
+    "native": _native,
+    "reference": lambda: reference,
+}

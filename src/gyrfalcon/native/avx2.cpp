@@ -1,0 +1,15 @@
+// For x86-64 processors with AVX2, FMA and F16C (Haswell 2013, Zen 2017, and later).
+#include "instructions.h"
+#include <immintrin.h>
+
+#define GYRFALCON_WIDTH 8
+namespace gyrfalcon {
+namespace {
+constexpr const char *NAME = "avx2";
+constexpr int TILE_ROWS = 3, TILE_TOKENS = 4;
+constexpr int PANEL_ROWS = 2 * GYRFALCON_WIDTH, PANEL_TOKENS = 6;
+#include "vectors.h"
+#include "kernels.inl"
+} // namespace
+const Kernels *avx2_kernels() { return &kernels; }
+} // namespace gyrfalcon

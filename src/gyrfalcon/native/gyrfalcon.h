@@ -1,0 +1,101 @@
+// The native operations' C interface. What each computes is defined by ops/reference.py; here are the
+// shapes and what is asked of pointers. An operation returns 0, or -1 where memory ran out.
+//
+// Tensors are contiguous, in the order of their shape. `kind` says how numbers are stored.
+#pragma once
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define GF_EXPORT __attribute__((visibility("default")))
+#endif
+
+#if defined(__cplusplus)
+extern "C" {
+#endif
+
+enum gf_kind { GF_F32 = 0, GF_BF16 = 1, GF_F16 = 2, GF_I8 = 3, GF_I4 = 4 };
+enum gf_activation { GF_NONE = 0, GF_GELU = 1, GF_GELU_TANH = 2, GF_RELU = 3, GF_SILU = 4 };
+
+// A weight matrix [rows, columns]. i8: `scales` is float32 [rows]. i4: 32 bytes hold 64 columns, byte j
+// column j in its low half and column j + 32 in its high half, as value + 8; `scales` is bfloat16
+// [columns / group, rows].
+struct gf_matrix {
+    const void *data;
+    const void *scales;
+    int64_t rows;
+    int64_t columns;
+    int32_t kind;
+    int32_t group;
+};
+
+// One summand of an output: x weightᵀ, with x [tokens, columns].
+struct gf_term {
+    struct gf_matrix weight;
+    const void *x;
+};
+
+// y = activation(sum of the terms + bias): y [tokens, rows], bias [rows] or null.
+struct gf_output {
+    void *y;
+    const void *bias;
+    struct gf_term terms[2];
+    int32_t num_terms;
+    int32_t activation;
+};
+
+// Layer normalisations of one input: y = norm(x) × weight + bias, all [tokens, hidden] or [hidden].
+struct gf_norm {
+    const void *weight;
+    const void *bias;
+    void *y;
+};
+
+// Keys and values of one layer, [blocks, block_size, kv_heads, dim].
+struct gf_cache {
+    void *keys;
+    void *values;
+    int64_t block_size;
+    int64_t kv_heads;
+    int64_t dim;
+};
+
+// New queries of all sequences, one after the other: q and out [tokens, heads, dim]; tables
+// [sequences, table_stride]; starts [sequences + 1]; contexts [sequences]; slopes [heads] or null.
+struct gf_queries {
+    const void *q;
+    const int64_t *tables;
+    const int64_t *starts;
+    const int64_t *contexts;
+    const float *slopes;
+    void *out;
+    int64_t sequences;
+    int64_t heads;
+    int64_t table_stride;
+};
+
+// The instruction set in use, and choosing one by its name for tests: 0, or -1 where the processor or the
+// build lacks it.
+GF_EXPORT const char *gf_instructions(void);
+GF_EXPORT int gf_choose(const char *name);
+// The names this processor can run, best first, with spaces between.
+GF_EXPORT const char *gf_available(void);
+
+// SHA-256 of the sources this was built from.
+GF_EXPORT const char *gf_sources(void);
+
+// Threads that take part in every operation, the caller's own included.
+GF_EXPORT void gf_use_threads(int threads);
+
+GF_EXPORT int gf_products(const struct gf_output *outputs, int num_outputs, int64_t tokens, int kind);
+// x becomes x + part (part may be null); sum may be x itself.
+GF_EXPORT int gf_add_norms(const void *x, const void *part, void *sum, const struct gf_norm *norms, int num_norms,
+                  int64_t tokens, int64_t hidden, float eps, int kind);
+// qkv [tokens, kv_heads, group + 2, dim]; cosines and sines [tokens, dim / 2] or null; slots [tokens], one
+// below 0 is not cached; q [tokens, kv_heads × group, dim].
+GF_EXPORT int gf_place(const void *qkv, const float *cosines, const float *sines, const struct gf_cache *cache,
+              const int64_t *slots, void *q, int64_t tokens, int64_t group, int kind);
+GF_EXPORT int gf_attention(const struct gf_queries *queries, const struct gf_cache *cache, int kind);
+
+#if defined(__cplusplus)
+}
+#endif

@@ -1,0 +1,94 @@
+// What every instruction set does in its own way, for one thread: the table of its kernels.
+#pragma once
+#include "gyrfalcon.h"
+#include <stddef.h>
+
+namespace gyrfalcon {
+
+// A row of floats that vectors of any width may read to their end.
+constexpr int64_t padded(int64_t count) { return (count + 15) / 16 * 16; }
+// Of one number, but i4.
+constexpr int64_t bytes_of(int kind) { return kind == GF_F32 ? 4 : kind == GF_I8 ? 1 : 2; }
+
+// Some rows of a weight matrix; `row_bytes` apart.
+struct Rows {
+    const char *data;
+    const char *scales; // of i8 and i4, those of the first row
+    int64_t row_bytes;
+    int64_t scale_stride; // i4: numbers between a group and the next
+    int64_t count;        // rows that are multiplied
+    int64_t left;         // rows up to the matrix's end: so many may be read
+    int64_t columns;
+    int kind;
+    int group;
+};
+
+// Tokens as the products read them. Floats: each row `stride` floats. For i4 also rounded to 8 bits, each 64
+// columns by themselves; corrections are 8 × scale × sum of the rounded values, for each 32 columns.
+struct Tokens {
+    const float *floats;
+    const int8_t *rounded;    // [tokens, columns]
+    const float *scales;      // [tokens, columns / 64]
+    const float *corrections; // [tokens, columns / 32]
+    int64_t stride;
+    int64_t count;
+};
+
+// One KV head's part of a sequence's attention: `rows` queries, each of one head and one token.
+struct Attending {
+    const float *queries;   // [rows, dim], scaled
+    const char *keys;       // of this head in the cache
+    const char *values;     //
+    const int64_t *table;   // the sequence's blocks
+    const int64_t *limits;  // [rows], the keys up to which each row sees
+    const float *slopes;    // [rows] of ALiBi, or null
+    int64_t rows;
+    int64_t first;          // key
+    int64_t last;           // key, the largest of limits at most
+    int64_t block_size;
+    int64_t token_bytes;
+    int64_t dim;
+    int kind;
+    float slope_scale;
+};
+
+constexpr int64_t KEYS_AT_ONCE = 64;
+
+struct Kernels {
+    const char *name;
+    int64_t panel_rows;
+    int64_t panel_tokens;
+
+    // sums[token × stride + row] = or += the products, i8 and i4 with their scales. `streamed`: the weights
+    // come from memory and are read once.
+    void (*products)(const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add, bool streamed);
+    // int4 rows as floats, `stride` apart.
+    void (*widen_int4)(const Rows &rows, float *to, int64_t stride);
+    // With many tokens: at most panel_rows rows as floats, scaled, to [columns, panel_rows]; and a panel of them
+    // with a panel of tokens [columns, panel_tokens] to or onto sums[token × stride + row].
+    void (*pack_rows)(const Rows &rows, int64_t first_column, int64_t columns, float *to);
+    void (*panel_products)(const float *panel, const float *tokens, int64_t columns, float *sums, int64_t stride,
+                           bool add);
+
+    void (*widen)(const void *from, int kind, int64_t count, float *to);
+    void (*narrow)(const float *from, int64_t count, int kind, void *to);
+    void (*round)(const float *from, int64_t columns, int8_t *rounded, float *scales, float *corrections);
+    // y = activation(sums + bias), all of `count`
+    void (*finish)(const float *sums, const void *bias, int64_t bias_start, int64_t count, int activation, int kind,
+                   char *y);
+    void (*add_norms)(const char *x, const char *part, char *sum, const gf_norm *norms, int num_norms, int64_t place,
+                      int64_t hidden, float eps, int kind, float *floats);
+    void (*rotate)(const char *from, const float *cosines, const float *sines, int64_t dim, int kind, char *to);
+    // out [rows, dim] without its division; top [rows] the largest score, total [rows] the sum of e^(score - top)
+    void (*attend)(const Attending &work, float *keys, float *values, float *scores, float *out, float *top, float *total);
+};
+
+// Null where the processor lacks the instructions.
+const Kernels *chosen_kernels();
+
+// Null where the build lacks them.
+const Kernels *portable_kernels();
+const Kernels *avx2_kernels();
+const Kernels *avx512_kernels();
+
+} // namespace gyrfalcon

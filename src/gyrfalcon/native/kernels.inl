@@ -1,0 +1,610 @@
+// The kernels of one instruction set, on the vectors of vectors.h. Included once by the file of each set, in a
+// namespace of its own.
+
+#define UNROLL _Pragma("GCC unroll 16")
+
+// ---- products: `ROWS` rows with `TOKENS` tokens at a time, all sums in registers ----
+
+constexpr int64_t AHEAD = 1024; // bytes of a row that are fetched before they are needed
+
+struct Sums {
+    float *first;
+    int64_t stride;
+    bool add;
+    INLINE_MEMBER void put(int64_t token, int64_t row, float value) const {
+        float *place = first + token * stride + row;
+        *place = add ? *place + value : value;
+    }
+};
+
+template <class Kind, int ROWS, int TOKENS, bool STREAMED>
+INLINE void float_tile(const Rows &rows, int64_t row, const Tokens &tokens, int64_t token, const Sums &sums) {
+    constexpr int STEP = STREAMED ? 64 / Kind::size : WIDTH; // a line of memory, or a vector
+    const char *weights = rows.data + row * rows.row_bytes;
+    const float *x = tokens.floats + token * tokens.stride;
+    Floats total[ROWS][TOKENS] = {};
+    int64_t column = 0;
+    for (; column + STEP <= rows.columns; column += STEP) {
+        if (STREAMED)
+            UNROLL for (int i = 0; i < ROWS; i++)
+                __builtin_prefetch(weights + i * rows.row_bytes + column * Kind::size + AHEAD);
+        UNROLL for (int part = 0; part < STEP; part += WIDTH) {
+            if constexpr (TOKENS == 1) {
+                Floats input = loaded<Floats>(x + column + part);
+                UNROLL for (int i = 0; i < ROWS; i++)
+                    total[i][0] += Kind::at(weights + i * rows.row_bytes, column + part) * input;
+            } else {
+                Floats weight[ROWS];
+                UNROLL for (int i = 0; i < ROWS; i++)
+                    weight[i] = Kind::at(weights + i * rows.row_bytes, column + part);
+                UNROLL for (int j = 0; j < TOKENS; j++) {
+                    Floats input = loaded<Floats>(x + j * tokens.stride + column + part);
+                    UNROLL for (int i = 0; i < ROWS; i++) total[i][j] += weight[i] * input;
+                }
+            }
+        }
+    }
+    for (; column < rows.columns; column += WIDTH) {
+        int64_t left = rows.columns - column;
+        UNROLL for (int i = 0; i < ROWS; i++) {
+            const char *one = weights + i * rows.row_bytes;
+            Floats weight = left >= WIDTH ? Kind::at(one, column) : last<Kind>(one, column, left);
+            UNROLL for (int j = 0; j < TOKENS; j++)
+                total[i][j] += weight * loaded<Floats>(x + j * tokens.stride + column);
+        }
+    }
+    UNROLL for (int i = 0; i < ROWS; i++) {
+        float scale = Kind::size == 1 ? reinterpret_cast<const float *>(rows.scales)[row + i] : 1.0f;
+        UNROLL for (int j = 0; j < TOKENS; j++) sums.put(token + j, row + i, sum(total[i][j]) * scale);
+    }
+}
+
+INLINE Eight eight_from_bf16(const char *from) {
+    typedef uint16_t EightHalves __attribute__((vector_size(16)));
+    return (Eight)(__builtin_convertvector(loaded<EightHalves>(from), EightWords) << 16);
+}
+
+// The scales of eight rows in one group; zeros for rows that do not exist.
+INLINE Eight int4_scales(const Rows &rows, int64_t row, int64_t group) {
+    const char *from = rows.scales + 2 * (group * rows.scale_stride + row);
+    if (rows.left - row >= 8)
+        return eight_from_bf16(from);
+    char copy[16] = {};
+    memcpy(copy, from, static_cast<size_t>(2 * (rows.left - row)));
+    return eight_from_bf16(copy);
+}
+
+INLINE float sum_of_eight(Eight x) {
+    return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
+}
+
+constexpr int UNITS_AT_ONCE = 8;
+constexpr int INT4_ROWS = 8;
+
+// The scales of some units: of weight and input together, for each token and row. Returns what is taken off the
+// sums of nibble × input, for value = (nibble - 8) × scale: 8 × the sum of the inputs.
+template <int TOKENS, bool HALVES>
+INLINE void int4_factors(const Rows &rows, int64_t row, const Tokens &tokens, int64_t token, int64_t unit, int count,
+                         float (*factors)[1 + HALVES][TOKENS][INT4_ROWS], Eight *less) {
+    const int64_t units = rows.columns / 64, units_in_group = rows.group / 64;
+    for (int u = 0; u < count; u++, unit++) {
+        Eight first = int4_scales(rows, row, HALVES ? 2 * unit : unit / units_in_group);
+        Eight second = HALVES ? int4_scales(rows, row, 2 * unit + 1) : first;
+        UNROLL for (int j = 0; j < TOKENS; j++) {
+            const int64_t place = (token + j) * units + unit;
+            const float *corrections = tokens.corrections + 2 * place;
+            stored(factors[u][0][j], first * tokens.scales[place]);
+            if constexpr (HALVES)
+                stored(factors[u][1][j], second * tokens.scales[place]);
+            less[j] += first * corrections[0] + second * corrections[1];
+        }
+    }
+}
+
+// Up to eight rows, each for some units at a time: eight streams of memory, few registers.
+template <int TOKENS, bool STREAMED, bool HALVES>
+INLINE void int4_tile(const Rows &rows, int64_t row, int64_t count, const Tokens &tokens, int64_t token,
+                      const Sums &sums) {
+    const int64_t units = rows.columns / 64;
+    Eight total[INT4_ROWS][TOKENS] = {}, less[TOKENS] = {};
+    for (int64_t unit = 0; unit < units; unit += UNITS_AT_ONCE) {
+        const int here = static_cast<int>(units - unit < UNITS_AT_ONCE ? units - unit : UNITS_AT_ONCE);
+        float factors[UNITS_AT_ONCE][1 + HALVES][TOKENS][INT4_ROWS];
+        int4_factors<TOKENS, HALVES>(rows, row, tokens, token, unit, here, factors, less);
+        for (int64_t i = 0; i < count; i++) {
+            const char *weights = rows.data + (row + i) * rows.row_bytes + unit * 32;
+            const int8_t *x = tokens.rounded + token * rows.columns + unit * 64;
+            Eight sum[TOKENS];
+            UNROLL for (int j = 0; j < TOKENS; j++) sum[j] = total[i][j];
+            for (int u = 0; u < here; u++) {
+                if (STREAMED)
+                    __builtin_prefetch(weights + u * 32 + AHEAD);
+                Nibbles packed = loaded<Nibbles>(weights + u * 32);
+                Nibbles low = packed & 15, high = (Nibbles)((EightWords)packed >> 4) & 15;
+                UNROLL for (int j = 0; j < TOKENS; j++) {
+                    Quads x_low = loaded<Quads>(x + j * rows.columns + u * 64);
+                    Quads x_high = loaded<Quads>(x + j * rows.columns + u * 64 + 32);
+                    if constexpr (HALVES) {
+                        sum[j] += __builtin_convertvector(multiplied(low, x_low), Eight) * factors[u][0][j][i];
+                        sum[j] += __builtin_convertvector(multiplied(high, x_high), Eight) * factors[u][1][j][i];
+                    } else {
+                        EightInts products = multiplied(low, x_low, high, x_high);
+                        sum[j] += __builtin_convertvector(products, Eight) * factors[u][0][j][i];
+                    }
+                }
+            }
+            UNROLL for (int j = 0; j < TOKENS; j++) total[i][j] = sum[j];
+        }
+    }
+    for (int64_t i = 0; i < count; i++)
+        UNROLL for (int j = 0; j < TOKENS; j++)
+            sums.put(token + j, row + i, sum_of_eight(total[i][j]) - less[j][i]);
+}
+
+// The tokens in tiles of nearly one size, of TILE_TOKENS at most.
+template <class Kind, bool STREAMED, int ROWS>
+INLINE void all_tokens(const Rows &rows, int64_t row, const Tokens &tokens, const Sums &sums) {
+    const int64_t tiles = (tokens.count + TILE_TOKENS - 1) / TILE_TOKENS;
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        const int64_t token = tokens.count * tile / tiles, count = tokens.count * (tile + 1) / tiles - token;
+        if (count == 1)
+            float_tile<Kind, ROWS, 1, STREAMED>(rows, row, tokens, token, sums);
+        else if (count == 2)
+            float_tile<Kind, ROWS, 2, STREAMED>(rows, row, tokens, token, sums);
+        else if (count == 3)
+            float_tile<Kind, ROWS, 3, STREAMED>(rows, row, tokens, token, sums);
+        else if constexpr (TILE_TOKENS > 3)
+            float_tile<Kind, ROWS, 4, STREAMED>(rows, row, tokens, token, sums);
+    }
+}
+
+template <class Kind, bool STREAMED> void float_rows(const Rows &rows, const Tokens &tokens, const Sums &sums) {
+    int64_t row = 0;
+    if (tokens.count == 1)
+        for (; row + 8 <= rows.count; row += 8)
+            float_tile<Kind, 8, 1, STREAMED>(rows, row, tokens, 0, sums);
+    for (; row + TILE_ROWS <= rows.count; row += TILE_ROWS)
+        all_tokens<Kind, STREAMED, TILE_ROWS>(rows, row, tokens, sums);
+    for (; row < rows.count; row++)
+        all_tokens<Kind, STREAMED, 1>(rows, row, tokens, sums);
+}
+
+template <bool HALVES, bool STREAMED> void int4_rows(const Rows &rows, const Tokens &tokens, const Sums &sums) {
+    for (int64_t row = 0; row < rows.count; row += INT4_ROWS) {
+        const int64_t count = rows.count - row < INT4_ROWS ? rows.count - row : INT4_ROWS;
+        int64_t token = 0;
+        for (; token + 4 <= tokens.count; token += 4)
+            int4_tile<4, STREAMED, HALVES>(rows, row, count, tokens, token, sums);
+        for (; token < tokens.count; token++)
+            int4_tile<1, STREAMED, HALVES>(rows, row, count, tokens, token, sums);
+    }
+}
+
+template <bool STREAMED> void products_of(const Rows &rows, const Tokens &tokens, const Sums &sums) {
+    switch (rows.kind) {
+    case GF_F32:
+        return float_rows<F32, STREAMED>(rows, tokens, sums);
+    case GF_BF16:
+        return float_rows<Bf16, STREAMED>(rows, tokens, sums);
+    case GF_F16:
+        return float_rows<F16, STREAMED>(rows, tokens, sums);
+    case GF_I8:
+        return float_rows<I8, STREAMED>(rows, tokens, sums);
+    default:
+        return rows.group == 32 ? int4_rows<true, STREAMED>(rows, tokens, sums)
+                                : int4_rows<false, STREAMED>(rows, tokens, sums);
+    }
+}
+
+void products(const Rows &rows, const Tokens &tokens, float *to, int64_t stride, bool add, bool streamed) {
+    Sums sums{to, stride, add};
+    streamed ? products_of<true>(rows, tokens, sums) : products_of<false>(rows, tokens, sums);
+}
+
+// ---- from and to memory ----
+
+template <class Kind> void widen_as(const char *from, int64_t count, float *to) {
+    int64_t i = 0;
+    for (; i + WIDTH <= count; i += WIDTH)
+        stored(to + i, Kind::at(from, i));
+    if (i < count) {
+        Floats rest = last<Kind>(from, i, count - i);
+        memcpy(to + i, &rest, static_cast<size_t>(4 * (count - i)));
+    }
+}
+void widen(const void *from, int kind, int64_t count, float *to) {
+    const char *bytes = static_cast<const char *>(from);
+    switch (kind) {
+    case GF_F32:
+        return widen_as<F32>(bytes, count, to);
+    case GF_BF16:
+        return widen_as<Bf16>(bytes, count, to);
+    case GF_F16:
+        return widen_as<F16>(bytes, count, to);
+    default:
+        return widen_as<I8>(bytes, count, to);
+    }
+}
+
+// A row of int4 as floats, for activations that are not to be rounded.
+void widen_int4(const Rows &rows, float *to, int64_t stride) {
+    const int64_t group = rows.group;
+    for (int64_t row = 0; row < rows.count; row++) {
+        const auto *bytes = reinterpret_cast<const uint8_t *>(rows.data + row * rows.row_bytes);
+        for (int64_t column = 0; column < rows.columns; column++) {
+            const uint8_t both = bytes[column / 64 * 32 + column % 32];
+            const int value = (column & 32 ? both >> 4 : both & 15) - 8;
+            uint16_t scale;
+            memcpy(&scale, rows.scales + 2 * (column / group * rows.scale_stride + row), 2);
+            const uint32_t bits = static_cast<uint32_t>(scale) << 16;
+            float factor;
+            memcpy(&factor, &bits, 4);
+            to[row * stride + column] = static_cast<float>(value) * factor;
+        }
+    }
+}
+
+// ---- products with many tokens: a panel of PANEL_ROWS rows, as floats and turned so that a column lies
+// together, with PANEL_TOKENS tokens, of which a column lies together, too ----
+
+#if defined(__AVX2__) && GYRFALCON_WIDTH == 8
+INLINE void transpose(Floats (&v)[WIDTH]) {
+    __m256 pairs[8], fours[8];
+    UNROLL for (int i = 0; i < 8; i += 2) {
+        pairs[i] = _mm256_unpacklo_ps((__m256)v[i], (__m256)v[i + 1]);
+        pairs[i + 1] = _mm256_unpackhi_ps((__m256)v[i], (__m256)v[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 8; i += i % 4 == 1 ? 3 : 1) {
+        fours[2 * i - i / 4 * 4] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+        fours[2 * i - i / 4 * 4 + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        v[i] = (Floats)_mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
+        v[i + 4] = (Floats)_mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+    }
+}
+#else
+INLINE void transpose(Floats (&v)[WIDTH]) { // swaps ever smaller blocks across the diagonal
+    UNROLL for (int half = WIDTH / 2; half; half /= 2) {
+        Ints upper, lower;
+        UNROLL for (int j = 0; j < WIDTH; j++) {
+            upper[j] = j & half ? WIDTH + j - half : j;
+            lower[j] = j & half ? WIDTH + j : j + half;
+        }
+        UNROLL for (int i = 0; i < WIDTH; i++) {
+            if (i & half)
+                continue;
+            Floats a = v[i], b = v[i + half];
+            v[i] = __builtin_shuffle(a, b, upper);
+            v[i + half] = __builtin_shuffle(a, b, lower);
+        }
+    }
+}
+#endif
+
+// WIDTH rows and columns; with WHOLE all of them exist, else zeros stand for the others.
+template <class Kind, bool WHOLE>
+INLINE void pack_block(const Rows &rows, int64_t row, int64_t column, int64_t left, float *to) {
+    Floats block[WIDTH];
+    UNROLL for (int i = 0; i < WIDTH; i++) {
+        const char *from = rows.data + (row + i) * rows.row_bytes;
+        const bool exists = WHOLE || row + i < rows.count;
+        block[i] = !exists                    ? Floats{}
+                   : WHOLE || left >= WIDTH ? Kind::at(from, column)
+                                              : last<Kind>(from, column, left);
+        if (Kind::size == 1 && exists)
+            block[i] *= reinterpret_cast<const float *>(rows.scales)[row + i];
+    }
+    transpose(block);
+    UNROLL for (int i = 0; i < WIDTH; i++) if (WHOLE || i < left) stored(to + i * PANEL_ROWS, block[i]);
+}
+template <class Kind> void pack_rows_as(const Rows &rows, int64_t first, int64_t columns, float *to) {
+    for (int64_t row = 0; row < PANEL_ROWS; row += WIDTH) {
+        int64_t column = 0;
+        if (row + WIDTH <= rows.count)
+            for (; column + WIDTH <= columns; column += WIDTH)
+                pack_block<Kind, true>(rows, row, first + column, WIDTH, to + column * PANEL_ROWS + row);
+        for (; column < columns; column += WIDTH)
+            pack_block<Kind, false>(rows, row, first + column, columns - column, to + column * PANEL_ROWS + row);
+    }
+}
+void pack_rows(const Rows &rows, int64_t first, int64_t columns, float *to) {
+    switch (rows.kind) {
+    case GF_F32:
+        return pack_rows_as<F32>(rows, first, columns, to);
+    case GF_BF16:
+        return pack_rows_as<Bf16>(rows, first, columns, to);
+    case GF_F16:
+        return pack_rows_as<F16>(rows, first, columns, to);
+    default:
+        return pack_rows_as<I8>(rows, first, columns, to);
+    }
+}
+
+void panel_products(const float *panel, const float *tokens, int64_t columns, float *to, int64_t stride, bool add) {
+    Floats total[PANEL_TOKENS][2] = {};
+    if (add)
+        UNROLL for (int i = 0; i < PANEL_TOKENS; i++)
+            UNROLL for (int j = 0; j < 2; j++) total[i][j] = loaded<Floats>(to + i * stride + j * WIDTH);
+    for (int64_t column = 0; column < columns; column++) {
+        Floats first = loaded<Floats>(panel + column * PANEL_ROWS);
+        Floats second = loaded<Floats>(panel + column * PANEL_ROWS + WIDTH);
+        UNROLL for (int i = 0; i < PANEL_TOKENS; i++) {
+            Floats input = same(tokens[column * PANEL_TOKENS + i]);
+            total[i][0] += first * input;
+            total[i][1] += second * input;
+        }
+    }
+    UNROLL for (int i = 0; i < PANEL_TOKENS; i++)
+        UNROLL for (int j = 0; j < 2; j++) stored(to + i * stride + j * WIDTH, total[i][j]);
+}
+
+template <class Kind> void narrow_as(const float *from, int64_t count, char *to) {
+    int64_t i = 0;
+    for (; i + WIDTH <= count; i += WIDTH)
+        Kind::put(to, i, loaded<Floats>(from + i));
+    if (i < count)
+        put_last<Kind>(to, i, count - i, last<F32>(reinterpret_cast<const char *>(from), i, count - i));
+}
+void narrow(const float *from, int64_t count, int kind, void *to) {
+    char *bytes = static_cast<char *>(to);
+    switch (kind) {
+    case GF_F32:
+        return narrow_as<F32>(from, count, bytes);
+    case GF_BF16:
+        return narrow_as<Bf16>(from, count, bytes);
+    default:
+        return narrow_as<F16>(from, count, bytes);
+    }
+}
+
+// Each 64 columns to -127 … 127 of their largest.
+void round(const float *from, int64_t columns, int8_t *rounded_to, float *scales, float *corrections) {
+    for (int64_t unit = 0; unit < columns / 64; unit++) {
+        const float *x = from + unit * 64;
+        Floats top = {};
+        for (int i = 0; i < 64; i += WIDTH)
+            top = larger((Floats)(loaded<Ints>(x + i) & 0x7fffffff), top);
+        const float scale = largest(top) / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;
+        scales[unit] = scale;
+        for (int half = 0; half < 2; half++) {
+            Floats total = {};
+            UNROLL for (int i = 32 * half; i < 32 * half + 32; i += WIDTH) {
+                Floats whole = rounded(loaded<Floats>(x + i) * inverse);
+                stored(rounded_to + unit * 64 + i, narrowed(__builtin_convertvector(whole, Ints)));
+                total += whole;
+            }
+            corrections[2 * unit + half] = 8 * scale * sum(total);
+        }
+    }
+}
+
+template <class Kind>
+void finish_as(const float *sums, const char *bias, int64_t start, int64_t count, int activation, char *y) {
+    for (int64_t i = 0; i < count; i += WIDTH) {
+        int64_t left = count - i;
+        Floats x = left >= WIDTH ? loaded<Floats>(sums + i) : last<F32>(reinterpret_cast<const char *>(sums), i, left);
+        if (bias)
+            x += left >= WIDTH ? Kind::at(bias, start + i) : last<Kind>(bias, start + i, left);
+        x = activated(x, activation);
+        if (left >= WIDTH)
+            Kind::put(y, i, x);
+        else
+            put_last<Kind>(y, i, left, x);
+    }
+}
+void finish(const float *sums, const void *bias, int64_t start, int64_t count, int activation, int kind, char *y) {
+    const char *from = static_cast<const char *>(bias);
+    switch (kind) {
+    case GF_F32:
+        return finish_as<F32>(sums, from, start, count, activation, y);
+    case GF_BF16:
+        return finish_as<Bf16>(sums, from, start, count, activation, y);
+    default:
+        return finish_as<F16>(sums, from, start, count, activation, y);
+    }
+}
+
+// ---- norms ----
+
+// One token: the sum is rounded to `Kind` before its mean and variance are taken.
+template <class Kind>
+void add_norms_as(const char *x, const char *part, char *to, const gf_norm *norms, int num_norms, int64_t place,
+                  int64_t hidden, float eps, float *floats) {
+    const int64_t whole = hidden / WIDTH * WIDTH;
+    Floats total = {};
+    for (int64_t i = 0; i < hidden; i += WIDTH) {
+        int64_t left = hidden - i;
+        Floats value = i < whole ? Kind::at(x, i) : last<Kind>(x, i, left);
+        if (part) {
+            value += i < whole ? Kind::at(part, i) : last<Kind>(part, i, left);
+            char copy[WIDTH * 4];
+            Kind::put(copy, 0, value);
+            value = Kind::at(copy, 0);
+            if (i < whole)
+                Kind::put(to, i, value);
+            else
+                put_last<Kind>(to, i, left, value);
+        }
+        stored(floats + i, value);
+        total += value;
+    }
+    const float mean = sum(total) / static_cast<float>(hidden);
+    Floats squares = {};
+    for (int64_t i = 0; i < whole; i += WIDTH) {
+        Floats off = loaded<Floats>(floats + i) - mean;
+        squares += off * off;
+    }
+    float variance = sum(squares);
+    for (int64_t i = whole; i < hidden; i++)
+        variance += (floats[i] - mean) * (floats[i] - mean);
+    const float inverse = 1.0f / __builtin_sqrtf(variance / static_cast<float>(hidden) + eps);
+    for (int n = 0; n < num_norms; n++) {
+        const char *weight = static_cast<const char *>(norms[n].weight);
+        const char *bias = static_cast<const char *>(norms[n].bias);
+        char *y = static_cast<char *>(norms[n].y) + place * hidden * Kind::size;
+        for (int64_t i = 0; i < whole; i += WIDTH)
+            Kind::put(y, i, (loaded<Floats>(floats + i) - mean) * inverse * Kind::at(weight, i) + Kind::at(bias, i));
+        if (int64_t left = hidden - whole)
+            put_last<Kind>(y, whole, left,
+                           (loaded<Floats>(floats + whole) - mean) * inverse * last<Kind>(weight, whole, left) +
+                               last<Kind>(bias, whole, left));
+    }
+}
+void add_norms(const char *x, const char *part, char *to, const gf_norm *norms, int num_norms, int64_t place,
+               int64_t hidden, float eps, int kind, float *floats) {
+    switch (kind) {
+    case GF_F32:
+        return add_norms_as<F32>(x, part, to, norms, num_norms, place, hidden, eps, floats);
+    case GF_BF16:
+        return add_norms_as<Bf16>(x, part, to, norms, num_norms, place, hidden, eps, floats);
+    default:
+        return add_norms_as<F16>(x, part, to, norms, num_norms, place, hidden, eps, floats);
+    }
+}
+
+// ---- rotary positions: dimensions i and i + dim / 2 turn together ----
+
+template <class Kind>
+void rotate_as(const char *from, const float *cosines, const float *sines, int64_t half, char *to) {
+    for (int64_t i = 0; i < half; i += WIDTH) {
+        int64_t left = half - i;
+        bool whole = left >= WIDTH;
+        Floats a = whole ? Kind::at(from, i) : last<Kind>(from, i, left);
+        Floats b = whole ? Kind::at(from, half + i) : last<Kind>(from, half + i, left);
+        Floats cosine = whole ? loaded<Floats>(cosines + i) : last<F32>(reinterpret_cast<const char *>(cosines), i, left);
+        Floats sine = whole ? loaded<Floats>(sines + i) : last<F32>(reinterpret_cast<const char *>(sines), i, left);
+        Floats first = a * cosine - b * sine, second = b * cosine + a * sine;
+        if (whole) {
+            Kind::put(to, i, first);
+            Kind::put(to, half + i, second);
+        } else {
+            put_last<Kind>(to, i, left, first);
+            put_last<Kind>(to, half + i, left, second);
+        }
+    }
+}
+void rotate(const char *from, const float *cosines, const float *sines, int64_t dim, int kind, char *to) {
+    if (!cosines) {
+        memcpy(to, from, static_cast<size_t>(dim * bytes_of(kind)));
+        return;
+    }
+    switch (kind) {
+    case GF_F32:
+        return rotate_as<F32>(from, cosines, sines, dim / 2, to);
+    case GF_BF16:
+        return rotate_as<Bf16>(from, cosines, sines, dim / 2, to);
+    default:
+        return rotate_as<F16>(from, cosines, sines, dim / 2, to);
+    }
+}
+
+// ---- attention: softmax over blocks of keys, scaled again whenever a larger score comes (Milakov and
+// Gimelshein 2018) ----
+
+INLINE Floats key_positions(int64_t first) {
+    Floats position;
+    UNROLL for (int i = 0; i < WIDTH; i++) position[i] = static_cast<float>(first + i);
+    return position;
+}
+
+// Slope, position and product rounded to bfloat16, as Falcon was trained (reference.alibi_bias).
+INLINE Floats alibi_bias(float slope, Floats position) {
+    return from_bf16(to_bf16(from_bf16(to_bf16(same(slope))) * from_bf16(to_bf16(position))));
+}
+
+// Scores of one row become weights e^(score - top); what was summed before is scaled to the new top.
+INLINE void weigh(const Attending &work, int64_t row, int64_t first, float *scores, float *out, int64_t stride,
+                  float *top, float *total) {
+    const int64_t count = work.limits[row] - first; // keys of this block that the row sees
+    Floats best = same(*top);
+    for (int64_t i = 0; i < KEYS_AT_ONCE; i += WIDTH) {
+        Floats score = loaded<Floats>(scores + i), position = key_positions(first + i);
+        if (work.slopes) {
+            score += alibi_bias(work.slopes[row], position) * work.slope_scale;
+        }
+        Floats from_start = key_positions(i);
+        score = chosen(from_start < same(static_cast<float>(count < KEYS_AT_ONCE ? count : KEYS_AT_ONCE)), score,
+                       same(-INFINITY));
+        best = larger(score, best);
+        stored(scores + i, score);
+    }
+    const float new_top = largest(best);
+    if (new_top == -INFINITY) { // the row sees none of these keys, nor any before
+        memset(scores, 0, KEYS_AT_ONCE * 4);
+        return;
+    }
+    Floats added = {};
+    for (int64_t i = 0; i < KEYS_AT_ONCE; i += WIDTH) {
+        Floats weight = exponential(loaded<Floats>(scores + i) - new_top);
+        added += weight;
+        stored(scores + i, weight);
+    }
+    if (new_top > *top) {
+        Floats factor = exponential(same(*top - new_top));
+        for (int64_t i = 0; i < stride; i += WIDTH)
+            stored(out + i, loaded<Floats>(out + i) * factor);
+        *total *= factor[0];
+        *top = new_top;
+    }
+    *total += sum(added);
+}
+
+// out[row] += Σ weights[row][key] × values[key] over `keys` keys.
+template <int ROWS, int PARTS>
+INLINE void mix_tile(const float *weights, const float *values, int64_t keys, int64_t stride, float *out) {
+    Floats total[ROWS][PARTS];
+    UNROLL for (int i = 0; i < ROWS; i++)
+        UNROLL for (int j = 0; j < PARTS; j++) total[i][j] = loaded<Floats>(out + i * stride + j * WIDTH);
+    for (int64_t key = 0; key < keys; key++) {
+        Floats value[PARTS];
+        UNROLL for (int j = 0; j < PARTS; j++) value[j] = loaded<Floats>(values + key * stride + j * WIDTH);
+        UNROLL for (int i = 0; i < ROWS; i++) {
+            float weight = weights[i * KEYS_AT_ONCE + key];
+            UNROLL for (int j = 0; j < PARTS; j++) total[i][j] += weight * value[j];
+        }
+    }
+    UNROLL for (int i = 0; i < ROWS; i++)
+        UNROLL for (int j = 0; j < PARTS; j++) stored(out + i * stride + j * WIDTH, total[i][j]);
+}
+template <int ROWS>
+INLINE void mix_rows(const float *weights, const float *values, int64_t keys, int64_t stride, float *out) {
+    int64_t place = 0;
+    for (; place + 2 * WIDTH <= stride; place += 2 * WIDTH)
+        mix_tile<ROWS, 2>(weights, values + place, keys, stride, out + place);
+    for (; place < stride; place += WIDTH)
+        mix_tile<ROWS, 1>(weights, values + place, keys, stride, out + place);
+}
+
+void attend(const Attending &work, float *keys, float *values, float *scores, float *out, float *top, float *total) {
+    const int64_t stride = padded(work.dim);
+    memset(out, 0, static_cast<size_t>(4 * work.rows * stride));
+    for (int64_t row = 0; row < work.rows; row++) {
+        top[row] = -INFINITY;
+        total[row] = 0;
+    }
+    for (int64_t first = work.first; first < work.last; first += KEYS_AT_ONCE) {
+        const int64_t count = work.last - first < KEYS_AT_ONCE ? work.last - first : KEYS_AT_ONCE;
+        for (int64_t i = 0; i < count; i++) {
+            int64_t key = first + i;
+            int64_t slot = work.table[key / work.block_size] * work.block_size + key % work.block_size;
+            for (int64_t j = work.dim; j < stride; j++)
+                keys[i * stride + j] = values[i * stride + j] = 0;
+            widen(work.keys + slot * work.token_bytes, work.kind, work.dim, keys + i * stride);
+            widen(work.values + slot * work.token_bytes, work.kind, work.dim, values + i * stride);
+        }
+        Rows rows{reinterpret_cast<const char *>(keys), nullptr, stride * 4, 0, count, count, stride, GF_F32, 0};
+        Tokens queries{work.queries, nullptr, nullptr, nullptr, stride, work.rows};
+        products(rows, queries, scores, KEYS_AT_ONCE, false, false);
+        int64_t row = 0;
+        for (; row < work.rows; row++)
+            weigh(work, row, first, scores + row * KEYS_AT_ONCE, out + row * stride, stride, top + row, total + row);
+        for (row = 0; row + 4 <= work.rows; row += 4)
+            mix_rows<4>(scores + row * KEYS_AT_ONCE, values, count, stride, out + row * stride);
+        for (; row < work.rows; row++)
+            mix_rows<1>(scores + row * KEYS_AT_ONCE, values, count, stride, out + row * stride);
+    }
+}
+
+const Kernels kernels = {NAME,  PANEL_ROWS, PANEL_TOKENS, products,  widen_int4, pack_rows, panel_products, widen, narrow,
+                         round, finish,     add_norms,    rotate,    attend};

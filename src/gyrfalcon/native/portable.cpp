@@ -1,0 +1,14 @@
+// For any processor: vectors of 16 bytes, which every compiler of a 64-bit target knows.
+#include "instructions.h"
+
+#define GYRFALCON_WIDTH 4
+namespace gyrfalcon {
+namespace {
+constexpr const char *NAME = "portable";
+constexpr int TILE_ROWS = 2, TILE_TOKENS = 4;
+constexpr int PANEL_ROWS = 2 * GYRFALCON_WIDTH, PANEL_TOKENS = 6;
+#include "vectors.h"
+#include "kernels.inl"
+} // namespace
+const Kernels *portable_kernels() { return &kernels; }
+} // namespace gyrfalcon

@@ -1,0 +1,252 @@
+// Vectors of GYRFALCON_WIDTH floats by the compiler's vector extensions, which every instruction set it is
+// told of serves; and what it does not know by itself. Included by one file per instruction set, inside a
+// namespace of its own: nothing here may be shared between them.
+
+constexpr int WIDTH = GYRFALCON_WIDTH;
+typedef float Floats __attribute__((vector_size(WIDTH * 4)));
+typedef int32_t Ints __attribute__((vector_size(WIDTH * 4)));
+typedef uint32_t Words __attribute__((vector_size(WIDTH * 4)));
+typedef uint16_t Halves __attribute__((vector_size(WIDTH * 2)));
+typedef int8_t Bytes __attribute__((vector_size(WIDTH)));
+
+#define INLINE static inline __attribute__((always_inline))
+
+template <class Vector> INLINE Vector loaded(const void *from) {
+    Vector vector;
+    memcpy(&vector, from, sizeof vector);
+    return vector;
+}
+template <class Vector> INLINE void stored(void *to, Vector vector) { memcpy(to, &vector, sizeof vector); }
+
+INLINE Floats same(float value) { return value - Floats{}; }
+INLINE Ints same_int(int32_t value) { return value - Ints{}; }
+INLINE Floats chosen(Ints where, Floats yes, Floats no) { return (Floats)(((Ints)yes & where) | ((Ints)no & ~where)); }
+INLINE Floats larger(Floats a, Floats b) { return chosen(a > b, a, b); }
+
+INLINE float sum(Floats x) {
+    float each[WIDTH];
+    stored(each, x);
+    for (int half = WIDTH / 2; half; half /= 2)
+        for (int i = 0; i < half; i++)
+            each[i] += each[i + half];
+    return each[0];
+}
+INLINE float largest(Floats x) {
+    float each[WIDTH];
+    stored(each, x);
+    for (int half = WIDTH / 2; half; half /= 2)
+        for (int i = 0; i < half; i++)
+            each[i] = each[i] > each[i + half] ? each[i] : each[i + half];
+    return each[0];
+}
+
+// ---- 16-bit floats ----
+
+// Compilers know the instructions that widen, but not always that they are the best way.
+INLINE Words widened(Halves bits) {
+#if defined(__AVX2__) && GYRFALCON_WIDTH == 8
+    return (Words)_mm256_cvtepu16_epi32((__m128i)bits);
+#elif defined(__AVX512F__) && GYRFALCON_WIDTH == 16
+    return (Words)_mm512_cvtepu16_epi32((__m256i)bits);
+#else
+    return __builtin_convertvector(bits, Words);
+#endif
+}
+INLINE Ints widened(Bytes bytes) {
+#if defined(__AVX2__) && GYRFALCON_WIDTH == 8
+    return (Ints)_mm256_cvtepi8_epi32(_mm_cvtsi64_si128((int64_t)bytes));
+#elif defined(__AVX512F__) && GYRFALCON_WIDTH == 16
+    return (Ints)_mm512_cvtepi8_epi32((__m128i)bytes);
+#else
+    return __builtin_convertvector(bytes, Ints);
+#endif
+}
+
+INLINE Bytes narrowed(Ints values) { // of -128 … 127
+#if defined(__AVX2__) && GYRFALCON_WIDTH == 8
+    __m256i pairs = _mm256_packs_epi32((__m256i)values, (__m256i)values); // in each half by itself
+    __m256i bytes = _mm256_packs_epi16(pairs, pairs);
+    __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+    return (Bytes)_mm_cvtsi128_si64(both);
+#elif defined(__AVX512F__) && GYRFALCON_WIDTH == 16
+    return (Bytes)_mm512_cvtepi32_epi8((__m512i)values);
+#else
+    return __builtin_convertvector(values, Bytes);
+#endif
+}
+
+INLINE Floats from_bf16(Halves bits) { return (Floats)(widened(bits) << 16); }
+
+// Round to nearest, ties to even; what is no number stays none.
+INLINE Halves to_bf16(Floats x) {
+    Words bits = (Words)x;
+    Words rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    Words quiet = bits | 0x400000;
+    Words where = (Words)(x == x);
+    return __builtin_convertvector(((rounded & where) | (quiet & ~where)) >> 16, Halves);
+}
+
+#if defined(__F16C__) && GYRFALCON_WIDTH == 8
+INLINE Floats from_f16(Halves bits) { return (Floats)_mm256_cvtph_ps((__m128i)bits); }
+INLINE Halves to_f16(Floats x) { return (Halves)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT); }
+#elif defined(__AVX512F__) && GYRFALCON_WIDTH == 16
+INLINE Floats from_f16(Halves bits) { return (Floats)_mm512_cvtph_ps((__m256i)bits); }
+INLINE Halves to_f16(Floats x) { return (Halves)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT); }
+#else
+INLINE Floats from_f16(Halves bits) {
+    Words wide = __builtin_convertvector(bits, Words);
+    Words sign = (wide & 0x8000) << 16, rest = (wide & 0x7fff) << 13;
+    Words finite = (Words)((Floats)rest * 0x1p112f); // moves the exponent, denormals included
+    Words special = rest | 0x7f800000;
+    Words where = (Words)((Ints)(wide & 0x7c00) == 0x7c00);
+    return (Floats)(sign | (special & where) | (finite & ~where));
+}
+INLINE uint16_t to_f16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t sign = (bits >> 16) & 0x8000, rest = bits & 0x7fffffff;
+    if (rest > 0x7f800000)
+        return static_cast<uint16_t>(sign | 0x7e00);
+    if (rest >= 0x477ff000) // rounds to 65536 or more
+        return static_cast<uint16_t>(sign | 0x7c00);
+    if (rest < 0x38800000) { // below 2⁻¹⁴: adding 1/2 lets the processor round to units of 2⁻²⁴
+        float small;
+        memcpy(&small, &rest, 4);
+        small += 0.5f;
+        memcpy(&rest, &small, 4);
+        return static_cast<uint16_t>(sign | (rest - 0x3f000000));
+    }
+    rest += 0xfff + ((rest >> 13) & 1);
+    return static_cast<uint16_t>(sign | ((rest - 0x38000000) >> 13));
+}
+INLINE Halves to_f16(Floats x) {
+    Halves out;
+    for (int i = 0; i < WIDTH; i++)
+        out[i] = to_f16(x[i]);
+    return out;
+}
+#endif
+
+// ---- numbers in memory ----
+
+// How one kind of number is read, WIDTH at a time; `place` counts numbers.
+struct F32 {
+    static constexpr int size = 4;
+    INLINE Floats at(const char *row, int64_t place) { return loaded<Floats>(row + place * 4); }
+    INLINE void put(char *row, int64_t place, Floats x) { stored(row + place * 4, x); }
+};
+struct Bf16 {
+    static constexpr int size = 2;
+    INLINE Floats at(const char *row, int64_t place) { return from_bf16(loaded<Halves>(row + place * 2)); }
+    INLINE void put(char *row, int64_t place, Floats x) { stored(row + place * 2, to_bf16(x)); }
+};
+struct F16 {
+    static constexpr int size = 2;
+    INLINE Floats at(const char *row, int64_t place) { return from_f16(loaded<Halves>(row + place * 2)); }
+    INLINE void put(char *row, int64_t place, Floats x) { stored(row + place * 2, to_f16(x)); }
+};
+struct I8 {
+    static constexpr int size = 1;
+    INLINE Floats at(const char *row, int64_t place) {
+        return __builtin_convertvector(widened(loaded<Bytes>(row + place)), Floats);
+    }
+};
+
+// The last `count` numbers of a row, zeros after them: nothing beyond the row is read.
+template <class Kind> INLINE Floats last(const char *row, int64_t place, int64_t count) {
+    char copy[WIDTH * 4] = {};
+    memcpy(copy, row + place * Kind::size, static_cast<size_t>(count * Kind::size));
+    return Kind::at(copy, 0);
+}
+template <class Kind> INLINE void put_last(char *row, int64_t place, int64_t count, Floats x) {
+    char copy[WIDTH * 4];
+    Kind::put(copy, 0, x);
+    memcpy(row + place * Kind::size, copy, static_cast<size_t>(count * Kind::size));
+}
+
+// ---- products of small integers, always 32 at a time: the columns that half a unit of int4 holds ----
+
+typedef float Eight __attribute__((vector_size(32)));
+typedef int32_t EightInts __attribute__((vector_size(32)));
+typedef uint32_t EightWords __attribute__((vector_size(32)));
+typedef int16_t Shorts __attribute__((vector_size(32)));
+typedef uint8_t Nibbles __attribute__((vector_size(32))); // at most 15
+typedef int8_t Quads __attribute__((vector_size(32)));
+
+// Eight sums of the products of four neighbours each, of a and b and of c and d together.
+INLINE EightInts multiplied(Nibbles a, Quads b, Nibbles c, Quads d) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), (__m256i)a, (__m256i)b);
+    return (EightInts)_mm256_dpbusd_epi32(sums, (__m256i)c, (__m256i)d);
+#elif defined(__AVX2__)
+    // Four products of at most 15 × 127 fit 16 bits.
+    __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16((__m256i)a, (__m256i)b),
+                                     _mm256_maddubs_epi16((__m256i)c, (__m256i)d));
+    return (EightInts)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+    Shorts even = ((Shorts)a & 255) * (((Shorts)b << 8) >> 8) + ((Shorts)c & 255) * (((Shorts)d << 8) >> 8);
+    Shorts odd = ((Shorts)a >> 8) * ((Shorts)b >> 8) + ((Shorts)c >> 8) * ((Shorts)d >> 8);
+    Shorts pairs = even + odd;
+    return (((EightInts)pairs << 16) >> 16) + ((EightInts)pairs >> 16);
+#endif
+}
+INLINE EightInts multiplied(Nibbles a, Quads b) { return multiplied(a, b, Nibbles{}, Quads{}); }
+
+// ---- functions ----
+
+INLINE Floats rounded(Floats x) { // to whole numbers, ties to even; |x| < 2²²
+    const Floats magic = same(12582912.0f);
+    return (x + magic) - magic;
+}
+
+// e^x within 2e-7 of itself, 0 below -87: e^r by a polynomial, fitted for the least largest error on
+// |r| ≤ ln 2 / 2, times a power of two.
+INLINE Floats exponential(Floats x) {
+    Floats clipped = chosen(x > 88.0f, same(88.0f), chosen(x < -87.0f, same(-87.0f), x));
+    Floats power = rounded(clipped * 1.44269504f);
+    Floats r = clipped - power * 0.693145752f;
+    r = r - power * 1.42860677e-6f;
+    Floats y = same(0.0013836852f);
+    y = y * r + 0.0083748158f;
+    y = y * r + 0.0416682251f;
+    y = y * r + 0.166664198f;
+    y = y * r + 0.49999991f;
+    y = y * r + 1.0f;
+    y = y * r + 1.0f;
+    Ints exponent = (__builtin_convertvector(power, Ints) + 127) << 23;
+    return chosen(x < -87.0f, Floats{}, y * (Floats)exponent);
+}
+
+// 1 - e^(-a q(a)) for a = |x|, with the polynomial q fitted on [0, 4] for the least largest error of the
+// result: 6e-8 in float32.
+INLINE Floats error_function(Floats x) {
+    Floats a = (Floats)((Ints)x & 0x7fffffff);
+    a = chosen(a > 4.0f, same(4.0f), a);
+    Floats q = same(3.144018410239369e-05f);
+    q = q * a - 0.00030880238045938313f;
+    q = q * a + 0.0010324022732675076f;
+    q = q * a + 0.0005369323189370334f;
+    q = q * a - 0.019583959132432938f;
+    q = q * a + 0.10291961580514908f;
+    q = q * a + 0.636597752571106f;
+    q = q * a + 1.128380298614502f;
+    Floats positive = 1.0f - exponential(-a * q);
+    return (Floats)((Ints)positive | ((Ints)x & INT32_MIN));
+}
+
+INLINE Floats activated(Floats x, int activation) {
+    switch (activation) {
+    case GF_GELU:
+        return 0.5f * x * (1.0f + error_function(x * 0.70710678f));
+    case GF_GELU_TANH: { // tanh(u) = 1 - 2 / (1 + e^2u)
+        Floats u = 0.79788456f * (x + 0.044715f * x * x * x);
+        return x * (1.0f - 1.0f / (1.0f + exponential(2.0f * u)));
+    }
+    case GF_RELU:
+        return chosen(x < 0.0f, Floats{}, x); // what is no number stays none
+    case GF_SILU:
+        return x / (1.0f + exponential(-x));
+    default:
+        return x;
+    }
+}

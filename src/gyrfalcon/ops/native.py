@@ -1,0 +1,146 @@
+"""The operations for processors, by native kernels: those of ops/reference.py, which says what they
+mean. What the kernels do not know is left to the reference.
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gyrfalcon.batch import Batch
+from gyrfalcon.kv.pool import LayerCache
+from gyrfalcon.ops import reference
+from gyrfalcon.ops.native_library import Cache, Matrix, Norm, Output, Queries, Term, library
+from gyrfalcon.ops.reference import Angles
+from gyrfalcon.quant import Quantised, Weight
+
+CAPTURABLE = False
+
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # gf_kind
+QUANTISED_KINDS = {"int8": 3, "int4": 4}
+ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4}  # gf_activation
+
+_found = library()
+if _found is None:
+    raise ImportError("the native kernels are not built")
+LIBRARY: ctypes.CDLL = _found
+
+
+def use_threads(threads: int) -> None:
+    """How many threads take part in each operation."""
+    LIBRARY.gf_use_threads(threads)
+
+
+def linear(
+    x: Tensor, weight: Weight, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    """`reference.linear` with sums, bias and activation in float32 and one rounding at the end.
+
+    int4: x is rounded to 8 bits too, each 64 of a row to their largest.
+    """
+    if not _known(weight):
+        return reference.linear(x, weight, bias, activation)
+    y = x.new_empty(len(x), weight.shape[0])
+    x = x.contiguous()
+    terms = (Term * 2)(Term(_matrix(weight), x.data_ptr()))
+    output = Output(y.data_ptr(), _pointer(bias), terms, 1, ACTIVATIONS[activation])
+    _check(LIBRARY.gf_products(output, 1, len(x), KINDS[x.dtype]))
+    return y
+
+
+def add_norms(
+    x: Tensor, part: Tensor | None, norms: Sequence[tuple[Tensor, Tensor]], eps: float
+) -> tuple[Tensor, list[Tensor]]:
+    """`reference.add_norms`."""
+    x = x.contiguous()
+    part = None if part is None else part.contiguous()
+    total = x if part is None else torch.empty_like(x)
+    outputs = [torch.empty_like(x) for _ in norms]
+    each = [
+        Norm(weight.data_ptr(), bias.data_ptr(), y.data_ptr())
+        for (weight, bias), y in zip(norms, outputs, strict=True)
+    ]
+    _check(
+        LIBRARY.gf_add_norms(
+            x.data_ptr(),
+            _pointer(part),
+            total.data_ptr(),
+            (Norm * len(each))(*each),
+            len(each),
+            *x.shape,
+            eps,
+            KINDS[x.dtype],
+        )
+    )
+    return total, outputs
+
+
+def place(qkv: Tensor, angles: Angles | None, cache: LayerCache, slots: Tensor) -> Tensor:
+    """`reference.place`."""
+    kv_heads, dim = cache.k.shape[2:]
+    group = qkv.shape[1] // (kv_heads * dim) - 2
+    qkv = qkv.contiguous()
+    q = qkv.new_empty(len(qkv), kv_heads * group, dim)
+    cosines, sines = (None, None) if angles is None else (each.contiguous() for each in angles)
+    _check(
+        LIBRARY.gf_place(
+            qkv.data_ptr(),
+            _pointer(cosines),
+            _pointer(sines),
+            _cache(cache),
+            slots.data_ptr(),
+            q.data_ptr(),
+            len(qkv),
+            group,
+            KINDS[qkv.dtype],
+        )
+    )
+    return q
+
+
+def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None) -> Tensor:
+    """`reference.attention`."""
+    tokens, heads, dim = q.shape
+    out = q.new_empty(tokens, heads * dim)
+    tables = batch.block_tables
+    queries = Queries(
+        q.data_ptr(),
+        tables.data_ptr(),
+        batch.starts.data_ptr(),
+        batch.contexts.data_ptr(),
+        _pointer(slopes),
+        out.data_ptr(),
+        len(batch.contexts),
+        heads,
+        tables.stride(0),
+    )
+    _check(LIBRARY.gf_attention(queries, _cache(cache), KINDS[q.dtype]))
+    return out
+
+
+def _known(weight: Weight) -> bool:
+    if isinstance(weight, Quantised):
+        return weight.kind in QUANTISED_KINDS
+    return weight.dtype in KINDS
+
+
+def _matrix(weight: Weight) -> Matrix:
+    if isinstance(weight, Tensor):
+        return Matrix(weight.data_ptr(), None, *weight.shape, KINDS[weight.dtype], 0)
+    data, scales = weight.data.data_ptr(), weight.scales.data_ptr()
+    group = weight.shape[1] // len(weight.scales) if weight.kind == "int4" else 0
+    return Matrix(data, scales, *weight.shape, QUANTISED_KINDS[weight.kind], group)
+
+
+def _cache(cache: LayerCache) -> Cache:
+    return Cache(cache.k.data_ptr(), cache.v.data_ptr(), *cache.k.shape[1:])
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _check(status: int) -> None:
+    if status:
+        raise MemoryError("the native kernels got no memory for their intermediate results")

@@ -1,0 +1,171 @@
+"""The library of native kernels for processors: where it is, whether it belongs to these sources, and
+its C interface (`native/gyrfalcon.h`).
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from gyrfalcon.errors import UsageError
+
+VARIABLE = "GYRFALCON_NATIVE"
+FILE = "native/libgyrfalcon.so"
+SOURCES = Path(__file__).parent.parent / "native"
+
+log = logging.getLogger(__name__)
+
+
+class Matrix(Structure):
+    """gf_matrix: a weight matrix as it lies in memory."""
+
+    _fields_ = (
+        ("data", c_void_p),
+        ("scales", c_void_p),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("kind", c_int32),
+        ("group", c_int32),
+    )
+
+
+class Term(Structure):
+    """gf_term: a matrix and what it is multiplied with."""
+
+    _fields_ = (("weight", Matrix), ("x", c_void_p))
+
+
+class Output(Structure):
+    """gf_output: one result of gf_products."""
+
+    _fields_ = (
+        ("y", c_void_p),
+        ("bias", c_void_p),
+        ("terms", Term * 2),
+        ("num_terms", c_int32),
+        ("activation", c_int32),
+    )
+
+
+class Norm(Structure):
+    """gf_norm: one normalisation."""
+
+    _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("y", c_void_p))
+
+
+class Cache(Structure):
+    """gf_cache: keys and values of one layer."""
+
+    _fields_ = (
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("block_size", c_int64),
+        ("kv_heads", c_int64),
+        ("dim", c_int64),
+    )
+
+
+class Queries(Structure):
+    """gf_queries: what attends to the cache."""
+
+    _fields_ = (
+        ("q", c_void_p),
+        ("tables", c_void_p),
+        ("starts", c_void_p),
+        ("contexts", c_void_p),
+        ("slopes", c_void_p),
+        ("out", c_void_p),
+        ("sequences", c_int64),
+        ("heads", c_int64),
+        ("table_stride", c_int64),
+    )
+
+
+_INTERFACE: dict[str, tuple[type | None, tuple[type, ...]]] = {
+    "gf_sources": (c_char_p, ()),
+    "gf_instructions": (c_char_p, ()),
+    "gf_available": (c_char_p, ()),
+    "gf_choose": (c_int, (c_char_p,)),
+    "gf_use_threads": (None, (c_int,)),
+    "gf_products": (c_int, (POINTER(Output), c_int, c_int64, c_int)),
+    "gf_add_norms": (
+        c_int,
+        (c_void_p, c_void_p, c_void_p, POINTER(Norm), c_int, c_int64, c_int64, c_float, c_int),
+    ),
+    "gf_place": (
+        c_int,
+        (c_void_p, c_void_p, c_void_p, POINTER(Cache), c_void_p, c_void_p, c_int64, c_int64, c_int),
+    ),
+    "gf_attention": (c_int, (POINTER(Queries), POINTER(Cache), c_int)),
+}
+
+
+def library() -> ctypes.CDLL | None:
+    """The library; None where it was not built, or where GYRFALCON_NATIVE is 0.
+
+    GYRFALCON_NATIVE may name another file; UsageError when that is no library of these sources.
+    """
+    return _library(os.environ.get(VARIABLE, ""))
+
+
+@cache
+def _library(setting: str) -> ctypes.CDLL | None:
+    if setting == "0":
+        return None
+    if setting not in ("", "1"):
+        return _named(Path(setting))
+    path = _installed()
+    if path is None:
+        return None
+    found = _opened(path)
+    if found is None or not _is_ours(found):
+        log.warning(
+            "%s is not of these sources: running without it; install the package again", path
+        )
+        return None
+    return found
+
+
+def _named(path: Path) -> ctypes.CDLL:
+    found = _opened(path)
+    if found is None or not _is_ours(found):
+        got = "none" if not path.exists() else "one that does not belong to these sources"
+        raise UsageError(f"the native library at {VARIABLE}={path}", got, "build it, or unset it")
+    return found
+
+
+def _installed() -> Path | None:
+    """The library beside this package, or in the place where it was installed from elsewhere."""
+    places = [SOURCES.parent / FILE]
+    try:
+        places.append(Path(str(distribution("gyrfalcon").locate_file(f"gyrfalcon/{FILE}"))))
+    except PackageNotFoundError:
+        pass
+    return next((place for place in places if place.exists()), None)
+
+
+def _opened(path: Path) -> ctypes.CDLL | None:
+    try:
+        found = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _INTERFACE.items():
+            function = getattr(found, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError):
+        return None
+    return found
+
+
+def _is_ours(found: ctypes.CDLL) -> bool:
+    """Whether it was built from the sources beside this package; an installed package may lack them."""
+    return not SOURCES.is_dir() or found.gf_sources().decode() == digest(SOURCES)
+
+
+def digest(sources: Path) -> str:
+    """SHA-256 over the SHA-256 of each source file, in the order of their names, as CMake forms it."""
+    files = sorted(path for kind in ("cpp", "h", "inl") for path in sources.glob(f"*.{kind}"))
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()

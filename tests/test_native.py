@@ -1,0 +1,256 @@
+"""Native kernels equal their definitions in plain torch: each instruction set that this processor has, all
+kinds of numbers, shapes that fit no vector.
+"""
+
+import os
+import random
+from collections.abc import Iterator
+from itertools import accumulate
+
+import pytest
+import torch
+from torch import Tensor
+
+from gyrfalcon.batch import Batch
+from gyrfalcon.kv.pool import LayerCache
+from gyrfalcon.ops import reference
+from gyrfalcon.ops.native_library import VARIABLE, library
+from gyrfalcon.quant import Weight, dequantise, quantise
+
+if library() is None:
+    switched_off = os.environ.get(VARIABLE) == "0"
+    reason = f"{VARIABLE} is 0" if switched_off else "the native kernels are not built"
+    pytest.skip(reason, allow_module_level=True)
+
+from gyrfalcon.ops import native
+
+SETS = native.LIBRARY.gf_available().decode().split()
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KINDS = ("fp32", "bf16", "fp16", "int8", "int4")
+# Of the largest number: what one rounding to the dtype may be off by, and sums in another order.
+TOLERANCES = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+LARGE = ((32, 65, 2176), (33, 300, 1152), (130, 49, 64), (511, 64, 128))
+INT4_TOLERANCE = 2e-2  # activations are rounded to 8 bits
+
+
+@pytest.fixture(autouse=True, params=SETS)
+def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    """One instruction set after the other, on two threads."""
+    assert native.LIBRARY.gf_choose(request.param.encode()) == 0
+    native.use_threads(2)
+    yield request.param
+    native.use_threads(torch.get_num_threads())
+    native.LIBRARY.gf_choose(SETS[0].encode())
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def stored_as(kind: str, weight: Tensor) -> tuple[Weight, Tensor]:
+    """A weight as the kernels read it, and the float32 matrix that this stands for."""
+    if kind in ("int8", "int4"):
+        rounded = quantise(weight, kind)
+        return rounded, dequantise(rounded, torch.float32)
+    dtype = dict(zip(KINDS, DTYPES, strict=False))[kind]
+    return weight.to(dtype), weight.to(dtype).float()
+
+
+def assert_near(ours: Tensor, exact: Tensor, tolerance: float) -> None:
+    scale = float(exact.abs().max())
+    torch.testing.assert_close(ours.float(), exact.float(), rtol=0, atol=tolerance * scale + 1e-30)
+
+
+def check_product(
+    kind: str, dtype: torch.dtype, shape: tuple[int, int, int], activation: str | None, bias: bool
+) -> None:
+    tokens, outputs, inputs = shape
+    weight, exact_weight = stored_as(kind, drawn(outputs, inputs) / inputs**0.5)
+    x = drawn(tokens, inputs, seed=1).to(dtype)
+    added = drawn(outputs, seed=2).to(dtype) if bias else None
+    exact = x.double() @ exact_weight.double().T
+    exact = exact if added is None else exact + added.double()
+    exact = exact if activation is None else reference.activate(exact, activation)
+    ours = native.linear(x, weight, added, activation)
+    assert ours.dtype == dtype
+    rounds = kind == "int4" and dtype != torch.float32
+    assert_near(ours, exact, INT4_TOLERANCE if rounds else TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 8, 64), (1, 333, 640), (2, 97, 128), (3, 64, 320), (5, 200, 192), (16, 7, 1088), *LARGE],
+)
+def test_products_equal_those_of_exact_arithmetic(
+    shape: tuple[int, int, int], kind: str, dtype: torch.dtype
+) -> None:
+    check_product(kind, dtype, shape, None, bias=False)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu", None])
+@pytest.mark.parametrize("tokens", [1, 40])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bias_and_activation_come_before_the_only_rounding(
+    dtype: torch.dtype, tokens: int, activation: str | None
+) -> None:
+    check_product("fp32", dtype, (tokens, 70, 96), activation, bias=True)
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_products_of_any_shape_equal_those_of_exact_arithmetic(number: int) -> None:
+    draw = random.Random(number)
+    kind = draw.choice(KINDS)
+    unit = 64 if kind == "int4" else 1
+    sizes = (1, 2, 3, 7, 31, 64, 100, 257, 1000)
+    shape = (draw.choice(sizes[:-1]), draw.choice(sizes), draw.choice(sizes[:7]) * unit)
+    activation = draw.choice([None, "gelu"])
+    check_product(kind, draw.choice(DTYPES), shape, activation, draw.random() < 0.5)
+
+
+def test_equal_calls_give_equal_bits_on_any_number_of_threads() -> None:
+    x, weight = drawn(3, 512).bfloat16(), drawn(1000, 512, seed=1).bfloat16()
+    native.use_threads(1)
+    alone = native.linear(x, weight)
+    for threads in (2, 3, 5):
+        native.use_threads(threads)
+        for _ in range(20):
+            assert torch.equal(native.linear(x, weight), alone)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8", "int4"])
+def test_a_token_gets_what_it_gets_alone(kind: str) -> None:
+    """Within what sums in another order differ by."""
+    weight, _ = stored_as(kind, drawn(130, 640) / 25)
+    x = drawn(100, 640, seed=1).bfloat16()
+    alone = torch.cat([native.linear(x[i : i + 1], weight) for i in range(len(x))])
+    for count in (2, 9, 32, 100):
+        assert_near(native.linear(x[:count], weight), alone[:count], TOLERANCES[torch.bfloat16])
+
+
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "relu", "silu"])
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_what_is_no_number_stays_none(tokens: int, activation: str | None) -> None:
+    x, weight = drawn(tokens, 70), drawn(33, 70, seed=1)
+    x[0, 69] = float("nan")
+    ours = native.linear(x, weight, None, activation)
+    assert ours[0].isnan().all()
+    assert ours[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden", [5, 64, 71, 2048])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("tokens", [1, 19])
+def test_norms_equal_their_definition(
+    tokens: int, count: int, hidden: int, dtype: torch.dtype
+) -> None:
+    x, part = (drawn(tokens, hidden, seed=seed).to(dtype) + 3 for seed in (0, 1))
+    norms = [
+        (drawn(hidden, seed=2 + i).to(dtype), drawn(hidden, seed=4 + i).to(dtype))
+        for i in range(count)
+    ]
+    for added in (None, part):
+        total, normed = native.add_norms(x, added, norms, 1e-5)
+        exact_total, exact = reference.add_norms(x, added, norms, 1e-5)
+        assert torch.equal(total, exact_total)
+        for one, other in zip(normed, exact, strict=True):
+            assert_near(one, other, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "dim"), [(1, 71, 64), (8, 16, 64), (4, 1, 20), (2, 3, 8)]
+)
+@pytest.mark.parametrize("turned", [True, False])
+def test_placing_equals_its_definition(
+    turned: bool, kv_heads: int, group: int, dim: int, dtype: torch.dtype
+) -> None:
+    tokens = 11
+    qkv = drawn(tokens, kv_heads * (group + 2) * dim).to(dtype)
+    angle = drawn(tokens, dim // 2, seed=1)
+    angles = (angle.cos(), angle.sin()) if turned else None
+    slots = torch.randperm(40, generator=torch.Generator().manual_seed(3))[:tokens]
+    caches = [
+        LayerCache(*(torch.zeros(10, 4, kv_heads, dim, dtype=dtype) for _ in "kv")) for _ in "ab"
+    ]
+    ours = native.place(qkv, angles, caches[0], slots)
+    exact = reference.place(qkv, angles, caches[1], slots)
+    assert_near(ours, exact, TOLERANCES[dtype])
+    assert_near(caches[0].k, caches[1].k, TOLERANCES[dtype])
+    assert torch.equal(caches[0].v, caches[1].v)
+
+
+def attending(
+    lengths: list[int], contexts: list[int], heads: tuple[int, int, int], dtype: torch.dtype
+) -> tuple[Tensor, LayerCache, Batch]:
+    """Sequences of these new and whole lengths, their blocks mixed, numbers of others in between."""
+    kv_heads, group, dim = heads
+    block_size = 16
+    sizes = [-(-context // block_size) for context in contexts]
+    order = torch.randperm(sum(sizes) + 3, generator=torch.Generator().manual_seed(1))
+    tables = torch.zeros(len(contexts), max(sizes), dtype=torch.int64)
+    for row, (size, start) in enumerate(zip(sizes, accumulate([0, *sizes]), strict=False)):
+        tables[row, :size] = order[start : start + size]
+    k, v = (
+        drawn(len(order), block_size, kv_heads, dim, seed=2 + i).to(dtype) * (2 - i) for i in (0, 1)
+    )
+    q = drawn(sum(lengths), kv_heads * group, dim, seed=4).to(dtype)
+    none = torch.empty(0, dtype=torch.int64)
+    batch = Batch(
+        query_lens=tuple(lengths),
+        context_lens=tuple(contexts),
+        block_tables=tables,
+        starts=torch.tensor([0, *accumulate(lengths)]),
+        contexts=torch.tensor(contexts),
+        **dict.fromkeys(("token_ids", "positions", "rope_lengths", "slots", "rows"), none),
+    )
+    return q, LayerCache(k, v), batch
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("alibi", [False, True])
+@pytest.mark.parametrize(
+    "heads", [(1, 71, 64), (2, 16, 64), (2, 29, 64), (4, 1, 64), (1, 3, 20), (2, 2, 128)]
+)
+@pytest.mark.parametrize(
+    ("lengths", "contexts"),
+    [
+        ([1], [1]),
+        ([1], [1000]),
+        ([1, 1, 1], [16, 17, 300]),
+        ([1] * 9, [70] * 9),
+        ([40], [40]),
+        ([7, 130, 1], [200, 130, 33]),
+    ],
+)
+def test_attention_equals_its_definition(
+    lengths: list[int],
+    contexts: list[int],
+    heads: tuple[int, int, int],
+    alibi: bool,
+    dtype: torch.dtype,
+) -> None:
+    q, cache, batch = attending(lengths, contexts, heads, dtype)
+    slopes = drawn(heads[0] * heads[1], seed=5).abs() / 8 if alibi else None
+    exact = reference.attention(
+        q.float(), LayerCache(cache.k.float(), cache.v.float()), batch, slopes
+    )
+    ours = native.attention(q, cache, batch, slopes)
+    assert ours.dtype == dtype
+    assert_near(ours, exact, max(TOLERANCES[dtype], 1e-5))
+
+
+def test_attention_reads_no_key_that_its_query_does_not_see() -> None:
+    q, cache, batch = attending([5], [21], (2, 3, 64), torch.float32)
+    seen = native.attention(q, cache, batch, None)
+    last = int(batch.block_tables[0, 1])
+    cache.k[last, 5:] = float("nan")  # beyond the context
+    cache.v[last, 5:] = float("nan")
+    assert torch.equal(native.attention(q, cache, batch, None), seen)
+
+
+def test_fp8_is_left_to_the_reference() -> None:
+    x, weight = drawn(3, 64).bfloat16(), quantise(drawn(10, 64, seed=1), "fp8")
+    assert torch.equal(native.linear(x, weight), reference.linear(x, weight))

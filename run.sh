@@ -160,7 +160,8 @@ active_bin() {
 # describe EXTRAS: what a set-up depends on; the place comes first, for a virtual environment cannot be moved.
 describe() {
     printf '%s\n%s\n' "$here" "$1"
-    cat -- "$here/pyproject.toml" "$here/constraints.txt"
+    printf '%s\n' "native: ${GYRFALCON_NATIVE:-}"
+    cat -- "$here/pyproject.toml" "$here/constraints.txt" "$here/src/gyrfalcon/native/"*.{txt,cpp,h,inl}
 }
 
 is_complete() {

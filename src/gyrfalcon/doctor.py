@@ -16,6 +16,7 @@ import torch
 from gyrfalcon import __version__
 from gyrfalcon.errors import UsageError
 from gyrfalcon.ops import VARIABLE, chosen_name
+from gyrfalcon.ops.native_library import available, instructions, why_not_native
 from gyrfalcon.output import STDOUT, shown_bytes, write_json
 
 PACKAGES = (
@@ -219,8 +220,10 @@ def _operators(device: torch.device) -> tuple[str, str]:
         return "none", str(error)
     if os.environ.get(VARIABLE):
         return name, f"{VARIABLE} says so"
+    if name == "native":
+        return name, f"{instructions()} kernels; this processor runs {', '.join(available())}"
     if device.type == "cpu":
-        return name, "plain torch; no faster operators for processors are built yet"
+        return name, f"plain torch: {why_not_native()}"
     return name, "Triton's kernels" if name == "triton" else "Triton is not installed"
 
 

@@ -2,6 +2,7 @@
 its C interface (`native/gyrfalcon.h`).
 """
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -112,22 +113,39 @@ def library() -> ctypes.CDLL | None:
     return _library(os.environ.get(VARIABLE, ""))
 
 
+def available() -> list[str]:
+    """The instruction sets that the library's kernels can use on this processor, best first."""
+    found = library()
+    return [] if found is None else found.gf_available().decode().split()
+
+
+def instructions() -> str:
+    """The instruction set in use."""
+    found = library()
+    return "" if found is None else found.gf_instructions().decode()
+
+
+def why_not_native() -> str:
+    """What keeps the native kernels from being used, for people."""
+    if os.environ.get(VARIABLE) == "0":
+        return f"{VARIABLE} is 0"
+    built = any(path.exists() for path in _places())
+    do = "install the package again" + ("" if built else " with a C++ compiler at hand")
+    return f"the native kernels are {'of other sources' if built else 'not built'}; {do}"
+
+
 @cache
 def _library(setting: str) -> ctypes.CDLL | None:
     if setting == "0":
         return None
     if setting not in ("", "1"):
         return _named(Path(setting))
-    path = _installed()
-    if path is None:
-        return None
-    found = _opened(path)
-    if found is None or not _is_ours(found):
-        log.warning(
-            "%s is not of these sources: running without it; install the package again", path
-        )
-        return None
-    return found
+    places = [path for path in _places() if path.exists()]
+    ours = next((found for path in places if (found := _opened(path)) and _is_ours(found)), None)
+    if places and ours is None:
+        do = "running without it; install the package again"
+        log.warning("%s was not built from these sources: %s", places[-1], do)
+    return ours
 
 
 def _named(path: Path) -> ctypes.CDLL:
@@ -138,14 +156,12 @@ def _named(path: Path) -> ctypes.CDLL:
     return found
 
 
-def _installed() -> Path | None:
-    """The library beside this package, or in the place where it was installed from elsewhere."""
+def _places() -> list[Path]:
+    """Beside this package, and where it was installed to when it runs from elsewhere."""
     places = [SOURCES.parent / FILE]
-    try:
+    with contextlib.suppress(PackageNotFoundError):
         places.append(Path(str(distribution("gyrfalcon").locate_file(f"gyrfalcon/{FILE}"))))
-    except PackageNotFoundError:
-        pass
-    return next((place for place in places if place.exists()), None)
+    return places
 
 
 def _opened(path: Path) -> ctypes.CDLL | None:

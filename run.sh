@@ -160,8 +160,9 @@ active_bin() {
 # describe EXTRAS: what a set-up depends on; the place comes first, for a virtual environment cannot be moved.
 describe() {
     printf '%s\n%s\n' "$here" "$1"
-    printf '%s\n' "native: ${GYRFALCON_NATIVE:-}"
-    cat -- "$here/pyproject.toml" "$here/constraints.txt" "$here/src/gyrfalcon/native/"*.{txt,cpp,h,inl}
+    cat -- "$here/pyproject.toml" "$here/constraints.txt"
+    printf 'native kernels %s\n' "${GYRFALCON_NATIVE:-wanted}"
+    cat -- "$here"/src/gyrfalcon/native/*.{txt,cpp,h,inl} 2>/dev/null | cksum
 }
 
 is_complete() {

@@ -29,6 +29,12 @@ Patch = pytest.MonkeyPatch
 STALE_PLACE = 5  # of a cache block
 
 
+def _patch_reference(patch: Patch, name: str, value: object) -> None:
+    """A fault in the definitions, which are then what runs."""
+    patch.setenv("GYRFALCON_OPS", "reference")
+    patch.setattr(reference, name, value)
+
+
 def swap_the_queries_of_two_heads(patch: Patch) -> None:
     """Their outputs stay where they were."""
     split = reference.split_qkv
@@ -37,7 +43,7 @@ def swap_the_queries_of_two_heads(patch: Patch) -> None:
         q, k, v = split(qkv, kv_heads, head_dim)
         return q[:, [1, 0, *range(2, q.shape[1])]], k, v
 
-    patch.setattr(reference, "split_qkv", swapped)
+    _patch_reference(patch, "split_qkv", swapped)
 
 
 def cut_the_fused_qkv_in_equal_slices(patch: Patch) -> None:
@@ -55,7 +61,7 @@ def cut_the_fused_qkv_in_equal_slices(patch: Patch) -> None:
 
 def take_the_tanh_form_of_gelu(patch: Patch) -> None:
     activate = reference.activate
-    patch.setattr(reference, "activate", lambda x, name: activate(x, "gelu_tanh"))
+    _patch_reference(patch, "activate", lambda x, name: activate(x, "gelu_tanh"))
 
 
 def add_alibi_after_the_scale(patch: Patch) -> None:
@@ -65,7 +71,7 @@ def add_alibi_after_the_scale(patch: Patch) -> None:
         assert slopes is not None
         return attention(q, cache, batch, slopes * q.shape[-1] ** 0.5)
 
-    patch.setattr(reference, "attention", unscaled)
+    _patch_reference(patch, "attention", unscaled)
 
 
 def turn_decoded_queries_one_position_on(patch: Patch) -> None:
@@ -78,7 +84,7 @@ def turn_decoded_queries_one_position_on(patch: Patch) -> None:
             q = reference.rotate(q, turn.cos(), turn.sin())
         return attention(q, cache, batch, slopes)
 
-    patch.setattr(reference, "attention", further)
+    _patch_reference(patch, "attention", further)
 
 
 def add_the_row_bias_on_every_rank(patch: Patch) -> None:
@@ -106,7 +112,7 @@ def leave_a_kv_slot_stale(patch: Patch) -> None:
         stale = (slots % cache.k.shape[1] == STALE_PLACE)[:, None, None]
         write(k.masked_fill(stale, 0), v.masked_fill(stale, 0), cache, slots)
 
-    patch.setattr(reference, "write_kv", forgetful)
+    _patch_reference(patch, "write_kv", forgetful)
 
 
 def drop_a_prefill_chunk(patch: Patch) -> None:

@@ -15,7 +15,7 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
 from gyrfalcon.ops.native_library import VARIABLE, library
-from gyrfalcon.quant import Weight, dequantise, quantise
+from gyrfalcon.quant import GROUPS, UNIT, Weight, dequantise, quantise
 
 if library() is None:
     switched_off = os.environ.get(VARIABLE) == "0"
@@ -26,7 +26,7 @@ from gyrfalcon.ops import native
 
 SETS = native.LIBRARY.gf_available().decode().split()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-KINDS = ("fp32", "bf16", "fp16", "int8", "int4")
+KINDS = ("fp32", "bf16", "fp16", "int8", "int4", "int4-32", "int4-128")
 # Of the largest number: what one rounding to the dtype may be off by, and sums in another order.
 TOLERANCES = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 LARGE = ((32, 65, 2176), (33, 300, 1152), (130, 49, 64), (511, 64, 128))
@@ -49,7 +49,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 def stored_as(kind: str, weight: Tensor) -> tuple[Weight, Tensor]:
     """A weight as the kernels read it, and the float32 matrix that this stands for."""
-    if kind in ("int8", "int4"):
+    if kind.startswith("int"):
         rounded = quantise(weight, kind)
         return rounded, dequantise(rounded, torch.float32)
     dtype = dict(zip(KINDS, DTYPES, strict=False))[kind]
@@ -65,6 +65,8 @@ def check_product(
     kind: str, dtype: torch.dtype, shape: tuple[int, int, int], activation: str | None, bias: bool
 ) -> None:
     tokens, outputs, inputs = shape
+    if kind == "int4-128":
+        inputs = -(-inputs // 128) * 128
     weight, exact_weight = stored_as(kind, drawn(outputs, inputs) / inputs**0.5)
     x = drawn(tokens, inputs, seed=1).to(dtype)
     added = drawn(outputs, seed=2).to(dtype) if bias else None
@@ -73,7 +75,7 @@ def check_product(
     exact = exact if activation is None else reference.activate(exact, activation)
     ours = native.linear(x, weight, added, activation)
     assert ours.dtype == dtype
-    rounds = kind == "int4" and dtype != torch.float32
+    rounds = kind.startswith("int4") and dtype != torch.float32
     assert_near(ours, exact, INT4_TOLERANCE if rounds else TOLERANCES[dtype])
 
 
@@ -102,7 +104,7 @@ def test_bias_and_activation_come_before_the_only_rounding(
 def test_products_of_any_shape_equal_those_of_exact_arithmetic(number: int) -> None:
     draw = random.Random(number)
     kind = draw.choice(KINDS)
-    unit = 64 if kind == "int4" else 1
+    unit = max(UNIT, GROUPS[kind]) if kind in GROUPS else 1
     sizes = (1, 2, 3, 7, 31, 64, 100, 257, 1000)
     shape = (draw.choice(sizes[:-1]), draw.choice(sizes), draw.choice(sizes[:7]) * unit)
     activation = draw.choice([None, "gelu"])
@@ -119,7 +121,7 @@ def test_equal_calls_give_equal_bits_on_any_number_of_threads() -> None:
             assert torch.equal(native.linear(x, weight), alone)
 
 
-@pytest.mark.parametrize("kind", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["bf16", "int8", "int4", "int4-32"])
 def test_a_token_gets_what_it_gets_alone(kind: str) -> None:
     """Within what sums in another order differ by."""
     weight, _ = stored_as(kind, drawn(130, 640) / 25)

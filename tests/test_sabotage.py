@@ -77,7 +77,6 @@ def test_every_sabotage_of_the_model_turns_the_gate_red(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reference = prepared(variant)
-    monkeypatch.setenv("GYRFALCON_OPS", "reference")  # which is what they patch
     sabotage(monkeypatch)
     failures = gate(reference, world_size).failures
     assert "decode relative_l2_p95" in failures

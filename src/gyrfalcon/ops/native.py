@@ -18,7 +18,7 @@ from gyrfalcon.quant import Quantised, Weight
 CAPTURABLE = False
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # gf_kind
-QUANTISED_KINDS = {"int8": 3, "int4": 4}
+INT8, INT4 = 3, 4
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4}  # gf_activation
 
 _found = library()
@@ -121,16 +121,16 @@ def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None)
 
 def _known(weight: Weight) -> bool:
     if isinstance(weight, Quantised):
-        return weight.kind in QUANTISED_KINDS
+        return weight.kind != "fp8"
     return weight.dtype in KINDS
 
 
 def _matrix(weight: Weight) -> Matrix:
     if isinstance(weight, Tensor):
         return Matrix(weight.data_ptr(), None, *weight.shape, KINDS[weight.dtype], 0)
+    kind = INT8 if weight.group is None else INT4
     data, scales = weight.data.data_ptr(), weight.scales.data_ptr()
-    group = weight.shape[1] // len(weight.scales) if weight.kind == "int4" else 0
-    return Matrix(data, scales, *weight.shape, QUANTISED_KINDS[weight.kind], group)
+    return Matrix(data, scales, *weight.shape, kind, weight.group or 0)
 
 
 def _cache(cache: LayerCache) -> Cache:

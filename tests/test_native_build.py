@@ -1,0 +1,67 @@
+"""The native kernels built in other ways: with every access checked, and with vectors that this processor
+lacks; each build runs the tests of the kernels.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gyrfalcon.ops.native_library import SOURCES, VARIABLE
+
+TESTS = Path(__file__).resolve().parent
+PRELOADED = ("libasan.so", "libubsan.so")  # have to come before the interpreter's own libraries
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def compiler() -> str:
+    """The C++ compiler; skips where it, CMake or the sanitisers' libraries are missing."""
+    if os.environ.get(VARIABLE) == "0":
+        pytest.skip(f"{VARIABLE} is 0: no native kernels are wanted")
+    found = shutil.which("c++")
+    if found is None or shutil.which("cmake") is None:
+        pytest.skip("needs a C++ compiler and CMake on the path")
+    if any(not Path(library).is_absolute() for library in libraries(found)):
+        pytest.skip(f"needs {' and '.join(PRELOADED)} of {found}")
+    return found
+
+
+def libraries(compiler: str) -> list[str]:
+    """The compiler's copies of what has to be preloaded; bare names where it has none."""
+    ask = [[compiler, f"-print-file-name={name}"] for name in PRELOADED]
+    return [subprocess.run(one, capture_output=True, text=True).stdout.strip() for one in ask]
+
+
+def built(folder: Path, *options: str) -> Path:
+    """The library made with these options."""
+    flags = [f"-D{option}=ON" for option in options]
+    subprocess.run(["cmake", "-S", str(SOURCES), "-B", str(folder), *flags], check=True, capture_output=True)
+    make = ["cmake", "--build", str(folder), "--parallel", "2"]
+    run = subprocess.run(make, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return folder / "libgyrfalcon.so"
+
+
+def test_no_kernel_touches_what_is_not_its_own(compiler: str, tmp_path: Path) -> None:
+    """AddressSanitizer and UndefinedBehaviorSanitizer end the process at the first fault."""
+    library = built(tmp_path, "GYRFALCON_SANITISE", "GYRFALCON_EVERY_WIDTH")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    run = subprocess.run(
+        [*command, str(TESTS / "test_native.py")],
+        cwd=TESTS.parent,
+        env={
+            **os.environ,
+            VARIABLE: str(library),
+            "LD_PRELOAD": " ".join(libraries(compiler)),
+            "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, (run.stdout + run.stderr)[-4000:]
+    assert " passed" in run.stdout

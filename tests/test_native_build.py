@@ -40,7 +40,9 @@ def libraries(compiler: str) -> list[str]:
 def built(folder: Path, *options: str) -> Path:
     """The library made with these options."""
     flags = [f"-D{option}=ON" for option in options]
-    subprocess.run(["cmake", "-S", str(SOURCES), "-B", str(folder), *flags], check=True, capture_output=True)
+    subprocess.run(
+        ["cmake", "-S", str(SOURCES), "-B", str(folder), *flags], check=True, capture_output=True
+    )
     make = ["cmake", "--build", str(folder), "--parallel", "2"]
     run = subprocess.run(make, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]

@@ -117,18 +117,18 @@ def leave_a_kv_slot_stale(patch: Patch) -> None:
 
 def drop_a_prefill_chunk(patch: Patch) -> None:
     """Later chunks of a prompt are computed, but their cache slots stay empty."""
-    call = Attention.__call__
+    mix = Attention.mix
 
     def lost(
-        self: Attention, x: Tensor, angles: Angles | None, batch: Batch, cache: LayerCache
+        self: Attention, qkv: Tensor, angles: Angles | None, batch: Batch, cache: LayerCache
     ) -> Tensor:
-        output = call(self, x, angles, batch, cache)
+        output = mix(self, qkv, angles, batch, cache)
         if 1 < batch.query_lens[0] < batch.context_lens[0]:
             for tensor in (cache.k, cache.v):
                 tensor.view(-1, *tensor.shape[2:])[batch.slots] = 0
         return output
 
-    patch.setattr(Attention, "__call__", lost)
+    patch.setattr(Attention, "mix", lost)
 
 
 def ignore_top_p(patch: Patch) -> None:

@@ -15,6 +15,7 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
 from gyrfalcon.ops.native_library import VARIABLE, library
+from gyrfalcon.ops.reference import Product
 from gyrfalcon.quant import GROUPS, UNIT, Weight, dequantise, quantise
 
 if library() is None:
@@ -109,6 +110,44 @@ def test_products_of_any_shape_equal_those_of_exact_arithmetic(number: int) -> N
     shape = (draw.choice(sizes[:-1]), draw.choice(sizes), draw.choice(sizes[:7]) * unit)
     activation = draw.choice([None, "gelu"])
     check_product(kind, draw.choice(DTYPES), shape, activation, draw.random() < 0.5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("tokens", [1, 6, 70])
+def test_products_computed_together_are_those_computed_alone(
+    tokens: int, kind: str, dtype: torch.dtype
+) -> None:
+    """Of one input, of another with as many columns, and with other columns."""
+    x, other, wide = (drawn(tokens, n, seed=n + 1).to(dtype) for n in (256, 256, 640))
+    each = [
+        Product(
+            one, stored_as(kind, drawn(outputs, one.shape[1], seed=i) / 20)[0], None, activation
+        )
+        for i, (one, outputs, activation) in enumerate(
+            [(x, 100, "gelu"), (x, 7, None), (other, 65, None), (wide, 300, "relu")]
+        )
+    ]
+    for together, alone in zip(native.products(*each), each, strict=True):
+        assert torch.equal(together, native.linear(*alone))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "kinds", [("fp32", "fp32"), ("bf16", "int8"), ("int4", "int4"), ("int8", "int4")]
+)
+@pytest.mark.parametrize("tokens", [1, 6, 70])
+def test_a_sum_of_products_is_rounded_once(
+    tokens: int, kinds: tuple[str, str], dtype: torch.dtype
+) -> None:
+    each, exact = [], torch.zeros(tokens, 97, dtype=torch.float64)
+    for kind, columns in zip(kinds, (128, 640), strict=True):
+        weight, exact_weight = stored_as(kind, drawn(97, columns, seed=columns) / columns**0.5)
+        x = drawn(tokens, columns, seed=columns + 1).to(dtype)
+        each.append((x, weight))
+        exact += x.double() @ exact_weight.double().T
+    rounds = "int4" in kinds and dtype != torch.float32
+    assert_near(native.summed(*each), exact, INT4_TOLERANCE if rounds else TOLERANCES[dtype])
 
 
 def test_equal_calls_give_equal_bits_on_any_number_of_threads() -> None:

@@ -89,16 +89,14 @@ class Replica:
     def _tokens(self, chunks: Seq[Chunk], logits: Tensor) -> list[Token | None]:
         """A new token for each chunk that samples; rows of chunks that want all are kept."""
         rows = logits.split([len(chunk.rows) for chunk in chunks])
-        sampling = []
         for chunk, own in zip(chunks, rows, strict=True):
             if chunk.wants_every_row:
                 self._keep(chunk, self.vocabulary.whole(own))
-            if chunk.samples:
-                sampling.append((own[-1], chunk))
+        sampling = [chunk for chunk in chunks if chunk.samples]
         if not sampling:
             return [None] * len(chunks)
-        last_rows, samplers = zip(*sampling, strict=True)
-        picked = iter(sampler.pick(torch.stack(last_rows), samplers, self.vocabulary))
+        last = [own[-1] for chunk, own in zip(chunks, rows, strict=True) if chunk.samples]
+        picked = iter(sampler.pick(torch.stack(last), sampling, self.vocabulary))
         return [next(picked) if chunk.samples else None for chunk in chunks]
 
     def _keep(self, chunk: Chunk, rows: Tensor) -> None:

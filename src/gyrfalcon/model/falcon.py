@@ -24,9 +24,13 @@ class Attention:
     slopes: Tensor | None  # float32 [own heads], ALiBi only
     ops: Ops
 
+    def mix(self, qkv: Tensor, angles: Angles | None, batch: Batch, cache: LayerCache) -> Tensor:
+        """The heads' values, [tokens, own heads × head_dim]."""
+        q = self.ops.place(qkv, angles, cache, batch.slots)
+        return self.ops.attention(q, cache, batch, self.slopes)
+
     def __call__(self, x: Tensor, angles: Angles | None, batch: Batch, cache: LayerCache) -> Tensor:
-        q = self.ops.place(self.qkv(x), angles, cache, batch.slots)
-        return self.dense(self.ops.attention(q, cache, batch, self.slopes))
+        return self.dense(self.mix(self.qkv(x), angles, batch, cache))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +46,15 @@ class MLP:
 
 @dataclass(frozen=True, slots=True)
 class ParallelBlock:
-    """Attention and MLP side by side (7b, 40b, 180B, 11B): one sum over ranks."""
+    """Attention and MLP side by side (7b, 40b, 180B, 11B): two rounds of products, one sum over
+    ranks.
+    """
 
     norms: Norms  # with one of them the MLP reads what the attention reads
     attention: Attention
     mlp: MLP
     group: Group
+    ops: Ops
 
     def __call__(
         self, x: Tensor, part: Tensor | None, angles: Angles | None, batch: Batch, cache: LayerCache
@@ -56,8 +63,10 @@ class ParallelBlock:
         of this block.
         """
         x, normed = self.norms(x, part)
-        part = self.attention(normed[0], angles, batch, cache) + self.mlp(normed[-1])
-        total = self.group.all_reduce(part)
+        qkv, up = self.ops.products(self.attention.qkv.of(normed[0]), self.mlp.up.of(normed[-1]))
+        heads = self.attention.mix(qkv, angles, batch, cache)
+        parts = (heads, self.attention.dense.weight), (up, self.mlp.down.weight)
+        total = self.group.all_reduce(self.ops.summed(*parts))
         for bias in (self.attention.dense.bias, self.mlp.down.bias):
             total = total if bias is None else total + bias
         return x, total

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gyrfalcon.ops import Ops
+from gyrfalcon.ops import Ops, Product
 from gyrfalcon.parallel.group import Group
 from gyrfalcon.quant import Weight
 
@@ -35,8 +35,12 @@ class ColumnLinear:
     activation: str | None
     ops: Ops
 
+    def of(self, x: Tensor) -> Product:
+        """What it makes of x, not computed yet."""
+        return Product(x, self.weight, self.bias, self.activation)
+
     def __call__(self, x: Tensor) -> Tensor:
-        return self.ops.linear(x, self.weight, self.bias, self.activation)
+        return self.ops.linear(*self.of(x))
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,15 +184,28 @@ int64_t block_rows(const gf_output *outputs, int num_outputs, bool many) {
     return std::clamp(wanted / 48 * 48, int64_t{48}, int64_t{192});
 }
 
+// Makes the inputs of all terms ready, one that several read only once. Returns the most columns.
+int64_t make_ready(Product &product, int num_outputs, int64_t tokens) {
+    int64_t columns = 0;
+    const gf_term *terms[2 * MOST_OUTPUTS] = {};
+    for (int i = 0; i < 2 * num_outputs; i++) {
+        if (i % 2 == product.outputs[i / 2].num_terms)
+            continue;
+        const gf_term *term = terms[i] = &product.outputs[i / 2].terms[i % 2];
+        columns = std::max(columns, term->weight.columns);
+        int same = 0;
+        while (same < i && !(terms[same] && terms[same]->x == term->x &&
+                             terms[same]->weight.columns == term->weight.columns &&
+                             (terms[same]->weight.kind == GF_I4) == (term->weight.kind == GF_I4)))
+            same++;
+        product.inputs[i] = same < i ? product.inputs[same] : ready(*product.kernels, *term, i, tokens, product.kind);
+    }
+    return columns;
+}
+
 void multiply(const gf_output *outputs, int num_outputs, int64_t tokens, int kind) {
     Product product{chosen_kernels(), outputs, {}, kind, 0, tokens > FEW_TOKENS};
-    int place = 0;
-    int64_t columns = 0; // the most
-    for (int i = 0; i < num_outputs; i++)
-        for (int j = 0; j < outputs[i].num_terms; j++, place++) {
-            columns = std::max(columns, outputs[i].terms[j].weight.columns);
-            product.inputs[2 * i + j] = ready(*product.kernels, outputs[i].terms[j], place, tokens, kind);
-        }
+    const int64_t columns = make_ready(product, num_outputs, tokens);
     product.block_rows = block_rows(outputs, num_outputs, product.many);
     const int64_t tokens_at_once = std::min(tokens, TOKENS_AT_ONCE);
     reserve(SUMS, static_cast<size_t>(4 * (tokens_at_once + MOST_PANEL_TOKENS) * product.block_rows));

@@ -17,6 +17,7 @@ from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
 from gyrfalcon.ops.native_library import library
 from gyrfalcon.ops.reference import Angles as Angles
+from gyrfalcon.ops.reference import Product as Product
 from gyrfalcon.quant import Weight
 
 VARIABLE = "GYRFALCON_OPS"
@@ -32,6 +33,8 @@ class Ops(Protocol):
     def linear(
         self, x: Tensor, weight: Weight, bias: Tensor | None = None, activation: str | None = None
     ) -> Tensor: ...
+    def products(self, *each: Product) -> list[Tensor]: ...
+    def summed(self, *each: tuple[Tensor, Weight]) -> Tensor: ...
     def add_norms(
         self, x: Tensor, part: Tensor | None, norms: Sequence[tuple[Tensor, Tensor]], eps: float
     ) -> tuple[Tensor, list[Tensor]]: ...

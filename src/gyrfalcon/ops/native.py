@@ -12,7 +12,7 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
 from gyrfalcon.ops.native_library import Cache, Matrix, Norm, Output, Queries, Term, library
-from gyrfalcon.ops.reference import Angles
+from gyrfalcon.ops.reference import Angles, Product
 from gyrfalcon.quant import Quantised, Weight
 
 CAPTURABLE = False
@@ -37,15 +37,36 @@ def linear(
 ) -> Tensor:
     """`reference.linear` with sums, bias and activation in float32 and one rounding at the end.
 
-    int4: x is rounded to 8 bits too, each 64 of a row to their largest.
+    int4: x is rounded to 8 bits too, each 64 of a row to their largest, unless it is float32.
     """
-    if not _known(weight):
-        return reference.linear(x, weight, bias, activation)
-    y = x.new_empty(len(x), weight.shape[0])
-    x = x.contiguous()
-    terms = (Term * 2)(Term(_matrix(weight), x.data_ptr()))
-    output = Output(y.data_ptr(), _pointer(bias), terms, 1, ACTIVATIONS[activation])
-    _check(LIBRARY.gf_products(output, 1, len(x), KINDS[x.dtype]))
+    return products(Product(x, weight, bias, activation))[0]
+
+
+def products(*each: Product) -> list[Tensor]:
+    """`reference.products` in one call: the threads start once."""
+    if not _known(*(one.weight for one in each)):
+        return reference.products(*each)
+    tokens = each[0].x.shape[0]
+    results = [one.x.new_empty(tokens, one.weight.shape[0]) for one in each]
+    outputs = (Output * len(each))(
+        *(
+            Output(y.data_ptr(), _pointer(bias), _terms((x, weight)), 1, ACTIVATIONS[activation])
+            for y, (x, weight, bias, activation) in zip(results, each, strict=True)
+        )
+    )
+    _check(LIBRARY.gf_products(outputs, len(each), tokens, KINDS[results[0].dtype]))
+    return results
+
+
+def summed(*each: tuple[Tensor, Weight]) -> Tensor:
+    """`reference.summed` of one or two products in one call, rounded once."""
+    if not _known(*(weight for _, weight in each)):
+        return reference.summed(*each)
+    x, weight = each[0]
+    tokens = x.shape[0]
+    y = x.new_empty(tokens, weight.shape[0])
+    output = Output(y.data_ptr(), None, _terms(*each), len(each), ACTIVATIONS[None])
+    _check(LIBRARY.gf_products(output, 1, tokens, KINDS[x.dtype]))
     return y
 
 
@@ -81,7 +102,7 @@ def place(qkv: Tensor, angles: Angles | None, cache: LayerCache, slots: Tensor) 
     kv_heads, dim = cache.k.shape[2:]
     group = qkv.shape[1] // (kv_heads * dim) - 2
     qkv = qkv.contiguous()
-    q = qkv.new_empty(len(qkv), kv_heads * group, dim)
+    q = qkv.new_empty(qkv.shape[0], kv_heads * group, dim)
     cosines, sines = (None, None) if angles is None else (each.contiguous() for each in angles)
     _check(
         LIBRARY.gf_place(
@@ -91,7 +112,7 @@ def place(qkv: Tensor, angles: Angles | None, cache: LayerCache, slots: Tensor) 
             _cache(cache),
             slots.data_ptr(),
             q.data_ptr(),
-            len(qkv),
+            qkv.shape[0],
             group,
             KINDS[qkv.dtype],
         )
@@ -111,7 +132,7 @@ def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None)
         batch.contexts.data_ptr(),
         _pointer(slopes),
         out.data_ptr(),
-        len(batch.contexts),
+        batch.contexts.shape[0],
         heads,
         tables.stride(0),
     )
@@ -119,10 +140,17 @@ def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None)
     return out
 
 
-def _known(weight: Weight) -> bool:
-    if isinstance(weight, Quantised):
-        return weight.kind != "fp8"
-    return weight.dtype in KINDS
+def _known(*weights: Weight) -> bool:
+    """Whether there are kernels for all of them."""
+    return all(
+        weight.kind != "fp8" if isinstance(weight, Quantised) else weight.dtype in KINDS
+        for weight in weights
+    )
+
+
+def _terms(*each: tuple[Tensor, Weight]) -> ctypes.Array[Term]:
+    assert all(x.is_contiguous() for x, _ in each)
+    return (Term * 2)(*(Term(_matrix(weight), x.data_ptr()) for x, weight in each))
 
 
 def _matrix(weight: Weight) -> Matrix:

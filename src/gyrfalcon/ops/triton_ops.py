@@ -1,15 +1,30 @@
 """The operations for GPUs, as Triton kernels: those of ops/reference.py, which says what they mean."""
 
+from functools import reduce
+
+import torch
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import triton_attention
+from gyrfalcon.ops.reference import Product
 from gyrfalcon.ops.triton_linear import linear as linear
 from gyrfalcon.ops.triton_norm import add_norms as add_norms
 from gyrfalcon.ops.triton_rotary import place as place
+from gyrfalcon.quant import Weight
 
 CAPTURABLE = True
+
+
+def products(*each: Product) -> list[Tensor]:
+    """Each by a kernel of its own."""
+    return [linear(*one) for one in each]
+
+
+def summed(*each: tuple[Tensor, Weight]) -> Tensor:
+    """Each by a kernel of its own, then added."""
+    return reduce(torch.add, (linear(*one) for one in each))
 
 
 def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None) -> Tensor:

@@ -100,7 +100,7 @@ class _Loader:
         names = [prefix + name for name in layout.norm_names(self.config)]
         attention, mlp = self._attention(prefix), self._mlp(prefix)
         if self.config.parallel:
-            return ParallelBlock(self._norms(*names), attention, mlp, self.group)
+            return ParallelBlock(self._norms(*names), attention, mlp, self.group, self.ops)
         first, second = map(self._norms, names)
         return SequentialBlock(first, second, attention, mlp, self.group)
 

@@ -15,6 +15,7 @@ from gyrfalcon.device import (
     measure_matrix_peak,
     peak_memory,
 )
+from gyrfalcon.measure.limits import matrix_peak, memory_bandwidth
 from gyrfalcon.measure.roofline import (
     Layout,
     decode_bytes,
@@ -186,6 +187,8 @@ def test_the_measured_limits_are_those_of_some_machine() -> None:
     threads = torch.get_num_threads()
     assert 1e8 < measure_bandwidth(CPU) < 1e13
     assert 1e7 < measure_matrix_peak(CPU, torch.float32) < 1e16
+    assert 1e8 < memory_bandwidth(CPU) < 1e13
+    assert 1e7 < matrix_peak(CPU, torch.float32) < 1e16
     assert torch.get_num_threads() == threads
 
 

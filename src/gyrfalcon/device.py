@@ -230,7 +230,7 @@ def _cpu_bandwidth() -> float:
             list(pool.map(read, [block[turn] for block in blocks]))
 
         best = min(
-            _best_seconds(partial(one_pass, read)) for read in (_memcmp_reader(), _max_reader)
+            best_seconds(partial(one_pass, read)) for read in (_memcmp_reader(), _max_reader)
         )
     return cores * size / best
 
@@ -260,7 +260,7 @@ def _card_bandwidth(device: torch.device) -> float:
         synchronise(device)
 
     copy()
-    return 2 * size / _best_seconds(copy)
+    return 2 * size / best_seconds(copy)
 
 
 def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -283,7 +283,7 @@ def _product_seconds(device: torch.device, dtype: torch.dtype, size: int) -> flo
         synchronise(device)
 
     multiply()
-    return _best_seconds(multiply)
+    return best_seconds(multiply)
 
 
 @contextlib.contextmanager
@@ -297,8 +297,8 @@ def _all_cores() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _best_seconds(work: Callable[[], object]) -> float:
-    """The shortest of several rounds."""
+def best_seconds(work: Callable[[], object]) -> float:
+    """The shortest of several rounds of `work`, in seconds."""
     start = before = time.perf_counter()
     rounds, best = 0, math.inf
     while rounds < LEAST_ROUNDS or before - start < ROUNDS_SECONDS:

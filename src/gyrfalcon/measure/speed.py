@@ -11,11 +11,10 @@ from time import perf_counter
 from gyrfalcon.device import (
     forget_peak_memory,
     is_out_of_memory,
-    measure_bandwidth,
-    measure_matrix_peak,
     peak_memory,
 )
 from gyrfalcon.engine.engine import Engine
+from gyrfalcon.measure.limits import matrix_peak, memory_bandwidth
 from gyrfalcon.measure.passage import passage_ids, prompt_rows
 from gyrfalcon.measure.roofline import (
     Layout,
@@ -67,9 +66,7 @@ class Bench:
 
 def measure_limits(engine: Engine) -> Limits:
     """What the device of this rank can do at most."""
-    return Limits(
-        measure_bandwidth(engine.device), measure_matrix_peak(engine.device, engine.dtype)
-    )
+    return Limits(memory_bandwidth(engine.device), matrix_peak(engine.device, engine.dtype))
 
 
 def lacks_room(engine: Engine, case: Case) -> str | None:

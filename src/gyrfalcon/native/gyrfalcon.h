@@ -96,6 +96,11 @@ GF_EXPORT int gf_place(const void *qkv, const float *cosines, const float *sines
               const int64_t *slots, void *q, int64_t tokens, int64_t group, int kind);
 GF_EXPORT int gf_attention(const struct gf_queries *queries, const struct gf_cache *cache, int kind);
 
+// What the processor can do at most, to be timed: every thread multiplies and adds in registers, `rounds` of some
+// operations, and the floating-point operations of all threads are returned; or they read `bytes` between them.
+GF_EXPORT int64_t gf_multiply_add(int64_t rounds);
+GF_EXPORT void gf_read(const void *from, int64_t bytes);
+
 #if defined(__cplusplus)
 }
 #endif

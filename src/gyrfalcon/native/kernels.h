@@ -81,6 +81,10 @@ struct Kernels {
     void (*rotate)(const char *from, const float *cosines, const float *sines, int64_t dim, int kind, char *to);
     // out [rows, dim] without its division; top [rows] the largest score, total [rows] the sum of e^(score - top)
     void (*attend)(const Attending &work, float *keys, float *values, float *scores, float *out, float *top, float *total);
+
+    // Multiply-adds in registers, returns how many floating-point operations; reading memory, eight streams.
+    int64_t (*multiply_add)(int64_t rounds);
+    void (*read_streams)(const char *from, int64_t bytes);
 };
 
 // Null where the processor lacks the instructions.

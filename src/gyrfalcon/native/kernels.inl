@@ -606,5 +606,35 @@ void attend(const Attending &work, float *keys, float *values, float *scores, fl
     }
 }
 
+// ---- what the processor can do at most ----
+
+constexpr int CHAINS = 12; // of multiply-adds that do not wait for each other
+
+int64_t multiply_add(int64_t rounds) {
+    Floats total[CHAINS] = {};
+    Floats factor = same(0.999f), step = same(0.001f);
+    asm volatile("" : "+m"(factor), "+m"(step)); // not known when this is compiled
+    for (int64_t i = 0; i < rounds; i++)
+        UNROLL for (int j = 0; j < CHAINS; j++) total[j] = total[j] * factor + step;
+    for (auto &one : total)
+        asm volatile("" : "+m"(one)); // wanted
+    return rounds * CHAINS * WIDTH * 2;
+}
+
+void read_streams(const char *from, int64_t bytes) {
+    constexpr int STREAMS = 8, LINE = 64;
+    const int64_t length = bytes / STREAMS / LINE * LINE;
+    Ints total[STREAMS] = {};
+    for (int64_t place = 0; place < length; place += LINE)
+        UNROLL for (int i = 0; i < STREAMS; i++) {
+            const char *line = from + i * length + place;
+            __builtin_prefetch(line + AHEAD);
+            for (int j = 0; j < LINE; j += WIDTH * 4)
+                total[i] ^= loaded<Ints>(line + j);
+        }
+    for (auto &one : total)
+        asm volatile("" : "+m"(one));
+}
+
 const Kernels kernels = {NAME,  PANEL_ROWS, PANEL_TOKENS, products,  widen_int4, pack_rows, panel_products, widen, narrow,
-                         round, finish,     add_norms,    rotate,    attend};
+                         round, finish,     add_norms,    rotate,    attend,         multiply_add, read_streams};

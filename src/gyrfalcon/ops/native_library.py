@@ -102,6 +102,8 @@ _INTERFACE: dict[str, tuple[type | None, tuple[type, ...]]] = {
         (c_void_p, c_void_p, c_void_p, POINTER(Cache), c_void_p, c_void_p, c_int64, c_int64, c_int),
     ),
     "gf_attention": (c_int, (POINTER(Queries), POINTER(Cache), c_int)),
+    "gf_multiply_add": (c_int64, (c_int64,)),
+    "gf_read": (None, (c_void_p, c_int64)),
 }
 
 

@@ -1,0 +1,55 @@
+"""What a device can do at most: as device.py measures it, and on a processor also by native kernels that
+do nothing else. The better counts: a limit is what the machine can do, not what one routine does.
+"""
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import torch
+
+from gyrfalcon.device import best_seconds, free_memory, measure_bandwidth, measure_matrix_peak
+from gyrfalcon.ops.native_library import library
+
+ROUNDS = 1 << 18  # of multiply-adds: some milliseconds
+READ_BYTES = 512 << 20  # many times the caches
+
+
+def memory_bandwidth(device: torch.device) -> float:
+    """Bytes a second that can be read from the device's memory; on a card, copied within it."""
+    found = library() if device.type == "cpu" else None
+    if found is None:
+        return measure_bandwidth(device)
+    size = min(READ_BYTES, free_memory(device) // 4)
+    block = np.ones(size, np.uint8)  # written, so that it has pages of its own
+    with _all_cores(found):
+        seconds = best_seconds(partial(found.gf_read, block.ctypes.data, size))
+    return max(size / seconds, measure_bandwidth(device))
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of matrix products.
+
+    On a processor at least what multiply-adds reach that need no memory, with the instructions of
+    the kernels in use.
+    """
+    found = library() if device.type == "cpu" else None
+    if found is None:
+        return measure_matrix_peak(device, dtype)
+    with _all_cores(found):
+        operations = int(found.gf_multiply_add(ROUNDS))
+        in_registers = operations / best_seconds(partial(found.gf_multiply_add, ROUNDS))
+    return max(in_registers, measure_matrix_peak(device, dtype))
+
+
+@contextlib.contextmanager
+def _all_cores(found: ctypes.CDLL) -> Iterator[None]:
+    """Every usable core for the native kernels, and then as many threads as before."""
+    found.gf_use_threads(len(os.sched_getaffinity(0)))
+    try:
+        yield
+    finally:
+        found.gf_use_threads(torch.get_num_threads())

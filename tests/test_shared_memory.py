@@ -20,7 +20,8 @@ from torch import Tensor
 from worlds import on_engines, on_every_rank
 
 from gyrfalcon import Engine
-from gyrfalcon.engine.ranks import HERE
+from gyrfalcon.engine.ranks import HERE, Place, Ranks
+from gyrfalcon.errors import RankDied
 from gyrfalcon.ops.native_library import VARIABLE, library, why_not_native
 from gyrfalcon.parallel.group import Group, connect
 from gyrfalcon.parallel.shared_memory import RankGone
@@ -195,13 +196,18 @@ def test_a_killed_rank_is_noticed_by_all_others(tmp_path: Path) -> None:
     assert exit_codes(forked(3, tmp_path, program)) == [0, -signal.SIGKILL, 0]
 
 
+def watched(group: Group) -> contextlib.AbstractContextManager[None]:
+    """As where every rank runs the same program."""
+    return Ranks(Place(group, group.rank, group.size)).watched()
+
+
 def test_a_rank_that_closed_its_end_is_waited_for_no_longer() -> None:
     def program(group: Group) -> None:
         x = torch.ones(4)
         assert group.all_reduce(x).tolist() == [3.0] * 4
         if group.rank == 2:
             return  # which closes its end
-        with pytest.raises(RankGone):
+        with pytest.raises(RankDied, match="a closed connection"), watched(group):
             group.all_reduce(x)
 
     on_every_rank(3, program, one_machine=True)

@@ -54,7 +54,7 @@ def test_no_kernel_touches_what_is_not_its_own(compiler: str, tmp_path: Path) ->
     library = built(tmp_path, "GYRFALCON_SANITISE", "GYRFALCON_EVERY_WIDTH")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     run = subprocess.run(
-        [*command, str(TESTS / "test_native.py")],
+        [*command, str(TESTS / "test_native.py"), str(TESTS / "test_shared_memory.py")],
         cwd=TESTS.parent,
         env={
             **os.environ,

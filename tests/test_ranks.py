@@ -13,11 +13,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from checkpoints import make_checkpoint
 from tokenizers_ import make_tokenizer
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
+from gyrfalcon.engine.ranks import Place, start
 from gyrfalcon.errors import CheckpointError, RankDied, UsageError
+from gyrfalcon.ops.native_library import library
 from gyrfalcon.weights.cut import cut
 
 pytestmark = pytest.mark.slow
@@ -102,6 +105,24 @@ def test_what_keeps_a_rank_from_loading_is_told_in_its_own_words(
     threading.Thread(target=damage, daemon=True).start()
     with pytest.raises(CheckpointError, match=part.name):
         Engine(EngineConfig(model=str(tmp_path / "cut")))
+    assert our_ranks() == []
+
+
+def sum_for_ever(place: Place) -> None:
+    """The life of a rank that computes nothing."""
+    while True:
+        place.group.all_reduce(torch.ones(3))
+
+
+def test_started_ranks_share_memory_and_a_killed_one_is_told() -> None:
+    ranks = start(2, False, sum_for_ever)
+    assert ranks.place.group.shares_memory == (library() is not None)
+    assert ranks.place.group.all_reduce(torch.ones(3)).tolist() == [2.0] * 3
+    our_ranks()[0].kill()
+    told = pytest.raises(RankDied, match="rank 1 ended by signal 9")
+    with noticed_in_time(), told, ranks.watched():
+        sum_for_ever(ranks.place)
+    ranks.close()
     assert our_ranks() == []
 
 
@@ -224,7 +245,10 @@ def test_ranks_end_when_rank_0_is_killed_before_they_have_met(run: Callable[...,
 
 
 UNDER_TORCHRUN = """
-outputs = []
+from gyrfalcon.engine.ranks import start
+ranks = start(2, False, print)
+outputs = [ranks.place.group.shares_memory]
+ranks.close()
 for _ in range(2):  # two engines, one after the other: they must not meet each other's messages
     with Engine(config) as engine:
         sampled = SamplingParams(max_new_tokens=12, temperature=1.0, n=2)
@@ -243,6 +267,7 @@ def test_under_torchrun_all_ranks_get_the_same_also_without_a_seed(
     _, err, status = run(UNDER_TORCHRUN, *torchrun).finish()
     assert status == 0, err
     one, other = (eval((tmp_path / f"script.py.{rank}").read_text()) for rank in range(2))
+    assert one.pop(0) is other.pop(0) is (library() is not None)  # sharing memory
     assert one[3] is True
     assert other[3] is False
     assert one[:3] + one[4:7] == other[:3] + other[4:7]

@@ -1,7 +1,8 @@
-"""Ranks as threads of one process, over real gloo connections: every world size without starting
-processes.
+"""Ranks as threads of one process, over real gloo connections or through shared memory: every world
+size without starting processes.
 """
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,21 +17,30 @@ from gyrfalcon.parallel.group import Group, connect
 T = TypeVar("T")
 
 
-def on_every_rank(world_size: int, program: Callable[[Group], T]) -> list[T]:
+def on_every_rank(
+    world_size: int, program: Callable[[Group], T], *, one_machine: bool = False
+) -> list[T]:
     """Runs `program` on each rank of a new group; returns what each rank returned, or raises what
-    one raised.
+    one raised. one_machine: the ranks share memory, if the native library is there.
     """
     store = dist.HashStore()
+
+    def run(rank: int) -> T:
+        group = connect(store, rank, world_size, host=HERE, one_machine=one_machine)
+        with contextlib.closing(group):
+            return program(group)
+
     with ThreadPoolExecutor(world_size) as pool:
-        runs = [
-            pool.submit(lambda rank: program(connect(store, rank, world_size, host=HERE)), rank)
-            for rank in range(world_size)
-        ]
-        return [run.result() for run in runs]
+        return list(pool.map(run, range(world_size)))
 
 
 def on_engines(
-    world_size: int, folder: Path, program: Callable[[Engine], T], **settings: object
+    world_size: int,
+    folder: Path,
+    program: Callable[[Engine], T],
+    *,
+    one_machine: bool = False,
+    **settings: object,
 ) -> T:
     """Runs `program` with one engine on `world_size` ranks; all ranks must return equal results or
     tensors.
@@ -41,4 +51,4 @@ def on_engines(
         with Engine(config, Ranks(Place(group, 0, 1))) as engine:
             return program(engine)
 
-    return on_every_rank(world_size, with_engine)[0]
+    return on_every_rank(world_size, with_engine, one_machine=one_machine)[0]

@@ -21,6 +21,7 @@ from torch.multiprocessing.spawn import ProcessContext
 
 from gyrfalcon.errors import GyrfalconError, RankDied, UsageError
 from gyrfalcon.parallel.group import Group, connect, solo
+from gyrfalcon.parallel.shared_memory import RankGone
 
 HERE = "127.0.0.1"
 POLL_SECONDS = 0.02
@@ -82,7 +83,7 @@ class Ranks:
         except RuntimeError as error:
             if self.children is not None:
                 _wait_for_death(self.children, self.store)
-            elif self.place.group.size > 1 and "gloo" in str(error).lower():
+            elif self.place.group.size > 1 and _says_connection_closed(error):
                 raise RankDied(
                     "every rank to answer", "a closed connection", "look at the other ranks' output"
                 ) from None
@@ -96,6 +97,10 @@ class Ranks:
             for process in self.children.processes:
                 process.join()
         self.place.group.close()
+
+
+def _says_connection_closed(error: RuntimeError) -> bool:
+    return isinstance(error, RankGone) or "gloo" in str(error).lower()
 
 
 def torchrun_world() -> int | None:
@@ -133,8 +138,9 @@ def _join_torchrun(world_size: int, external: int, cuda: bool) -> Ranks:
         "TORCHELASTIC_RESTART_COUNT", "0"
     )  # keys of an earlier attempt are stale
     own = dist.PrefixStore(f"gyrfalcon/{attempt}/{next(_engines)}", store)
-    group = connect(own, rank, external, cuda=cuda)
-    return Ranks(Place(group, local, int(os.environ["LOCAL_WORLD_SIZE"])), store=own)
+    ranks_here = int(os.environ["LOCAL_WORLD_SIZE"])
+    group = connect(own, rank, external, cuda=cuda, one_machine=ranks_here == external)
+    return Ranks(Place(group, local, ranks_here), store=own)
 
 
 def _start_local(world_size: int, cuda: bool, work: Work) -> Ranks:
@@ -153,12 +159,16 @@ def _start_local(world_size: int, cuda: bool, work: Work) -> Ranks:
         while not store.check([f"here/{rank}" for rank in range(1, world_size)]):
             _raise_if_dead(children, store)
             time.sleep(POLL_SECONDS)
-        group = connect(store, 0, world_size, cuda=cuda, host=HERE)
+        group = _connect_here(store, 0, world_size, cuda)
     except BaseException:
         for process in children.processes:
             process.terminate()
         raise
     return Ranks(Place(group, local_rank=0, ranks_here=world_size), children, store)
+
+
+def _connect_here(store: dist.Store, rank: int, world_size: int, cuda: bool) -> Group:
+    return connect(store, rank, world_size, cuda=cuda, one_machine=True, host=HERE)
 
 
 @contextlib.contextmanager
@@ -181,7 +191,7 @@ def _worker(index: int, port: int, world_size: int, cuda: bool, work: Work) -> N
     store = dist.TCPStore(HERE, port, is_master=False)
     try:
         store.set(f"here/{rank}", "")
-        work(Place(connect(store, rank, world_size, cuda=cuda, host=HERE), rank, world_size))
+        work(Place(_connect_here(store, rank, world_size, cuda), rank, world_size))
     except Exception as error:
         time.sleep(POLL_SECONDS)  # rank 0 may be gone, which is why we failed: then we end here
         with contextlib.suppress(Exception):

@@ -101,6 +101,17 @@ GF_EXPORT int gf_attention(const struct gf_queries *queries, const struct gf_cac
 GF_EXPORT int64_t gf_multiply_add(int64_t rounds);
 GF_EXPORT void gf_read(const void *from, int64_t bytes);
 
+// Memory that all ranks of one machine share: a file of gf_shared_bytes zeros that each of them joins, once. Null
+// where the system lacks what this takes. All ranks call the same operations in the same order; one returns -1 when
+// another rank has left or died.
+GF_EXPORT int64_t gf_shared_bytes(int ranks);
+GF_EXPORT void *gf_join(int file, int rank, int ranks);
+GF_EXPORT void gf_leave(void *shared);
+// x becomes the sum of all ranks' x, on every rank: in float32, in the order of the ranks, rounded once.
+GF_EXPORT int gf_sum(void *shared, void *x, int64_t count, int kind);
+// all [ranks, bytes]: what every rank has as `mine`.
+GF_EXPORT int gf_gather(void *shared, const void *mine, int64_t bytes, void *all);
+
 #if defined(__cplusplus)
 }
 #endif

@@ -104,6 +104,11 @@ _INTERFACE: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "gf_attention": (c_int, (POINTER(Queries), POINTER(Cache), c_int)),
     "gf_multiply_add": (c_int64, (c_int64,)),
     "gf_read": (None, (c_void_p, c_int64)),
+    "gf_shared_bytes": (c_int64, (c_int,)),
+    "gf_join": (c_void_p, (c_int, c_int, c_int)),
+    "gf_leave": (None, (c_void_p,)),
+    "gf_sum": (c_int, (c_void_p, c_void_p, c_int64, c_int)),
+    "gf_gather": (c_int, (c_void_p, c_void_p, c_int64, c_void_p)),
 }
 
 

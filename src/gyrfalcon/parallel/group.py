@@ -1,44 +1,55 @@
-"""What ranks say to each other: sums, concatenations, likeliest tokens and messages over
-torch.distributed; one rank says nothing.
-
-Groups are objects, never the process-wide default group, so that several engines can live in one
-process.
+"""What ranks say to each other: sums, concatenations, likeliest tokens and messages, over sockets or
+through shared memory; one rank says nothing.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from gyrfalcon.parallel.shards import owned
-
-# A worker waits for its next message as long as the engine lives. A rank that dies closes its
-# connections at once, which ends the waiting of all others.
-PATIENCE = timedelta(days=30)
+from gyrfalcon.parallel.shared_memory import SharedMemory, share_memory
+from gyrfalcon.parallel.sockets import Sockets, open_sockets
 
 
 class Group:
-    """One rank's end of a group. Tensors travel by their device: gloo on the CPU, NCCL on CUDA."""
+    """One rank's end of a group. Tensors go through the memory that the ranks share, if they do, and
+    messages over sockets, which one rank has not.
+    """
 
     def __init__(
-        self, rank: int, size: int, wires: dist.ProcessGroup | None, *, capturable: bool = True
+        self,
+        rank: int,
+        size: int,
+        sockets: Sockets | None,
+        memory: SharedMemory | None = None,
+        *,
+        capturable: bool = True,
     ) -> None:
         self.rank = rank
         self.size = size
         self.capturable = capturable  # whether what it does can be part of a CUDA graph
-        self._wires = wires
+        self._sockets = sockets
+        self._memory = memory
+        self._wires = memory or sockets  # what tensors go through
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether the ranks exchange tensors through memory."""
+        return self._memory is not None
 
     def close(self) -> None:
         """Ends the connections and their threads, which a process must not take along to its exit."""
-        self._wires = None
+        if self._memory is not None:
+            self._memory.close()
+        self._sockets = self._memory = self._wires = None
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of `x` over all ranks, in place."""
         if self._wires is not None:
-            self._wires.allreduce([x]).wait()
+            self._wires.add(x)
         return x
 
     def concatenate(self, x: Tensor, widths: Sequence[int]) -> Tensor:
@@ -48,30 +59,23 @@ class Group:
         if not len(x):
             return x.new_empty(0, sum(widths))
         mine = torch.nn.functional.pad(x, (0, max(widths) - x.shape[1])).contiguous()
-        parts = [torch.empty_like(mine) for _ in widths]
-        self._wires.allgather([parts], [mine]).wait()
-        return torch.cat(
-            [part[:, :width] for part, width in zip(parts, widths, strict=True)], dim=1
-        )
+        parts = zip(self._wires.gather(mine), widths, strict=True)
+        return torch.cat([part[:, :width] for part, width in parts], dim=1)
 
     def smallest(self, number: int) -> int:
         """The smallest of the ranks' numbers."""
-        smallest = torch.tensor([number])
-        if self._wires is not None:
-            self._wires.allreduce([smallest], dist.ReduceOp.MIN).wait()
-        return int(smallest)
+        return number if self._sockets is None else self._sockets.smallest(number)
 
     def broadcast(self, message: bytes = b"") -> bytes:
         """Rank 0's message, on every rank; the others' argument is ignored."""
-        if self._wires is None:
+        if self._wires is None or self._sockets is None:
             return message
-        length = torch.tensor([len(message)])
-        self._wires.broadcast([length]).wait()
-        body = torch.zeros(int(length), dtype=torch.uint8)
+        length = self._wires.first(len(message))
+        body = torch.zeros(length, dtype=torch.uint8)
         if self.rank == 0 and message:
             body = torch.frombuffer(bytearray(message), dtype=torch.uint8)
-        if int(length):
-            self._wires.broadcast([body]).wait()
+        if length:
+            self._sockets.broadcast(body)
         return body.numpy().tobytes()
 
 
@@ -138,37 +142,20 @@ def connect(
     *,
     cuda: bool = False,
     one_card: bool = False,
+    one_machine: bool = False,
     host: str | None = None,
 ) -> Group:
-    """Meets the other ranks at `store`.
+    """Meets the other ranks at `store`. Tensors travel by their device: on the CPU over gloo, on CUDA
+    over NCCL.
 
     one_card: the ranks share a CUDA device, which NCCL does not allow; gloo then goes through the
-    host. `host` is the address to listen on; without one GLOO_SOCKET_IFNAME or the host's name
-    decides.
+    host. one_machine: the ranks are processes of one machine, and those on the CPU share memory
+    where they can. `host` is the address to listen on; without one GLOO_SOCKET_IFNAME or the host's
+    name decides.
     """
     if size == 1:
         return solo()
-    kinds = dist.ProcessGroup.BackendType
-    wires = dist.ProcessGroup(store, rank, size)
-    gloo = _gloo(dist.PrefixStore("gloo", store), rank, size, host)
-    wires._register_backend(torch.device("cpu"), kinds.GLOO, gloo)
-    if one_card:
-        wires._register_backend(torch.device("cuda"), kinds.GLOO, gloo)
-    elif cuda:
-        options = dist.ProcessGroupNCCL.Options()
-        nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size, options)
-        wires._register_backend(torch.device("cuda"), kinds.NCCL, nccl)
-    return Group(rank, size, wires, capturable=not one_card)
-
-
-def _gloo(store: dist.Store, rank: int, size: int, host: str | None) -> dist.ProcessGroupGloo:
-    make_device = dist.ProcessGroupGloo.create_device
-    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # torch's stubs lack it
-    options._timeout = PATIENCE
-    options._threads = 1
-    options._devices = [
-        dist.ProcessGroupGloo.create_default_device()
-        if host is None
-        else make_device(hostname=host)
-    ]
-    return dist.ProcessGroupGloo(store, rank, size, options)
+    sockets = open_sockets(store, rank, size, cuda=cuda, one_card=one_card, host=host)
+    on_cpu = not (cuda or one_card)
+    memory = share_memory(sockets, rank, size) if one_machine and on_cpu else None
+    return Group(rank, size, sockets, memory, capturable=not one_card)

@@ -1,0 +1,87 @@
+"""Connections between ranks on any machines, by torch.distributed: gloo for tensors on the CPU, NCCL
+for those on CUDA.
+
+Connections are objects, never the process-wide default group, so that several engines can live in
+one process.
+"""
+
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# A worker waits for its next message as long as the engine lives. A rank that dies closes its
+# connections at once, which ends the waiting of all others.
+PATIENCE = timedelta(days=30)
+
+
+class Sockets:
+    """One rank's end of the connections. What waits raises RuntimeError when another rank's are
+    closed, as they are when it dies.
+    """
+
+    def __init__(self, wires: dist.ProcessGroup) -> None:
+        self._wires = wires
+
+    def add(self, x: Tensor) -> None:
+        """`x` becomes the sum of all ranks' `x`."""
+        self._wires.allreduce([x]).wait()
+
+    def gather(self, x: Tensor) -> list[Tensor]:
+        """Every rank's `x`, which have one shape."""
+        parts = [torch.empty_like(x) for _ in range(self._wires.size())]
+        self._wires.allgather([parts], [x]).wait()
+        return parts
+
+    def first(self, number: int) -> int:
+        """Rank 0's number."""
+        first = torch.tensor(number)
+        self.broadcast(first)
+        return int(first)
+
+    def smallest(self, number: int) -> int:
+        """The smallest of the ranks' numbers."""
+        smallest = torch.tensor([number])
+        self._wires.allreduce([smallest], dist.ReduceOp.MIN).wait()
+        return int(smallest)
+
+    def broadcast(self, x: Tensor) -> None:
+        """`x` becomes rank 0's."""
+        self._wires.broadcast([x]).wait()
+
+
+def open_sockets(
+    store: dist.Store,
+    rank: int,
+    size: int,
+    *,
+    cuda: bool,
+    one_card: bool,
+    host: str | None,
+) -> Sockets:
+    """Meets the other ranks at `store`; see group.connect()."""
+    kinds = dist.ProcessGroup.BackendType
+    wires = dist.ProcessGroup(store, rank, size)
+    gloo = _gloo(dist.PrefixStore("gloo", store), rank, size, host)
+    wires._register_backend(torch.device("cpu"), kinds.GLOO, gloo)
+    if one_card:
+        wires._register_backend(torch.device("cuda"), kinds.GLOO, gloo)
+    elif cuda:
+        options = dist.ProcessGroupNCCL.Options()
+        nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size, options)
+        wires._register_backend(torch.device("cuda"), kinds.NCCL, nccl)
+    return Sockets(wires)
+
+
+def _gloo(store: dist.Store, rank: int, size: int, host: str | None) -> dist.ProcessGroupGloo:
+    make_device = dist.ProcessGroupGloo.create_device
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # torch's stubs lack it
+    options._timeout = PATIENCE
+    options._threads = 1
+    options._devices = [
+        dist.ProcessGroupGloo.create_default_device()
+        if host is None
+        else make_device(hostname=host)
+    ]
+    return dist.ProcessGroupGloo(store, rank, size, options)

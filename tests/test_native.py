@@ -14,7 +14,7 @@ from torch import Tensor
 from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
-from gyrfalcon.ops.native_library import VARIABLE, library
+from gyrfalcon.ops.native_library import VARIABLE, Output, Term, library
 from gyrfalcon.quant import GROUPS, UNIT, Weight, dequantise, quantise
 
 if library() is None:
@@ -29,7 +29,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KINDS = ("fp32", "bf16", "fp16", "int8", "int4", "int4-32", "int4-128")
 # Of the largest number: what one rounding to the dtype may be off by, and sums in another order.
 TOLERANCES = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-LARGE = ((32, 65, 2176), (33, 300, 1152), (130, 49, 64), (511, 64, 128))
+LARGE = ((32, 65, 2176), (33, 300, 1152), (130, 49, 64), (511, 64, 128), (600, 33, 192))
 INT4_TOLERANCE = 2e-2  # activations are rounded to 8 bits
 
 
@@ -111,8 +111,32 @@ def test_products_of_any_shape_equal_those_of_exact_arithmetic(number: int) -> N
     check_product(kind, draw.choice(DTYPES), shape, activation, draw.random() < 0.5)
 
 
-def test_equal_calls_give_equal_bits_on_any_number_of_threads() -> None:
-    x, weight = drawn(3, 512).bfloat16(), drawn(1000, 512, seed=1).bfloat16()
+@pytest.mark.parametrize("kind", ["bf16", "int8", "int4", "int4-32", "int4-128"])
+@pytest.mark.parametrize("first_kind", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("tokens", [3, 70])
+def test_two_products_are_summed_before_the_only_rounding(
+    tokens: int, first_kind: str, kind: str
+) -> None:
+    inputs = (drawn(tokens, 96).bfloat16(), drawn(tokens, 640, seed=1).bfloat16())
+    weights = [
+        stored_as(each, drawn(75, x.shape[1], seed=2) / 20)
+        for each, x in zip((first_kind, kind), inputs, strict=True)
+    ]
+    y = torch.empty(tokens, 75, dtype=torch.bfloat16)
+    terms = [
+        Term(native._matrix(w), x.data_ptr()) for (w, _), x in zip(weights, inputs, strict=True)
+    ]
+    output = Output(y.data_ptr(), None, (Term * 2)(*terms), 2, 0)
+    assert native.LIBRARY.gf_products(output, 1, tokens, native.KINDS[y.dtype]) == 0
+    exact = sum(x.double() @ w.double().T for x, (_, w) in zip(inputs, weights, strict=True))
+    assert isinstance(exact, Tensor)
+    tolerance = INT4_TOLERANCE if kind.startswith("int4") else TOLERANCES[y.dtype]
+    assert_near(y, exact, tolerance)
+
+
+@pytest.mark.parametrize("tokens", [3, 70])
+def test_equal_calls_give_equal_bits_on_any_number_of_threads(tokens: int) -> None:
+    x, weight = drawn(tokens, 512).bfloat16(), drawn(1000, 512, seed=1).bfloat16()
     native.use_threads(1)
     alone = native.linear(x, weight)
     for threads in (2, 3, 5):

@@ -17,7 +17,8 @@ PRELOADED = ("libasan.so", "libubsan.so")  # have to come before the interpreter
 
 LIST_SETS = "from gyrfalcon.ops.native_library import available; print(*available())"
 
-pytestmark = pytest.mark.slow
+# Emulated tiles, checked access by access: nine minutes beside other work on two cores.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

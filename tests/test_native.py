@@ -30,7 +30,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KINDS = ("fp32", "bf16", "fp16", "int8", "int4", "int4-32", "int4-128")
 # Of the largest number: what one rounding to the dtype may be off by, and sums in another order.
 TOLERANCES = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-LARGE = ((32, 65, 2176), (33, 300, 1152), (130, 49, 64), (511, 64, 128))
+LARGE = ((32, 65, 2176), (33, 300, 1152), (130, 49, 64), (511, 64, 128), (600, 33, 192))
 INT4_TOLERANCE = 2e-2  # activations are rounded to 8 bits
 
 
@@ -134,7 +134,14 @@ def test_products_computed_together_are_those_computed_alone(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "kinds", [("fp32", "fp32"), ("bf16", "int8"), ("int4", "int4"), ("int8", "int4")]
+    "kinds",
+    [
+        ("fp32", "fp32"),
+        ("bf16", "int8"),
+        ("int4", "int4"),
+        ("int8", "int4-32"),
+        ("bf16", "int4-128"),
+    ],
 )
 @pytest.mark.parametrize("tokens", [1, 6, 70])
 def test_a_sum_of_products_is_rounded_once(
@@ -150,8 +157,9 @@ def test_a_sum_of_products_is_rounded_once(
     assert_near(native.summed(*each), exact, INT4_TOLERANCE if rounds else TOLERANCES[dtype])
 
 
-def test_equal_calls_give_equal_bits_on_any_number_of_threads() -> None:
-    x, weight = drawn(3, 512).bfloat16(), drawn(1000, 512, seed=1).bfloat16()
+@pytest.mark.parametrize("tokens", [3, 70])
+def test_equal_calls_give_equal_bits_on_any_number_of_threads(tokens: int) -> None:
+    x, weight = drawn(tokens, 512).bfloat16(), drawn(1000, 512, seed=1).bfloat16()
     native.use_threads(1)
     alone = native.linear(x, weight)
     for threads in (2, 3, 5):

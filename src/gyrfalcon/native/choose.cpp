@@ -4,13 +4,20 @@
 #include <atomic>
 #include <string.h>
 #include <string>
+#include <vector>
+
+#if defined(GYRFALCON_AMX) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace gyrfalcon {
 namespace {
 
 struct Set {
-    const Kernels *kernels;
-    bool runs;
+    const Kernels *(*kernels)(); // null where the build lacks them
+    bool (*runs)();
 };
 
 bool runs_avx2() {
@@ -32,6 +39,24 @@ bool runs_avx512() {
 #endif
 }
 
+// Linux gives a process, all threads of it, the registers of the tiles when it asks for them.
+bool runs_amx() {
+#if defined(GYRFALCON_EVERY_WIDTH)
+    return runs_avx2();
+#elif defined(GYRFALCON_AMX) && defined(__linux__)
+    constexpr unsigned BF16 = 1u << 22, TILE = 1u << 24, INT8 = 1u << 25, ALL = BF16 | TILE | INT8; // CPUID 7, EDX
+    constexpr unsigned TILE_STATE = 3u << 17;                                                       // XCR0
+    constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;                                     // arch_prctl
+    unsigned a, b, c, d;
+    if (!runs_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & ALL) != ALL)
+        return false;
+    asm("xgetbv" : "=a"(a), "=d"(d) : "c"(0)); // there with AVX
+    return (a & TILE_STATE) == TILE_STATE && !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
+#else
+    return false;
+#endif
+}
+
 #if !defined(GYRFALCON_AVX2)
 } // namespace
 const Kernels *avx2_kernels() { return nullptr; }
@@ -42,19 +67,24 @@ namespace {
 const Kernels *avx512_kernels() { return nullptr; }
 namespace {
 #endif
+#if !defined(GYRFALCON_AMX)
+} // namespace
+const Kernels *amx_kernels() { return nullptr; }
+namespace {
+#endif
 
 // Best first.
-const Set *sets() {
-    static const Set all[] = {
-        {avx512_kernels(), runs_avx512()}, {avx2_kernels(), runs_avx2()}, {portable_kernels(), true}, {nullptr, false}};
+const std::vector<const Kernels *> &available() {
+    static const std::vector<const Kernels *> all = [] {
+        std::vector<const Kernels *> found;
+        for (const Set &set : {Set{amx_kernels, runs_amx}, Set{avx512_kernels, runs_avx512},
+                               Set{avx2_kernels, runs_avx2}, Set{portable_kernels, [] { return true; }}})
+            if (set.runs()) // asked first: a set's file is compiled for its processors alone
+                if (const Kernels *kernels = set.kernels())
+                    found.push_back(kernels);
+        return found;
+    }();
     return all;
-}
-
-const Kernels *best() {
-    const Set *set = sets();
-    while (!set->runs || !set->kernels)
-        set++;
-    return set->kernels;
 }
 
 std::atomic<const Kernels *> chosen{nullptr};
@@ -63,7 +93,7 @@ std::atomic<const Kernels *> chosen{nullptr};
 
 const Kernels *chosen_kernels() {
     const Kernels *kernels = chosen.load(std::memory_order_acquire);
-    return kernels ? kernels : best();
+    return kernels ? kernels : available().front();
 }
 
 } // namespace gyrfalcon
@@ -74,9 +104,9 @@ extern "C" const char *gf_instructions(void) { return gyrfalcon::chosen_kernels(
 
 extern "C" int gf_choose(const char *name) {
     using namespace gyrfalcon;
-    for (int i = 0; i < 3; i++)
-        if (sets()[i].runs && sets()[i].kernels && !strcmp(sets()[i].kernels->name, name)) {
-            chosen.store(sets()[i].kernels, std::memory_order_release);
+    for (const Kernels *kernels : available())
+        if (!strcmp(kernels->name, name)) {
+            chosen.store(kernels, std::memory_order_release);
             return 0;
         }
     return -1;
@@ -86,9 +116,8 @@ extern "C" const char *gf_available(void) {
     using namespace gyrfalcon;
     static const std::string names = [] {
         std::string all;
-        for (int i = 0; i < 3; i++)
-            if (sets()[i].runs && sets()[i].kernels)
-                all += (all.empty() ? "" : " ") + std::string(sets()[i].kernels->name);
+        for (const Kernels *kernels : available())
+            all += (all.empty() ? "" : " ") + std::string(kernels->name);
         return all;
     }();
     return names.c_str();

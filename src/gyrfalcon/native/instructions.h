@@ -3,5 +3,6 @@
 #include "kernels.h"
 #include <math.h>
 #include <string.h>
+#include <utility>
 
 #define INLINE_MEMBER inline __attribute__((always_inline))

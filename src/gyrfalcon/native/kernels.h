@@ -23,6 +23,16 @@ struct Rows {
     int group;
 };
 
+// Tokens for a matrix unit, in groups of TURNED_TOKENS as it wants them: bf16, or rounded to 8 bits with float32
+// scales of 64 columns each, which are turned as the numbers are.
+struct TurnedTokens {
+    const char *numbers;
+    const char *scales; // or null
+    int64_t count;
+};
+constexpr int64_t TURNED_TOKENS = 32;
+constexpr int64_t turned_bytes(int64_t row_bytes) { return (row_bytes + 63) / 64 * 64 * TURNED_TOKENS; } // of a group
+
 // Tokens as the products read them. Floats: each row `stride` floats. For i4 also rounded to 8 bits, each 64
 // columns by themselves; corrections are 8 × scale × sum of the rounded values, for each 32 columns.
 struct Tokens {
@@ -32,6 +42,19 @@ struct Tokens {
     const float *corrections; // [tokens, columns / 32]
     int64_t stride;
     int64_t count;
+    TurnedTokens turned = {}; // instead of all that, for a matrix unit
+};
+
+// Products with many tokens by a matrix unit.
+struct MatrixUnit {
+    // Whether it multiplies weights and tokens of these kinds.
+    bool (*multiplies)(int weight_kind, int kind);
+    // TURNED_TOKENS rows of numbers at most, to a group of turned ones.
+    void (*turn)(const char *rows, int64_t row_bytes, int64_t count, char *to);
+    // As Kernels::products, with memory_bytes(rows, tokens) of a thread's own memory, aligned to 64 bytes; sums of
+    // rows up to a multiple of 32 are written.
+    size_t (*memory_bytes)(int64_t rows, int64_t tokens);
+    void (*products)(const Rows &rows, const TurnedTokens &tokens, float *sums, int64_t stride, bool add, void *memory);
 };
 
 // One KV head's part of a sequence's attention: `rows` queries, each of one head and one token.
@@ -85,6 +108,8 @@ struct Kernels {
     // Multiply-adds in registers, returns how many floating-point operations; reading memory, eight streams.
     int64_t (*multiply_add)(int64_t rounds);
     void (*read_streams)(const char *from, int64_t bytes);
+
+    const MatrixUnit *unit = nullptr; // or none
 };
 
 // Null where the processor lacks the instructions.
@@ -94,5 +119,6 @@ const Kernels *chosen_kernels();
 const Kernels *portable_kernels();
 const Kernels *avx2_kernels();
 const Kernels *avx512_kernels();
+const Kernels *amx_kernels();
 
 } // namespace gyrfalcon

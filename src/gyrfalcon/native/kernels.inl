@@ -1,8 +1,6 @@
 // The kernels of one instruction set, on the vectors of vectors.h. Included once by the file of each set, in a
 // namespace of its own.
 
-#define UNROLL _Pragma("GCC unroll 16")
-
 // ---- products: `ROWS` rows with `TOKENS` tokens at a time, all sums in registers ----
 
 constexpr int64_t AHEAD = 1024; // bytes of a row that are fetched before they are needed
@@ -246,41 +244,6 @@ void widen_int4(const Rows &rows, float *to, int64_t stride) {
 
 // ---- products with many tokens: a panel of PANEL_ROWS rows, as floats and turned so that a column lies
 // together, with PANEL_TOKENS tokens, of which a column lies together, too ----
-
-#if defined(__AVX2__) && GYRFALCON_WIDTH == 8
-INLINE void transpose(Floats (&v)[WIDTH]) {
-    __m256 pairs[8], fours[8];
-    UNROLL for (int i = 0; i < 8; i += 2) {
-        pairs[i] = _mm256_unpacklo_ps((__m256)v[i], (__m256)v[i + 1]);
-        pairs[i + 1] = _mm256_unpackhi_ps((__m256)v[i], (__m256)v[i + 1]);
-    }
-    UNROLL for (int i = 0; i < 8; i += i % 4 == 1 ? 3 : 1) {
-        fours[2 * i - i / 4 * 4] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
-        fours[2 * i - i / 4 * 4 + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
-    }
-    UNROLL for (int i = 0; i < 4; i++) {
-        v[i] = (Floats)_mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
-        v[i + 4] = (Floats)_mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
-    }
-}
-#else
-INLINE void transpose(Floats (&v)[WIDTH]) { // swaps ever smaller blocks across the diagonal
-    UNROLL for (int half = WIDTH / 2; half; half /= 2) {
-        Ints upper, lower;
-        UNROLL for (int j = 0; j < WIDTH; j++) {
-            upper[j] = j & half ? WIDTH + j - half : j;
-            lower[j] = j & half ? WIDTH + j : j + half;
-        }
-        UNROLL for (int i = 0; i < WIDTH; i++) {
-            if (i & half)
-                continue;
-            Floats a = v[i], b = v[i + half];
-            v[i] = __builtin_shuffle(a, b, upper);
-            v[i + half] = __builtin_shuffle(a, b, lower);
-        }
-    }
-}
-#endif
 
 // WIDTH rows and columns; with WHOLE all of them exist, else zeros stand for the others.
 template <class Kind, bool WHOLE>

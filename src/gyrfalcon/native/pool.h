@@ -26,7 +26,7 @@ template <class Task> void in_parallel(int64_t count, const Task &task) {
 enum Purpose { WEIGHTS, SUMS, KEYS, VALUES, PURPOSES };
 void reserve(Purpose purpose, size_t bytes_each);
 void *scratch(int thread, Purpose purpose);
-enum SharedPurpose { INPUTS, SPLITS, SHARED_PURPOSES };
+enum SharedPurpose { INPUTS, TURNED, TURNED_SCALES, SPLITS, SHARED_PURPOSES };
 void *shared_scratch(SharedPurpose purpose, int index, size_t bytes);
 
 // Held by the one caller that may use any of this at a time.

@@ -1,7 +1,8 @@
 // Products with weights: inputs are made ready once, then threads take blocks of rows.
 //
 // Few tokens: the weights stream through the registers once, as they are stored. Many: a block of them, widened
-// to floats, stays in the caches while all tokens pass by; int4 multiplies integers in both cases.
+// to floats, stays in the caches while all tokens pass by, or a matrix unit multiplies them; int4 multiplies
+// integers in all cases.
 #include "kernels.h"
 #include "operations.h"
 #include "pool.h"
@@ -14,8 +15,9 @@ namespace {
 
 constexpr int MOST_OUTPUTS = 4;
 constexpr int64_t FEW_TOKENS = 32;
-constexpr int64_t TOKENS_AT_ONCE = 504; // of many: whole panels of every instruction set
+constexpr int64_t TOKENS_AT_ONCE = 576; // of many: whole panels of every instruction set, whole groups of turned ones
 constexpr int64_t ROWS_AT_ONCE = 64;    // of weights, with many tokens: whole panels
+constexpr int64_t MOST_UNIT_ROWS = 256; // of weights, with a matrix unit: tokens are read again for each block
 constexpr int64_t COLUMNS_AT_ONCE = 256;
 constexpr int64_t WIDENED_ROWS = 6;
 constexpr int64_t MOST_PANEL_ROWS = 32;
@@ -73,10 +75,34 @@ Tokens packed(const Kernels &kernels, const char *x, int64_t columns, int place,
     return {to, nullptr, nullptr, nullptr, columns, tokens};
 }
 
-// The tokens as floats, or rounded: in the caller's memory where they are ready as they are.
+bool takes_unit(const Kernels &kernels, const gf_matrix &weight, int64_t tokens, int kind) {
+    return tokens > FEW_TOKENS && kernels.unit && kernels.unit->multiplies(weight.kind, kind);
+}
+
+Tokens for_unit(const TurnedTokens &tokens) {
+    return {nullptr, nullptr, nullptr, nullptr, 0, tokens.count, tokens};
+}
+
+// Rows of numbers in groups that a matrix unit reads: [groups, turned_bytes(row_bytes)].
+const char *turned(const Kernels &kernels, const void *rows, int64_t row_bytes, int64_t tokens, SharedPurpose purpose,
+                   int place) {
+    const int64_t groups = (tokens + TURNED_TOKENS - 1) / TURNED_TOKENS, size = turned_bytes(row_bytes);
+    auto *to = static_cast<char *>(shared_scratch(purpose, place, static_cast<size_t>(groups * size)));
+    in_parallel(groups, [&](int64_t group, int) {
+        const int64_t first = group * TURNED_TOKENS;
+        kernels.unit->turn(static_cast<const char *>(rows) + first * row_bytes, row_bytes,
+                           std::min(TURNED_TOKENS, tokens - first), to + group * size);
+    });
+    return to;
+}
+
+// The tokens as floats, rounded, or turned: in the caller's memory where they are ready as they are.
 Tokens ready(const Kernels &kernels, const gf_term &term, int place, int64_t tokens, int kind) {
     const int64_t columns = term.weight.columns, stride = padded(columns), row_bytes = columns * bytes_of(kind);
     const char *x = static_cast<const char *>(term.x);
+    const bool unit = takes_unit(kernels, term.weight, tokens, kind);
+    if (unit && !rounds(term.weight, kind))
+        return for_unit({turned(kernels, x, row_bytes, tokens, TURNED, place), nullptr, tokens});
     if (!rounds(term.weight, kind)) {
         if (tokens > FEW_TOKENS && term.weight.kind != GF_I4)
             return packed(kernels, x, columns, place, tokens, kind);
@@ -101,13 +127,21 @@ Tokens ready(const Kernels &kernels, const gf_term &term, int place, int64_t tok
         kernels.round(floats, columns, rounded + token * columns, scales + token * units,
                       corrections + 2 * token * units);
     });
+    if (unit)
+        return for_unit({turned(kernels, rounded, columns, tokens, TURNED, place),
+                         turned(kernels, scales, 4 * units, tokens, TURNED_SCALES, place), tokens});
     return {nullptr, rounded, scales, corrections, stride, tokens};
 }
 
 Tokens some(const Tokens &all, int64_t first, int64_t count, int64_t columns) {
     if (all.floats)
         return {all.floats + first * all.stride, nullptr, nullptr, nullptr, all.stride, count};
-    const int64_t units = columns / 64;
+    const int64_t units = columns / 64, group = first / TURNED_TOKENS;
+    const char *numbers = all.turned.numbers, *scales = all.turned.scales;
+    if (scales)
+        return for_unit({numbers + group * turned_bytes(columns), scales + group * turned_bytes(4 * units), count});
+    if (numbers)
+        return for_unit({numbers + group * turned_bytes(2 * columns), nullptr, count});
     return {nullptr, all.rounded + first * columns, all.scales + first * units, all.corrections + 2 * first * units,
             all.stride, count};
 }
@@ -160,7 +194,9 @@ void compute(const Product &product, int number, int64_t first, int64_t start, i
         const gf_matrix &weight = output.terms[i].weight;
         Rows rows = rows_of(weight, first, count);
         Tokens inputs = some(product.inputs[2 * number + i], start, tokens, weight.columns);
-        if (weight.kind == GF_I4 && inputs.floats)
+        if (inputs.turned.numbers)
+            kernels.unit->products(rows, inputs.turned, sums, product.block_rows, i > 0, scratch(thread, WEIGHTS));
+        else if (weight.kind == GF_I4 && inputs.floats)
             add_widened(kernels, rows, inputs, sums, product.block_rows, i > 0, thread);
         else if (product.many && weight.kind != GF_I4)
             add_panels(kernels, rows, inputs, sums, product.block_rows, i > 0, thread);
@@ -174,13 +210,15 @@ void compute(const Product &product, int number, int64_t first, int64_t start, i
     }
 }
 
-int64_t block_rows(const gf_output *outputs, int num_outputs, bool many) {
-    if (many)
+int64_t block_rows(const Kernels &kernels, const gf_output *outputs, int num_outputs, bool many) {
+    if (many && !kernels.unit)
         return ROWS_AT_ONCE;
     int64_t rows = 0;
     for (int i = 0; i < num_outputs; i++)
         rows += outputs[i].terms[0].weight.rows;
     const int64_t wanted = rows / (num_threads() * BLOCKS_A_THREAD);
+    if (many)
+        return std::clamp(wanted / ROWS_AT_ONCE * ROWS_AT_ONCE, ROWS_AT_ONCE, MOST_UNIT_ROWS);
     return std::clamp(wanted / 48 * 48, int64_t{48}, int64_t{192});
 }
 
@@ -196,7 +234,7 @@ int64_t make_ready(Product &product, int num_outputs, int64_t tokens) {
         int same = 0;
         while (same < i && !(terms[same] && terms[same]->x == term->x &&
                              terms[same]->weight.columns == term->weight.columns &&
-                             (terms[same]->weight.kind == GF_I4) == (term->weight.kind == GF_I4)))
+                             terms[same]->weight.kind == term->weight.kind))
             same++;
         product.inputs[i] = same < i ? product.inputs[same] : ready(*product.kernels, *term, i, tokens, product.kind);
     }
@@ -206,10 +244,12 @@ int64_t make_ready(Product &product, int num_outputs, int64_t tokens) {
 void multiply(const gf_output *outputs, int num_outputs, int64_t tokens, int kind) {
     Product product{chosen_kernels(), outputs, {}, kind, 0, tokens > FEW_TOKENS};
     const int64_t columns = make_ready(product, num_outputs, tokens);
-    product.block_rows = block_rows(outputs, num_outputs, product.many);
+    product.block_rows = block_rows(*product.kernels, outputs, num_outputs, product.many);
     const int64_t tokens_at_once = std::min(tokens, TOKENS_AT_ONCE);
     reserve(SUMS, static_cast<size_t>(4 * (tokens_at_once + MOST_PANEL_TOKENS) * product.block_rows));
     reserve(WEIGHTS, static_cast<size_t>(4 * std::max(MOST_PANEL_ROWS * COLUMNS_AT_ONCE, WIDENED_ROWS * columns)));
+    if (product.many && product.kernels->unit)
+        reserve(WEIGHTS, product.kernels->unit->memory_bytes(product.block_rows, tokens_at_once));
     for (int64_t start = 0; start < tokens; start += tokens_at_once) {
         const int64_t count = std::min(tokens_at_once, tokens - start);
         int64_t blocks = 0;

@@ -10,6 +10,7 @@ typedef uint16_t Halves __attribute__((vector_size(WIDTH * 2)));
 typedef int8_t Bytes __attribute__((vector_size(WIDTH)));
 
 #define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
 
 template <class Vector> INLINE Vector loaded(const void *from) {
     Vector vector;
@@ -163,6 +164,41 @@ template <class Kind> INLINE void put_last(char *row, int64_t place, int64_t cou
     Kind::put(copy, 0, x);
     memcpy(row + place * Kind::size, copy, static_cast<size_t>(count * Kind::size));
 }
+
+// ---- a square of numbers, turned ----
+
+#if defined(__AVX2__) && GYRFALCON_WIDTH == 8
+INLINE void transpose(Floats (&v)[WIDTH]) {
+    __m256 pairs[8], fours[8];
+    UNROLL for (int i = 0; i < 8; i += 2) {
+        pairs[i] = _mm256_unpacklo_ps((__m256)v[i], (__m256)v[i + 1]);
+        pairs[i + 1] = _mm256_unpackhi_ps((__m256)v[i], (__m256)v[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 8; i += i % 4 == 1 ? 3 : 1) {
+        fours[2 * i - i / 4 * 4] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+        fours[2 * i - i / 4 * 4 + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        v[i] = (Floats)_mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
+        v[i + 4] = (Floats)_mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+    }
+}
+#else
+// Compilers know which shuffle it is only where the places are constants.
+template <int HALF, int... PLACES>
+INLINE void swap_halves(Floats &a, Floats &b, std::integer_sequence<int, PLACES...>) {
+    Floats upper = __builtin_shuffle(a, b, (Ints){(PLACES & HALF ? WIDTH + PLACES - HALF : PLACES)...});
+    b = __builtin_shuffle(a, b, (Ints){(PLACES & HALF ? WIDTH + PLACES : PLACES + HALF)...});
+    a = upper;
+}
+// Swaps ever smaller blocks across the diagonal, from HALF rows on.
+template <int HALF = WIDTH / 2> INLINE void transpose(Floats (&v)[WIDTH]) {
+    UNROLL for (int i = 0; i < WIDTH; i++) if (!(i & HALF))
+        swap_halves<HALF>(v[i], v[i + HALF], std::make_integer_sequence<int, WIDTH>{});
+    if constexpr (HALF > 1)
+        transpose<HALF / 2>(v);
+}
+#endif
 
 // ---- products of small integers, always 32 at a time: the columns that half a unit of int4 holds ----
 

@@ -50,7 +50,7 @@ class Defaults:
 
 
 FULL = Defaults(",".join(SHAPES), ",".join(ENGINES), prompt_len=512, steps=128, rounds=5)
-QUICK = Defaults("A", f"{OURS},transformers,llama.cpp", prompt_len=128, steps=32, rounds=2)
+QUICK = Defaults("A", f"{OURS},transformers,llama.cpp", prompt_len=32, steps=16, rounds=2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,22 +14,30 @@ from cpu_engine import Setup
 from cpu_peers_model import make_checkpoint
 from cpu_peers_plan import ENGINES, Plan
 from cpu_peers_process import EngineFailed, EngineProcess
-from cpu_peers_results import Case, Turn
+from cpu_peers_results import OURS, Case, Turn
 
 from gyrfalcon.device import measure_bandwidth, measure_matrix_peak
+from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.roofline import Limits
 
 WARM_UP_STEPS = 2
 
 
 def find_engines(plan: Plan, work: Path) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """The versions of those that are installed, and what the others lack; these are named."""
+    """The versions of those that are installed, and what the others lack; these are named.
+    UsageError when ours is among them.
+    """
     versions, missing = {}, {}
     for engine in plan.engines:
         with _started(plan, engine, work) as process:
             try:
                 versions[engine] = process.ask("versions", plan.silence_seconds)["versions"]
             except EngineFailed as error:
+                if engine == OURS:
+                    python = plan.pythons.get(engine, sys.executable)
+                    raise UsageError(
+                        f"{OURS} in {python}", str(error), "install it there"
+                    ) from None
                 missing[engine] = str(error)
                 print(f"missing: {engine}: {error}", file=sys.stderr)
     return versions, missing

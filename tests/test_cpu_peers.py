@@ -183,6 +183,14 @@ def test_an_engine_that_cannot_be_imported_is_named(
     assert "missing: transformers" in capsys.readouterr().err
 
 
+def test_a_run_without_ours_is_refused(tmp_path: Path) -> None:
+    asked = planned("--python", f"gyrfalcon={interpreter(tmp_path, 'exit 3')}")
+    with pytest.raises(
+        plan.UsageError, match=r"wanted gyrfalcon in .*python, got its process ended"
+    ):
+        race.find_engines(asked, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

@@ -1,0 +1,193 @@
+"""The options of benchmarks/cpu_peers.py, what is run without them, and what that needs."""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+from cpu_peers_model import SHAPES, VOCAB_SIZE, check_shape, parameters
+from cpu_peers_results import OURS
+
+from gyrfalcon.errors import UsageError
+from gyrfalcon.options import whole, wholes
+from gyrfalcon.output import shown_bytes
+
+PRECISIONS = ("bf16", "int8", "int4")
+BASE_BYTES = 2 << 30  # of memory for libraries, cache and intermediate results
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What has to be known of an engine before it is started."""
+
+    form_bytes: Mapping[str, float]  # precision it has → disk for its own files, a weight
+    memory_bytes: float  # a weight, at most, while it prepares or runs
+
+
+ENGINES = {
+    OURS: Needs({"bf16": 0, "int8": 1.01, "int4": 0.6}, 3),
+    "transformers": Needs({"bf16": 0}, 3),
+    "llama.cpp": Needs({"bf16": 2, "int8": 3.1, "int4": 2.6}, 4),  # bf16 on the way to the others
+    "openvino": Needs({"bf16": 2, "int8": 1.01, "int4": 0.6}, 9),
+    "ctranslate2": Needs({"bf16": 2, "int8": 1.01}, 9),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What is run where no option says otherwise."""
+
+    models: str
+    engines: str
+    prompt_len: int
+    steps: int
+    rounds: int
+
+
+FULL = Defaults(",".join(SHAPES), ",".join(ENGINES), prompt_len=512, steps=128, rounds=5)
+QUICK = Defaults("A", f"{OURS},transformers,llama.cpp", prompt_len=32, steps=16, rounds=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be run. Lengths in tokens."""
+
+    configs: Mapping[str, dict[str, object]]  # of each model, as its config.json has it
+    engines: Sequence[str]
+    pythons: Mapping[str, str]  # of the engines with an environment of their own
+    precisions: Sequence[str]
+    batches: Sequence[int]
+    prompt_len: int
+    steps: int
+    rounds: int
+    threads: int
+    silence_seconds: float
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Each precision with each engine that has it."""
+        return [
+            (precision, engine)
+            for precision in self.precisions
+            for engine in self.engines
+            if precision in ENGINES[engine].form_bytes
+        ]
+
+
+def parse_options(argv: Sequence[str] | None, description: str | None) -> argparse.Namespace:
+    """The command line; UsageError for values that cannot be."""
+    parser = argparse.ArgumentParser(
+        prog="cpu_peers.py",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="one model, three engines, shorter, fewer rounds")
+    add("--models", help=f"of {_both('models')}")
+    add("--engines", help=f"of {_both('engines')}")
+    add("--precisions", default=",".join(PRECISIONS))
+    add("--batches", type=wholes("--batches", 1), default=(1, 8), help="sequences: 1,8")
+    add("--prompt-len", type=whole("--prompt-len", 1), help=f"tokens: {_both('prompt_len')}")
+    add("--steps", type=whole("--steps", 1), help=f"decoded tokens: {_both('steps')}")
+    add("--rounds", type=whole("--rounds", 1), help=f"turns of each engine: {_both('rounds')}")
+    add("--threads", type=whole("--threads", 1), help="and cores in use (default: all cores)")
+    add("--layers", type=whole("--layers", 1), help="not the model's own, to try things out")
+    add("--hidden", type=whole("--hidden", 1), help="size, likewise")
+    add("--vocab", type=whole("--vocab", 32), default=VOCAB_SIZE, help="likewise")
+    add("--python", action="append", default=[], metavar="ENGINE=PYTHON", help="its interpreter")
+    add("--silence", type=whole("--silence", 1), default=1800, help="seconds to wait for an answer")
+    add("--folder", type=Path, help="where to work (default: the temporary folder)")
+    add("--json", type=Path, metavar="FILE", help="write the result")
+    add("--plot", type=Path, metavar="FILE", help="draw it, .png or .svg; needs matplotlib")
+    return parser.parse_args(argv)
+
+
+def _both(field: str) -> str:
+    """A default, and that of --quick."""
+    return f"{asdict(FULL)[field]} (quick: {asdict(QUICK)[field]})"
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    """The options with their defaults; UsageError for what cannot be."""
+    default = QUICK if options.quick else FULL
+    if options.plot and not find_spec("matplotlib"):
+        raise UsageError("matplotlib for --plot", "none installed", "pip install matplotlib")
+    models = _chosen("--models", options.models or default.models, SHAPES)
+    return Plan(
+        configs={model: _config(model, options) for model in models},
+        engines=_chosen("--engines", options.engines or default.engines, ENGINES),
+        pythons=_pythons(options.python),
+        precisions=_chosen("--precisions", options.precisions, PRECISIONS),
+        batches=options.batches,
+        prompt_len=options.prompt_len or default.prompt_len,
+        steps=options.steps or default.steps,
+        rounds=options.rounds or default.rounds,
+        threads=_threads(options.threads),
+        silence_seconds=options.silence,
+    )
+
+
+def _chosen(option: str, text: str, known: Sequence[str] | Mapping[str, object]) -> list[str]:
+    """Words with commas between them, each one of `known`."""
+    words = list(dict.fromkeys(text.split(",")))
+    for word in words:
+        if word not in known:
+            raise UsageError(f"{option} of {', '.join(known)}", repr(word), "choose among these")
+    return words
+
+
+def _config(model: str, options: argparse.Namespace) -> dict[str, object]:
+    shape = SHAPES[model]
+    shape = replace(
+        shape,
+        num_layers=options.layers or shape.num_layers,
+        hidden_size=options.hidden or shape.hidden_size,
+    )
+    check_shape(shape)
+    return shape.config(options.vocab)
+
+
+def _pythons(texts: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        engine, _, path = text.partition("=")
+        if engine not in ENGINES or shutil.which(path) is None:
+            wanted = f"--python ENGINE=PYTHON, an engine of {', '.join(ENGINES)} and a program"
+            raise UsageError(wanted, repr(text), "mend the option")
+        found[engine] = path
+    return found
+
+
+def _threads(asked: int | None) -> int:
+    cores = len(os.sched_getaffinity(0))
+    if asked is not None and asked > cores:
+        raise UsageError(
+            f"at most {cores} --threads, the cores usable here", str(asked), "lower it"
+        )
+    return asked or cores
+
+
+def check_room(plan: Plan, folder: Path) -> None:
+    """Says on standard error what the largest model needs; UsageError where there is less."""
+    weights = max(map(parameters, plan.configs.values()))
+    forms = sum(ENGINES[engine].form_bytes[precision] for precision, engine in plan.pairs)
+    disk = int(weights * (2 + forms))
+    memory = BASE_BYTES + int(weights * max(ENGINES[each].memory_bytes for each in plan.engines))
+    free_disk = shutil.disk_usage(folder).free
+    free_memory = psutil.virtual_memory().available
+    print(
+        f"needs {shown_bytes(disk)} in {folder}, {shown_bytes(free_disk)} are free; "
+        f"up to {shown_bytes(memory)} of memory, {shown_bytes(free_memory)} are free",
+        file=sys.stderr,
+    )
+    if disk > free_disk:
+        do = "name another --folder, or fewer --engines or --layers"
+        raise UsageError(f"{shown_bytes(disk)} in {folder}", f"{shown_bytes(free_disk)} free", do)
+    if memory > free_memory:
+        do = "name fewer --engines or --layers, or close other programs"
+        raise UsageError(f"{shown_bytes(memory)} of memory", f"{shown_bytes(free_memory)} free", do)

@@ -1,0 +1,85 @@
+"""Talking to the process of one engine (cpu_peers_worker.py)."""
+
+import json
+import os
+import subprocess
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+WORKER = Path(__file__).with_name("cpu_peers_worker.py")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+SHOWN_LETTERS = 200  # of what an engine said last
+
+
+class EngineFailed(Exception):
+    """An engine could not do what was asked; the words say why."""
+
+
+class EngineProcess:
+    """A process that holds one engine until the `with` ends. What it prints goes to `log`."""
+
+    def __init__(self, engine: str, python: str, threads: int, log: Path) -> None:
+        self._log = log
+        environment = {
+            **os.environ,
+            **dict.fromkeys(THREADS, str(threads)),
+            "CUDA_VISIBLE_DEVICES": "",
+            "HF_HUB_OFFLINE": "1",
+        }
+        with log.open("wb") as errors:
+            self._process = subprocess.Popen(
+                [python, str(WORKER), engine],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+                encoding="utf-8",
+            )
+
+    def __enter__(self) -> "EngineProcess":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def ask(self, do: str, limit_seconds: float, **arguments: object) -> dict[str, Any]:
+        """What the process answers; EngineFailed when that is no result."""
+        timer = threading.Timer(limit_seconds, self._process.kill)
+        timer.start()
+        try:
+            line = self._exchange(json.dumps({"do": do, **arguments}))
+        finally:
+            late = not timer.is_alive()
+            timer.cancel()
+        if not line:
+            why = f"no answer in {limit_seconds:.0f} s" if late else self._last_words()
+            raise EngineFailed(why)
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise EngineFailed(" ".join(answer["error"].split()))
+        return answer
+
+    def _exchange(self, line: str) -> str:
+        """The answer to one line; nothing when the process has ended."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return ""
+        return self._process.stdout.readline()
+
+    def _last_words(self) -> str:
+        code = self._process.wait()
+        lines = self._log.read_text("utf-8", "replace").split("\n")
+        said = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f"its process ended with {code}: {said[-SHOWN_LETTERS:]}"

@@ -1,0 +1,160 @@
+"""The turns of benchmarks/cpu_peers.py: engines are found, write their own form of a model, and then
+generate in turn, each in a process of its own.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Collection, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from cpu_engine import Setup
+from cpu_peers_model import make_checkpoint
+from cpu_peers_plan import ENGINES, Plan
+from cpu_peers_process import EngineFailed, EngineProcess
+from cpu_peers_results import OURS, Case, Turn
+
+from gyrfalcon.device import measure_bandwidth, measure_matrix_peak
+from gyrfalcon.errors import UsageError
+from gyrfalcon.measure.roofline import Limits
+
+WARM_UP_STEPS = 2
+
+
+def find_engines(plan: Plan, work: Path) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """The versions of those that are installed, and what the others lack; these are named.
+    UsageError when ours is among them.
+    """
+    versions, missing = {}, {}
+    for engine in plan.engines:
+        with _started(plan, engine, work) as process:
+            try:
+                versions[engine] = process.ask("versions", plan.silence_seconds)["versions"]
+            except EngineFailed as error:
+                if engine == OURS:
+                    python = plan.pythons.get(engine, sys.executable)
+                    raise UsageError(
+                        f"{OURS} in {python}", str(error), "install it there"
+                    ) from None
+                missing[engine] = str(error)
+                print(f"missing: {engine}: {error}", file=sys.stderr)
+    return versions, missing
+
+
+def race(plan: Plan, model: str, engines: Collection[str], work: Path) -> list[Turn]:
+    """All rounds on one model, whose files are made first and removed in the end."""
+    folder = work / model
+    folder.mkdir()
+    make_checkpoint(folder / "checkpoint", plan.configs[model])
+    runners = [
+        Runner(plan, model, precision, engine, folder)
+        for precision, engine in plan.pairs
+        if engine in engines
+    ]
+    turns = [turn for number in range(plan.rounds) for turn in _round(plan, runners, number)]
+    shutil.rmtree(folder)
+    return turns
+
+
+class Runner:
+    """One engine with one precision of a model. After a failure it only tells of it."""
+
+    def __init__(self, plan: Plan, model: str, precision: str, engine: str, folder: Path) -> None:
+        self.engine, self.precision = engine, precision
+        self._plan, self._model, self._folder = plan, model, folder
+        self._failed: str | None = None
+        self._path = folder / "checkpoint"
+        if ENGINES[engine].form_bytes[precision]:
+            self._path = folder / f"{engine}-{precision}"
+            self._prepare()
+
+    def turn(self, number: int, limits: Limits) -> Iterator[Turn]:
+        """Generates once for each batch."""
+        plan, load_average = self._plan, os.getloadavg()[0]
+        found = self._ends(number)
+        for batch in plan.batches:
+            case = Case(self._model, self.precision, batch, plan.prompt_len, plan.steps)
+            ends, first_ids = found.get(batch, ([], []))
+            failed = None if ends else self._failed
+            yield Turn(case, self.engine, number, limits, load_average, ends, first_ids, failed)
+
+    def _prepare(self) -> None:
+        self._tell("prepares")
+        form = {"target": str(self._path), "precision": self.precision}
+        try:
+            with _started(self._plan, self.engine, self._folder) as process:
+                checkpoint = str(self._folder / "checkpoint")
+                process.ask("prepare", self._plan.silence_seconds, checkpoint=checkpoint, **form)
+        except EngineFailed as error:
+            self._fail(error)
+
+    def _ends(self, number: int) -> dict[int, tuple[list[float], list[int]]]:
+        """batch → when its steps ended, and the first ids; without those that failed."""
+        found: dict[int, tuple[list[float], list[int]]] = {}
+        if self._failed is not None:
+            return found
+        self._tell(f"round {number + 1}")
+        try:
+            with _started(self._plan, self.engine, self._folder) as process:
+                self._load(process)
+                self._generate(process, 1, WARM_UP_STEPS, number)
+                for batch in self._plan.batches:
+                    found[batch] = self._generate(process, batch, self._plan.steps, number)
+        except EngineFailed as error:
+            self._fail(error)
+        return found
+
+    def _load(self, process: EngineProcess) -> None:
+        plan = self._plan
+        setup = Setup(
+            path=str(self._path),
+            precision=self.precision,
+            threads=plan.threads,
+            batch=max(plan.batches),
+            total_len=plan.prompt_len + plan.steps + 1,
+        )
+        process.ask("load", plan.silence_seconds, **asdict(setup))
+
+    def _generate(
+        self, process: EngineProcess, batch: int, steps: int, seed: int
+    ) -> tuple[list[float], list[int]]:
+        plan = self._plan
+        answer = process.ask(
+            "generate",
+            plan.silence_seconds,
+            batch=batch,
+            prompt_len=plan.prompt_len,
+            steps=steps,
+            vocab_size=plan.configs[self._model]["vocab_size"],
+            seed=seed,
+        )
+        return answer["ends"], answer["first_ids"]
+
+    def _fail(self, error: EngineFailed) -> None:
+        self._failed = str(error)
+        self._tell(f"failed: {error}")
+
+    def _tell(self, what: str) -> None:
+        print(f"{self._model} {self.precision} {self.engine}: {what}", file=sys.stderr)
+
+
+def _round(plan: Plan, runners: list[Runner], number: int) -> Iterator[Turn]:
+    """One turn of each; every round begins with another engine."""
+    for precision in plan.precisions:
+        there = [runner for runner in runners if runner.precision == precision]
+        limits = _measured_limits()
+        first = number % max(1, len(there))
+        for runner in there[first:] + there[:first]:
+            yield from runner.turn(number, limits)
+
+
+def _measured_limits() -> Limits:
+    cpu = torch.device("cpu")
+    return Limits(measure_bandwidth(cpu), measure_matrix_peak(cpu, torch.bfloat16))
+
+
+def _started(plan: Plan, engine: str, folder: Path) -> EngineProcess:
+    python = plan.pythons.get(engine, sys.executable)
+    return EngineProcess(engine, python, plan.threads, folder / f"{engine}.log")

@@ -1,0 +1,218 @@
+"""benchmarks/cpu_peers.py on tiny models: what it measures and writes, who is behind, what it refuses."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gyrfalcon.config import ModelConfig
+from gyrfalcon.measure.roofline import Limits
+
+cpu_peers = import_module("cpu_peers")
+model = import_module("cpu_peers_model")
+plan = import_module("cpu_peers_plan")
+process = import_module("cpu_peers_process")
+race = import_module("cpu_peers_race")
+results = import_module("cpu_peers_results")
+
+STEPS = 3
+TINY = "--hidden 256 --layers 2 --vocab 512 --prompt-len 8 --rounds 1 --threads 1".split()
+ENGINES = "--engines gyrfalcon,transformers".split()
+CASE = results.Case("A", "bf16", 1, 8, 2)
+LIMITS = Limits(bandwidth_bytes_per_second=1e9, matrix_flops_per_second=1e10)
+TURN = results.Turn(CASE, "gyrfalcon", 0, LIMITS, 0.5, [0.1, 0.2, 0.4], [7])
+CONFIG = ModelConfig.from_json(
+    replace(model.SHAPES["A"], hidden_size=256, num_layers=2).config(vocab_size=512)
+)
+
+
+def planned(*argv: str) -> Any:
+    return plan.plan_of(plan.parse_options([*TINY, *ENGINES, *argv], None))
+
+
+@pytest.mark.slow
+def test_a_run_times_every_step_of_every_engine_on_the_same_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work, file = tmp_path / "work", tmp_path / "peers.json"
+    work.mkdir()
+    argv = [*TINY, *ENGINES, "--precisions", "bf16,int4", "--batches", "1,2", "--steps", str(STEPS)]
+    code = cpu_peers.main([*argv, "--folder", str(work), "--json", str(file)])
+    found, printed = json.loads(file.read_text("utf-8")), capsys.readouterr()
+    assert not list(work.iterdir())
+    assert code == any(row["behind"] for row in found["rows"])
+    check_turns(found["turns"])
+    check_facts(found, argv)
+    assert "needs" in printed.err
+    for head in ("A bf16 prefill 2 × 8 tokens", "B int4 decode 3 steps after 1 × 8 tokens"):
+        assert head in printed.out
+    assert "load average" in printed.out
+
+
+def check_turns(turns: list[dict[str, Any]]) -> None:
+    """Both engines in bf16, ours alone in int4; all steps were timed, and began with the same tokens."""
+    ways = [("bf16", "gyrfalcon"), ("bf16", "transformers"), ("int4", "gyrfalcon")]
+    wanted = [(each, *way, batch) for each in "AB" for way in ways for batch in (1, 2)]
+    first_ids: dict[tuple[str, int], list[int]] = {}
+    got = []
+    for turn in turns:
+        case, ends = turn["case"], turn["ends"]
+        got.append((case["model"], case["precision"], turn["engine"], case["batch"]))
+        assert turn["failed"] is None
+        assert len(ends) == STEPS + 1
+        assert ends == sorted(ends)
+        assert turn["limits"]["bandwidth_bytes_per_second"] > 0
+        if case["precision"] == "bf16":
+            key = (case["model"], case["batch"])
+            assert first_ids.setdefault(key, turn["first_ids"]) == turn["first_ids"]
+    assert got == wanted
+
+
+def check_facts(found: dict[str, Any], argv: list[str]) -> None:
+    """The file says what was run, where and when."""
+    assert found["command"][1:-4] == argv
+    assert (found["device"], found["dtype"], found["threads"]) == ("cpu", "bf16", 1)
+    assert found["models"]["B"]["config"]["hidden_size"] == 256
+    assert [*found["versions"]] == ["gyrfalcon", "transformers"]
+    assert found["versions"]["gyrfalcon"]["torch"] == found["machine"]["torch"]
+    assert found["missing"] == {}
+    assert found["date"].endswith("+00:00")
+
+
+def test_rows_hold_medians_ratios_and_percent_of_the_limits_beside_them() -> None:
+    fast = Limits(bandwidth_bytes_per_second=2e9, matrix_flops_per_second=1e10)
+    peer = replace(TURN, engine="openvino", ends=[0.16, 0.26, 0.36])
+    turns = [TURN, peer, replace(TURN, round=1, limits=fast, ends=[0.3, 0.7, 1.0])]
+    prefill_peer, prefill, decode_peer, decode = results.rows_of(turns, {"A": CONFIG})
+    assert [row.engine for row in (prefill, decode)] == ["gyrfalcon"] * 2
+    assert (prefill.median_ms, prefill.least_ms, prefill.most_ms) == pytest.approx((200, 100, 300))
+    assert decode.median_ms == pytest.approx(250)  # of 100, 200, 400, 300
+    assert (prefill_peer.ratio, prefill.ratio) == pytest.approx((1, 0.8))
+    assert (decode_peer.ratio, decode.ratio) == pytest.approx((1, 0.4))
+    read = decode_peer.percent_of_limit * 1e9 * 0.1
+    assert decode.percent_of_limit == pytest.approx((read / 1e9 / 0.15 + read / 2e9 / 0.35) / 2)
+
+
+@pytest.mark.parametrize(
+    ("ours", "peer", "code"),
+    [
+        ({}, {"ends": [0.2, 0.4, 0.6]}, 0),
+        ({}, {"ends": [0.09, 0.4, 0.6]}, 1),  # a faster prefill
+        ({}, {"ends": [0.2, 0.21, 0.22]}, 1),  # faster decoding
+        ({"failed": "no memory", "ends": []}, {}, 1),
+        ({}, {"failed": "no memory", "ends": []}, 0),
+    ],
+)
+def test_the_exit_code_says_whether_a_row_is_behind(
+    ours: dict[str, Any], peer: dict[str, Any], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [replace(TURN, **ours), replace(TURN, engine="llama.cpp", **peer)]
+    assert cpu_peers.report(planned(), turns, {}, None, None) == code
+    shown = capsys.readouterr().out
+    assert ("BEHIND" in shown) == (code == 1 and not ours)
+    assert ("failed: no memory" in shown) == bool(ours or "failed" in peer)
+
+
+def test_where_there_is_no_peer_the_row_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cpu_peers.report(planned(), [TURN], {}, None, None) == 0
+    assert capsys.readouterr().out.count("no peer") == 2
+
+
+def test_an_engine_that_failed_once_has_no_figures() -> None:
+    turns = [TURN, replace(TURN, round=1, ends=[], failed="why not")]
+    assert [row.failed for row in results.rows_of(turns, {"A": CONFIG})] == ["why not"] * 2
+
+
+def test_the_plot_is_written(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    cpu_peers.report(planned(), [TURN], {}, None, tmp_path / "peers.png")
+    assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("--engines vllm", "wanted --engines of gyrfalcon, transformers"),
+        ("--models C", "wanted --models of A, B, got 'C'"),
+        ("--precisions fp8", "wanted --precisions of bf16, int8, int4"),
+        ("--rounds 0", "wanted a whole number of 1 or more for --rounds"),
+        ("--hidden 100", "wanted a multiple of 256 for --hidden, got 100"),
+        ("--threads 4096", "--threads, the cores usable here, got 4096"),
+        ("--python llama.cpp=/nowhere", "wanted --python ENGINE=PYTHON"),
+        ("--layers 10000", "free; name another --folder, or fewer --engines or --layers"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(
+    argv: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cpu_peers.main([*argv.split(), "--folder", str(tmp_path)]) == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = 10**13
+    monkeypatch.setattr(plan, "parameters", lambda config: weights)
+    free = shutil.disk_usage(tmp_path)._replace(free=100 * weights)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: free)
+    with pytest.raises(plan.UsageError, match=r"TB of memory, got .* free; name fewer --engines"):
+        plan.check_room(planned(), tmp_path)
+
+
+def interpreter(folder: Path, line: str) -> str:
+    """A program that stands where a Python interpreter should."""
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{line}\n", "utf-8")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_an_engine_that_cannot_be_imported_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = interpreter(tmp_path, f'exec {sys.executable} -S "$@"')  # without installed packages
+    asked = replace(planned("--python", f"transformers={bare}"), engines=["transformers"])
+    versions, missing = race.find_engines(asked, tmp_path)
+    assert versions == {}
+    assert missing == {"transformers": "ModuleNotFoundError: No module named 'torch'"}
+    assert "missing: transformers" in capsys.readouterr().err
+
+
+def test_a_run_without_ours_is_refused(tmp_path: Path) -> None:
+    asked = planned("--python", f"gyrfalcon={interpreter(tmp_path, 'exit 3')}")
+    with pytest.raises(
+        plan.UsageError, match=r"wanted gyrfalcon in .*python, got its process ended"
+    ):
+        race.find_engines(asked, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("echo no such kernel >&2; exit 3", "its process ended with 3: no such kernel"),
+        ("exec sleep 60", "no answer in 1 s"),
+    ],
+)
+def test_an_engine_that_ends_or_is_silent_is_a_failure(
+    line: str, words: str, tmp_path: Path
+) -> None:
+    python = interpreter(tmp_path, line)
+    with (
+        process.EngineProcess("openvino", python, 1, tmp_path / "log") as engine,
+        pytest.raises(process.EngineFailed, match=words),
+    ):
+        engine.ask("versions", 1)
+
+
+def test_a_failure_becomes_a_turn_that_says_why(tmp_path: Path) -> None:
+    asked = planned("--python", f"transformers={interpreter(tmp_path, 'exit 3')}")
+    runner = race.Runner(asked, "A", "bf16", "transformers", tmp_path)
+    first, second = runner.turn(0, LIMITS)
+    assert (first.case.batch, second.case.batch) == (1, 8)
+    assert first.failed == second.failed == "its process ended with 3: "
+    assert first.ends == second.ends == []

@@ -239,7 +239,7 @@ def _device(model: Falcon) -> torch.device:
 def _replica(model: Falcon, pool: KVPool, plan: "Plan", max_len: int) -> Replica:
     allocator = BlockAllocator(len(pool.layers[0].k), pool.block_size, False)
     scheduler = Scheduler(allocator, Limits(max_len, max_len, 1))
-    vocabulary = Vocabulary.shared(len(model.head.weight), solo())
+    vocabulary = Vocabulary.shared(model.head.weight.shape[0], solo())
     run = Graphs(model, max_len, plan.device)
     return Replica(run, pool, scheduler, vocabulary, plan.device, False)
 

@@ -4,10 +4,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="the gate's modules need Triton")
+
+from gyrfalcon.ops import reference
+
+gpu_models = pytest.importorskip("gpu_models")
 gpu_speed = pytest.importorskip("gpu_speed")
 gpu_table = pytest.importorskip("gpu_table")
 
@@ -65,6 +71,20 @@ def test_the_table_names_what_was_skipped_and_what_failed() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("quant", ["none", "int8", "fp8", "int4"])
+def test_a_model_of_any_precision_is_timed_through_the_engine(
+    quant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_speed, "Graphs", lambda model, max_len, device: model)
+    device, dtype = torch.device("cpu"), torch.bfloat16
+    config = gpu_models.config_of("tiny")
+    model = gpu_models.random_model(config, reference, device, dtype=dtype, quant=quant)
+    pool = gpu_models.make_pool(config, 64, device, dtype)
+    replica = gpu_speed._replica(model, pool, SimpleNamespace(device=device), 32)
+    first, total = gpu_speed._case(replica, 8, 2)
+    assert 0 < first < total
+
+
 def test_without_a_gpu_it_says_so() -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
     done = subprocess.run(

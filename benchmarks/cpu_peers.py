@@ -3,10 +3,11 @@ weights of 16, 8 and 4 bits; the same random checkpoint, as many threads, one ru
 
     python benchmarks/cpu_peers.py [--quick] [--json FILE] [--plot FILE] [--python ENGINE=PYTHON]
 
-Engines: gyrfalcon, transformers (bf16), llama.cpp (BF16, Q8_0, Q4_0), openvino (bf16, int8, int4 with
-a scale for 64 weights), ctranslate2 (int8; bf16 where the processor has it). One that is not installed
-is named and left out; one that fails in a case has a row that says why. --python names the interpreter
-of an engine with an environment of its own: docs/performance.md tells how to set up each.
+Engines: gyrfalcon, transformers (bf16, or fp32 where that is faster), llama.cpp (BF16, Q8_0, Q4_0),
+openvino (bf16, int8, int4 with a scale for 64 weights), ctranslate2 (int8; bf16 where the processor
+has it). One that is not installed is named and left out; one that fails in a case has a row that says
+why. --python names the interpreter of an engine with an environment of its own: docs/performance.md
+tells how to set up each.
 
     pip install -c constraints.txt -e ".[bench]"              transformers, llama.cpp, ctranslate2
     python -m venv ov && ov/bin/pip install torch==2.13.0 "optimum-intel[openvino,nncf]" && \\
@@ -53,12 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_room(plan, folder)
         with cores(plan.threads), workplace(folder) as work:
             versions, missing = find_engines(plan, work)
-            turns = [turn for model in plan.configs for turn in race(plan, model, versions, work)]
+            facts = facts_of(plan, versions, missing, sys.argv[1:] if argv is None else argv)
+            turns: list[Turn] = []
+            for model in plan.configs:
+                for turns_of_round in race(plan, model, versions, work):
+                    turns += turns_of_round
+                    save(plan, turns, facts, options.json)
     except GyrfalconError as error:
         print(f"cpu_peers: {error}", file=sys.stderr)
         return error.exit_code
-    facts = facts_of(plan, versions, missing, sys.argv[1:] if argv is None else argv)
-    return report(plan, turns, facts, options.json, options.plot)
+    return report(plan, turns, options.plot)
 
 
 @contextmanager
@@ -101,26 +106,29 @@ def facts_of(
         "threads": plan.threads,
         "dtype": "bf16",
         "rounds": plan.rounds,
-        "models": {
-            model: model_facts(model, ModelConfig.from_json(config))
-            for model, config in plan.configs.items()
-        },
+        "models": {model: model_facts(model, config) for model, config in configs_of(plan).items()},
         "versions": versions,
         "missing": missing,
     }
 
 
-def report(
-    plan: Plan, turns: Sequence[Turn], facts: Facts, json: Path | None, plot: Path | None
-) -> int:
-    """Prints the table, writes the files; 1 when a row of ours is behind."""
-    configs = {model: ModelConfig.from_json(config) for model, config in plan.configs.items()}
-    rows = rows_of(turns, configs)
+def save(plan: Plan, turns: Sequence[Turn], facts: Facts, json: Path | None) -> None:
+    """The rounds so far, so that a run which is stopped has not been for nothing."""
+    if json:
+        write_json({**facts, **to_json(rows_of(turns, configs_of(plan)), turns)}, str(json))
+
+
+def configs_of(plan: Plan) -> dict[str, ModelConfig]:
+    """Each model's."""
+    return {model: ModelConfig.from_json(config) for model, config in plan.configs.items()}
+
+
+def report(plan: Plan, turns: Sequence[Turn], plot: Path | None) -> int:
+    """Prints the table, draws it; 1 when a row of ours is behind."""
+    rows = rows_of(turns, configs_of(plan))
     print(table(rows, turns))
     behind = [row for row in rows if row.behind]
     print(f"rows of gyrfalcon behind a peer or failed: {len(behind)}")
-    if json:
-        write_json({**facts, **to_json(rows, turns)}, str(json))
     if plot:
         draw(rows, plot)
     return int(bool(behind))

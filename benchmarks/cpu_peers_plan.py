@@ -31,7 +31,7 @@ class Needs:
 
 ENGINES = {
     OURS: Needs({"bf16": 0, "int8": 1.01, "int4": 0.6}, 3),
-    "transformers": Needs({"bf16": 0}, 3),
+    "transformers": Needs({"bf16": 0}, 6),
     "llama.cpp": Needs({"bf16": 2, "int8": 3.1, "int4": 2.6}, 4),  # bf16 on the way to the others
     "openvino": Needs({"bf16": 2, "int8": 1.01, "int4": 0.6}, 9),
     "ctranslate2": Needs({"bf16": 2, "int8": 1.01}, 9),
@@ -50,7 +50,7 @@ class Defaults:
 
 
 FULL = Defaults(",".join(SHAPES), ",".join(ENGINES), prompt_len=512, steps=128, rounds=5)
-QUICK = Defaults("A", f"{OURS},transformers,llama.cpp", prompt_len=32, steps=16, rounds=2)
+QUICK = Defaults("A", f"{OURS},transformers,llama.cpp", prompt_len=128, steps=16, rounds=2)
 
 
 @dataclass(frozen=True, slots=True)

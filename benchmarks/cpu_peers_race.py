@@ -43,8 +43,8 @@ def find_engines(plan: Plan, work: Path) -> tuple[dict[str, dict[str, str]], dic
     return versions, missing
 
 
-def race(plan: Plan, model: str, engines: Collection[str], work: Path) -> list[Turn]:
-    """All rounds on one model, whose files are made first and removed in the end."""
+def race(plan: Plan, model: str, engines: Collection[str], work: Path) -> Iterator[list[Turn]]:
+    """The turns of each round on one model, whose files are made first and removed in the end."""
     folder = work / model
     folder.mkdir()
     make_checkpoint(folder / "checkpoint", plan.configs[model])
@@ -53,9 +53,9 @@ def race(plan: Plan, model: str, engines: Collection[str], work: Path) -> list[T
         for precision, engine in plan.pairs
         if engine in engines
     ]
-    turns = [turn for number in range(plan.rounds) for turn in _round(plan, runners, number)]
+    for number in range(plan.rounds):
+        yield list(_round(plan, runners, number))
     shutil.rmtree(folder)
-    return turns
 
 
 class Runner:

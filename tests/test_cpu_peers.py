@@ -112,14 +112,14 @@ def test_the_exit_code_says_whether_a_row_is_behind(
     ours: dict[str, Any], peer: dict[str, Any], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     turns = [replace(TURN, **ours), replace(TURN, engine="llama.cpp", **peer)]
-    assert cpu_peers.report(planned(), turns, {}, None, None) == code
+    assert cpu_peers.report(planned(), turns, None) == code
     shown = capsys.readouterr().out
     assert ("BEHIND" in shown) == (code == 1 and not ours)
     assert ("failed: no memory" in shown) == bool(ours or "failed" in peer)
 
 
 def test_where_there_is_no_peer_the_row_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cpu_peers.report(planned(), [TURN], {}, None, None) == 0
+    assert cpu_peers.report(planned(), [TURN], None) == 0
     assert capsys.readouterr().out.count("no peer") == 2
 
 
@@ -130,7 +130,7 @@ def test_an_engine_that_failed_once_has_no_figures() -> None:
 
 def test_the_plot_is_written(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    cpu_peers.report(planned(), [TURN], {}, None, tmp_path / "peers.png")
+    cpu_peers.report(planned(), [TURN], tmp_path / "peers.png")
     assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -89,56 +89,56 @@ struct Block {
     float *sums; // [4 tiles, 16 rows, 16 tokens]
 };
 
-void multiply_bf16(const Block &block) {
-    float *sums = block.sums;
-    if (block.first) {
-        _tile_loadd(0, sums, ROW_BYTES);
-        _tile_loadd(1, sums + TILE_SUMS, ROW_BYTES);
-        _tile_loadd(2, sums + 2 * TILE_SUMS, ROW_BYTES);
-        _tile_loadd(3, sums + 3 * TILE_SUMS, ROW_BYTES);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-    const char *weights = block.weights, *tokens = block.tokens;
-    for (int64_t step = 0; step < block.steps; step++, weights += PAIR_BYTES, tokens += PAIR_BYTES) {
-        _tile_loadd(4, weights, ROW_BYTES);
-        _tile_loadd(6, tokens, ROW_BYTES);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, tokens + TILE_BYTES, ROW_BYTES);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, weights + TILE_BYTES, ROW_BYTES);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
+INLINE void zero_sums() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+INLINE void load_sums(const float *sums) {
+    _tile_loadd(0, sums, ROW_BYTES);
+    _tile_loadd(1, sums + TILE_SUMS, ROW_BYTES);
+    _tile_loadd(2, sums + 2 * TILE_SUMS, ROW_BYTES);
+    _tile_loadd(3, sums + 3 * TILE_SUMS, ROW_BYTES);
+}
+template <class Number> INLINE void store_sums(Number *sums) {
     _tile_stored(0, sums, ROW_BYTES);
     _tile_stored(1, sums + TILE_SUMS, ROW_BYTES);
     _tile_stored(2, sums + 2 * TILE_SUMS, ROW_BYTES);
     _tile_stored(3, sums + 3 * TILE_SUMS, ROW_BYTES);
 }
 
+// The four products of a step, by the instruction `multiply`: compilers want the tiles' numbers spelled out.
+#define MULTIPLY_TILES(multiply, weights, tokens)                                                                      \
+    do {                                                                                                               \
+        _tile_loadd(4, weights, ROW_BYTES);                                                                            \
+        _tile_loadd(6, tokens, ROW_BYTES);                                                                             \
+        multiply(0, 4, 6);                                                                                             \
+        _tile_loadd(7, tokens + TILE_BYTES, ROW_BYTES);                                                                \
+        multiply(1, 4, 7);                                                                                             \
+        _tile_loadd(5, weights + TILE_BYTES, ROW_BYTES);                                                               \
+        multiply(2, 5, 6);                                                                                             \
+        multiply(3, 5, 7);                                                                                             \
+    } while (0)
+
+void multiply_bf16(const Block &block) {
+    if (block.first)
+        load_sums(block.sums);
+    else
+        zero_sums();
+    const char *weights = block.weights, *tokens = block.tokens;
+    for (int64_t step = 0; step < block.steps; step++, weights += PAIR_BYTES, tokens += PAIR_BYTES)
+        MULTIPLY_TILES(_tile_dpbf16ps, weights, tokens);
+    store_sums(block.sums);
+}
+
 // One part of a unit, 64 / PARTS columns: the four tiles' sums of integers.
 template <int PARTS> INLINE void multiply_part(const char *weights, const char *tokens, int part, int32_t *sums) {
     weights += part * ROW_BYTES / PARTS;
     tokens += part * TILE_BYTES / PARTS;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    _tile_loadd(4, weights, ROW_BYTES);
-    _tile_loadd(6, tokens, ROW_BYTES);
-    _tile_dpbssd(0, 4, 6);
-    _tile_loadd(7, tokens + TILE_BYTES, ROW_BYTES);
-    _tile_dpbssd(1, 4, 7);
-    _tile_loadd(5, weights + TILE_BYTES, ROW_BYTES);
-    _tile_dpbssd(2, 5, 6);
-    _tile_dpbssd(3, 5, 7);
-    _tile_stored(0, sums, ROW_BYTES);
-    _tile_stored(1, sums + TILE_SUMS, ROW_BYTES);
-    _tile_stored(2, sums + 2 * TILE_SUMS, ROW_BYTES);
-    _tile_stored(3, sums + 3 * TILE_SUMS, ROW_BYTES);
+    zero_sums();
+    MULTIPLY_TILES(_tile_dpbssd, weights, tokens);
+    store_sums(sums);
 }
 
 // A tile of integers, with scales of tokens and of rows, onto a tile of sums.

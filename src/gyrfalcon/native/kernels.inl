@@ -3,8 +3,6 @@
 
 // ---- products: `ROWS` rows with `TOKENS` tokens at a time, all sums in registers ----
 
-constexpr int64_t AHEAD = 1024; // bytes of a row that are fetched before they are needed
-
 struct Sums {
     float *first;
     int64_t stride;
@@ -15,26 +13,29 @@ struct Sums {
     }
 };
 
+// ROWS rows, each `apart` from the one before.
 template <class Kind, int ROWS, int TOKENS, bool STREAMED>
-INLINE void float_tile(const Rows &rows, int64_t row, const Tokens &tokens, int64_t token, const Sums &sums) {
+INLINE void float_tile(const Rows &rows, int64_t row, int64_t apart, const Tokens &tokens, int64_t token,
+                       const Sums &sums) {
     constexpr int STEP = STREAMED ? 64 / Kind::size : WIDTH; // a line of memory, or a vector
     const char *weights = rows.data + row * rows.row_bytes;
+    const int64_t apart_bytes = apart * rows.row_bytes;
     const float *x = tokens.floats + token * tokens.stride;
     Floats total[ROWS][TOKENS] = {};
     int64_t column = 0;
     for (; column + STEP <= rows.columns; column += STEP) {
-        if (STREAMED)
+        if (STREAMED && AHEAD)
             UNROLL for (int i = 0; i < ROWS; i++)
-                __builtin_prefetch(weights + i * rows.row_bytes + column * Kind::size + AHEAD);
+                __builtin_prefetch(weights + i * apart_bytes + column * Kind::size + AHEAD);
         UNROLL for (int part = 0; part < STEP; part += WIDTH) {
             if constexpr (TOKENS == 1) {
                 Floats input = loaded<Floats>(x + column + part);
                 UNROLL for (int i = 0; i < ROWS; i++)
-                    total[i][0] += Kind::at(weights + i * rows.row_bytes, column + part) * input;
+                    total[i][0] += Kind::at(weights + i * apart_bytes, column + part) * input;
             } else {
                 Floats weight[ROWS];
                 UNROLL for (int i = 0; i < ROWS; i++)
-                    weight[i] = Kind::at(weights + i * rows.row_bytes, column + part);
+                    weight[i] = Kind::at(weights + i * apart_bytes, column + part);
                 UNROLL for (int j = 0; j < TOKENS; j++) {
                     Floats input = loaded<Floats>(x + j * tokens.stride + column + part);
                     UNROLL for (int i = 0; i < ROWS; i++) total[i][j] += weight[i] * input;
@@ -45,21 +46,26 @@ INLINE void float_tile(const Rows &rows, int64_t row, const Tokens &tokens, int6
     for (; column < rows.columns; column += WIDTH) {
         int64_t left = rows.columns - column;
         UNROLL for (int i = 0; i < ROWS; i++) {
-            const char *one = weights + i * rows.row_bytes;
+            const char *one = weights + i * apart_bytes;
             Floats weight = left >= WIDTH ? Kind::at(one, column) : last<Kind>(one, column, left);
             UNROLL for (int j = 0; j < TOKENS; j++)
                 total[i][j] += weight * loaded<Floats>(x + j * tokens.stride + column);
         }
     }
     UNROLL for (int i = 0; i < ROWS; i++) {
-        float scale = Kind::size == 1 ? reinterpret_cast<const float *>(rows.scales)[row + i] : 1.0f;
-        UNROLL for (int j = 0; j < TOKENS; j++) sums.put(token + j, row + i, sum(total[i][j]) * scale);
+        float scale = Kind::size == 1 ? reinterpret_cast<const float *>(rows.scales)[row + i * apart] : 1.0f;
+        UNROLL for (int j = 0; j < TOKENS; j++) sums.put(token + j, row + i * apart, sum(total[i][j]) * scale);
     }
 }
 
 INLINE Eight eight_from_bf16(const char *from) {
+#if defined(__AVX2__)
+    EightWords wide = (EightWords)_mm256_cvtepu16_epi32(loaded<__m128i>(from));
+#else
     typedef uint16_t EightHalves __attribute__((vector_size(16)));
-    return (Eight)(__builtin_convertvector(loaded<EightHalves>(from), EightWords) << 16);
+    EightWords wide = __builtin_convertvector(loaded<EightHalves>(from), EightWords);
+#endif
+    return (Eight)(wide << 16);
 }
 
 // The scales of eight rows in one group; zeros for rows that do not exist.
@@ -76,16 +82,15 @@ INLINE float sum_of_eight(Eight x) {
     return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
 }
 
-constexpr int UNITS_AT_ONCE = 8;
 constexpr int INT4_ROWS = 8;
 
 // The scales of some units: of weight and input together, for each token and row. Returns what is taken off the
 // sums of nibble × input, for value = (nibble - 8) × scale: 8 × the sum of the inputs.
 template <int TOKENS, bool HALVES>
-INLINE void int4_factors(const Rows &rows, int64_t row, const Tokens &tokens, int64_t token, int64_t unit, int count,
+INLINE void int4_factors(const Rows &rows, int64_t row, const Tokens &tokens, int64_t token, int64_t unit, int64_t count,
                          float (*factors)[1 + HALVES][TOKENS][INT4_ROWS], Eight *less) {
     const int64_t units = rows.columns / 64, units_in_group = rows.group / 64;
-    for (int u = 0; u < count; u++, unit++) {
+    for (int64_t u = 0; u < count; u++, unit++) {
         Eight first = int4_scales(rows, row, HALVES ? 2 * unit : unit / units_in_group);
         Eight second = HALVES ? int4_scales(rows, row, 2 * unit + 1) : first;
         UNROLL for (int j = 0; j < TOKENS; j++) {
@@ -99,83 +104,110 @@ INLINE void int4_factors(const Rows &rows, int64_t row, const Tokens &tokens, in
     }
 }
 
-// Up to eight rows, each for some units at a time: eight streams of memory, few registers.
-template <int TOKENS, bool STREAMED, bool HALVES>
-INLINE void int4_tile(const Rows &rows, int64_t row, int64_t count, const Tokens &tokens, int64_t token,
+// LANES times eight rows at most, `apart` from each other, whose scales lie together: one row of each lane at a time.
+template <int LANES, int TOKENS, bool STREAMED, bool HALVES>
+INLINE void int4_tile(const Rows &rows, int64_t row, int64_t count, int64_t apart, const Tokens &tokens, int64_t token,
                       const Sums &sums) {
-    const int64_t units = rows.columns / 64;
-    Eight total[INT4_ROWS][TOKENS] = {}, less[TOKENS] = {};
+    constexpr int64_t UNITS_AT_ONCE = TOKENS == 1 ? 128 : 64; // their factors stay in the nearest cache
+    const int64_t units = rows.columns / 64, apart_bytes = apart * rows.row_bytes;
+    Eight total[INT4_ROWS][LANES][TOKENS] = {}, less[LANES][TOKENS] = {};
     for (int64_t unit = 0; unit < units; unit += UNITS_AT_ONCE) {
-        const int here = static_cast<int>(units - unit < UNITS_AT_ONCE ? units - unit : UNITS_AT_ONCE);
-        float factors[UNITS_AT_ONCE][1 + HALVES][TOKENS][INT4_ROWS];
-        int4_factors<TOKENS, HALVES>(rows, row, tokens, token, unit, here, factors, less);
+        const int64_t here = units - unit < UNITS_AT_ONCE ? units - unit : UNITS_AT_ONCE;
+        float factors[LANES][UNITS_AT_ONCE][1 + HALVES][TOKENS][INT4_ROWS];
+        UNROLL for (int lane = 0; lane < LANES; lane++)
+            int4_factors<TOKENS, HALVES>(rows, row + lane * apart, tokens, token, unit, here, factors[lane], less[lane]);
         for (int64_t i = 0; i < count; i++) {
             const char *weights = rows.data + (row + i) * rows.row_bytes + unit * 32;
             const int8_t *x = tokens.rounded + token * rows.columns + unit * 64;
-            Eight sum[TOKENS];
-            UNROLL for (int j = 0; j < TOKENS; j++) sum[j] = total[i][j];
-            for (int u = 0; u < here; u++) {
-                if (STREAMED)
-                    __builtin_prefetch(weights + u * 32 + AHEAD);
-                Nibbles packed = loaded<Nibbles>(weights + u * 32);
-                Nibbles low = packed & 15, high = (Nibbles)((EightWords)packed >> 4) & 15;
+            Eight sum[LANES][TOKENS];
+            UNROLL for (int k = 0; k < LANES * TOKENS; k++) sum[k / TOKENS][k % TOKENS] = total[i][k / TOKENS][k % TOKENS];
+            for (int64_t u = 0; u < here; u++) {
+                Nibbles low[LANES], high[LANES];
+                UNROLL for (int lane = 0; lane < LANES; lane++) {
+                    const char *place = weights + lane * apart_bytes + u * 32;
+                    if (STREAMED && AHEAD)
+                        __builtin_prefetch(place + AHEAD);
+                    Nibbles packed = loaded<Nibbles>(place);
+                    low[lane] = packed & 15;
+                    high[lane] = (Nibbles)((EightWords)packed >> 4) & 15;
+                }
                 UNROLL for (int j = 0; j < TOKENS; j++) {
                     Quads x_low = loaded<Quads>(x + j * rows.columns + u * 64);
                     Quads x_high = loaded<Quads>(x + j * rows.columns + u * 64 + 32);
-                    if constexpr (HALVES) {
-                        sum[j] += __builtin_convertvector(multiplied(low, x_low), Eight) * factors[u][0][j][i];
-                        sum[j] += __builtin_convertvector(multiplied(high, x_high), Eight) * factors[u][1][j][i];
-                    } else {
-                        EightInts products = multiplied(low, x_low, high, x_high);
-                        sum[j] += __builtin_convertvector(products, Eight) * factors[u][0][j][i];
+                    UNROLL for (int lane = 0; lane < LANES; lane++) {
+                        const auto &factor = factors[lane][u];
+                        if constexpr (HALVES) {
+                            sum[lane][j] += __builtin_convertvector(multiplied(low[lane], x_low), Eight) * factor[0][j][i];
+                            sum[lane][j] += __builtin_convertvector(multiplied(high[lane], x_high), Eight) * factor[1][j][i];
+                        } else {
+                            EightInts products = multiplied(low[lane], x_low, high[lane], x_high);
+                            sum[lane][j] += __builtin_convertvector(products, Eight) * factor[0][j][i];
+                        }
                     }
                 }
             }
-            UNROLL for (int j = 0; j < TOKENS; j++) total[i][j] = sum[j];
+            UNROLL for (int k = 0; k < LANES * TOKENS; k++) total[i][k / TOKENS][k % TOKENS] = sum[k / TOKENS][k % TOKENS];
         }
     }
     for (int64_t i = 0; i < count; i++)
-        UNROLL for (int j = 0; j < TOKENS; j++)
-            sums.put(token + j, row + i, sum_of_eight(total[i][j]) - less[j][i]);
+        UNROLL for (int k = 0; k < LANES * TOKENS; k++) {
+            const int lane = k / TOKENS, j = k % TOKENS;
+            sums.put(token + j, row + i + lane * apart, sum_of_eight(total[i][lane][j]) - less[lane][j][i]);
+        }
 }
 
 // The tokens in tiles of nearly one size, of TILE_TOKENS at most.
 template <class Kind, bool STREAMED, int ROWS>
-INLINE void all_tokens(const Rows &rows, int64_t row, const Tokens &tokens, const Sums &sums) {
+INLINE void all_tokens(const Rows &rows, int64_t row, int64_t apart, const Tokens &tokens, const Sums &sums) {
     const int64_t tiles = (tokens.count + TILE_TOKENS - 1) / TILE_TOKENS;
     for (int64_t tile = 0; tile < tiles; tile++) {
         const int64_t token = tokens.count * tile / tiles, count = tokens.count * (tile + 1) / tiles - token;
         if (count == 1)
-            float_tile<Kind, ROWS, 1, STREAMED>(rows, row, tokens, token, sums);
+            float_tile<Kind, ROWS, 1, STREAMED>(rows, row, apart, tokens, token, sums);
         else if (count == 2)
-            float_tile<Kind, ROWS, 2, STREAMED>(rows, row, tokens, token, sums);
+            float_tile<Kind, ROWS, 2, STREAMED>(rows, row, apart, tokens, token, sums);
         else if (count == 3)
-            float_tile<Kind, ROWS, 3, STREAMED>(rows, row, tokens, token, sums);
+            float_tile<Kind, ROWS, 3, STREAMED>(rows, row, apart, tokens, token, sums);
         else if constexpr (TILE_TOKENS > 3)
-            float_tile<Kind, ROWS, 4, STREAMED>(rows, row, tokens, token, sums);
+            float_tile<Kind, ROWS, 4, STREAMED>(rows, row, apart, tokens, token, sums);
     }
+}
+
+// Whole tiles of ROWS rows; returns how many rows these are. Those that are streamed lie far apart, so that each
+// is a stream of its own that goes on where the row ends: the processor fetches ahead of long streams.
+template <class Kind, bool STREAMED, int ROWS>
+INLINE int64_t tiles(const Rows &rows, const Tokens &tokens, const Sums &sums) {
+    const int64_t count = rows.count / ROWS, apart = STREAMED ? count : 1;
+    for (int64_t tile = 0; tile < count; tile++)
+        all_tokens<Kind, STREAMED, ROWS>(rows, STREAMED ? tile : tile * ROWS, apart, tokens, sums);
+    return count * ROWS;
 }
 
 template <class Kind, bool STREAMED> void float_rows(const Rows &rows, const Tokens &tokens, const Sums &sums) {
-    int64_t row = 0;
-    if (tokens.count == 1)
-        for (; row + 8 <= rows.count; row += 8)
-            float_tile<Kind, 8, 1, STREAMED>(rows, row, tokens, 0, sums);
-    for (; row + TILE_ROWS <= rows.count; row += TILE_ROWS)
-        all_tokens<Kind, STREAMED, TILE_ROWS>(rows, row, tokens, sums);
+    int64_t row = tokens.count == 1 ? tiles<Kind, STREAMED, 8>(rows, tokens, sums)
+                                    : tiles<Kind, STREAMED, TILE_ROWS>(rows, tokens, sums);
     for (; row < rows.count; row++)
-        all_tokens<Kind, STREAMED, 1>(rows, row, tokens, sums);
+        all_tokens<Kind, STREAMED, 1>(rows, row, 1, tokens, sums);
+}
+
+template <int LANES, int TOKENS, bool STREAMED, bool HALVES>
+INLINE void int4_tiles(const Rows &rows, const Tokens &tokens, int64_t token, const Sums &sums) {
+    const int64_t apart = rows.count / (LANES * INT4_ROWS) * INT4_ROWS;
+    int64_t row = 0;
+    for (; row < apart; row += INT4_ROWS)
+        int4_tile<LANES, TOKENS, STREAMED, HALVES>(rows, row, INT4_ROWS, apart, tokens, token, sums);
+    for (row *= LANES; row < rows.count; row += INT4_ROWS) {
+        const int64_t count = rows.count - row < INT4_ROWS ? rows.count - row : INT4_ROWS;
+        int4_tile<1, TOKENS, STREAMED, HALVES>(rows, row, count, 0, tokens, token, sums);
+    }
 }
 
 template <bool HALVES, bool STREAMED> void int4_rows(const Rows &rows, const Tokens &tokens, const Sums &sums) {
-    for (int64_t row = 0; row < rows.count; row += INT4_ROWS) {
-        const int64_t count = rows.count - row < INT4_ROWS ? rows.count - row : INT4_ROWS;
-        int64_t token = 0;
-        for (; token + 4 <= tokens.count; token += 4)
-            int4_tile<4, STREAMED, HALVES>(rows, row, count, tokens, token, sums);
-        for (; token < tokens.count; token++)
-            int4_tile<1, STREAMED, HALVES>(rows, row, count, tokens, token, sums);
-    }
+    int64_t token = 0;
+    for (; token + 4 <= tokens.count; token += 4)
+        int4_tiles<2, 4, STREAMED, HALVES>(rows, tokens, token, sums);
+    for (; token < tokens.count; token++)
+        int4_tiles<HALVES ? 2 : 4, 1, STREAMED, HALVES>(rows, tokens, token, sums);
 }
 
 template <bool STREAMED> void products_of(const Rows &rows, const Tokens &tokens, const Sums &sums) {
@@ -591,7 +623,8 @@ void read_streams(const char *from, int64_t bytes) {
     for (int64_t place = 0; place < length; place += LINE)
         UNROLL for (int i = 0; i < STREAMS; i++) {
             const char *line = from + i * length + place;
-            __builtin_prefetch(line + AHEAD);
+            if (AHEAD)
+                __builtin_prefetch(line + AHEAD);
             for (int j = 0; j < LINE; j += WIDTH * 4)
                 total[i] ^= loaded<Ints>(line + j);
         }

@@ -39,14 +39,6 @@ struct Buffer {
     }
 };
 
-inline void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
-
 // A round is one call of in_parallel. Threads join an open round, take parts until none is left, and
 // leave; the caller closes the round when all parts are taken and waits for those still in it. A thread that
 // the system has put aside is not waited for: it finds the round closed.

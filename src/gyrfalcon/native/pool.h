@@ -29,6 +29,15 @@ void *scratch(int thread, Purpose purpose);
 enum SharedPurpose { INPUTS, TURNED, TURNED_SCALES, SPLITS, SHARED_PURPOSES };
 void *shared_scratch(SharedPurpose purpose, int index, size_t bytes);
 
+// Tells the processor that a thread looks again and again for what another one does.
+inline void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
 // Held by the one caller that may use any of this at a time.
 std::mutex &caller();
 

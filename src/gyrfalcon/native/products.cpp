@@ -31,6 +31,8 @@ struct Product {
     int kind;
     int64_t block_rows;
     bool many;
+
+    int64_t blocks(int output) const { return (outputs[output].terms[0].weight.rows + block_rows - 1) / block_rows; }
 };
 
 int64_t bytes_of_columns(int kind, int64_t columns) {
@@ -250,18 +252,16 @@ void multiply(const gf_output *outputs, int num_outputs, int64_t tokens, int kin
     reserve(WEIGHTS, static_cast<size_t>(4 * std::max(MOST_PANEL_ROWS * COLUMNS_AT_ONCE, WIDENED_ROWS * columns)));
     if (product.many && product.kernels->unit)
         reserve(WEIGHTS, product.kernels->unit->memory_bytes(product.block_rows, tokens_at_once));
+    int64_t blocks = 0;
+    for (int i = 0; i < num_outputs; i++)
+        blocks += product.blocks(i);
     for (int64_t start = 0; start < tokens; start += tokens_at_once) {
         const int64_t count = std::min(tokens_at_once, tokens - start);
-        int64_t blocks = 0;
-        for (int i = 0; i < num_outputs; i++)
-            blocks += (outputs[i].terms[0].weight.rows + product.block_rows - 1) / product.block_rows;
         in_parallel(blocks, [&](int64_t block, int thread) {
-            for (int i = 0; i < num_outputs; i++) {
-                const int64_t own = (outputs[i].terms[0].weight.rows + product.block_rows - 1) / product.block_rows;
-                if (block < own)
-                    return compute(product, i, block * product.block_rows, start, count, thread);
-                block -= own;
-            }
+            int output = 0;
+            for (; block >= product.blocks(output); output++)
+                block -= product.blocks(output);
+            compute(product, output, block * product.block_rows, start, count, thread);
         });
     }
 }

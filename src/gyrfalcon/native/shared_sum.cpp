@@ -5,6 +5,7 @@
 // two slots take turns: who arrives has read what it wanted of the turn before, so who has seen all arrive may write
 // over the slots of that one.
 #include "kernels.h"
+#include "pool.h"
 
 #if defined(__linux__)
 #include <algorithm>
@@ -39,14 +40,6 @@ struct alignas(128) Line {
     std::atomic<uint32_t> left;
     std::atomic<pid_t> process;
 };
-
-inline void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
 
 int open_process(pid_t process) { return static_cast<int>(syscall(SYS_pidfd_open, process, 0)); }
 

@@ -11,13 +11,12 @@ from torch import Tensor
 from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
-from gyrfalcon.ops.native_library import Cache, Matrix, Norm, Output, Queries, Term, library
+from gyrfalcon.ops.native_library import KINDS, Cache, Matrix, Norm, Output, Queries, Term, library
 from gyrfalcon.ops.reference import Angles, Product
 from gyrfalcon.quant import Quantised, Weight
 
 CAPTURABLE = False
 
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # gf_kind
 INT8, INT4 = 3, 4
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4}  # gf_activation
 

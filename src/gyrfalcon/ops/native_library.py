@@ -12,11 +12,14 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import torch
+
 from gyrfalcon.errors import UsageError
 
 VARIABLE = "GYRFALCON_NATIVE"
 FILE = "native/libgyrfalcon.so"
 SOURCES = Path(__file__).parent.parent / "native"
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # gf_kind
 
 log = logging.getLogger(__name__)
 

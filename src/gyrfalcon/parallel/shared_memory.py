@@ -10,11 +10,10 @@ import weakref
 import torch
 from torch import Tensor
 
-from gyrfalcon.ops.native_library import library
+from gyrfalcon.ops.native_library import KINDS, library
 from gyrfalcon.parallel.sockets import Sockets
 
 NO_FILE = -1
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # gf_kind
 
 
 class RankGone(RuntimeError):

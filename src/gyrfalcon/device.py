@@ -72,6 +72,19 @@ def use_threads(threads: int | None, ranks_here: int) -> None:
     torch.set_num_threads(threads or max(1, physical // ranks_here))
 
 
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Within it torch computes on the caller's thread alone: after an operation its other threads spin
+    for milliseconds, and take the processor from threads that are not torch's.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def lacks_products(x: Tensor) -> bool:
     """Whether torch multiplies matrices of x's dtype row by row: 16-bit ones on a processor without
     units for them, where float32 is several times as fast (AMD EPYC with AVX2, 512 tokens: six).

@@ -54,7 +54,9 @@ def build_replica(
     limits = Limits(max_len, config.max_batch_tokens, config.max_sequences)
     run = runner(model, operations, place.group, max_len, device)
     vocabulary = Vocabulary.shared(checkpoint.config.vocab_size, place.group)
-    return Replica(run, pool, Scheduler(allocator, limits), vocabulary, device, keeps)
+    scheduler = Scheduler(allocator, limits)
+    own_threads = operations.OWN_THREADS and config.quant != "fp8"
+    return Replica(run, pool, scheduler, vocabulary, device, keeps, own_threads)
 
 
 def runner(model: Falcon, operations: Ops, group: Group, max_len: int, device: torch.device) -> Run:

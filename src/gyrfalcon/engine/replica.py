@@ -5,12 +5,14 @@ the same steps.
 from collections import defaultdict
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
+from gyrfalcon.device import one_torch_thread
 from gyrfalcon.engine import sampler
 from gyrfalcon.engine.scheduler import Scheduler
 from gyrfalcon.kv.pool import KVPool
@@ -38,7 +40,7 @@ class End:
 
 class Replica:
     """What one rank holds. The rank that talks to the user also `keeps` logits and scores of
-    prompts for it.
+    prompts for it. With `own_threads` the run computes on others than torch's.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Replica:
         vocabulary: Vocabulary,
         device: torch.device,
         keeps: bool,
+        own_threads: bool = False,
     ) -> None:
         self.run = run
         self.pool = pool
@@ -56,6 +59,7 @@ class Replica:
         self.vocabulary = vocabulary
         self.device = device
         self.keeps = keeps
+        self._quiet = one_torch_thread if own_threads else nullcontext
         self._logits: dict[int, list[Tensor]] = defaultdict(
             list
         )  # request → float32 [rows, vocab], in order
@@ -83,8 +87,9 @@ class Replica:
 
     def compute(self, chunks: Seq[Chunk]) -> list[StepOutput]:
         """The same for chunks that the scheduler gave."""
-        logits = self.run(Batch.build(chunks, self.pool.block_size), self.pool)
-        return self.scheduler.commit(chunks, self._tokens(chunks, logits))
+        with self._quiet():
+            logits = self.run(Batch.build(chunks, self.pool.block_size), self.pool)
+            return self.scheduler.commit(chunks, self._tokens(chunks, logits))
 
     def _tokens(self, chunks: Seq[Chunk], logits: Tensor) -> list[Token | None]:
         """A new token for each chunk that samples; rows of chunks that want all are kept."""

@@ -7,7 +7,7 @@ namespace gyrfalcon {
 namespace {
 constexpr const char *NAME = "avx2";
 constexpr int64_t AHEAD = 0; // bytes that are fetched before they are needed: none, the processor does it better
-constexpr int TILE_ROWS = 3, TILE_TOKENS = 4;
+constexpr int TILE_ROWS = 3, TILE_TOKENS = 4, SHORT_TILE_ROWS = 3;
 constexpr int PANEL_ROWS = 2 * GYRFALCON_WIDTH, PANEL_TOKENS = 6;
 #include "vectors.h"
 #include "kernels.inl"

@@ -7,6 +7,7 @@ namespace gyrfalcon {
 
 // A row of floats that vectors of any width may read to their end.
 constexpr int64_t padded(int64_t count) { return (count + 15) / 16 * 16; }
+constexpr int64_t padded_shorts(int64_t count) { return (count + 31) / 32 * 32; }
 // Of one number, but i4.
 constexpr int64_t bytes_of(int kind) { return kind == GF_F32 ? 4 : kind == GF_I8 ? 1 : 2; }
 
@@ -33,16 +34,32 @@ struct TurnedTokens {
 constexpr int64_t TURNED_TOKENS = 32;
 constexpr int64_t turned_bytes(int64_t row_bytes) { return (row_bytes + 63) / 64 * 64 * TURNED_TOKENS; } // of a group
 
-// Tokens as the products read them. Floats: each row `stride` floats. For i4 also rounded to 8 bits, each 64
-// columns by themselves; corrections are 8 × scale × sum of the rounded values, for each 32 columns.
+// How tokens are made ready for a product.
+enum Form {
+    FLOATS,       // as floats
+    FLOAT_PANELS, // [panels, columns, panel_tokens]
+    SHORTS,       // rounded to 16 bits, each SHORT_COLUMNS by themselves
+    SHORT_PANELS, // [panels, pairs of columns, panel_tokens, 2]
+    BYTES,        // rounded to 8 bits, each 64 columns by themselves
+    TURNED,       // for a matrix unit
+};
+
+// Sums of so many products of 8 and 16 bits fit 32 bits. Against the largest of a block, 16 bits are 128 times as
+// fine as bfloat16 is.
+constexpr int64_t SHORT_COLUMNS = 512;
+constexpr int64_t short_blocks(int64_t columns) { return (columns + SHORT_COLUMNS - 1) / SHORT_COLUMNS; }
+
+// Tokens as the products read them, `stride` numbers each.
 struct Tokens {
-    const float *floats;
-    const int8_t *rounded;    // [tokens, columns]
-    const float *scales;      // [tokens, columns / 64]
-    const float *corrections; // [tokens, columns / 32]
-    int64_t stride;
-    int64_t count;
-    TurnedTokens turned = {}; // instead of all that, for a matrix unit
+    Form form = FLOATS;
+    int64_t count = 0;
+    int64_t stride = 0;
+    const float *floats = nullptr;
+    const int16_t *shorts = nullptr;
+    const int8_t *bytes = nullptr;
+    const float *scales = nullptr;      // [tokens, blocks]; of panels [panels, blocks, panel_tokens]
+    const float *corrections = nullptr; // of bytes: 8 × scale × sum of the values, [tokens, columns / 32]
+    TurnedTokens turned = {};
 };
 
 // Products with many tokens by a matrix unit.
@@ -92,10 +109,18 @@ struct Kernels {
     void (*pack_rows)(const Rows &rows, int64_t first_column, int64_t columns, float *to);
     void (*panel_products)(const float *panel, const float *tokens, int64_t columns, float *sums, int64_t stride,
                            bool add);
+    // The same with 16-bit numbers, at most SHORT_COLUMNS of one block: rows to [pairs, panel_rows, 2] and their
+    // scales to [groups, panel_rows]; and the products, whose `group` is what pack_short_rows returns.
+    int64_t (*pack_short_rows)(const Rows &rows, int64_t first_column, int64_t columns, int16_t *to, float *scales);
+    void (*short_panel_products)(const int16_t *panel, const float *row_scales, const int16_t *tokens,
+                                 const float *token_scales, int64_t columns, int64_t group, float *sums, int64_t stride,
+                                 bool add);
 
     void (*widen)(const void *from, int kind, int64_t count, float *to);
     void (*narrow)(const float *from, int64_t count, int kind, void *to);
-    void (*round)(const float *from, int64_t columns, int8_t *rounded, float *scales, float *corrections);
+    // Of a token: to bytes, and to shorts with zeros up to padded_shorts(columns).
+    void (*round)(const float *from, int64_t columns, int8_t *bytes, float *scales, float *corrections);
+    void (*round_to_shorts)(const float *from, int64_t columns, int16_t *shorts, float *scales);
     // y = activation(sums + bias), all of `count`
     void (*finish)(const float *sums, const void *bias, int64_t bias_start, int64_t count, int activation, int kind,
                    char *y);

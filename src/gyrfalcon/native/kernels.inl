@@ -3,6 +3,8 @@
 
 // ---- products: `ROWS` rows with `TOKENS` tokens at a time, all sums in registers ----
 
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 struct Sums {
     float *first;
     int64_t stride;
@@ -118,7 +120,7 @@ INLINE void int4_tile(const Rows &rows, int64_t row, int64_t count, int64_t apar
             int4_factors<TOKENS, HALVES>(rows, row + lane * apart, tokens, token, unit, here, factors[lane], less[lane]);
         for (int64_t i = 0; i < count; i++) {
             const char *weights = rows.data + (row + i) * rows.row_bytes + unit * 32;
-            const int8_t *x = tokens.rounded + token * rows.columns + unit * 64;
+            const int8_t *x = tokens.bytes + token * rows.columns + unit * 64;
             Eight sum[LANES][TOKENS];
             UNROLL for (int k = 0; k < LANES * TOKENS; k++) sum[k / TOKENS][k % TOKENS] = total[i][k / TOKENS][k % TOKENS];
             for (int64_t u = 0; u < here; u++) {
@@ -156,38 +158,106 @@ INLINE void int4_tile(const Rows &rows, int64_t row, int64_t count, int64_t apar
         }
 }
 
+// The last bytes of a row, fewer than two vectors of shorts take, zeros after them.
+INLINE Shorts last_shorts(const char *from, int64_t count) {
+    ManyBytes bytes = {};
+    memcpy(&bytes, from, static_cast<size_t>(count));
+    return widened(bytes);
+}
+
+// Rows of i8, `apart` from each other.
+template <int ROWS, int TOKENS, bool STREAMED>
+INLINE void short_tile(const Rows &rows, int64_t row, int64_t apart, const Tokens &tokens, int64_t token,
+                       const Sums &sums) {
+    constexpr int VECTOR = 2 * WIDTH, STEP = STREAMED ? 64 : VECTOR;
+    const int64_t blocks = short_blocks(rows.columns);
+    const char *weights = rows.data + row * rows.row_bytes;
+    const int64_t apart_bytes = apart * rows.row_bytes;
+    const int16_t *x = tokens.shorts + token * tokens.stride;
+    Floats total[ROWS][TOKENS] = {};
+    for (int64_t block = 0; block < blocks; block++) {
+        const int64_t end = smaller(rows.columns, (block + 1) * SHORT_COLUMNS);
+        int64_t column = block * SHORT_COLUMNS;
+        Ints part[ROWS][TOKENS] = {};
+        for (; column + STEP <= end; column += STEP) {
+            if (STREAMED && AHEAD)
+                UNROLL for (int i = 0; i < ROWS; i++) __builtin_prefetch(weights + i * apart_bytes + column + AHEAD);
+            UNROLL for (int place = 0; place < STEP; place += VECTOR) {
+                Shorts weight[ROWS];
+                UNROLL for (int i = 0; i < ROWS; i++)
+                    weight[i] = widened(loaded<ManyBytes>(weights + i * apart_bytes + column + place));
+                UNROLL for (int j = 0; j < TOKENS; j++) {
+                    Shorts input = loaded<Shorts>(x + j * tokens.stride + column + place);
+                    UNROLL for (int i = 0; i < ROWS; i++) part[i][j] = with_products(part[i][j], weight[i], input);
+                }
+            }
+        }
+        for (; column < end; column += VECTOR)
+            UNROLL for (int i = 0; i < ROWS; i++) {
+                Shorts weight = last_shorts(weights + i * apart_bytes + column, smaller(VECTOR, end - column));
+                UNROLL for (int j = 0; j < TOKENS; j++)
+                    part[i][j] = with_products(part[i][j], weight, loaded<Shorts>(x + j * tokens.stride + column));
+            }
+        UNROLL for (int j = 0; j < TOKENS; j++)
+            UNROLL for (int i = 0; i < ROWS; i++)
+                total[i][j] += __builtin_convertvector(part[i][j], Floats) * tokens.scales[(token + j) * blocks + block];
+    }
+    const auto *scales = reinterpret_cast<const float *>(rows.scales);
+    UNROLL for (int i = 0; i < ROWS; i++)
+        UNROLL for (int j = 0; j < TOKENS; j++)
+            sums.put(token + j, row + i * apart, sum(total[i][j]) * scales[row + i * apart]);
+}
+
+// How a kind of weights is multiplied with TOKENS tokens.
+template <class Kind> struct WithFloats {
+    static constexpr int tile_rows = TILE_ROWS;
+    template <int ROWS, int TOKENS, bool STREAMED>
+    INLINE void tile(const Rows &rows, int64_t row, int64_t apart, const Tokens &tokens, int64_t token,
+                     const Sums &sums) {
+        float_tile<Kind, ROWS, TOKENS, STREAMED>(rows, row, apart, tokens, token, sums);
+    }
+};
+struct WithShorts {
+    static constexpr int tile_rows = SHORT_TILE_ROWS;
+    template <int ROWS, int TOKENS, bool STREAMED>
+    INLINE void tile(const Rows &rows, int64_t row, int64_t apart, const Tokens &tokens, int64_t token,
+                     const Sums &sums) {
+        short_tile<ROWS, TOKENS, STREAMED>(rows, row, apart, tokens, token, sums);
+    }
+};
+
 // The tokens in tiles of nearly one size, of TILE_TOKENS at most.
-template <class Kind, bool STREAMED, int ROWS>
+template <class Way, bool STREAMED, int ROWS>
 INLINE void all_tokens(const Rows &rows, int64_t row, int64_t apart, const Tokens &tokens, const Sums &sums) {
     const int64_t tiles = (tokens.count + TILE_TOKENS - 1) / TILE_TOKENS;
     for (int64_t tile = 0; tile < tiles; tile++) {
         const int64_t token = tokens.count * tile / tiles, count = tokens.count * (tile + 1) / tiles - token;
         if (count == 1)
-            float_tile<Kind, ROWS, 1, STREAMED>(rows, row, apart, tokens, token, sums);
+            Way::template tile<ROWS, 1, STREAMED>(rows, row, apart, tokens, token, sums);
         else if (count == 2)
-            float_tile<Kind, ROWS, 2, STREAMED>(rows, row, apart, tokens, token, sums);
+            Way::template tile<ROWS, 2, STREAMED>(rows, row, apart, tokens, token, sums);
         else if (count == 3)
-            float_tile<Kind, ROWS, 3, STREAMED>(rows, row, apart, tokens, token, sums);
+            Way::template tile<ROWS, 3, STREAMED>(rows, row, apart, tokens, token, sums);
         else if constexpr (TILE_TOKENS > 3)
-            float_tile<Kind, ROWS, 4, STREAMED>(rows, row, apart, tokens, token, sums);
+            Way::template tile<ROWS, 4, STREAMED>(rows, row, apart, tokens, token, sums);
     }
 }
 
 // Whole tiles of ROWS rows; returns how many rows these are. Those that are streamed lie far apart, so that each
 // is a stream of its own that goes on where the row ends: the processor fetches ahead of long streams.
-template <class Kind, bool STREAMED, int ROWS>
+template <class Way, bool STREAMED, int ROWS>
 INLINE int64_t tiles(const Rows &rows, const Tokens &tokens, const Sums &sums) {
     const int64_t count = rows.count / ROWS, apart = STREAMED ? count : 1;
     for (int64_t tile = 0; tile < count; tile++)
-        all_tokens<Kind, STREAMED, ROWS>(rows, STREAMED ? tile : tile * ROWS, apart, tokens, sums);
+        all_tokens<Way, STREAMED, ROWS>(rows, STREAMED ? tile : tile * ROWS, apart, tokens, sums);
     return count * ROWS;
 }
 
-template <class Kind, bool STREAMED> void float_rows(const Rows &rows, const Tokens &tokens, const Sums &sums) {
-    int64_t row = tokens.count == 1 ? tiles<Kind, STREAMED, 8>(rows, tokens, sums)
-                                    : tiles<Kind, STREAMED, TILE_ROWS>(rows, tokens, sums);
+template <class Way, bool STREAMED> void all_rows(const Rows &rows, const Tokens &tokens, const Sums &sums) {
+    int64_t row = tokens.count == 1 ? tiles<Way, STREAMED, 8>(rows, tokens, sums)
+                                    : tiles<Way, STREAMED, Way::tile_rows>(rows, tokens, sums);
     for (; row < rows.count; row++)
-        all_tokens<Kind, STREAMED, 1>(rows, row, 1, tokens, sums);
+        all_tokens<Way, STREAMED, 1>(rows, row, 1, tokens, sums);
 }
 
 template <int LANES, int TOKENS, bool STREAMED, bool HALVES>
@@ -211,15 +281,17 @@ template <bool HALVES, bool STREAMED> void int4_rows(const Rows &rows, const Tok
 }
 
 template <bool STREAMED> void products_of(const Rows &rows, const Tokens &tokens, const Sums &sums) {
+    if (tokens.form == SHORTS)
+        return all_rows<WithShorts, STREAMED>(rows, tokens, sums);
     switch (rows.kind) {
     case GF_F32:
-        return float_rows<F32, STREAMED>(rows, tokens, sums);
+        return all_rows<WithFloats<F32>, STREAMED>(rows, tokens, sums);
     case GF_BF16:
-        return float_rows<Bf16, STREAMED>(rows, tokens, sums);
+        return all_rows<WithFloats<Bf16>, STREAMED>(rows, tokens, sums);
     case GF_F16:
-        return float_rows<F16, STREAMED>(rows, tokens, sums);
+        return all_rows<WithFloats<F16>, STREAMED>(rows, tokens, sums);
     case GF_I8:
-        return float_rows<I8, STREAMED>(rows, tokens, sums);
+        return all_rows<WithFloats<I8>, STREAMED>(rows, tokens, sums);
     default:
         return rows.group == 32 ? int4_rows<true, STREAMED>(rows, tokens, sums)
                                 : int4_rows<false, STREAMED>(rows, tokens, sums);
@@ -334,6 +406,72 @@ void panel_products(const float *panel, const float *tokens, int64_t columns, fl
         UNROLL for (int j = 0; j < 2; j++) stored(to + i * stride + j * WIDTH, total[i][j]);
 }
 
+// The same with shorts: pairs of columns take the places of floats.
+struct I8Pairs {
+    INLINE Shorts at(const char *row, int64_t column, int64_t columns) {
+        const int64_t left = columns - column;
+        return left >= 2 * WIDTH ? widened(loaded<ManyBytes>(row + column)) : last_shorts(row + column, left);
+    }
+};
+struct I4Pairs {
+    INLINE Shorts at(const char *row, int64_t column, int64_t) {
+        ManyNibbles both = loaded<ManyNibbles>(row + column / 64 * 32 + column % 32);
+        return widened((ManyBytes)(column & 32 ? both >> 4 : both & 15)) - 8;
+    }
+};
+template <class Pairs> void pack_pairs(const Rows &rows, int64_t first, int64_t columns, int16_t *to) {
+    const int64_t pairs = (columns + 1) / 2;
+    for (int64_t row = 0; row < PANEL_ROWS; row += WIDTH)
+        for (int64_t pair = 0; pair < pairs; pair += WIDTH) {
+            Floats block[WIDTH]; // of any bits
+            UNROLL for (int i = 0; i < WIDTH; i++)
+                block[i] = row + i < rows.count ? (Floats)Pairs::at(rows.data + (row + i) * rows.row_bytes,
+                                                                    first + 2 * pair, first + columns)
+                                                : Floats{};
+            transpose(block);
+            UNROLL for (int i = 0; i < WIDTH; i++) if (pair + i < pairs)
+                stored(to + 2 * ((pair + i) * PANEL_ROWS + row), block[i]);
+        }
+}
+int64_t pack_short_rows(const Rows &rows, int64_t first, int64_t columns, int16_t *to, float *scales) {
+    if (rows.kind == GF_I8) {
+        pack_pairs<I8Pairs>(rows, first, columns, to);
+        for (int64_t row = 0; row < PANEL_ROWS; row++)
+            scales[row] = row < rows.count ? reinterpret_cast<const float *>(rows.scales)[row] : 0.0f;
+        return SHORT_COLUMNS;
+    }
+    pack_pairs<I4Pairs>(rows, first, columns, to);
+    for (int64_t group = first / rows.group; group * rows.group < first + columns; group++, scales += PANEL_ROWS)
+        widen(rows.scales + 2 * group * rows.scale_stride, GF_BF16, smaller(PANEL_ROWS, rows.left), scales);
+    return rows.group;
+}
+
+void short_panel_products(const int16_t *panel, const float *row_scales, const int16_t *tokens,
+                          const float *token_scales, int64_t columns, int64_t group, float *to, int64_t stride,
+                          bool add) {
+    for (int64_t start = 0; start < columns; start += group, row_scales += PANEL_ROWS, add = true) {
+        const int64_t pairs = (smaller(group, columns - start) + 1) / 2;
+        Ints total[PANEL_TOKENS][2] = {};
+        for (int64_t pair = 0; pair < pairs; pair++) {
+            Shorts first = loaded<Shorts>(panel), second = loaded<Shorts>(panel + 2 * WIDTH);
+            UNROLL for (int i = 0; i < PANEL_TOKENS; i++) {
+                Shorts input = (Shorts)same_int(loaded<int32_t>(tokens + 2 * i));
+                total[i][0] = with_products(total[i][0], first, input);
+                total[i][1] = with_products(total[i][1], second, input);
+            }
+            panel += 2 * PANEL_ROWS;
+            tokens += 2 * PANEL_TOKENS;
+        }
+        UNROLL for (int i = 0; i < PANEL_TOKENS; i++)
+            UNROLL for (int j = 0; j < 2; j++) {
+                float *place = to + i * stride + j * WIDTH;
+                Floats scale = loaded<Floats>(row_scales + j * WIDTH) * token_scales[i];
+                Floats before = add ? loaded<Floats>(place) : Floats{};
+                stored(place, before + __builtin_convertvector(total[i][j], Floats) * scale);
+            }
+    }
+}
+
 template <class Kind> void narrow_as(const float *from, int64_t count, char *to) {
     int64_t i = 0;
     for (; i + WIDTH <= count; i += WIDTH)
@@ -353,14 +491,41 @@ void narrow(const float *from, int64_t count, int kind, void *to) {
     }
 }
 
+// Of whole vectors; no number where there is one that is none: its bits are those of the largest integer.
+INLINE float largest_size(const float *x, int64_t count) {
+    Ints top = {};
+    for (int64_t i = 0; i < count; i += WIDTH) {
+        Ints size = loaded<Ints>(x + i) & 0x7fffffff;
+        top = size > top ? size : top;
+    }
+    int32_t best = 0;
+    for (int i = 0; i < WIDTH; i++)
+        best = top[i] > best ? top[i] : best;
+    float size;
+    memcpy(&size, &best, sizeof size);
+    return size;
+}
+
+// Each SHORT_COLUMNS to -32767 … 32767 of their largest. `from` has zeros up to a whole vector.
+void round_to_shorts(const float *from, int64_t columns, int16_t *to, float *scales) {
+    const int64_t padded_columns = padded_shorts(columns);
+    for (int64_t first = 0; first < columns; first += SHORT_COLUMNS) {
+        const int64_t end = smaller(first + SHORT_COLUMNS, padded(columns));
+        const float scale = largest_size(from + first, end - first) / 32767.0f;
+        const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
+        *scales++ = scale;
+        for (int64_t i = first; i < end; i += WIDTH)
+            stored(to + i, narrowed_to_shorts(__builtin_convertvector(rounded(loaded<Floats>(from + i) * inverse), Ints)));
+    }
+    for (int64_t i = padded(columns); i < padded_columns; i++)
+        to[i] = 0;
+}
+
 // Each 64 columns to -127 … 127 of their largest.
 void round(const float *from, int64_t columns, int8_t *rounded_to, float *scales, float *corrections) {
     for (int64_t unit = 0; unit < columns / 64; unit++) {
         const float *x = from + unit * 64;
-        Floats top = {};
-        for (int i = 0; i < 64; i += WIDTH)
-            top = larger((Floats)(loaded<Ints>(x + i) & 0x7fffffff), top);
-        const float scale = largest(top) / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;
+        const float scale = largest_size(x, 64) / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;
         scales[unit] = scale;
         for (int half = 0; half < 2; half++) {
             Floats total = {};
@@ -589,7 +754,10 @@ void attend(const Attending &work, float *keys, float *values, float *scores, fl
             widen(work.values + slot * work.token_bytes, work.kind, work.dim, values + i * stride);
         }
         Rows rows{reinterpret_cast<const char *>(keys), nullptr, stride * 4, 0, count, count, stride, GF_F32, 0};
-        Tokens queries{work.queries, nullptr, nullptr, nullptr, stride, work.rows};
+        Tokens queries;
+        queries.floats = work.queries;
+        queries.stride = stride;
+        queries.count = work.rows;
         products(rows, queries, scores, KEYS_AT_ONCE, false, false);
         int64_t row = 0;
         for (; row < work.rows; row++)
@@ -632,5 +800,22 @@ void read_streams(const char *from, int64_t bytes) {
         asm volatile("" : "+m"(one));
 }
 
-const Kernels kernels = {NAME,  PANEL_ROWS, PANEL_TOKENS, products,  widen_int4, pack_rows, panel_products, widen, narrow,
-                         round, finish,     add_norms,    rotate,    attend,         multiply_add, read_streams};
+const Kernels kernels = {NAME,
+                         PANEL_ROWS,
+                         PANEL_TOKENS,
+                         products,
+                         widen_int4,
+                         pack_rows,
+                         panel_products,
+                         pack_short_rows,
+                         short_panel_products,
+                         widen,
+                         narrow,
+                         round,
+                         round_to_shorts,
+                         finish,
+                         add_norms,
+                         rotate,
+                         attend,
+                         multiply_add,
+                         read_streams};

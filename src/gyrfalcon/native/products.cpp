@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <new>
+#include <string.h>
 
 namespace gyrfalcon {
 namespace {
@@ -18,7 +19,8 @@ constexpr int64_t FEW_TOKENS = 32;
 constexpr int64_t TOKENS_AT_ONCE = 576; // of many: whole panels of every instruction set, whole groups of turned ones
 constexpr int64_t ROWS_AT_ONCE = 64;    // of weights, with many tokens: whole panels
 constexpr int64_t MOST_UNIT_ROWS = 256; // of weights, with a matrix unit: tokens are read again for each block
-constexpr int64_t COLUMNS_AT_ONCE = 256;
+constexpr int64_t COLUMNS_AT_ONCE = 256;               // as floats; as many bytes as SHORT_COLUMNS take
+constexpr int64_t MOST_SCALES = SHORT_COLUMNS / 32;    // of a row
 constexpr int64_t WIDENED_ROWS = 6;
 constexpr int64_t MOST_PANEL_ROWS = 32;
 constexpr int64_t MOST_PANEL_TOKENS = 12;
@@ -54,110 +56,230 @@ Rows rows_of(const gf_matrix &weight, int64_t first, int64_t count) {
             weight.group};
 }
 
-// Whether the tokens are rounded, too: for int4, but not where float32 was asked for.
-bool rounds(const gf_matrix &weight, int kind) { return weight.kind == GF_I4 && kind != GF_F32; }
+// As what tokens are multiplied with a weight. int4's many and int8's are rounded to 16 bits, which costs nothing
+// beside bfloat16's own rounding; int4's few, and those of its matrix unit, to 8. Not where float32 was asked for.
+Form form_of(const Kernels &kernels, const gf_matrix &weight, int64_t tokens, int kind) {
+    const bool many = tokens > FEW_TOKENS;
+    if (many && kernels.unit && kernels.unit->multiplies(weight.kind, kind))
+        return TURNED;
+    if (weight.kind == GF_I4 && kind == GF_F32)
+        return FLOATS;
+    if (kind != GF_F32 && weight.kind == GF_I8)
+        return many ? SHORT_PANELS : SHORTS;
+    if (weight.kind == GF_I4)
+        return many ? SHORT_PANELS : BYTES;
+    return many ? FLOAT_PANELS : FLOATS;
+}
 
-// Many tokens as floats in panels, the last one filled up with zeros: [panels, columns, panel_tokens].
-Tokens packed(const Kernels &kernels, const char *x, int64_t columns, int place, int64_t tokens, int kind) {
-    const int64_t size = kernels.panel_tokens, panels = (tokens + size - 1) / size;
-    auto *to = static_cast<float *>(shared_scratch(INPUTS, place, static_cast<size_t>(4 * panels * size * columns)));
-    reserve(SUMS, static_cast<size_t>(4 * padded(columns)));
-    in_parallel(panels, [&](int64_t panel, int thread) {
-        auto *floats = static_cast<float *>(scratch(thread, SUMS));
-        for (int64_t i = 0; i < size; i++) {
-            const int64_t token = panel * size + i;
-            if (token < tokens)
-                kernels.widen(x + token * columns * bytes_of(kind), kind, columns, floats);
-            else
-                std::fill(floats, floats + columns, 0.0f);
-            for (int64_t column = 0; column < columns; column++)
-                to[(panel * columns + column) * size + i] = floats[column];
-        }
+// Tokens on their way to a form.
+struct Source {
+    const Kernels *kernels;
+    const char *x;
+    int64_t columns;
+    int64_t tokens;
+    int kind;
+    int place; // among the inputs of a call
+
+    int64_t row_bytes() const { return columns * bytes_of(kind); }
+    // One as floats, with zeros after them.
+    void widen(int64_t token, float *floats) const {
+        kernels->widen(x + token * row_bytes(), kind, columns, floats);
+        std::fill(floats + columns, floats + padded(columns), 0.0f);
+    }
+    template <class Number> Number *memory(SharedPurpose purpose, int64_t count) const {
+        return static_cast<Number *>(shared_scratch(purpose, place, static_cast<size_t>(count) * sizeof(Number)));
+    }
+    // each(token, its floats)
+    template <class Each> void for_tokens(const Each &each) const {
+        reserve(SUMS, static_cast<size_t>(padded(columns)) * sizeof(float));
+        in_parallel(tokens, [&](int64_t token, int thread) {
+            auto *floats = static_cast<float *>(scratch(thread, SUMS));
+            widen(token, floats);
+            each(token, floats);
+        });
+    }
+    // The same panel by panel; tokens that do not exist are zeros: each(panel, token in it, floats, thread)
+    template <class Each> void for_panels(const Each &each) const {
+        reserve(SUMS, static_cast<size_t>(padded(columns)) * sizeof(float));
+        in_parallel(panels(), [&](int64_t panel, int thread) {
+            auto *floats = static_cast<float *>(scratch(thread, SUMS));
+            for (int64_t i = 0, token = panel * kernels->panel_tokens; i < kernels->panel_tokens; i++, token++) {
+                if (token < tokens)
+                    widen(token, floats);
+                else
+                    std::fill(floats, floats + padded(columns), 0.0f);
+                each(panel, i, floats, thread);
+            }
+        });
+    }
+    int64_t panels() const { return (tokens + kernels->panel_tokens - 1) / kernels->panel_tokens; }
+};
+
+Tokens as_floats(const Source &source) {
+    Tokens made;
+    made.stride = padded(source.columns);
+    if (source.kind == GF_F32 && made.stride == source.columns) {
+        made.floats = reinterpret_cast<const float *>(source.x);
+        return made;
+    }
+    auto *to = source.memory<float>(INPUTS, source.tokens * made.stride);
+    in_parallel(source.tokens, [&](int64_t token, int) { source.widen(token, to + token * made.stride); });
+    made.floats = to;
+    return made;
+}
+
+Tokens as_float_panels(const Source &source) {
+    const int64_t size = source.kernels->panel_tokens, columns = source.columns;
+    auto *to = source.memory<float>(INPUTS, source.panels() * size * columns);
+    source.for_panels([&](int64_t panel, int64_t i, const float *floats, int) {
+        for (int64_t column = 0; column < columns; column++)
+            to[(panel * columns + column) * size + i] = floats[column];
     });
-    return {to, nullptr, nullptr, nullptr, columns, tokens};
+    Tokens made;
+    made.floats = to;
+    made.stride = columns;
+    return made;
 }
 
-bool takes_unit(const Kernels &kernels, const gf_matrix &weight, int64_t tokens, int kind) {
-    return tokens > FEW_TOKENS && kernels.unit && kernels.unit->multiplies(weight.kind, kind);
+Tokens as_shorts(const Source &source) {
+    const int64_t stride = padded_shorts(source.columns), blocks = short_blocks(source.columns);
+    auto *to = source.memory<int16_t>(INPUTS, source.tokens * stride);
+    auto *scales = source.memory<float>(SCALES, source.tokens * blocks);
+    source.for_tokens([&](int64_t token, const float *floats) {
+        source.kernels->round_to_shorts(floats, source.columns, to + token * stride, scales + token * blocks);
+    });
+    Tokens made;
+    made.shorts = to;
+    made.scales = scales;
+    made.stride = stride;
+    return made;
 }
 
-Tokens for_unit(const TurnedTokens &tokens) {
-    return {nullptr, nullptr, nullptr, nullptr, 0, tokens.count, tokens};
+Tokens as_short_panels(const Source &source) {
+    const int64_t size = source.kernels->panel_tokens, pairs = (source.columns + 1) / 2;
+    const int64_t blocks = short_blocks(source.columns), room = padded_shorts(source.columns);
+    auto *to = source.memory<int16_t>(INPUTS, source.panels() * size * pairs * 2);
+    auto *scales = source.memory<float>(SCALES, source.panels() * size * blocks);
+    reserve(KEYS, static_cast<size_t>(room) * sizeof(int16_t) + static_cast<size_t>(blocks) * sizeof(float));
+    source.for_panels([&](int64_t panel, int64_t i, const float *floats, int thread) {
+        auto *shorts = static_cast<int16_t *>(scratch(thread, KEYS));
+        auto *own_scales = reinterpret_cast<float *>(shorts + room);
+        source.kernels->round_to_shorts(floats, source.columns, shorts, own_scales);
+        for (int64_t pair = 0; pair < pairs; pair++)
+            memcpy(to + 2 * ((panel * pairs + pair) * size + i), shorts + 2 * pair, 2 * sizeof(int16_t));
+        for (int64_t block = 0; block < blocks; block++)
+            scales[(panel * blocks + block) * size + i] = own_scales[block];
+    });
+    Tokens made;
+    made.shorts = to;
+    made.scales = scales;
+    made.stride = 2 * pairs;
+    return made;
+}
+
+Tokens as_bytes(const Source &source) {
+    const int64_t units = source.columns / 64;
+    auto *to = source.memory<int8_t>(INPUTS, source.tokens * source.columns);
+    auto *scales = source.memory<float>(SCALES, source.tokens * units * 3);
+    float *corrections = scales + source.tokens * units;
+    source.for_tokens([&](int64_t token, const float *floats) {
+        source.kernels->round(floats, source.columns, to + token * source.columns, scales + token * units,
+                              corrections + 2 * token * units);
+    });
+    Tokens made;
+    made.bytes = to;
+    made.scales = scales;
+    made.corrections = corrections;
+    made.stride = source.columns;
+    return made;
 }
 
 // Rows of numbers in groups that a matrix unit reads: [groups, turned_bytes(row_bytes)].
-const char *turned(const Kernels &kernels, const void *rows, int64_t row_bytes, int64_t tokens, SharedPurpose purpose,
-                   int place) {
-    const int64_t groups = (tokens + TURNED_TOKENS - 1) / TURNED_TOKENS, size = turned_bytes(row_bytes);
-    auto *to = static_cast<char *>(shared_scratch(purpose, place, static_cast<size_t>(groups * size)));
+const char *turned(const Source &source, const void *rows, int64_t row_bytes, SharedPurpose purpose) {
+    const int64_t groups = (source.tokens + TURNED_TOKENS - 1) / TURNED_TOKENS, size = turned_bytes(row_bytes);
+    auto *to = source.memory<char>(purpose, groups * size);
     in_parallel(groups, [&](int64_t group, int) {
         const int64_t first = group * TURNED_TOKENS;
-        kernels.unit->turn(static_cast<const char *>(rows) + first * row_bytes, row_bytes,
-                           std::min(TURNED_TOKENS, tokens - first), to + group * size);
+        source.kernels->unit->turn(static_cast<const char *>(rows) + first * row_bytes, row_bytes,
+                                   std::min(TURNED_TOKENS, source.tokens - first), to + group * size);
     });
     return to;
 }
 
-// The tokens as floats, rounded, or turned: in the caller's memory where they are ready as they are.
-Tokens ready(const Kernels &kernels, const gf_term &term, int place, int64_t tokens, int kind) {
-    const int64_t columns = term.weight.columns, stride = padded(columns), row_bytes = columns * bytes_of(kind);
-    const char *x = static_cast<const char *>(term.x);
-    const bool unit = takes_unit(kernels, term.weight, tokens, kind);
-    if (unit && !rounds(term.weight, kind))
-        return for_unit({turned(kernels, x, row_bytes, tokens, TURNED, place), nullptr, tokens});
-    if (!rounds(term.weight, kind)) {
-        if (tokens > FEW_TOKENS && term.weight.kind != GF_I4)
-            return packed(kernels, x, columns, place, tokens, kind);
-        if (kind == GF_F32 && stride == columns)
-            return {reinterpret_cast<const float *>(x), nullptr, nullptr, nullptr, stride, tokens};
-        auto *floats = static_cast<float *>(shared_scratch(INPUTS, place, static_cast<size_t>(4 * tokens * stride)));
-        in_parallel(tokens, [&](int64_t token, int) {
-            kernels.widen(x + token * row_bytes, kind, columns, floats + token * stride);
-            std::fill(floats + token * stride + columns, floats + (token + 1) * stride, 0.0f);
-        });
-        return {floats, nullptr, nullptr, nullptr, stride, tokens};
+Tokens as_turned(const Source &source, bool rounded) {
+    Tokens made;
+    made.turned.count = source.tokens;
+    if (!rounded) {
+        made.stride = turned_bytes(source.row_bytes());
+        made.turned.numbers = turned(source, source.x, source.row_bytes(), TURNED_INPUTS);
+        return made;
     }
-    const int64_t units = columns / 64;
-    const size_t size = static_cast<size_t>(tokens * (columns + 12 * units));
-    auto *rounded = static_cast<int8_t *>(shared_scratch(INPUTS, place, size));
-    auto *scales = reinterpret_cast<float *>(rounded + tokens * columns);
-    float *corrections = scales + tokens * units;
-    reserve(SUMS, static_cast<size_t>(4 * stride));
-    in_parallel(tokens, [&](int64_t token, int thread) {
-        auto *floats = static_cast<float *>(scratch(thread, SUMS));
-        kernels.widen(x + token * row_bytes, kind, columns, floats);
-        kernels.round(floats, columns, rounded + token * columns, scales + token * units,
-                      corrections + 2 * token * units);
-    });
-    if (unit)
-        return for_unit({turned(kernels, rounded, columns, tokens, TURNED, place),
-                         turned(kernels, scales, 4 * units, tokens, TURNED_SCALES, place), tokens});
-    return {nullptr, rounded, scales, corrections, stride, tokens};
+    const Tokens bytes = as_bytes(source);
+    made.stride = turned_bytes(source.columns);
+    made.turned.numbers = turned(source, bytes.bytes, source.columns, TURNED_INPUTS);
+    made.turned.scales = turned(source, bytes.scales, source.columns / 64 * 4, TURNED_SCALES);
+    return made;
 }
 
+Tokens ready(const Kernels &kernels, const gf_term &term, int place, int64_t tokens, int kind) {
+    const gf_matrix &weight = term.weight;
+    const Source source{&kernels, static_cast<const char *>(term.x), weight.columns, tokens, kind, place};
+    const Form form = form_of(kernels, weight, tokens, kind);
+    Tokens made = form == FLOATS         ? as_floats(source)
+                  : form == FLOAT_PANELS ? as_float_panels(source)
+                  : form == SHORTS       ? as_shorts(source)
+                  : form == SHORT_PANELS ? as_short_panels(source)
+                  : form == BYTES        ? as_bytes(source)
+                                         : as_turned(source, weight.kind == GF_I4);
+    made.form = form;
+    made.count = tokens;
+    return made;
+}
+
+// `count` of them from `first` on, which begins a panel and a group.
 Tokens some(const Tokens &all, int64_t first, int64_t count, int64_t columns) {
-    if (all.floats)
-        return {all.floats + first * all.stride, nullptr, nullptr, nullptr, all.stride, count};
-    const int64_t units = columns / 64, group = first / TURNED_TOKENS;
-    const char *numbers = all.turned.numbers, *scales = all.turned.scales;
-    if (scales)
-        return for_unit({numbers + group * turned_bytes(columns), scales + group * turned_bytes(4 * units), count});
-    if (numbers)
-        return for_unit({numbers + group * turned_bytes(2 * columns), nullptr, count});
-    return {nullptr, all.rounded + first * columns, all.scales + first * units, all.corrections + 2 * first * units,
-            all.stride, count};
+    Tokens part = all;
+    part.count = part.turned.count = count;
+    const int64_t group = first / TURNED_TOKENS, units = columns / 64;
+    switch (all.form) {
+    case FLOATS:
+    case FLOAT_PANELS:
+        part.floats += first * all.stride;
+        break;
+    case SHORTS:
+    case SHORT_PANELS:
+        part.shorts += first * all.stride;
+        part.scales += first * short_blocks(columns);
+        break;
+    case BYTES:
+        part.bytes += first * all.stride;
+        part.scales += first * units;
+        part.corrections += 2 * first * units;
+        break;
+    case TURNED:
+        part.turned.numbers += group * all.stride;
+        if (part.turned.scales)
+            part.turned.scales += group * turned_bytes(4 * units);
+    }
+    return part;
+}
+
+// A weight's rows from `row` on, `most` of them.
+Rows from_row(const Rows &rows, int64_t row, int64_t most) {
+    Rows some = rows;
+    some.data += row * rows.row_bytes;
+    some.scales = rows.scales ? rows.scales + row * (rows.kind == GF_I4 ? 2 : 4) : nullptr;
+    some.count = std::min(most, rows.count - row);
+    some.left -= row;
+    return some;
 }
 
 // The sums of one term, panel by panel and some columns at a time: a panel of weights stays in the cache nearest
 // to the processor while all tokens pass by.
-void add_panels(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add,
-                int thread) {
-    auto *panel = static_cast<float *>(scratch(thread, WEIGHTS));
+void add_float_panels(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride,
+                      bool add, float *panel) {
     for (int64_t row = 0; row < rows.count; row += kernels.panel_rows) {
-        Rows some = rows;
-        some.data += row * rows.row_bytes;
-        some.scales = rows.scales ? rows.scales + 4 * row : nullptr;
-        some.count = std::min(kernels.panel_rows, rows.count - row);
+        const Rows some = from_row(rows, row, kernels.panel_rows);
         for (int64_t column = 0; column < rows.columns; column += COLUMNS_AT_ONCE) {
             const int64_t columns = std::min(COLUMNS_AT_ONCE, rows.columns - column);
             kernels.pack_rows(some, column, columns, panel);
@@ -168,21 +290,51 @@ void add_panels(const Kernels &kernels, const Rows &rows, const Tokens &tokens, 
     }
 }
 
+void add_short_panels(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride,
+                      bool add, float *memory) {
+    auto *panel = reinterpret_cast<int16_t *>(memory + MOST_PANEL_ROWS * MOST_SCALES);
+    const int64_t blocks = short_blocks(rows.columns);
+    for (int64_t row = 0; row < rows.count; row += kernels.panel_rows) {
+        const Rows some = from_row(rows, row, kernels.panel_rows);
+        for (int64_t block = 0; block < blocks; block++) {
+            const int64_t column = block * SHORT_COLUMNS, columns = std::min(SHORT_COLUMNS, rows.columns - column);
+            const int64_t group = kernels.pack_short_rows(some, column, columns, panel, memory);
+            for (int64_t token = 0; token < tokens.count; token += kernels.panel_tokens)
+                kernels.short_panel_products(panel, memory,
+                                             tokens.shorts + token * tokens.stride + column * kernels.panel_tokens,
+                                             tokens.scales + token * blocks + block * kernels.panel_tokens, columns,
+                                             group, sums + token * stride + row, stride, add || block);
+        }
+    }
+}
+
 // The sums of one term of int4 with tokens that are not rounded.
 void add_widened(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add,
-                 int thread) {
-    auto *floats = static_cast<float *>(scratch(thread, WEIGHTS));
+                 float *floats) {
     for (int64_t row = 0; row < rows.count; row += WIDENED_ROWS) {
-        Rows some = rows;
-        some.data += row * rows.row_bytes;
-        some.scales += 2 * row;
-        some.count = std::min(WIDENED_ROWS, rows.count - row);
+        Rows some = from_row(rows, row, WIDENED_ROWS);
         kernels.widen_int4(some, floats, rows.columns);
         some.data = reinterpret_cast<const char *>(floats);
         some.row_bytes = 4 * rows.columns;
         some.kind = GF_F32;
         kernels.products(some, tokens, sums + row, stride, add, false);
     }
+}
+
+// The sums of one term in a thread's own memory.
+void add_term(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add,
+              bool many, void *memory) {
+    auto *floats = static_cast<float *>(memory);
+    if (tokens.form == TURNED)
+        kernels.unit->products(rows, tokens.turned, sums, stride, add, memory);
+    else if (tokens.form == SHORT_PANELS)
+        add_short_panels(kernels, rows, tokens, sums, stride, add, floats);
+    else if (tokens.form == FLOAT_PANELS)
+        add_float_panels(kernels, rows, tokens, sums, stride, add, floats);
+    else if (rows.kind == GF_I4 && tokens.form == FLOATS)
+        add_widened(kernels, rows, tokens, sums, stride, add, floats);
+    else
+        kernels.products(rows, tokens, sums, stride, add, !many);
 }
 
 // One output's rows from `first` on, for tokens from `start` on.
@@ -196,14 +348,7 @@ void compute(const Product &product, int number, int64_t first, int64_t start, i
         const gf_matrix &weight = output.terms[i].weight;
         Rows rows = rows_of(weight, first, count);
         Tokens inputs = some(product.inputs[2 * number + i], start, tokens, weight.columns);
-        if (inputs.turned.numbers)
-            kernels.unit->products(rows, inputs.turned, sums, product.block_rows, i > 0, scratch(thread, WEIGHTS));
-        else if (weight.kind == GF_I4 && inputs.floats)
-            add_widened(kernels, rows, inputs, sums, product.block_rows, i > 0, thread);
-        else if (product.many && weight.kind != GF_I4)
-            add_panels(kernels, rows, inputs, sums, product.block_rows, i > 0, thread);
-        else
-            kernels.products(rows, inputs, sums, product.block_rows, i > 0, !product.many);
+        add_term(kernels, rows, inputs, sums, product.block_rows, i > 0, product.many, scratch(thread, WEIGHTS));
     }
     const int64_t size = bytes_of(product.kind);
     for (int64_t token = 0; token < tokens; token++) {
@@ -249,7 +394,8 @@ void multiply(const gf_output *outputs, int num_outputs, int64_t tokens, int kin
     product.block_rows = block_rows(*product.kernels, outputs, num_outputs, product.many);
     const int64_t tokens_at_once = std::min(tokens, TOKENS_AT_ONCE);
     reserve(SUMS, static_cast<size_t>(4 * (tokens_at_once + MOST_PANEL_TOKENS) * product.block_rows));
-    reserve(WEIGHTS, static_cast<size_t>(4 * std::max(MOST_PANEL_ROWS * COLUMNS_AT_ONCE, WIDENED_ROWS * columns)));
+    const int64_t panel = MOST_PANEL_ROWS * (COLUMNS_AT_ONCE + MOST_SCALES);
+    reserve(WEIGHTS, static_cast<size_t>(4 * std::max(panel, WIDENED_ROWS * columns)));
     if (product.many && product.kernels->unit)
         reserve(WEIGHTS, product.kernels->unit->memory_bytes(product.block_rows, tokens_at_once));
     int64_t blocks = 0;

@@ -76,6 +76,18 @@ INLINE Bytes narrowed(Ints values) { // of -128 … 127
 #endif
 }
 
+typedef int16_t SomeShorts __attribute__((vector_size(WIDTH * 2)));
+INLINE SomeShorts narrowed_to_shorts(Ints values) { // of -32768 … 32767
+#if defined(__AVX2__) && GYRFALCON_WIDTH == 8
+    __m256i both = _mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)values, (__m256i)values), 0x08);
+    return (SomeShorts)_mm256_castsi256_si128(both);
+#elif defined(__AVX512F__) && GYRFALCON_WIDTH == 16
+    return (SomeShorts)_mm512_cvtepi32_epi16((__m512i)values);
+#else
+    return __builtin_convertvector(values, SomeShorts);
+#endif
+}
+
 INLINE Floats from_bf16(Halves bits) { return (Floats)(widened(bits) << 16); }
 
 // Round to nearest, ties to even; what is no number stays none.
@@ -205,7 +217,7 @@ template <int HALF = WIDTH / 2> INLINE void transpose(Floats (&v)[WIDTH]) {
 typedef float Eight __attribute__((vector_size(32)));
 typedef int32_t EightInts __attribute__((vector_size(32)));
 typedef uint32_t EightWords __attribute__((vector_size(32)));
-typedef int16_t Shorts __attribute__((vector_size(32)));
+typedef int16_t Sixteen __attribute__((vector_size(32)));
 typedef uint8_t Nibbles __attribute__((vector_size(32))); // at most 15
 typedef int8_t Quads __attribute__((vector_size(32)));
 
@@ -220,13 +232,43 @@ INLINE EightInts multiplied(Nibbles a, Quads b, Nibbles c, Quads d) {
                                      _mm256_maddubs_epi16((__m256i)c, (__m256i)d));
     return (EightInts)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #else
-    Shorts even = ((Shorts)a & 255) * (((Shorts)b << 8) >> 8) + ((Shorts)c & 255) * (((Shorts)d << 8) >> 8);
-    Shorts odd = ((Shorts)a >> 8) * ((Shorts)b >> 8) + ((Shorts)c >> 8) * ((Shorts)d >> 8);
-    Shorts pairs = even + odd;
+    Sixteen even = ((Sixteen)a & 255) * (((Sixteen)b << 8) >> 8) + ((Sixteen)c & 255) * (((Sixteen)d << 8) >> 8);
+    Sixteen odd = ((Sixteen)a >> 8) * ((Sixteen)b >> 8) + ((Sixteen)c >> 8) * ((Sixteen)d >> 8);
+    Sixteen pairs = even + odd;
     return (((EightInts)pairs << 16) >> 16) + ((EightInts)pairs >> 16);
 #endif
 }
 INLINE EightInts multiplied(Nibbles a, Quads b) { return multiplied(a, b, Nibbles{}, Quads{}); }
+
+// ---- products of 16-bit integers ----
+
+typedef int16_t Shorts __attribute__((vector_size(WIDTH * 4)));
+typedef int8_t ManyBytes __attribute__((vector_size(WIDTH * 2)));
+typedef uint8_t ManyNibbles __attribute__((vector_size(WIDTH * 2))); // pairs of them
+
+INLINE Shorts widened(ManyBytes bytes) {
+#if defined(__AVX2__) && GYRFALCON_WIDTH == 8
+    return (Shorts)_mm256_cvtepi8_epi16((__m128i)bytes);
+#elif defined(__AVX512BW__) && GYRFALCON_WIDTH == 16
+    return (Shorts)_mm512_cvtepi8_epi16((__m256i)bytes);
+#else
+    return __builtin_convertvector(bytes, Shorts);
+#endif
+}
+
+// sums + the products of neighbours, two and two together.
+INLINE Ints with_products(Ints sums, Shorts a, Shorts b) {
+#if defined(__AVX512VNNI__) && GYRFALCON_WIDTH == 16
+    return (Ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+#elif defined(__AVX2__) && GYRFALCON_WIDTH == 8
+    sums += (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+    asm("" : "+x"(sums)); // or GCC adds products up first, and has no registers for them
+    return sums;
+#else
+    Ints even = ((Ints)((Words)a << 16) >> 16) * ((Ints)((Words)b << 16) >> 16);
+    return sums + even + ((Ints)a >> 16) * ((Ints)b >> 16);
+#endif
+}
 
 // ---- functions ----
 

@@ -29,6 +29,7 @@ class Ops(Protocol):
     """One implementation of every operation; `ops/reference.py` says what each means."""
 
     CAPTURABLE: bool  # whether a CUDA graph can hold them: they take lengths from the device
+    OWN_THREADS: bool  # whether they compute on others than torch's
 
     def linear(
         self, x: Tensor, weight: Weight, bias: Tensor | None = None, activation: str | None = None

@@ -16,6 +16,7 @@ from gyrfalcon.ops.reference import Angles, Product
 from gyrfalcon.quant import Quantised, Weight
 
 CAPTURABLE = False
+OWN_THREADS = True
 
 INT8, INT4 = 3, 4
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4}  # gf_activation
@@ -62,10 +63,9 @@ def summed(*each: tuple[Tensor, Weight]) -> Tensor:
     if not _known(*(weight for _, weight in each)):
         return reference.summed(*each)
     x, weight = each[0]
-    tokens = x.shape[0]
-    y = x.new_empty(tokens, weight.shape[0])
+    y = x.new_empty(x.shape[0], weight.shape[0])
     output = Output(y.data_ptr(), None, _terms(*each), len(each), ACTIVATIONS[None])
-    _check(LIBRARY.gf_products(output, 1, tokens, KINDS[x.dtype]))
+    _check(LIBRARY.gf_products(output, 1, x.shape[0], KINDS[x.dtype]))
     return y
 
 

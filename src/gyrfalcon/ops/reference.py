@@ -18,6 +18,7 @@ from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.quant import Quantised, Weight, dequantise
 
 CAPTURABLE = False  # a context's length decides, on the host, how much is gathered
+OWN_THREADS = False
 WIDENED_WEIGHTS = 1 << 24  # of a matrix at a time: 64 MiB in float32
 MANY_TOKENS = 16  # from here on widening the weights takes less time than it saves
 

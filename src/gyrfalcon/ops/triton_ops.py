@@ -15,6 +15,7 @@ from gyrfalcon.ops.triton_rotary import place as place
 from gyrfalcon.quant import Weight
 
 CAPTURABLE = True
+OWN_THREADS = False
 
 
 def products(*each: Product) -> list[Tensor]:

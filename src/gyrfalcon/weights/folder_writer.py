@@ -5,13 +5,14 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from gyrfalcon.device import one_torch_thread
 from gyrfalcon.errors import UsageError
 from gyrfalcon.progress import Bar, bar
 from gyrfalcon.weights.build import Build, build
@@ -126,20 +127,9 @@ def _write_stages(read: Read, plan: Plan, work: Build) -> None:
     ]
     wanted = sum(plan.stage_bytes(stage) for stage in todo)
     work.reserve(wanted)
-    with bar(wanted, "B", "writing") as progress, Lanes() as lanes, _one_thread():
+    with bar(wanted, "B", "writing") as progress, Lanes() as lanes, one_torch_thread():
         for stage in todo:
             work.record(_write_stage(read, plan, stage, work, lanes, progress))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Torch's threads would spin between the many small copies and take the processor from hashing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _is_finished(plan: Plan, number: int, work: Build) -> bool:

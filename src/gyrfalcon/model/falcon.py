@@ -111,7 +111,8 @@ class Falcon:
         float32 [rows, own tokens].
         """
         x, part = self.embedding(batch.token_ids), None  # [tokens, hidden]
-        angles = self.rotary and self.rotary.angles(batch.positions, batch.rope_lengths)
+        places = batch.positions, batch.rope_lengths
+        angles = None if self.rotary is None else self.rotary.angles(*places)
         for block, cache in zip(self.blocks, pool.layers, strict=True):
             x, part = block(x, part, angles, batch, cache)
         _, [normed] = self.final_norm(x, part)

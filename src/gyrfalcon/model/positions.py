@@ -26,9 +26,8 @@ class Rotary:
         """
         frequencies = self.frequencies
         if self.rope.kind == "dynamic":
-            frequencies = _powers(
-                _dynamic_base(self.rope, self.head_dim, lengths)[:, None], self.head_dim
-            )
+            base = _dynamic_base(self.rope, self.head_dim, lengths)
+            frequencies = _powers(base[:, None], self.head_dim)
         angles = positions[:, None].float() * frequencies
         return angles.cos() * self.rope.attention_factor, angles.sin() * self.rope.attention_factor
 

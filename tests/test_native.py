@@ -31,7 +31,7 @@ KINDS = ("fp32", "bf16", "fp16", "int8", "int4", "int4-32", "int4-128")
 # Of the largest number: what one rounding to the dtype may be off by, and sums in another order.
 TOLERANCES = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 LARGE = ((32, 65, 2176), (33, 300, 1152), (130, 49, 64), (511, 64, 128), (600, 33, 192))
-INT4_TOLERANCE = 2e-2  # activations are rounded to 8 bits
+INT4_TOLERANCE = 2e-2  # activations may be rounded to 8 bits
 
 
 @pytest.fixture(autouse=True, params=SETS)
@@ -110,6 +110,44 @@ def test_products_of_any_shape_equal_those_of_exact_arithmetic(number: int) -> N
     shape = (draw.choice(sizes[:-1]), draw.choice(sizes), draw.choice(sizes[:7]) * unit)
     activation = draw.choice([None, "gelu"])
     check_product(kind, draw.choice(DTYPES), shape, activation, draw.random() < 0.5)
+
+
+@pytest.mark.parametrize("columns", [513, 1001, 1545])
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "fp16", "int8"])
+def test_long_rows_may_end_within_a_vector(
+    kind: str, dtype: torch.dtype, tokens: int, columns: int
+) -> None:
+    check_product(kind, dtype, (tokens, 50, columns), None, bias=True)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["int8", "int4", "int4-32"])
+def test_rounded_tokens_hide_neither_infinity_nor_what_is_no_number(
+    kind: str, dtype: torch.dtype, tokens: int
+) -> None:
+    weight, _ = stored_as(kind, drawn(70, 640))
+    for bad in (torch.nan, torch.inf):
+        x = drawn(tokens, 640, seed=1).to(dtype)
+        x[-1, 600] = bad
+        finite = native.linear(x, weight).isfinite()
+        assert not finite[-1].any()
+        assert finite[:-1].all()
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_int8_keeps_small_activations_beside_large_ones(tokens: int) -> None:
+    """16 bits for a block: what bfloat16's own rounding of the large one is off by comes nowhere near."""
+    weight, exact_weight = stored_as("int8", drawn(64, 512) / 512**0.5)
+    x = drawn(tokens, 512, seed=1).bfloat16()
+    x[:, 7] = 100
+    exact = x.float() @ exact_weight.T
+    assert_near(native.linear(x, weight), exact, TOLERANCES[torch.bfloat16])
+    weight.data[:, 7] = 0  # the large one itself is not asked for
+    exact = x.float() @ dequantise(weight, torch.float32).T
+    assert_near(native.linear(x, weight), exact, TOLERANCES[torch.bfloat16])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -37,27 +37,30 @@ constexpr int64_t turned_bytes(int64_t row_bytes) { return (row_bytes + 63) / 64
 // How tokens are made ready for a product.
 enum Form {
     FLOATS,       // as floats
-    FLOAT_PANELS, // [panels, columns, panel_tokens]
+    FLOAT_PANELS, // [blocks of FLOAT_COLUMNS, panels, columns, panel_tokens]
     SHORTS,       // rounded to 16 bits, each SHORT_COLUMNS by themselves
-    SHORT_PANELS, // [panels, pairs of columns, panel_tokens, 2]
+    SHORT_PANELS, // [blocks, panels, pairs of columns, panel_tokens, 2]
     BYTES,        // rounded to 8 bits, each 64 columns by themselves
     TURNED,       // for a matrix unit
 };
 
+constexpr int64_t FLOAT_COLUMNS = 256; // as many bytes as SHORT_COLUMNS take
 // Sums of so many products of 8 and 16 bits fit 32 bits. Against the largest of a block, 16 bits are 128 times as
 // fine as bfloat16 is.
 constexpr int64_t SHORT_COLUMNS = 512;
 constexpr int64_t short_blocks(int64_t columns) { return (columns + SHORT_COLUMNS - 1) / SHORT_COLUMNS; }
 
-// Tokens as the products read them, `stride` numbers each.
+// Tokens as the products read them, `stride` numbers each. In panels they are the `first` and those after it of
+// `stride` tokens.
 struct Tokens {
     Form form = FLOATS;
     int64_t count = 0;
     int64_t stride = 0;
+    int64_t first = 0;
     const float *floats = nullptr;
     const int16_t *shorts = nullptr;
     const int8_t *bytes = nullptr;
-    const float *scales = nullptr;      // [tokens, blocks]; of panels [panels, blocks, panel_tokens]
+    const float *scales = nullptr;      // [tokens, blocks]; of panels [blocks, tokens]
     const float *corrections = nullptr; // of bytes: 8 × scale × sum of the values, [tokens, columns / 32]
     TurnedTokens turned = {};
 };

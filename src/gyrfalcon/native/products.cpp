@@ -19,10 +19,8 @@ constexpr int64_t FEW_TOKENS = 32;
 constexpr int64_t TOKENS_AT_ONCE = 576; // of many: whole panels of every instruction set, whole groups of turned ones
 constexpr int64_t ROWS_AT_ONCE = 64;    // of weights, with many tokens: whole panels
 constexpr int64_t MOST_UNIT_ROWS = 256; // of weights, with a matrix unit: tokens are read again for each block
-constexpr int64_t COLUMNS_AT_ONCE = 256;               // as floats; as many bytes as SHORT_COLUMNS take
 constexpr int64_t MOST_SCALES = SHORT_COLUMNS / 32;    // of a row
 constexpr int64_t WIDENED_ROWS = 6;
-constexpr int64_t MOST_PANEL_ROWS = 32;
 constexpr int64_t MOST_PANEL_TOKENS = 12;
 constexpr int64_t BLOCKS_A_THREAD = 8; // of rows, so that threads end at about the same time
 
@@ -131,13 +129,17 @@ Tokens as_floats(const Source &source) {
 Tokens as_float_panels(const Source &source) {
     const int64_t size = source.kernels->panel_tokens, columns = source.columns;
     auto *to = source.memory<float>(INPUTS, source.panels() * size * columns);
-    source.for_panels([&](int64_t panel, int64_t i, const float *floats, int) {
-        for (int64_t column = 0; column < columns; column++)
-            to[(panel * columns + column) * size + i] = floats[column];
-    });
     Tokens made;
     made.floats = to;
-    made.stride = columns;
+    made.stride = source.panels() * size;
+    source.for_panels([&](int64_t panel, int64_t i, const float *floats, int) {
+        for (int64_t first = 0; first < columns; first += FLOAT_COLUMNS) {
+            const int64_t count = std::min(FLOAT_COLUMNS, columns - first);
+            float *block = to + first * made.stride + panel * size * count;
+            for (int64_t column = 0; column < count; column++)
+                block[column * size + i] = floats[first + column];
+        }
+    });
     return made;
 }
 
@@ -160,20 +162,23 @@ Tokens as_short_panels(const Source &source) {
     const int64_t blocks = short_blocks(source.columns), room = padded_shorts(source.columns);
     auto *to = source.memory<int16_t>(INPUTS, source.panels() * size * pairs * 2);
     auto *scales = source.memory<float>(SCALES, source.panels() * size * blocks);
+    Tokens made;
+    made.shorts = to;
+    made.scales = scales;
+    made.stride = source.panels() * size;
     reserve(KEYS, static_cast<size_t>(room) * sizeof(int16_t) + static_cast<size_t>(blocks) * sizeof(float));
     source.for_panels([&](int64_t panel, int64_t i, const float *floats, int thread) {
         auto *shorts = static_cast<int16_t *>(scratch(thread, KEYS));
         auto *own_scales = reinterpret_cast<float *>(shorts + room);
         source.kernels->round_to_shorts(floats, source.columns, shorts, own_scales);
-        for (int64_t pair = 0; pair < pairs; pair++)
-            memcpy(to + 2 * ((panel * pairs + pair) * size + i), shorts + 2 * pair, 2 * sizeof(int16_t));
-        for (int64_t block = 0; block < blocks; block++)
-            scales[(panel * blocks + block) * size + i] = own_scales[block];
+        for (int64_t block = 0; block < blocks; block++) {
+            const int64_t first = block * SHORT_COLUMNS / 2, count = std::min(SHORT_COLUMNS / 2, pairs - first);
+            int16_t *own = to + 2 * (first * made.stride + panel * size * count + i);
+            for (int64_t pair = 0; pair < count; pair++)
+                memcpy(own + 2 * pair * size, shorts + 2 * (first + pair), 2 * sizeof(int16_t));
+            scales[block * made.stride + panel * size + i] = own_scales[block];
+        }
     });
-    Tokens made;
-    made.shorts = to;
-    made.scales = scales;
-    made.stride = 2 * pairs;
     return made;
 }
 
@@ -243,11 +248,13 @@ Tokens some(const Tokens &all, int64_t first, int64_t count, int64_t columns) {
     const int64_t group = first / TURNED_TOKENS, units = columns / 64;
     switch (all.form) {
     case FLOATS:
-    case FLOAT_PANELS:
         part.floats += first * all.stride;
         break;
-    case SHORTS:
+    case FLOAT_PANELS:
     case SHORT_PANELS:
+        part.first = first;
+        break;
+    case SHORTS:
         part.shorts += first * all.stride;
         part.scales += first * short_blocks(columns);
         break;
@@ -274,37 +281,39 @@ Rows from_row(const Rows &rows, int64_t row, int64_t most) {
     return some;
 }
 
-// The sums of one term, panel by panel and some columns at a time: a panel of weights stays in the cache nearest
-// to the processor while all tokens pass by.
+// The sums of one term, some columns at a time: the panels of all rows stay in the second cache while the tokens
+// pass by, and a panel of tokens in the first while all rows do.
 void add_float_panels(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride,
-                      bool add, float *panel) {
-    for (int64_t row = 0; row < rows.count; row += kernels.panel_rows) {
-        const Rows some = from_row(rows, row, kernels.panel_rows);
-        for (int64_t column = 0; column < rows.columns; column += COLUMNS_AT_ONCE) {
-            const int64_t columns = std::min(COLUMNS_AT_ONCE, rows.columns - column);
-            kernels.pack_rows(some, column, columns, panel);
-            for (int64_t token = 0; token < tokens.count; token += kernels.panel_tokens)
-                kernels.panel_products(panel, tokens.floats + token * rows.columns + column * kernels.panel_tokens,
-                                       columns, sums + token * stride + row, stride, add || column);
-        }
+                      bool add, float *panels) {
+    for (int64_t column = 0; column < rows.columns; column += FLOAT_COLUMNS) {
+        const int64_t columns = std::min(FLOAT_COLUMNS, rows.columns - column);
+        for (int64_t row = 0; row < rows.count; row += kernels.panel_rows)
+            kernels.pack_rows(from_row(rows, row, kernels.panel_rows), column, columns, panels + row * columns);
+        for (int64_t token = 0; token < tokens.count; token += kernels.panel_tokens)
+            for (int64_t row = 0; row < rows.count; row += kernels.panel_rows)
+                kernels.panel_products(panels + row * columns,
+                                       tokens.floats + column * tokens.stride + (tokens.first + token) * columns, columns,
+                                       sums + token * stride + row, stride, add || column);
     }
 }
 
 void add_short_panels(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride,
                       bool add, float *memory) {
-    auto *panel = reinterpret_cast<int16_t *>(memory + MOST_PANEL_ROWS * MOST_SCALES);
+    auto *panels = reinterpret_cast<int16_t *>(memory + ROWS_AT_ONCE * MOST_SCALES);
     const int64_t blocks = short_blocks(rows.columns);
-    for (int64_t row = 0; row < rows.count; row += kernels.panel_rows) {
-        const Rows some = from_row(rows, row, kernels.panel_rows);
-        for (int64_t block = 0; block < blocks; block++) {
-            const int64_t column = block * SHORT_COLUMNS, columns = std::min(SHORT_COLUMNS, rows.columns - column);
-            const int64_t group = kernels.pack_short_rows(some, column, columns, panel, memory);
-            for (int64_t token = 0; token < tokens.count; token += kernels.panel_tokens)
-                kernels.short_panel_products(panel, memory,
-                                             tokens.shorts + token * tokens.stride + column * kernels.panel_tokens,
-                                             tokens.scales + token * blocks + block * kernels.panel_tokens, columns,
+    for (int64_t block = 0; block < blocks; block++) {
+        const int64_t column = block * SHORT_COLUMNS, columns = std::min(SHORT_COLUMNS, rows.columns - column);
+        const int64_t even = (columns + 1) / 2 * 2;
+        int64_t group = 0;
+        for (int64_t row = 0; row < rows.count; row += kernels.panel_rows)
+            group = kernels.pack_short_rows(from_row(rows, row, kernels.panel_rows), column, columns,
+                                            panels + row * SHORT_COLUMNS, memory + row * MOST_SCALES);
+        for (int64_t token = 0; token < tokens.count; token += kernels.panel_tokens)
+            for (int64_t row = 0; row < rows.count; row += kernels.panel_rows)
+                kernels.short_panel_products(panels + row * SHORT_COLUMNS, memory + row * MOST_SCALES,
+                                             tokens.shorts + column * tokens.stride + (tokens.first + token) * even,
+                                             tokens.scales + block * tokens.stride + tokens.first + token, columns,
                                              group, sums + token * stride + row, stride, add || block);
-        }
     }
 }
 
@@ -394,8 +403,8 @@ void multiply(const gf_output *outputs, int num_outputs, int64_t tokens, int kin
     product.block_rows = block_rows(*product.kernels, outputs, num_outputs, product.many);
     const int64_t tokens_at_once = std::min(tokens, TOKENS_AT_ONCE);
     reserve(SUMS, static_cast<size_t>(4 * (tokens_at_once + MOST_PANEL_TOKENS) * product.block_rows));
-    const int64_t panel = MOST_PANEL_ROWS * (COLUMNS_AT_ONCE + MOST_SCALES);
-    reserve(WEIGHTS, static_cast<size_t>(4 * std::max(panel, WIDENED_ROWS * columns)));
+    const int64_t panels = ROWS_AT_ONCE * (FLOAT_COLUMNS + MOST_SCALES);
+    reserve(WEIGHTS, static_cast<size_t>(4 * std::max(panels, WIDENED_ROWS * columns)));
     if (product.many && product.kernels->unit)
         reserve(WEIGHTS, product.kernels->unit->memory_bytes(product.block_rows, tokens_at_once));
     int64_t blocks = 0;

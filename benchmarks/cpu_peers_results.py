@@ -170,6 +170,10 @@ def to_json(rows: Sequence[Row], turns: Sequence[Turn]) -> dict[str, object]:
     }
 
 
+def _shown(ms: float) -> str:
+    return f"{ms:,.0f} ms" if ms >= 1000 else f"{ms:.1f} ms"
+
+
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Medians as bars, one panel for each case and phase, ours filled darker; needs matplotlib."""
     from matplotlib.figure import Figure
@@ -184,10 +188,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         bars = axes.barh(
             [row.engine for row in panel], [row.median_ms for row in panel], color=colours
         )
-        axes.bar_label(bars, [f"{row.median_ms:.4g} ms" for row in panel], padding=3, fontsize=8)
+        axes.bar_label(bars, [_shown(row.median_ms) for row in panel], padding=3, fontsize=8)
         axes.set_title(head, fontsize=9, loc="left")
         axes.invert_yaxis()
-        axes.margins(x=0.15)
+        axes.margins(x=0.18)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
     figure.savefig(path)

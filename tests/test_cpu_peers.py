@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from gyrfalcon.config import ModelConfig
+from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.roofline import Limits
 
 cpu_peers = import_module("cpu_peers")
@@ -96,6 +98,22 @@ def test_rows_hold_medians_ratios_and_percent_of_the_limits_beside_them() -> Non
     assert (decode_peer.ratio, decode.ratio) == pytest.approx((1, 0.4))
     read = decode_peer.percent_of_limit * 1e9 * 0.1
     assert decode.percent_of_limit == pytest.approx((read / 1e9 / 0.15 + read / 2e9 / 0.35) / 2)
+
+
+def test_rounds_that_ended_are_kept_when_a_later_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Iterator[list[Any]]:
+        yield [TURN]
+        raise UsageError("a disk", "none", "buy one")
+
+    monkeypatch.setattr(cpu_peers, "find_engines", lambda *_: ({}, {}))
+    monkeypatch.setattr(cpu_peers, "race", broken)
+    file = tmp_path / "peers.json"
+    argv = [*TINY, *ENGINES, "--models", "A", "--folder", str(tmp_path), "--json", str(file)]
+    assert cpu_peers.main(argv) == 2
+    [turn] = json.loads(file.read_text("utf-8"))["turns"]
+    assert turn["ends"] == TURN.ends
 
 
 @pytest.mark.parametrize(

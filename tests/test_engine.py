@@ -4,16 +4,21 @@ import gc
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from engines import cache_of, make_engine, random_prompt, small
 from tokenizers_ import make_tokenizer
+from torch import Tensor
 from transformers import FalconForCausalLM
 
 from gyrfalcon import Engine, SamplingParams
+from gyrfalcon.batch import Batch
 from gyrfalcon.engine.interrupts import held_interrupts
+from gyrfalcon.kv.pool import KVPool
+from gyrfalcon.ops import chosen_name
 from gyrfalcon.request import FinishReason
 
 GREEDY = SamplingParams()
@@ -28,6 +33,32 @@ def test_a_step_without_work_does_nothing_and_harms_nothing(folder: Path) -> Non
     with make_engine(folder) as engine:
         assert engine.step() == []
         assert len(engine.generate([30], SamplingParams(max_new_tokens=2))[0].output_ids) == 2
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("quant", ["none", "fp8"])
+def test_torch_keeps_to_one_thread_where_other_kernels_compute(folder: Path, quant: str) -> None:
+    """Native ones have threads of their own, but know no fp8."""
+    seen = []
+    with make_engine(folder, quant=quant) as engine:
+        run = engine._replica.run
+
+        def watched(batch: Batch, pool: KVPool) -> Tensor:
+            seen.append(torch.get_num_threads())
+            return run(batch, pool)
+
+        engine._replica.run = watched
+        engine.generate([30], SamplingParams(max_new_tokens=2))
+    own = chosen_name(torch.device("cpu")) == "native" and quant != "fp8"
+    assert seen == [1 if own else 2] * 2
+    assert torch.get_num_threads() == 2
 
 
 def test_prompt_logprobs_survive_preemption(folder: Path) -> None:

@@ -1,25 +1,21 @@
-// Products with weights: inputs are made ready once, then threads take blocks of rows.
+// Products with weights: inputs are made ready once (inputs.h), then threads take blocks of rows.
 //
-// Few tokens: the weights stream through the registers once, as they are stored. Many: a block of them, widened
-// to floats, stays in the caches while all tokens pass by, or a matrix unit multiplies them; int4 multiplies
-// integers in all cases.
-#include "kernels.h"
+// Few tokens: the weights stream through the registers once, as they are stored. Many: a block of them, widened,
+// stays in the caches while all tokens pass by, or a matrix unit multiplies them.
+#include "inputs.h"
 #include "operations.h"
 #include "pool.h"
 
 #include <algorithm>
-#include <new>
-#include <string.h>
 
 namespace gyrfalcon {
 namespace {
 
 constexpr int MOST_OUTPUTS = 4;
-constexpr int64_t FEW_TOKENS = 32;
 constexpr int64_t TOKENS_AT_ONCE = 576; // of many: whole panels of every instruction set, whole groups of turned ones
 constexpr int64_t ROWS_AT_ONCE = 64;    // of weights, with many tokens: whole panels
 constexpr int64_t MOST_UNIT_ROWS = 256; // of weights, with a matrix unit: tokens are read again for each block
-constexpr int64_t MOST_SCALES = SHORT_COLUMNS / 32;    // of a row
+constexpr int64_t MOST_SCALES = SHORT_COLUMNS / 32; // of a row of a block
 constexpr int64_t WIDENED_ROWS = 6;
 constexpr int64_t MOST_PANEL_TOKENS = 12;
 constexpr int64_t BLOCKS_A_THREAD = 8; // of rows, so that threads end at about the same time
@@ -39,236 +35,10 @@ int64_t bytes_of_columns(int kind, int64_t columns) {
     return kind == GF_I4 ? columns / 2 : columns * bytes_of(kind);
 }
 
-Rows rows_of(const gf_matrix &weight, int64_t first, int64_t count) {
+Rows rows_of(const gf_matrix &weight) {
     const int64_t row_bytes = bytes_of_columns(weight.kind, weight.columns);
-    const int64_t scale_bytes = weight.kind == GF_I4 ? 2 : 4;
-    const char *scales = static_cast<const char *>(weight.scales);
-    return {static_cast<const char *>(weight.data) + first * row_bytes,
-            scales ? scales + first * scale_bytes : nullptr,
-            row_bytes,
-            weight.rows,
-            count,
-            weight.rows - first,
-            weight.columns,
-            weight.kind,
-            weight.group};
-}
-
-// As what tokens are multiplied with a weight. int4's many and int8's are rounded to 16 bits, which costs nothing
-// beside bfloat16's own rounding; int4's few, and those of its matrix unit, to 8. Not where float32 was asked for.
-Form form_of(const Kernels &kernels, const gf_matrix &weight, int64_t tokens, int kind) {
-    const bool many = tokens > FEW_TOKENS;
-    if (many && kernels.unit && kernels.unit->multiplies(weight.kind, kind))
-        return TURNED;
-    if (weight.kind == GF_I4 && kind == GF_F32)
-        return FLOATS;
-    if (kind != GF_F32 && weight.kind == GF_I8)
-        return many ? SHORT_PANELS : SHORTS;
-    if (weight.kind == GF_I4)
-        return many ? SHORT_PANELS : BYTES;
-    return many ? FLOAT_PANELS : FLOATS;
-}
-
-// Tokens on their way to a form.
-struct Source {
-    const Kernels *kernels;
-    const char *x;
-    int64_t columns;
-    int64_t tokens;
-    int kind;
-    int place; // among the inputs of a call
-
-    int64_t row_bytes() const { return columns * bytes_of(kind); }
-    // One as floats, with zeros after them.
-    void widen(int64_t token, float *floats) const {
-        kernels->widen(x + token * row_bytes(), kind, columns, floats);
-        std::fill(floats + columns, floats + padded(columns), 0.0f);
-    }
-    template <class Number> Number *memory(SharedPurpose purpose, int64_t count) const {
-        return static_cast<Number *>(shared_scratch(purpose, place, static_cast<size_t>(count) * sizeof(Number)));
-    }
-    // each(token, its floats)
-    template <class Each> void for_tokens(const Each &each) const {
-        reserve(SUMS, static_cast<size_t>(padded(columns)) * sizeof(float));
-        in_parallel(tokens, [&](int64_t token, int thread) {
-            auto *floats = static_cast<float *>(scratch(thread, SUMS));
-            widen(token, floats);
-            each(token, floats);
-        });
-    }
-    // The same panel by panel; tokens that do not exist are zeros: each(panel, token in it, floats, thread)
-    template <class Each> void for_panels(const Each &each) const {
-        reserve(SUMS, static_cast<size_t>(padded(columns)) * sizeof(float));
-        in_parallel(panels(), [&](int64_t panel, int thread) {
-            auto *floats = static_cast<float *>(scratch(thread, SUMS));
-            for (int64_t i = 0, token = panel * kernels->panel_tokens; i < kernels->panel_tokens; i++, token++) {
-                if (token < tokens)
-                    widen(token, floats);
-                else
-                    std::fill(floats, floats + padded(columns), 0.0f);
-                each(panel, i, floats, thread);
-            }
-        });
-    }
-    int64_t panels() const { return (tokens + kernels->panel_tokens - 1) / kernels->panel_tokens; }
-};
-
-Tokens as_floats(const Source &source) {
-    Tokens made;
-    made.stride = padded(source.columns);
-    if (source.kind == GF_F32 && made.stride == source.columns) {
-        made.floats = reinterpret_cast<const float *>(source.x);
-        return made;
-    }
-    auto *to = source.memory<float>(INPUTS, source.tokens * made.stride);
-    in_parallel(source.tokens, [&](int64_t token, int) { source.widen(token, to + token * made.stride); });
-    made.floats = to;
-    return made;
-}
-
-Tokens as_float_panels(const Source &source) {
-    const int64_t size = source.kernels->panel_tokens, columns = source.columns;
-    auto *to = source.memory<float>(INPUTS, source.panels() * size * columns);
-    Tokens made;
-    made.floats = to;
-    made.stride = source.panels() * size;
-    source.for_panels([&](int64_t panel, int64_t i, const float *floats, int) {
-        for (int64_t first = 0; first < columns; first += FLOAT_COLUMNS) {
-            const int64_t count = std::min(FLOAT_COLUMNS, columns - first);
-            float *block = to + first * made.stride + panel * size * count;
-            for (int64_t column = 0; column < count; column++)
-                block[column * size + i] = floats[first + column];
-        }
-    });
-    return made;
-}
-
-Tokens as_shorts(const Source &source) {
-    const int64_t stride = padded_shorts(source.columns), blocks = short_blocks(source.columns);
-    auto *to = source.memory<int16_t>(INPUTS, source.tokens * stride);
-    auto *scales = source.memory<float>(SCALES, source.tokens * blocks);
-    source.for_tokens([&](int64_t token, const float *floats) {
-        source.kernels->round_to_shorts(floats, source.columns, to + token * stride, scales + token * blocks);
-    });
-    Tokens made;
-    made.shorts = to;
-    made.scales = scales;
-    made.stride = stride;
-    return made;
-}
-
-Tokens as_short_panels(const Source &source) {
-    const int64_t size = source.kernels->panel_tokens, pairs = (source.columns + 1) / 2;
-    const int64_t blocks = short_blocks(source.columns), room = padded_shorts(source.columns);
-    auto *to = source.memory<int16_t>(INPUTS, source.panels() * size * pairs * 2);
-    auto *scales = source.memory<float>(SCALES, source.panels() * size * blocks);
-    Tokens made;
-    made.shorts = to;
-    made.scales = scales;
-    made.stride = source.panels() * size;
-    reserve(KEYS, static_cast<size_t>(room) * sizeof(int16_t) + static_cast<size_t>(blocks) * sizeof(float));
-    source.for_panels([&](int64_t panel, int64_t i, const float *floats, int thread) {
-        auto *shorts = static_cast<int16_t *>(scratch(thread, KEYS));
-        auto *own_scales = reinterpret_cast<float *>(shorts + room);
-        source.kernels->round_to_shorts(floats, source.columns, shorts, own_scales);
-        for (int64_t block = 0; block < blocks; block++) {
-            const int64_t first = block * SHORT_COLUMNS / 2, count = std::min(SHORT_COLUMNS / 2, pairs - first);
-            int16_t *own = to + 2 * (first * made.stride + panel * size * count + i);
-            for (int64_t pair = 0; pair < count; pair++)
-                memcpy(own + 2 * pair * size, shorts + 2 * (first + pair), 2 * sizeof(int16_t));
-            scales[block * made.stride + panel * size + i] = own_scales[block];
-        }
-    });
-    return made;
-}
-
-Tokens as_bytes(const Source &source) {
-    const int64_t units = source.columns / 64;
-    auto *to = source.memory<int8_t>(INPUTS, source.tokens * source.columns);
-    auto *scales = source.memory<float>(SCALES, source.tokens * units * 3);
-    float *corrections = scales + source.tokens * units;
-    source.for_tokens([&](int64_t token, const float *floats) {
-        source.kernels->round(floats, source.columns, to + token * source.columns, scales + token * units,
-                              corrections + 2 * token * units);
-    });
-    Tokens made;
-    made.bytes = to;
-    made.scales = scales;
-    made.corrections = corrections;
-    made.stride = source.columns;
-    return made;
-}
-
-// Rows of numbers in groups that a matrix unit reads: [groups, turned_bytes(row_bytes)].
-const char *turned(const Source &source, const void *rows, int64_t row_bytes, SharedPurpose purpose) {
-    const int64_t groups = (source.tokens + TURNED_TOKENS - 1) / TURNED_TOKENS, size = turned_bytes(row_bytes);
-    auto *to = source.memory<char>(purpose, groups * size);
-    in_parallel(groups, [&](int64_t group, int) {
-        const int64_t first = group * TURNED_TOKENS;
-        source.kernels->unit->turn(static_cast<const char *>(rows) + first * row_bytes, row_bytes,
-                                   std::min(TURNED_TOKENS, source.tokens - first), to + group * size);
-    });
-    return to;
-}
-
-Tokens as_turned(const Source &source, bool rounded) {
-    Tokens made;
-    made.turned.count = source.tokens;
-    if (!rounded) {
-        made.stride = turned_bytes(source.row_bytes());
-        made.turned.numbers = turned(source, source.x, source.row_bytes(), TURNED_INPUTS);
-        return made;
-    }
-    const Tokens bytes = as_bytes(source);
-    made.stride = turned_bytes(source.columns);
-    made.turned.numbers = turned(source, bytes.bytes, source.columns, TURNED_INPUTS);
-    made.turned.scales = turned(source, bytes.scales, source.columns / 64 * 4, TURNED_SCALES);
-    return made;
-}
-
-Tokens ready(const Kernels &kernels, const gf_term &term, int place, int64_t tokens, int kind) {
-    const gf_matrix &weight = term.weight;
-    const Source source{&kernels, static_cast<const char *>(term.x), weight.columns, tokens, kind, place};
-    const Form form = form_of(kernels, weight, tokens, kind);
-    Tokens made = form == FLOATS         ? as_floats(source)
-                  : form == FLOAT_PANELS ? as_float_panels(source)
-                  : form == SHORTS       ? as_shorts(source)
-                  : form == SHORT_PANELS ? as_short_panels(source)
-                  : form == BYTES        ? as_bytes(source)
-                                         : as_turned(source, weight.kind == GF_I4);
-    made.form = form;
-    made.count = tokens;
-    return made;
-}
-
-// `count` of them from `first` on, which begins a panel and a group.
-Tokens some(const Tokens &all, int64_t first, int64_t count, int64_t columns) {
-    Tokens part = all;
-    part.count = part.turned.count = count;
-    const int64_t group = first / TURNED_TOKENS, units = columns / 64;
-    switch (all.form) {
-    case FLOATS:
-        part.floats += first * all.stride;
-        break;
-    case FLOAT_PANELS:
-    case SHORT_PANELS:
-        part.first = first;
-        break;
-    case SHORTS:
-        part.shorts += first * all.stride;
-        part.scales += first * short_blocks(columns);
-        break;
-    case BYTES:
-        part.bytes += first * all.stride;
-        part.scales += first * units;
-        part.corrections += 2 * first * units;
-        break;
-    case TURNED:
-        part.turned.numbers += group * all.stride;
-        if (part.turned.scales)
-            part.turned.scales += group * turned_bytes(4 * units);
-    }
-    return part;
+    return {static_cast<const char *>(weight.data), static_cast<const char *>(weight.scales), row_bytes, weight.rows,
+            weight.rows, weight.rows, weight.columns, weight.kind, weight.group};
 }
 
 // A weight's rows from `row` on, `most` of them.
@@ -355,8 +125,8 @@ void compute(const Product &product, int number, int64_t first, int64_t start, i
     auto *sums = static_cast<float *>(scratch(thread, SUMS));
     for (int i = 0; i < output.num_terms; i++) {
         const gf_matrix &weight = output.terms[i].weight;
-        Rows rows = rows_of(weight, first, count);
-        Tokens inputs = some(product.inputs[2 * number + i], start, tokens, weight.columns);
+        const Rows rows = from_row(rows_of(weight), first, count);
+        const Tokens inputs = some(product.inputs[2 * number + i], start, tokens, weight.columns);
         add_term(kernels, rows, inputs, sums, product.block_rows, i > 0, product.many, scratch(thread, WEIGHTS));
     }
     const int64_t size = bytes_of(product.kind);

@@ -22,6 +22,7 @@ BLOCK = 1 << 24  # elements drawn at a time
 SPREAD = 0.02  # the deviation of fresh Falcon weights (FalconConfig.initializer_range)
 END = "<|endoftext|>"
 END_ID = 11
+NUM_WORDS = END_ID + 1 + 256  # of the tokenizer: with the bytes any text can be encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def parameters(config: dict[str, object]) -> int:
 
 
 def make_checkpoint(folder: Path, config: dict[str, object]) -> None:
-    """Writes config.json, model.safetensors and a tokenizer of a few words. Norms are around 1, all
+    """Writes config.json, model.safetensors and a tokenizer of bytes. Norms are around 1, all
     other weights around 0.
     """
     folder.mkdir()
@@ -106,8 +107,11 @@ def make_checkpoint(folder: Path, config: dict[str, object]) -> None:
 
 def _write_tokenizer(folder: Path) -> None:
     """Converters ask for one; prompts are ids."""
-    words = {END if number == END_ID else f"word{number}": number for number in range(END_ID + 1)}
-    tokenizer = Tokenizer(models.BPE(words, merges=[]))
+    words = [*(f"word{number}" for number in range(END_ID)), END]
+    words += sorted(pre_tokenizers.ByteLevel.alphabet())
+    assert len(words) == NUM_WORDS
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))

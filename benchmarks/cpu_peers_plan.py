@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
-from cpu_peers_model import SHAPES, VOCAB_SIZE, check_shape, parameters
+from cpu_peers_model import NUM_WORDS, SHAPES, VOCAB_SIZE, check_shape, parameters
 from cpu_peers_results import OURS
 
 from gyrfalcon.errors import UsageError
@@ -98,7 +98,7 @@ def parse_options(argv: Sequence[str] | None, description: str | None) -> argpar
     add("--threads", type=whole("--threads", 1), help="and cores in use (default: all cores)")
     add("--layers", type=whole("--layers", 1), help="not the model's own, to try things out")
     add("--hidden", type=whole("--hidden", 1), help="size, likewise")
-    add("--vocab", type=whole("--vocab", 32), default=VOCAB_SIZE, help="likewise")
+    add("--vocab", type=whole("--vocab", NUM_WORDS), default=VOCAB_SIZE, help="likewise")
     add("--python", action="append", default=[], metavar="ENGINE=PYTHON", help="its interpreter")
     add("--silence", type=whole("--silence", 1), default=1800, help="seconds to wait for an answer")
     add("--folder", type=Path, help="where to work (default: the temporary folder)")

@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import decoders, models, pre_tokenizers
 
 from gyrfalcon import Engine, EngineConfig
 from gyrfalcon.batch import Batch
@@ -158,6 +160,15 @@ def test_the_passage_gives_1024_tokens_of_real_text(data_tokenizer: Tokenizer) -
     ids = passage_ids(data_tokenizer)
     assert len(ids) > 4096
     assert data_tokenizer.decode(ids[:8]).startswith("There was no possibility of taking a walk")
+
+
+def test_a_tokenizer_that_makes_nothing_of_the_passage_is_refused(tmp_path: Path) -> None:
+    deaf = tokenizers.Tokenizer(models.BPE({"<|endoftext|>": 0, "word": 1}, merges=[]))
+    deaf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    deaf.decoder = decoders.ByteLevel()
+    deaf.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UsageError, match="makes no tokens"):
+        passage_ids(Tokenizer.load(tmp_path, 32))
 
 
 @pytest.fixture

@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from gyrfalcon.errors import UsageError
 from gyrfalcon.tokenizer import Tokenizer
 
 PASSAGE = Path(__file__).with_name("passage.txt")
 
 
 def passage_ids(tokenizer: Tokenizer) -> list[int]:
-    """The passage in a model's tokens."""
-    return tokenizer.encode(PASSAGE.read_text("utf-8"))
+    """The passage in a model's tokens. UsageError for a tokenizer that makes none of it."""
+    ids = tokenizer.encode(PASSAGE.read_text("utf-8"))
+    if not ids:
+        got = "one that makes no tokens of an English text"
+        raise UsageError("the model's tokenizer", got, "check its tokenizer.json")
+    return ids
 
 
 def prompt_rows(ids: Sequence[int], length: int, rows: int) -> list[list[int]]:

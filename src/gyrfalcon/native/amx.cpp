@@ -28,7 +28,6 @@ constexpr int64_t STEPS_AT_ONCE = 16;
 
 static_assert(SIDE == TURNED_TOKENS);
 
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t sides(int64_t count) { return (count + SIDE - 1) / SIDE; }
 
 struct alignas(64) Configuration {

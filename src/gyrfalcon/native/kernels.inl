@@ -3,8 +3,6 @@
 
 // ---- products: `ROWS` rows with `TOKENS` tokens at a time, all sums in registers ----
 
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 struct Sums {
     float *first;
     int64_t stride;
@@ -158,7 +156,7 @@ INLINE void int4_tile(const Rows &rows, int64_t row, int64_t count, int64_t apar
         }
 }
 
-// The last bytes of a row, fewer than two vectors of shorts take, zeros after them.
+// `count` bytes of a row, zeros after them.
 INLINE Shorts last_shorts(const char *from, int64_t count) {
     ManyBytes bytes = {};
     memcpy(&bytes, from, static_cast<size_t>(count));

@@ -69,7 +69,7 @@ void add_float_panels(const Kernels &kernels, const Rows &rows, const Tokens &to
 
 void add_short_panels(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride,
                       bool add, float *memory) {
-    auto *panels = reinterpret_cast<int16_t *>(memory + ROWS_AT_ONCE * MOST_SCALES);
+    auto *panels = reinterpret_cast<int16_t *>(memory + stride * MOST_SCALES);
     const int64_t blocks = short_blocks(rows.columns);
     for (int64_t block = 0; block < blocks; block++) {
         const int64_t column = block * SHORT_COLUMNS, columns = std::min(SHORT_COLUMNS, rows.columns - column);
@@ -173,7 +173,7 @@ void multiply(const gf_output *outputs, int num_outputs, int64_t tokens, int kin
     product.block_rows = block_rows(*product.kernels, outputs, num_outputs, product.many);
     const int64_t tokens_at_once = std::min(tokens, TOKENS_AT_ONCE);
     reserve(SUMS, static_cast<size_t>(4 * (tokens_at_once + MOST_PANEL_TOKENS) * product.block_rows));
-    const int64_t panels = ROWS_AT_ONCE * (FLOAT_COLUMNS + MOST_SCALES);
+    const int64_t panels = product.block_rows * (FLOAT_COLUMNS + MOST_SCALES);
     reserve(WEIGHTS, static_cast<size_t>(4 * std::max(panels, WIDENED_ROWS * columns)));
     if (product.many && product.kernels->unit)
         reserve(WEIGHTS, product.kernels->unit->memory_bytes(product.block_rows, tokens_at_once));

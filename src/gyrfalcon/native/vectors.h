@@ -19,6 +19,8 @@ template <class Vector> INLINE Vector loaded(const void *from) {
 }
 template <class Vector> INLINE void stored(void *to, Vector vector) { memcpy(to, &vector, sizeof vector); }
 
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 INLINE Floats same(float value) { return value - Floats{}; }
 INLINE Ints same_int(int32_t value) { return value - Ints{}; }
 INLINE Floats chosen(Ints where, Floats yes, Floats no) { return (Floats)(((Ints)yes & where) | ((Ints)no & ~where)); }

@@ -30,7 +30,14 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KINDS = ("fp32", "bf16", "fp16", "int8", "int4", "int4-32", "int4-128")
 # Of the largest number: what one rounding to the dtype may be off by, and sums in another order.
 TOLERANCES = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-LARGE = ((32, 65, 2176), (33, 300, 1152), (40, 2100, 64), (130, 49, 64), (511, 64, 128), (600, 33, 192))
+LARGE = (
+    (32, 65, 2176),
+    (33, 300, 1152),
+    (40, 2100, 64),
+    (130, 49, 64),
+    (511, 64, 128),
+    (600, 33, 192),
+)
 INT4_TOLERANCE = 2e-2  # activations may be rounded to 8 bits
 
 

@@ -113,6 +113,8 @@ void attend(const Attention &all, const Part &part, int thread) {
     const float scale = 1.0f / sqrtf(static_cast<float>(cache.dim));
     float *floats = static_cast<float *>(scratch(thread, SUMS)), *scores = floats + rows * all.stride;
     float *slopes = scores + rows * KEYS_AT_ONCE;
+    const AttendMemory own{static_cast<float *>(scratch(thread, KEYS)), static_cast<float *>(scratch(thread, VALUES)),
+                           scores, static_cast<float *>(scratch(thread, WEIGHTS))};
     auto *limits = reinterpret_cast<int64_t *>(slopes + padded(rows));
     for (int64_t row = 0; row < rows; row++) {
         const int64_t token = part.token + row / all.group, head = part.head * all.group + row % all.group;
@@ -141,8 +143,7 @@ void attend(const Attention &all, const Part &part, int thread) {
                    cache.dim,
                    all.kind,
                    scale};
-    all.kernels->attend(work, static_cast<float *>(scratch(thread, KEYS)), static_cast<float *>(scratch(thread, VALUES)),
-                        scores, all.out + part.result * all.stride, all.top + part.result, all.total + part.result);
+    all.kernels->attend(work, own, all.out + part.result * all.stride, all.top + part.result, all.total + part.result);
 }
 
 // Parts of the same queries follow each other, their keys in order: merged by their largest score.
@@ -180,6 +181,7 @@ void attention(const gf_queries &queries, const gf_cache &cache, int kind) {
     all.total = all.top + rows;
     const int64_t most = std::max(ROWS_A_PART, all.group);
     reserve(SUMS, static_cast<size_t>(4 * most * (all.stride + KEYS_AT_ONCE) + 4 * padded(most) + 8 * most));
+    reserve(WEIGHTS, static_cast<size_t>(4 * (most + all.kernels->panel_tokens) * cache.dim));
     reserve(KEYS, static_cast<size_t>(4 * KEYS_AT_ONCE * all.stride));
     reserve(VALUES, static_cast<size_t>(4 * KEYS_AT_ONCE * all.stride));
     const auto &parts = all.parts;

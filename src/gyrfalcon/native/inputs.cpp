@@ -7,8 +7,8 @@
 namespace gyrfalcon {
 namespace {
 
-// As what tokens are multiplied with a weight. int4's many and int8's are rounded to 16 bits, which costs nothing
-// beside bfloat16's own rounding; int4's few, and those of its matrix unit, to 8. None where float32 was asked for.
+// As what tokens are multiplied with a weight. int8's are rounded to 16 bits, which costs nothing beside bfloat16's own
+// rounding; int4's to 8. None where float32 was asked for.
 Form form_of(const Kernels &kernels, const gf_matrix &weight, int64_t tokens, int kind) {
     const bool many = tokens > FEW_TOKENS;
     if (many && kernels.unit && kernels.unit->multiplies(weight.kind, kind))
@@ -16,10 +16,10 @@ Form form_of(const Kernels &kernels, const gf_matrix &weight, int64_t tokens, in
     if (weight.kind == GF_I4 && kind == GF_F32)
         return FLOATS;
     if (kind != GF_F32 && weight.kind == GF_I8)
-        return many ? SHORT_PANELS : SHORTS;
+        return tokens > INT8_TOKENS ? SHORT_PANELS : SHORTS;
     if (weight.kind == GF_I4)
-        return many ? SHORT_PANELS : BYTES;
-    return many ? FLOAT_PANELS : FLOATS;
+        return tokens > INT4_TOKENS ? BYTE_PANELS : BYTES;
+    return many ? FLOAT_PANELS : weight.kind == GF_BF16 ? PARTED : FLOATS;
 }
 
 // Tokens on their way to a form.
@@ -40,13 +40,13 @@ struct Source {
     template <class Number> Number *memory(SharedPurpose purpose, int64_t count) const {
         return static_cast<Number *>(shared_scratch(purpose, place, static_cast<size_t>(count) * sizeof(Number)));
     }
-    // each(token, its floats)
+    // each(token, its floats, thread)
     template <class Each> void for_tokens(const Each &each) const {
         reserve(SUMS, static_cast<size_t>(padded(columns)) * sizeof(float));
         in_parallel(tokens, [&](int64_t token, int thread) {
             auto *floats = static_cast<float *>(scratch(thread, SUMS));
             widen(token, floats);
-            each(token, floats);
+            each(token, floats, thread);
         });
     }
     // The same panel by panel; tokens that do not exist are zeros: each(panel, token in it, floats, thread)
@@ -79,6 +79,19 @@ Tokens as_floats(const Source &source) {
     return made;
 }
 
+Tokens as_parted_floats(const Source &source) {
+    const int64_t stride = padded(source.columns);
+    auto *to = source.memory<float>(INPUTS, source.tokens * stride);
+    in_parallel(source.tokens, [&](int64_t token, int) {
+        source.widen(token, to + token * stride);
+        source.kernels->part(to + token * stride, source.columns);
+    });
+    Tokens made;
+    made.floats = to;
+    made.stride = stride;
+    return made;
+}
+
 Tokens as_float_panels(const Source &source) {
     const int64_t size = source.kernels->panel_tokens, columns = source.columns;
     auto *to = source.memory<float>(INPUTS, source.panels() * size * columns);
@@ -100,7 +113,7 @@ Tokens as_shorts(const Source &source) {
     const int64_t stride = padded_shorts(source.columns), blocks = short_blocks(source.columns);
     auto *to = source.memory<int16_t>(INPUTS, source.tokens * stride);
     auto *scales = source.memory<float>(SCALES, source.tokens * blocks);
-    source.for_tokens([&](int64_t token, const float *floats) {
+    source.for_tokens([&](int64_t token, const float *floats, int) {
         source.kernels->round_to_shorts(floats, source.columns, to + token * stride, scales + token * blocks);
     });
     Tokens made;
@@ -138,17 +151,58 @@ Tokens as_short_panels(const Source &source) {
 Tokens as_bytes(const Source &source) {
     const int64_t units = source.columns / 64;
     auto *to = source.memory<int8_t>(INPUTS, source.tokens * source.columns);
-    auto *scales = source.memory<float>(SCALES, source.tokens * units * 3);
-    float *corrections = scales + source.tokens * units;
-    source.for_tokens([&](int64_t token, const float *floats) {
+    auto *scales = source.memory<float>(SCALES, source.tokens * units);
+    auto *offsets = source.memory<int32_t>(OFFSETS, source.tokens * units * 2);
+    source.for_tokens([&](int64_t token, const float *floats, int) {
         source.kernels->round(floats, source.columns, to + token * source.columns, scales + token * units,
-                              corrections + 2 * token * units);
+                              offsets + 2 * token * units);
     });
     Tokens made;
     made.bytes = to;
     made.scales = scales;
-    made.corrections = corrections;
+    made.offsets = offsets;
     made.stride = source.columns;
+    return made;
+}
+
+// A token on its way into a panel.
+struct RoundedToken {
+    int32_t *quads;
+    float *scales;
+    int32_t *offsets;
+
+    static size_t memory_bytes(int64_t columns) { return static_cast<size_t>(columns + columns / 64 * 12); }
+    RoundedToken(void *memory, int64_t columns)
+        : quads(static_cast<int32_t *>(memory)), scales(reinterpret_cast<float *>(quads + columns / 4)),
+          offsets(reinterpret_cast<int32_t *>(scales + columns / 64)) {}
+};
+
+// Places of tokens that do not exist stay as they are: nobody reads them.
+Tokens as_byte_panels(const Source &source) {
+    const int64_t size = source.kernels->panel_tokens, stride = source.panels() * size, columns = source.columns;
+    auto *to = source.memory<int32_t>(INPUTS, stride * columns / 4);
+    auto *scales = source.memory<float>(SCALES, stride * columns / 64);
+    auto *offsets = source.memory<int32_t>(OFFSETS, stride * columns / 32);
+    reserve(KEYS, RoundedToken::memory_bytes(columns));
+    source.for_tokens([&](int64_t token, const float *floats, int thread) {
+        const RoundedToken own(scratch(thread, KEYS), columns);
+        source.kernels->round(floats, columns, reinterpret_cast<int8_t *>(own.quads), own.scales, own.offsets);
+        for (int64_t first = 0; first < columns; first += SHORT_COLUMNS) {
+            const int64_t count = std::min(SHORT_COLUMNS, columns - first) / 4;
+            int32_t *panel = to + first / 4 * stride + token / size * size * count + token % size;
+            for (int64_t quad = 0; quad < count; quad++)
+                panel[quad * size] = own.quads[first / 4 + quad];
+        }
+        for (int64_t unit = 0; unit < columns / 64; unit++)
+            scales[unit * stride + token] = own.scales[unit];
+        for (int64_t half = 0; half < columns / 32; half++)
+            offsets[half * stride + token] = own.offsets[half];
+    });
+    Tokens made;
+    made.bytes = reinterpret_cast<const int8_t *>(to);
+    made.scales = scales;
+    made.offsets = offsets;
+    made.stride = stride;
     return made;
 }
 
@@ -186,10 +240,12 @@ Tokens ready(const Kernels &kernels, const gf_term &term, int place, int64_t tok
     const Source source{&kernels, static_cast<const char *>(term.x), weight.columns, tokens, kind, place};
     const Form form = form_of(kernels, weight, tokens, kind);
     Tokens made = form == FLOATS         ? as_floats(source)
+                  : form == PARTED       ? as_parted_floats(source)
                   : form == FLOAT_PANELS ? as_float_panels(source)
                   : form == SHORTS       ? as_shorts(source)
                   : form == SHORT_PANELS ? as_short_panels(source)
                   : form == BYTES        ? as_bytes(source)
+                  : form == BYTE_PANELS  ? as_byte_panels(source)
                                          : as_turned(source, weight.kind == GF_I4);
     made.form = form;
     made.count = tokens;
@@ -202,10 +258,12 @@ Tokens some(const Tokens &all, int64_t first, int64_t count, int64_t columns) {
     const int64_t group = first / TURNED_TOKENS, units = columns / 64;
     switch (all.form) {
     case FLOATS:
+    case PARTED:
         part.floats += first * all.stride;
         break;
     case FLOAT_PANELS:
     case SHORT_PANELS:
+    case BYTE_PANELS:
         part.first = first;
         break;
     case SHORTS:
@@ -215,7 +273,7 @@ Tokens some(const Tokens &all, int64_t first, int64_t count, int64_t columns) {
     case BYTES:
         part.bytes += first * all.stride;
         part.scales += first * units;
-        part.corrections += 2 * first * units;
+        part.offsets += 2 * first * units;
         break;
     case TURNED:
         part.turned.numbers += group * all.stride;

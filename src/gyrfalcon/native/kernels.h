@@ -34,13 +34,18 @@ struct TurnedTokens {
 constexpr int64_t TURNED_TOKENS = 32;
 constexpr int64_t turned_bytes(int64_t row_bytes) { return (row_bytes + 63) / 64 * 64 * TURNED_TOKENS; } // of a group
 
+// Up to so many tokens rounded weights are multiplied row by row, as they lie; with more their rows are packed.
+constexpr int64_t INT4_TOKENS = 4, INT8_TOKENS = 24;
+
 // How tokens are made ready for a product.
 enum Form {
     FLOATS,       // as floats
+    PARTED,       // likewise, those of two vectors in even places before those in odd ones
     FLOAT_PANELS, // [blocks of FLOAT_COLUMNS, panels, columns, panel_tokens]
     SHORTS,       // rounded to 16 bits, each SHORT_COLUMNS by themselves
     SHORT_PANELS, // [blocks, panels, pairs of columns, panel_tokens, 2]
     BYTES,        // rounded to 8 bits, each 64 columns by themselves
+    BYTE_PANELS,  // [blocks of SHORT_COLUMNS, panels, quads of columns, panel_tokens, 4]
     TURNED,       // for a matrix unit
 };
 
@@ -60,9 +65,18 @@ struct Tokens {
     const float *floats = nullptr;
     const int16_t *shorts = nullptr;
     const int8_t *bytes = nullptr;
-    const float *scales = nullptr;      // [tokens, blocks]; of panels [blocks, tokens]
-    const float *corrections = nullptr; // of bytes: 8 × scale × sum of the values, [tokens, columns / 32]
+    const float *scales = nullptr;    // [tokens, blocks]; of panels [blocks, tokens]
+    const int32_t *offsets = nullptr; // of bytes: -8 × the sum of 32 values, [tokens, columns / 32]; of panels turned
     TurnedTokens turned = {};
+};
+
+// Some columns of a panel of them, rounded to bytes.
+struct ByteTokens {
+    const int8_t *bytes;    // [quads, panel_tokens, 4]
+    const float *scales;    // [units of 64 columns, stride]
+    const int32_t *offsets; // [halves of units, stride]
+    int64_t stride;
+    int64_t count; // panel_tokens at most
 };
 
 // Products with many tokens by a matrix unit.
@@ -97,6 +111,15 @@ struct Attending {
 
 constexpr int64_t KEYS_AT_ONCE = 64;
 
+// What one thread works in: keys and values [KEYS_AT_ONCE, padded(dim)], scores [rows, KEYS_AT_ONCE], queries
+// [rows up to whole panels, dim].
+struct AttendMemory {
+    float *keys;
+    float *values;
+    float *scores;
+    float *queries;
+};
+
 struct Kernels {
     const char *name;
     int64_t panel_rows;
@@ -108,21 +131,25 @@ struct Kernels {
     // int4 rows as floats, `stride` apart.
     void (*widen_int4)(const Rows &rows, float *to, int64_t stride);
     // With many tokens: at most panel_rows rows as floats, scaled, to [columns, panel_rows]; and a panel of them
-    // with a panel of tokens [columns, panel_tokens] to or onto sums[token × stride + row].
+    // with `count` of a panel of tokens [columns, panel_tokens] to or onto sums[token × stride + row].
     void (*pack_rows)(const Rows &rows, int64_t first_column, int64_t columns, float *to);
-    void (*panel_products)(const float *panel, const float *tokens, int64_t columns, float *sums, int64_t stride,
-                           bool add);
-    // The same with 16-bit numbers, at most SHORT_COLUMNS of one block: rows to [pairs, panel_rows, 2] and their
-    // scales to [groups, panel_rows]; and the products, whose `group` is what pack_short_rows returns.
-    int64_t (*pack_short_rows)(const Rows &rows, int64_t first_column, int64_t columns, int16_t *to, float *scales);
+    void (*panel_products)(const float *panel, const float *tokens, int64_t count, int64_t columns, float *sums,
+                           int64_t stride, bool add);
+    // The same with 16-bit numbers, at most SHORT_COLUMNS of one block: i8 rows to [pairs, panel_rows, 2].
+    void (*pack_short_rows)(const Rows &rows, int64_t first_column, int64_t columns, int16_t *to, float *scales);
     void (*short_panel_products)(const int16_t *panel, const float *row_scales, const int16_t *tokens,
-                                 const float *token_scales, int64_t columns, int64_t group, float *sums, int64_t stride,
-                                 bool add);
+                                 const float *token_scales, int64_t count, int64_t columns, float *sums,
+                                 int64_t stride, bool add);
+    // And with bytes: i4 rows to [quads, panel_rows, 4] and their scales to [groups, panel_rows].
+    void (*pack_nibbles)(const Rows &rows, int64_t first_column, int64_t columns, uint8_t *to, float *scales);
+    void (*byte_panel_products)(const uint8_t *panel, const float *row_scales, const ByteTokens &tokens,
+                                int64_t columns, int64_t group, float *sums, int64_t stride, bool add);
 
     void (*widen)(const void *from, int kind, int64_t count, float *to);
+    void (*part)(float *floats, int64_t columns); // into those of even and odd places, as bf16 weights want them
     void (*narrow)(const float *from, int64_t count, int kind, void *to);
     // Of a token: to bytes, and to shorts with zeros up to padded_shorts(columns).
-    void (*round)(const float *from, int64_t columns, int8_t *bytes, float *scales, float *corrections);
+    void (*round)(const float *from, int64_t columns, int8_t *bytes, float *scales, int32_t *offsets);
     void (*round_to_shorts)(const float *from, int64_t columns, int16_t *shorts, float *scales);
     // y = activation(sums + bias), all of `count`
     void (*finish)(const float *sums, const void *bias, int64_t bias_start, int64_t count, int activation, int kind,
@@ -131,7 +158,7 @@ struct Kernels {
                       int64_t hidden, float eps, int kind, float *floats);
     void (*rotate)(const char *from, const float *cosines, const float *sines, int64_t dim, int kind, char *to);
     // out [rows, dim] without its division; top [rows] the largest score, total [rows] the sum of e^(score - top)
-    void (*attend)(const Attending &work, float *keys, float *values, float *scores, float *out, float *top, float *total);
+    void (*attend)(const Attending &work, const AttendMemory &own, float *out, float *top, float *total);
 
     // Multiply-adds in registers, returns how many floating-point operations; reading memory, eight streams.
     int64_t (*multiply_add)(int64_t rounds);

@@ -13,11 +13,44 @@ struct Sums {
     }
 };
 
+// Weights as the tokens lie that they are multiplied with: bf16 in even places, then in odd ones, of two vectors.
+template <class Kind> struct Lying {
+    static constexpr int vectors = 1;
+    template <int PART> INLINE Floats at(const char *row, int64_t place) { return Kind::at(row, place); }
+};
+template <> struct Lying<Bf16> {
+    static constexpr int vectors = 2;
+    template <int PART> INLINE Floats at(const char *row, int64_t place) {
+        Words both = loaded<Words>(row + place * 2);
+        return (Floats)(PART ? both & 0xffff0000 : both << 16);
+    }
+};
+
+// The numbers that a vector of each row is multiplied with, or each of two, and the sums.
+template <class Kind, int PART, int ROWS, int TOKENS>
+INLINE void float_step(const char *weights, int64_t apart_bytes, int64_t place, const float *x, int64_t stride,
+                       Floats (&total)[ROWS][TOKENS]) {
+    if constexpr (TOKENS == 1) {
+        Floats input = loaded<Floats>(x + PART * WIDTH);
+        UNROLL for (int i = 0; i < ROWS; i++)
+            total[i][0] += Lying<Kind>::template at<PART>(weights + i * apart_bytes, place) * input;
+    } else {
+        Floats weight[ROWS];
+        UNROLL for (int i = 0; i < ROWS; i++)
+            weight[i] = Lying<Kind>::template at<PART>(weights + i * apart_bytes, place);
+        UNROLL for (int j = 0; j < TOKENS; j++) {
+            Floats input = loaded<Floats>(x + j * stride + PART * WIDTH);
+            UNROLL for (int i = 0; i < ROWS; i++) total[i][j] += weight[i] * input;
+        }
+    }
+}
+
 // ROWS rows, each `apart` from the one before.
 template <class Kind, int ROWS, int TOKENS, bool STREAMED>
 INLINE void float_tile(const Rows &rows, int64_t row, int64_t apart, const Tokens &tokens, int64_t token,
                        const Sums &sums) {
-    constexpr int STEP = STREAMED ? 64 / Kind::size : WIDTH; // a line of memory, or a vector
+    constexpr int VECTORS = Lying<Kind>::vectors * WIDTH;
+    constexpr int STEP = STREAMED ? 64 / Kind::size : VECTORS; // a line of memory, or what lies together
     const char *weights = rows.data + row * rows.row_bytes;
     const int64_t apart_bytes = apart * rows.row_bytes;
     const float *x = tokens.floats + token * tokens.stride;
@@ -27,22 +60,19 @@ INLINE void float_tile(const Rows &rows, int64_t row, int64_t apart, const Token
         if (STREAMED && AHEAD)
             UNROLL for (int i = 0; i < ROWS; i++)
                 __builtin_prefetch(weights + i * apart_bytes + column * Kind::size + AHEAD);
-        UNROLL for (int part = 0; part < STEP; part += WIDTH) {
-            if constexpr (TOKENS == 1) {
-                Floats input = loaded<Floats>(x + column + part);
-                UNROLL for (int i = 0; i < ROWS; i++)
-                    total[i][0] += Kind::at(weights + i * apart_bytes, column + part) * input;
-            } else {
-                Floats weight[ROWS];
-                UNROLL for (int i = 0; i < ROWS; i++)
-                    weight[i] = Kind::at(weights + i * apart_bytes, column + part);
-                UNROLL for (int j = 0; j < TOKENS; j++) {
-                    Floats input = loaded<Floats>(x + j * tokens.stride + column + part);
-                    UNROLL for (int i = 0; i < ROWS; i++) total[i][j] += weight[i] * input;
-                }
-            }
+        UNROLL for (int part = 0; part < STEP; part += VECTORS) {
+            const int64_t place = column + part;
+            float_step<Kind, 0>(weights, apart_bytes, place, x + place, tokens.stride, total);
+            if constexpr (Lying<Kind>::vectors == 2)
+                float_step<Kind, 1>(weights, apart_bytes, place, x + place, tokens.stride, total);
         }
     }
+    if constexpr (STEP > VECTORS)
+        for (; column + VECTORS <= rows.columns; column += VECTORS) {
+            float_step<Kind, 0>(weights, apart_bytes, column, x + column, tokens.stride, total);
+            if constexpr (Lying<Kind>::vectors == 2)
+                float_step<Kind, 1>(weights, apart_bytes, column, x + column, tokens.stride, total);
+        }
     for (; column < rows.columns; column += WIDTH) {
         int64_t left = rows.columns - column;
         UNROLL for (int i = 0; i < ROWS; i++) {
@@ -84,8 +114,8 @@ INLINE float sum_of_eight(Eight x) {
 
 constexpr int INT4_ROWS = 8;
 
-// The scales of some units: of weight and input together, for each token and row. Returns what is taken off the
-// sums of nibble × input, for value = (nibble - 8) × scale: 8 × the sum of the inputs.
+// The scales of some units: of weight and token together, for each token and row. Returns what is taken off the sums of
+// nibble × number, for value = (nibble - 8) × scale.
 template <int TOKENS, bool HALVES>
 INLINE void int4_factors(const Rows &rows, int64_t row, const Tokens &tokens, int64_t token, int64_t unit, int64_t count,
                          float (*factors)[1 + HALVES][TOKENS][INT4_ROWS], Eight *less) {
@@ -95,11 +125,12 @@ INLINE void int4_factors(const Rows &rows, int64_t row, const Tokens &tokens, in
         Eight second = HALVES ? int4_scales(rows, row, 2 * unit + 1) : first;
         UNROLL for (int j = 0; j < TOKENS; j++) {
             const int64_t place = (token + j) * units + unit;
-            const float *corrections = tokens.corrections + 2 * place;
-            stored(factors[u][0][j], first * tokens.scales[place]);
+            const int32_t *offsets = tokens.offsets + 2 * place;
+            Eight of_first = first * tokens.scales[place], of_second = second * tokens.scales[place];
+            stored(factors[u][0][j], of_first);
             if constexpr (HALVES)
-                stored(factors[u][1][j], second * tokens.scales[place]);
-            less[j] += first * corrections[0] + second * corrections[1];
+                stored(factors[u][1][j], of_second);
+            less[j] += of_first * static_cast<float>(offsets[0]) + of_second * static_cast<float>(offsets[1]);
         }
     }
 }
@@ -112,8 +143,8 @@ INLINE void int4_tile(const Rows &rows, int64_t row, int64_t count, int64_t apar
     const int64_t units = rows.columns / 64, apart_bytes = apart * rows.row_bytes;
     Eight total[INT4_ROWS][LANES][TOKENS] = {}, less[LANES][TOKENS] = {};
     for (int64_t unit = 0; unit < units; unit += UNITS_AT_ONCE) {
-        const int64_t here = units - unit < UNITS_AT_ONCE ? units - unit : UNITS_AT_ONCE;
-        float factors[LANES][UNITS_AT_ONCE][1 + HALVES][TOKENS][INT4_ROWS];
+        const int64_t here = smaller(UNITS_AT_ONCE, units - unit);
+        float factors[LANES][UNITS_AT_ONCE + 1][1 + HALVES][TOKENS][INT4_ROWS]; // lanes no power of two apart
         UNROLL for (int lane = 0; lane < LANES; lane++)
             int4_factors<TOKENS, HALVES>(rows, row + lane * apart, tokens, token, unit, here, factors[lane], less[lane]);
         for (int64_t i = 0; i < count; i++) {
@@ -127,7 +158,7 @@ INLINE void int4_tile(const Rows &rows, int64_t row, int64_t count, int64_t apar
                     const char *place = weights + lane * apart_bytes + u * 32;
                     if (STREAMED && AHEAD)
                         __builtin_prefetch(place + AHEAD);
-                    Nibbles packed = loaded<Nibbles>(place);
+                    Nibbles packed = once(loaded<Nibbles>(place));
                     low[lane] = packed & 15;
                     high[lane] = (Nibbles)((EightWords)packed >> 4) & 15;
                 }
@@ -136,12 +167,13 @@ INLINE void int4_tile(const Rows &rows, int64_t row, int64_t count, int64_t apar
                     Quads x_high = loaded<Quads>(x + j * rows.columns + u * 64 + 32);
                     UNROLL for (int lane = 0; lane < LANES; lane++) {
                         const auto &factor = factors[lane][u];
+                        Eight &to = sum[lane][j];
                         if constexpr (HALVES) {
-                            sum[lane][j] += __builtin_convertvector(multiplied(low[lane], x_low), Eight) * factor[0][j][i];
-                            sum[lane][j] += __builtin_convertvector(multiplied(high[lane], x_high), Eight) * factor[1][j][i];
+                            to += __builtin_convertvector(multiplied(low[lane], x_low), Eight) * factor[0][j][i];
+                            to += __builtin_convertvector(multiplied(high[lane], x_high), Eight) * factor[1][j][i];
                         } else {
                             EightInts products = multiplied(low[lane], x_low, high[lane], x_high);
-                            sum[lane][j] += __builtin_convertvector(products, Eight) * factor[0][j][i];
+                            to += __builtin_convertvector(products, Eight) * factor[0][j][i];
                         }
                     }
                 }
@@ -152,7 +184,7 @@ INLINE void int4_tile(const Rows &rows, int64_t row, int64_t count, int64_t apar
     for (int64_t i = 0; i < count; i++)
         UNROLL for (int k = 0; k < LANES * TOKENS; k++) {
             const int lane = k / TOKENS, j = k % TOKENS;
-            sums.put(token + j, row + i + lane * apart, sum_of_eight(total[i][lane][j]) - less[lane][j][i]);
+            sums.put(token + j, row + i + lane * apart, sum_of_eight(total[i][lane][j]) + less[lane][j][i]);
         }
 }
 
@@ -264,17 +296,18 @@ INLINE void int4_tiles(const Rows &rows, const Tokens &tokens, int64_t token, co
     int64_t row = 0;
     for (; row < apart; row += INT4_ROWS)
         int4_tile<LANES, TOKENS, STREAMED, HALVES>(rows, row, INT4_ROWS, apart, tokens, token, sums);
-    for (row *= LANES; row < rows.count; row += INT4_ROWS) {
-        const int64_t count = rows.count - row < INT4_ROWS ? rows.count - row : INT4_ROWS;
-        int4_tile<1, TOKENS, STREAMED, HALVES>(rows, row, count, 0, tokens, token, sums);
-    }
+    for (row *= LANES; row < rows.count; row += INT4_ROWS)
+        int4_tile<1, TOKENS, STREAMED, HALVES>(rows, row, smaller(INT4_ROWS, rows.count - row), 0, tokens, token, sums);
 }
 
+// A token, two, or all of INT4_TOKENS; with more of them rows are packed.
 template <bool HALVES, bool STREAMED> void int4_rows(const Rows &rows, const Tokens &tokens, const Sums &sums) {
+    if (tokens.count == INT4_TOKENS)
+        return int4_tiles<2, INT4_TOKENS, STREAMED, HALVES>(rows, tokens, 0, sums);
     int64_t token = 0;
-    for (; token + 4 <= tokens.count; token += 4)
-        int4_tiles<2, 4, STREAMED, HALVES>(rows, tokens, token, sums);
-    for (; token < tokens.count; token++)
+    for (; token + 2 <= tokens.count; token += 2)
+        int4_tiles<2, 2, STREAMED, HALVES>(rows, tokens, token, sums);
+    if (token < tokens.count)
         int4_tiles<HALVES ? 2 : 4, 1, STREAMED, HALVES>(rows, tokens, token, sums);
 }
 
@@ -386,88 +419,195 @@ void pack_rows(const Rows &rows, int64_t first, int64_t columns, float *to) {
     }
 }
 
-void panel_products(const float *panel, const float *tokens, int64_t columns, float *to, int64_t stride, bool add) {
-    Floats total[PANEL_TOKENS][2] = {};
+template <int TOKENS>
+INLINE void float_panel(const float *panel, const float *tokens, int64_t columns, float *to, int64_t stride, bool add) {
+    Floats total[TOKENS][2] = {};
     if (add)
-        UNROLL for (int i = 0; i < PANEL_TOKENS; i++)
+        UNROLL for (int i = 0; i < TOKENS; i++)
             UNROLL for (int j = 0; j < 2; j++) total[i][j] = loaded<Floats>(to + i * stride + j * WIDTH);
     for (int64_t column = 0; column < columns; column++) {
         Floats first = loaded<Floats>(panel + column * PANEL_ROWS);
         Floats second = loaded<Floats>(panel + column * PANEL_ROWS + WIDTH);
-        UNROLL for (int i = 0; i < PANEL_TOKENS; i++) {
+        UNROLL for (int i = 0; i < TOKENS; i++) {
             Floats input = same(tokens[column * PANEL_TOKENS + i]);
             total[i][0] += first * input;
             total[i][1] += second * input;
         }
     }
-    UNROLL for (int i = 0; i < PANEL_TOKENS; i++)
+    UNROLL for (int i = 0; i < TOKENS; i++)
         UNROLL for (int j = 0; j < 2; j++) stored(to + i * stride + j * WIDTH, total[i][j]);
+}
+template <int TOKENS = PANEL_TOKENS>
+INLINE void some_of_float_panel(const float *panel, const float *tokens, int64_t count, int64_t columns, float *to,
+                                int64_t stride, bool add) {
+    if constexpr (TOKENS > 1)
+        if (count < TOKENS)
+            return some_of_float_panel<TOKENS - 1>(panel, tokens, count, columns, to, stride, add);
+    float_panel<TOKENS>(panel, tokens, columns, to, stride, add);
+}
+void panel_products(const float *panel, const float *tokens, int64_t count, int64_t columns, float *to, int64_t stride,
+                    bool add) {
+    some_of_float_panel(panel, tokens, count, columns, to, stride, add);
+}
+
+// Fetches what the next panel is made of, a line at a time, into the second cache.
+INLINE void ahead(const char *from, int64_t bytes) {
+    if (reinterpret_cast<uintptr_t>(from) % 64 < 2 * WIDTH)
+        __builtin_prefetch(from + bytes, 0, 2);
 }
 
 // The same with shorts: pairs of columns take the places of floats.
-struct I8Pairs {
-    INLINE Shorts at(const char *row, int64_t column, int64_t columns) {
-        const int64_t left = columns - column;
-        return left >= 2 * WIDTH ? widened(loaded<ManyBytes>(row + column)) : last_shorts(row + column, left);
+// WIDTH rows and pairs, or as many as exist.
+template <bool WHOLE>
+INLINE void pack_shorts(const Rows &rows, int64_t row, int64_t column, int64_t left, int16_t *to) {
+    Floats block[WIDTH]; // of any bits
+    UNROLL for (int i = 0; i < WIDTH; i++) {
+        const char *from = rows.data + (row + i) * rows.row_bytes + column;
+        const bool exists = WHOLE || row + i < rows.count;
+        block[i] = !exists                      ? Floats{}
+                   : WHOLE || left >= 2 * WIDTH ? (Floats)widened(loaded<ManyBytes>(from))
+                                                : (Floats)last_shorts(from, left);
+        ahead(from, PANEL_ROWS * rows.row_bytes);
     }
-};
-struct I4Pairs {
-    INLINE Shorts at(const char *row, int64_t column, int64_t) {
-        ManyNibbles both = loaded<ManyNibbles>(row + column / 64 * 32 + column % 32);
-        return widened((ManyBytes)(column & 32 ? both >> 4 : both & 15)) - 8;
-    }
-};
-template <class Pairs> void pack_pairs(const Rows &rows, int64_t first, int64_t columns, int16_t *to) {
-    const int64_t pairs = (columns + 1) / 2;
-    for (int64_t row = 0; row < PANEL_ROWS; row += WIDTH)
-        for (int64_t pair = 0; pair < pairs; pair += WIDTH) {
-            Floats block[WIDTH]; // of any bits
-            UNROLL for (int i = 0; i < WIDTH; i++)
-                block[i] = row + i < rows.count ? (Floats)Pairs::at(rows.data + (row + i) * rows.row_bytes,
-                                                                    first + 2 * pair, first + columns)
-                                                : Floats{};
-            transpose(block);
-            UNROLL for (int i = 0; i < WIDTH; i++) if (pair + i < pairs)
-                stored(to + 2 * ((pair + i) * PANEL_ROWS + row), block[i]);
-        }
+    transpose(block);
+    UNROLL for (int i = 0; i < WIDTH; i++) if (WHOLE || 2 * i < left) stored(to + 2 * i * PANEL_ROWS, block[i]);
 }
-int64_t pack_short_rows(const Rows &rows, int64_t first, int64_t columns, int16_t *to, float *scales) {
-    if (rows.kind == GF_I8) {
-        pack_pairs<I8Pairs>(rows, first, columns, to);
-        for (int64_t row = 0; row < PANEL_ROWS; row++)
-            scales[row] = row < rows.count ? reinterpret_cast<const float *>(rows.scales)[row] : 0.0f;
-        return SHORT_COLUMNS;
-    }
-    pack_pairs<I4Pairs>(rows, first, columns, to);
-    for (int64_t group = first / rows.group; group * rows.group < first + columns; group++, scales += PANEL_ROWS)
-        widen(rows.scales + 2 * group * rows.scale_stride, GF_BF16, smaller(PANEL_ROWS, rows.left), scales);
-    return rows.group;
+void pack_short_rows(const Rows &rows, int64_t first, int64_t columns, int16_t *to, float *scales) {
+    for (int64_t row = 0; row < PANEL_ROWS; row += WIDTH)
+        for (int64_t column = 0; column < columns; column += 2 * WIDTH) {
+            int16_t *place = to + column * PANEL_ROWS + 2 * row;
+            if (row + WIDTH <= rows.count && column + 2 * WIDTH <= columns)
+                pack_shorts<true>(rows, row, first + column, 2 * WIDTH, place);
+            else
+                pack_shorts<false>(rows, row, first + column, columns - column, place);
+        }
+    for (int64_t row = 0; row < PANEL_ROWS; row++)
+        scales[row] = row < rows.count ? reinterpret_cast<const float *>(rows.scales)[row] : 0.0f;
 }
 
-void short_panel_products(const int16_t *panel, const float *row_scales, const int16_t *tokens,
-                          const float *token_scales, int64_t columns, int64_t group, float *to, int64_t stride,
-                          bool add) {
-    for (int64_t start = 0; start < columns; start += group, row_scales += PANEL_ROWS, add = true) {
-        const int64_t pairs = (smaller(group, columns - start) + 1) / 2;
-        Ints total[PANEL_TOKENS][2] = {};
-        for (int64_t pair = 0; pair < pairs; pair++) {
-            Shorts first = loaded<Shorts>(panel), second = loaded<Shorts>(panel + 2 * WIDTH);
-            UNROLL for (int i = 0; i < PANEL_TOKENS; i++) {
-                Shorts input = (Shorts)same_int(loaded<int32_t>(tokens + 2 * i));
-                total[i][0] = with_products(total[i][0], first, input);
-                total[i][1] = with_products(total[i][1], second, input);
-            }
-            panel += 2 * PANEL_ROWS;
-            tokens += 2 * PANEL_TOKENS;
+template <int TOKENS>
+INLINE void short_panel(const int16_t *panel, const float *row_scales, const int16_t *tokens, const float *token_scales,
+                        int64_t columns, float *to, int64_t stride, bool add) {
+    const int64_t pairs = (columns + 1) / 2;
+    Ints total[TOKENS][2] = {};
+    for (int64_t pair = 0; pair < pairs; pair++) {
+        Shorts first = loaded<Shorts>(panel), second = loaded<Shorts>(panel + 2 * WIDTH);
+        UNROLL for (int i = 0; i < TOKENS; i++) {
+            Shorts input = (Shorts)same_int(loaded<int32_t>(tokens + 2 * i));
+            total[i][0] = with_products(total[i][0], first, input);
+            total[i][1] = with_products(total[i][1], second, input);
         }
-        UNROLL for (int i = 0; i < PANEL_TOKENS; i++)
+        panel += 2 * PANEL_ROWS;
+        tokens += 2 * PANEL_TOKENS;
+    }
+    UNROLL for (int i = 0; i < TOKENS; i++)
+        UNROLL for (int j = 0; j < 2; j++) {
+            float *place = to + i * stride + j * WIDTH;
+            Floats scale = loaded<Floats>(row_scales + j * WIDTH) * token_scales[i];
+            Floats before = add ? loaded<Floats>(place) : Floats{};
+            stored(place, before + __builtin_convertvector(total[i][j], Floats) * scale);
+        }
+}
+template <int TOKENS = PANEL_TOKENS>
+INLINE void some_of_short_panel(const int16_t *panel, const float *row_scales, const int16_t *tokens,
+                                const float *token_scales, int64_t count, int64_t columns, float *to, int64_t stride,
+                                bool add) {
+    if constexpr (TOKENS > 1)
+        if (count < TOKENS)
+            return some_of_short_panel<TOKENS - 1>(panel, row_scales, tokens, token_scales, count, columns, to, stride, add);
+    short_panel<TOKENS>(panel, row_scales, tokens, token_scales, columns, to, stride, add);
+}
+void short_panel_products(const int16_t *panel, const float *row_scales, const int16_t *tokens,
+                          const float *token_scales, int64_t count, int64_t columns, float *to, int64_t stride, bool add) {
+    some_of_short_panel(panel, row_scales, tokens, token_scales, count, columns, to, stride, add);
+}
+
+// The same with int4 and tokens of bytes: quads of columns take the places of floats, those of the low halves of a
+// unit's bytes before those of the high ones. WIDTH rows and words of 4 bytes, or as many as exist.
+template <bool WHOLE> INLINE void pack_words(const Rows &rows, int64_t row, int64_t place, int64_t words, uint8_t *to) {
+    Floats block[WIDTH]; // of any bits
+    UNROLL for (int i = 0; i < WIDTH; i++) {
+        const char *from = rows.data + (row + i) * rows.row_bytes + place;
+        const bool exists = WHOLE || row + i < rows.count;
+        block[i] = !exists ? Floats{} : WHOLE || words >= WIDTH ? loaded<Floats>(from) : last<F32>(from, 0, words);
+        ahead(from, PANEL_ROWS * rows.row_bytes);
+    }
+    transpose(block);
+    UNROLL for (int i = 0; i < WIDTH; i++) if (WHOLE || i < words) {
+        uint8_t *low = to + 4 * PANEL_ROWS * (i / 8 * 16 + i % 8);
+        stored(low, (NibbleQuads)block[i] & 15);
+        stored(low + 8 * 4 * PANEL_ROWS, (NibbleQuads)((Words)block[i] >> 4) & 15);
+    }
+}
+void pack_nibbles(const Rows &rows, int64_t first, int64_t columns, uint8_t *to, float *scales) {
+    const int64_t words = columns / 8; // a quad in the low halves and one in the high ones
+    for (int64_t row = 0; row < PANEL_ROWS; row += WIDTH)
+        for (int64_t word = 0; word < words; word += WIDTH) {
+            uint8_t *place = to + 4 * PANEL_ROWS * (word / 8 * 16 + word % 8) + 4 * row;
+            if (row + WIDTH <= rows.count && word + WIDTH <= words)
+                pack_words<true>(rows, row, first / 2 + 4 * word, WIDTH, place);
+            else
+                pack_words<false>(rows, row, first / 2 + 4 * word, words - word, place);
+        }
+    for (int64_t group = first / rows.group; group * rows.group < first + columns; group++, scales += PANEL_ROWS)
+        for (int64_t row = 0; row < smaller(PANEL_ROWS, rows.left); row += WIDTH) {
+            const char *from = rows.scales + 2 * (group * rows.scale_stride + row);
+            const int64_t left = rows.left - row;
+            stored(scales + row, left >= WIDTH ? Bf16::at(from, 0) : last<Bf16>(from, 0, left));
+        }
+}
+
+// A scale of the rows for HALVES × 32 columns, or for several times as many.
+template <int TOKENS, int HALVES>
+INLINE void byte_panel(const uint8_t *panel, const float *row_scales, const ByteTokens &tokens, int64_t columns,
+                       int64_t group, float *to, int64_t stride, bool add) {
+    const int8_t *x = tokens.bytes;
+    const float *token_scales = tokens.scales;
+    const int32_t *offsets = tokens.offsets;
+    for (int64_t column = 0; column < columns; column += HALVES * 32, add = true) {
+        Ints total[TOKENS][2];
+        UNROLL for (int half = 0; half < HALVES; half++, offsets += tokens.stride) {
+            QuadSums part[TOKENS][2] = {};
+            for (int quad = 0; quad < 8; quad++) {
+                NibbleQuads first = loaded<NibbleQuads>(panel), second = loaded<NibbleQuads>(panel + 4 * WIDTH);
+                UNROLL for (int i = 0; i < TOKENS; i++) {
+                    ByteQuads input = (ByteQuads)same_int(loaded<int32_t>(x + 4 * i));
+                    part[i][0] = with_quads(part[i][0], first, input);
+                    part[i][1] = with_quads(part[i][1], second, input);
+                }
+                panel += 4 * PANEL_ROWS;
+                x += 4 * PANEL_TOKENS;
+            }
+            UNROLL for (int i = 0; i < TOKENS; i++)
+                UNROLL for (int j = 0; j < 2; j++) {
+                    Ints sums = of_quads(part[i][j]) + offsets[i];
+                    total[i][j] = half ? total[i][j] + sums : sums;
+                }
+        }
+        const float *scales = row_scales + column / group * PANEL_ROWS;
+        UNROLL for (int i = 0; i < TOKENS; i++)
             UNROLL for (int j = 0; j < 2; j++) {
                 float *place = to + i * stride + j * WIDTH;
-                Floats scale = loaded<Floats>(row_scales + j * WIDTH) * token_scales[i];
+                Floats scale = loaded<Floats>(scales + j * WIDTH) * token_scales[i];
                 Floats before = add ? loaded<Floats>(place) : Floats{};
                 stored(place, before + __builtin_convertvector(total[i][j], Floats) * scale);
             }
+        if (column % 64 + HALVES * 32 == 64)
+            token_scales += tokens.stride;
     }
+}
+template <int HALVES, int TOKENS = PANEL_TOKENS>
+INLINE void some_of_byte_panel(const uint8_t *panel, const float *row_scales, const ByteTokens &tokens, int64_t columns,
+                               int64_t group, float *to, int64_t stride, bool add) {
+    if constexpr (TOKENS > 1)
+        if (tokens.count < TOKENS)
+            return some_of_byte_panel<HALVES, TOKENS - 1>(panel, row_scales, tokens, columns, group, to, stride, add);
+    byte_panel<TOKENS, HALVES>(panel, row_scales, tokens, columns, group, to, stride, add);
+}
+void byte_panel_products(const uint8_t *panel, const float *row_scales, const ByteTokens &tokens, int64_t columns,
+                         int64_t group, float *to, int64_t stride, bool add) {
+    group == 32 ? some_of_byte_panel<1>(panel, row_scales, tokens, columns, group, to, stride, add)
+                : some_of_byte_panel<2>(panel, row_scales, tokens, columns, group, to, stride, add);
 }
 
 template <class Kind> void narrow_as(const float *from, int64_t count, char *to) {
@@ -486,6 +626,18 @@ void narrow(const float *from, int64_t count, int kind, void *to) {
         return narrow_as<Bf16>(from, count, bytes);
     default:
         return narrow_as<F16>(from, count, bytes);
+    }
+}
+
+// Of each two whole vectors the numbers in even places, then those in odd ones.
+void part(float *floats, int64_t columns) {
+    float copy[2 * WIDTH];
+    for (; columns >= 2 * WIDTH; columns -= 2 * WIDTH, floats += 2 * WIDTH) {
+        memcpy(copy, floats, sizeof copy);
+        for (int i = 0; i < WIDTH; i++) {
+            floats[i] = copy[2 * i];
+            floats[WIDTH + i] = copy[2 * i + 1];
+        }
     }
 }
 
@@ -520,7 +672,7 @@ void round_to_shorts(const float *from, int64_t columns, int16_t *to, float *sca
 }
 
 // Each 64 columns to -127 … 127 of their largest.
-void round(const float *from, int64_t columns, int8_t *rounded_to, float *scales, float *corrections) {
+void round(const float *from, int64_t columns, int8_t *rounded_to, float *scales, int32_t *offsets) {
     for (int64_t unit = 0; unit < columns / 64; unit++) {
         const float *x = from + unit * 64;
         const float scale = largest_size(x, 64) / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;
@@ -532,7 +684,8 @@ void round(const float *from, int64_t columns, int8_t *rounded_to, float *scales
                 stored(rounded_to + unit * 64 + i, narrowed(__builtin_convertvector(whole, Ints)));
                 total += whole;
             }
-            corrections[2 * unit + half] = 8 * scale * sum(total);
+            const float all = sum(total);
+            offsets[2 * unit + half] = all == all ? -8 * static_cast<int32_t>(all) : 0;
         }
     }
 }
@@ -660,10 +813,11 @@ void rotate(const char *from, const float *cosines, const float *sines, int64_t 
 // ---- attention: softmax over blocks of keys, scaled again whenever a larger score comes (Milakov and
 // Gimelshein 2018) ----
 
-INLINE Floats key_positions(int64_t first) {
-    Floats position;
-    UNROLL for (int i = 0; i < WIDTH; i++) position[i] = static_cast<float>(first + i);
-    return position;
+// Those of WIDTH keys from `first` on.
+INLINE Ints key_numbers(int64_t first) {
+    Ints number;
+    UNROLL for (int i = 0; i < WIDTH; i++) number[i] = i;
+    return number + static_cast<int32_t>(first);
 }
 
 // Slope, position and product rounded to bfloat16, as Falcon was trained (reference.alibi_bias).
@@ -674,16 +828,14 @@ INLINE Floats alibi_bias(float slope, Floats position) {
 // Scores of one row become weights e^(score - top); what was summed before is scaled to the new top.
 INLINE void weigh(const Attending &work, int64_t row, int64_t first, float *scores, float *out, int64_t stride,
                   float *top, float *total) {
-    const int64_t count = work.limits[row] - first; // keys of this block that the row sees
+    // Keys of this block that the row sees.
+    const Ints count = same_int(static_cast<int32_t>(smaller(work.limits[row] - first, KEYS_AT_ONCE)));
     Floats best = same(*top);
     for (int64_t i = 0; i < KEYS_AT_ONCE; i += WIDTH) {
-        Floats score = loaded<Floats>(scores + i), position = key_positions(first + i);
-        if (work.slopes) {
-            score += alibi_bias(work.slopes[row], position) * work.slope_scale;
-        }
-        Floats from_start = key_positions(i);
-        score = chosen(from_start < same(static_cast<float>(count < KEYS_AT_ONCE ? count : KEYS_AT_ONCE)), score,
-                       same(-INFINITY));
+        Floats score = loaded<Floats>(scores + i);
+        if (work.slopes)
+            score += alibi_bias(work.slopes[row], __builtin_convertvector(key_numbers(first + i), Floats)) * work.slope_scale;
+        score = chosen(key_numbers(i) < count, score, same(-INFINITY));
         best = larger(score, best);
         stored(scores + i, score);
     }
@@ -733,37 +885,91 @@ INLINE void mix_rows(const float *weights, const float *values, int64_t keys, in
     for (; place < stride; place += WIDTH)
         mix_tile<ROWS, 1>(weights, values + place, keys, stride, out + place);
 }
+void mix(const float *weights, const float *values, int64_t rows, int64_t keys, int64_t stride, float *out) {
+    int64_t row = 0;
+    for (; row + 6 <= rows; row += 6)
+        mix_rows<6>(weights + row * KEYS_AT_ONCE, values, keys, stride, out + row * stride);
+    for (; row + 2 <= rows; row += 2)
+        mix_rows<2>(weights + row * KEYS_AT_ONCE, values, keys, stride, out + row * stride);
+    if (row < rows)
+        mix_rows<1>(weights + row * KEYS_AT_ONCE, values, keys, stride, out + row * stride);
+}
 
-void attend(const Attending &work, float *keys, float *values, float *scores, float *out, float *top, float *total) {
+// Keys as panels, their scores with panels of queries; dot products take longer from so many queries on.
+constexpr int64_t PANEL_QUERIES = 4;
+
+template <class Kind> void pack_keys_as(const char *const *keys, int64_t count, int64_t dim, float *to) {
+    for (int64_t first = 0; first < count; first += WIDTH)
+        for (int64_t place = 0; place < dim; place += WIDTH) {
+            const int64_t left = dim - place;
+            Floats block[WIDTH];
+            UNROLL for (int i = 0; i < WIDTH; i++) { // beyond the last key itself again: nobody looks at its scores
+                const char *key = keys[smaller(first + i, count - 1)];
+                block[i] = left >= WIDTH ? Kind::at(key, place) : last<Kind>(key, place, left);
+            }
+            transpose(block);
+            float *place_to = to + (first / PANEL_ROWS * dim + place) * PANEL_ROWS + first % PANEL_ROWS;
+            UNROLL for (int i = 0; i < WIDTH; i++) if (i < left) stored(place_to + i * PANEL_ROWS, block[i]);
+        }
+}
+void pack_keys(const char *const *keys, int kind, int64_t count, int64_t dim, float *to) {
+    switch (kind) {
+    case GF_F32:
+        return pack_keys_as<F32>(keys, count, dim, to);
+    case GF_BF16:
+        return pack_keys_as<Bf16>(keys, count, dim, to);
+    default:
+        return pack_keys_as<F16>(keys, count, dim, to);
+    }
+}
+
+// scores[row × KEYS_AT_ONCE + key] of all queries
+void score(const Attending &work, const char *const *places, int64_t count, const AttendMemory &own) {
+    if (work.rows < PANEL_QUERIES) {
+        const int64_t stride = padded(work.dim);
+        for (int64_t i = 0; i < count; i++) {
+            memset(own.keys + i * stride + work.dim, 0, static_cast<size_t>(4 * (stride - work.dim)));
+            widen(places[i], work.kind, work.dim, own.keys + i * stride);
+        }
+        const Rows keys{reinterpret_cast<const char *>(own.keys), nullptr, stride * 4, 0, count, count, stride, GF_F32, 0};
+        Tokens queries;
+        queries.floats = work.queries;
+        queries.stride = stride;
+        queries.count = work.rows;
+        return products(keys, queries, own.scores, KEYS_AT_ONCE, false, false);
+    }
+    pack_keys(places, work.kind, count, work.dim, own.keys);
+    for (int64_t row = 0; row < work.rows; row += PANEL_TOKENS)
+        for (int64_t key = 0; key < count; key += PANEL_ROWS)
+            panel_products(own.keys + key * work.dim, own.queries + row * work.dim,
+                           smaller(PANEL_TOKENS, work.rows - row), work.dim, own.scores + row * KEYS_AT_ONCE + key,
+                           KEYS_AT_ONCE, false);
+}
+
+void attend(const Attending &work, const AttendMemory &own, float *out, float *top, float *total) {
     const int64_t stride = padded(work.dim);
     memset(out, 0, static_cast<size_t>(4 * work.rows * stride));
     for (int64_t row = 0; row < work.rows; row++) {
         top[row] = -INFINITY;
         total[row] = 0;
+        for (int64_t i = 0; i < work.dim; i++)
+            own.queries[(row / PANEL_TOKENS * work.dim + i) * PANEL_TOKENS + row % PANEL_TOKENS] =
+                work.queries[row * stride + i];
     }
     for (int64_t first = work.first; first < work.last; first += KEYS_AT_ONCE) {
-        const int64_t count = work.last - first < KEYS_AT_ONCE ? work.last - first : KEYS_AT_ONCE;
+        const int64_t count = smaller(KEYS_AT_ONCE, work.last - first);
+        const char *places[KEYS_AT_ONCE];
         for (int64_t i = 0; i < count; i++) {
-            int64_t key = first + i;
-            int64_t slot = work.table[key / work.block_size] * work.block_size + key % work.block_size;
-            for (int64_t j = work.dim; j < stride; j++)
-                keys[i * stride + j] = values[i * stride + j] = 0;
-            widen(work.keys + slot * work.token_bytes, work.kind, work.dim, keys + i * stride);
-            widen(work.values + slot * work.token_bytes, work.kind, work.dim, values + i * stride);
+            const int64_t key = first + i;
+            const int64_t slot = work.table[key / work.block_size] * work.block_size + key % work.block_size;
+            places[i] = work.keys + slot * work.token_bytes;
+            memset(own.values + i * stride + work.dim, 0, static_cast<size_t>(4 * (stride - work.dim)));
+            widen(work.values + slot * work.token_bytes, work.kind, work.dim, own.values + i * stride);
         }
-        Rows rows{reinterpret_cast<const char *>(keys), nullptr, stride * 4, 0, count, count, stride, GF_F32, 0};
-        Tokens queries;
-        queries.floats = work.queries;
-        queries.stride = stride;
-        queries.count = work.rows;
-        products(rows, queries, scores, KEYS_AT_ONCE, false, false);
-        int64_t row = 0;
-        for (; row < work.rows; row++)
-            weigh(work, row, first, scores + row * KEYS_AT_ONCE, out + row * stride, stride, top + row, total + row);
-        for (row = 0; row + 4 <= work.rows; row += 4)
-            mix_rows<4>(scores + row * KEYS_AT_ONCE, values, count, stride, out + row * stride);
-        for (; row < work.rows; row++)
-            mix_rows<1>(scores + row * KEYS_AT_ONCE, values, count, stride, out + row * stride);
+        score(work, places, count, own);
+        for (int64_t row = 0; row < work.rows; row++)
+            weigh(work, row, first, own.scores + row * KEYS_AT_ONCE, out + row * stride, stride, top + row, total + row);
+        mix(own.scores, own.values, work.rows, count, stride, out);
     }
 }
 
@@ -807,7 +1013,10 @@ const Kernels kernels = {NAME,
                          panel_products,
                          pack_short_rows,
                          short_panel_products,
+                         pack_nibbles,
+                         byte_panel_products,
                          widen,
+                         part,
                          narrow,
                          round,
                          round_to_shorts,

@@ -26,7 +26,7 @@ template <class Task> void in_parallel(int64_t count, const Task &task) {
 enum Purpose { WEIGHTS, SUMS, KEYS, VALUES, PURPOSES };
 void reserve(Purpose purpose, size_t bytes_each);
 void *scratch(int thread, Purpose purpose);
-enum SharedPurpose { INPUTS, SCALES, TURNED_INPUTS, TURNED_SCALES, SPLITS, SHARED_PURPOSES };
+enum SharedPurpose { INPUTS, SCALES, OFFSETS, TURNED_INPUTS, TURNED_SCALES, SPLITS, SHARED_PURPOSES };
 void *shared_scratch(SharedPurpose purpose, int index, size_t bytes);
 
 // Tells the processor that a thread looks again and again for what another one does.

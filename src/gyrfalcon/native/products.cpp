@@ -7,6 +7,7 @@
 #include "pool.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace gyrfalcon {
 namespace {
@@ -15,6 +16,7 @@ constexpr int MOST_OUTPUTS = 4;
 constexpr int64_t TOKENS_AT_ONCE = 576; // of many: whole panels of every instruction set, whole groups of turned ones
 constexpr int64_t ROWS_AT_ONCE = 64;    // of weights, with many tokens: whole panels
 constexpr int64_t MOST_UNIT_ROWS = 256; // of weights, with a matrix unit: tokens are read again for each block
+constexpr int64_t PANELS_IN_CACHE = 16; // of tokens, some 6 KiB each
 constexpr int64_t MOST_SCALES = SHORT_COLUMNS / 32; // of a row of a block
 constexpr int64_t WIDENED_ROWS = 6;
 constexpr int64_t MOST_PANEL_TOKENS = 12;
@@ -51,40 +53,78 @@ Rows from_row(const Rows &rows, int64_t row, int64_t most) {
     return some;
 }
 
-// The sums of one term, some columns at a time: the panels of all rows stay in the second cache while the tokens
-// pass by, and a panel of tokens in the first while all rows do.
+// each(row, token) for every panel of rows and of tokens: one of rows stays in the first cache while some of tokens
+// pass by, and these in the second while all rows do.
+template <class Each>
+void for_panels(const Kernels &kernels, int64_t rows, int64_t tokens, const Each &each) {
+    const int64_t step = PANELS_IN_CACHE * kernels.panel_tokens;
+    for (int64_t first = 0; first < tokens; first += step)
+        for (int64_t row = 0; row < rows; row += kernels.panel_rows)
+            for (int64_t token = first; token < std::min(tokens, first + step); token += kernels.panel_tokens)
+                each(row, token);
+}
+
+// The sums of one term, some columns at a time.
 void add_float_panels(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride,
                       bool add, float *panels) {
     for (int64_t column = 0; column < rows.columns; column += FLOAT_COLUMNS) {
         const int64_t columns = std::min(FLOAT_COLUMNS, rows.columns - column);
         for (int64_t row = 0; row < rows.count; row += kernels.panel_rows)
             kernels.pack_rows(from_row(rows, row, kernels.panel_rows), column, columns, panels + row * columns);
-        for (int64_t token = 0; token < tokens.count; token += kernels.panel_tokens)
-            for (int64_t row = 0; row < rows.count; row += kernels.panel_rows)
-                kernels.panel_products(panels + row * columns,
-                                       tokens.floats + column * tokens.stride + (tokens.first + token) * columns, columns,
-                                       sums + token * stride + row, stride, add || column);
+        for_panels(kernels, rows.count, tokens.count, [&](int64_t row, int64_t token) {
+            kernels.panel_products(panels + row * columns,
+                                   tokens.floats + column * tokens.stride + (tokens.first + token) * columns,
+                                   std::min(kernels.panel_tokens, tokens.count - token), columns,
+                                   sums + token * stride + row, stride, add || column);
+        });
     }
 }
 
-void add_short_panels(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride,
-                      bool add, float *memory) {
-    auto *panels = reinterpret_cast<int16_t *>(memory + stride * MOST_SCALES);
-    const int64_t blocks = short_blocks(rows.columns);
-    for (int64_t block = 0; block < blocks; block++) {
-        const int64_t column = block * SHORT_COLUMNS, columns = std::min(SHORT_COLUMNS, rows.columns - column);
-        const int64_t even = (columns + 1) / 2 * 2;
-        int64_t group = 0;
-        for (int64_t row = 0; row < rows.count; row += kernels.panel_rows)
-            group = kernels.pack_short_rows(from_row(rows, row, kernels.panel_rows), column, columns,
-                                            panels + row * SHORT_COLUMNS, memory + row * MOST_SCALES);
-        for (int64_t token = 0; token < tokens.count; token += kernels.panel_tokens)
-            for (int64_t row = 0; row < rows.count; row += kernels.panel_rows)
-                kernels.short_panel_products(panels + row * SHORT_COLUMNS, memory + row * MOST_SCALES,
-                                             tokens.shorts + column * tokens.stride + (tokens.first + token) * even,
-                                             tokens.scales + block * tokens.stride + tokens.first + token, columns,
-                                             group, sums + token * stride + row, stride, add || block);
-    }
+// Those of some columns alone.
+void add_short_columns(const Kernels &kernels, const Rows &rows, int64_t column, const Tokens &tokens, float *sums,
+                       int64_t stride, bool add, float *memory) {
+    auto *panels = reinterpret_cast<int16_t *>(memory + stride);
+    const int64_t columns = std::min(SHORT_COLUMNS, rows.columns - column), even = (columns + 1) / 2 * 2;
+    for (int64_t row = 0; row < rows.count; row += kernels.panel_rows)
+        kernels.pack_short_rows(from_row(rows, row, kernels.panel_rows), column, columns, panels + row * SHORT_COLUMNS,
+                                memory + row);
+    for_panels(kernels, rows.count, tokens.count, [&](int64_t row, int64_t token) {
+        const int64_t place = tokens.first + token;
+        kernels.short_panel_products(panels + row * SHORT_COLUMNS, memory + row,
+                                     tokens.shorts + column * tokens.stride + place * even,
+                                     tokens.scales + column / SHORT_COLUMNS * tokens.stride + place,
+                                     std::min(kernels.panel_tokens, tokens.count - token), columns,
+                                     sums + token * stride + row, stride, add || column);
+    });
+}
+
+// The same of int4.
+void add_byte_columns(const Kernels &kernels, const Rows &rows, int64_t column, const Tokens &tokens, float *sums,
+                      int64_t stride, bool add, float *memory) {
+    auto *panels = reinterpret_cast<uint8_t *>(memory + stride * MOST_SCALES);
+    const int64_t columns = std::min(SHORT_COLUMNS, rows.columns - column);
+    for (int64_t row = 0; row < rows.count; row += kernels.panel_rows)
+        kernels.pack_nibbles(from_row(rows, row, kernels.panel_rows), column, columns, panels + row * SHORT_COLUMNS,
+                             memory + row * MOST_SCALES);
+    for_panels(kernels, rows.count, tokens.count, [&](int64_t row, int64_t token) {
+        const int64_t place = tokens.first + token;
+        const ByteTokens some{tokens.bytes + column * tokens.stride + place * columns,
+                              tokens.scales + column / 64 * tokens.stride + place,
+                              tokens.offsets + column / 32 * tokens.stride + place, tokens.stride,
+                              std::min(kernels.panel_tokens, tokens.count - token)};
+        kernels.byte_panel_products(panels + row * SHORT_COLUMNS, memory + row * MOST_SCALES, some, columns, rows.group,
+                                    sums + token * stride + row, stride, add || column);
+    });
+}
+
+// Few tokens take a panel of rows from end to end, for memory is read best in long streams.
+void add_rounded_panels(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride,
+                        bool add, bool many, float *memory) {
+    const auto add_columns = tokens.form == SHORT_PANELS ? add_short_columns : add_byte_columns;
+    const int64_t step = many ? rows.count : kernels.panel_rows;
+    for (int64_t row = 0; row < rows.count; row += step)
+        for (int64_t column = 0; column < rows.columns; column += SHORT_COLUMNS)
+            add_columns(kernels, from_row(rows, row, step), column, tokens, sums + row, stride, add, memory);
 }
 
 // The sums of one term of int4 with tokens that are not rounded.
@@ -106,8 +146,8 @@ void add_term(const Kernels &kernels, const Rows &rows, const Tokens &tokens, fl
     auto *floats = static_cast<float *>(memory);
     if (tokens.form == TURNED)
         kernels.unit->products(rows, tokens.turned, sums, stride, add, memory);
-    else if (tokens.form == SHORT_PANELS)
-        add_short_panels(kernels, rows, tokens, sums, stride, add, floats);
+    else if (tokens.form == SHORT_PANELS || tokens.form == BYTE_PANELS)
+        add_rounded_panels(kernels, rows, tokens, sums, stride, add, many, floats);
     else if (tokens.form == FLOAT_PANELS)
         add_float_panels(kernels, rows, tokens, sums, stride, add, floats);
     else if (rows.kind == GF_I4 && tokens.form == FLOATS)
@@ -145,7 +185,8 @@ int64_t block_rows(const Kernels &kernels, const gf_output *outputs, int num_out
     const int64_t wanted = rows / (num_threads() * BLOCKS_A_THREAD);
     if (many)
         return std::clamp(wanted / ROWS_AT_ONCE * ROWS_AT_ONCE, ROWS_AT_ONCE, MOST_UNIT_ROWS);
-    return std::clamp(wanted / 48 * 48, int64_t{48}, int64_t{192});
+    const int64_t step = std::lcm(int64_t{48}, kernels.panel_rows); // whole tiles, whole panels
+    return std::clamp(wanted / step * step, step, int64_t{192});
 }
 
 // Makes the inputs of all terms ready, one that several read only once. Returns the most columns.

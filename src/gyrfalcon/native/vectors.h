@@ -188,10 +188,11 @@ INLINE void transpose(Floats (&v)[WIDTH]) {
         pairs[i] = _mm256_unpacklo_ps((__m256)v[i], (__m256)v[i + 1]);
         pairs[i + 1] = _mm256_unpackhi_ps((__m256)v[i], (__m256)v[i + 1]);
     }
-    UNROLL for (int i = 0; i < 8; i += i % 4 == 1 ? 3 : 1) {
-        fours[2 * i - i / 4 * 4] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
-        fours[2 * i - i / 4 * 4 + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
-    }
+    UNROLL for (int half = 0; half < 8; half += 4) // nested, for GCC unrolls no loop whose steps differ
+        UNROLL for (int i = half; i < half + 2; i++) {
+            fours[2 * i - half] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+            fours[2 * i - half + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+        }
     UNROLL for (int i = 0; i < 4; i++) {
         v[i] = (Floats)_mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
         v[i + 4] = (Floats)_mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
@@ -242,6 +243,14 @@ INLINE EightInts multiplied(Nibbles a, Quads b, Nibbles c, Quads d) {
 }
 INLINE EightInts multiplied(Nibbles a, Quads b) { return multiplied(a, b, Nibbles{}, Quads{}); }
 
+// Read from memory once, though it is wanted twice.
+INLINE Nibbles once(Nibbles packed) {
+#if defined(__AVX2__)
+    asm("" : "+x"(packed));
+#endif
+    return packed;
+}
+
 // ---- products of 16-bit integers ----
 
 typedef int16_t Shorts __attribute__((vector_size(WIDTH * 4)));
@@ -271,6 +280,38 @@ INLINE Ints with_products(Ints sums, Shorts a, Shorts b) {
     return sums + even + ((Ints)a >> 16) * ((Ints)b >> 16);
 #endif
 }
+
+// ---- products of nibbles with bytes, four columns of each of WIDTH rows at a time ----
+
+typedef uint8_t NibbleQuads __attribute__((vector_size(WIDTH * 4))); // at most 15
+typedef int8_t ByteQuads __attribute__((vector_size(WIDTH * 4)));
+
+// Sums of eight quads: where processors add four products up in 32 bits, such sums, else pairs of them that fit 16.
+#if defined(__AVX512VNNI__) && GYRFALCON_WIDTH == 16
+typedef Ints QuadSums;
+INLINE QuadSums with_quads(QuadSums sums, NibbleQuads a, ByteQuads b) {
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+}
+INLINE Ints of_quads(QuadSums sums) { return sums; }
+#else
+typedef Shorts QuadSums;
+INLINE QuadSums with_quads(QuadSums sums, NibbleQuads a, ByteQuads b) {
+#if defined(__AVX2__) && GYRFALCON_WIDTH == 8
+    sums += (Shorts)_mm256_maddubs_epi16((__m256i)a, (__m256i)b);
+    asm("" : "+x"(sums)); // as above
+    return sums;
+#else
+    return sums + ((Shorts)a & 255) * (((Shorts)b << 8) >> 8) + ((Shorts)a >> 8) * ((Shorts)b >> 8);
+#endif
+}
+INLINE Ints of_quads(QuadSums sums) {
+#if defined(__AVX2__) && GYRFALCON_WIDTH == 8
+    return (Ints)_mm256_madd_epi16((__m256i)sums, _mm256_set1_epi16(1));
+#else
+    return ((Ints)((Words)sums << 16) >> 16) + ((Ints)sums >> 16);
+#endif
+}
+#endif
 
 // ---- functions ----
 

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterator
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,13 +214,30 @@ def test_equal_calls_give_equal_bits_on_any_number_of_threads(tokens: int) -> No
             assert torch.equal(native.linear(x, weight), alone)
 
 
+def places_of_threads() -> list[set[int]]:
+    """The processors that each thread of this process may run on, the newest thread last."""
+    return [os.sched_getaffinity(int(task.name)) for task in Path("/proc/self/task").iterdir()]
+
+
+def test_threads_keep_to_processors_of_their_own() -> None:
+    usable = sorted(os.sched_getaffinity(0))
+    if len(usable) < 2:
+        pytest.skip("needs two processors")
+    before = places_of_threads().count({usable[1]})
+    native.use_threads(2, usable[:2])
+    assert places_of_threads().count({usable[1]}) == before + 1
+    assert os.sched_getaffinity(0) == set(usable)  # the caller's own thread
+    native.use_threads(3, usable[:2])  # more than there are processors for
+    assert places_of_threads().count({usable[1]}) == before
+
+
 @pytest.mark.parametrize("kind", ["bf16", "int8", "int4", "int4-32"])
 def test_a_token_gets_what_it_gets_alone(kind: str) -> None:
     """Within what sums in another order differ by."""
     weight, _ = stored_as(kind, drawn(130, 640) / 25)
     x = drawn(100, 640, seed=1).bfloat16()
     alone = torch.cat([native.linear(x[i : i + 1], weight) for i in range(len(x))])
-    for count in (2, 9, 32, 100):
+    for count in (2, 3, 4, 5, 9, 25, 32, 100):
         assert_near(native.linear(x[:count], weight), alone[:count], TOLERANCES[torch.bfloat16])
 
 

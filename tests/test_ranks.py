@@ -18,6 +18,7 @@ from checkpoints import make_checkpoint
 from tokenizers_ import make_tokenizer
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
+from gyrfalcon.device import own_processors
 from gyrfalcon.engine.ranks import Place, start
 from gyrfalcon.errors import CheckpointError, RankDied, UsageError
 from gyrfalcon.ops.native_library import library
@@ -88,6 +89,17 @@ def test_the_death_of_an_idle_rank_is_told_at_the_next_use(folder: Path) -> None
         with noticed_in_time(), pytest.raises(RankDied, match="rank 1 ended by signal 9"):
             engine.generate("the", GREEDY)
     assert our_ranks() == []
+
+
+def test_started_ranks_keep_to_cores_of_their_own(folder: Path) -> None:
+    usable = set(os.sched_getaffinity(0))
+    torch.set_num_threads(1)
+    if own_processors(1, 2) == []:
+        pytest.skip("needs two cores and no more")
+    with Engine(EngineConfig(model=str(folder), world_size=2)):
+        (rank,) = our_ranks()
+        assert rank.cpu_affinity() == own_processors(1, 2)
+    assert set(os.sched_getaffinity(0)) == usable
 
 
 def test_what_keeps_a_rank_from_loading_is_told_in_its_own_words(

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gyrfalcon.errors import UsageError
+from gyrfalcon.parallel.shards import owned
 
 DTYPE_OF_WORD = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 WORD_OF_DTYPE = {dtype: word for word, dtype in DTYPE_OF_WORD.items()}
@@ -67,9 +68,34 @@ def free_memory(device: torch.device) -> int:
 
 def use_threads(threads: int | None, ranks_here: int) -> None:
     """Gives this process its share of the cores, or the number asked for."""
-    cores = len(os.sched_getaffinity(0))  # two threads on one core only wait for each other:
-    physical = min(cores, psutil.cpu_count(logical=False) or cores)
-    torch.set_num_threads(threads or max(1, physical // ranks_here))
+    # Two threads on one core only wait for each other.
+    torch.set_num_threads(threads or max(1, len(_processors()) // ranks_here))
+
+
+def own_processors(local_rank: int, ranks_here: int) -> list[int]:
+    """Where this rank's threads keep to: a logical processor of each core of its share. None where
+    threads or cores are left over: then others may run here as well, and the system knows better.
+    """
+    processors = _processors()
+    share = owned(len(processors), ranks_here, local_rank)
+    own = processors[share.start : share.stop]
+    return own if ranks_here <= len(processors) and len(own) == torch.get_num_threads() else []
+
+
+def keep_to(processors: Sequence[int]) -> None:
+    """Keeps this thread, and those it starts, on these processors; on any where there are none."""
+    if processors:
+        os.sched_setaffinity(0, processors)
+
+
+def _processors() -> list[int]:
+    """The first of each physical core's logical processors, among those this process may use."""
+    cores: dict[str, int] = {}
+    for processor in sorted(os.sched_getaffinity(0)):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
+        core = siblings.read_text() if siblings.exists() else str(processor)
+        cores.setdefault(core, processor)
+    return list(cores.values())
 
 
 @contextlib.contextmanager

@@ -8,7 +8,13 @@ import os
 import torch
 
 from gyrfalcon import ops
-from gyrfalcon.device import WORD_OF_DTYPE, choose_device, free_memory, use_threads
+from gyrfalcon.device import (
+    WORD_OF_DTYPE,
+    choose_device,
+    free_memory,
+    own_processors,
+    use_threads,
+)
 from gyrfalcon.engine.graphs import Graphs
 from gyrfalcon.engine.ranks import Place
 from gyrfalcon.engine.replica import Replica, Run
@@ -45,7 +51,8 @@ def build_replica(
         log.info(
             "running on %s in %s with %d ranks", device, WORD_OF_DTYPE[dtype], place.group.size
         )
-    operations = ops.choose(device, config.quant)
+    processors = own_processors(place.local_rank, place.ranks_here)
+    operations = ops.choose(device, config.quant, processors)
     model = load_model(checkpoint, place.group, operations, device, dtype, config.quant)
     pool, max_len = _cache(config, checkpoint, place, device, dtype)
     rope = checkpoint.config.rope  # with dynamic scaling a token's key depends on what follows it

@@ -3,6 +3,7 @@
 import pickle
 from pathlib import Path
 
+from gyrfalcon.device import keep_to, own_processors
 from gyrfalcon.engine.build import build_replica
 from gyrfalcon.engine.lookahead import stepper
 from gyrfalcon.engine.ranks import Place
@@ -13,6 +14,8 @@ from gyrfalcon.weights.source import open_checkpoint
 def follow(config: EngineConfig, folder: Path, place: Place) -> None:
     """Never returns: the first rank ends its workers, and a broken connection to it raises."""
     replica = build_replica(config, open_checkpoint(folder), place, keeps=False)
+    if replica.device.type == "cpu":
+        keep_to(own_processors(place.local_rank, place.ranks_here))
     take_step = stepper(replica)
     while True:
         message = place.group.broadcast()

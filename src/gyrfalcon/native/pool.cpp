@@ -51,8 +51,16 @@ class Pool {
         stop();
         buffers_.resize(static_cast<size_t>(threads));
         stopping_ = false;
-        for (int i = 1; i < threads; i++)
+        for (int i = 1; i < threads; i++) {
             workers_.emplace_back([this, i] { serve(i); });
+            if (static_cast<size_t>(threads) <= processors_.size())
+                keep_on(workers_.back(), processors_[static_cast<size_t>(i)]);
+        }
+    }
+
+    void use_processors(const int *processors, int count) {
+        std::lock_guard<std::mutex> alone(caller_);
+        processors_.assign(processors, processors + count);
     }
 
     void run(int64_t count, Work work, const void *task) {
@@ -147,9 +155,16 @@ class Pool {
     }
 
 #if defined(__linux__)
+    static void keep_on(std::thread &worker, int processor) {
+        cpu_set_t only;
+        CPU_ZERO(&only);
+        CPU_SET(processor, &only);
+        pthread_setaffinity_np(worker.native_handle(), sizeof only, &only); // refused: it runs where it may
+    }
     void sleep(uint32_t expected) { syscall(SYS_futex, &state_, FUTEX_WAIT_PRIVATE, expected, nullptr, nullptr, 0); }
     void wake() { syscall(SYS_futex, &state_, FUTEX_WAKE_PRIVATE, 1 << 20, nullptr, nullptr, 0); }
 #else
+    static void keep_on(std::thread &, int) {}
     void sleep(uint32_t) { std::this_thread::yield(); }
     void wake() {}
 #endif
@@ -166,6 +181,7 @@ class Pool {
     const void *task_ = nullptr;
     int64_t count_ = 0;
     std::vector<std::thread> workers_;
+    std::vector<int> processors_;
     std::vector<Own> buffers_{1};
     std::vector<Buffer> shared_[SHARED_PURPOSES];
 };
@@ -194,5 +210,9 @@ void *shared_scratch(SharedPurpose purpose, int index, size_t bytes) {
 std::mutex &caller() { return pool().caller_; }
 
 } // namespace gyrfalcon
+
+extern "C" void gf_use_processors(const int *processors, int count) {
+    gyrfalcon::pool().use_processors(processors, count);
+}
 
 extern "C" void gf_use_threads(int threads) { gyrfalcon::pool().resize(threads < 1 ? 1 : threads); }

@@ -47,17 +47,17 @@ class Ops(Protocol):
     ) -> Tensor: ...
 
 
-def choose(device: torch.device, quant: str = "none") -> Ops:
+def choose(device: torch.device, quant: str = "none", processors: Sequence[int] = ()) -> Ops:
     """The operations for `device`: Triton's kernels on CUDA, native ones on the CPU where they are
     built, plain torch elsewhere; or what the environment variable GYRFALCON_OPS says (`triton`,
     `native` or `reference`). UsageError where the device cannot multiply with weights rounded to
-    `quant`.
+    `quant`. Threads of native kernels keep to `processors`.
     """
     if quant == "fp8" and (card := capability(device)) is not None and card < FP8_CAPABILITY:
         wanted = f"a card of compute capability {FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]} for fp8"
         got = f"one of {card[0]}.{card[1]}"
         raise UsageError(wanted, got, "choose int8, which takes as much memory and is closer")
-    return _IMPLEMENTATIONS[chosen_name(device)]()
+    return _IMPLEMENTATIONS[chosen_name(device)](processors)
 
 
 def chosen_name(device: torch.device) -> str:
@@ -86,21 +86,21 @@ def _default(device: torch.device) -> str:
     return "triton" if device.type == "cuda" and find_spec("triton") else "reference"
 
 
-def _triton() -> Ops:
+def _triton(_: Sequence[int]) -> Ops:
     from gyrfalcon.ops import triton_ops
 
     return triton_ops
 
 
-def _native() -> Ops:
+def _native(processors: Sequence[int]) -> Ops:
     from gyrfalcon.ops import native
 
-    native.use_threads(torch.get_num_threads())
+    native.use_threads(torch.get_num_threads(), processors)
     return native
 
 
-_IMPLEMENTATIONS: dict[str, Callable[[], Ops]] = {
+_IMPLEMENTATIONS: dict[str, Callable[[Sequence[int]], Ops]] = {
     "triton": _triton,
     "native": _native,
-    "reference": lambda: reference,
+    "reference": lambda _: reference,
 }

@@ -27,8 +27,11 @@ if _found is None:
 LIBRARY: ctypes.CDLL = _found
 
 
-def use_threads(threads: int) -> None:
-    """How many threads take part in each operation."""
+def use_threads(threads: int, processors: Sequence[int] = ()) -> None:
+    """How many threads take part in each operation; each of them but the caller's keeps to its own of
+    the processors, where these are enough.
+    """
+    LIBRARY.gf_use_processors((ctypes.c_int * len(processors))(*processors), len(processors))
     LIBRARY.gf_use_threads(threads)
 
 

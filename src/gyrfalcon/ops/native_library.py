@@ -95,6 +95,7 @@ _INTERFACE: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "gf_available": (c_char_p, ()),
     "gf_choose": (c_int, (c_char_p,)),
     "gf_use_threads": (None, (c_int,)),
+    "gf_use_processors": (None, (POINTER(c_int), c_int)),
     "gf_products": (c_int, (POINTER(Output), c_int, c_int64, c_int)),
     "gf_add_norms": (
         c_int,

@@ -215,7 +215,7 @@ def test_equal_calls_give_equal_bits_on_any_number_of_threads(tokens: int) -> No
 
 
 def places_of_threads() -> list[set[int]]:
-    """The processors that each thread of this process may run on, the newest thread last."""
+    """The processors that each thread of this process may run on."""
     return [os.sched_getaffinity(int(task.name)) for task in Path("/proc/self/task").iterdir()]
 
 
@@ -361,6 +361,14 @@ def test_attention_reads_no_key_that_its_query_does_not_see() -> None:
     cache.k[last, 5:] = float("nan")  # beyond the context
     cache.v[last, 5:] = float("nan")
     assert torch.equal(native.attention(q, cache, batch, None), seen)
+
+
+@pytest.mark.parametrize("group", [1, 5])
+@pytest.mark.parametrize("context", [60, 130, 600])
+def test_attention_hides_no_key_that_is_no_number(context: int, group: int) -> None:
+    q, cache, batch = attending([1], [context], (2, group, 64), torch.float32)
+    cache.k[batch.block_tables[0, :4]] = float("nan")  # all keys that are looked at together
+    assert native.attention(q, cache, batch, None).isnan().all()
 
 
 def test_fp8_is_left_to_the_reference() -> None:

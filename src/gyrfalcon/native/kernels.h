@@ -93,7 +93,7 @@ struct MatrixUnit {
 
 // One KV head's part of a sequence's attention: `rows` queries, each of one head and one token.
 struct Attending {
-    const float *queries;   // [rows, dim], scaled
+    const float *queries;   // [rows, padded(dim)], scaled
     const char *keys;       // of this head in the cache
     const char *values;     //
     const int64_t *table;   // the sequence's blocks
@@ -111,8 +111,8 @@ struct Attending {
 
 constexpr int64_t KEYS_AT_ONCE = 64;
 
-// What one thread works in: keys and values [KEYS_AT_ONCE, padded(dim)], scores [rows, KEYS_AT_ONCE], queries
-// [rows up to whole panels, dim].
+// What one thread works in: keys [KEYS_AT_ONCE, padded(dim)] or panels of them, values [KEYS_AT_ONCE, padded(dim)],
+// scores [rows, KEYS_AT_ONCE], and panels of queries [panels, dim, panel_tokens].
 struct AttendMemory {
     float *keys;
     float *values;

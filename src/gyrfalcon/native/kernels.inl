@@ -300,7 +300,7 @@ INLINE void int4_tiles(const Rows &rows, const Tokens &tokens, int64_t token, co
         int4_tile<1, TOKENS, STREAMED, HALVES>(rows, row, smaller(INT4_ROWS, rows.count - row), 0, tokens, token, sums);
 }
 
-// A token, two, or all of INT4_TOKENS; with more of them rows are packed.
+// Two tokens at a time, or all of INT4_TOKENS; with more of them rows are packed.
 template <bool HALVES, bool STREAMED> void int4_rows(const Rows &rows, const Tokens &tokens, const Sums &sums) {
     if (tokens.count == INT4_TOKENS)
         return int4_tiles<2, INT4_TOKENS, STREAMED, HALVES>(rows, tokens, 0, sums);
@@ -450,10 +450,11 @@ void panel_products(const float *panel, const float *tokens, int64_t count, int6
     some_of_float_panel(panel, tokens, count, columns, to, stride, add);
 }
 
-// Fetches what the next panel is made of, a line at a time, into the second cache.
-INLINE void ahead(const char *from, int64_t bytes) {
-    if (reinterpret_cast<uintptr_t>(from) % 64 < 2 * WIDTH)
-        __builtin_prefetch(from + bytes, 0, 2);
+// Fetches what the next panel is made of, `away` from what is read here, into the second cache: a line with the first of
+// the vectors of `bytes` that lie in it.
+INLINE void fetch_ahead(const char *from, int64_t bytes, int64_t away) {
+    if (static_cast<int64_t>(reinterpret_cast<uintptr_t>(from) % 64) < bytes)
+        __builtin_prefetch(from + away, 0, 2);
 }
 
 // The same with shorts: pairs of columns take the places of floats.
@@ -467,7 +468,7 @@ INLINE void pack_shorts(const Rows &rows, int64_t row, int64_t column, int64_t l
         block[i] = !exists                      ? Floats{}
                    : WHOLE || left >= 2 * WIDTH ? (Floats)widened(loaded<ManyBytes>(from))
                                                 : (Floats)last_shorts(from, left);
-        ahead(from, PANEL_ROWS * rows.row_bytes);
+        fetch_ahead(from, 2 * WIDTH, PANEL_ROWS * rows.row_bytes);
     }
     transpose(block);
     UNROLL for (int i = 0; i < WIDTH; i++) if (WHOLE || 2 * i < left) stored(to + 2 * i * PANEL_ROWS, block[i]);
@@ -530,7 +531,7 @@ template <bool WHOLE> INLINE void pack_words(const Rows &rows, int64_t row, int6
         const char *from = rows.data + (row + i) * rows.row_bytes + place;
         const bool exists = WHOLE || row + i < rows.count;
         block[i] = !exists ? Floats{} : WHOLE || words >= WIDTH ? loaded<Floats>(from) : last<F32>(from, 0, words);
-        ahead(from, PANEL_ROWS * rows.row_bytes);
+        fetch_ahead(from, 4 * WIDTH, PANEL_ROWS * rows.row_bytes);
     }
     transpose(block);
     UNROLL for (int i = 0; i < WIDTH; i++) if (WHOLE || i < words) {
@@ -840,7 +841,7 @@ INLINE void weigh(const Attending &work, int64_t row, int64_t first, float *scor
         stored(scores + i, score);
     }
     const float new_top = largest(best);
-    if (new_top == -INFINITY) { // the row sees none of these keys, nor any before
+    if (work.limits[row] <= first && new_top == -INFINITY) { // the row sees none of these keys, nor any before
         memset(scores, 0, KEYS_AT_ONCE * 4);
         return;
     }
@@ -899,7 +900,8 @@ void mix(const float *weights, const float *values, int64_t rows, int64_t keys, 
 constexpr int64_t PANEL_QUERIES = 4;
 
 template <class Kind> void pack_keys_as(const char *const *keys, int64_t count, int64_t dim, float *to) {
-    for (int64_t first = 0; first < count; first += WIDTH)
+    const int64_t whole = (count + PANEL_ROWS - 1) / PANEL_ROWS * PANEL_ROWS;
+    for (int64_t first = 0; first < whole; first += WIDTH)
         for (int64_t place = 0; place < dim; place += WIDTH) {
             const int64_t left = dim - place;
             Floats block[WIDTH];
@@ -946,6 +948,21 @@ void score(const Attending &work, const char *const *places, int64_t count, cons
                            KEYS_AT_ONCE, false);
 }
 
+// Where keys lie in the cache, from the first of its keys and values on.
+INLINE int64_t place_of(const Attending &work, int64_t key) {
+    return (work.table[key / work.block_size] * work.block_size + key % work.block_size) * work.token_bytes;
+}
+
+// Fetches keys or values that are wanted next: rows are too far apart for the processor to see them coming.
+INLINE void fetch_next(const Attending &work, const char *from, int64_t first) {
+    const int64_t bytes = work.dim * bytes_of(work.kind);
+    for (int64_t key = first; key < smaller(first + KEYS_AT_ONCE, work.last); key++) {
+        const char *row = from + place_of(work, key);
+        for (int64_t place = 0; place < bytes; place += 64)
+            __builtin_prefetch(row + place);
+    }
+}
+
 void attend(const Attending &work, const AttendMemory &own, float *out, float *top, float *total) {
     const int64_t stride = padded(work.dim);
     memset(out, 0, static_cast<size_t>(4 * work.rows * stride));
@@ -959,16 +976,17 @@ void attend(const Attending &work, const AttendMemory &own, float *out, float *t
     for (int64_t first = work.first; first < work.last; first += KEYS_AT_ONCE) {
         const int64_t count = smaller(KEYS_AT_ONCE, work.last - first);
         const char *places[KEYS_AT_ONCE];
-        for (int64_t i = 0; i < count; i++) {
-            const int64_t key = first + i;
-            const int64_t slot = work.table[key / work.block_size] * work.block_size + key % work.block_size;
-            places[i] = work.keys + slot * work.token_bytes;
-            memset(own.values + i * stride + work.dim, 0, static_cast<size_t>(4 * (stride - work.dim)));
-            widen(work.values + slot * work.token_bytes, work.kind, work.dim, own.values + i * stride);
-        }
+        for (int64_t i = 0; i < count; i++)
+            places[i] = work.keys + place_of(work, first + i);
+        fetch_next(work, work.values, first);
         score(work, places, count, own);
         for (int64_t row = 0; row < work.rows; row++)
             weigh(work, row, first, own.scores + row * KEYS_AT_ONCE, out + row * stride, stride, top + row, total + row);
+        fetch_next(work, work.keys, first + KEYS_AT_ONCE);
+        for (int64_t i = 0; i < count; i++) {
+            memset(own.values + i * stride + work.dim, 0, static_cast<size_t>(4 * (stride - work.dim)));
+            widen(work.values + place_of(work, first + i), work.kind, work.dim, own.values + i * stride);
+        }
         mix(own.scores, own.values, work.rows, count, stride, out);
     }
 }

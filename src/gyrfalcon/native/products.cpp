@@ -16,10 +16,9 @@ constexpr int MOST_OUTPUTS = 4;
 constexpr int64_t TOKENS_AT_ONCE = 576; // of many: whole panels of every instruction set, whole groups of turned ones
 constexpr int64_t ROWS_AT_ONCE = 64;    // of weights, with many tokens: whole panels
 constexpr int64_t MOST_UNIT_ROWS = 256; // of weights, with a matrix unit: tokens are read again for each block
-constexpr int64_t PANELS_IN_CACHE = 16; // of tokens, some 6 KiB each
+constexpr int64_t PANELS_IN_CACHE = 16; // of tokens, 3 to 12 KiB each
 constexpr int64_t MOST_SCALES = SHORT_COLUMNS / 32; // of a row of a block
 constexpr int64_t WIDENED_ROWS = 6;
-constexpr int64_t MOST_PANEL_TOKENS = 12;
 constexpr int64_t BLOCKS_A_THREAD = 8; // of rows, so that threads end at about the same time
 
 struct Product {
@@ -213,7 +212,7 @@ void multiply(const gf_output *outputs, int num_outputs, int64_t tokens, int kin
     const int64_t columns = make_ready(product, num_outputs, tokens);
     product.block_rows = block_rows(*product.kernels, outputs, num_outputs, product.many);
     const int64_t tokens_at_once = std::min(tokens, TOKENS_AT_ONCE);
-    reserve(SUMS, static_cast<size_t>(4 * (tokens_at_once + MOST_PANEL_TOKENS) * product.block_rows));
+    reserve(SUMS, static_cast<size_t>(4 * tokens_at_once * product.block_rows));
     const int64_t panels = product.block_rows * (FLOAT_COLUMNS + MOST_SCALES);
     reserve(WEIGHTS, static_cast<size_t>(4 * std::max(panels, WIDENED_ROWS * columns)));
     if (product.many && product.kernels->unit)

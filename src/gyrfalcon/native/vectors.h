@@ -255,7 +255,6 @@ INLINE Nibbles once(Nibbles packed) {
 
 typedef int16_t Shorts __attribute__((vector_size(WIDTH * 4)));
 typedef int8_t ManyBytes __attribute__((vector_size(WIDTH * 2)));
-typedef uint8_t ManyNibbles __attribute__((vector_size(WIDTH * 2))); // pairs of them
 
 INLINE Shorts widened(ManyBytes bytes) {
 #if defined(__AVX2__) && GYRFALCON_WIDTH == 8

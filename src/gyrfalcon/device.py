@@ -68,18 +68,22 @@ def free_memory(device: torch.device) -> int:
 
 def use_threads(threads: int | None, ranks_here: int) -> None:
     """Gives this process its share of the cores, or the number asked for."""
-    # Two threads on one core only wait for each other.
-    torch.set_num_threads(threads or max(1, len(_processors()) // ranks_here))
+    cores = len(os.sched_getaffinity(0))  # two threads on one core only wait for each other:
+    physical = min(cores, psutil.cpu_count(logical=False) or cores)
+    torch.set_num_threads(threads or max(1, physical // ranks_here))
 
 
 def own_processors(local_rank: int, ranks_here: int) -> list[int]:
-    """Where this rank's threads keep to: a logical processor of each core of its share. None where
-    threads or cores are left over: then others may run here as well, and the system knows better.
+    """Where this rank's threads keep to: a logical processor for each of them, on cores of their own.
+    None where the threads of all ranks leave cores over, or are more than the cores: others may run
+    here as well, and the system knows better.
     """
-    processors = _processors()
+    processors = _one_of_each_core()
+    threads = torch.get_num_threads()
+    if len(processors) != ranks_here * threads:
+        return []
     share = owned(len(processors), ranks_here, local_rank)
-    own = processors[share.start : share.stop]
-    return own if ranks_here <= len(processors) and len(own) == torch.get_num_threads() else []
+    return processors[share.start : share.stop]
 
 
 def keep_to(processors: Sequence[int]) -> None:
@@ -88,14 +92,17 @@ def keep_to(processors: Sequence[int]) -> None:
         os.sched_setaffinity(0, processors)
 
 
-def _processors() -> list[int]:
-    """The first of each physical core's logical processors, among those this process may use."""
+def _one_of_each_core() -> list[int]:
+    """The first of each physical core's logical processors, among those this process may use; none
+    where the system does not tell.
+    """
     cores: dict[str, int] = {}
-    for processor in sorted(os.sched_getaffinity(0)):
-        siblings = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
-        core = siblings.read_text() if siblings.exists() else str(processor)
-        cores.setdefault(core, processor)
-    return list(cores.values())
+    with contextlib.suppress(OSError):
+        for processor in sorted(os.sched_getaffinity(0)):
+            topology = Path(f"/sys/devices/system/cpu/cpu{processor}/topology")
+            cores.setdefault((topology / "thread_siblings_list").read_text(), processor)
+        return list(cores.values())
+    return []
 
 
 @contextlib.contextmanager

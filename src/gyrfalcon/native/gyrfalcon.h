@@ -86,7 +86,7 @@ GF_EXPORT const char *gf_sources(void);
 // Threads that take part in every operation, the caller's own included.
 GF_EXPORT void gf_use_threads(int threads);
 // Keeps each of them but the caller's on a processor of its own, the second on processors[1] and so on, from the next
-// gf_use_threads on; where there are more threads than processors, the system places them.
+// gf_use_threads on; where they are not as many as the processors, the system places them.
 GF_EXPORT void gf_use_processors(const int *processors, int count);
 
 GF_EXPORT int gf_products(const struct gf_output *outputs, int num_outputs, int64_t tokens, int kind);

@@ -53,7 +53,7 @@ class Pool {
         stopping_ = false;
         for (int i = 1; i < threads; i++) {
             workers_.emplace_back([this, i] { serve(i); });
-            if (static_cast<size_t>(threads) <= processors_.size())
+            if (static_cast<size_t>(threads) == processors_.size())
                 keep_on(workers_.back(), processors_[static_cast<size_t>(i)]);
         }
     }

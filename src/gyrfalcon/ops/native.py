@@ -29,7 +29,7 @@ LIBRARY: ctypes.CDLL = _found
 
 def use_threads(threads: int, processors: Sequence[int] = ()) -> None:
     """How many threads take part in each operation; each of them but the caller's keeps to its own of
-    the processors, where these are enough.
+    the processors, where these are as many.
     """
     LIBRARY.gf_use_processors((ctypes.c_int * len(processors))(*processors), len(processors))
     LIBRARY.gf_use_threads(threads)

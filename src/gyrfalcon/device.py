@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gyrfalcon.errors import UsageError
-from gyrfalcon.parallel.shards import owned
 
 DTYPE_OF_WORD = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 WORD_OF_DTYPE = {dtype: word for word, dtype in DTYPE_OF_WORD.items()}
@@ -82,8 +81,7 @@ def own_processors(local_rank: int, ranks_here: int) -> list[int]:
     threads = torch.get_num_threads()
     if len(processors) != ranks_here * threads:
         return []
-    share = owned(len(processors), ranks_here, local_rank)
-    return processors[share.start : share.stop]
+    return processors[local_rank * threads : (local_rank + 1) * threads]
 
 
 def keep_to(processors: Sequence[int]) -> None:

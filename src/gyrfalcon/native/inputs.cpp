@@ -66,29 +66,20 @@ struct Source {
     int64_t panels() const { return (tokens + kernels->panel_tokens - 1) / kernels->panel_tokens; }
 };
 
-Tokens as_floats(const Source &source) {
+Tokens as_floats(const Source &source, bool parted) {
     Tokens made;
     made.stride = padded(source.columns);
-    if (source.kind == GF_F32 && made.stride == source.columns) {
+    if (!parted && source.kind == GF_F32 && made.stride == source.columns) {
         made.floats = reinterpret_cast<const float *>(source.x);
         return made;
     }
     auto *to = source.memory<float>(INPUTS, source.tokens * made.stride);
-    in_parallel(source.tokens, [&](int64_t token, int) { source.widen(token, to + token * made.stride); });
-    made.floats = to;
-    return made;
-}
-
-Tokens as_parted_floats(const Source &source) {
-    const int64_t stride = padded(source.columns);
-    auto *to = source.memory<float>(INPUTS, source.tokens * stride);
     in_parallel(source.tokens, [&](int64_t token, int) {
-        source.widen(token, to + token * stride);
-        source.kernels->part(to + token * stride, source.columns);
+        source.widen(token, to + token * made.stride);
+        if (parted)
+            source.kernels->part(to + token * made.stride, source.columns);
     });
-    Tokens made;
     made.floats = to;
-    made.stride = stride;
     return made;
 }
 
@@ -239,8 +230,8 @@ Tokens ready(const Kernels &kernels, const gf_term &term, int place, int64_t tok
     const gf_matrix &weight = term.weight;
     const Source source{&kernels, static_cast<const char *>(term.x), weight.columns, tokens, kind, place};
     const Form form = form_of(kernels, weight, tokens, kind);
-    Tokens made = form == FLOATS         ? as_floats(source)
-                  : form == PARTED       ? as_parted_floats(source)
+    Tokens made = form == FLOATS         ? as_floats(source, false)
+                  : form == PARTED       ? as_floats(source, true)
                   : form == FLOAT_PANELS ? as_float_panels(source)
                   : form == SHORTS       ? as_shorts(source)
                   : form == SHORT_PANELS ? as_short_panels(source)

@@ -297,7 +297,7 @@ typedef Shorts QuadSums;
 INLINE QuadSums with_quads(QuadSums sums, NibbleQuads a, ByteQuads b) {
 #if defined(__AVX2__) && GYRFALCON_WIDTH == 8
     sums += (Shorts)_mm256_maddubs_epi16((__m256i)a, (__m256i)b);
-    asm("" : "+x"(sums)); // as above
+    asm("" : "+x"(sums)); // as with_products does
     return sums;
 #else
     return sums + ((Shorts)a & 255) * (((Shorts)b << 8) >> 8) + ((Shorts)a >> 8) * ((Shorts)b >> 8);

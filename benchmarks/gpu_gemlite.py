@@ -85,7 +85,7 @@ def gemlite_product(helper: Any, weight: Quantised, dtype: torch.dtype) -> Produ
         return layer
     unscaled = replace(weight, scales=torch.ones_like(weight.scales))
     values = (dequantise(unscaled, dtype) + 8).to(torch.uint8)
-    scales = weight.scales.t().to(dtype).contiguous()
+    scales = weight.by_rows().scales.t().to(dtype).contiguous()
     layer = helper.A16W4_HQQ_INT(**settings).from_weights(
         values, scales, torch.full_like(scales, 8)
     )

@@ -111,9 +111,9 @@ class RandomLoader(_Loader):
             if kind == "none":
                 return weight
             rounded = quantise(weight.bfloat16(), kind)
-            return dequantise(rounded, self.dtype) if self.restore else rounded
+            return dequantise(rounded, self.dtype) if self.restore else self.ops.arranged(rounded)
         rows, columns = self._local_shape(name)
-        return random_quantised(kind, rows, columns, self.device)
+        return self.ops.arranged(random_quantised(kind, rows, columns, self.device))
 
     def _local_shape(self, name: str) -> tuple[int, ...]:
         spec = self.specs[name]
@@ -127,10 +127,8 @@ def random_quantised(kind: str, rows: int, columns: int, device: torch.device) -
     """A matrix as it is stored, its values drawn, not rounded: fast at any size."""
     small = quantise(torch.randn(64, columns, device=device) * columns**-0.5, kind)
     repeats = -(-rows // 64)
-    along = small.scales.ndim - 1
-    data = small.data.view(torch.uint8).repeat(repeats, 1)[:rows].view(small.data.dtype)
-    scales = torch.cat([small.scales] * repeats, dim=along).narrow(along, 0, rows)
-    return Quantised(kind, data, scales.contiguous())
+    data = torch.cat([small.data.view(torch.uint8)] * repeats).view(small.data.dtype)
+    return Quantised(kind, data, torch.cat([small.scales] * repeats)).rows((range(rows),))
 
 
 def random_model(config: ModelConfig, ops: Ops, device: torch.device, **settings: Any) -> Falcon:

@@ -17,7 +17,7 @@ from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
 from gyrfalcon.ops.native_library import VARIABLE, library
 from gyrfalcon.ops.reference import Product
-from gyrfalcon.quant import GROUPS, UNIT, Weight, dequantise, quantise
+from gyrfalcon.quant import GROUPS, TILE_ROWS, Weight, dequantise, quantise, span
 
 if library() is None:
     switched_off = os.environ.get(VARIABLE) == "0"
@@ -74,8 +74,9 @@ def check_product(
     kind: str, dtype: torch.dtype, shape: tuple[int, int, int], activation: str | None, bias: bool
 ) -> None:
     tokens, outputs, inputs = shape
-    if kind == "int4-128":
-        inputs = -(-inputs // 128) * 128
+    if kind in GROUPS:
+        inputs = -(-inputs // span(kind)) * span(kind)
+        outputs = -(-outputs // TILE_ROWS) * TILE_ROWS
     weight, exact_weight = stored_as(kind, drawn(outputs, inputs) / inputs**0.5)
     x = drawn(tokens, inputs, seed=1).to(dtype)
     added = drawn(outputs, seed=2).to(dtype) if bias else None
@@ -113,9 +114,8 @@ def test_bias_and_activation_come_before_the_only_rounding(
 def test_products_of_any_shape_equal_those_of_exact_arithmetic(number: int) -> None:
     draw = random.Random(number)
     kind = draw.choice(KINDS)
-    unit = max(UNIT, GROUPS[kind]) if kind in GROUPS else 1
     sizes = (1, 2, 3, 7, 31, 64, 100, 257, 1000)
-    shape = (draw.choice(sizes[:-1]), draw.choice(sizes), draw.choice(sizes[:7]) * unit)
+    shape = (draw.choice(sizes[:-1]), draw.choice(sizes), draw.choice(sizes[:7]) * span(kind))
     activation = draw.choice([None, "gelu"])
     check_product(kind, draw.choice(DTYPES), shape, activation, draw.random() < 0.5)
 
@@ -136,7 +136,7 @@ def test_long_rows_may_end_within_a_vector(
 def test_rounded_tokens_hide_neither_infinity_nor_what_is_no_number(
     kind: str, dtype: torch.dtype, tokens: int
 ) -> None:
-    weight, _ = stored_as(kind, drawn(70, 640))
+    weight, _ = stored_as(kind, drawn(80, 640))
     for bad in (torch.nan, torch.inf):
         x = drawn(tokens, 640, seed=1).to(dtype)
         x[-1, 600] = bad
@@ -171,7 +171,9 @@ def test_products_computed_together_are_those_computed_alone(
             one, stored_as(kind, drawn(outputs, one.shape[1], seed=i) / 20)[0], None, activation
         )
         for i, (one, outputs, activation) in enumerate(
-            [(x, 100, "gelu"), (x, 7, None), (other, 65, None), (wide, 300, "relu")]
+            [(x, 112, "gelu"), (x, 16, None), (other, 80, None), (wide, 304, "relu")]
+            if kind == "int4"
+            else [(x, 100, "gelu"), (x, 7, None), (other, 65, None), (wide, 300, "relu")]
         )
     ]
     for together, alone in zip(native.products(*each), each, strict=True):
@@ -193,9 +195,10 @@ def test_products_computed_together_are_those_computed_alone(
 def test_a_sum_of_products_is_rounded_once(
     tokens: int, kinds: tuple[str, str], dtype: torch.dtype
 ) -> None:
-    each, exact = [], torch.zeros(tokens, 97, dtype=torch.float64)
+    rows = 112 if any(kind in GROUPS for kind in kinds) else 97
+    each, exact = [], torch.zeros(tokens, rows, dtype=torch.float64)
     for kind, columns in zip(kinds, (128, 640), strict=True):
-        weight, exact_weight = stored_as(kind, drawn(97, columns, seed=columns) / columns**0.5)
+        weight, exact_weight = stored_as(kind, drawn(rows, columns, seed=columns) / columns**0.5)
         x = drawn(tokens, columns, seed=columns + 1).to(dtype)
         each.append((x, weight))
         exact += x.double() @ exact_weight.double().T
@@ -234,10 +237,10 @@ def test_threads_keep_to_processors_of_their_own() -> None:
 @pytest.mark.parametrize("kind", ["bf16", "int8", "int4", "int4-32"])
 def test_a_token_gets_what_it_gets_alone(kind: str) -> None:
     """Within what sums in another order differ by."""
-    weight, _ = stored_as(kind, drawn(130, 640) / 25)
+    weight, _ = stored_as(kind, drawn(144 if kind in GROUPS else 130, 640) / 25)
     x = drawn(100, 640, seed=1).bfloat16()
     alone = torch.cat([native.linear(x[i : i + 1], weight) for i in range(len(x))])
-    for count in (2, 3, 4, 5, 9, 25, 32, 100):
+    for count in (2, 3, 4, 5, 9, 16, 17, 25, 32, 100):
         assert_near(native.linear(x[:count], weight), alone[:count], TOLERANCES[torch.bfloat16])
 
 

@@ -92,18 +92,20 @@ def test_no_weight_of_the_unclipped_range_is_off_by_more_than_half_a_step(kind: 
 
 def spread(weight: Quantised) -> Tensor:
     """int4's scale of each weight."""
-    return weight.scales.t().float().repeat_interleave(GROUPS[weight.kind], dim=1)
+    return weight.by_rows().scales.t().float().repeat_interleave(GROUPS[weight.kind], dim=1)
 
 
 @pytest.mark.parametrize("kind", GROUPS)
-def test_an_int4_byte_holds_columns_32_apart(kind: str) -> None:
-    values = torch.arange(2 * 64) % 16 - 8
-    rounded = quantise(values[None].float(), kind)
+def test_an_int4_byte_holds_columns_32_apart_and_a_word_is_beside_the_next_rows(kind: str) -> None:
+    values = (torch.arange(2 * 64) + torch.arange(32)[:, None]) % 16 - 8
+    rounded = quantise(values.float(), kind)
     assert (rounded.scales == 1).all()
-    halves = torch.stack((rounded.data[0] & 15, rounded.data[0] >> 4)).long() - 8
-    for byte in (0, 5, 31, 32, 63):
-        column = byte // 32 * 64 + byte % 32
-        assert halves[:, byte].tolist() == [values[column], values[column + 32]]
+    halves = torch.stack((rounded.data & 15, rounded.data >> 4)).long() - 8
+    for row in (0, 9, 16, 31):
+        for column in (0, 5, 31, 64, 95):
+            word, byte = divmod(column % 64, 4)
+            found = halves[:, row // 16, column // 64, 64 * word + 4 * (row % 16) + byte]
+            assert found.tolist() == values[row, [column, column + 32]].tolist()
 
 
 @pytest.mark.parametrize(("kind", "group"), [("int4-32", 32), ("int4", 64), ("int4-128", 128)])
@@ -111,9 +113,11 @@ def test_an_int4_scale_stands_for_the_columns_of_its_group(kind: str, group: int
     """Powers of two from group to group come back as the scales, in the order of the columns."""
     wanted = 2.0 ** torch.arange(512 // group)
     values = (torch.arange(512) % 16 - 8).float() * wanted.repeat_interleave(group)
-    rounded = quantise(torch.stack((values, -2 * values)), kind)
+    rows = 3 * 2.0 ** torch.arange(16)
+    rounded = quantise(torch.cat((values * rows[:, None], -2 * values * rows[:, None])), kind)
     assert rounded.group == group
-    assert rounded.scales.t().tolist() == [wanted.tolist(), (-2 * wanted).tolist()]
+    assert rounded.scales[0].t().equal(wanted * rows[:, None])
+    assert rounded.scales[1].t().equal(-2 * wanted * rows[:, None])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,7 +129,7 @@ def test_weights_on_the_grid_come_back_exactly(kind: str) -> None:
     } | dict.fromkeys(GROUPS, torch.arange(-8, 8).float())
     grid = grids[kind][grids[kind].isfinite()]
     row = grid.repeat(-(-128 * 3 // len(grid)))[: 128 * 3]
-    weight = row * torch.tensor([1.0, 0.25, -0.5])[:, None]
+    weight = row * torch.tensor([1.0, 0.25, -0.5, 2.0]).repeat(4)[:, None]
     torch.testing.assert_close(
         dequantise(quantise(weight, kind), torch.float32), weight, rtol=0, atol=0
     )
@@ -133,7 +137,7 @@ def test_weights_on_the_grid_come_back_exactly(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_zeros_stay_zeros(kind: str) -> None:
-    weight = a_matrix(3, 128)
+    weight = a_matrix(16, 128)
     weight[1] = 0
     weight[2, :64] = 0
     rounded = dequantise(quantise(weight, kind), torch.float32)
@@ -152,19 +156,21 @@ def test_weights_of_any_size_keep_their_accuracy(kind: str, size: float) -> None
 def test_rounding_in_chunks_is_rounding_in_one_go(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weight = a_matrix(7, 384)
+    weight = a_matrix(48, 384)
     whole = quantise(weight, kind)
-    monkeypatch.setattr("gyrfalcon.quant.CHUNK", 400)
+    monkeypatch.setattr("gyrfalcon.quant.CHUNK", 10_000)
     same(quantise(weight, kind), whole)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_part_of_the_rows_is_the_part_rounded_alone(kind: str) -> None:
-    weight = a_matrix()
+    weight = a_matrix(128)
     ranges = (range(3, 10), range(20, 21), range(40, 48))
+    if kind in GROUPS:
+        ranges = (range(16, 32), range(64, 96), range(112, 128))
     part = quantise(weight, kind).rows(ranges)
     same(part, quantise(torch.cat([weight[r.start : r.stop] for r in ranges]), kind))
-    assert part.shape == (16, 256)
+    assert part.shape == (sum(map(len, ranges)), 256)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -202,16 +208,20 @@ def test_a_cut_through_a_group_of_128_is_refused_between_its_units_too() -> None
 
 
 @pytest.mark.parametrize(
-    ("kind", "multiple", "columns"),
-    [("int4", 64, 100), ("int4-32", 64, 96), ("int4-128", 128, 192)],
+    ("kind", "multiple", "rows", "columns"),
+    [
+        ("int4", 64, 32, 100),
+        ("int4-32", 64, 32, 96),
+        ("int4-128", 128, 32, 192),
+        ("int4", 64, 40, 128),
+    ],
 )
-def test_rows_of_no_whole_number_of_groups_are_refused_for_int4(
-    kind: str, multiple: int, columns: int
+def test_matrices_of_no_whole_tiles_and_groups_are_refused_for_int4(
+    kind: str, multiple: int, rows: int, columns: int
 ) -> None:
-    with pytest.raises(
-        UsageError, match=f"multiple of {multiple} weights for {kind}, got {columns}"
-    ):
-        quantise(a_matrix(4, columns), kind)
+    wanted = f"multiple of 16 rows of a multiple of {multiple} weights for {kind}, got {rows} of"
+    with pytest.raises(UsageError, match=f"{wanted} {columns}"):
+        quantise(a_matrix(rows, columns), kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -230,7 +240,7 @@ def test_matrices_are_equal_down_to_the_last_bit(kind: str) -> None:
     other.scales[0] *= 2
     assert not equal(weight, other)
     other = quantise(a_matrix(), kind)
-    other.data.view(torch.uint8)[3, 5] ^= 1
+    other.data.view(torch.uint8)[2, 3] ^= 1
     assert not equal(weight, other)
 
 
@@ -269,6 +279,25 @@ def test_the_reference_product_is_the_product_with_the_dequantised_matrix(kind: 
     rounded = reference.linear(x.bfloat16(), weight, bias.bfloat16(), "gelu")
     assert rounded.dtype == torch.bfloat16
     assert relative(rounded, wanted) < 0.01
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_a_cut_through_a_tile_of_int4s_rows_is_refused(kind: str) -> None:
+    with pytest.raises(UsageError, match=f"rows cut at multiples of 16 for {kind}, got 0 to 40"):
+        quantise(a_matrix(), kind).rows((range(40),))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_matrix_by_rows_is_the_same_matrix(kind: str) -> None:
+    weight = quantise(a_matrix(), kind)
+    rows = weight.by_rows()
+    assert rows.shape == weight.shape
+    assert dequantise(rows, torch.float32).equal(dequantise(weight, torch.float32))
+    same(rows.by_rows(), rows)
+    if kind in GROUPS:
+        values = torch.stack((rows.data & 15, rows.data >> 4)).long() - 8
+        scaled = dequantise(weight, torch.float32) / spread(rows)
+        assert values[:, 7, 33].tolist() == scaled[7, [65, 97]].round().tolist()
 
 
 def same(one: Quantised, other: Quantised) -> None:

@@ -188,8 +188,8 @@ def test_the_manifest_says_what_is_rounded_to_what(folder_40b: Path, tmp_path: P
     }
     assert found["word_embeddings.weight.data"] == ("int8", [101, 640])
     assert found["word_embeddings.weight.scales"] == ("float32", [101])
-    assert found["mlp.dense_4h_to_h.weight.data"] == ("uint8", [640, 512])
-    assert found["mlp.dense_4h_to_h.weight.scales"] == ("bfloat16", [32, 640])
+    assert found["mlp.dense_4h_to_h.weight.data"] == ("uint8", [40, 16, 512])
+    assert found["mlp.dense_4h_to_h.weight.scales"] == ("bfloat16", [40, 32, 16])
     assert found["ln_attn.weight"] == ("bfloat16", [640])
     cut(folder_40b, tmp_path / "plain", 2)
     assert "quant" not in json.loads((tmp_path / "plain/manifest.json").read_text())
@@ -318,7 +318,7 @@ def test_what_cannot_be_rounded_is_refused_before_writing(
 
 def test_rows_that_are_no_whole_groups_are_refused_before_writing(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "hf", "7b", hidden_size=96, num_attention_heads=6)
-    with pytest.raises(UsageError, match="multiple of 64 weights for int4, got 96"):
+    with pytest.raises(UsageError, match="multiple of 64 weights for int4, got 128 of 96"):
         cut(folder, tmp_path / "cut", 1, quant="int4")
     assert os.listdir(tmp_path) == ["hf"]
 
@@ -431,10 +431,10 @@ def test_scales_of_another_shape_are_named(folder_40b: Path, tmp_path: Path) -> 
     content = part.read_bytes()
     name = "transformer.h.0.mlp.dense_4h_to_h.weight.scales"
     before = content.index(b'"shape":', content.index(name.encode()))
-    shape = b'"shape":[16,640]'
+    shape = b'"shape":[40,16,16]'
     assert content[before:].startswith(shape)
-    part.write_bytes(content[:before] + b'"shape":[640,16]' + content[before + len(shape) :])
-    with pytest.raises(CheckpointError, match=rf"{name} is \[640, 16\] bfloat16 instead of"):
+    part.write_bytes(content[:before] + b'"shape":[16,40,16]' + content[before + len(shape) :])
+    with pytest.raises(CheckpointError, match=rf"{name} is \[16, 40, 16\] bfloat16 instead of"):
         open_checkpoint(tmp_path / "cut")
 
 

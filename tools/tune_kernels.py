@@ -109,7 +109,7 @@ def main() -> int:
     ]
     for number, (kind, shape) in enumerate(work, 1):
         drawn = torch.randn(shape, dtype=torch.bfloat16, device=device)
-        weight: Weight = drawn if kind == "none" else quantise(drawn, kind)
+        weight: Weight = drawn if kind == "none" else quantise(drawn, kind).by_rows()
         usual = triton_linear.config_for(args.tokens, kind, torch.bfloat16, shape, card)
         until = start + args.seconds * number / len(work)  # each matrix has its share of the time
         best = fastest(weight, kind, usual, clock, until)

@@ -193,12 +193,26 @@ template <int PARTS> struct I4Weights {
     static constexpr int64_t bytes = 32;
     static constexpr int depth = 64 / PARTS, parts = PARTS;
     static constexpr auto multiply = multiply_int4<PARTS>;
-    INLINE void put(const char *from, char *to) {
-        Nibbles packed = loaded<Nibbles>(from), high = (Nibbles)((EightWords)packed >> 4) & 15;
-        stored(to, (Quads)(packed & 15) - 8);
-        stored(to + bytes, (Quads)high - 8);
-    }
 };
+
+// A tile of int4 as it is stored, to 16 rows of a unit each: its words are turned.
+INLINE void put_int4(const char *words, char *to) {
+    Floats square[WIDTH]; // of any bits
+    UNROLL for (int i = 0; i < 8; i++) {
+        Words packed = loaded<Words>(words + i * ROW_BYTES);
+        square[i] = (Floats)((ByteQuads)(packed & 0x0f0f0f0f) - 8);
+        square[8 + i] = (Floats)((ByteQuads)(packed >> 4 & 0x0f0f0f0f) - 8);
+    }
+    transpose(square);
+    UNROLL for (int i = 0; i < WIDTH; i++) stored(to + i * ROW_BYTES, square[i]);
+}
+// 32 rows, or a tile alone: the other one's places stay as they are, nobody reads their sums.
+void pack_int4(const Rows &rows, int64_t row, int64_t first, int64_t steps, char *to) {
+    for (int64_t tile = 0; tile < smaller(SIDE, rows.count - row); tile += INT4_ROWS)
+        for (int64_t step = 0; step < steps; step++)
+            put_int4(rows.data + (row + tile) * rows.row_bytes + (first + step) * INT4_UNIT_BYTES,
+                     to + step * PAIR_BYTES + tile * ROW_BYTES);
+}
 
 // Rows from `row` on, 32 of them: beyond the last one itself again, nobody reads its sums.
 template <class Kind> void pack(const Rows &rows, int64_t row, int64_t first, int64_t steps, char *to) {
@@ -216,10 +230,10 @@ template <class Kind> void pack(const Rows &rows, int64_t row, int64_t first, in
 }
 void pack_factors(const Rows &rows, int64_t row, int64_t first, int64_t steps, int64_t parts, float *to) {
     for (int64_t part = first * parts; part < (first + steps) * parts; part++)
-        for (int64_t i = 0; i < SIDE; i += WIDTH, to += WIDTH) {
-            const int64_t group = part * 64 / parts / rows.group, left = rows.left - row - i;
-            const char *from = rows.scales + 2 * (group * rows.scale_stride + row);
-            stored(to, left >= WIDTH ? Bf16::at(from, i) : left > 0 ? last<Bf16>(from, i, left) : Floats{});
+        for (int64_t tile = 0; tile < SIDE; tile += INT4_ROWS, to += INT4_ROWS) {
+            const int64_t group = part * 64 / parts / rows.group, left = rows.count - row - tile;
+            const char *from = rows.scales + (row + tile) * int4_scale_bytes(rows);
+            stored(to, left > 0 ? Bf16::at(from, group * INT4_ROWS) : Floats{});
         }
 }
 
@@ -245,9 +259,12 @@ void multiply(const Rows &rows, const TurnedTokens &tokens, Memory &own, float *
         const int64_t count = smaller(STEPS_AT_ONCE, steps - first);
         for (int64_t i = 0; i < blocks; i++) {
             Block block{own.weights, own.factors, nullptr, nullptr, first, count, nullptr};
-            pack<Kind>(rows, i * SIDE, first, count, own.weights);
-            if constexpr (Kind::parts > 0)
+            if constexpr (Kind::parts > 0) {
+                pack_int4(rows, i * SIDE, first, count, own.weights);
                 pack_factors(rows, i * SIDE, first, count, Kind::parts, own.factors);
+            } else {
+                pack<Kind>(rows, i * SIDE, first, count, own.weights);
+            }
             asm volatile("" : : : "memory"); // the tiles' loads are not known to read what was stored
             for (int64_t j = 0; j < groups; j++) {
                 block.tokens = tokens.numbers + (j * steps + first) * PAIR_BYTES;

@@ -16,9 +16,9 @@ extern "C" {
 enum gf_kind { GF_F32 = 0, GF_BF16 = 1, GF_F16 = 2, GF_I8 = 3, GF_I4 = 4 };
 enum gf_activation { GF_NONE = 0, GF_GELU = 1, GF_GELU_TANH = 2, GF_RELU = 3, GF_SILU = 4 };
 
-// A weight matrix [rows, columns]. i8: `scales` is float32 [rows]. i4: 32 bytes hold 64 columns, byte j
-// column j in its low half and column j + 32 in its high half, as value + 8; `scales` is bfloat16
-// [columns / group, rows].
+// A weight matrix [rows, columns]. i8: `scales` is float32 [rows]. i4: `data` is [rows / 16, columns / 64, 8 words,
+// 16 rows, 4 bytes], where byte b of word w holds column 4w + b in its low half and column 4w + b + 32 in its high half,
+// as value + 8; `scales` is bfloat16 [rows / 16, columns / group, 16 rows].
 struct gf_matrix {
     const void *data;
     const void *scales;

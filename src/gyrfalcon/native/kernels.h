@@ -11,18 +11,20 @@ constexpr int64_t padded_shorts(int64_t count) { return (count + 31) / 32 * 32; 
 // Of one number, but i4.
 constexpr int64_t bytes_of(int kind) { return kind == GF_F32 ? 4 : kind == GF_I8 ? 1 : 2; }
 
-// Some rows of a weight matrix; `row_bytes` apart.
+// i4 lies in tiles of so many rows, each [units of 64 columns, 8 words, rows, 4 bytes]; scales in [groups, rows].
+constexpr int64_t INT4_ROWS = 16, INT4_UNIT_BYTES = 32 * INT4_ROWS;
+
+// Some rows of a weight matrix; `row_bytes` apart, but those of i4.
 struct Rows {
     const char *data;
     const char *scales; // of i8 and i4, those of the first row
     int64_t row_bytes;
-    int64_t scale_stride; // i4: numbers between a group and the next
-    int64_t count;        // rows that are multiplied
-    int64_t left;         // rows up to the matrix's end: so many may be read
+    int64_t count; // of i4 whole tiles
     int64_t columns;
     int kind;
     int group;
 };
+constexpr int64_t int4_scale_bytes(const Rows &rows) { return rows.columns / rows.group * 2; } // of a row
 
 // Tokens for a matrix unit, in groups of TURNED_TOKENS as it wants them: bf16, or rounded to 8 bits with float32
 // scales of 64 columns each, which are turned as the numbers are.
@@ -35,7 +37,7 @@ constexpr int64_t TURNED_TOKENS = 32;
 constexpr int64_t turned_bytes(int64_t row_bytes) { return (row_bytes + 63) / 64 * 64 * TURNED_TOKENS; } // of a group
 
 // Up to so many tokens rounded weights are multiplied row by row, as they lie; with more their rows are packed.
-constexpr int64_t INT4_TOKENS = 4, INT8_TOKENS = 24;
+constexpr int64_t INT4_TOKENS = 16, INT8_TOKENS = 24;
 
 // How tokens are made ready for a product.
 enum Form {

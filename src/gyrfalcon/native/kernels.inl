@@ -11,6 +11,10 @@ struct Sums {
         float *place = first + token * stride + row;
         *place = add ? *place + value : value;
     }
+    INLINE_MEMBER void put_vector(int64_t token, int64_t row, Floats value) const {
+        float *place = first + token * stride + row;
+        stored(place, add ? loaded<Floats>(place) + value : value);
+    }
 };
 
 // Weights as the tokens lie that they are multiplied with: bf16 in even places, then in odd ones, of two vectors.
@@ -88,104 +92,66 @@ INLINE void float_tile(const Rows &rows, int64_t row, int64_t apart, const Token
     }
 }
 
-INLINE Eight eight_from_bf16(const char *from) {
-#if defined(__AVX2__)
-    EightWords wide = (EightWords)_mm256_cvtepu16_epi32(loaded<__m128i>(from));
-#else
-    typedef uint16_t EightHalves __attribute__((vector_size(16)));
-    EightWords wide = __builtin_convertvector(loaded<EightHalves>(from), EightWords);
-#endif
-    return (Eight)(wide << 16);
+// Where a row of int4 lies: its first word, and its scale of the first group.
+INLINE const char *int4_words(const Rows &rows, int64_t row) {
+    return rows.data + row / INT4_ROWS * INT4_ROWS * rows.row_bytes + row % INT4_ROWS * 4;
+}
+INLINE const char *int4_scales(const Rows &rows, int64_t row) {
+    return rows.scales + row / INT4_ROWS * INT4_ROWS * int4_scale_bytes(rows) + row % INT4_ROWS * 2;
 }
 
-// The scales of eight rows in one group; zeros for rows that do not exist.
-INLINE Eight int4_scales(const Rows &rows, int64_t row, int64_t group) {
-    const char *from = rows.scales + 2 * (group * rows.scale_stride + row);
-    if (rows.left - row >= 8)
-        return eight_from_bf16(from);
-    char copy[16] = {};
-    memcpy(copy, from, static_cast<size_t>(2 * (rows.left - row)));
-    return eight_from_bf16(copy);
+// value = (nibble - 8) × scale: the sums of WIDTH rows in one unit, of nibbles times numbers, with their scales.
+template <bool HALVES>
+INLINE Floats int4_scaled(Ints low, Ints high, const char *scales, const int32_t *offsets) {
+    if constexpr (HALVES)
+        return __builtin_convertvector(low + offsets[0], Floats) * Bf16::at(scales, 0) +
+               __builtin_convertvector(high + offsets[1], Floats) * Bf16::at(scales, INT4_ROWS);
+    else
+        return __builtin_convertvector(low + high + (offsets[0] + offsets[1]), Floats) * Bf16::at(scales, 0);
 }
 
-INLINE float sum_of_eight(Eight x) {
-    return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
-}
-
-constexpr int INT4_ROWS = 8;
-
-// The scales of some units: of weight and token together, for each token and row. Returns what is taken off the sums of
-// nibble × number, for value = (nibble - 8) × scale.
+// A tile of INT4_ROWS rows: a word of 4 bytes of each is a vector or several, and each lane is a row's own sum. `ahead`
+// is where to fetch from in the meantime, that many bytes away; 0: nowhere.
 template <int TOKENS, bool HALVES>
-INLINE void int4_factors(const Rows &rows, int64_t row, const Tokens &tokens, int64_t token, int64_t unit, int64_t count,
-                         float (*factors)[1 + HALVES][TOKENS][INT4_ROWS], Eight *less) {
-    const int64_t units = rows.columns / 64, units_in_group = rows.group / 64;
-    for (int64_t u = 0; u < count; u++, unit++) {
-        Eight first = int4_scales(rows, row, HALVES ? 2 * unit : unit / units_in_group);
-        Eight second = HALVES ? int4_scales(rows, row, 2 * unit + 1) : first;
-        UNROLL for (int j = 0; j < TOKENS; j++) {
-            const int64_t place = (token + j) * units + unit;
-            const int32_t *offsets = tokens.offsets + 2 * place;
-            Eight of_first = first * tokens.scales[place], of_second = second * tokens.scales[place];
-            stored(factors[u][0][j], of_first);
-            if constexpr (HALVES)
-                stored(factors[u][1][j], of_second);
-            less[j] += of_first * static_cast<float>(offsets[0]) + of_second * static_cast<float>(offsets[1]);
-        }
-    }
-}
-
-// LANES times eight rows at most, `apart` from each other, whose scales lie together: one row of each lane at a time.
-template <int LANES, int TOKENS, bool STREAMED, bool HALVES>
-INLINE void int4_tile(const Rows &rows, int64_t row, int64_t count, int64_t apart, const Tokens &tokens, int64_t token,
+INLINE void int4_tile(const Rows &rows, int64_t row, const Tokens &tokens, int64_t token, int64_t ahead,
                       const Sums &sums) {
-    constexpr int64_t UNITS_AT_ONCE = TOKENS == 1 ? 128 : 64; // their factors stay in the nearest cache
-    const int64_t units = rows.columns / 64, apart_bytes = apart * rows.row_bytes;
-    Eight total[INT4_ROWS][LANES][TOKENS] = {}, less[LANES][TOKENS] = {};
-    for (int64_t unit = 0; unit < units; unit += UNITS_AT_ONCE) {
-        const int64_t here = smaller(UNITS_AT_ONCE, units - unit);
-        float factors[LANES][UNITS_AT_ONCE + 1][1 + HALVES][TOKENS][INT4_ROWS]; // lanes no power of two apart
-        UNROLL for (int lane = 0; lane < LANES; lane++)
-            int4_factors<TOKENS, HALVES>(rows, row + lane * apart, tokens, token, unit, here, factors[lane], less[lane]);
-        for (int64_t i = 0; i < count; i++) {
-            const char *weights = rows.data + (row + i) * rows.row_bytes + unit * 32;
-            const int8_t *x = tokens.bytes + token * rows.columns + unit * 64;
-            Eight sum[LANES][TOKENS];
-            UNROLL for (int k = 0; k < LANES * TOKENS; k++) sum[k / TOKENS][k % TOKENS] = total[i][k / TOKENS][k % TOKENS];
-            for (int64_t u = 0; u < here; u++) {
-                Nibbles low[LANES], high[LANES];
-                UNROLL for (int lane = 0; lane < LANES; lane++) {
-                    const char *place = weights + lane * apart_bytes + u * 32;
-                    if (STREAMED && AHEAD)
-                        __builtin_prefetch(place + AHEAD);
-                    Nibbles packed = once(loaded<Nibbles>(place));
-                    low[lane] = packed & 15;
-                    high[lane] = (Nibbles)((EightWords)packed >> 4) & 15;
-                }
-                UNROLL for (int j = 0; j < TOKENS; j++) {
-                    Quads x_low = loaded<Quads>(x + j * rows.columns + u * 64);
-                    Quads x_high = loaded<Quads>(x + j * rows.columns + u * 64 + 32);
-                    UNROLL for (int lane = 0; lane < LANES; lane++) {
-                        const auto &factor = factors[lane][u];
-                        Eight &to = sum[lane][j];
-                        if constexpr (HALVES) {
-                            to += __builtin_convertvector(multiplied(low[lane], x_low), Eight) * factor[0][j][i];
-                            to += __builtin_convertvector(multiplied(high[lane], x_high), Eight) * factor[1][j][i];
-                        } else {
-                            EightInts products = multiplied(low[lane], x_low, high[lane], x_high);
-                            to += __builtin_convertvector(products, Eight) * factor[0][j][i];
-                        }
-                    }
+    constexpr int PARTS = INT4_ROWS / WIDTH;
+    const int64_t units = rows.columns / 64, units_in_group = HALVES ? 1 : rows.group / 64;
+    const char *words = int4_words(rows, row), *scales = int4_scales(rows, row);
+    Floats total[PARTS][TOKENS] = {};
+    for (int64_t unit = 0; unit < units; unit++, words += INT4_UNIT_BYTES) {
+        const int8_t *x = tokens.bytes + token * tokens.stride + unit * 64;
+        QuadSums low[PARTS][TOKENS] = {}, high[PARTS][TOKENS] = {};
+        if (ahead)
+            UNROLL for (int line = 0; line < INT4_UNIT_BYTES; line += 64) __builtin_prefetch(words + line + ahead, 0, 2);
+        UNROLL for (int word = 0; word < 8; word++) {
+            NibbleQuads low_half[PARTS], high_half[PARTS];
+            UNROLL for (int i = 0; i < PARTS; i++) {
+                Words packed = once(loaded<Words>(words + 4 * (word * INT4_ROWS + i * WIDTH)));
+                low_half[i] = (NibbleQuads)packed & 15;
+                high_half[i] = (NibbleQuads)(packed >> 4) & 15;
+            }
+            UNROLL for (int j = 0; j < TOKENS; j++) {
+                const int8_t *quad = x + j * tokens.stride + 4 * word;
+                ByteQuads x_low = (ByteQuads)same_int(loaded<int32_t>(quad));
+                ByteQuads x_high = (ByteQuads)same_int(loaded<int32_t>(quad + 32));
+                UNROLL for (int i = 0; i < PARTS; i++) {
+                    low[i][j] = with_quads(low[i][j], low_half[i], x_low);
+                    high[i][j] = with_quads(high[i][j], high_half[i], x_high);
                 }
             }
-            UNROLL for (int k = 0; k < LANES * TOKENS; k++) total[i][k / TOKENS][k % TOKENS] = sum[k / TOKENS][k % TOKENS];
+        }
+        const char *own_scales = scales + (HALVES ? 2 * unit : unit / units_in_group) * 2 * INT4_ROWS;
+        UNROLL for (int j = 0; j < TOKENS; j++) {
+            const int64_t place = (token + j) * units + unit;
+            UNROLL for (int i = 0; i < PARTS; i++)
+                total[i][j] += tokens.scales[place] * int4_scaled<HALVES>(of_quads(low[i][j]), of_quads(high[i][j]),
+                                                                          own_scales + 2 * i * WIDTH,
+                                                                          tokens.offsets + 2 * place);
         }
     }
-    for (int64_t i = 0; i < count; i++)
-        UNROLL for (int k = 0; k < LANES * TOKENS; k++) {
-            const int lane = k / TOKENS, j = k % TOKENS;
-            sums.put(token + j, row + i + lane * apart, sum_of_eight(total[i][lane][j]) + less[lane][j][i]);
-        }
+    UNROLL for (int j = 0; j < TOKENS; j++)
+        UNROLL for (int i = 0; i < PARTS; i++) sums.put_vector(token + j, row + i * WIDTH, total[i][j]);
 }
 
 // `count` bytes of a row, zeros after them.
@@ -290,25 +256,18 @@ template <class Way, bool STREAMED> void all_rows(const Rows &rows, const Tokens
         all_tokens<Way, STREAMED, 1>(rows, row, 1, tokens, sums);
 }
 
-template <int LANES, int TOKENS, bool STREAMED, bool HALVES>
-INLINE void int4_tiles(const Rows &rows, const Tokens &tokens, int64_t token, const Sums &sums) {
-    const int64_t apart = rows.count / (LANES * INT4_ROWS) * INT4_ROWS;
-    int64_t row = 0;
-    for (; row < apart; row += INT4_ROWS)
-        int4_tile<LANES, TOKENS, STREAMED, HALVES>(rows, row, INT4_ROWS, apart, tokens, token, sums);
-    for (row *= LANES; row < rows.count; row += INT4_ROWS)
-        int4_tile<1, TOKENS, STREAMED, HALVES>(rows, row, smaller(INT4_ROWS, rows.count - row), 0, tokens, token, sums);
-}
-
-// Two tokens at a time, or all of INT4_TOKENS; with more of them rows are packed.
+// Up to INT4_TOKENS tokens, two at a time: a tile stays in the caches, and with the last of them the next one is fetched.
+// With more tokens rows are packed.
 template <bool HALVES, bool STREAMED> void int4_rows(const Rows &rows, const Tokens &tokens, const Sums &sums) {
-    if (tokens.count == INT4_TOKENS)
-        return int4_tiles<2, INT4_TOKENS, STREAMED, HALVES>(rows, tokens, 0, sums);
-    int64_t token = 0;
-    for (; token + 2 <= tokens.count; token += 2)
-        int4_tiles<2, 2, STREAMED, HALVES>(rows, tokens, token, sums);
-    if (token < tokens.count)
-        int4_tiles<HALVES ? 2 : 4, 1, STREAMED, HALVES>(rows, tokens, token, sums);
+    const int64_t tile_bytes = INT4_ROWS * rows.row_bytes;
+    for (int64_t row = 0; row < rows.count; row += INT4_ROWS)
+        for (int64_t token = 0; token < tokens.count; token += 2) {
+            const int64_t ahead = !STREAMED ? 0 : (token + 2 >= tokens.count ? tile_bytes : 0);
+            if (token + 2 <= tokens.count)
+                int4_tile<2, HALVES>(rows, row, tokens, token, ahead, sums);
+            else
+                int4_tile<1, HALVES>(rows, row, tokens, token, ahead, sums);
+        }
 }
 
 template <bool STREAMED> void products_of(const Rows &rows, const Tokens &tokens, const Sums &sums) {
@@ -359,16 +318,16 @@ void widen(const void *from, int kind, int64_t count, float *to) {
     }
 }
 
-// A row of int4 as floats, for activations that are not to be rounded.
+// Rows of int4 as floats, for activations that are not to be rounded.
 void widen_int4(const Rows &rows, float *to, int64_t stride) {
-    const int64_t group = rows.group;
     for (int64_t row = 0; row < rows.count; row++) {
-        const auto *bytes = reinterpret_cast<const uint8_t *>(rows.data + row * rows.row_bytes);
+        const auto *words = reinterpret_cast<const uint8_t *>(int4_words(rows, row));
+        const char *scales = int4_scales(rows, row);
         for (int64_t column = 0; column < rows.columns; column++) {
-            const uint8_t both = bytes[column / 64 * 32 + column % 32];
+            const uint8_t both = words[column / 64 * INT4_UNIT_BYTES + column % 32 / 4 * 4 * INT4_ROWS + column % 4];
             const int value = (column & 32 ? both >> 4 : both & 15) - 8;
             uint16_t scale;
-            memcpy(&scale, rows.scales + 2 * (column / group * rows.scale_stride + row), 2);
+            memcpy(&scale, scales + 2 * INT4_ROWS * (column / rows.group), 2);
             const uint32_t bits = static_cast<uint32_t>(scale) << 16;
             float factor;
             memcpy(&factor, &bits, 4);
@@ -524,38 +483,22 @@ void short_panel_products(const int16_t *panel, const float *row_scales, const i
 }
 
 // The same with int4 and tokens of bytes: quads of columns take the places of floats, those of the low halves of a
-// unit's bytes before those of the high ones. WIDTH rows and words of 4 bytes, or as many as exist.
-template <bool WHOLE> INLINE void pack_words(const Rows &rows, int64_t row, int64_t place, int64_t words, uint8_t *to) {
-    Floats block[WIDTH]; // of any bits
-    UNROLL for (int i = 0; i < WIDTH; i++) {
-        const char *from = rows.data + (row + i) * rows.row_bytes + place;
-        const bool exists = WHOLE || row + i < rows.count;
-        block[i] = !exists ? Floats{} : WHOLE || words >= WIDTH ? loaded<Floats>(from) : last<F32>(from, 0, words);
-        fetch_ahead(from, 4 * WIDTH, PANEL_ROWS * rows.row_bytes);
-    }
-    transpose(block);
-    UNROLL for (int i = 0; i < WIDTH; i++) if (WHOLE || i < words) {
-        uint8_t *low = to + 4 * PANEL_ROWS * (i / 8 * 16 + i % 8);
-        stored(low, (NibbleQuads)block[i] & 15);
-        stored(low + 8 * 4 * PANEL_ROWS, (NibbleQuads)((Words)block[i] >> 4) & 15);
-    }
-}
+// unit's bytes before those of the high ones. Places of rows that do not exist stay as they are: nobody reads their sums.
 void pack_nibbles(const Rows &rows, int64_t first, int64_t columns, uint8_t *to, float *scales) {
     const int64_t words = columns / 8; // a quad in the low halves and one in the high ones
-    for (int64_t row = 0; row < PANEL_ROWS; row += WIDTH)
-        for (int64_t word = 0; word < words; word += WIDTH) {
-            uint8_t *place = to + 4 * PANEL_ROWS * (word / 8 * 16 + word % 8) + 4 * row;
-            if (row + WIDTH <= rows.count && word + WIDTH <= words)
-                pack_words<true>(rows, row, first / 2 + 4 * word, WIDTH, place);
-            else
-                pack_words<false>(rows, row, first / 2 + 4 * word, words - word, place);
+    for (int64_t row = 0; row < smaller(PANEL_ROWS, rows.count); row += WIDTH) {
+        const char *from = int4_words(rows, row) + first / 64 * INT4_UNIT_BYTES, *own_scales = int4_scales(rows, row);
+        for (int64_t word = 0; word < words; word++) {
+            const char *place = from + word * 4 * INT4_ROWS;
+            fetch_ahead(place, 4 * WIDTH, PANEL_ROWS * rows.row_bytes);
+            Words packed = loaded<Words>(place);
+            uint8_t *low = to + 4 * PANEL_ROWS * (word / 8 * 16 + word % 8) + 4 * row;
+            stored(low, (NibbleQuads)packed & 15);
+            stored(low + 8 * 4 * PANEL_ROWS, (NibbleQuads)(packed >> 4) & 15);
         }
-    for (int64_t group = first / rows.group; group * rows.group < first + columns; group++, scales += PANEL_ROWS)
-        for (int64_t row = 0; row < smaller(PANEL_ROWS, rows.left); row += WIDTH) {
-            const char *from = rows.scales + 2 * (group * rows.scale_stride + row);
-            const int64_t left = rows.left - row;
-            stored(scales + row, left >= WIDTH ? Bf16::at(from, 0) : last<Bf16>(from, 0, left));
-        }
+        for (int64_t group = first / rows.group, i = 0; group * rows.group < first + columns; group++, i++)
+            stored(scales + i * PANEL_ROWS + row, Bf16::at(own_scales, group * INT4_ROWS));
+    }
 }
 
 // A scale of the rows for HALVES × 32 columns, or for several times as many.
@@ -933,7 +876,7 @@ void score(const Attending &work, const char *const *places, int64_t count, cons
             memset(own.keys + i * stride + work.dim, 0, static_cast<size_t>(4 * (stride - work.dim)));
             widen(places[i], work.kind, work.dim, own.keys + i * stride);
         }
-        const Rows keys{reinterpret_cast<const char *>(own.keys), nullptr, stride * 4, 0, count, count, stride, GF_F32, 0};
+        const Rows keys{reinterpret_cast<const char *>(own.keys), nullptr, stride * 4, count, stride, GF_F32, 0};
         Tokens queries;
         queries.floats = work.queries;
         queries.stride = stride;

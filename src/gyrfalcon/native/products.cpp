@@ -18,7 +18,6 @@ constexpr int64_t ROWS_AT_ONCE = 64;    // of weights, with many tokens: whole p
 constexpr int64_t MOST_UNIT_ROWS = 256; // of weights, with a matrix unit: tokens are read again for each block
 constexpr int64_t PANELS_IN_CACHE = 16; // of tokens, 3 to 12 KiB each
 constexpr int64_t MOST_SCALES = SHORT_COLUMNS / 32; // of a row of a block
-constexpr int64_t WIDENED_ROWS = 6;
 constexpr int64_t BLOCKS_A_THREAD = 8; // of rows, so that threads end at about the same time
 
 struct Product {
@@ -39,16 +38,19 @@ int64_t bytes_of_columns(int kind, int64_t columns) {
 Rows rows_of(const gf_matrix &weight) {
     const int64_t row_bytes = bytes_of_columns(weight.kind, weight.columns);
     return {static_cast<const char *>(weight.data), static_cast<const char *>(weight.scales), row_bytes, weight.rows,
-            weight.rows, weight.rows, weight.columns, weight.kind, weight.group};
+            weight.columns, weight.kind, weight.group};
 }
 
-// A weight's rows from `row` on, `most` of them.
+// A weight's rows from `row` on, `most` of them; of i4 from a tile's first row on, or part of a tile.
 Rows from_row(const Rows &rows, int64_t row, int64_t most) {
     Rows some = rows;
-    some.data += row * rows.row_bytes;
-    some.scales = rows.scales ? rows.scales + row * (rows.kind == GF_I4 ? 2 : 4) : nullptr;
+    const int64_t lane = rows.kind == GF_I4 ? row % INT4_ROWS : 0;
+    some.data += (row - lane) * rows.row_bytes + 4 * lane;
+    if (rows.kind == GF_I4)
+        some.scales += (row - lane) * int4_scale_bytes(rows) + 2 * lane;
+    else if (rows.kind == GF_I8)
+        some.scales += 4 * row;
     some.count = std::min(most, rows.count - row);
-    some.left -= row;
     return some;
 }
 
@@ -129,8 +131,8 @@ void add_rounded_panels(const Kernels &kernels, const Rows &rows, const Tokens &
 // The sums of one term of int4 with tokens that are not rounded.
 void add_widened(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add,
                  float *floats) {
-    for (int64_t row = 0; row < rows.count; row += WIDENED_ROWS) {
-        Rows some = from_row(rows, row, WIDENED_ROWS);
+    for (int64_t row = 0; row < rows.count; row += INT4_ROWS) {
+        Rows some = from_row(rows, row, INT4_ROWS);
         kernels.widen_int4(some, floats, rows.columns);
         some.data = reinterpret_cast<const char *>(floats);
         some.row_bytes = 4 * rows.columns;
@@ -214,7 +216,7 @@ void multiply(const gf_output *outputs, int num_outputs, int64_t tokens, int kin
     const int64_t tokens_at_once = std::min(tokens, TOKENS_AT_ONCE);
     reserve(SUMS, static_cast<size_t>(4 * tokens_at_once * product.block_rows));
     const int64_t panels = product.block_rows * (FLOAT_COLUMNS + MOST_SCALES);
-    reserve(WEIGHTS, static_cast<size_t>(4 * std::max(panels, WIDENED_ROWS * columns)));
+    reserve(WEIGHTS, static_cast<size_t>(4 * std::max(panels, INT4_ROWS * columns)));
     if (product.many && product.kernels->unit)
         reserve(WEIGHTS, product.kernels->unit->memory_bytes(product.block_rows, tokens_at_once));
     int64_t blocks = 0;

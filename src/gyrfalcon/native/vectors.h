@@ -215,42 +215,6 @@ template <int HALF = WIDTH / 2> INLINE void transpose(Floats (&v)[WIDTH]) {
 }
 #endif
 
-// ---- products of small integers, always 32 at a time: the columns that half a unit of int4 holds ----
-
-typedef float Eight __attribute__((vector_size(32)));
-typedef int32_t EightInts __attribute__((vector_size(32)));
-typedef uint32_t EightWords __attribute__((vector_size(32)));
-typedef int16_t Sixteen __attribute__((vector_size(32)));
-typedef uint8_t Nibbles __attribute__((vector_size(32))); // at most 15
-typedef int8_t Quads __attribute__((vector_size(32)));
-
-// Eight sums of the products of four neighbours each, of a and b and of c and d together.
-INLINE EightInts multiplied(Nibbles a, Quads b, Nibbles c, Quads d) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), (__m256i)a, (__m256i)b);
-    return (EightInts)_mm256_dpbusd_epi32(sums, (__m256i)c, (__m256i)d);
-#elif defined(__AVX2__)
-    // Four products of at most 15 × 127 fit 16 bits.
-    __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16((__m256i)a, (__m256i)b),
-                                     _mm256_maddubs_epi16((__m256i)c, (__m256i)d));
-    return (EightInts)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-#else
-    Sixteen even = ((Sixteen)a & 255) * (((Sixteen)b << 8) >> 8) + ((Sixteen)c & 255) * (((Sixteen)d << 8) >> 8);
-    Sixteen odd = ((Sixteen)a >> 8) * ((Sixteen)b >> 8) + ((Sixteen)c >> 8) * ((Sixteen)d >> 8);
-    Sixteen pairs = even + odd;
-    return (((EightInts)pairs << 16) >> 16) + ((EightInts)pairs >> 16);
-#endif
-}
-INLINE EightInts multiplied(Nibbles a, Quads b) { return multiplied(a, b, Nibbles{}, Quads{}); }
-
-// Read from memory once, though it is wanted twice.
-INLINE Nibbles once(Nibbles packed) {
-#if defined(__AVX2__)
-    asm("" : "+x"(packed));
-#endif
-    return packed;
-}
-
 // ---- products of 16-bit integers ----
 
 typedef int16_t Shorts __attribute__((vector_size(WIDTH * 4)));
@@ -284,6 +248,14 @@ INLINE Ints with_products(Ints sums, Shorts a, Shorts b) {
 
 typedef uint8_t NibbleQuads __attribute__((vector_size(WIDTH * 4))); // at most 15
 typedef int8_t ByteQuads __attribute__((vector_size(WIDTH * 4)));
+
+// Read from memory once, though it is wanted twice.
+INLINE Words once(Words packed) {
+#if defined(__AVX2__)
+    asm("" : "+x"(packed));
+#endif
+    return packed;
+}
 
 // Sums of eight quads: where processors add four products up in 32 bits, such sums, else pairs of them that fit 16.
 #if defined(__AVX512VNNI__) && GYRFALCON_WIDTH == 16

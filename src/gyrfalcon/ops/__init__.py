@@ -18,7 +18,7 @@ from gyrfalcon.ops import reference
 from gyrfalcon.ops.native_library import library
 from gyrfalcon.ops.reference import Angles as Angles
 from gyrfalcon.ops.reference import Product as Product
-from gyrfalcon.quant import Weight
+from gyrfalcon.quant import Quantised, Weight
 
 VARIABLE = "GYRFALCON_OPS"
 NAMES = ("triton", "native", "reference")
@@ -31,6 +31,7 @@ class Ops(Protocol):
     CAPTURABLE: bool  # whether a CUDA graph can hold them: they take lengths from the device
     OWN_THREADS: bool  # whether they compute on others than torch's
 
+    def arranged(self, weight: Quantised) -> Quantised: ...
     def linear(
         self, x: Tensor, weight: Weight, bias: Tensor | None = None, activation: str | None = None
     ) -> Tensor: ...

@@ -13,6 +13,7 @@ from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
 from gyrfalcon.ops.native_library import KINDS, Cache, Matrix, Norm, Output, Queries, Term, library
 from gyrfalcon.ops.reference import Angles, Product
+from gyrfalcon.ops.reference import arranged as arranged
 from gyrfalcon.quant import Quantised, Weight
 
 CAPTURABLE = False
@@ -159,6 +160,7 @@ def _matrix(weight: Weight) -> Matrix:
     if isinstance(weight, Tensor):
         return Matrix(weight.data_ptr(), None, *weight.shape, KINDS[weight.dtype], 0)
     kind = INT8 if weight.group is None else INT4
+    assert kind == INT8 or weight.data.ndim == 3, "the kernels read int4 in tiles"
     data, scales = weight.data.data_ptr(), weight.scales.data_ptr()
     return Matrix(data, scales, *weight.shape, kind, weight.group or 0)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from gyrfalcon.batch import Batch
 from gyrfalcon.device import lacks_products
 from gyrfalcon.kv.pool import LayerCache
-from gyrfalcon.quant import Quantised, Weight, dequantise
+from gyrfalcon.quant import TILE_ROWS, Quantised, Weight, dequantise
 
 CAPTURABLE = False  # a context's length decides, on the host, how much is gathered
 OWN_THREADS = False
@@ -39,6 +39,11 @@ class Product(NamedTuple):
     weight: Weight
     bias: Tensor | None = None
     activation: str | None = None
+
+
+def arranged(weight: Quantised) -> Quantised:
+    """A rounded matrix in the order in which these operations read it: as it is stored."""
+    return weight
 
 
 def products(*each: Product) -> list[Tensor]:
@@ -73,7 +78,7 @@ def _widened_linear(
     """
     dtype = torch.float32 if x.device.type == "cpu" else x.dtype
     outputs, inputs = weight.shape
-    size = max(1, WIDENED_WEIGHTS // inputs)
+    size = max(1, WIDENED_WEIGHTS // (inputs * TILE_ROWS)) * TILE_ROWS
     ranges = [range(i, min(i + size, outputs)) for i in range(0, outputs, size)]
     y = torch.cat([F.linear(x.to(dtype), _rows(weight, part, dtype)) for part in ranges], dim=-1)
     y = y if bias is None else y + bias.to(dtype)

@@ -66,8 +66,8 @@ def linear(
 ) -> Tensor:
     """activation(x weightᵀ + bias): [tokens, in], [out, in], [out] → [tokens, out], in x's dtype.
 
-    `reference.linear` with sums, bias and activation in float32 and one rounding at the end. Rows of
-    x may be strided. `num_sms` are the card's multiprocessors; `config` is a
+    `reference.linear` with sums, bias and activation in float32 and one rounding at the end. int4 is
+    wanted `by_rows`; rows of x may be strided. `num_sms` are the card's multiprocessors; `config` is a
     tile to take instead of the table's.
     """
     tokens = len(x)
@@ -163,6 +163,7 @@ def _launch(
 ) -> None:
     outputs, inputs = weight.shape
     data, scales = (weight.data, weight.scales) if isinstance(weight, Quantised) else (weight, None)
+    assert data.ndim == 2, "the kernels read int4 as Quantised.by_rows has it"
     assert data.is_contiguous(), "the kernels read a weight row by row without a stride"
     group = weight.group if isinstance(weight, Quantised) else None
     kernel = _product if group is None else _int4_product

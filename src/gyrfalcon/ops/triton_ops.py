@@ -12,10 +12,15 @@ from gyrfalcon.ops.reference import Product
 from gyrfalcon.ops.triton_linear import linear as linear
 from gyrfalcon.ops.triton_norm import add_norms as add_norms
 from gyrfalcon.ops.triton_rotary import place as place
-from gyrfalcon.quant import Weight
+from gyrfalcon.quant import Quantised, Weight
 
 CAPTURABLE = True
 OWN_THREADS = False
+
+
+def arranged(weight: Quantised) -> Quantised:
+    """int4 row by row, which is how tiles are loaded."""
+    return weight.by_rows()
 
 
 def products(*each: Product) -> list[Tensor]:

@@ -11,7 +11,7 @@ import torch
 
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.parallel.shards import Share
-from gyrfalcon.quant import GROUPS, shrunk, stored_forms
+from gyrfalcon.quant import GROUPS, shrunk, sizes, stored_forms
 
 EMBEDDING = "transformer.word_embeddings.weight"
 HEAD = "lm_head.weight"
@@ -33,7 +33,7 @@ class TensorSpec:
     dim: int | None  # the dimension shared over the ranks; None: every rank holds all of it
     kind: str = "none"  # what the matrix is rounded to that this is the data or the scales of
     dtype: torch.dtype | None = None  # of these; what is not rounded may have any
-    unit: int = 1  # columns of that matrix that an index along `dim` stands for
+    unit: int = 1  # rows or columns of that matrix that an index along `dim` stands for
 
     @property
     def elements(self) -> int:
@@ -85,17 +85,20 @@ def stored_specs(spec: TensorSpec, quant: str) -> list[TensorSpec]:
     kind = rounded_to(spec, quant)
     if kind == "none":
         return [spec]
-    data, scales = (
-        replace(spec, name=spec.name + ending, shape=shape, kind=kind, dtype=dtype)
-        for ending, (shape, dtype) in zip(
-            (DATA, SCALES), stored_forms(kind, *spec.shape), strict=True
+    assert spec.dim is not None
+    forms, units = stored_forms(kind, *spec.shape), sizes(kind, spec.dim)
+    return [
+        replace(
+            spec,
+            name=spec.name + ending,
+            shape=shape,
+            kind=kind,
+            dtype=dtype,
+            dim=spec.dim if unit else None,
+            unit=max(unit, 1),
         )
-    )
-    if kind not in GROUPS:  # a scale a row
-        return [data, replace(scales, dim=None if spec.dim == 1 else spec.dim)]
-    if spec.dim == 1:  # two columns a byte, scales [groups, rows]
-        return [replace(data, unit=2), replace(scales, dim=0, unit=GROUPS[kind])]
-    return [data, replace(scales, dim=1)]
+        for ending, (shape, dtype), unit in zip((DATA, SCALES), forms, units, strict=True)
+    ]
 
 
 def local_ranges(spec: TensorSpec, config: ModelConfig, share: Share) -> tuple[range, ...]:
@@ -114,7 +117,9 @@ def local_ranges(spec: TensorSpec, config: ModelConfig, share: Share) -> tuple[r
             owned = (share.ffn,)
         case _:
             owned = (share.vocab,)
-    return owned if spec.unit == 1 else tuple(shrunk(part, spec.kind, spec.unit) for part in owned)
+    if spec.unit == 1:
+        return owned
+    return tuple(shrunk(part, spec.kind, spec.dim, spec.unit) for part in owned)
 
 
 def local_shape(

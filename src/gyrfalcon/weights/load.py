@@ -152,12 +152,12 @@ class _Loader:
         if self.checkpoint.quant != "none":
             parts = [self._read(part, self.share) for part in stored_specs(spec, self.quant)]
             data, scales = (part.contiguous() for part in parts)
-            return Quantised(kind, data, scales)
+            return self.ops.arranged(Quantised(kind, data, scales))
         share = self.share if spec.dim == 0 else share_of(self.config, 1, 0)
         rounded = quantise(self._read(spec, share), kind)
-        if spec.dim == 0:
-            return rounded
-        return rounded.columns(local_ranges(spec, self.config, self.share))
+        if spec.dim == 1:
+            rounded = rounded.columns(local_ranges(spec, self.config, self.share))
+        return self.ops.arranged(rounded)
 
     def _tensor(self, name: str) -> Tensor:
         return self._read(self.specs[name], self.share).to(self.dtype).contiguous()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from gyrfalcon.quant import Quantised, dequantise, quantise
+from gyrfalcon.quant import Quantised, dequantise, quantise, sizes
 from gyrfalcon.weights.layout import DATA, TensorSpec, stored_specs
 from gyrfalcon.weights.tensors import TensorSource, take
 
@@ -50,9 +50,12 @@ def restored(source: TensorSource, specs: Iterable[TensorSpec], quant: str) -> R
     def read(name: str, dim: int | None, rows: Sequence[range]) -> Tensor:
         if name not in matrices:
             return source.read(name, dim, rows)
-        data, scales = matrices[name]
-        along = len(scales.shape) - 1  # rows lie along the scales' last dimension
-        parts = source.read(data.name, 0, rows), source.read(scales.name, along, rows)
-        return dequantise(Quantised(data.kind, *parts), torch.float32)
+        return torch.cat([part(*matrices[name], each) for each in rows])
+
+    def part(data: TensorSpec, scales: TensorSpec, rows: range) -> Tensor:
+        size, _ = sizes(data.kind, 0)  # rows that lie together
+        stored = (range(rows.start // size, -(-rows.stop // size)),)
+        whole = Quantised(data.kind, source.read(data.name, 0, stored), source.read(scales.name, 0, stored))
+        return dequantise(whole, torch.float32)[rows.start % size :][: len(rows)]
 
     return read

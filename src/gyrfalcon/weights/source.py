@@ -170,7 +170,9 @@ def check_tensors(
         raise CheckpointError(
             f"the {len(specs)} tensors that its config implies in {folder}",
             "; ".join(problems),
-            "fetch the checkpoint again or mend its config.json",
+            "fetch the checkpoint again or mend its config.json"
+            if manifest is None
+            else "cut the checkpoint again with this version",
         )
     return ignored
 

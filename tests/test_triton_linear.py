@@ -38,7 +38,9 @@ def operands(
 def by_rows(weight: Tensor, kind: str) -> Quantised:
     """Rounded as the kernels read it, with any number of rows."""
     rows = len(weight)
-    rounded = quantise(torch.nn.functional.pad(weight, (0, 0, 0, -rows % TILE_ROWS)), kind).by_rows()
+    rounded = quantise(
+        torch.nn.functional.pad(weight, (0, 0, 0, -rows % TILE_ROWS)), kind
+    ).by_rows()
     data = rounded.data.view(torch.uint8)[:rows].view(rounded.data.dtype)
     return Quantised(kind, data, rounded.scales[..., :rows].contiguous())
 

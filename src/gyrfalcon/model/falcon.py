@@ -11,7 +11,7 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import KVPool, LayerCache
 from gyrfalcon.model.linear import ColumnLinear, Head, Norms, RowLinear, VocabEmbedding
 from gyrfalcon.model.positions import Rotary
-from gyrfalcon.ops import Angles, Ops
+from gyrfalcon.ops import Angles, BlockParts, Ops, WholeBlocks
 from gyrfalcon.parallel.group import Group
 
 
@@ -55,6 +55,21 @@ class ParallelBlock:
     mlp: MLP
     group: Group
     ops: Ops
+
+    @property
+    def parts(self) -> BlockParts:
+        """Its weights, for operations that compute all of it."""
+        qkv, up = self.attention.qkv, self.mlp.up
+        return BlockParts(
+            norms=self.norms.each,
+            eps=self.norms.eps,
+            qkv=(qkv.weight, qkv.bias),
+            up=(up.weight, up.bias),
+            activation=up.activation,
+            dense=self.attention.dense.weight,
+            down=self.mlp.down.weight,
+            slopes=self.attention.slopes,
+        )
 
     def __call__(
         self, x: Tensor, part: Tensor | None, angles: Angles | None, batch: Batch, cache: LayerCache
@@ -105,6 +120,7 @@ class Falcon:
     blocks: Sequence[ParallelBlock | SequentialBlock]
     final_norm: Norms
     head: Head
+    whole_blocks: WholeBlocks | None = None  # all of `blocks` as one operation, where there is one
 
     def __call__(self, batch: Batch, pool: KVPool) -> Tensor:
         """Computes the batch's tokens, caches their keys and values, returns this rank's logits,
@@ -113,7 +129,10 @@ class Falcon:
         x, part = self.embedding(batch.token_ids), None  # [tokens, hidden]
         places = batch.positions, batch.rope_lengths
         angles = None if self.rotary is None else self.rotary.angles(*places)
-        for block, cache in zip(self.blocks, pool.layers, strict=True):
-            x, part = block(x, part, angles, batch, cache)
+        if self.whole_blocks is not None:
+            x, part = self.whole_blocks(x, angles, batch, pool.layers)
+        else:
+            for block, cache in zip(self.blocks, pool.layers, strict=True):
+                x, part = block(x, part, angles, batch, cache)
         _, [normed] = self.final_norm(x, part)
         return self.head(normed[batch.rows])

@@ -99,6 +99,30 @@ GF_EXPORT int gf_place(const void *qkv, const float *cosines, const float *sines
               const int64_t *slots, void *q, int64_t tokens, int64_t group, int kind);
 GF_EXPORT int gf_attention(const struct gf_queries *queries, const struct gf_cache *cache, int kind);
 
+// A rank's share of a block whose attention and MLP stand side by side. The norms' y are not looked at; biases are null
+// where there are none, those of dense and down are added by the caller.
+struct gf_block {
+    struct gf_norm norms[2]; // with one of them the MLP reads what the attention reads
+    struct gf_matrix qkv;
+    struct gf_matrix up;
+    struct gf_matrix dense;
+    struct gf_matrix down;
+    const void *qkv_bias;
+    const void *up_bias;
+    const float *slopes;
+    int32_t num_norms;
+    int32_t activation;
+    float eps;
+};
+
+// All blocks of a step, each by gf_add_norms, gf_products, gf_place, gf_attention, gf_products and, where `shared` is not
+// null, gf_sum: x becomes what the last block reads, y what it adds. queries->q and queries->out are not looked at;
+// `memory` has gf_block_bytes of a token. -2 where another rank has left.
+GF_EXPORT int64_t gf_block_bytes(const struct gf_block *block, int kind);
+GF_EXPORT int gf_run_blocks(const struct gf_block *blocks, const struct gf_cache *caches, int num_blocks, void *x, void *y,
+                  const float *cosines, const float *sines, const int64_t *slots, const struct gf_queries *queries,
+                  void *memory, int64_t tokens, int kind, void *shared);
+
 // What the processor can do at most, to be timed: every thread multiplies and adds in registers, `rounds` of some
 // operations, and the floating-point operations of all threads are returned; or they read `bytes` between them.
 GF_EXPORT int64_t gf_multiply_add(int64_t rounds);

@@ -209,6 +209,8 @@ int64_t make_ready(Product &product, int num_outputs, int64_t tokens) {
     return columns;
 }
 
+} // namespace
+
 void multiply(const gf_output *outputs, int num_outputs, int64_t tokens, int kind) {
     Product product{chosen_kernels(), outputs, {}, kind, 0, tokens > FEW_TOKENS};
     const int64_t columns = make_ready(product, num_outputs, tokens);
@@ -233,7 +235,6 @@ void multiply(const gf_output *outputs, int num_outputs, int64_t tokens, int kin
     }
 }
 
-} // namespace
 } // namespace gyrfalcon
 
 extern "C" int gf_products(const gf_output *outputs, int num_outputs, int64_t tokens, int kind) {

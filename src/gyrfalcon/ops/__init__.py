@@ -17,7 +17,9 @@ from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
 from gyrfalcon.ops.native_library import library
 from gyrfalcon.ops.reference import Angles as Angles
+from gyrfalcon.ops.reference import BlockParts as BlockParts
 from gyrfalcon.ops.reference import Product as Product
+from gyrfalcon.ops.reference import WholeBlocks as WholeBlocks
 from gyrfalcon.quant import Quantised, Weight
 
 VARIABLE = "GYRFALCON_OPS"
@@ -31,6 +33,9 @@ class Ops(Protocol):
     CAPTURABLE: bool  # whether a CUDA graph can hold them: they take lengths from the device
     OWN_THREADS: bool  # whether they compute on others than torch's
 
+    def whole_blocks(
+        self, blocks: Sequence[BlockParts], shared: int | None
+    ) -> WholeBlocks | None: ...
     def arranged(self, weight: Quantised) -> Quantised: ...
     def linear(
         self, x: Tensor, weight: Weight, bias: Tensor | None = None, activation: str | None = None

@@ -11,15 +11,27 @@ from torch import Tensor
 from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
-from gyrfalcon.ops.native_library import KINDS, Cache, Matrix, Norm, Output, Queries, Term, library
-from gyrfalcon.ops.reference import Angles, Product
+from gyrfalcon.ops.native_library import (
+    KINDS,
+    Block,
+    Cache,
+    Matrix,
+    Norm,
+    Output,
+    Queries,
+    Term,
+    library,
+)
+from gyrfalcon.ops.reference import Angles, BlockParts, Product
 from gyrfalcon.ops.reference import arranged as arranged
+from gyrfalcon.parallel.shared_memory import RankGone
 from gyrfalcon.quant import Quantised, Weight
 
 CAPTURABLE = False
 OWN_THREADS = True
 
 INT8, INT4 = 3, 4
+RANK_GONE = -2  # of gf_run_blocks
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4}  # gf_activation
 
 _found = library()
@@ -71,6 +83,54 @@ def summed(*each: tuple[Tensor, Weight]) -> Tensor:
     output = Output(y.data_ptr(), None, _terms(*each), len(each), ACTIVATIONS[None])
     _check(LIBRARY.gf_products(output, 1, x.shape[0], KINDS[x.dtype]))
     return y
+
+
+class WholeBlocks:
+    """`reference.WholeBlocks` in one call; matrices are described once, and kept for that."""
+
+    def __init__(self, blocks: Sequence[BlockParts], shared: int | None) -> None:
+        self._parts = blocks
+        self._blocks = (Block * len(blocks))(*map(_block, blocks))
+        self._shared = shared
+        self._layers: Sequence[LayerCache] = ()  # that `_caches` describes
+        self._caches = (Cache * len(blocks))()
+
+    def __call__(
+        self, x: Tensor, angles: Angles | None, batch: Batch, caches: Sequence[LayerCache]
+    ) -> tuple[Tensor, Tensor]:
+        assert x.is_contiguous()
+        if caches is not self._layers:
+            self._layers, self._caches = caches, (Cache * len(caches))(*map(_cache, caches))
+        tokens, kind = len(x), KINDS[x.dtype]
+        x, y = x.clone(), torch.empty_like(x)
+        block_bytes = LIBRARY.gf_block_bytes(self._blocks, kind)
+        memory = torch.empty(tokens * block_bytes, dtype=torch.uint8)
+        cosines, sines = (None, None) if angles is None else (each.contiguous() for each in angles)
+        status = LIBRARY.gf_run_blocks(
+            self._blocks,
+            self._caches,
+            len(self._blocks),
+            x.data_ptr(),
+            y.data_ptr(),
+            _pointer(cosines),
+            _pointer(sines),
+            batch.slots.data_ptr(),
+            _queries(batch),
+            memory.data_ptr(),
+            tokens,
+            kind,
+            self._shared,
+        )
+        if status == RANK_GONE:
+            raise RankGone
+        _check(status)
+        return x, y
+
+
+def whole_blocks(blocks: Sequence[BlockParts], shared: int | None) -> WholeBlocks | None:
+    """`reference.whole_blocks`; None where there are no kernels for the weights."""
+    matrices = (m for b in blocks for m in (b.qkv[0], b.up[0], b.dense, b.down))
+    return WholeBlocks(blocks, shared) if _known(*matrices) else None
 
 
 def add_norms(
@@ -127,18 +187,9 @@ def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None)
     """`reference.attention`."""
     tokens, heads, dim = q.shape
     out = q.new_empty(tokens, heads * dim)
-    tables = batch.block_tables
-    queries = Queries(
-        q.data_ptr(),
-        tables.data_ptr(),
-        batch.starts.data_ptr(),
-        batch.contexts.data_ptr(),
-        _pointer(slopes),
-        out.data_ptr(),
-        batch.contexts.shape[0],
-        heads,
-        tables.stride(0),
-    )
+    queries = _queries(batch)
+    queries.q, queries.out, queries.heads = q.data_ptr(), out.data_ptr(), heads
+    queries.slopes = _pointer(slopes)
     _check(LIBRARY.gf_attention(queries, _cache(cache), KINDS[q.dtype]))
     return out
 
@@ -163,6 +214,34 @@ def _matrix(weight: Weight) -> Matrix:
     assert kind == INT8 or weight.data.ndim == 3, "the kernels read int4 in tiles"
     data, scales = weight.data.data_ptr(), weight.scales.data_ptr()
     return Matrix(data, scales, *weight.shape, kind, weight.group or 0)
+
+
+def _block(parts: BlockParts) -> Block:
+    norms = [Norm(weight.data_ptr(), bias.data_ptr(), None) for weight, bias in parts.norms]
+    return Block(
+        (Norm * 2)(*norms),
+        *map(_matrix, (parts.qkv[0], parts.up[0], parts.dense, parts.down)),
+        *map(_pointer, (parts.qkv[1], parts.up[1], parts.slopes)),
+        len(norms),
+        ACTIVATIONS[parts.activation],
+        parts.eps,
+    )
+
+
+def _queries(batch: Batch) -> Queries:
+    """Of a batch, all but the queries themselves and what is made of them."""
+    tables = batch.block_tables
+    return Queries(
+        None,
+        tables.data_ptr(),
+        batch.starts.data_ptr(),
+        batch.contexts.data_ptr(),
+        None,
+        None,
+        len(batch.contexts),
+        0,
+        tables.stride(0),
+    )
 
 
 def _cache(cache: LayerCache) -> Cache:

@@ -61,6 +61,24 @@ class Norm(Structure):
     _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("y", c_void_p))
 
 
+class Block(Structure):
+    """gf_block: a rank's share of a block whose attention and MLP stand side by side."""
+
+    _fields_ = (
+        ("norms", Norm * 2),
+        ("qkv", Matrix),
+        ("up", Matrix),
+        ("dense", Matrix),
+        ("down", Matrix),
+        ("qkv_bias", c_void_p),
+        ("up_bias", c_void_p),
+        ("slopes", c_void_p),
+        ("num_norms", c_int32),
+        ("activation", c_int32),
+        ("eps", c_float),
+    )
+
+
 class Cache(Structure):
     """gf_cache: keys and values of one layer."""
 
@@ -106,6 +124,21 @@ _INTERFACE: dict[str, tuple[type | None, tuple[type, ...]]] = {
         (c_void_p, c_void_p, c_void_p, POINTER(Cache), c_void_p, c_void_p, c_int64, c_int64, c_int),
     ),
     "gf_attention": (c_int, (POINTER(Queries), POINTER(Cache), c_int)),
+    "gf_block_bytes": (c_int64, (POINTER(Block), c_int)),
+    "gf_run_blocks": (
+        c_int,
+        (
+            POINTER(Block),
+            POINTER(Cache),
+            c_int,
+            *(c_void_p,) * 5,
+            POINTER(Queries),
+            c_void_p,
+            c_int64,
+            c_int,
+            c_void_p,
+        ),
+    ),
     "gf_multiply_add": (c_int64, (c_int64,)),
     "gf_read": (None, (c_void_p, c_int64)),
     "gf_shared_bytes": (c_int64, (c_int,)),

@@ -46,6 +46,34 @@ def arranged(weight: Quantised) -> Quantised:
     return weight
 
 
+class BlockParts(NamedTuple):
+    """A rank's share of a block whose attention and MLP stand side by side."""
+
+    norms: Seq[
+        tuple[Tensor, Tensor]
+    ]  # weight and bias; with one the MLP reads what the attention does
+    eps: float
+    qkv: tuple[Weight, Tensor | None]  # weight and bias
+    up: tuple[Weight, Tensor | None]
+    activation: str | None
+    dense: Weight
+    down: Weight
+    slopes: Tensor | None
+
+
+# x, angles, batch, caches → x as the last block reads it, and what that adds to it, summed over ranks.
+WholeBlocks = Callable[
+    [Tensor, Angles | None, Batch, Seq[LayerCache]], tuple[Tensor, Tensor | None]
+]
+
+
+def whole_blocks(blocks: Seq[BlockParts], shared: int | None) -> WholeBlocks | None:
+    """All blocks of a model as one operation; None: one operation after the other. `shared` is the memory
+    in which ranks are summed, if there are several.
+    """
+    return None
+
+
 def products(*each: Product) -> list[Tensor]:
     """Products of the same tokens, each by itself: where they read the same x, a faster twin reads
     all their weights in one go.

@@ -9,6 +9,7 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import triton_attention
 from gyrfalcon.ops.reference import Product
+from gyrfalcon.ops.reference import whole_blocks as whole_blocks
 from gyrfalcon.ops.triton_linear import linear as linear
 from gyrfalcon.ops.triton_norm import add_norms as add_norms
 from gyrfalcon.ops.triton_rotary import place as place

@@ -40,6 +40,11 @@ class Group:
         """Whether the ranks exchange tensors through memory."""
         return self._memory is not None
 
+    @property
+    def shared(self) -> int | None:
+        """That memory, as native operations take it, until the group is closed."""
+        return None if self._memory is None else self._memory.end
+
     def close(self) -> None:
         """Ends the connections and their threads, which a process must not take along to its exit."""
         if self._memory is not None:

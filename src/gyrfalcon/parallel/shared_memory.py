@@ -28,7 +28,7 @@ class SharedMemory:
 
     def __init__(self, native: ctypes.CDLL, end: int, size: int) -> None:
         self._native = native
-        self._end = end
+        self.end = end
         self._size = size
         self._leave = weakref.finalize(self, native.gf_leave, end)
 
@@ -41,14 +41,14 @@ class SharedMemory:
         float32 in the order of the ranks and rounded once, so all ranks get the same bits.
         """
         assert x.is_contiguous()
-        if self._native.gf_sum(self._end, x.data_ptr(), x.numel(), KINDS[x.dtype]):
+        if self._native.gf_sum(self.end, x.data_ptr(), x.numel(), KINDS[x.dtype]):
             raise RankGone
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """Every rank's `x`; they are contiguous, of one shape and dtype."""
         assert x.is_contiguous()
         parts = x.new_empty(self._size, *x.shape)
-        if self._native.gf_gather(self._end, x.data_ptr(), x.nbytes, parts.data_ptr()):
+        if self._native.gf_gather(self.end, x.data_ptr(), x.nbytes, parts.data_ptr()):
             raise RankGone
         return list(parts)
 

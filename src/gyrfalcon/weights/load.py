@@ -2,6 +2,8 @@
 once.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from gyrfalcon.errors import UsageError
 from gyrfalcon.model.falcon import MLP, Attention, Falcon, ParallelBlock, SequentialBlock
 from gyrfalcon.model.linear import ColumnLinear, Head, Norms, RowLinear, VocabEmbedding
 from gyrfalcon.model.positions import Rotary, alibi_slopes
-from gyrfalcon.ops import Ops
+from gyrfalcon.ops import Ops, WholeBlocks
 from gyrfalcon.parallel.group import Group
 from gyrfalcon.parallel.shards import Share, share_of
 from gyrfalcon.progress import Bar, bar
@@ -87,12 +89,14 @@ class _Loader:
         config, share = self.config, self.share
         rotary = None if config.rope is None else Rotary(config.rope, config.head_dim, self.device)
         embedding = self._matrix(layout.EMBEDDING)
+        blocks = [self._block(layer) for layer in range(config.num_layers)]
         return Falcon(
             embedding=VocabEmbedding(embedding, self.dtype, share.vocab, self.group),
             rotary=rotary,
-            blocks=[self._block(layer) for layer in range(config.num_layers)],
+            blocks=blocks,
             final_norm=self._norms(layout.FINAL_NORM),
             head=self._head(embedding),
+            whole_blocks=self._whole_blocks(blocks),
         )
 
     def _block(self, layer: int) -> ParallelBlock | SequentialBlock:
@@ -103,6 +107,18 @@ class _Loader:
             return ParallelBlock(self._norms(*names), attention, mlp, self.group, self.ops)
         first, second = map(self._norms, names)
         return SequentialBlock(first, second, attention, mlp, self.group)
+
+    def _whole_blocks(
+        self, blocks: Sequence[ParallelBlock | SequentialBlock]
+    ) -> WholeBlocks | None:
+        """All blocks as one operation: parallel ones, without biases after the ranks' sum, which has to be
+        one in memory.
+        """
+        parts = [block.parts for block in blocks if isinstance(block, ParallelBlock)]
+        summed = self.group.size == 1 or self.group.shares_memory
+        if len(parts) < len(blocks) or self.config.bias or not summed:
+            return None
+        return self.ops.whole_blocks(parts, self.group.shared)
 
     def _attention(self, prefix: str) -> Attention:
         slopes = None

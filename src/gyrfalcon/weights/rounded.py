@@ -50,12 +50,15 @@ def restored(source: TensorSource, specs: Iterable[TensorSpec], quant: str) -> R
     def read(name: str, dim: int | None, rows: Sequence[range]) -> Tensor:
         if name not in matrices:
             return source.read(name, dim, rows)
-        return torch.cat([part(*matrices[name], each) for each in rows])
+        data, scales = matrices[name]
+        return torch.cat([part(data, scales, each) for each in rows])
 
     def part(data: TensorSpec, scales: TensorSpec, rows: range) -> Tensor:
         size, _ = sizes(data.kind, 0)  # rows that lie together
         stored = (range(rows.start // size, -(-rows.stop // size)),)
-        whole = Quantised(data.kind, source.read(data.name, 0, stored), source.read(scales.name, 0, stored))
+        whole = Quantised(
+            data.kind, source.read(data.name, 0, stored), source.read(scales.name, 0, stored)
+        )
         return dequantise(whole, torch.float32)[rows.start % size :][: len(rows)]
 
     return read

@@ -6,7 +6,8 @@
 namespace gyrfalcon {
 namespace {
 constexpr const char *NAME = "avx2";
-constexpr int64_t AHEAD = 0; // bytes that are fetched before they are needed: none, the processor does it better
+constexpr int64_t AHEAD = 2048; // bytes that are fetched before they are needed
+constexpr int NEAR = 2;         // to the second cache: the processor takes them from there to the first by itself
 constexpr int TILE_ROWS = 3, TILE_TOKENS = 4, SHORT_TILE_ROWS = 3;
 constexpr int PANEL_ROWS = 2 * GYRFALCON_WIDTH, PANEL_TOKENS = 6;
 #include "vectors.h"

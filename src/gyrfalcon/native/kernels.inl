@@ -63,7 +63,7 @@ INLINE void float_tile(const Rows &rows, int64_t row, int64_t apart, const Token
     for (; column + STEP <= rows.columns; column += STEP) {
         if (STREAMED && AHEAD)
             UNROLL for (int i = 0; i < ROWS; i++)
-                __builtin_prefetch(weights + i * apart_bytes + column * Kind::size + AHEAD);
+                __builtin_prefetch(weights + i * apart_bytes + column * Kind::size + AHEAD, 0, NEAR);
         UNROLL for (int part = 0; part < STEP; part += VECTORS) {
             const int64_t place = column + part;
             float_step<Kind, 0>(weights, apart_bytes, place, x + place, tokens.stride, total);
@@ -177,7 +177,8 @@ INLINE void short_tile(const Rows &rows, int64_t row, int64_t apart, const Token
         Ints part[ROWS][TOKENS] = {};
         for (; column + STEP <= end; column += STEP) {
             if (STREAMED && AHEAD)
-                UNROLL for (int i = 0; i < ROWS; i++) __builtin_prefetch(weights + i * apart_bytes + column + AHEAD);
+                UNROLL for (int i = 0; i < ROWS; i++)
+                    __builtin_prefetch(weights + i * apart_bytes + column + AHEAD, 0, NEAR);
             UNROLL for (int place = 0; place < STEP; place += VECTOR) {
                 Shorts weight[ROWS];
                 UNROLL for (int i = 0; i < ROWS; i++)
@@ -829,10 +830,13 @@ INLINE void mix_rows(const float *weights, const float *values, int64_t keys, in
     for (; place < stride; place += WIDTH)
         mix_tile<ROWS, 1>(weights, values + place, keys, stride, out + place);
 }
+// Sums of two rows would wait for each other: eight are taken as four and four.
 void mix(const float *weights, const float *values, int64_t rows, int64_t keys, int64_t stride, float *out) {
     int64_t row = 0;
-    for (; row + 6 <= rows; row += 6)
+    for (; row + 6 <= rows && row + 8 != rows; row += 6)
         mix_rows<6>(weights + row * KEYS_AT_ONCE, values, keys, stride, out + row * stride);
+    for (; row + 4 <= rows; row += 4)
+        mix_rows<4>(weights + row * KEYS_AT_ONCE, values, keys, stride, out + row * stride);
     for (; row + 2 <= rows; row += 2)
         mix_rows<2>(weights + row * KEYS_AT_ONCE, values, keys, stride, out + row * stride);
     if (row < rows)
@@ -957,7 +961,7 @@ void read_streams(const char *from, int64_t bytes) {
         UNROLL for (int i = 0; i < STREAMS; i++) {
             const char *line = from + i * length + place;
             if (AHEAD)
-                __builtin_prefetch(line + AHEAD);
+                __builtin_prefetch(line + AHEAD, 0, NEAR);
             for (int j = 0; j < LINE; j += WIDTH * 4)
                 total[i] ^= loaded<Ints>(line + j);
         }

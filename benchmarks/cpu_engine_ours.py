@@ -7,15 +7,16 @@ from cpu_engine import Generate, Generation, Prompts, Setup
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams, __version__
 from gyrfalcon.ops import chosen_name
-from gyrfalcon.ops.native_library import instructions
+from gyrfalcon.ops.native_library import SOURCES, digest, instructions
 from gyrfalcon.weights.cut import cut
 
 
 def versions() -> dict[str, str]:
-    """The package, torch, and which operators run."""
+    """The package, torch, which operators run and what the native ones are built from."""
     operators = chosen_name(torch.device("cpu"))
     kernels = f"{operators} {instructions()}" if operators == "native" else operators
-    return {"gyrfalcon": __version__, "torch": torch.__version__, "operators": kernels}
+    facts = {"gyrfalcon": __version__, "torch": torch.__version__, "operators": kernels}
+    return {**facts, "sources": digest(SOURCES)[:12]} if operators == "native" else facts
 
 
 def prepare(checkpoint: Path, target: Path, precision: str) -> None:

@@ -19,6 +19,9 @@ and the next round begins with another one; beside each, the machine's limits ar
 begins with one prompt that is not timed. "of limit" is the least work in our own format against the
 memory bandwidth when decoding, against the matrix peak in a prefill.
 
+All takes hours: with --resume the rounds that are in the JSON file already are kept, and those that
+lack to --rounds are run.
+
 Exit code: 1 when a row of gyrfalcon is behind a peer or failed, 2 when the run was refused.
 """
 
@@ -35,6 +38,7 @@ from pathlib import Path
 from cpu_peers_plan import Plan, check_room, parse_options, plan_of
 from cpu_peers_race import find_engines, race
 from cpu_peers_results import Turn, draw, rows_of, table, to_json
+from cpu_peers_resume import kept_turns, rounds_of
 
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.errors import GyrfalconError
@@ -55,9 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with cores(plan.threads), workplace(folder) as work:
             versions, missing = find_engines(plan, work)
             facts = facts_of(plan, versions, missing, sys.argv[1:] if argv is None else argv)
-            turns: list[Turn] = []
+            turns = kept_turns(plan, facts, options.json) if options.resume else []
             for model in plan.configs:
-                for turns_of_round in race(plan, model, versions, work):
+                done = rounds_of(turns, model)
+                for turns_of_round in race(plan, model, versions, work, done):
                     turns += turns_of_round
                     save(plan, turns, facts, options.json)
     except GyrfalconError as error:

@@ -103,6 +103,7 @@ def parse_options(argv: Sequence[str] | None, description: str | None) -> argpar
     add("--silence", type=whole("--silence", 1), default=1800, help="seconds to wait for an answer")
     add("--folder", type=Path, help="where to work (default: the temporary folder)")
     add("--json", type=Path, metavar="FILE", help="write the result")
+    add("--resume", action="store_true", help="keep the rounds that --json FILE has already")
     add("--plot", type=Path, metavar="FILE", help="draw it, .png or .svg; needs matplotlib")
     return parser.parse_args(argv)
 
@@ -115,6 +116,8 @@ def _both(field: str) -> str:
 def plan_of(options: argparse.Namespace) -> Plan:
     """The options with their defaults; UsageError for what cannot be."""
     default = QUICK if options.quick else FULL
+    if options.resume and not options.json:
+        raise UsageError("--json FILE to --resume", "none", "name the file that holds the rounds")
     if options.plot and not find_spec("matplotlib"):
         raise UsageError("matplotlib for --plot", "none installed", "pip install matplotlib")
     models = _chosen("--models", options.models or default.models, SHAPES)

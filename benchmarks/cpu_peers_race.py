@@ -43,8 +43,14 @@ def find_engines(plan: Plan, work: Path) -> tuple[dict[str, dict[str, str]], dic
     return versions, missing
 
 
-def race(plan: Plan, model: str, engines: Collection[str], work: Path) -> Iterator[list[Turn]]:
-    """The turns of each round on one model, whose files are made first and removed in the end."""
+def race(
+    plan: Plan, model: str, engines: Collection[str], work: Path, done: int = 0
+) -> Iterator[list[Turn]]:
+    """The turns of each round but the first `done` on one model, whose files are made first and removed in
+    the end.
+    """
+    if done >= plan.rounds:
+        return
     folder = work / model
     folder.mkdir()
     make_checkpoint(folder / "checkpoint", plan.configs[model])
@@ -53,7 +59,7 @@ def race(plan: Plan, model: str, engines: Collection[str], work: Path) -> Iterat
         for precision, engine in plan.pairs
         if engine in engines
     ]
-    for number in range(plan.rounds):
+    for number in range(done, plan.rounds):
         yield list(_round(plan, runners, number))
     shutil.rmtree(folder)
 

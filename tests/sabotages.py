@@ -14,12 +14,11 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.config import ModelConfig, RopeConfig
 from gyrfalcon.engine import sampler
 from gyrfalcon.engine.ranks import Ranks
-from gyrfalcon.kv.pool import LayerCache
-from gyrfalcon.model.falcon import Attention, SequentialBlock
+from gyrfalcon.kv.pool import KVPool, LayerCache
+from gyrfalcon.model.falcon import Falcon, SequentialBlock
 from gyrfalcon.model.linear import Norms, RowLinear
 from gyrfalcon.model.positions import rotary_frequencies
 from gyrfalcon.ops import reference
-from gyrfalcon.ops.reference import Angles
 from gyrfalcon.parallel.shards import Share
 from gyrfalcon.text import Detokenizer
 from gyrfalcon.weights import layout
@@ -117,18 +116,16 @@ def leave_a_kv_slot_stale(patch: Patch) -> None:
 
 def drop_a_prefill_chunk(patch: Patch) -> None:
     """Later chunks of a prompt are computed, but their cache slots stay empty."""
-    mix = Attention.mix
+    compute = Falcon.__call__
 
-    def lost(
-        self: Attention, qkv: Tensor, angles: Angles | None, batch: Batch, cache: LayerCache
-    ) -> Tensor:
-        output = mix(self, qkv, angles, batch, cache)
+    def lost(self: Falcon, batch: Batch, pool: KVPool) -> Tensor:
+        logits = compute(self, batch, pool)
         if 1 < batch.query_lens[0] < batch.context_lens[0]:
-            for tensor in (cache.k, cache.v):
+            for tensor in (tensor for layer in pool.layers for tensor in (layer.k, layer.v)):
                 tensor.view(-1, *tensor.shape[2:])[batch.slots] = 0
-        return output
+        return logits
 
-    patch.setattr(Attention, "mix", lost)
+    patch.setattr(Falcon, "__call__", lost)
 
 
 def ignore_top_p(patch: Patch) -> None:

@@ -116,6 +116,81 @@ def test_rounds_that_ended_are_kept_when_a_later_one_fails(
     assert turn["ends"] == TURN.ends
 
 
+def kept_in(file: Path, **changed: object) -> None:
+    """A file of one round of ours in bf16, measured here and now but for what is `changed`."""
+    options = planned("--models", "A", "--precisions", "bf16", "--batches", "1", "--steps", "2")
+    facts = cpu_peers.facts_of(options, {}, {}, [])
+    turns = results.to_json([], [TURN])
+    file.write_text(json.dumps({**facts, **turns, **changed}), "utf-8")
+
+
+def resumed(
+    file: Path, monkeypatch: pytest.MonkeyPatch, rounds: int = 3, more: tuple[str, ...] = ()
+) -> list[int]:
+    """The rounds that a run with --resume adds to `file`."""
+    ran: list[int] = []
+
+    def race(plan: Any, _: str, __: object, ___: Path, done: int) -> Iterator[list[Any]]:
+        for number in range(done, plan.rounds):
+            ran.append(number)
+            yield [replace(TURN, round=number)]
+
+    monkeypatch.setattr(cpu_peers, "find_engines", lambda *_: ({}, {}))
+    monkeypatch.setattr(cpu_peers, "race", race)
+    argv = [*TINY, "--engines", "gyrfalcon", "--models", "A", "--precisions", "bf16", "--resume"]
+    argv += [
+        "--batches",
+        "1",
+        "--steps",
+        "2",
+        "--rounds",
+        str(rounds),
+        "--folder",
+        str(file.parent),
+    ]
+    assert cpu_peers.main([*argv, "--json", str(file), *more]) == 0
+    return ran
+
+
+def test_rounds_are_added_to_those_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "peers.json"
+    assert resumed(file, monkeypatch, rounds=2) == [0, 1]  # no file yet
+    kept_in(file)
+    assert resumed(file, monkeypatch) == [1, 2]
+    assert [turn["round"] for turn in json.loads(file.read_text("utf-8"))["turns"]] == [0, 1, 2]
+    assert resumed(file, monkeypatch) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "more", "words"),
+    [
+        ({"versions": {"gyrfalcon": {}}}, (), "to be of this run, got other versions; repeat"),
+        ({"threads": 3}, (), "got other threads"),
+        ({}, ("--steps", "3"), "got other cases"),
+        ({}, ("--batches", "1,2"), "got other cases"),
+        ({"turns": [{}]}, (), "a result of cpu_peers.py in"),
+        ({"machine": {}}, (), "a result of cpu_peers.py in"),
+    ],
+)
+def test_rounds_of_another_run_are_refused(
+    changed: dict[str, object],
+    more: tuple[str, ...],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "peers.json"
+    kept_in(file, **changed)
+    before = file.read_bytes()
+    with pytest.raises(AssertionError):
+        resumed(file, monkeypatch, more=more)
+    assert words in capsys.readouterr().err
+    assert file.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("ours", "peer", "code"),
     [
@@ -162,6 +237,7 @@ def test_the_plot_is_written(tmp_path: Path) -> None:
         ("--hidden 100", "wanted a multiple of 256 for --hidden, got 100"),
         ("--threads 4096", "--threads, the cores usable here, got 4096"),
         ("--python llama.cpp=/nowhere", "wanted --python ENGINE=PYTHON"),
+        ("--resume", "wanted --json FILE to --resume, got none"),
         ("--layers 10000", "free; name another --folder, or fewer --engines or --layers"),
     ],
 )

@@ -127,8 +127,7 @@ class Falcon:
         float32 [rows, own tokens].
         """
         x, part = self.embedding(batch.token_ids), None  # [tokens, hidden]
-        places = batch.positions, batch.rope_lengths
-        angles = None if self.rotary is None else self.rotary.angles(*places)
+        angles = self.rotary and self.rotary.angles(batch.positions, batch.rope_lengths)
         if self.whole_blocks is not None:
             x, part = self.whole_blocks(x, angles, batch, pool.layers)
         else:

@@ -484,19 +484,31 @@ void short_panel_products(const int16_t *panel, const float *row_scales, const i
 }
 
 // The same with int4 and tokens of bytes: quads of columns take the places of floats, those of the low halves of a
-// unit's bytes before those of the high ones. Places of rows that do not exist stay as they are: nobody reads their sums.
+// unit's bytes before those of the high ones. WIDTH rows, or zeros where there are none.
+template <bool EXIST>
+INLINE void pack_nibble_rows(const char *from, int64_t words, int64_t away, uint8_t *to) {
+    for (int64_t word = 0; word < words; word++) {
+        const char *place = from + word * 4 * INT4_ROWS;
+        Words packed = {};
+        if constexpr (EXIST) {
+            fetch_ahead(place, 4 * WIDTH, away);
+            packed = loaded<Words>(place);
+        }
+        uint8_t *low = to + 4 * PANEL_ROWS * (word / 8 * 16 + word % 8);
+        stored(low, (NibbleQuads)packed & 15);
+        stored(low + 8 * 4 * PANEL_ROWS, (NibbleQuads)(packed >> 4) & 15);
+    }
+}
 void pack_nibbles(const Rows &rows, int64_t first, int64_t columns, uint8_t *to, float *scales) {
     const int64_t words = columns / 8; // a quad in the low halves and one in the high ones
-    for (int64_t row = 0; row < smaller(PANEL_ROWS, rows.count); row += WIDTH) {
-        const char *from = int4_words(rows, row) + first / 64 * INT4_UNIT_BYTES, *own_scales = int4_scales(rows, row);
-        for (int64_t word = 0; word < words; word++) {
-            const char *place = from + word * 4 * INT4_ROWS;
-            fetch_ahead(place, 4 * WIDTH, PANEL_ROWS * rows.row_bytes);
-            Words packed = loaded<Words>(place);
-            uint8_t *low = to + 4 * PANEL_ROWS * (word / 8 * 16 + word % 8) + 4 * row;
-            stored(low, (NibbleQuads)packed & 15);
-            stored(low + 8 * 4 * PANEL_ROWS, (NibbleQuads)(packed >> 4) & 15);
+    for (int64_t row = 0; row < PANEL_ROWS; row += WIDTH) {
+        if (row >= rows.count) {
+            pack_nibble_rows<false>(nullptr, words, 0, to + 4 * row);
+            continue;
         }
+        pack_nibble_rows<true>(int4_words(rows, row) + first / 64 * INT4_UNIT_BYTES, words, PANEL_ROWS * rows.row_bytes,
+                               to + 4 * row);
+        const char *own_scales = int4_scales(rows, row);
         for (int64_t group = first / rows.group, i = 0; group * rows.group < first + columns; group++, i++)
             stored(scales + i * PANEL_ROWS + row, Bf16::at(own_scales, group * INT4_ROWS));
     }

@@ -251,7 +251,9 @@ typedef int8_t ByteQuads __attribute__((vector_size(WIDTH * 4)));
 
 // Read from memory once, though it is wanted twice.
 INLINE Words once(Words packed) {
-#if defined(__AVX2__)
+#if defined(__AVX512F__) && GYRFALCON_WIDTH == 16
+    asm("" : "+v"(packed));
+#elif defined(__AVX2__) && GYRFALCON_WIDTH == 8
     asm("" : "+x"(packed));
 #endif
     return packed;

@@ -181,11 +181,11 @@ def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None)
     group. slopes float32 [heads] are this rank's ALiBi slopes: softmax((q·k + slope × key position)
     / √d). Returns [tokens, heads × head_dim].
     """
-    outputs, start = [], 0
-    for row, (length, context) in enumerate(zip(batch.query_lens, batch.context_lens, strict=True)):
-        k, v = (_pages(tensor, batch.block_tables[row], context) for tensor in (cache.k, cache.v))
-        outputs.append(_attend(q[start : start + length], k, v, slopes))
-        start += length
+    outputs = []
+    queries = q.split(batch.query_lens)
+    for new, context, table in zip(queries, batch.context_lens, batch.block_tables, strict=True):
+        k, v = (_pages(tensor, table, context) for tensor in (cache.k, cache.v))
+        outputs.append(_attend(new, k, v, slopes))
     return torch.cat(outputs)
 
 
@@ -201,16 +201,14 @@ def alibi_bias(slopes: Tensor, positions: Tensor) -> Tensor:
 
 def _pages(tensor: Tensor, table: Tensor, context: int) -> Tensor:
     """One sequence's cached vectors in order: [context, kv_heads, head_dim]."""
-    blocks = table[: -(-context // tensor.shape[1])]
-    return tensor.index_select(0, blocks).flatten(0, 1)[:context]
+    return tensor[table[: -(-context // tensor.shape[1])]].flatten(0, 1)[:context]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
     """q [queries, heads, d], k and v [context, kv_heads, d]; the queries are the last of the
     context. Inside: [kv_heads, heads of a group, queries or context, d].
     """
-    queries, heads, dim = q.shape
-    context, groups, _ = k.shape
+    (queries, heads, dim), (context, groups, _) = q.shape, k.shape
     q = q.view(queries, groups, heads // groups, dim).permute(1, 2, 0, 3)
     k, v = (x.transpose(0, 1)[:, None].expand(-1, heads // groups, -1, -1) for x in (k, v))
     fresh = slopes is None and queries == context > 1

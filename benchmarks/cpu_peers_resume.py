@@ -1,0 +1,68 @@
+"""Taking up a run of benchmarks/cpu_peers.py where its JSON file ends, and reading the turns in it."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from cpu_peers_plan import Plan
+from cpu_peers_results import Case, Turn
+
+from gyrfalcon.errors import UsageError
+from gyrfalcon.measure.roofline import Limits
+
+SAME = ("format", "version", "threads", "dtype", "models", "versions")
+SAME_MACHINE = ("processor", "kind", "system", "python")
+
+
+def kept_turns(plan: Plan, facts: Mapping[str, object], file: Path) -> list[Turn]:
+    """The turns in `file`, none where there is no such file; UsageError where they were measured on
+    another machine, with other versions, or in other cases.
+    """
+    if not file.exists():
+        return []
+    try:
+        found = json.loads(file.read_text("utf-8"))
+        turns = [_turn(raw) for raw in found["turns"]]
+        differing = [*_differing(found, facts, SAME)]
+        differing += _differing(found["machine"], cast(Any, facts["machine"]), SAME_MACHINE)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        wanted = f"a result of cpu_peers.py in {file}"
+        raise UsageError(wanted, f"{type(error).__name__}: {error}", "name another file") from None
+    if differing or any(
+        _cases(turns, model) != _planned(plan, model, turns) for model in plan.configs
+    ):
+        got = ", ".join(differing) or "cases"
+        do = "repeat its command, or name another file"
+        raise UsageError(f"the rounds in {file} to be of this run", f"other {got}", do)
+    return turns
+
+
+def rounds_of(turns: Sequence[Turn], model: str) -> int:
+    """How many rounds there are of a model."""
+    return 1 + max((turn.round for turn in turns if turn.case.model == model), default=-1)
+
+
+def _turn(raw: dict[str, Any]) -> Turn:
+    return Turn(**{**raw, "case": Case(**raw["case"]), "limits": Limits(**raw["limits"])})
+
+
+def _differing(
+    one: Mapping[str, object], other: Mapping[str, object], names: Collection[str]
+) -> list[str]:
+    return [name for name in names if one[name] != other[name]]
+
+
+def _cases(turns: Sequence[Turn], model: str) -> set[tuple[Case, str]]:
+    return {(turn.case, turn.engine) for turn in turns if turn.case.model == model}
+
+
+def _planned(plan: Plan, model: str, turns: Sequence[Turn]) -> set[tuple[Case, str]]:
+    """What each round of a model consists of; nothing where none has been run."""
+    there = {turn.engine for turn in turns}
+    return {
+        (Case(model, precision, batch, plan.prompt_len, plan.steps), engine)
+        for precision, engine in plan.pairs
+        for batch in plan.batches
+        if engine in there and rounds_of(turns, model)
+    }

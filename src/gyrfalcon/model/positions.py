@@ -3,6 +3,7 @@ cache.
 """
 
 import math
+from typing import final
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from gyrfalcon.config import RopeConfig
 
 
+@final
 class Rotary:
     """The cos and sin that turn queries and keys, computed for each step from its positions."""
 

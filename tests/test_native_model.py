@@ -41,7 +41,9 @@ def counted(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> list[int]:
     """Has models made with all blocks in one call, or without; the numbers of blocks of those that were."""
     found: list[int] = []
 
-    def whole_blocks(blocks: Sequence[BlockParts], shared: int | None) -> native.WholeBlocks | None:
+    def whole_blocks(
+        blocks: Sequence[BlockParts], shared: Callable[[], int | None]
+    ) -> native.WholeBlocks | None:
         made = IN_ONE_CALL(blocks, shared) if wanted else None
         found.append(len(blocks) if made else 0)
         return made

@@ -34,7 +34,7 @@ class Ops(Protocol):
     OWN_THREADS: bool  # whether they compute on others than torch's
 
     def whole_blocks(
-        self, blocks: Sequence[BlockParts], shared: int | None
+        self, blocks: Sequence[BlockParts], shared: Callable[[], int | None]
     ) -> WholeBlocks | None: ...
     def arranged(self, weight: Quantised) -> Quantised: ...
     def linear(

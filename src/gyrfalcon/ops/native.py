@@ -3,7 +3,7 @@ mean. What the kernels do not know is left to the reference.
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -88,7 +88,7 @@ def summed(*each: tuple[Tensor, Weight]) -> Tensor:
 class WholeBlocks:
     """`reference.WholeBlocks` in one call; matrices are described once, and kept for that."""
 
-    def __init__(self, blocks: Sequence[BlockParts], shared: int | None) -> None:
+    def __init__(self, blocks: Sequence[BlockParts], shared: Callable[[], int | None]) -> None:
         self._parts = blocks
         self._blocks = (Block * len(blocks))(*map(_block, blocks))
         self._shared = shared
@@ -99,6 +99,7 @@ class WholeBlocks:
         self, x: Tensor, angles: Angles | None, batch: Batch, caches: Sequence[LayerCache]
     ) -> tuple[Tensor, Tensor]:
         assert x.is_contiguous()
+        assert len(caches) == len(self._blocks)
         if caches is not self._layers:
             self._layers, self._caches = caches, (Cache * len(caches))(*map(_cache, caches))
         tokens, kind = len(x), KINDS[x.dtype]
@@ -119,7 +120,7 @@ class WholeBlocks:
             memory.data_ptr(),
             tokens,
             kind,
-            self._shared,
+            self._shared(),
         )
         if status == RANK_GONE:
             raise RankGone
@@ -127,7 +128,9 @@ class WholeBlocks:
         return x, y
 
 
-def whole_blocks(blocks: Sequence[BlockParts], shared: int | None) -> WholeBlocks | None:
+def whole_blocks(
+    blocks: Sequence[BlockParts], shared: Callable[[], int | None]
+) -> WholeBlocks | None:
     """`reference.whole_blocks`; None where there are no kernels for the weights."""
     matrices = (m for b in blocks for m in (b.qkv[0], b.up[0], b.dense, b.down))
     return WholeBlocks(blocks, shared) if _known(*matrices) else None

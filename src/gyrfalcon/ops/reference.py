@@ -67,9 +67,9 @@ WholeBlocks = Callable[
 ]
 
 
-def whole_blocks(blocks: Seq[BlockParts], shared: int | None) -> WholeBlocks | None:
-    """All blocks of a model as one operation; None: one operation after the other. `shared` is the memory
-    in which ranks are summed, if there are several.
+def whole_blocks(blocks: Seq[BlockParts], shared: Callable[[], int | None]) -> WholeBlocks | None:
+    """All blocks of a model as one operation; None: one operation after the other. `shared` tells the
+    memory in which ranks are summed, if there are several.
     """
     return None
 

@@ -118,7 +118,7 @@ class _Loader:
         summed = self.group.size == 1 or self.group.shares_memory
         if len(parts) < len(blocks) or self.config.bias or not summed:
             return None
-        return self.ops.whole_blocks(parts, self.group.shared)
+        return self.ops.whole_blocks(parts, lambda: self.group.shared)
 
     def _attention(self, prefix: str) -> Attention:
         slopes = None

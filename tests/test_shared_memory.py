@@ -22,9 +22,8 @@ from worlds import on_engines, on_every_rank
 from gyrfalcon import Engine
 from gyrfalcon.engine.ranks import HERE, Place, Ranks
 from gyrfalcon.errors import RankDied
-from gyrfalcon.ops.native_library import VARIABLE, library, why_not_native
+from gyrfalcon.ops.native_library import VARIABLE, RankGone, library, why_not_native
 from gyrfalcon.parallel.group import Group, connect
-from gyrfalcon.parallel.shared_memory import RankGone
 
 if library() is None:
     pytest.skip(why_not_native(), allow_module_level=True)

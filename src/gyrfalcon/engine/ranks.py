@@ -20,8 +20,8 @@ import torch.multiprocessing as mp
 from torch.multiprocessing.spawn import ProcessContext
 
 from gyrfalcon.errors import GyrfalconError, RankDied, UsageError
+from gyrfalcon.ops.native_library import RankGone
 from gyrfalcon.parallel.group import Group, connect, solo
-from gyrfalcon.parallel.shared_memory import RankGone
 
 HERE = "127.0.0.1"
 POLL_SECONDS = 0.02

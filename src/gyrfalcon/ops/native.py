@@ -19,12 +19,12 @@ from gyrfalcon.ops.native_library import (
     Norm,
     Output,
     Queries,
+    RankGone,
     Term,
     library,
 )
 from gyrfalcon.ops.reference import Angles, BlockParts, Product
 from gyrfalcon.ops.reference import arranged as arranged
-from gyrfalcon.parallel.shared_memory import RankGone
 from gyrfalcon.quant import Quantised, Weight
 
 CAPTURABLE = False

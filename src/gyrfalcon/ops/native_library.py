@@ -24,6 +24,13 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # gf_kind
 log = logging.getLogger(__name__)
 
 
+class RankGone(RuntimeError):
+    """Another rank has ended, or has closed its end, while this one waited for it."""
+
+    def __init__(self) -> None:
+        super().__init__("another rank has left the memory that all share")
+
+
 class Matrix(Structure):
     """gf_matrix: a weight matrix as it lies in memory."""
 

@@ -10,17 +10,10 @@ import weakref
 import torch
 from torch import Tensor
 
-from gyrfalcon.ops.native_library import KINDS, library
+from gyrfalcon.ops.native_library import KINDS, RankGone, library
 from gyrfalcon.parallel.sockets import Sockets
 
 NO_FILE = -1
-
-
-class RankGone(RuntimeError):
-    """Another rank has ended, or has closed its end, while this one waited for it."""
-
-    def __init__(self) -> None:
-        super().__init__("another rank has left the memory that all share")
 
 
 class SharedMemory:

@@ -76,16 +76,23 @@ def test_all_blocks_in_one_call_are_the_operations_one_by_one(
 
 
 @pytest.mark.parametrize(
-    ("variant", "settings"), [("rw-1b", {}), ("40b", {"quant": "fp8"}), ("40b", {"world": 2})]
+    ("variant", "made", "settings"),
+    [
+        ("rw-1b", {}, {}),
+        ("40b", {"bias": True}, {}),
+        ("40b", {}, {"quant": "fp8"}),
+        ("40b", {}, {"world": 2}),
+    ],
 )
 def test_what_one_call_does_not_know_goes_by_its_operations(
     variant: str,
+    made: dict[str, Any],
     settings: dict[str, object],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Sequential blocks, 8-bit floats, ranks that are summed over sockets."""
-    folder = make_checkpoint(tmp_path, variant, **SHAPES[variant])
+    """Sequential blocks, biases, 8-bit floats, ranks that are summed over sockets."""
+    folder = make_checkpoint(tmp_path, variant, **SHAPES[variant], **made)
     calls = counted(monkeypatch, True)
     run: Callable[..., object] = on_engines
     run(settings.pop("world", 1), folder, logits, dtype="bf16", **settings)

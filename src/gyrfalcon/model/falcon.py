@@ -58,14 +58,13 @@ class ParallelBlock:
 
     @property
     def parts(self) -> BlockParts:
-        """Its weights, for operations that compute all of it."""
-        qkv, up = self.attention.qkv, self.mlp.up
+        """Its weights but biases, for operations that compute all of it."""
         return BlockParts(
             norms=self.norms.each,
             eps=self.norms.eps,
-            qkv=(qkv.weight, qkv.bias),
-            up=(up.weight, up.bias),
-            activation=up.activation,
+            qkv=self.attention.qkv.weight,
+            up=self.mlp.up.weight,
+            activation=self.mlp.up.activation,
             dense=self.attention.dense.weight,
             down=self.mlp.down.weight,
             slopes=self.attention.slopes,

@@ -99,16 +99,13 @@ GF_EXPORT int gf_place(const void *qkv, const float *cosines, const float *sines
               const int64_t *slots, void *q, int64_t tokens, int64_t group, int kind);
 GF_EXPORT int gf_attention(const struct gf_queries *queries, const struct gf_cache *cache, int kind);
 
-// A rank's share of a block whose attention and MLP stand side by side. The norms' y are not looked at; biases are null
-// where there are none, those of dense and down are added by the caller.
+// A rank's share of a block whose attention and MLP stand side by side, without biases. The norms' y are not looked at.
 struct gf_block {
     struct gf_norm norms[2]; // with one of them the MLP reads what the attention reads
     struct gf_matrix qkv;
     struct gf_matrix up;
     struct gf_matrix dense;
     struct gf_matrix down;
-    const void *qkv_bias;
-    const void *up_bias;
     const float *slopes;
     int32_t num_norms;
     int32_t activation;

@@ -44,8 +44,8 @@ void run_block(const gf_block &block, const gf_cache &cache, const void *part, c
 
     add_norms(step.x, part, step.x, norms, block.num_norms, tokens, block.qkv.columns, block.eps, kind);
     const void *of_mlp = norms[block.num_norms - 1].y;
-    const gf_output made[] = {{qkv, block.qkv_bias, {{block.qkv, norms[0].y}, {}}, 1, GF_NONE},
-                              {up, block.up_bias, {{block.up, of_mlp}, {}}, 1, block.activation}};
+    const gf_output made[] = {{qkv, nullptr, {{block.qkv, norms[0].y}, {}}, 1, GF_NONE},
+                              {up, nullptr, {{block.up, of_mlp}, {}}, 1, block.activation}};
     multiply(made, 2, tokens, kind);
     const int64_t group = block.qkv.rows / (cache.kv_heads * cache.dim) - 2;
     place(qkv, step.cosines, step.sines, cache, step.slots, q, tokens, group, kind);

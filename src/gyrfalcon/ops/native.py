@@ -132,7 +132,7 @@ def whole_blocks(
     blocks: Sequence[BlockParts], shared: Callable[[], int | None]
 ) -> WholeBlocks | None:
     """`reference.whole_blocks`; None where there are no kernels for the weights."""
-    matrices = (m for b in blocks for m in (b.qkv[0], b.up[0], b.dense, b.down))
+    matrices = (m for b in blocks for m in (b.qkv, b.up, b.dense, b.down))
     return WholeBlocks(blocks, shared) if _known(*matrices) else None
 
 
@@ -223,8 +223,8 @@ def _block(parts: BlockParts) -> Block:
     norms = [Norm(weight.data_ptr(), bias.data_ptr(), None) for weight, bias in parts.norms]
     return Block(
         (Norm * 2)(*norms),
-        *map(_matrix, (parts.qkv[0], parts.up[0], parts.dense, parts.down)),
-        *map(_pointer, (parts.qkv[1], parts.up[1], parts.slopes)),
+        *map(_matrix, (parts.qkv, parts.up, parts.dense, parts.down)),
+        _pointer(parts.slopes),
         len(norms),
         ACTIVATIONS[parts.activation],
         parts.eps,

@@ -69,7 +69,7 @@ class Norm(Structure):
 
 
 class Block(Structure):
-    """gf_block: a rank's share of a block whose attention and MLP stand side by side."""
+    """gf_block: a rank's share of a block whose attention and MLP stand side by side, without biases."""
 
     _fields_ = (
         ("norms", Norm * 2),
@@ -77,8 +77,6 @@ class Block(Structure):
         ("up", Matrix),
         ("dense", Matrix),
         ("down", Matrix),
-        ("qkv_bias", c_void_p),
-        ("up_bias", c_void_p),
         ("slopes", c_void_p),
         ("num_norms", c_int32),
         ("activation", c_int32),

@@ -47,14 +47,14 @@ def arranged(weight: Quantised) -> Quantised:
 
 
 class BlockParts(NamedTuple):
-    """A rank's share of a block whose attention and MLP stand side by side."""
+    """A rank's share of a block whose attention and MLP stand side by side, without biases."""
 
     norms: Seq[
         tuple[Tensor, Tensor]
     ]  # weight and bias; with one the MLP reads what the attention does
     eps: float
-    qkv: tuple[Weight, Tensor | None]  # weight and bias
-    up: tuple[Weight, Tensor | None]
+    qkv: Weight
+    up: Weight
     activation: str | None
     dense: Weight
     down: Weight

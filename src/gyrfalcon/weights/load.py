@@ -111,8 +111,8 @@ class _Loader:
     def _whole_blocks(
         self, blocks: Sequence[ParallelBlock | SequentialBlock]
     ) -> WholeBlocks | None:
-        """All blocks as one operation: parallel ones, without biases after the ranks' sum, which has to be
-        one in memory.
+        """All blocks as one operation: parallel ones without biases, whose ranks, if there are several, are
+        summed in memory.
         """
         parts = [block.parts for block in blocks if isinstance(block, ParallelBlock)]
         summed = self.group.size == 1 or self.group.shares_memory

@@ -1,5 +1,6 @@
 """gyrfalcon in benchmarks/cpu_peers.py: one process, whole prompts in one step."""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -12,11 +13,24 @@ from gyrfalcon.weights.cut import cut
 
 
 def versions() -> dict[str, str]:
-    """The package, torch, which operators run and what the native ones are built from."""
+    """The package and all its sources, torch, which operators run."""
     operators = chosen_name(torch.device("cpu"))
     kernels = f"{operators} {instructions()}" if operators == "native" else operators
-    facts = {"gyrfalcon": __version__, "torch": torch.__version__, "operators": kernels}
-    return {**facts, "sources": digest(SOURCES)[:12]} if operators == "native" else facts
+    return {
+        "gyrfalcon": __version__,
+        "sources": _sources(),
+        "torch": torch.__version__,
+        "operators": kernels,
+    }
+
+
+def _sources() -> str:
+    """The same where all code is: of Python by its files, of native kernels as they are built from theirs."""
+    package = SOURCES.parent
+    found = hashlib.sha256(digest(SOURCES).encode())
+    for path in sorted(package.rglob("*.py")):
+        found.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def prepare(checkpoint: Path, target: Path, precision: str) -> None:

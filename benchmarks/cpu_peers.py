@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             versions, missing = find_engines(plan, work)
             facts = facts_of(plan, versions, missing, sys.argv[1:] if argv is None else argv)
             turns = kept_turns(plan, facts, options.json) if options.resume else []
+            facts["rounds"] = max([plan.rounds, *(rounds_of(turns, each) for each in plan.configs)])
             for model in plan.configs:
                 done = rounds_of(turns, model)
                 for turns_of_round in race(plan, model, versions, work, done):

@@ -16,8 +16,9 @@ SAME_MACHINE = ("processor", "kind", "system", "python")
 
 
 def kept_turns(plan: Plan, facts: Mapping[str, object], file: Path) -> list[Turn]:
-    """The turns in `file`, none where there is no such file; UsageError where they were measured on
-    another machine, with other versions, or in other cases.
+    """The turns in `file`, of each model up to the first round in which an engine failed; none where there
+    is no such file. UsageError where they were measured on another machine, with other versions, or in
+    other cases.
     """
     if not file.exists():
         return []
@@ -35,12 +36,18 @@ def kept_turns(plan: Plan, facts: Mapping[str, object], file: Path) -> list[Turn
         got = ", ".join(differing) or "cases"
         do = "repeat its command, or name another file"
         raise UsageError(f"the rounds in {file} to be of this run", f"other {got}", do)
-    return turns
+    return [turn for turn in turns if turn.round < _sound_rounds(turns, turn.case.model)]
 
 
 def rounds_of(turns: Sequence[Turn], model: str) -> int:
     """How many rounds there are of a model."""
     return 1 + max((turn.round for turn in turns if turn.case.model == model), default=-1)
+
+
+def _sound_rounds(turns: Sequence[Turn], model: str) -> int:
+    """How many rounds of a model there are before one in which an engine failed."""
+    failed = [turn.round for turn in turns if turn.case.model == model and turn.failed is not None]
+    return min(failed, default=rounds_of(turns, model))
 
 
 def _turn(raw: dict[str, Any]) -> Turn:

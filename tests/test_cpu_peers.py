@@ -163,6 +163,27 @@ def test_rounds_are_added_to_those_in_the_file(
     assert resumed(file, monkeypatch) == []
 
 
+def test_a_round_in_which_an_engine_failed_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "peers.json"
+    failed = replace(TURN, round=1, ends=[], failed="no answer")
+    kept_in(file, turns=results.to_json([], [TURN, failed, replace(TURN, round=2)])["turns"])
+    assert resumed(file, monkeypatch) == [1, 2]
+    turns = json.loads(file.read_text("utf-8"))["turns"]
+    assert [(turn["round"], turn["failed"]) for turn in turns] == [(0, None), (1, None), (2, None)]
+
+
+def test_fewer_rounds_than_there_are_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "peers.json"
+    kept_in(file, turns=results.to_json([], [replace(TURN, round=i) for i in range(4)])["turns"])
+    before = file.read_bytes()
+    assert resumed(file, monkeypatch) == []
+    assert file.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("changed", "more", "words"),
     [

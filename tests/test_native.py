@@ -15,14 +15,12 @@ from torch import Tensor
 from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
-from gyrfalcon.ops.native_library import VARIABLE, library
+from gyrfalcon.ops.native_library import library, why_not_native
 from gyrfalcon.ops.reference import Product
 from gyrfalcon.quant import GROUPS, TILE_ROWS, Weight, dequantise, quantise, span
 
 if library() is None:
-    switched_off = os.environ.get(VARIABLE) == "0"
-    reason = f"{VARIABLE} is 0" if switched_off else "the native kernels are not built"
-    pytest.skip(reason, allow_module_level=True)
+    pytest.skip(why_not_native(), allow_module_level=True)
 
 from gyrfalcon.ops import native
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from worlds import on_engines
 
 from gyrfalcon import Engine
-from gyrfalcon.ops.native_library import library
+from gyrfalcon.ops.native_library import library, why_not_native
 from gyrfalcon.ops.reference import BlockParts
 
 if library() is None:
-    pytest.skip("the native kernels are not built, or switched off", allow_module_level=True)
+    pytest.skip(why_not_native(), allow_module_level=True)
 
 from gyrfalcon.ops import native
 

@@ -263,7 +263,7 @@ template <bool HALVES, bool STREAMED> void int4_rows(const Rows &rows, const Tok
     const int64_t tile_bytes = INT4_ROWS * rows.row_bytes;
     for (int64_t row = 0; row < rows.count; row += INT4_ROWS)
         for (int64_t token = 0; token < tokens.count; token += 2) {
-            const int64_t ahead = !STREAMED ? 0 : (token + 2 >= tokens.count ? tile_bytes : 0);
+            const int64_t ahead = STREAMED && token + 2 >= tokens.count ? tile_bytes : 0;
             if (token + 2 <= tokens.count)
                 int4_tile<2, HALVES>(rows, row, tokens, token, ahead, sums);
             else

@@ -49,9 +49,7 @@ def arranged(weight: Quantised) -> Quantised:
 class BlockParts(NamedTuple):
     """A rank's share of a block whose attention and MLP stand side by side, without biases."""
 
-    norms: Seq[
-        tuple[Tensor, Tensor]
-    ]  # weight and bias; with one the MLP reads what the attention does
+    norms: Seq[tuple[Tensor, Tensor]]  # weight and bias; with one of them all read the same
     eps: float
     qkv: Weight
     up: Weight

@@ -16,9 +16,9 @@ SAME_MACHINE = ("processor", "kind", "system", "python")
 
 
 def kept_turns(plan: Plan, facts: Mapping[str, object], file: Path) -> list[Turn]:
-    """The turns in `file`, of each model up to the first round in which an engine failed; none where there
-    is no such file. UsageError where they were measured on another machine, with other versions, or in
-    other cases.
+    """The turns in `file`, of each model up to the first round in which an engine failed at what it did in
+    another; none where there is no such file. UsageError where they were measured on another machine, with
+    other versions, or in other cases.
     """
     if not file.exists():
         return []
@@ -45,8 +45,15 @@ def rounds_of(turns: Sequence[Turn], model: str) -> int:
 
 
 def _sound_rounds(turns: Sequence[Turn], model: str) -> int:
-    """How many rounds of a model there are before one in which an engine failed."""
-    failed = [turn.round for turn in turns if turn.case.model == model and turn.failed is not None]
+    """How many rounds of a model there are before one in which an engine failed, but not by its nature: what
+    it does in no round, it would not do in another.
+    """
+    done = {(turn.case, turn.engine) for turn in turns if turn.failed is None}
+    failed = [
+        turn.round
+        for turn in turns
+        if turn.case.model == model and turn.failed is not None and (turn.case, turn.engine) in done
+    ]
     return min(failed, default=rounds_of(turns, model))
 
 

@@ -174,6 +174,16 @@ def test_a_round_in_which_an_engine_failed_is_run_again(
     assert [(turn["round"], turn["failed"]) for turn in turns] == [(0, None), (1, None), (2, None)]
 
 
+def test_a_round_without_what_an_engine_never_does_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "peers.json"
+    unfit = replace(TURN, engine="ctranslate2", ends=[], failed="on this processor no bf16")
+    turns = [TURN, unfit, replace(TURN, round=1), replace(unfit, round=1)]
+    kept_in(file, turns=results.to_json([], turns)["turns"])
+    assert resumed(file, monkeypatch, more=("--engines", "gyrfalcon,ctranslate2")) == [2]
+
+
 def test_fewer_rounds_than_there_are_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

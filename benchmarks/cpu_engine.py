@@ -45,7 +45,9 @@ Generate = Callable[[Prompts, int], Generation]  # prompts, decoding steps after
 
 
 class EngineModule(Protocol):
-    """A module named cpu_engine_*.py. Importing it imports the engine."""
+    """A module named cpu_engine_*.py. Importing it imports the engine. One that has not all of its precisions
+    on every processor has lacks() as well: those that it lacks here, and why.
+    """
 
     def versions(self) -> dict[str, str]:
         """The packages that do the work."""

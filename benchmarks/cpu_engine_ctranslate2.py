@@ -15,12 +15,16 @@ def versions() -> dict[str, str]:
     return {"ctranslate2": ctranslate2.__version__}
 
 
+def lacks() -> dict[str, str]:
+    """The precisions in which it would compute in another type on this processor."""
+    there = ctranslate2.get_supported_compute_types("cpu")
+    why = f"on this processor it computes in {', '.join(sorted(there))} only"
+    return {precision: why for precision, kind in TYPES.items() if kind not in there}
+
+
 def prepare(checkpoint: Path, target: Path, precision: str) -> None:
-    """Its own format. ValueError where it would compute in another type on this processor."""
-    wanted, there = TYPES[precision], ctranslate2.get_supported_compute_types("cpu")
-    if wanted not in there:
-        raise ValueError(f"on this processor it computes in {', '.join(sorted(there))} only")
-    TransformersConverter(str(checkpoint)).convert(str(target), quantization=wanted)
+    """Its own format."""
+    TransformersConverter(str(checkpoint)).convert(str(target), quantization=TYPES[precision])
 
 
 def load(setup: Setup) -> Generate:

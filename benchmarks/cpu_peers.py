@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             facts["rounds"] = max([plan.rounds, *(rounds_of(turns, each) for each in plan.configs)])
             for model in plan.configs:
                 done = rounds_of(turns, model)
-                for turns_of_round in race(plan, model, versions, work, done):
+                for turns_of_round in race(plan, model, missing, work, done):
                     turns += turns_of_round
                     save(plan, turns, facts, options.json)
     except GyrfalconError as error:

@@ -4,7 +4,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,14 +68,14 @@ class Plan:
     threads: int
     silence_seconds: float
 
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """Each precision with each engine that has it."""
+    def pairs(self, missing: Collection[str] = ()) -> list[tuple[str, str]]:
+        """Each precision with each engine that has it; `missing` are engines, or "engine precision"."""
         return [
             (precision, engine)
             for precision in self.precisions
             for engine in self.engines
             if precision in ENGINES[engine].form_bytes
+            and not {engine, f"{engine} {precision}"} & set(missing)
         ]
 
 
@@ -178,7 +178,7 @@ def _threads(asked: int | None) -> int:
 def check_room(plan: Plan, folder: Path) -> None:
     """Says on standard error what the largest model needs; UsageError where there is less."""
     weights = max(map(parameters, plan.configs.values()))
-    forms = sum(ENGINES[engine].form_bytes[precision] for precision, engine in plan.pairs)
+    forms = sum(ENGINES[engine].form_bytes[precision] for precision, engine in plan.pairs())
     disk = int(weights * (2 + forms))
     memory = BASE_BYTES + int(weights * max(ENGINES[each].memory_bytes for each in plan.engines))
     free_disk = shutil.disk_usage(folder).free

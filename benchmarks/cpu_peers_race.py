@@ -24,14 +24,18 @@ WARM_UP_STEPS = 2
 
 
 def find_engines(plan: Plan, work: Path) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """The versions of those that are installed, and what the others lack; these are named.
-    UsageError when ours is among them.
+    """The versions of those that are installed, and why others are missing, or a precision of one on this
+    processor ("engine precision"); these are named. UsageError when ours is among them.
     """
     versions, missing = {}, {}
     for engine in plan.engines:
         with _started(plan, engine, work) as process:
             try:
-                versions[engine] = process.ask("versions", plan.silence_seconds)["versions"]
+                answer = process.ask("versions", plan.silence_seconds)
+                versions[engine] = answer["versions"]
+                missing |= {
+                    f"{engine} {precision}": why for precision, why in answer["lacks"].items()
+                }
             except EngineFailed as error:
                 if engine == OURS:
                     python = plan.pythons.get(engine, sys.executable)
@@ -39,12 +43,13 @@ def find_engines(plan: Plan, work: Path) -> tuple[dict[str, dict[str, str]], dic
                         f"{OURS} in {python}", str(error), "install it there"
                     ) from None
                 missing[engine] = str(error)
-                print(f"missing: {engine}: {error}", file=sys.stderr)
+    for what, why in missing.items():
+        print(f"missing: {what}: {why}", file=sys.stderr)
     return versions, missing
 
 
 def race(
-    plan: Plan, model: str, engines: Collection[str], work: Path, done: int = 0
+    plan: Plan, model: str, missing: Collection[str], work: Path, done: int = 0
 ) -> Iterator[list[Turn]]:
     """The turns of each round but the first `done` on one model, whose files are made first and removed in
     the end.
@@ -55,9 +60,7 @@ def race(
     folder.mkdir()
     make_checkpoint(folder / "checkpoint", plan.configs[model])
     runners = [
-        Runner(plan, model, precision, engine, folder)
-        for precision, engine in plan.pairs
-        if engine in engines
+        Runner(plan, model, precision, engine, folder) for precision, engine in plan.pairs(missing)
     ]
     for number in range(done, plan.rounds):
         yield list(_round(plan, runners, number))

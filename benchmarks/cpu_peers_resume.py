@@ -16,9 +16,9 @@ SAME_MACHINE = ("processor", "kind", "system", "python")
 
 
 def kept_turns(plan: Plan, facts: Mapping[str, object], file: Path) -> list[Turn]:
-    """The turns in `file`, of each model up to the first round in which an engine failed at what it did in
-    another; none where there is no such file. UsageError where they were measured on another machine, with
-    other versions, or in other cases.
+    """The turns in `file`, of each model up to the first round in which an engine failed; none where there
+    is no such file. UsageError where they were measured on another machine, with other versions, or in
+    other cases.
     """
     if not file.exists():
         return []
@@ -30,8 +30,10 @@ def kept_turns(plan: Plan, facts: Mapping[str, object], file: Path) -> list[Turn
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         wanted = f"a result of cpu_peers.py in {file}"
         raise UsageError(wanted, f"{type(error).__name__}: {error}", "name another file") from None
+    missing = cast(Collection[str], facts["missing"])
     if differing or any(
-        _cases(turns, model) != _planned(plan, model, turns) for model in plan.configs
+        rounds_of(turns, model) and _cases(turns, model) != _planned(plan, model, missing)
+        for model in plan.configs
     ):
         got = ", ".join(differing) or "cases"
         do = "repeat its command, or name another file"
@@ -45,15 +47,8 @@ def rounds_of(turns: Sequence[Turn], model: str) -> int:
 
 
 def _sound_rounds(turns: Sequence[Turn], model: str) -> int:
-    """How many rounds of a model there are before one in which an engine failed, but not by its nature: what
-    it does in no round, it would not do in another.
-    """
-    done = {(turn.case, turn.engine) for turn in turns if turn.failed is None}
-    failed = [
-        turn.round
-        for turn in turns
-        if turn.case.model == model and turn.failed is not None and (turn.case, turn.engine) in done
-    ]
+    """How many rounds of a model there are before one in which an engine failed."""
+    failed = [turn.round for turn in turns if turn.case.model == model and turn.failed is not None]
     return min(failed, default=rounds_of(turns, model))
 
 
@@ -71,12 +66,10 @@ def _cases(turns: Sequence[Turn], model: str) -> set[tuple[Case, str]]:
     return {(turn.case, turn.engine) for turn in turns if turn.case.model == model}
 
 
-def _planned(plan: Plan, model: str, turns: Sequence[Turn]) -> set[tuple[Case, str]]:
-    """What each round of a model consists of; nothing where none has been run."""
-    there = {turn.engine for turn in turns}
+def _planned(plan: Plan, model: str, missing: Collection[str]) -> set[tuple[Case, str]]:
+    """What each round of a model consists of."""
     return {
         (Case(model, precision, batch, plan.prompt_len, plan.steps), engine)
-        for precision, engine in plan.pairs
+        for precision, engine in plan.pairs(missing)
         for batch in plan.batches
-        if engine in there and rounds_of(turns, model)
     }

@@ -61,7 +61,8 @@ class Worker:
         return module
 
     def _versions(self) -> dict[str, Any]:
-        return {"versions": self._module().versions()}
+        module = self._module()
+        return {"versions": module.versions(), "lacks": getattr(module, "lacks", dict)()}
 
     def _prepare(self, checkpoint: str, target: str, precision: str) -> dict[str, Any]:
         self._module().prepare(Path(checkpoint), Path(target), precision)

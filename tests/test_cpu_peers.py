@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -125,7 +125,11 @@ def kept_in(file: Path, **changed: object) -> None:
 
 
 def resumed(
-    file: Path, monkeypatch: pytest.MonkeyPatch, rounds: int = 3, more: tuple[str, ...] = ()
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rounds: int = 3,
+    more: tuple[str, ...] = (),
+    missing: Mapping[str, str] | None = None,
 ) -> list[int]:
     """The rounds that a run with --resume adds to `file`."""
     ran: list[int] = []
@@ -135,7 +139,7 @@ def resumed(
             ran.append(number)
             yield [replace(TURN, round=number)]
 
-    monkeypatch.setattr(cpu_peers, "find_engines", lambda *_: ({}, {}))
+    monkeypatch.setattr(cpu_peers, "find_engines", lambda *_: ({}, missing or {}))
     monkeypatch.setattr(cpu_peers, "race", race)
     argv = [*TINY, "--engines", "gyrfalcon", "--models", "A", "--precisions", "bf16", "--resume"]
     argv += [
@@ -174,14 +178,16 @@ def test_a_round_in_which_an_engine_failed_is_run_again(
     assert [(turn["round"], turn["failed"]) for turn in turns] == [(0, None), (1, None), (2, None)]
 
 
-def test_a_round_without_what_an_engine_never_does_is_kept(
+def test_a_run_goes_on_without_what_an_engine_lacks_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "peers.json"
-    unfit = replace(TURN, engine="ctranslate2", ends=[], failed="on this processor no bf16")
-    turns = [TURN, unfit, replace(TURN, round=1), replace(unfit, round=1)]
-    kept_in(file, turns=results.to_json([], turns)["turns"])
-    assert resumed(file, monkeypatch, more=("--engines", "gyrfalcon,ctranslate2")) == [2]
+    kept_in(file)
+    both = ("--engines", "gyrfalcon,ctranslate2")
+    lacking = {"ctranslate2 bf16": "in float32 only"}
+    assert resumed(file, monkeypatch, more=both, missing=lacking) == [1, 2]
+    with pytest.raises(AssertionError):
+        resumed(file, monkeypatch, more=both)
 
 
 def test_fewer_rounds_than_there_are_change_nothing(
@@ -306,6 +312,24 @@ def test_an_engine_that_cannot_be_imported_is_named(
     assert versions == {}
     assert missing == {"transformers": "ModuleNotFoundError: No module named 'torch'"}
     assert "missing: transformers" in capsys.readouterr().err
+
+
+def test_a_precision_that_an_engine_lacks_on_this_processor_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = tmp_path / "ctranslate2"
+    (engine / "converters").mkdir(parents=True)
+    types = "get_supported_compute_types = lambda device: {'float32', 'int8'}"
+    names = "Generator = GenerationStepResult = None"
+    (engine / "__init__.py").write_text(f"__version__ = '4'\n{types}\n{names}\n", "utf-8")
+    (engine / "converters" / "__init__.py").write_text("TransformersConverter = None\n", "utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    asked = planned("--engines", "ctranslate2")
+    versions, missing = race.find_engines(asked, tmp_path)
+    assert versions == {"ctranslate2": {"ctranslate2": "4"}}
+    assert missing == {"ctranslate2 bf16": "on this processor it computes in float32, int8 only"}
+    assert "missing: ctranslate2 bf16: on this processor" in capsys.readouterr().err
+    assert asked.pairs(missing) == [("int8", "ctranslate2")]
 
 
 def test_a_run_without_ours_is_refused(tmp_path: Path) -> None:

@@ -160,6 +160,26 @@ def test_a_demo_that_is_ended_takes_its_step_along(tmp_path: Path) -> None:
     assert not _is_there(process.pid)
 
 
+def test_a_demo_that_is_ended_while_a_step_starts_takes_it_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def start(*_: object, **__: object) -> subprocess.Popen[bytes]:
+        started.append(start_process(["sleep", "60"]))
+        signal.raise_signal(signal.SIGTERM)
+        return started[0]
+
+    start_process = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(SystemExit, match="143"):
+        main(["demo", "-o", str(tmp_path / "demo")])
+    [step] = started
+    code = step.poll()
+    step.kill()
+    assert code == -signal.SIGTERM
+
+
 def _is_there(group: int) -> bool:
     """Whether any process of the group is still running."""
     try:

@@ -99,8 +99,13 @@ def _steps(folder: Path) -> Iterator[list[str]]:
 def _succeeds(words: list[str], out: Any) -> bool:
     """Runs a step as a process of its own, which does not outlive this one."""
     print(f"\n$ gyrfalcon {shlex.join(words)}", file=out, flush=True)
+    early: list[int] = []  # a signal that comes before the step is known
+    on_end = signal.signal(signal.SIGTERM, lambda number, _: early.append(number))
     step = subprocess.Popen([sys.executable, "-m", "gyrfalcon", *words], stdout=out.fileno())
     try:
+        signal.signal(signal.SIGTERM, on_end)
+        if early:
+            signal.raise_signal(signal.SIGTERM)
         return step.wait() == 0
     except BaseException:
         step.terminate()

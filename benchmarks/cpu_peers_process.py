@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -18,15 +19,19 @@ class EngineFailed(Exception):
 
 
 class EngineProcess:
-    """A process that holds one engine until the `with` ends. What it prints goes to `log`."""
+    """A process that holds one engine until the `with` ends. What it prints goes to `log`; its temporary
+    files lie beside that, and go with it.
+    """
 
     def __init__(self, engine: str, python: str, threads: int, log: Path) -> None:
         self._log = log
+        self._temporary = tempfile.TemporaryDirectory(dir=log.parent)
         environment = {
             **os.environ,
             **dict.fromkeys(THREADS, str(threads)),
             "CUDA_VISIBLE_DEVICES": "",
             "HF_HUB_OFFLINE": "1",
+            "TMPDIR": self._temporary.name,
         }
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
@@ -49,6 +54,7 @@ class EngineProcess:
     ) -> None:
         self._process.kill()
         self._process.communicate()
+        self._temporary.cleanup()
 
     def ask(self, do: str, limit_seconds: float, **arguments: object) -> dict[str, Any]:
         """What the process answers; EngineFailed when that is no result."""

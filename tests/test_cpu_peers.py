@@ -358,6 +358,17 @@ def test_an_engine_that_ends_or_is_silent_is_a_failure(
         engine.ask("versions", 1)
 
 
+def test_what_an_engine_leaves_among_temporary_files_goes_with_it(tmp_path: Path) -> None:
+    python = interpreter(tmp_path, f"mktemp -d > {tmp_path}/left; echo '{{}}'; exec sleep 60")
+    with process.EngineProcess("openvino", python, 1, tmp_path / "log") as engine:
+        engine.ask("prepare", 10)
+        left = Path((tmp_path / "left").read_text().strip())
+        assert left.is_dir()
+        assert left.is_relative_to(tmp_path)
+    assert not left.exists()
+    assert not left.parent.exists()
+
+
 def test_a_failure_becomes_a_turn_that_says_why(tmp_path: Path) -> None:
     asked = planned("--python", f"transformers={interpreter(tmp_path, 'exit 3')}")
     runner = race.Runner(asked, "A", "bf16", "transformers", tmp_path)

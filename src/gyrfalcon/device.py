@@ -104,16 +104,21 @@ def _one_of_each_core() -> list[int]:
 
 
 @contextlib.contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Within it torch computes on the caller's thread alone: after an operation its other threads spin
-    for milliseconds, and take the processor from threads that are not torch's.
-    """
+def torch_threads(number: int) -> Iterator[None]:
+    """Within it torch computes on so many threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def one_torch_thread() -> contextlib.AbstractContextManager[None]:
+    """Within it torch computes on the caller's thread alone: after an operation its other threads spin
+    for milliseconds, and take the processor from threads that are not torch's.
+    """
+    return torch_threads(1)
 
 
 def lacks_products(x: Tensor) -> bool:

@@ -237,18 +237,25 @@ def _fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    rows, columns = weight.shape
-    groups = weight.view(rows, -1, group)
-    scales = _int4_scales(groups)
-    values = (_int4_values(groups, scales) + 8).to(torch.uint8)
-    first, second = values.view(rows, -1, UNIT).chunk(2, dim=-1)
+    groups = weight.view(len(weight), -1, group)
+    scales = int4_scales(groups)
+    return int4_packed(int4_values(groups, scales).view_as(weight), scales.squeeze(-1))
+
+
+def int4_packed(values: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Data and scales as Quantised has them, of whole numbers −8 … 7 [rows, in] and float32 scales [rows,
+    in / group]; of whole tiles.
+    """
+    rows, columns = values.shape
+    first, second = (values + 8).to(torch.uint8).view(rows, -1, UNIT).chunk(2, dim=-1)
     words = (first | (second << 4)).view(-1, TILE_ROWS, columns // (2 * WORD), WORD)
     packed = words.transpose(1, 2).reshape(-1, columns // UNIT, TILE_ROWS * UNIT // 2)
-    return packed, scales.view(-1, TILE_ROWS, columns // group).transpose(1, 2).bfloat16()
+    return packed, scales.view(-1, TILE_ROWS, scales.shape[1]).transpose(1, 2).bfloat16()
 
 
-def _int4_scales(groups: Tensor) -> Tensor:
-    """The scale of each group with the least squared error: [rows, groups, n] → [rows, groups, 1].
+def int4_scales(groups: Tensor, importance: Tensor | None = None) -> Tensor:
+    """The scale of each group with the least squared error: [rows, groups, n] → [rows, groups, 1]; with
+    `importance` [groups, n] that error counts so many times.
 
     The best candidate gives the values; the scale that suits these values best, by least squares, is
     one candidate more.
@@ -256,28 +263,34 @@ def _int4_scales(groups: Tensor) -> Tensor:
     largest = _safe(groups.gather(-1, groups.abs().argmax(dim=-1, keepdim=True)))
     units = groups / largest  # no square of these is too large or small for float32
     best = _kept(1 / INT4_CANDIDATES[0], largest)
-    error = _int4_error(units, best)
+    error = _int4_error(units, best, importance)
     for divisor in (*INT4_CANDIDATES[1:], None):
-        ratio = _fitted(units, best) if divisor is None else 1 / divisor
+        ratio = _fitted(units, best, importance) if divisor is None else 1 / divisor
         other = _kept(ratio, largest)
-        other_error = _int4_error(units, other)
+        other_error = _int4_error(units, other, importance)
         best = torch.where(other_error < error, other, best)
         error = torch.minimum(other_error, error)
     return (best * largest).bfloat16().float()
 
 
-def _fitted(groups: Tensor, scales: Tensor) -> Tensor:
+def _fitted(groups: Tensor, scales: Tensor, importance: Tensor | None) -> Tensor:
     """The scale that suits best, by least squares, the values that `scales` give."""
-    values = _int4_values(groups, scales)
-    fitted = (groups * values).sum(-1, keepdim=True) / values.square().sum(-1, keepdim=True)
+    values = int4_values(groups, scales)
+    fitted = _sum(groups * values, importance) / _sum(values.square(), importance)
     return fitted.nan_to_num()
 
 
-def _int4_error(groups: Tensor, scales: Tensor) -> Tensor:
-    return (_int4_values(groups, scales).mul_(scales) - groups).square_().sum(-1, keepdim=True)
+def _int4_error(groups: Tensor, scales: Tensor, importance: Tensor | None) -> Tensor:
+    return _sum((int4_values(groups, scales).mul_(scales) - groups).square_(), importance)
 
 
-def _int4_values(groups: Tensor, scales: Tensor) -> Tensor:
+def _sum(terms: Tensor, importance: Tensor | None) -> Tensor:
+    """Over the weights of each group."""
+    return (terms if importance is None else terms * importance).sum(-1, keepdim=True)
+
+
+def int4_values(groups: Tensor, scales: Tensor) -> Tensor:
+    """What weights become: whole numbers −8 … 7, in float32."""
     return (groups / scales).round_().clamp_(-8, 7)
 
 

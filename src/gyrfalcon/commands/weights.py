@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from gyrfalcon.errors import CheckFailed
+from gyrfalcon.errors import CheckFailed, UsageError
 from gyrfalcon.output import STDOUT, counted, shown_bytes, write_json
+from gyrfalcon.text_file import decoded
+from gyrfalcon.weights.calibration import CalibrationText
 from gyrfalcon.weights.cut import cut
 from gyrfalcon.weights.folder_writer import CutSummary
 from gyrfalcon.weights.hub import resolve_model
@@ -26,6 +28,7 @@ def run_cut(args: argparse.Namespace) -> int:
         args.world_size,
         dtype=args.dtype,
         quant=args.quant,
+        calibrate=_text(args.calibrate, args.calibrate_tokens),
         max_shard_bytes=args.max_shard_size,
         overwrite=args.overwrite,
     )
@@ -94,6 +97,16 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "merge": run_merge,
     "inspect": run_inspect,
 }
+
+
+def _text(file: str | None, tokens: int | None) -> CalibrationText | None:
+    """What is in the file to calibrate by; tokens of none are refused."""
+    if file is not None:
+        text = decoded(Path(file).read_bytes(), file)
+        return CalibrationText(text) if tokens is None else CalibrationText(text, tokens)
+    if tokens is not None:
+        raise UsageError("--calibrate with --calibrate-tokens", "none", "name a text")
+    return None
 
 
 def _tell(summary: CutSummary, last_line: str, json_target: str | None) -> int:

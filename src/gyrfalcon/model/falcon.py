@@ -110,13 +110,16 @@ class SequentialBlock:
         return total if layer.bias is None else total + layer.bias
 
 
+Block = ParallelBlock | SequentialBlock
+
+
 @dataclass(frozen=True, slots=True)
 class Falcon:
     """One rank's share of a Falcon model."""
 
     embedding: VocabEmbedding
     rotary: Rotary | None  # None: ALiBi, inside the attention
-    blocks: Sequence[ParallelBlock | SequentialBlock]
+    blocks: Sequence[Block]
     final_norm: Norms
     head: Head
     whole_blocks: WholeBlocks | None = None  # all of `blocks` as one operation, where there is one

@@ -7,7 +7,9 @@ import torch
 
 from gyrfalcon.device import DTYPE_OF_WORD
 from gyrfalcon.errors import UsageError
-from gyrfalcon.quant import KINDS
+from gyrfalcon.output import counted
+from gyrfalcon.quant import GROUPS, KINDS
+from gyrfalcon.weights.calibration import Calibration, CalibrationText, sum_of, windows_of
 from gyrfalcon.weights.folder_writer import BLOCK_BYTES, CutSummary, write_folder
 from gyrfalcon.weights.layout import EMBEDDING, HEAD, stored_specs
 from gyrfalcon.weights.manifest import Rounding
@@ -26,13 +28,15 @@ def cut(
     *,
     dtype: str = AUTO,
     quant: str = "none",
+    calibrate: CalibrationText | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
 ) -> CutSummary:
     """Cuts the checkpoint in `source` for `world_size` ranks; "auto" keeps every tensor's stored dtype.
 
     `quant` other than none rounds the matrices, one by one, from what the checkpoint stores: to the same
-    numbers as load_model would.
+    numbers as load_model would; with a text to `calibrate` by, for the kinds of int4, such that what the
+    model computes of that text changes little.
     `target` appears when it is whole. A run that was stopped is taken up by the same call.
     Raises CheckpointError, WorldSizeError, UsageError or DiskFull.
     """
@@ -44,10 +48,17 @@ def cut(
         raise UsageError(
             f"none, {', '.join(KINDS)} to round to", repr(quant), "choose one of these"
         )
+    if calibrate is not None and quant not in GROUPS:
+        wanted = f"one of {', '.join(GROUPS)} to calibrate"
+        raise UsageError(wanted, quant, "choose one, or leave the text out")
     checkpoint = open_checkpoint(source)
     if checkpoint.manifest is not None:
         raise UsageError("a Hugging Face folder to cut", f"the cut {source}", "use recut for a cut")
     aliases, notes = _head(checkpoint)
+    windows = None
+    if calibrate is not None:
+        windows = windows_of(calibrate, checkpoint)
+        notes = (*notes, f"calibrated with {counted(windows.numel(), 'token')} of the text")
     specs = [spec for spec in checkpoint.specs() if spec.name not in aliases]
     dtypes = {
         part: (
@@ -64,9 +75,10 @@ def cut(
         dtypes=dtypes,
         aliases=_stored_aliases(checkpoint, aliases, quant),
         max_shard_bytes=max_shard_bytes,
-        rounding=_rounding(checkpoint, quant, dtype),
+        rounding=_rounding(checkpoint, quant, dtype, windows),
     )
-    read = Rounded(checkpoint.source, specs, quant).read
+    calibration = None if windows is None else Calibration(checkpoint, windows)
+    read = Rounded(checkpoint.source, specs, quant, calibration).read
     return write_folder(
         checkpoint, plan, read, target, overwrite=overwrite, notes=(*checkpoint.notes, *notes)
     )
@@ -97,8 +109,13 @@ def _stored_dtype(checkpoint: Checkpoint, name: str, word: str) -> torch.dtype:
     return checkpoint.source.dtype(name) if word == AUTO else DTYPE_OF_WORD[word]
 
 
-def _rounding(checkpoint: Checkpoint, quant: str, word: str) -> Rounding | None:
-    return None if quant == "none" else Rounding(quant, _stored_dtype(checkpoint, EMBEDDING, word))
+def _rounding(
+    checkpoint: Checkpoint, quant: str, word: str, windows: torch.Tensor | None
+) -> Rounding | None:
+    if quant == "none":
+        return None
+    text = None if windows is None else sum_of(windows)
+    return Rounding(quant, _stored_dtype(checkpoint, EMBEDDING, word), text)
 
 
 def _stored_aliases(

@@ -45,6 +45,11 @@ def layer_prefix(layer: int) -> str:
     return f"transformer.h.{layer}."
 
 
+def layer_of(name: str) -> int:
+    """The layer of a tensor whose name begins as layer_prefix says."""
+    return int(name.removeprefix("transformer.h.").split(".")[0])
+
+
 def norm_names(config: ModelConfig) -> tuple[str, ...]:
     """A layer's norms in the order they are applied; with two parallel ones, attention's first."""
     if not config.parallel:

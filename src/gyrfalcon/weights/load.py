@@ -2,7 +2,8 @@
 once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.device import DTYPE_OF_WORD, WORD_OF_DTYPE
 from gyrfalcon.errors import UsageError
-from gyrfalcon.model.falcon import MLP, Attention, Falcon, ParallelBlock, SequentialBlock
+from gyrfalcon.model.falcon import MLP, Attention, Block, Falcon, ParallelBlock, SequentialBlock
 from gyrfalcon.model.linear import ColumnLinear, Head, Norms, RowLinear, VocabEmbedding
 from gyrfalcon.model.positions import Rotary, alibi_slopes
 from gyrfalcon.ops import Ops, WholeBlocks
@@ -63,6 +64,22 @@ def load_model(
         return _Loader(checkpoint, group, ops, device, dtype, quant, progress).model()
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A model on one rank whose blocks are loaded when they are asked for."""
+
+    embedding: VocabEmbedding
+    rotary: Rotary | None
+    block: Callable[[int], Block]  # of a layer
+
+
+def load_parts(checkpoint: Checkpoint, ops: Ops, device: torch.device, dtype: torch.dtype) -> Parts:
+    """What comes before the blocks of a model, and what loads these one by one."""
+    with bar(0, "tensors", "loading", shown=False) as progress:
+        loader = _Loader(checkpoint, Group(0, 1, None), ops, device, dtype, "none", progress)
+    return Parts(loader.embedding(), loader.rotary(), loader.block)
+
+
 class _Loader:
     def __init__(
         self,
@@ -86,20 +103,26 @@ class _Loader:
         self.progress = progress
 
     def model(self) -> Falcon:
-        config, share = self.config, self.share
-        rotary = None if config.rope is None else Rotary(config.rope, config.head_dim, self.device)
-        embedding = self._matrix(layout.EMBEDDING)
-        blocks = [self._block(layer) for layer in range(config.num_layers)]
+        embedding = self.embedding()
+        blocks = [self.block(layer) for layer in range(self.config.num_layers)]
         return Falcon(
-            embedding=VocabEmbedding(embedding, self.dtype, share.vocab, self.group),
-            rotary=rotary,
+            embedding=embedding,
+            rotary=self.rotary(),
             blocks=blocks,
             final_norm=self._norms(layout.FINAL_NORM),
-            head=self._head(embedding),
+            head=self._head(embedding.weight),
             whole_blocks=self._whole_blocks(blocks),
         )
 
-    def _block(self, layer: int) -> ParallelBlock | SequentialBlock:
+    def embedding(self) -> VocabEmbedding:
+        weight = self._matrix(layout.EMBEDDING)
+        return VocabEmbedding(weight, self.dtype, self.share.vocab, self.group)
+
+    def rotary(self) -> Rotary | None:
+        rope = self.config.rope
+        return None if rope is None else Rotary(rope, self.config.head_dim, self.device)
+
+    def block(self, layer: int) -> Block:
         prefix = layout.layer_prefix(layer)
         names = [prefix + name for name in layout.norm_names(self.config)]
         attention, mlp = self._attention(prefix), self._mlp(prefix)
@@ -108,9 +131,7 @@ class _Loader:
         first, second = map(self._norms, names)
         return SequentialBlock(first, second, attention, mlp, self.group)
 
-    def _whole_blocks(
-        self, blocks: Sequence[ParallelBlock | SequentialBlock]
-    ) -> WholeBlocks | None:
+    def _whole_blocks(self, blocks: Sequence[Block]) -> WholeBlocks | None:
         """All blocks as one operation: parallel ones without biases, whose ranks, if there are several, are
         summed in memory.
         """

@@ -60,11 +60,20 @@ class CutTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class TextSum:
+    """The tokens of a text that matrices were rounded by."""
+
+    num_tokens: int
+    sha256: str  # of their ids as int64, lowest byte first
+
+
+@dataclass(frozen=True, slots=True)
 class Rounding:
     """How the matrices of a cut are rounded: each is a tensor of data and one of scales."""
 
     kind: str  # int8, fp8 or one of int4
     dtype: torch.dtype  # of the model before: what it is computed in when nothing else is asked for
+    text: TextSum | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +186,10 @@ def _plain_rounding(rounding: Rounding | None) -> dict[str, object]:
     """Nothing for a cut that is not rounded."""
     if rounding is None:
         return {}
-    return {"quant": {"kind": rounding.kind, "dtype": dtype_name(rounding.dtype)}}
+    plain: dict[str, object] = {"kind": rounding.kind, "dtype": dtype_name(rounding.dtype)}
+    if rounding.text is not None:
+        plain["text"] = {"tokens": rounding.text.num_tokens, "sha256": rounding.text.sha256}
+    return {"quant": plain}
 
 
 def _plain_tensor(tensor: CutTensor) -> dict[str, object]:
@@ -228,7 +240,12 @@ def _parsed_rounding(raw: dict[str, Any] | None) -> Rounding | None:
         return None
     if raw["kind"] not in KINDS:
         raise ValueError(f"weights rounded to {raw['kind']}")
-    return Rounding(raw["kind"], DTYPES_BY_NAME[raw["dtype"]])
+    text = raw.get("text")
+    return Rounding(
+        raw["kind"],
+        DTYPES_BY_NAME[raw["dtype"]],
+        None if text is None else TextSum(int(text["tokens"]), str(text["sha256"])),
+    )
 
 
 def _parsed_tensor(raw: dict[str, Any]) -> CutTensor:

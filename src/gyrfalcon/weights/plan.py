@@ -5,13 +5,14 @@ Knows names, shapes and sizes; reads no tensor and writes no file.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.errors import UsageError
 from gyrfalcon.parallel.shards import shares_of
-from gyrfalcon.weights.layout import SCALES, TensorSpec, local_ranges
+from gyrfalcon.weights.layout import DATA, SCALES, TensorSpec, local_ranges
 from gyrfalcon.weights.manifest import TOKENIZER_FOLDER, Content, CutTensor, Piece, Rounding
 from gyrfalcon.weights.safetensors_writer import entry_bound, header_bytes
 from gyrfalcon.weights.source import PART_FOLDER
@@ -94,23 +95,34 @@ def make_plan(
 
 
 def _stages(tensors: Mapping[str, CutTensor], max_shard_bytes: int) -> Iterator[tuple[str, ...]]:
-    """As many tensors as fit into one file of the rank that holds most of them, in order."""
+    """As many tensors as fit into one file of the rank that holds most of them, in order. A matrix's data
+    and scales are not parted: a cut that is taken up again cannot mix those of two roundings.
+    """
     stage: list[str] = []
     sizes = [0] * max(len(tensor.pieces) for tensor in tensors.values())
-    for name, tensor in tensors.items():
-        added = [_bound(name, tensor.content(rank)) for rank in range(len(sizes))]
+    for matrix, parts in groupby(tensors, key=_matrix):
+        names = list(parts)
+        added = [
+            sum(_bound(name, tensors[name].content(rank)) for name in names)
+            for rank in range(len(sizes))
+        ]
         if max(added) > max_shard_bytes:
             raise UsageError(
-                f"files of at least {max(added)} B for {name}",
+                f"files of at least {max(added)} B for {matrix}",
                 f"{max_shard_bytes} B",
                 "raise --max-shard-size or use more ranks",
             )
         if max(a + b for a, b in zip(sizes, added, strict=True)) > max_shard_bytes:
             yield _file_order(stage, tensors)
             stage, sizes = [], [0] * len(sizes)
-        stage.append(name)
+        stage += names
         sizes = [a + b for a, b in zip(sizes, added, strict=True)]
     yield _file_order(stage, tensors)
+
+
+def _matrix(name: str) -> str:
+    """The name of the matrix that a tensor is a part of, or its own."""
+    return name.removesuffix(DATA).removesuffix(SCALES)
 
 
 def _file_order(stage: list[str], tensors: Mapping[str, CutTensor]) -> tuple[str, ...]:

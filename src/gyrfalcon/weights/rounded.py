@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from gyrfalcon.quant import Quantised, dequantise, quantise, sizes
+from gyrfalcon.quant import GROUPS, Quantised, dequantise, quantise, sizes
+from gyrfalcon.weights.calibration import Calibration
 from gyrfalcon.weights.layout import DATA, TensorSpec, stored_specs
 from gyrfalcon.weights.tensors import TensorSource, take
 
@@ -14,13 +15,21 @@ Read = Callable[[str, int | None, Sequence[range]], Tensor]
 
 
 class Rounded:
-    """Reads a checkpoint's tensors as a cut rounded to `quant` stores them: whole matrices are rounded.
+    """Reads a checkpoint's tensors as a cut rounded to `quant` stores them: whole matrices are rounded,
+    those that `calibration` knows the inputs of by these.
 
     The last one is kept: what is read of it, part after part, is rounded once.
     """
 
-    def __init__(self, source: TensorSource, specs: Iterable[TensorSpec], quant: str) -> None:
+    def __init__(
+        self,
+        source: TensorSource,
+        specs: Iterable[TensorSpec],
+        quant: str,
+        calibration: Calibration | None = None,
+    ) -> None:
         self._source = source
+        self._calibration = calibration
         self._matrices = {
             part.name: (spec.name, part.kind)
             for spec in specs
@@ -39,8 +48,14 @@ class Rounded:
     def _matrix(self, name: str, kind: str) -> Quantised:
         if self._kept is None or self._kept[0] != name:
             self._kept = None  # two at once would take twice the memory
-            self._kept = name, quantise(self._source.read(name), kind)
+            self._kept = name, self._quantised(name, kind)
         return self._kept[1]
+
+    def _quantised(self, name: str, kind: str) -> Quantised:
+        weight = self._source.read(name)
+        if self._calibration is None or kind not in GROUPS:
+            return quantise(weight, kind)
+        return self._calibration.quantised(name, weight, kind)
 
 
 def restored(source: TensorSource, specs: Iterable[TensorSpec], quant: str) -> Read:

@@ -1,0 +1,91 @@
+"""Rounding a matrix to 4 bits so that its products change little, not its weights: what inputs look like is
+known.
+
+GPTQ (Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+Transformers"): columns are rounded one after the other, and what a column's rounding does to the product is
+made up for, as far as its inputs allow, by the columns that are still to be rounded.
+"""
+
+import torch
+from torch import Tensor
+
+from gyrfalcon.errors import CheckpointError, UsageError
+from gyrfalcon.quant import (
+    GROUPS,
+    TILE_ROWS,
+    Quantised,
+    int4_packed,
+    int4_scales,
+    int4_values,
+    stored_forms,
+)
+
+DAMPING = (
+    0.01  # of the mean second moment, added to each: inputs that never differ can be told apart
+)
+BLOCK = (
+    128  # columns whose effect on all later ones is computed at once; whole groups of every kind
+)
+ROW_CHUNK = 1 << 26  # weights at a time: 256 MiB in float32
+
+
+def quantise_for(weight: Tensor, kind: str, moments: Tensor) -> Quantised:
+    """Rounds a floating-point matrix [out, in] to a kind of int4 such that the squared error of its
+    products, by inputs with the second moments E[x xᵀ] `moments`, float32 [in, in], is small.
+
+    The scale of a group is searched for as `quantise` does, an error counting as much as its input is large.
+    UsageError for another kind, or a matrix of no whole tiles and groups; CheckpointError for weights or
+    moments that are no numbers.
+    """
+    if kind not in GROUPS:
+        raise UsageError(f"{', '.join(GROUPS)} to round by a text", kind, "leave the text out")
+    rows, columns = weight.shape
+    (shape, dtype), (scales_shape, scales_dtype) = stored_forms(kind, rows, columns)
+    factor, importance = _inverse_factor(moments), moments.diagonal()
+    data = torch.empty(shape, dtype=dtype)
+    scales = torch.empty(scales_shape, dtype=scales_dtype)
+    step = max(1, ROW_CHUNK // (columns * TILE_ROWS))
+    for start in range(0, len(data), step):
+        part = weight[start * TILE_ROWS : (start + step) * TILE_ROWS].float()
+        if not part.isfinite().all():
+            wanted = "finite weights to round"
+            raise CheckpointError(wanted, "infinite ones or NaN", "get the file again")
+        found = _rounded(part, factor, importance, GROUPS[kind])
+        data[start : start + step], scales[start : start + step] = int4_packed(*found)
+    return Quantised(kind, data, scales)
+
+
+def _rounded(
+    weight: Tensor, factor: Tensor, importance: Tensor, group: int
+) -> tuple[Tensor, Tensor]:
+    """Whole numbers [rows, in] and scales [rows, in / group]."""
+    left = weight.t().contiguous()  # [in, rows], what is to be rounded of columns, row by row
+    values, scales = torch.empty_like(left), []
+    for start in range(0, len(left), BLOCK):
+        block, later = left[start : start + BLOCK], left[start + BLOCK :]
+        inner = factor[start : start + BLOCK, start : start + BLOCK]
+        errors = torch.empty_like(block)
+        for i, column in enumerate(block):
+            if i % group == 0:
+                span = slice(start + i, start + i + group)
+                scale = int4_scales(left[span].t()[:, None], importance[None, span])[:, 0, 0]
+                scales.append(scale)
+            values[start + i] = int4_values(column, scale)
+            errors[i] = (column - values[start + i] * scale) / inner[i, i]
+            block[i + 1 :].addr_(inner[i, i + 1 :], errors[i], alpha=-1)
+        later.addmm_(factor[start : start + BLOCK, start + BLOCK :].t(), errors, alpha=-1)
+    return values.t(), torch.stack(scales, dim=1)
+
+
+def _inverse_factor(moments: Tensor) -> Tensor:
+    """U, upper triangular, with Uᵀ U the inverse of the damped moments; of M, upper triangular, with M Mᵀ
+    the moments, it is the inverse. Their size cancels out in what U is used for.
+    """
+    mean = moments.diagonal().mean()
+    if not moments.isfinite().all() or mean < 0:
+        raise CheckpointError("finite inputs of a matrix", "others", "check the model and the text")
+    scaled = moments / mean if mean > 0 else torch.zeros_like(moments)
+    scaled.diagonal().add_(DAMPING)
+    factor = torch.linalg.cholesky(scaled.flip(0, 1)).flip(0, 1)
+    inverse: Tensor = torch.linalg.solve_triangular(factor, torch.eye(len(factor)), upper=True)
+    return inverse

@@ -264,6 +264,12 @@ def test_the_command_says_what_it_was_calibrated_with(
     words = ["cut", str(folder), str(tmp_path / "cut"), "-w", "1", "--quant", "int4"]
     assert main([*words, "--calibrate", str(text), "--calibrate-tokens", "1024"]) == 0
     assert "note: calibrated with 1024 tokens of the text\n" in capsys.readouterr().out
+    few = ["--calibrate", str(text), "--calibrate-tokens", "1000", "--overwrite"]
+    assert main([*words, *few]) == 0
+    assert "512 tokens of the text, fewer than the 1024 weights" in capsys.readouterr().out
+    assert (
+        main([*words, "--calibrate", str(text), "--calibrate-tokens", "1024", "--overwrite"]) == 0
+    )
     manifest = json.loads((tmp_path / "cut/manifest.json").read_text())
     windows = windows_of(CalibrationText(TEXT, 1024), open_checkpoint(folder))
     found = {"tokens": 1024, "sha256": sum_of(windows).sha256}

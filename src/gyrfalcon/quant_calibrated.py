@@ -87,5 +87,6 @@ def _inverse_factor(moments: Tensor) -> Tensor:
     scaled = moments / mean if mean > 0 else torch.zeros_like(moments)
     scaled.diagonal().add_(DAMPING)
     factor = torch.linalg.cholesky(scaled.flip(0, 1)).flip(0, 1)
+    del scaled  # each of these may take gigabytes
     inverse: Tensor = torch.linalg.solve_triangular(factor, torch.eye(len(factor)), upper=True)
     return inverse

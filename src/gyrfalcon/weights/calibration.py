@@ -91,6 +91,7 @@ class Calibration:
     def _moments(self, name: str) -> Tensor:
         found, layer = self._observed.moments, layer_of(name)
         if name not in found:
+            found.clear()
             if layer < self._layer:
                 self._begin()
             while self._layer <= layer:
@@ -109,6 +110,7 @@ class Calibration:
         self._observed.watch(_names(block, self._layer) if observed else {})
         for i, (x, part) in enumerate(self._streams):
             self._streams[i] = block(x, part, self._angles, self._batch, self._cache)
+        self._observed.watch({})
         self._layer += 1
 
 
@@ -135,8 +137,7 @@ class _Observed:
         self.watch({})
 
     def watch(self, names: dict[int, str]) -> None:
-        """Matrices by their ids, and nothing of others."""
-        self.moments.clear()
+        """Matrices by their ids, and none but these."""
         self._names = names
         self._last: tuple[Tensor | None, Tensor | None] = None, None
 

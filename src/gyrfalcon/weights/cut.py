@@ -58,7 +58,7 @@ def cut(
     windows = None
     if calibrate is not None:
         windows = windows_of(calibrate, checkpoint)
-        notes = (*notes, f"calibrated with {counted(windows.numel(), 'token')} of the text")
+        notes = (*notes, _told(windows.numel(), checkpoint.config.ffn_size))
     specs = [spec for spec in checkpoint.specs() if spec.name not in aliases]
     dtypes = {
         part: (
@@ -102,6 +102,12 @@ def is_head_tied(checkpoint: Checkpoint) -> bool:
 
 def _bits(block: torch.Tensor) -> torch.Tensor:
     return block.contiguous().view(torch.uint8)
+
+
+def _told(tokens: int, widest: int) -> str:
+    told = f"calibrated with {counted(tokens, 'token')} of the text"
+    few = f", fewer than the {widest} weights of the widest rows: more would be better"
+    return told + few if tokens < widest else told
 
 
 def _stored_dtype(checkpoint: Checkpoint, name: str, word: str) -> torch.dtype:

@@ -60,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             versions, missing = find_engines(plan, work)
             facts = facts_of(plan, versions, missing, sys.argv[1:] if argv is None else argv)
             turns = kept_turns(plan, facts, options.json) if options.resume else []
-            facts["rounds"] = max([plan.rounds, *(rounds_of(turns, each) for each in plan.configs)])
             for model in plan.configs:
                 done = rounds_of(turns, model)
                 for turns_of_round in race(plan, model, missing, work, done):
@@ -111,7 +110,6 @@ def facts_of(
         "device": "cpu",
         "threads": plan.threads,
         "dtype": "bf16",
-        "rounds": plan.rounds,
         "models": {model: model_facts(model, config) for model, config in configs_of(plan).items()},
         "versions": versions,
         "missing": missing,
@@ -121,7 +119,9 @@ def facts_of(
 def save(plan: Plan, turns: Sequence[Turn], facts: Facts, json: Path | None) -> None:
     """The rounds so far, so that a run which is stopped has not been for nothing."""
     if json:
-        write_json({**facts, **to_json(rows_of(turns, configs_of(plan)), turns)}, str(json))
+        rounds = {model: rounds_of(turns, model) for model in plan.configs}
+        there = to_json(rows_of(turns, configs_of(plan)), turns)
+        write_json({**facts, "rounds": rounds, **there}, str(json))
 
 
 def configs_of(plan: Plan) -> dict[str, ModelConfig]:

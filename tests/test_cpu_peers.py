@@ -112,8 +112,10 @@ def test_rounds_that_ended_are_kept_when_a_later_one_fails(
     file = tmp_path / "peers.json"
     argv = [*TINY, *ENGINES, "--models", "A", "--folder", str(tmp_path), "--json", str(file)]
     assert cpu_peers.main(argv) == 2
-    [turn] = json.loads(file.read_text("utf-8"))["turns"]
+    found = json.loads(file.read_text("utf-8"))
+    [turn] = found["turns"]
     assert turn["ends"] == TURN.ends
+    assert found["rounds"] == {"A": 1}  # there are, whatever was asked for
 
 
 def kept_in(file: Path, **changed: object) -> None:

@@ -132,6 +132,7 @@ def test_what_cannot_be_rounded_so_is_refused() -> None:
         (a_matrix() * float("nan"), moments),
         (a_matrix(), moments * float("inf")),
         (a_matrix(), moments * float("nan")),
+        (a_matrix(), moments * 3e38),  # whose sum is too large
     ):
         with pytest.raises(CheckpointError, match="finite"):
             quantise_for(weight, "int4", seen)
@@ -187,6 +188,40 @@ def test_windows_are_spread_over_the_text() -> None:
     short = windows_of(CalibrationText(TEXT, 100), checkpoint)
     assert short.equal(ids[None, :100])
     assert sum_of(two) != sum_of(every[[0, 1]])
+
+
+def test_of_a_long_text_no_more_is_read_than_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    encode = Tokenizer.encode
+
+    def watched(self: Tokenizer, text: str) -> list[int]:
+        read.append(text)
+        return encode(self, text)
+
+    monkeypatch.setattr(Tokenizer, "encode", watched)
+    words = [f"{number} falcons. " for number in range(100_000)]
+    text = "".join(words)
+    windows = windows_of(CalibrationText(text, 1536), open_checkpoint(NESTLING))
+    assert windows.shape == (3, 512)
+    parts = tuple(read)
+    assert sum(map(len, parts)) < len(text) / 20
+    assert [text.index(part) for part in parts] == [i * len(text) // 3 for i in range(3)]
+    tokenizer = Tokenizer.load(NESTLING)
+    assert windows.tolist() == [tokenizer.encode(part)[:512] for part in parts]
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_has_is_refused(tmp_path: Path) -> None:
+    shape = {**SHAPES["7b"], "vocab_size": 300}
+    folder = make_tokenizer(make_checkpoint(tmp_path / "hf", "7b", **shape))
+    with pytest.raises(CheckpointError, match=r"token ids below 300, got .*own tokenizer"):
+        cut(folder, tmp_path / "cut", 1, quant="int4", calibrate=CalibrationText(TEXT))
+    assert not (tmp_path / "cut").exists()
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, None])
+def test_a_text_of_no_tokens_is_refused(number: Any) -> None:
+    with pytest.raises(UsageError, match="1 or more tokens to calibrate by"):
+        CalibrationText(TEXT, number)
 
 
 # Cuts

@@ -82,7 +82,7 @@ def _inverse_factor(moments: Tensor) -> Tensor:
     the moments, it is the inverse. Their size cancels out in what U is used for.
     """
     mean = moments.diagonal().mean()
-    if not moments.isfinite().all() or mean < 0:
+    if not moments.isfinite().all() or not mean.isfinite() or mean < 0:
         raise CheckpointError("finite inputs of a matrix", "others", "check the model and the text")
     scaled = moments / mean if mean > 0 else torch.zeros_like(moments)
     scaled.diagonal().add_(DAMPING)

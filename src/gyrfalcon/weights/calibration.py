@@ -12,7 +12,7 @@ from torch import Tensor
 from gyrfalcon import ops
 from gyrfalcon.batch import Batch
 from gyrfalcon.device import torch_threads
-from gyrfalcon.errors import UsageError
+from gyrfalcon.errors import CheckpointError, UsageError
 from gyrfalcon.kv.pool import CacheShape, KVPool
 from gyrfalcon.model.falcon import Block
 from gyrfalcon.model.linear import ColumnLinear, RowLinear
@@ -27,6 +27,7 @@ from gyrfalcon.weights.load import load_parts, run_dtype
 from gyrfalcon.weights.manifest import TextSum
 from gyrfalcon.weights.source import Checkpoint
 
+LETTERS_OF_A_TOKEN = 32  # many times as many as there are
 WINDOW = 512  # tokens that see each other
 BLOCK_SIZE = 16  # of their cache
 CPU = torch.device("cpu")
@@ -39,20 +40,44 @@ class CalibrationText:
     text: str
     most_tokens: int = CALIBRATE_TOKENS
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.most_tokens, int) or self.most_tokens < 1:
+            got, do = repr(self.most_tokens), "choose another number"
+            raise UsageError("1 or more tokens to calibrate by", got, do)
+
 
 def windows_of(source: CalibrationText, checkpoint: Checkpoint) -> Tensor:
     """Stretches of the text, spread over it: token ids, int64 [windows, tokens of each]. UsageError when
-    it has not one.
+    it has not one; CheckpointError for ids that the model does not know.
     """
     size = min(WINDOW, checkpoint.config.max_positions, source.most_tokens)
     tokenizer = Tokenizer.load(checkpoint.tokenizer_folder, checkpoint.config.hidden_size)
-    ids = torch.tensor(tokenizer.encode(source.text), dtype=torch.int64)
-    if len(ids) < size:
-        wanted = f"a text of at least {size} tokens to calibrate by"
-        raise UsageError(wanted, f"one of {len(ids)}", "take a longer one")
-    whole = ids[: len(ids) // size * size].view(-1, size)
-    wanted_windows = min(len(whole), source.most_tokens // size)
-    return whole[torch.arange(wanted_windows) * len(whole) // wanted_windows]
+    found = [tokenizer.encode(part) for part in _parts(source, size)]
+    most = 1 if len(found) > 1 else None  # of each part
+    windows = [
+        ids[start : start + size]
+        for ids in found
+        for start in range(0, len(ids) - size + 1, size)[:most]
+    ]
+    if not windows:
+        wanted, got = f"a text of at least {size} tokens to calibrate by", f"one of {len(found[0])}"
+        raise UsageError(wanted, got, "take a longer one or lower --calibrate-tokens")
+    count = min(len(windows), source.most_tokens // size)
+    chosen = torch.tensor([windows[i * len(windows) // count] for i in range(count)])
+    if (largest := int(chosen.max())) >= checkpoint.config.vocab_size:
+        wanted = f"token ids below {checkpoint.config.vocab_size}"
+        raise CheckpointError(wanted, str(largest), "use the model's own tokenizer")
+    return chosen
+
+
+def _parts(source: CalibrationText, size: int) -> list[str]:
+    """The text; of a long one parts that are spread over it, a window in each and room to spare."""
+    text, count = source.text, source.most_tokens // size
+    letters = LETTERS_OF_A_TOKEN * size
+    if len(text) <= count * letters:
+        return [text]
+    starts = [i * len(text) // count for i in range(count)]
+    return [text[start : start + letters] for start in starts]
 
 
 def sum_of(windows: Tensor) -> TextSum:

@@ -133,11 +133,20 @@ def quantise(weight: Tensor, kind: str) -> Quantised:
         raise UsageError(
             f"one of {', '.join(_CONVERSIONS)} to round weights to", kind, "choose one"
         )
+    chunk = CHUNK if weight.device.type == "cpu" else DEVICE_CHUNK
+    return converted(weight, kind, convert, chunk)
+
+
+def converted(
+    weight: Tensor, kind: str, convert: Callable[[Tensor], tuple[Tensor, Tensor]], chunk: int
+) -> Quantised:
+    """A matrix [out, in] in `kind`, whose data and scales `convert` gives of some rows in float32, of whole
+    tiles, at most `chunk` weights where these are more than a tile. Errors as `quantise` has them.
+    """
     num_rows, columns = weight.shape
     (shape, dtype), (scales_shape, scales_dtype) = stored_forms(kind, num_rows, columns)
     data = torch.empty(shape, dtype=dtype, device=weight.device)
     scales = torch.empty(scales_shape, dtype=scales_dtype, device=weight.device)
-    chunk = CHUNK if weight.device.type == "cpu" else DEVICE_CHUNK
     together = TILE_ROWS if kind in GROUPS else 1
     step = max(1, chunk // max(columns * together, 1))
     for start in range(0, len(data), step):

@@ -12,12 +12,11 @@ from torch import Tensor
 from gyrfalcon.errors import CheckpointError, UsageError
 from gyrfalcon.quant import (
     GROUPS,
-    TILE_ROWS,
     Quantised,
+    converted,
     int4_packed,
     int4_scales,
     int4_values,
-    stored_forms,
 )
 
 DAMPING = (
@@ -39,20 +38,12 @@ def quantise_for(weight: Tensor, kind: str, moments: Tensor) -> Quantised:
     """
     if kind not in GROUPS:
         raise UsageError(f"{', '.join(GROUPS)} to round by a text", kind, "leave the text out")
-    rows, columns = weight.shape
-    (shape, dtype), (scales_shape, scales_dtype) = stored_forms(kind, rows, columns)
     factor, importance = _inverse_factor(moments), moments.diagonal()
-    data = torch.empty(shape, dtype=dtype)
-    scales = torch.empty(scales_shape, dtype=scales_dtype)
-    step = max(1, ROW_CHUNK // (columns * TILE_ROWS))
-    for start in range(0, len(data), step):
-        part = weight[start * TILE_ROWS : (start + step) * TILE_ROWS].float()
-        if not part.isfinite().all():
-            wanted = "finite weights to round"
-            raise CheckpointError(wanted, "infinite ones or NaN", "get the file again")
-        found = _rounded(part, factor, importance, GROUPS[kind])
-        data[start : start + step], scales[start : start + step] = int4_packed(*found)
-    return Quantised(kind, data, scales)
+
+    def convert(part: Tensor) -> tuple[Tensor, Tensor]:
+        return int4_packed(*_rounded(part, factor, importance, GROUPS[kind]))
+
+    return converted(weight, kind, convert, ROW_CHUNK)
 
 
 def _rounded(

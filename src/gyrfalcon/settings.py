@@ -6,9 +6,7 @@ from gyrfalcon.errors import UsageError
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
-CALIBRATE_TOKENS = (
-    32768  # of a text that matrices are rounded by, unless another number is asked for
-)
+CALIBRATE_TOKENS = 32768  # of a text that matrices are rounded by
 QUANTS = ("none", "int8", "fp8", "int4", "int4-32", "int4-128")
 
 

@@ -13,11 +13,11 @@ tells how to set up each.
     python -m venv ov && ov/bin/pip install torch==2.13.0 "optimum-intel[openvino,nncf]" && \\
         python benchmarks/cpu_peers.py --python openvino=ov/bin/python
 
-Models: A, 40b-style with 1.17 B weights; B, 8 of the 32 layers of falcon-7b. They are made below
---folder and removed, whatever happens. In a round each engine has its turn in a process of its own,
-and the next round begins with another one; beside each, the machine's limits are measured. A turn
-begins with one prompt that is not timed. "of limit" is the least work in our own format against the
-memory bandwidth when decoding, against the matrix peak in a prefill.
+Models: A, 40b-style with 1.17 B weights; B, 8 of the 32 layers of falcon-7b; C, all 32, which only
+gyrfalcon runs. They are made below --folder and removed, whatever happens. In a round each engine has
+its turn in a process of its own, and the next round begins with another one; beside each, the machine's
+limits are measured. A turn begins with one prompt that is not timed. "of limit" is the least work in
+our own format against the memory bandwidth when decoding, against the matrix peak in a prefill.
 
 All takes hours: with --resume the rounds that are in the JSON file already are kept, and those that
 lack to --rounds are run.

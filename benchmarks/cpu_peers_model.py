@@ -33,6 +33,7 @@ class Shape:
     num_layers: int
     num_kv_heads: int
     grouped: bool  # as 40b: groups of heads, two norms; else as 7b
+    alone: bool = False  # too large for the others' forms: gyrfalcon's rows only
 
     def config(self, vocab_size: int) -> dict[str, object]:
         """config.json. multi_query is false for a grouped model, in which it means nothing, because
@@ -67,6 +68,7 @@ class Shape:
 SHAPES = {
     "A": Shape(hidden_size=2048, num_layers=24, num_kv_heads=4, grouped=True),
     "B": Shape(hidden_size=4544, num_layers=8, num_kv_heads=1, grouped=False),
+    "C": Shape(hidden_size=4544, num_layers=32, num_kv_heads=1, grouped=False, alone=True),
 }
 VOCAB_SIZE = 65024
 

@@ -68,12 +68,18 @@ class Plan:
     threads: int
     silence_seconds: float
 
-    def pairs(self, missing: Collection[str] = ()) -> list[tuple[str, str]]:
-        """Each precision with each engine that has it; `missing` are engines, or "engine precision"."""
+    def engines_of(self, model: str) -> list[str]:
+        """Those that run a model."""
+        return [engine for engine in self.engines if engine == OURS or not SHAPES[model].alone]
+
+    def pairs(self, model: str, missing: Collection[str] = ()) -> list[tuple[str, str]]:
+        """Each precision with each engine that has it and runs the model; `missing` are engines, or
+        "engine precision".
+        """
         return [
             (precision, engine)
             for precision in self.precisions
-            for engine in self.engines
+            for engine in self.engines_of(model)
             if precision in ENGINES[engine].form_bytes
             and not {engine, f"{engine} {precision}"} & set(missing)
         ]
@@ -176,11 +182,9 @@ def _threads(asked: int | None) -> int:
 
 
 def check_room(plan: Plan, folder: Path) -> None:
-    """Says on standard error what the largest model needs; UsageError where there is less."""
-    weights = max(map(parameters, plan.configs.values()))
-    forms = sum(ENGINES[engine].form_bytes[precision] for precision, engine in plan.pairs())
-    disk = int(weights * (2 + forms))
-    memory = BASE_BYTES + int(weights * max(ENGINES[each].memory_bytes for each in plan.engines))
+    """Says on standard error what the most demanding model needs; UsageError where there is less."""
+    needs = [_needs(plan, model) for model in plan.configs]
+    disk, memory = (max(each) for each in zip(*needs, strict=True))
     free_disk = shutil.disk_usage(folder).free
     free_memory = psutil.virtual_memory().available
     print(
@@ -189,8 +193,16 @@ def check_room(plan: Plan, folder: Path) -> None:
         file=sys.stderr,
     )
     if disk > free_disk:
-        do = "name another --folder, or fewer --engines or --layers"
+        do = "name another --folder, or fewer --models, --engines or --layers"
         raise UsageError(f"{shown_bytes(disk)} in {folder}", f"{shown_bytes(free_disk)} free", do)
     if memory > free_memory:
-        do = "name fewer --engines or --layers, or close other programs"
+        do = "name fewer --models, --engines or --layers, or close other programs"
         raise UsageError(f"{shown_bytes(memory)} of memory", f"{shown_bytes(free_memory)} free", do)
+
+
+def _needs(plan: Plan, model: str) -> tuple[int, int]:
+    """Bytes of disk and of memory."""
+    weights = parameters(plan.configs[model])
+    forms = sum(ENGINES[engine].form_bytes[precision] for precision, engine in plan.pairs(model))
+    memory = max((ENGINES[each].memory_bytes for each in plan.engines_of(model)), default=0)
+    return int(weights * (2 + forms)), BASE_BYTES + int(weights * memory)

@@ -60,7 +60,8 @@ def race(
     folder.mkdir()
     make_checkpoint(folder / "checkpoint", plan.configs[model])
     runners = [
-        Runner(plan, model, precision, engine, folder) for precision, engine in plan.pairs(missing)
+        Runner(plan, model, precision, engine, folder)
+        for precision, engine in plan.pairs(model, missing)
     ]
     for number in range(done, plan.rounds):
         yield list(_round(plan, runners, number))

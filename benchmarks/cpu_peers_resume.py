@@ -70,6 +70,6 @@ def _planned(plan: Plan, model: str, missing: Collection[str]) -> set[tuple[Case
     """What each round of a model consists of."""
     return {
         (Case(model, precision, batch, plan.prompt_len, plan.steps), engine)
-        for precision, engine in plan.pairs(missing)
+        for precision, engine in plan.pairs(model, missing)
         for batch in plan.batches
     }

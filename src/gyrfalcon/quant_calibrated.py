@@ -19,12 +19,8 @@ from gyrfalcon.quant import (
     int4_values,
 )
 
-DAMPING = (
-    0.01  # of the mean second moment, added to each: inputs that never differ can be told apart
-)
-BLOCK = (
-    128  # columns whose effect on all later ones is computed at once; whole groups of every kind
-)
+DAMPING = 0.01  # of the mean second moment, added to each: tells inputs that never differ apart
+BLOCK = 128  # columns whose effect on later ones is computed at once; whole groups of every kind
 ROW_CHUNK = 1 << 26  # weights at a time: 256 MiB in float32
 
 

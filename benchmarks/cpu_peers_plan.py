@@ -127,7 +127,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     if options.plot and not find_spec("matplotlib"):
         raise UsageError("matplotlib for --plot", "none installed", "pip install matplotlib")
     models = _chosen("--models", options.models or default.models, SHAPES)
-    return Plan(
+    plan = Plan(
         configs={model: _config(model, options) for model in models},
         engines=_chosen("--engines", options.engines or default.engines, ENGINES),
         pythons=_pythons(options.python),
@@ -139,6 +139,13 @@ def plan_of(options: argparse.Namespace) -> Plan:
         threads=_threads(options.threads),
         silence_seconds=options.silence,
     )
+    for model in models:
+        if not plan.engines_of(model):
+            got = ", ".join(plan.engines)
+            raise UsageError(
+                f"{OURS} among --engines for model {model}", got, "name it, or other --models"
+            )
+    return plan
 
 
 def _chosen(option: str, text: str, known: Sequence[str] | Mapping[str, object]) -> list[str]:
@@ -204,5 +211,5 @@ def _needs(plan: Plan, model: str) -> tuple[int, int]:
     """Bytes of disk and of memory."""
     weights = parameters(plan.configs[model])
     forms = sum(ENGINES[engine].form_bytes[precision] for precision, engine in plan.pairs(model))
-    memory = max((ENGINES[each].memory_bytes for each in plan.engines_of(model)), default=0)
+    memory = max(ENGINES[each].memory_bytes for each in plan.engines_of(model))
     return int(weights * (2 + forms)), BASE_BYTES + int(weights * memory)

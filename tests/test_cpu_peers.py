@@ -279,6 +279,10 @@ def test_the_plot_is_written(tmp_path: Path) -> None:
     [
         ("--engines vllm", "wanted --engines of gyrfalcon, transformers"),
         ("--models D", "wanted --models of A, B, C, got 'D'"),
+        (
+            "--models C --engines openvino",
+            "wanted gyrfalcon among --engines for model C, got openvino",
+        ),
         ("--precisions fp8", "wanted --precisions of bf16, int8, int4"),
         ("--rounds 0", "wanted a whole number of 1 or more for --rounds"),
         ("--hidden 100", "wanted a multiple of 256 for --hidden, got 100"),
@@ -334,7 +338,7 @@ def test_a_precision_that_an_engine_lacks_on_this_processor_is_named(
     (engine / "__init__.py").write_text(f"__version__ = '4'\n{types}\n{names}\n", "utf-8")
     (engine / "converters" / "__init__.py").write_text("TransformersConverter = None\n", "utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    asked = planned("--engines", "ctranslate2")
+    asked = planned("--models", "A", "--engines", "ctranslate2")
     versions, missing = race.find_engines(asked, tmp_path)
     assert versions == {"ctranslate2": {"ctranslate2": "4"}}
     assert missing == {"ctranslate2 bf16": "on this processor it computes in float32, int8 only"}

@@ -17,7 +17,7 @@ from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
 from gyrfalcon.ops.native_library import library, why_not_native
 from gyrfalcon.ops.reference import Product
-from gyrfalcon.quant import GROUPS, TILE_ROWS, Weight, dequantise, quantise, span
+from gyrfalcon.quant import GROUPS, TILE_ROWS, Quantised, Weight, dequantise, quantise, span
 
 if library() is None:
     pytest.skip(why_not_native(), allow_module_level=True)
@@ -154,6 +154,22 @@ def test_int8_keeps_small_activations_beside_large_ones(tokens: int) -> None:
     weight.data[:, 7] = 0  # the large one itself is not asked for
     exact = x.float() @ dequantise(weight, torch.float32).T
     assert_near(native.linear(x, weight), exact, TOLERANCES[torch.bfloat16])
+
+
+@pytest.mark.parametrize("weights", [(127,), (-128,), (127, -128), (127, 127, -128, -128)])
+@pytest.mark.parametrize("columns", [512, 1001])
+@pytest.mark.parametrize("tokens", [1, 30, 70])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_int8_multiplies_the_largest_numbers_that_there_are(
+    dtype: torch.dtype, tokens: int, columns: int, weights: tuple[int, ...]
+) -> None:
+    """Sums of 16 and of 32 bits come as near to their ends as they can, and are still right."""
+    row = torch.tensor(weights, dtype=torch.int8).repeat(columns)[:columns]
+    weight = Quantised("int8", row.repeat(40, 1), torch.full((40,), 1 / 128))
+    for signs in ((1,), (-1,), (1, -1), (1, 1, -1, -1)):
+        x = 3 * torch.tensor(signs, dtype=dtype).repeat(columns)[:columns].repeat(tokens, 1)
+        exact = x.double() @ dequantise(weight, torch.float64).T
+        assert_near(native.linear(x, weight), exact, TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -9,7 +9,8 @@ constexpr const char *NAME = "avx512";
 constexpr int64_t AHEAD = 1024; // bytes that are fetched before they are needed
 constexpr int NEAR = 3;         // to the first cache
 constexpr int TILE_ROWS = 6, TILE_TOKENS = 4, SHORT_TILE_ROWS = 4;
-constexpr int PANEL_ROWS = 2 * GYRFALCON_WIDTH, PANEL_TOKENS = 12;
+constexpr int PANEL_ROWS = 2 * GYRFALCON_WIDTH, PANEL_TOKENS = 12, SHORT_TOKENS = 12;
+constexpr bool CROSSES_SHORTS = false; // one instruction multiplies and adds
 #include "vectors.h"
 #include "kernels.inl"
 } // namespace

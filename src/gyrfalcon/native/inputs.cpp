@@ -29,6 +29,7 @@ struct Source {
     int64_t columns;
     int64_t tokens;
     int kind;
+    int64_t panel_tokens;
     int place; // among the inputs of a call
 
     int64_t row_bytes() const { return columns * bytes_of(kind); }
@@ -54,7 +55,7 @@ struct Source {
         reserve(SUMS, static_cast<size_t>(padded(columns)) * sizeof(float));
         in_parallel(panels(), [&](int64_t panel, int thread) {
             auto *floats = static_cast<float *>(scratch(thread, SUMS));
-            for (int64_t i = 0, token = panel * kernels->panel_tokens; i < kernels->panel_tokens; i++, token++) {
+            for (int64_t i = 0, token = panel * panel_tokens; i < panel_tokens; i++, token++) {
                 if (token < tokens)
                     widen(token, floats);
                 else
@@ -63,7 +64,7 @@ struct Source {
             }
         });
     }
-    int64_t panels() const { return (tokens + kernels->panel_tokens - 1) / kernels->panel_tokens; }
+    int64_t panels() const { return (tokens + panel_tokens - 1) / panel_tokens; }
 };
 
 Tokens as_floats(const Source &source, bool parted) {
@@ -84,7 +85,7 @@ Tokens as_floats(const Source &source, bool parted) {
 }
 
 Tokens as_float_panels(const Source &source) {
-    const int64_t size = source.kernels->panel_tokens, columns = source.columns;
+    const int64_t size = source.panel_tokens, columns = source.columns;
     auto *to = source.memory<float>(INPUTS, source.panels() * size * columns);
     Tokens made;
     made.floats = to;
@@ -115,27 +116,32 @@ Tokens as_shorts(const Source &source) {
 }
 
 Tokens as_short_panels(const Source &source) {
-    const int64_t size = source.kernels->panel_tokens, pairs = (source.columns + 1) / 2;
+    const int64_t size = source.panel_tokens, stride = source.panels() * size;
     const int64_t blocks = short_blocks(source.columns), room = padded_shorts(source.columns);
-    auto *to = source.memory<int16_t>(INPUTS, source.panels() * size * pairs * 2);
-    auto *scales = source.memory<float>(SCALES, source.panels() * size * blocks);
-    Tokens made;
-    made.shorts = to;
-    made.scales = scales;
-    made.stride = source.panels() * size;
+    const int64_t columns = (source.columns + 3) / 4 * 4;
+    auto *to = source.memory<int16_t>(INPUTS, stride * columns);
+    auto *scales = source.memory<float>(SCALES, stride * blocks);
+    auto *offsets = source.memory<int32_t>(OFFSETS, stride * blocks);
     reserve(KEYS, static_cast<size_t>(room) * sizeof(int16_t) + static_cast<size_t>(blocks) * sizeof(float));
     source.for_panels([&](int64_t panel, int64_t i, const float *floats, int thread) {
         auto *shorts = static_cast<int16_t *>(scratch(thread, KEYS));
         auto *own_scales = reinterpret_cast<float *>(shorts + room);
         source.kernels->round_to_shorts(floats, source.columns, shorts, own_scales);
         for (int64_t block = 0; block < blocks; block++) {
-            const int64_t first = block * SHORT_COLUMNS / 2, count = std::min(SHORT_COLUMNS / 2, pairs - first);
-            int16_t *own = to + 2 * (first * made.stride + panel * size * count + i);
-            for (int64_t pair = 0; pair < count; pair++)
-                memcpy(own + 2 * pair * size, shorts + 2 * (first + pair), 2 * sizeof(int16_t));
-            scales[block * made.stride + panel * size + i] = own_scales[block];
+            const int64_t first = block * SHORT_COLUMNS, count = std::min(SHORT_COLUMNS, columns - first);
+            const int64_t place = block * stride + panel * size + i;
+            scales[place] = own_scales[block];
+            offsets[place] = source.kernels->short_offset(shorts + first, count);
+            int16_t *own = to + first * stride + panel * size * count + 2 * i;
+            for (int64_t pair = 0; pair < count; pair += 2)
+                memcpy(own + pair * size, shorts + first + pair, 2 * sizeof(int16_t));
         }
     });
+    Tokens made;
+    made.shorts = to;
+    made.scales = scales;
+    made.offsets = offsets;
+    made.stride = stride;
     return made;
 }
 
@@ -170,7 +176,7 @@ struct RoundedToken {
 
 // Places of tokens that do not exist stay as they are: nobody reads them.
 Tokens as_byte_panels(const Source &source) {
-    const int64_t size = source.kernels->panel_tokens, stride = source.panels() * size, columns = source.columns;
+    const int64_t size = source.panel_tokens, stride = source.panels() * size, columns = source.columns;
     auto *to = source.memory<int32_t>(INPUTS, stride * columns / 4);
     auto *scales = source.memory<float>(SCALES, stride * columns / 64);
     auto *offsets = source.memory<int32_t>(OFFSETS, stride * columns / 32);
@@ -228,8 +234,9 @@ Tokens as_turned(const Source &source, bool rounded) {
 
 Tokens ready(const Kernels &kernels, const gf_term &term, int place, int64_t tokens, int kind) {
     const gf_matrix &weight = term.weight;
-    const Source source{&kernels, static_cast<const char *>(term.x), weight.columns, tokens, kind, place};
     const Form form = form_of(kernels, weight, tokens, kind);
+    const Source source{&kernels, static_cast<const char *>(term.x), weight.columns, tokens, kind, tokens_of(kernels, form),
+                        place};
     Tokens made = form == FLOATS         ? as_floats(source, false)
                   : form == PARTED       ? as_floats(source, true)
                   : form == FLOAT_PANELS ? as_float_panels(source)

@@ -45,7 +45,7 @@ enum Form {
     PARTED,       // likewise, those of two vectors in even places before those in odd ones
     FLOAT_PANELS, // [blocks of FLOAT_COLUMNS, panels, columns, panel_tokens]
     SHORTS,       // rounded to 16 bits, each SHORT_COLUMNS by themselves
-    SHORT_PANELS, // [blocks, panels, pairs of columns, panel_tokens, 2]
+    SHORT_PANELS, // [blocks, panels, pairs of columns, short_tokens, 2], an even number of pairs
     BYTES,        // rounded to 8 bits, each 64 columns by themselves
     BYTE_PANELS,  // [blocks of SHORT_COLUMNS, panels, quads of columns, panel_tokens, 4]
     TURNED,       // for a matrix unit
@@ -55,6 +55,7 @@ constexpr int64_t FLOAT_COLUMNS = 256; // as many bytes as SHORT_COLUMNS take
 // Sums of so many products of 8 and 16 bits fit 32 bits. Against the largest of a block, 16 bits are 128 times as
 // fine as bfloat16 is.
 constexpr int64_t SHORT_COLUMNS = 512;
+constexpr int32_t LARGEST_SHORT = 32639; // with a weight of 8 bits it makes a sum that fits 16
 constexpr int64_t short_blocks(int64_t columns) { return (columns + SHORT_COLUMNS - 1) / SHORT_COLUMNS; }
 
 // Tokens as the products read them, `stride` numbers each. In panels they are the `first` and those after it of
@@ -67,12 +68,22 @@ struct Tokens {
     const float *floats = nullptr;
     const int16_t *shorts = nullptr;
     const int8_t *bytes = nullptr;
-    const float *scales = nullptr;    // [tokens, blocks]; of panels [blocks, tokens]
-    const int32_t *offsets = nullptr; // of bytes: -8 × the sum of 32 values, [tokens, columns / 32]; of panels turned
+    const float *scales = nullptr; // [tokens, blocks]; of panels [blocks, tokens]
+    // What sums begin with. Of bytes: -8 × the sum of 32 values, [tokens, columns / 32]; of panels turned. Of short
+    // panels [blocks, tokens].
+    const int32_t *offsets = nullptr;
     TurnedTokens turned = {};
 };
 
-// Some columns of a panel of them, rounded to bytes.
+// Some columns of a panel of rows or of tokens, with each one's scale, and what makes good for what it adds to crossed
+// products by itself (kernels.inl).
+struct ShortPanel {
+    const int16_t *numbers;
+    const float *scales;
+    const int32_t *offsets;
+};
+
+// Some columns of a panel of tokens, rounded to bytes.
 struct ByteTokens {
     const int8_t *bytes;    // [quads, panel_tokens, 4]
     const float *scales;    // [units of 64 columns, stride]
@@ -125,7 +136,8 @@ struct AttendMemory {
 struct Kernels {
     const char *name;
     int64_t panel_rows;
-    int64_t panel_tokens;
+    int64_t panel_tokens; // of floats and bytes
+    int64_t short_tokens; // of shorts
 
     // sums[token × stride + row] = or += the products, i8 and i4 with their scales. `streamed`: the weights
     // come from memory and are read once.
@@ -138,10 +150,10 @@ struct Kernels {
     void (*panel_products)(const float *panel, const float *tokens, int64_t count, int64_t columns, float *sums,
                            int64_t stride, bool add);
     // The same with 16-bit numbers, at most SHORT_COLUMNS of one block: i8 rows to [pairs, panel_rows, 2].
-    void (*pack_short_rows)(const Rows &rows, int64_t first_column, int64_t columns, int16_t *to, float *scales);
-    void (*short_panel_products)(const int16_t *panel, const float *row_scales, const int16_t *tokens,
-                                 const float *token_scales, int64_t count, int64_t columns, float *sums,
-                                 int64_t stride, bool add);
+    void (*pack_short_rows)(const Rows &rows, int64_t first_column, int64_t columns, int16_t *to, float *scales,
+                            int32_t *offsets);
+    void (*short_panel_products)(const ShortPanel &rows, const ShortPanel &tokens, int64_t count, int64_t columns,
+                                 float *sums, int64_t stride, bool add);
     // And with bytes: i4 rows to [quads, panel_rows, 4] and their scales to [groups, panel_rows].
     void (*pack_nibbles)(const Rows &rows, int64_t first_column, int64_t columns, uint8_t *to, float *scales);
     void (*byte_panel_products)(const uint8_t *panel, const float *row_scales, const ByteTokens &tokens,
@@ -153,6 +165,7 @@ struct Kernels {
     // Of a token: to bytes, and to shorts with zeros up to padded_shorts(columns).
     void (*round)(const float *from, int64_t columns, int8_t *bytes, float *scales, int32_t *offsets);
     void (*round_to_shorts)(const float *from, int64_t columns, int16_t *shorts, float *scales);
+    int32_t (*short_offset)(const int16_t *shorts, int64_t columns); // of a whole number of quads
     // y = activation(sums + bias), all of `count`
     void (*finish)(const float *sums, const void *bias, int64_t bias_start, int64_t count, int activation, int kind,
                    char *y);
@@ -168,6 +181,11 @@ struct Kernels {
 
     const MatrixUnit *unit = nullptr; // or none
 };
+
+// Tokens of a panel.
+inline int64_t tokens_of(const Kernels &kernels, Form form) {
+    return form == SHORT_PANELS ? kernels.short_tokens : kernels.panel_tokens;
+}
 
 // Null where the processor lacks the instructions.
 const Kernels *chosen_kernels();

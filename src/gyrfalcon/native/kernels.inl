@@ -385,7 +385,7 @@ INLINE void float_panel(const float *panel, const float *tokens, int64_t columns
     if (add)
         UNROLL for (int i = 0; i < TOKENS; i++)
             UNROLL for (int j = 0; j < 2; j++) total[i][j] = loaded<Floats>(to + i * stride + j * WIDTH);
-    for (int64_t column = 0; column < columns; column++) {
+    _Pragma("GCC unroll 4") for (int64_t column = 0; column < columns; column++) {
         Floats first = loaded<Floats>(panel + column * PANEL_ROWS);
         Floats second = loaded<Floats>(panel + column * PANEL_ROWS + WIDTH);
         UNROLL for (int i = 0; i < TOKENS; i++) {
@@ -417,10 +417,21 @@ INLINE void fetch_ahead(const char *from, int64_t bytes, int64_t away) {
         __builtin_prefetch(from + away, 0, 2);
 }
 
-// The same with shorts: pairs of columns take the places of floats.
-// WIDTH rows and pairs, or as many as exist.
+// The same with shorts: pairs of columns take the places of floats. Two pairs may be crossed, as Winograd multiplies (A
+// New Algorithm for Inner Product, 1968):
+//
+//     w₀x₀ + w₁x₁ = (w₀ + x₁)(w₁ + x₀) - w₀w₁ - x₀x₁
+//
+// The last two are summed once for each row and once for each token, with which sums begin (offsets): an addition takes
+// the place of a multiplication. All is modulo 2³², so sums are right however large what comes on the way is.
+INLINE Ints with_two_pairs(Ints sums, Shorts first, Shorts second, Shorts input, Shorts next) {
+    if constexpr (CROSSES_SHORTS)
+        return with_products(sums, added(first, next), added(second, input));
+    return with_products(with_products(sums, first, input), second, next);
+}
+// WIDTH rows and pairs, or as many as exist; adds to the rows' offsets.
 template <bool WHOLE>
-INLINE void pack_shorts(const Rows &rows, int64_t row, int64_t column, int64_t left, int16_t *to) {
+INLINE void pack_shorts(const Rows &rows, int64_t row, int64_t column, int64_t left, int16_t *to, Words &offsets) {
     Floats block[WIDTH]; // of any bits
     UNROLL for (int i = 0; i < WIDTH; i++) {
         const char *from = rows.data + (row + i) * rows.row_bytes + column;
@@ -431,56 +442,78 @@ INLINE void pack_shorts(const Rows &rows, int64_t row, int64_t column, int64_t l
         fetch_ahead(from, 2 * WIDTH, PANEL_ROWS * rows.row_bytes);
     }
     transpose(block);
-    UNROLL for (int i = 0; i < WIDTH; i++) if (WHOLE || 2 * i < left) stored(to + 2 * i * PANEL_ROWS, block[i]);
+    UNROLL for (int i = 0; i < WIDTH; i += 2) if (WHOLE || 2 * i < left) {
+        stored(to + 2 * i * PANEL_ROWS, block[i]);
+        stored(to + 2 * (i + 1) * PANEL_ROWS, block[i + 1]);
+        if constexpr (CROSSES_SHORTS)
+            offsets -= (Words)with_products(Ints{}, (Shorts)block[i], (Shorts)block[i + 1]);
+    }
 }
-void pack_short_rows(const Rows &rows, int64_t first, int64_t columns, int16_t *to, float *scales) {
-    for (int64_t row = 0; row < PANEL_ROWS; row += WIDTH)
+void pack_short_rows(const Rows &rows, int64_t first, int64_t columns, int16_t *to, float *scales, int32_t *offsets) {
+    for (int64_t row = 0; row < PANEL_ROWS; row += WIDTH) {
+        Words own_offsets = {};
         for (int64_t column = 0; column < columns; column += 2 * WIDTH) {
             int16_t *place = to + column * PANEL_ROWS + 2 * row;
             if (row + WIDTH <= rows.count && column + 2 * WIDTH <= columns)
-                pack_shorts<true>(rows, row, first + column, 2 * WIDTH, place);
+                pack_shorts<true>(rows, row, first + column, 2 * WIDTH, place, own_offsets);
             else
-                pack_shorts<false>(rows, row, first + column, columns - column, place);
+                pack_shorts<false>(rows, row, first + column, columns - column, place, own_offsets);
         }
+        stored(offsets + row, own_offsets);
+    }
     for (int64_t row = 0; row < PANEL_ROWS; row++)
         scales[row] = row < rows.count ? reinterpret_cast<const float *>(rows.scales)[row] : 0.0f;
 }
+int32_t short_offset(const int16_t *shorts, int64_t columns) {
+    uint32_t total = 0;
+    if constexpr (CROSSES_SHORTS)
+        for (int64_t i = 0; i < columns; i += 4)
+            total -= static_cast<uint32_t>(shorts[i] * shorts[i + 2]) + static_cast<uint32_t>(shorts[i + 1] * shorts[i + 3]);
+    return static_cast<int32_t>(total);
+}
 
 template <int TOKENS>
-INLINE void short_panel(const int16_t *panel, const float *row_scales, const int16_t *tokens, const float *token_scales,
-                        int64_t columns, float *to, int64_t stride, bool add) {
-    const int64_t pairs = (columns + 1) / 2;
-    Ints total[TOKENS][2] = {};
-    for (int64_t pair = 0; pair < pairs; pair++) {
-        Shorts first = loaded<Shorts>(panel), second = loaded<Shorts>(panel + 2 * WIDTH);
-        UNROLL for (int i = 0; i < TOKENS; i++) {
-            Shorts input = (Shorts)same_int(loaded<int32_t>(tokens + 2 * i));
-            total[i][0] = with_products(total[i][0], first, input);
-            total[i][1] = with_products(total[i][1], second, input);
+INLINE void short_panel(const ShortPanel &rows, const ShortPanel &tokens, int64_t columns, float *to, int64_t stride,
+                        bool add) {
+    Ints total[TOKENS][2];
+    UNROLL for (int i = 0; i < TOKENS; i++)
+        UNROLL for (int j = 0; j < 2; j++)
+            total[i][j] = (Ints)(loaded<Words>(rows.offsets + j * WIDTH) + static_cast<uint32_t>(tokens.offsets[i]));
+    const int16_t *w = rows.numbers, *x = tokens.numbers;
+    for (int64_t column = 0; column < columns; column += 4) {
+        Shorts first[2], second[2];
+        UNROLL for (int j = 0; j < 2; j++) {
+            first[j] = loaded<Shorts>(w + 2 * j * WIDTH);
+            second[j] = loaded<Shorts>(w + 2 * (PANEL_ROWS + j * WIDTH));
         }
-        panel += 2 * PANEL_ROWS;
-        tokens += 2 * PANEL_TOKENS;
+        UNROLL for (int i = 0; i < TOKENS; i++) {
+            Shorts input = (Shorts)same_int(loaded<int32_t>(x + 2 * i));
+            Shorts next = (Shorts)same_int(loaded<int32_t>(x + 2 * (SHORT_TOKENS + i)));
+            UNROLL for (int j = 0; j < 2; j++)
+                total[i][j] = with_two_pairs(total[i][j], first[j], second[j], input, next);
+        }
+        w += 4 * PANEL_ROWS;
+        x += 4 * SHORT_TOKENS;
     }
     UNROLL for (int i = 0; i < TOKENS; i++)
         UNROLL for (int j = 0; j < 2; j++) {
             float *place = to + i * stride + j * WIDTH;
-            Floats scale = loaded<Floats>(row_scales + j * WIDTH) * token_scales[i];
+            Floats scale = loaded<Floats>(rows.scales + j * WIDTH) * tokens.scales[i];
             Floats before = add ? loaded<Floats>(place) : Floats{};
             stored(place, before + __builtin_convertvector(total[i][j], Floats) * scale);
         }
 }
-template <int TOKENS = PANEL_TOKENS>
-INLINE void some_of_short_panel(const int16_t *panel, const float *row_scales, const int16_t *tokens,
-                                const float *token_scales, int64_t count, int64_t columns, float *to, int64_t stride,
-                                bool add) {
+template <int TOKENS = SHORT_TOKENS>
+INLINE void some_of_short_panel(const ShortPanel &rows, const ShortPanel &tokens, int64_t count, int64_t columns,
+                                float *to, int64_t stride, bool add) {
     if constexpr (TOKENS > 1)
         if (count < TOKENS)
-            return some_of_short_panel<TOKENS - 1>(panel, row_scales, tokens, token_scales, count, columns, to, stride, add);
-    short_panel<TOKENS>(panel, row_scales, tokens, token_scales, columns, to, stride, add);
+            return some_of_short_panel<TOKENS - 1>(rows, tokens, count, columns, to, stride, add);
+    short_panel<TOKENS>(rows, tokens, columns, to, stride, add);
 }
-void short_panel_products(const int16_t *panel, const float *row_scales, const int16_t *tokens,
-                          const float *token_scales, int64_t count, int64_t columns, float *to, int64_t stride, bool add) {
-    some_of_short_panel(panel, row_scales, tokens, token_scales, count, columns, to, stride, add);
+void short_panel_products(const ShortPanel &rows, const ShortPanel &tokens, int64_t count, int64_t columns, float *to,
+                          int64_t stride, bool add) {
+    some_of_short_panel(rows, tokens, count, columns, to, stride, add);
 }
 
 // The same with int4 and tokens of bytes: quads of columns take the places of floats, those of the low halves of a
@@ -613,12 +646,12 @@ INLINE float largest_size(const float *x, int64_t count) {
     return size;
 }
 
-// Each SHORT_COLUMNS to -32767 … 32767 of their largest. `from` has zeros up to a whole vector.
+// Each SHORT_COLUMNS to -LARGEST_SHORT … LARGEST_SHORT of their largest. `from` has zeros up to a whole vector.
 void round_to_shorts(const float *from, int64_t columns, int16_t *to, float *scales) {
     const int64_t padded_columns = padded_shorts(columns);
     for (int64_t first = 0; first < columns; first += SHORT_COLUMNS) {
         const int64_t end = smaller(first + SHORT_COLUMNS, padded(columns));
-        const float scale = largest_size(from + first, end - first) / 32767.0f;
+        const float scale = largest_size(from + first, end - first) / LARGEST_SHORT;
         const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
         *scales++ = scale;
         for (int64_t i = first; i < end; i += WIDTH)
@@ -984,6 +1017,7 @@ void read_streams(const char *from, int64_t bytes) {
 const Kernels kernels = {NAME,
                          PANEL_ROWS,
                          PANEL_TOKENS,
+                         SHORT_TOKENS,
                          products,
                          widen_int4,
                          pack_rows,
@@ -997,6 +1031,7 @@ const Kernels kernels = {NAME,
                          narrow,
                          round,
                          round_to_shorts,
+                         short_offset,
                          finish,
                          add_norms,
                          rotate,

@@ -54,15 +54,15 @@ Rows from_row(const Rows &rows, int64_t row, int64_t most) {
     return some;
 }
 
-// each(row, token) for every panel of rows and of tokens: one of rows stays in the first cache while some of tokens
-// pass by, and these in the second while all rows do.
+// each(row, token, how many tokens) for every panel of rows and of tokens: one of rows stays in the first cache while
+// some of tokens pass by, and these in the second while all rows do.
 template <class Each>
-void for_panels(const Kernels &kernels, int64_t rows, int64_t tokens, const Each &each) {
-    const int64_t step = PANELS_IN_CACHE * kernels.panel_tokens;
-    for (int64_t first = 0; first < tokens; first += step)
-        for (int64_t row = 0; row < rows; row += kernels.panel_rows)
-            for (int64_t token = first; token < std::min(tokens, first + step); token += kernels.panel_tokens)
-                each(row, token);
+void for_panels(const Kernels &kernels, const Rows &rows, const Tokens &tokens, const Each &each) {
+    const int64_t size = tokens_of(kernels, tokens.form), step = PANELS_IN_CACHE * size;
+    for (int64_t first = 0; first < tokens.count; first += step)
+        for (int64_t row = 0; row < rows.count; row += kernels.panel_rows)
+            for (int64_t token = first; token < std::min(tokens.count, first + step); token += size)
+                each(row, token, std::min(size, tokens.count - token));
 }
 
 // The sums of one term, some columns at a time.
@@ -72,11 +72,10 @@ void add_float_panels(const Kernels &kernels, const Rows &rows, const Tokens &to
         const int64_t columns = std::min(FLOAT_COLUMNS, rows.columns - column);
         for (int64_t row = 0; row < rows.count; row += kernels.panel_rows)
             kernels.pack_rows(from_row(rows, row, kernels.panel_rows), column, columns, panels + row * columns);
-        for_panels(kernels, rows.count, tokens.count, [&](int64_t row, int64_t token) {
+        for_panels(kernels, rows, tokens, [&](int64_t row, int64_t token, int64_t count) {
             kernels.panel_products(panels + row * columns,
-                                   tokens.floats + column * tokens.stride + (tokens.first + token) * columns,
-                                   std::min(kernels.panel_tokens, tokens.count - token), columns,
-                                   sums + token * stride + row, stride, add || column);
+                                   tokens.floats + column * tokens.stride + (tokens.first + token) * columns, count,
+                                   columns, sums + token * stride + row, stride, add || column);
         });
     }
 }
@@ -84,18 +83,20 @@ void add_float_panels(const Kernels &kernels, const Rows &rows, const Tokens &to
 // Those of some columns alone.
 void add_short_columns(const Kernels &kernels, const Rows &rows, int64_t column, const Tokens &tokens, float *sums,
                        int64_t stride, bool add, float *memory) {
-    auto *panels = reinterpret_cast<int16_t *>(memory + stride);
-    const int64_t columns = std::min(SHORT_COLUMNS, rows.columns - column), even = (columns + 1) / 2 * 2;
+    float *scales = memory;
+    auto *offsets = reinterpret_cast<int32_t *>(memory + stride);
+    auto *panels = reinterpret_cast<int16_t *>(memory + 2 * stride);
+    const int64_t columns = std::min(SHORT_COLUMNS, rows.columns - column), quads = (columns + 3) / 4;
+    const int64_t of_block = column / SHORT_COLUMNS * tokens.stride;
     for (int64_t row = 0; row < rows.count; row += kernels.panel_rows)
         kernels.pack_short_rows(from_row(rows, row, kernels.panel_rows), column, columns, panels + row * SHORT_COLUMNS,
-                                memory + row);
-    for_panels(kernels, rows.count, tokens.count, [&](int64_t row, int64_t token) {
+                                scales + row, offsets + row);
+    for_panels(kernels, rows, tokens, [&](int64_t row, int64_t token, int64_t count) {
         const int64_t place = tokens.first + token;
-        kernels.short_panel_products(panels + row * SHORT_COLUMNS, memory + row,
-                                     tokens.shorts + column * tokens.stride + place * even,
-                                     tokens.scales + column / SHORT_COLUMNS * tokens.stride + place,
-                                     std::min(kernels.panel_tokens, tokens.count - token), columns,
-                                     sums + token * stride + row, stride, add || column);
+        kernels.short_panel_products({panels + row * SHORT_COLUMNS, scales + row, offsets + row},
+                                     {tokens.shorts + column * tokens.stride + place * quads * 4,
+                                      tokens.scales + of_block + place, tokens.offsets + of_block + place},
+                                     count, columns, sums + token * stride + row, stride, add || column);
     });
 }
 
@@ -107,12 +108,11 @@ void add_byte_columns(const Kernels &kernels, const Rows &rows, int64_t column, 
     for (int64_t row = 0; row < rows.count; row += kernels.panel_rows)
         kernels.pack_nibbles(from_row(rows, row, kernels.panel_rows), column, columns, panels + row * SHORT_COLUMNS,
                              memory + row * MOST_SCALES);
-    for_panels(kernels, rows.count, tokens.count, [&](int64_t row, int64_t token) {
+    for_panels(kernels, rows, tokens, [&](int64_t row, int64_t token, int64_t count) {
         const int64_t place = tokens.first + token;
         const ByteTokens some{tokens.bytes + column * tokens.stride + place * columns,
                               tokens.scales + column / 64 * tokens.stride + place,
-                              tokens.offsets + column / 32 * tokens.stride + place, tokens.stride,
-                              std::min(kernels.panel_tokens, tokens.count - token)};
+                              tokens.offsets + column / 32 * tokens.stride + place, tokens.stride, count};
         kernels.byte_panel_products(panels + row * SHORT_COLUMNS, memory + row * MOST_SCALES, some, columns, rows.group,
                                     sums + token * stride + row, stride, add || column);
     });

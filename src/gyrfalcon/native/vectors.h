@@ -230,12 +230,17 @@ INLINE Shorts widened(ManyBytes bytes) {
 #endif
 }
 
+INLINE Shorts added(Shorts a, Shorts b) { // modulo 2¹⁶, for numbers that stand for none may be of any size
+    typedef uint16_t Unsigned __attribute__((vector_size(WIDTH * 4)));
+    return (Shorts)((Unsigned)a + (Unsigned)b);
+}
+
 // sums + the products of neighbours, two and two together.
 INLINE Ints with_products(Ints sums, Shorts a, Shorts b) {
 #if defined(__AVX512VNNI__) && GYRFALCON_WIDTH == 16
     return (Ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
 #elif defined(__AVX2__) && GYRFALCON_WIDTH == 8
-    sums += (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+    sums = (Ints)((Words)sums + (Words)_mm256_madd_epi16((__m256i)a, (__m256i)b)); // what comes on the way may not fit
     asm("" : "+x"(sums)); // or GCC adds products up first, and has no registers for them
     return sums;
 #else

@@ -235,8 +235,8 @@ Tokens as_turned(const Source &source, bool rounded) {
 Tokens ready(const Kernels &kernels, const gf_term &term, int place, int64_t tokens, int kind) {
     const gf_matrix &weight = term.weight;
     const Form form = form_of(kernels, weight, tokens, kind);
-    const Source source{&kernels, static_cast<const char *>(term.x), weight.columns, tokens, kind, tokens_of(kernels, form),
-                        place};
+    const int64_t panel_tokens = tokens_in_panel(kernels, form);
+    const Source source{&kernels, static_cast<const char *>(term.x), weight.columns, tokens, kind, panel_tokens, place};
     Tokens made = form == FLOATS         ? as_floats(source, false)
                   : form == PARTED       ? as_floats(source, true)
                   : form == FLOAT_PANELS ? as_float_panels(source)

@@ -136,8 +136,8 @@ struct AttendMemory {
 struct Kernels {
     const char *name;
     int64_t panel_rows;
-    int64_t panel_tokens; // of floats and bytes
-    int64_t short_tokens; // of shorts
+    int64_t panel_tokens; // in a panel of floats or bytes
+    int64_t short_tokens; // in one of shorts
 
     // sums[token × stride + row] = or += the products, i8 and i4 with their scales. `streamed`: the weights
     // come from memory and are read once.
@@ -182,8 +182,7 @@ struct Kernels {
     const MatrixUnit *unit = nullptr; // or none
 };
 
-// Tokens of a panel.
-inline int64_t tokens_of(const Kernels &kernels, Form form) {
+inline int64_t tokens_in_panel(const Kernels &kernels, Form form) {
     return form == SHORT_PANELS ? kernels.short_tokens : kernels.panel_tokens;
 }
 

@@ -58,7 +58,7 @@ Rows from_row(const Rows &rows, int64_t row, int64_t most) {
 // some of tokens pass by, and these in the second while all rows do.
 template <class Each>
 void for_panels(const Kernels &kernels, const Rows &rows, const Tokens &tokens, const Each &each) {
-    const int64_t size = tokens_of(kernels, tokens.form), step = PANELS_IN_CACHE * size;
+    const int64_t size = tokens_in_panel(kernels, tokens.form), step = PANELS_IN_CACHE * size;
     for (int64_t first = 0; first < tokens.count; first += step)
         for (int64_t row = 0; row < rows.count; row += kernels.panel_rows)
             for (int64_t token = first; token < std::min(tokens.count, first + step); token += size)

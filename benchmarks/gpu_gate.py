@@ -11,8 +11,10 @@ is named as skipped. Exit code 1 when a check does not hold.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +28,7 @@ from typing import Any
 import torch
 
 PRECISIONS = ("bf16", "int8", "fp8", "int4")
+TESTS = Path(__file__).parent.parent / "tests"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Plan:
     law_prompts: tuple[int, ...]  # lengths of the prompts that the laws are tried on
     law_tokens: int
     kernel_tests: tuple[str, ...]  # what pytest is told
+    kernel_test_seconds: float  # after which they are ended
     minutes: float
 
     @classmethod
@@ -65,7 +69,8 @@ class Plan:
                 variants=("40b", "rw-1b"),
                 law_prompts=(3, 6),
                 law_tokens=2,
-                kernel_tests=("tests/test_triton_norm.py",),
+                kernel_tests=(str(TESTS / "test_triton_norm.py"),),
+                kernel_test_seconds=300,
                 minutes=minutes,
             )
         return cls(
@@ -78,8 +83,12 @@ class Plan:
             prompts=(32, 64, 128, 256, 512, 1024, 2048),
             lengths=(32, 64, 128, 256, 512, 1024),
             steps=32,
+            rounds=5,
             variants=("rw-1b", "rw-7b", "7b", "40b", "180B", "11B"),
-            kernel_tests=tuple(map(str, sorted(Path("tests").glob("test_triton_*.py")))),
+            law_prompts=(5, 33),
+            law_tokens=16,
+            kernel_tests=tuple(map(str, sorted(TESTS.glob("test_triton_*.py")))),
+            kernel_test_seconds=240,
             minutes=minutes,
         )
 
@@ -178,24 +187,55 @@ def steps(plan: Plan, args: argparse.Namespace) -> dict[str, Callable[[Plan], di
 def kernel_tests(plan: Plan) -> dict[str, Any]:
     """(1) Every kernel beside its definition, on the device."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plan.kernel_tests]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    seconds = min(plan.kernel_test_seconds, 60 * plan.minutes - (time.monotonic() - STARTED))
+    code, output = run_for(command, seconds)
+    if code is None:
+        return {"passed": False, "error": f"the kernel tests did not end within {seconds:.0f} s"}
+    lines = [line for line in output.splitlines() if line.strip()]
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    return {"passed": done.returncode == 0, "summary": lines[-1] if lines else "", "failed": failed}
+    return {"passed": code == 0, "summary": lines[-1] if lines else "", "failed": failed}
+
+
+def run_for(command: list[str], seconds: float) -> tuple[int | None, str]:
+    """Runs a command, for so many seconds at most: its exit code and standard output. No exit code
+    when it had to be killed, together with every process it started.
+    """
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return None, ""
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return process.returncode, output
+
+
+def commit() -> str:
+    """The commit of these sources; "unknown" without git or outside a repository."""
+    try:
+        code, output = run_for(["git", "describe", "--always", "--dirty"], seconds=10)
+    except OSError:
+        return "unknown"
+    return output.strip() if code == 0 else "unknown"
 
 
 def facts(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
     """Device, versions, commit, time."""
     import triton
 
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     on_card = plan.device.type == "cuda"
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv[1:],
-        "commit": commit or "unknown",
+        "commit": commit(),
         "device": torch.cuda.get_device_name(0) if on_card else "CPU, Triton's interpreter",
         "device_memory_bytes": torch.cuda.get_device_properties(0).total_memory
         if on_card

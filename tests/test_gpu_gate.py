@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ pytest.importorskip("triton", reason="the gate's modules need Triton")
 
 from gyrfalcon.ops import reference
 
+gpu_gate = pytest.importorskip("gpu_gate")
 gpu_models = pytest.importorskip("gpu_models")
 gpu_speed = pytest.importorskip("gpu_speed")
 gpu_table = pytest.importorskip("gpu_table")
@@ -68,6 +71,40 @@ def test_the_table_names_what_was_skipped_and_what_failed() -> None:
         "40b bf16   skipped: 86 GB wanted, 70 GB free",
         "40b int8   FAILS RuntimeError: no",
     ]
+
+
+def test_the_plan_for_a_card_is_complete() -> None:
+    """Its laws' sequences fit the engines that the laws make (max_len 64)."""
+    plan = gpu_gate.Plan.of(dry_run=False, minutes=9.0)
+    assert plan.device == torch.device("cuda", 0)
+    assert plan.rounds > 1
+    assert max(plan.law_prompts) + plan.law_tokens <= 64
+    assert all(Path(test).is_file() for test in plan.kernel_tests)
+
+
+def test_kernel_tests_that_do_not_end_are_killed_and_named(tmp_path: Path) -> None:
+    endless = tmp_path / "test_endless.py"
+    endless.write_text("import subprocess\nsubprocess.run(['sleep', '600'])\n")
+    plan = replace(
+        gpu_gate.Plan.of(dry_run=True, minutes=1e6),
+        kernel_tests=(str(endless),),
+        kernel_test_seconds=1,
+    )
+    found = gpu_gate.kernel_tests(plan)
+    assert found == {"passed": False, "error": "the kernel tests did not end within 1 s"}
+
+
+def test_a_run_that_is_killed_takes_its_children_along(tmp_path: Path) -> None:
+    """They hold the pipe open, and reading it would last as long as they do."""
+    code, _ = gpu_gate.run_for(["sh", "-c", f"sleep 600 & echo $! >{tmp_path}/child; wait"], 1)
+    assert code is None
+    child = psutil.Process(int((tmp_path / "child").read_text()))
+    child.wait(timeout=60)  # raises when it outlives that
+
+
+def test_the_gate_starts_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_gate.commit() == "unknown"
 
 
 @pytest.mark.slow

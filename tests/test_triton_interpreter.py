@@ -12,6 +12,14 @@ import triton.language as tl
 interpreted = pytest.mark.skipif(DEVICE == "cuda", reason="kernels run on the GPU itself")
 TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
+# Triton 3.6 and 3.7 compile no conversion from one kind of float8 to the other.
+CONVERSIONS = [
+    (source, target)
+    for source in TYPES
+    for target in TYPES
+    if DEVICE == "cpu" or source == target or {source, target} != set(TYPES[3:])
+]
+
 
 @triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
 def _convert(x, y, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # as above
@@ -33,8 +41,7 @@ def _double(x, y, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # as abo
     tl.store(y + places, value + value)
 
 
-@pytest.mark.parametrize("target", TYPES)
-@pytest.mark.parametrize("source", TYPES)
+@pytest.mark.parametrize(("source", "target"), CONVERSIONS)
 def test_conversions_round_as_torch(source: torch.dtype, target: torch.dtype) -> None:
     x = torch.randn(1024, device=DEVICE).clamp(-400, 400).to(source)
     y = torch.empty(1024, device=DEVICE, dtype=target)

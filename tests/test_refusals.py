@@ -260,5 +260,5 @@ def test_weights_that_overflow_are_an_error_not_a_text(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     scored = SamplingParams(max_new_tokens=0, prompt_logprobs=0)
     for params in (SamplingParams(), SamplingParams(temperature=1.0), scored):
-        with make_engine(tmp_path) as engine, pytest.raises(NotFinite, match="use --dtype"):
+        with make_engine(tmp_path) as engine, pytest.raises(NotFinite, match="use dtype"):
             engine.generate([30, 31], params)

@@ -139,7 +139,7 @@ def test_a_world_that_is_too_large_is_refused_with_the_largest_possible(
     config = FAMILY[name]
     assert len(shares(config, most)) == most
     with pytest.raises(
-        WorldSizeError, match=rf"from 1 to {most}, .*got {most + 1}; use -w {most} or less"
+        WorldSizeError, match=rf"from 1 to {most}, .*got {most + 1}; use world_size={most} or less"
     ):
         share_of(config, most + 1, 0)
 
@@ -151,7 +151,7 @@ def test_mlp_columns_and_tokens_limit_the_world_as_well() -> None:
 
 @pytest.mark.parametrize("ranks", [0, -1])
 def test_a_world_without_ranks_is_refused(ranks: int) -> None:
-    with pytest.raises(WorldSizeError, match="use -w 1 or more"):
+    with pytest.raises(WorldSizeError, match="use world_size=1 or more"):
         share_of(FAMILY["7b"], ranks, 0)
 
 

@@ -48,6 +48,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def flags() -> dict[str, str]:
+    """What an option is called on the command line, by its name in Python: "-w" for world_size."""
+    parsers = [argparse.ArgumentParser() for _ in COMMANDS]
+    for parser, (_, add_arguments) in zip(parsers, COMMANDS.values(), strict=True):
+        add_arguments(parser)
+    actions = [action for parser in parsers for action in parser._actions]
+    return {action.dest: action.option_strings[0] for action in actions if action.option_strings}
+
+
 def _check_command(word: str) -> None:
     if word in COMMANDS or word.startswith("-"):
         return

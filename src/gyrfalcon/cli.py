@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gyrfalcon.arguments import parse
+from gyrfalcon.arguments import flags, parse
 from gyrfalcon.engine.interrupts import ending_interrupts
 from gyrfalcon.errors import DISK_FULL, DiskFull, GyrfalconError, UsageError
 from gyrfalcon.output import STDOUT
@@ -92,7 +92,7 @@ def _explained(error: OSError) -> GyrfalconError:
 
 
 def _complain(error: GyrfalconError) -> int:
-    print("gyrfalcon: error:", " ".join(str(error).split()), file=sys.stderr)
+    print("gyrfalcon: error:", " ".join(error.on_command_line(flags()).split()), file=sys.stderr)
     return error.exit_code
 
 

@@ -39,7 +39,7 @@ def uses_cuda(word: str) -> bool:
     """Whether `auto`, `cpu` or `cuda` means CUDA here; UsageError when it is asked for in vain."""
     available = torch.cuda.is_available()
     if word == "cuda" and not available:
-        do = "use --device cpu, or install a torch built for your card"
+        do = "use `device=cpu`, or install a torch built for your card"
         raise UsageError("a CUDA device", "none", do)
     return word != "cpu" and available
 
@@ -52,7 +52,7 @@ def choose_device(word: str, local_rank: int) -> torch.device:
         raise UsageError(
             "a CUDA device for every rank on this machine",
             f"{torch.cuda.device_count()} of them",
-            "use fewer ranks or --device cpu",
+            "use fewer ranks or `device=cpu`",
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)

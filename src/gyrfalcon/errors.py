@@ -1,7 +1,10 @@
 """The exception tree: each class says who can mend it, each message what was wanted, came and is to do."""
 
 import errno
+import re
+from collections.abc import Callable, Mapping
 
+OPTION = re.compile(r"`(\w+)(?:=([^`]*))?`")  # `max_len`, `world_size=2`
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system calls it
 
 
@@ -9,6 +12,8 @@ class GyrfalconError(Exception):
     """Base of everything this package raises on purpose.
 
     The three parts make one line: "wanted …, got …; do …". `exit_code` is what a command ends with.
+    What is wanted and what to do name an option as Python does, in backquotes, `max_len` or
+    `world_size=2`: str() shows just that, on_command_line() the flag instead.
     """
 
     exit_code = 2
@@ -18,7 +23,22 @@ class GyrfalconError(Exception):
         self.wanted, self.got, self.do = wanted, got, do
 
     def __str__(self) -> str:
-        return f"wanted {self.wanted}, got {self.got}; {self.do}"
+        return self._line(lambda option: option[0].strip("`"))
+
+    def on_command_line(self, flags: Mapping[str, str]) -> str:
+        """The line with an option's flag, if it has one in `flags`, in place of its Python name."""
+
+        def flag(option: re.Match[str]) -> str:
+            name, value = option.groups()
+            if name not in flags:
+                return option[0].strip("`")
+            return flags[name] if value in (None, "True") else f"{flags[name]} {value}"
+
+        return self._line(flag)
+
+    def _line(self, shown: Callable[[re.Match[str]], str]) -> str:
+        wanted, do = (OPTION.sub(shown, part) for part in (self.wanted, self.do))
+        return f"wanted {wanted}, got {self.got}; {do}"
 
 
 class UsageError(GyrfalconError):

@@ -54,7 +54,9 @@ class EngineConfig:
         )
         for name, word, known in words:
             if word not in known:
-                raise UsageError(f"{name} {', '.join(known)}", repr(word), f"choose another {name}")
+                raise UsageError(
+                    f"`{name}` {', '.join(known)}", repr(word), f"choose another `{name}`"
+                )
         numbers = (
             ("world_size", self.world_size),
             ("max_len", self.max_len),
@@ -68,10 +70,10 @@ class EngineConfig:
             if number is None:
                 continue
             if not (isinstance(number, int) or name == "cache_memory"):
-                raise UsageError(f"a whole number for {name}", str(number), "mend it")
+                raise UsageError(f"a whole number for `{name}`", str(number), "mend it")
             if not number > 0:  # NaN is not above anything
-                raise UsageError(f"{name} above 0", str(number), f"give another {name}")
+                raise UsageError(f"`{name}` above 0", str(number), f"give another `{name}`")
         if isinstance(self.cache_memory, float) and self.cache_memory > 1:
             raise UsageError(
-                "cache_memory in bytes or a fraction up to 1", str(self.cache_memory), "mend it"
+                "`cache_memory` in bytes or a fraction up to 1", str(self.cache_memory), "mend it"
             )

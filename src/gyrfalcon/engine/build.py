@@ -79,9 +79,9 @@ def longest_sequence(config: EngineConfig, checkpoint: Checkpoint) -> int:
     wanted = config.max_len or positions
     if wanted > positions and checkpoint.config.rope is not None:
         raise UsageError(
-            f"a max_len of at most {positions}, the model's positions",
+            f"a `max_len` of at most {positions}, the model's positions",
             str(wanted),
-            "lower --max-len",
+            "lower `max_len`",
         )
     return wanted
 
@@ -109,7 +109,7 @@ def _cache(
         raise CacheTooSmall(
             f"a KV cache for {max_len} tokens, {wanted:,} bytes a rank",
             f"one for {held} tokens",
-            "raise --cache-memory or lower --max-len",
+            "raise `cache_memory` or lower `max_len`",
         )
     return KVPool(shape, num_blocks, device), min(max_len, held)
 

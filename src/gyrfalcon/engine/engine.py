@@ -237,7 +237,7 @@ class Engine:
         longest = max(map(len, prompts)) + max_new_tokens
         if longest > self.max_len:
             wanted = f"at most {self.max_len} tokens, new ones included"
-            raise PromptTooLong(wanted, str(longest), "ask for fewer or raise --max-len")
+            raise PromptTooLong(wanted, str(longest), "ask for fewer or raise `max_len`")
         params = SamplingParams(max_new_tokens=max_new_tokens)
         new = torch.full((len(prompts), max_new_tokens), self._eos_id)
         for row, live in zip(new, self._run(prompts, [params] * len(prompts)), strict=True):
@@ -339,7 +339,7 @@ class Engine:
             raise PromptTooLong(
                 f"a prompt of at most {longest} tokens",
                 f"{len(prompt_ids)}",
-                "shorten it or raise --max-len",
+                "shorten it or raise `max_len`",
             )
         given = (*prompt_ids, *params.logit_bias, *params.logprob_ids)
         foreign = [token for token in given if token not in vocab]
@@ -349,11 +349,11 @@ class Engine:
             )
         if list(params.logit_bias.values()).count(-math.inf) == len(vocab):
             raise RequestError(
-                "a token that may follow", "all forbidden", "allow one in logit_bias"
+                "a token that may follow", "all forbidden", "allow one in `logit_bias`"
             )
         if params.stop_strings and self._tokenizer is None:
             raise RequestError(
-                "a tokenizer for stop strings", "none beside the model", "use stop_ids"
+                "a tokenizer for stop strings", "none beside the model", "use `stop_ids`"
             )
 
     def _piece(self, output: StepOutput) -> Piece:

@@ -125,7 +125,9 @@ def start(world_size: int, cuda: bool, work: Work) -> Ranks:
 def _join_torchrun(world_size: int, external: int, cuda: bool) -> Ranks:
     if world_size != external:
         raise UsageError(
-            f"world size {external}, as torchrun started", str(world_size), f"use -w {external}"
+            f"world size {external}, as torchrun started",
+            str(world_size),
+            f"use `world_size={external}`",
         )
     rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     agent_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

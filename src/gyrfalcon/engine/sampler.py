@@ -74,7 +74,7 @@ def score(logits: Tensor, token_ids: Seq[int], num_top: int) -> list[Token]:
 
 def _check_finite(finite: bool) -> None:
     if not finite:
-        raise NotFinite("finite logits", "infinity or NaN", "use --dtype bf16 or fp32, or verify")
+        raise NotFinite("finite logits", "infinity or NaN", "use `dtype=bf16` or fp32, or verify")
 
 
 def _describe(logits: Tensor, token_id: int, params: SamplingParams) -> Token:

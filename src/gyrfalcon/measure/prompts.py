@@ -48,7 +48,7 @@ def _check(prompts: Sequence[Sequence[int]], path: Path, engine: Engine) -> None
     longest = max(map(len, prompts))
     if longest > engine.max_len:
         wanted = f"prompts of at most {engine.max_len} tokens in {path}"
-        raise PromptTooLong(wanted, str(longest), "shorten it or raise --max-len")
+        raise PromptTooLong(wanted, str(longest), "shorten it or raise `max_len`")
     vocab = range(engine.model_config.vocab_size)
     foreign = [token for ids in prompts for token in ids if token not in vocab]
     if foreign:

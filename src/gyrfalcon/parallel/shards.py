@@ -47,7 +47,7 @@ def share_of(config: ModelConfig, ranks: int, rank: int) -> Share:
         raise WorldSizeError(
             f"a world size from 1 to {most}, with a query head and an MLP column for each rank",
             str(ranks),
-            f"use -w {most} or less" if ranks > most else "use -w 1 or more",
+            f"use `world_size={most}` or less" if ranks > most else "use `world_size=1` or more",
         )
     assert 0 <= rank < ranks
     query_heads, kv_heads = _heads(config, ranks, rank)

@@ -40,9 +40,9 @@ def run_quant(checkpoint: Checkpoint, quant: str) -> str:
     if checkpoint.quant == "none" or quant in ("none", checkpoint.quant):
         return quant if checkpoint.quant == "none" else checkpoint.quant
     raise UsageError(
-        f"--quant {checkpoint.quant} for {checkpoint.folder}, whose matrices are rounded to that",
+        f"`quant={checkpoint.quant}` for {checkpoint.folder}, whose matrices are rounded to that",
         quant,
-        "leave --quant out, or take the checkpoint that was cut",
+        "leave `quant` out, or take the checkpoint that was cut",
     )
 
 

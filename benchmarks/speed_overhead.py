@@ -21,7 +21,7 @@ from gyrfalcon.measure.roofline import Limits
 from gyrfalcon.measure.speed import Bench, layout_of, with_percent
 from gyrfalcon.measure.speed_files import Files, Sweep
 from gyrfalcon.measure.timing import Case
-from gyrfalcon.request import Piece, SamplingParams
+from gyrfalcon.request import Delta, SamplingParams
 from gyrfalcon.settings import EngineConfig
 
 MOST_PERCENT = 1.0
@@ -39,7 +39,7 @@ class Watched(Engine):
         self.inside_seconds += time.perf_counter() - start
         return number
 
-    def step(self) -> list[Piece]:
+    def step(self) -> list[Delta]:
         start = time.perf_counter()
         pieces = super().step()
         self.inside_seconds += time.perf_counter() - start

@@ -13,6 +13,7 @@ import pytest
 from checkpoints import make_checkpoint
 
 import gyrfalcon
+from gyrfalcon import errors
 from gyrfalcon.arguments import COMMANDS, PLANNED, parse
 from gyrfalcon.cli import main
 from gyrfalcon.errors import UsageError
@@ -107,6 +108,11 @@ def test_importing_the_package_needs_no_torch() -> None:
     assert without_torch("import gyrfalcon\nstatus = 0") == 0
 
 
+@pytest.mark.parametrize("name", [name for name in gyrfalcon.__all__ if name != "Engine"])
+def test_what_is_no_engine_needs_no_torch(name: str) -> None:
+    assert without_torch(f"from gyrfalcon import {name}\nstatus = 0") == 0
+
+
 def test_sampling_parameters_need_no_torch() -> None:
     assert without_torch("import gyrfalcon\nstatus = gyrfalcon.SamplingParams(top_k=3).top_k") == 3
 
@@ -115,6 +121,14 @@ def test_the_package_has_no_other_names() -> None:
     with pytest.raises(AttributeError, match="Enginge"):
         _ = gyrfalcon.Enginge
     assert {"Engine", "EngineConfig", "SamplingParams", "__version__"} <= set(dir(gyrfalcon))
+
+
+def test_all_errors_and_outputs_are_found_in_the_package() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    wanted = {kind.__name__ for kind in kinds if issubclass(kind, errors.GyrfalconError)}
+    wanted |= {"Completion", "Delta", "FinishReason", "Message", "RequestOutput", "Token"}
+    assert wanted <= set(gyrfalcon.__all__) == set(dir(gyrfalcon))
+    assert {getattr(gyrfalcon, name).__name__ for name in wanted} == wanted
 
 
 @pytest.mark.parametrize("name", COMMANDS)

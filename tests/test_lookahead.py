@@ -28,7 +28,7 @@ from gyrfalcon.engine.scheduler import Scheduler
 from gyrfalcon.errors import NotFinite
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.parallel.group import Vocabulary, solo
-from gyrfalcon.request import Chunk, FinishReason, Piece, Request, Sequence, Token
+from gyrfalcon.request import Chunk, Delta, FinishReason, Request, Sequence, Token
 
 Sample = tuple[int, int]  # request id and sample
 LOADS = 20  # random loads
@@ -80,7 +80,7 @@ class Launches:
         patch.setattr("gyrfalcon.engine.lookahead.fetch", fetched)
 
 
-def finish(engine: Engine) -> list[Piece]:
+def finish(engine: Engine) -> list[Delta]:
     pieces = []
     while engine.has_work:
         pieces += engine.step()
@@ -254,9 +254,9 @@ class Load:
     def engine(self, folder: Path, token_bytes: int) -> Engine:
         return make_engine(folder, cache_memory=self.cache_len * token_bytes, **self.settings)
 
-    def pieces(self, engine: Engine) -> dict[Sample, list[Piece]]:
+    def pieces(self, engine: Engine) -> dict[Sample, list[Delta]]:
         """What each sample got, requests coming and being given up under way."""
-        found: dict[Sample, list[Piece]] = defaultdict(list)
+        found: dict[Sample, list[Delta]] = defaultdict(list)
         first = None
         for prompt, params, pause in zip(self.prompts, self.params, self.pauses, strict=True):
             number = engine.add(prompt, params)
@@ -267,7 +267,7 @@ class Load:
             self._take(engine, found, first or 0)
         return found
 
-    def _take(self, engine: Engine, found: dict[Sample, list[Piece]], first: int) -> None:
+    def _take(self, engine: Engine, found: dict[Sample, list[Delta]], first: int) -> None:
         for piece in engine.step():
             number = piece.request_id - first
             found[number, piece.index].append(replace(piece, request_id=number))
@@ -300,7 +300,7 @@ def without_logprobs(token: Token | None) -> int | None:
     return None if token is None else token.id
 
 
-def told(pieces: dict[Sample, list[Piece]]) -> dict[Sample, list[object]]:
+def told(pieces: dict[Sample, list[Delta]]) -> dict[Sample, list[object]]:
     """Tokens, texts and ends."""
     return {
         sample: [(without_logprobs(one.token), one.text, one.finish_reason) for one in own]

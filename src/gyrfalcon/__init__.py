@@ -7,24 +7,73 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gyrfalcon.chat import Message
     from gyrfalcon.engine.engine import Engine
-    from gyrfalcon.request import SamplingParams
+    from gyrfalcon.errors import (
+        CacheTooSmall,
+        CheckFailed,
+        CheckpointError,
+        ConfigError,
+        DiskFull,
+        GyrfalconError,
+        NotFinite,
+        PromptTooLong,
+        RankDied,
+        RequestError,
+        UsageError,
+        WorldSizeError,
+    )
+    from gyrfalcon.request import (
+        Completion,
+        Delta,
+        FinishReason,
+        RequestOutput,
+        SamplingParams,
+        Token,
+    )
     from gyrfalcon.settings import EngineConfig
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "EngineConfig", "SamplingParams", "__version__"]
+__all__ = [
+    "CacheTooSmall",
+    "CheckFailed",
+    "CheckpointError",
+    "Completion",
+    "ConfigError",
+    "Delta",
+    "DiskFull",
+    "Engine",
+    "EngineConfig",
+    "FinishReason",
+    "GyrfalconError",
+    "Message",
+    "NotFinite",
+    "PromptTooLong",
+    "RankDied",
+    "RequestError",
+    "RequestOutput",
+    "SamplingParams",
+    "Token",
+    "UsageError",
+    "WorldSizeError",
+    "__version__",
+]
 
 _HOMES = {
-    "Engine": "gyrfalcon.engine.engine",
-    "EngineConfig": "gyrfalcon.settings",
-    "SamplingParams": "gyrfalcon.request",
+    "Engine": "engine.engine",
+    "EngineConfig": "settings",
+    "Message": "chat",
+    **dict.fromkeys(
+        ("Completion", "Delta", "FinishReason", "RequestOutput", "SamplingParams", "Token"),
+        "request",
+    ),
 }
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'gyrfalcon' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(f"gyrfalcon.{_HOMES.get(name, 'errors')}"), name)
 
 
 def __dir__() -> list[str]:

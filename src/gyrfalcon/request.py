@@ -262,9 +262,9 @@ class StepOutput:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Delta:
     """What a running sample got in one step: its text never holds half a character or part of a
-    stop string. The last piece of a sample says why it ended."""
+    stop string. The last delta of a sample says why it ended."""
 
     request_id: int
     index: int  # which of the request's n samples

@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Sequence
 
 from gyrfalcon.errors import RequestError
-from gyrfalcon.request import Completion, FinishReason, Piece, Request, Token
+from gyrfalcon.request import Completion, Delta, FinishReason, Request, Token
 from gyrfalcon.tokenizer import Tokenizer
 
 
@@ -24,7 +24,7 @@ class TextStream:
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
         self._stops = StopFinder(request.params.stop_strings)
 
-    def push(self, token: Token | None, reason: FinishReason | None) -> Piece:
+    def push(self, token: Token | None, reason: FinishReason | None) -> Delta:
         """Takes the sample's next token and, with its last, why it ended; a stop string ends it
         too.
         """
@@ -37,7 +37,7 @@ class TextStream:
             text += self._rest()
         self.finish_reason = reason
         self._text.append(text)
-        return Piece(self.request.id, self.index, text, token, reason)
+        return Delta(self.request.id, self.index, text, token, reason)
 
     def completion(self) -> Completion:
         """The whole sample, once it has ended."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from gyrfalcon.chat import Message
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.output import STDOUT, counted, json_text, write_text
-from gyrfalcon.request import Piece, SamplingParams, Token
+from gyrfalcon.request import Delta, SamplingParams, Token
 from gyrfalcon.settings import EngineConfig
 from gyrfalcon.text_file import prompts_in
 
@@ -26,13 +26,13 @@ class Sample:
     tokens: list[Token] = field(default_factory=list)
     finish_reason: str | None = None
 
-    def take(self, piece: Piece) -> None:
+    def take(self, delta: Delta) -> None:
         """Appends what a step gave."""
-        self.text += piece.text
-        if piece.token is not None:
-            self.tokens.append(piece.token)
-        if piece.finish_reason is not None:
-            self.finish_reason = piece.finish_reason.value
+        self.text += delta.text
+        if delta.token is not None:
+            self.tokens.append(delta.token)
+        if delta.finish_reason is not None:
+            self.finish_reason = delta.finish_reason.value
 
 
 @dataclass(slots=True)
@@ -126,9 +126,9 @@ def _generate(
         answers[engine.add(ids, params)] = Answer(prompt, ids, [Sample() for _ in range(params.n)])
     in_order = list(answers.values())
     while engine.has_work:
-        for piece in engine.step():
-            answer = answers[piece.request_id]
-            answer.samples[piece.index].take(piece)
+        for delta in engine.step():
+            answer = answers[delta.request_id]
+            answer.samples[delta.index].take(delta)
             answer.seconds = time.perf_counter() - start
             answer.first_token_seconds = answer.first_token_seconds or answer.seconds
         printer.show(in_order)

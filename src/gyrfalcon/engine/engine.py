@@ -32,8 +32,8 @@ from gyrfalcon.errors import CheckpointError, PromptTooLong, RankDied, RequestEr
 from gyrfalcon.output import counted
 from gyrfalcon.parallel.shards import share_of
 from gyrfalcon.request import (
+    Delta,
     FinishReason,
-    Piece,
     Request,
     RequestOutput,
     SamplingParams,
@@ -62,7 +62,7 @@ class _Live:
     prompt_scores: list[Token] = field(default_factory=list)
     prompt_logits: list[Tensor] = field(default_factory=list)
     # What stream() has still to hand out; nothing stays in it where nobody streams.
-    unread: deque[Piece] = field(default_factory=lambda: deque(maxlen=0))
+    unread: deque[Delta] = field(default_factory=lambda: deque(maxlen=0))
 
     @property
     def unfinished(self) -> list[TextStream]:
@@ -169,7 +169,7 @@ class Engine:
         """
         return self._queue(prompt, params).request.id
 
-    def step(self) -> list[Piece]:
+    def step(self) -> list[Delta]:
         """Computes one batch on all ranks; returns the new text of every sequence that got a token
         or ended. On an accelerator that is what the batch before gave.
         """
@@ -178,7 +178,7 @@ class Engine:
         with self._all_ranks():
             self._ranks.tell()
             outputs = self._take_step()
-        return [self._piece(output) for output in outputs]
+        return [self._delta(output) for output in outputs]
 
     def abort(self, request_id: int) -> None:
         """Gives up what is left of a request; nothing happens when it has ended."""
@@ -191,8 +191,8 @@ class Engine:
             live.unread.append(stream.push(None, FinishReason.ABORTED))
         self._replica.take_kept(request_id)
 
-    def stream(self, prompt: Prompt, params: SamplingParams = GREEDY) -> Iterator[Piece]:
-        """The pieces of one prompt's text as they come; leaving the loop gives the request up.
+    def stream(self, prompt: Prompt, params: SamplingParams = GREEDY) -> Iterator[Delta]:
+        """The deltas of one prompt's text as they come; leaving the loop gives the request up.
 
         Streams can be read side by side: steps for one go on with the others.
         """
@@ -356,18 +356,18 @@ class Engine:
                 "a tokenizer for stop strings", "none beside the model", "use `stop_ids`"
             )
 
-    def _piece(self, output: StepOutput) -> Piece:
+    def _delta(self, output: StepOutput) -> Delta:
         """A sample's new text; retires the request when this ends its last sample."""
         live = self._live[output.request_id]
-        piece = live.streams[output.index].push(output.token, output.finish_reason)
-        live.unread.append(piece)
-        if piece.finish_reason is not None and output.finish_reason is None:
+        delta = live.streams[output.index].push(output.token, output.finish_reason)
+        live.unread.append(delta)
+        if delta.finish_reason is not None and output.finish_reason is None:
             # A stop string ended it, and the ranks do not know text.
             self._obey(End(output.request_id, output.index))
         if not live.unfinished:
             live.prompt_logits, live.prompt_scores = self._replica.take_kept(output.request_id)
             del self._live[output.request_id]
-        return piece
+        return delta
 
     def _obey(self, message: Add | End) -> None:
         with self._all_ranks():

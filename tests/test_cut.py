@@ -565,6 +565,26 @@ def test_a_manifest_with_impossible_values_is_a_fault(
         open_checkpoint(tmp_path / "cut")
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"layer_norm_epsilon": 1e-05', '"layer_norm_epsilon": 0.0001'),
+        ('"source_dtype": "bfloat16"', '"source_dtype": "float32"'),
+    ],
+    ids=["config", "dtype"],
+)
+def test_a_manifest_whose_values_are_possible_but_not_those_written_is_a_fault(
+    before: str, after: str, whole: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "cut")
+    manifest = tmp_path / "cut" / "manifest.json"
+    assert before in manifest.read_text()
+    manifest.write_text(manifest.read_text().replace(before, after, 1))
+    assert len(faults(tmp_path / "cut")) == 1
+    with pytest.raises(CheckpointError, match="changed since"):
+        open_checkpoint(tmp_path / "cut")
+
+
 def test_verify_of_something_else_is_an_error(checkpoint: Path, tmp_path: Path) -> None:
     for folder in (checkpoint, tmp_path, tmp_path / "nowhere"):
         with pytest.raises(CheckpointError):

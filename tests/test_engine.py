@@ -236,3 +236,18 @@ def test_engines_in_one_process_do_not_disturb_each_other(folder: Path, tmp_path
         assert len(texts) == 6
         assert one.generate("The falcon", params) == expected
         assert other.generate("The falcon", params) != expected
+
+
+def test_with_dynamic_scaling_a_prompt_takes_no_keys_over_from_a_shorter_one(
+    tmp_path: Path,
+) -> None:
+    """Keys depend on the length that their sequence had: those of an earlier prompt are others."""
+    rope = {"rope_type": "dynamic", "factor": 4.0}
+    model = small(tmp_path, max_position_embeddings=32, rope_scaling=rope)
+    prompt = random_prompt(60)
+    params = SamplingParams(max_new_tokens=4, logprobs=0, ignore_eos=True)
+    with make_engine(model, max_batch_tokens=16) as fresh:
+        expected = fresh.generate([prompt], params)[0].completions[0].logprobs
+    with make_engine(model, max_batch_tokens=16) as used:
+        used.generate([prompt[:40]], params)
+        assert used.generate([prompt], params)[0].completions[0].logprobs == expected

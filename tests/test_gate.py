@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gyrfalcon.measure.gate import LIMITS, Figure, compare, figures, joined
+from gyrfalcon.measure.gate import LIMITS, SENSE, Figure, compare, figures, joined
 
 POSITIONS, VOCAB = 100, 300
 
@@ -174,3 +174,25 @@ def test_comparing_in_parts_equals_comparing_at_once() -> None:
     )
     for one, other in zip(whole, put_together, strict=True):
         assert one.value == pytest.approx(other.value, rel=1e-9)
+
+
+@pytest.mark.parametrize("precision", LIMITS)
+def test_a_figure_exactly_at_its_limit_holds_unless_it_has_to_be_above(precision: str) -> None:
+    for name, limit in {**LIMITS[precision], "non_finite": 0.0}.items():
+        at_limit = Figure.of(name, limit, SENSE[name], limit)
+        beyond = math.nextafter(limit, math.inf if SENSE[name] == "<=" else -math.inf)
+        assert at_limit.held is (name != "cosine"), name
+        assert not Figure.of(name, beyond, SENSE[name], limit).held, name
+
+
+def test_a_figure_that_is_not_finite_never_holds() -> None:
+    for value in (math.nan, math.inf, -math.inf):
+        for sense in (">", ">=", "<="):
+            assert not Figure.of("kl_mean", value, sense, 0.5).held
+
+
+@pytest.mark.parametrize(("margin", "counts"), [(0.1, True), (0.09, False)])
+def test_a_favourite_is_clear_from_the_margin_itself_on(margin: float, counts: bool) -> None:
+    reference = torch.zeros(1, VOCAB)
+    reference[0, 7] = margin
+    assert compare(reference, reference).clear.tolist() == [counts]

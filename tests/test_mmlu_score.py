@@ -164,3 +164,10 @@ def test_a_score_is_compared_with_a_figure_for_the_same_questions(exam_folder: P
     assert (part.theirs, part.agrees) == (1.0, False)
     (other,) = beside(stand_in(1, "helm"), counted, exam)
     assert (other.agrees, other.why_not) == (None, "another way to ask")
+
+
+def test_a_subject_without_an_answer_does_not_count_in_the_macro_average(exam_folder: Path) -> None:
+    subjects = read_exam(exam_folder, "test")
+    birds = next(subject for subject in subjects if subject.name == "birds")
+    counted = score(subjects, [answer("birds", q.id, q.answer, q.answer) for q in birds.questions])
+    assert counted.macro == 1.0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import make_checkpoint, make_model
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers_ import make_tokenizer
 from worlds import on_every_rank
@@ -380,3 +381,23 @@ def test_the_shipped_figures_of_falcon_7b_are_those_that_were_published(
     assert list(golden.tokens.output_ids) == [token["id"] for token in output]
     assert list(golden.tokens.output_logprobs) == [token["logprob"] for token in output]
     assert -sum(golden.tokens.prompt_logprobs) / 60 == pytest.approx(2.2938, abs=1e-4)
+
+
+def test_decode_steps_alone_that_are_wrong_fail(
+    bare: Path, ids: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """Where every token is computed as in prefill and the reference's last tokens are altered."""
+    file = tmp_path / "kept"
+    measured(capsys, bare, "--prompts", ids, "--save-reference", file)
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    state = load_file(file)
+    for tensor in state.values():
+        if tensor.is_floating_point() and len(tensor) > 4:
+            tensor[-4:] = tensor[-4:].flip(-1)
+    save_file(state, file, metadata=metadata)
+    code, result, err = measured(capsys, bare, "--reference", file, "--decode-steps", 4)
+    assert (code, result["passed"]) == (1, False)
+    failed = err.splitlines()[-1]
+    assert "decode relative_l2_p95" in failed
+    assert "prefill" not in failed

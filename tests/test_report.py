@@ -87,13 +87,14 @@ def refusal(capsys: Captured, *words: object) -> str:
 
 
 def sweep(slower: float = 1.0, batch: int = 1, lengths: tuple[int, ...] = (32, 64)) -> Sweep:
-    """Times that grow with the input; the longest pair did not fit."""
+    """Times that grow with the input, gaps that grow with the output; the longest pair did not fit."""
     rows = {}
     for input_len in lengths:
         for output_len in lengths:
             case = Case(batch, input_len, output_len)
             step = slower * (0.01 + input_len / 20000)
-            times = tuple(slower * input_len / 1000 + n * step for n in range(output_len))
+            steps = [n + n * n / output_len for n in range(output_len)]
+            times = tuple(slower * input_len / 1000 + n * step for n in steps)
             first, whole = (
                 Generation(times[0], (times[:1],) * batch),
                 Generation(times[-1], (times,) * batch),
@@ -255,12 +256,15 @@ def test_the_speed_tables_hold_every_case_and_the_means(written: Writer, tmp_pat
         "ms per token": "time_per_token_ms",
         "tokens/s": "tokens_per_second",
         "p50 ms": "inter_token_p50_ms",
+        "p90 ms": "inter_token_p90_ms",
         "p99 ms": "inter_token_p99_ms",
         "decode %": "decode_percent_of_limit",
         "prefill %": "prefill_percent_of_limit",
     }.items():
         told = [float(cell) for cell in column(cases, heading)[:-1]]
         assert told == pytest.approx([asdict(one)[name] for one in measured], abs=0.05)
+    gaps = [(one.inter_token_p50_ms, one.inter_token_p90_ms) for one in measured]
+    assert all(p90 - p50 > 0.1 for p50, p90 in gaps)  # swapped columns would show
     means = tables["Means over all cases"]
     assert column(means, "cases") == ["3 (1 oom)"] + ["36"] * 4
     mean_ms = fmean(one.time_per_token_ms for one in measured)

@@ -499,3 +499,14 @@ def test_scoring_a_prompt_alone_gives_no_new_token(engine: Engine) -> None:
     output = engine.generate([30, 31], SamplingParams(max_new_tokens=0, prompt_logprobs=0))[0]
     assert output.output_ids == ()
     assert [token and token.id for token in output.prompt_logprobs or ()] == [None, 31]
+
+
+def test_top_p_keeps_no_token_beyond_the_one_that_reaches_it() -> None:
+    """Of four equal tokens two have a probability of exactly 0.5 together."""
+    params = SamplingParams(temperature=1.0, top_p=0.5)
+    assert frequencies(torch.zeros(4), params).tolist() == [0.5, 0.5, 0.0, 0.0]
+
+
+def test_min_p_keeps_a_token_that_is_just_as_likely_as_it_asks() -> None:
+    params = SamplingParams(temperature=1.0, min_p=1.0)
+    assert frequencies(torch.tensor([0.0, 0.0, -1.0]), params).tolist() == [0.5, 0.5, 0.0]

@@ -460,3 +460,36 @@ def test_without_reuse_everything_is_computed() -> None:
     assert allocator.grow(table, 8)
     allocator.publish(table, list(range(8)))
     assert allocator.find(list(range(9))) == []
+
+
+def test_tokens_that_spell_the_same_digits_are_different_blocks() -> None:
+    allocator = BlockAllocator(num_blocks=4, block_size=2)
+    table: list[int] = []
+    assert allocator.grow(table, 2)
+    allocator.publish(table, [1, 23])
+    assert allocator.find([1, 23, 0]) == table
+    assert allocator.find([12, 3, 0]) == []
+
+
+def test_of_a_released_text_the_end_is_forgotten_first() -> None:
+    allocator = BlockAllocator(num_blocks=3, block_size=2)
+    table: list[int] = []
+    assert allocator.grow(table, 6)
+    blocks, tokens = list(table), [1, 2, 3, 4, 5, 6, 7]
+    allocator.publish(table, tokens)
+    allocator.release(table)
+    assert allocator.grow([], 2)  # another sequence takes one block
+    assert allocator.find(tokens) == blocks[:2]
+
+
+def test_a_shared_block_is_free_only_when_its_last_user_releases_it() -> None:
+    allocator = BlockAllocator(num_blocks=2, block_size=2)
+    first: list[int] = []
+    assert allocator.grow(first, 2)
+    allocator.publish(first, [1, 2])
+    second = allocator.find([1, 2, 3])
+    allocator.take(second)
+    allocator.release(first)
+    assert (allocator.num_free, allocator.num_unused(second)) == (1, 0)
+    allocator.release(second)
+    assert allocator.num_free == 2

@@ -24,7 +24,7 @@ from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.baseline import baselines, compare
 from gyrfalcon.measure.passage import passage_ids, prompt_rows
 from gyrfalcon.measure.roofline import Layout, Limits, decode_bytes, prefill_flops
-from gyrfalcon.measure.speed import generate, with_percent
+from gyrfalcon.measure.speed import Bench, generate, with_percent
 from gyrfalcon.measure.speed_files import Files, Sweep, csv_text
 from gyrfalcon.measure.speed_table import describe
 from gyrfalcon.measure.timing import Case, Figures, Generation, Row, averages, figures_of
@@ -453,3 +453,34 @@ def test_the_table_shows_each_case_and_says_what_the_percentages_are_of() -> Non
     assert lines[2].split() == "1 64 64 oom oom oom oom".split()
     assert "25.6 GB/s" in lines[3]
     assert lines[4].startswith("mean over 1 case, 1 out of memory: response 500.00 ms")
+
+
+def test_each_percentile_of_the_gaps_is_shown_in_its_own_column() -> None:
+    times = replace(
+        figures(10, 1, 1), inter_token_p50_ms=1.5, inter_token_p90_ms=2.5, inter_token_p99_ms=3.5
+    )
+    one = row(32, 64, times)
+    heading, shown = describe(Sweep(1, None, {one.case: one})).splitlines()[:2]
+    ends = [heading.index(name) + len(name) for name in ("p50 ms", "p90 ms", "p99 ms")]
+    assert [shown[:end].split()[-1] for end in ends] == ["1.50", "2.50", "3.50"]
+
+
+def test_what_the_first_generation_alone_takes_is_not_timed(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that is compiled in the very first step, say: here 1000 s on a clock of our own."""
+    now = 0.0
+    monkeypatch.setattr("gyrfalcon.measure.speed.perf_counter", lambda: now)
+    with Engine(EngineConfig(model=str(model), max_len=64)) as engine:
+        step, cost = engine.step, [1000.0]
+
+        def slow_at_first() -> object:
+            nonlocal now
+            now += cost.pop() if cost else 1.0
+            return step()
+
+        monkeypatch.setattr(engine, "step", slow_at_first)
+        bench = Bench(engine, list(range(20, 40)))
+        found = bench.measure(Case(1, 8, 3), 1, lambda tokens: None).figures
+    assert found is not None
+    assert (found.first_token_ms, found.response_ms) == (1000, 3000)

@@ -16,8 +16,8 @@ from gyrfalcon.errors import (
     CheckpointError,
     RequestError,
 )
-from gyrfalcon.request import FinishReason
-from gyrfalcon.text import Detokenizer
+from gyrfalcon.request import FinishReason, Request, Token
+from gyrfalcon.text import Detokenizer, TextStream
 from gyrfalcon.tokenizer import Tokenizer
 
 GREEDY = SamplingParams()
@@ -226,3 +226,22 @@ def test_prompts_given_as_text_and_as_its_ids_are_one(folder: Path) -> None:
     assert tokens.prompt is None
     assert text.prompt_ids == tokens.prompt_ids == tuple(ids)
     assert both == [text, tokens]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("ab", "ab\ufffd"), ("abc", "abc\ufffd"), ("b", "b\ufffd")],
+    ids=["ab", "abc", "b"],
+)
+def test_a_held_beginning_of_a_stop_string_comes_before_half_a_character(
+    folder: Path, text: str, shown: str
+) -> None:
+    """Both are held back until the sample ends at its length."""
+    tokenizer = Tokenizer.load(folder)
+    half = tokenizer.encode("🦅")[0]
+    params = SamplingParams(stop="abcd")
+    stream = TextStream(Request(0, (1,), params, seed=0, eos_id=11), 0, tokenizer)
+    pieces = [stream.push(Token(token), None) for token in [*tokenizer.encode(text), half]]
+    pieces.append(stream.push(None, FinishReason.LENGTH))
+    assert "".join(piece.text for piece in pieces) == shown
+    assert stream.completion().text == shown

@@ -13,12 +13,13 @@ import pytest
 from hub_server import COMMIT, Hub, serve
 
 from gyrfalcon.errors import CheckpointError
+from gyrfalcon.tokenizer_files import FILES
 from gyrfalcon.weights.hub import resolve_model
 
 pytestmark = pytest.mark.slow
 
 WEIGHTS = random.Random(5).randbytes(300_000)
-TEXTS = {"config.json": b"{}", "tokenizer.json": b"{ }", "tokenizer_config.json": b"{  }"}
+TEXTS = {"config.json": b"{}"} | {name: name.encode() for name in FILES}
 OTHERS = {
     "modeling_falcon.py": b"raise SystemExit",
     "README.md": b"#",

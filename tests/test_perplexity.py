@@ -2,9 +2,11 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from checkpoints import make_checkpoint
 from tokenizers_ import SENTENCES, make_tokenizer
@@ -86,6 +88,19 @@ def test_the_bytes_are_those_of_the_scored_tokens(model: Path) -> None:
     text = "größer als 7"
     rest = tokenizer.encode(text)[1:]
     assert score(model, 64, 32, text).num_bytes == sum(len(tokenizer.token_bytes(i)) for i in rest)
+
+
+def test_after_a_begin_token_all_of_the_text_is_scored(model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model, tmp_path / "copy")
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 11)]
+    )
+    library.save(str(folder / "tokenizer.json"))
+    found, ids = score(folder, 256, 128), library.encode(TEXT).ids
+    assert ids[0] == 11
+    assert found.nats == pytest.approx(nats_of_transformers(model, ids, 256, 128), rel=1e-5)
+    assert (found.num_tokens, found.num_bytes) == (len(ids) - 1, len(TEXT.encode()))
 
 
 @pytest.mark.parametrize(

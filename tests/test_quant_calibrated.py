@@ -194,9 +194,9 @@ def test_of_a_long_text_no_more_is_read_than_is_needed(monkeypatch: pytest.Monke
     read: list[str] = []
     encode = Tokenizer.encode
 
-    def watched(self: Tokenizer, text: str) -> list[int]:
+    def watched(self: Tokenizer, text: str, add_special_tokens: bool = True) -> list[int]:
         read.append(text)
-        return encode(self, text)
+        return encode(self, text, add_special_tokens)
 
     monkeypatch.setattr(Tokenizer, "encode", watched)
     words = [f"{number} falcons. " for number in range(100_000)]

@@ -136,14 +136,11 @@ def test_half_a_surrogate_pair_is_refused(tiny: Tokenizer) -> None:
         tiny.encode("a\ud83e")
 
 
-def test_padding_truncation_and_begin_tokens_of_the_file_are_ignored(tmp_path: Path) -> None:
+def test_padding_and_truncation_of_the_file_are_ignored(tmp_path: Path) -> None:
     library = tokenizers.Tokenizer.from_file(str(make_tokenizer(tmp_path) / "tokenizer.json"))
     plain = library.encode("A gyrfalcon is large.").ids
     library.enable_truncation(3)
     library.enable_padding(length=9)
-    library.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 11)]
-    )
     library.save(str(tmp_path / "tokenizer.json"))
     assert Tokenizer.load(tmp_path).encode("A gyrfalcon is large.") == plain
 
@@ -198,11 +195,13 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
 
 
-def test_a_tokenizer_without_an_end_of_text_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_may_know_no_end_of_text(tmp_path: Path) -> None:
     path = make_tokenizer(tmp_path) / "tokenizer.json"
     path.write_text(path.read_text().replace("<|endoftext|>", "<|end|>"))
-    with pytest.raises(CheckpointError, match="endoftext"):
-        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.end_ids == ()
+    assert tokenizer.decode(tokenizer.encode("a<|end|>b")) == "ab"
 
 
 def test_gpt2_files_without_their_merges_are_refused(tmp_path: Path, data: Data) -> None:

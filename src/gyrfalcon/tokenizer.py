@@ -1,95 +1,114 @@
-"""Tokenizer: text to ids and back, from a checkpoint's own byte-level BPE files.
+"""Tokenizer: text to ids and back, from a checkpoint's own byte-level BPE files."""
 
-Adds nothing to a text (Falcon has no begin token); the end token is known by its name, whatever configs say.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models
 
 from gyrfalcon.chat import ChatFormat, Message
 from gyrfalcon.errors import CheckpointError, RequestError
-
-END_OF_TEXT = "<|endoftext|>"
+from gyrfalcon.tokenizer_files import END_OF_TEXT, TokenizerFiles, read_tokenizer
 
 
 class Tokenizer:
-    """One checkpoint's tokenizer and chat format."""
+    """One checkpoint's tokenizer and chat format.
 
-    def __init__(self, library: tokenizers.Tokenizer, chat_format: ChatFormat, where: Path) -> None:
-        end = library.token_to_id(END_OF_TEXT)
-        if end is None:
-            raise CheckpointError(
-                f"{END_OF_TEXT} in {where}", "none", "use the model's own tokenizer"
-            )
+    special_tokens: the texts of tokens by the names that its files give them, such as eos_token.
+    begin_ids: what stands before every text: nothing, or a begin token.
+    end_ids: what ends a text by these files: eos_token, then <|endoftext|>; often one and the same.
+    """
+
+    def __init__(self, files: TokenizerFiles, chat_format: ChatFormat) -> None:
+        library = files.library
         if not (
             isinstance(library.model, models.BPE)
             and isinstance(library.decoder, decoders.ByteLevel)
         ):
             got = f"{type(library.model).__name__} with decoder {type(library.decoder).__name__}"
             raise CheckpointError(
-                f"a byte-level BPE in {where}", got, "use the model's own tokenizer"
+                f"a byte-level BPE in {files.where}", got, "use the model's own tokenizer"
             )
         library.no_padding()
         library.no_truncation()
-        library.add_special_tokens([END_OF_TEXT])
         self._library = library
-        self._special = {
-            i for i, token in library.get_added_tokens_decoder().items() if token.special
-        }
+        self._where = files.where
         self._bytes = {
             i: _to_bytes(token) for token, i in library.get_vocab(with_added_tokens=True).items()
         }
-        self.text_bytes = {i: text for i, text in self._bytes.items() if i not in self._special}
-        self.eos_id: int = end
+        self._added = library.get_added_tokens_decoder()
+        self._special = {i for i, token in self._added.items() if token.special}
+        self.special_tokens: Mapping[str, str] = files.names
+        ends = (library.token_to_id(token) for token in (self.eos_token, END_OF_TEXT) if token)
+        self.end_ids = tuple(dict.fromkeys(end for end in ends if end is not None))
+        frame = library.encode("a")
+        self.begin_ids = tuple(frame.ids[: sum(takewhile(bool, frame.special_tokens_mask))])
+        self.text_bytes = dict(self._bytes)
+        self.hide((*self._special, *self.end_ids))
         self.chat_format = chat_format
 
     @classmethod
-    def load(cls, folder: Path, hidden_size: int | None = None) -> "Tokenizer":
-        """Reads tokenizer.json, else GPT-2's vocab.json and merges.txt; raises CheckpointError.
+    def load(
+        cls, folder: Path, hidden_size: int | None = None, stated_class: object = None
+    ) -> "Tokenizer":
+        """Reads tokenizer.json, else GPT-2's vocab.json and merges.txt, and what stands beside them;
+        raises CheckpointError.
 
         `hidden_size` is the model's: it tells the chat format of 180B where the tokenizer does not.
+        `stated_class` is the tokenizer_class of the model's config.json.
         """
-        whole, vocab, merges = (
-            folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")
-        )
         chat_format = ChatFormat.of(folder, hidden_size)
         try:
-            if whole.is_file():
-                return cls(tokenizers.Tokenizer.from_file(str(whole)), chat_format, whole)
-            if vocab.is_file() and merges.is_file():
-                return cls(_gpt2(vocab, merges), chat_format, vocab)
+            return cls(read_tokenizer(folder, stated_class), chat_format)
         except CheckpointError:
             raise
         except Exception as error:  # the library raises nothing more special
             raise CheckpointError(
                 f"a tokenizer in {folder}", f"{error}", "fetch its files again"
             ) from None
-        raise CheckpointError(
-            f"tokenizer.json, or vocab.json and merges.txt, in {folder}",
-            "neither" if folder.is_dir() else "no such folder",
-            "copy the tokenizer files of the model there",
-        )
+
+    @property
+    def eos_id(self) -> int:
+        """The first of `end_ids`; CheckpointError where there is none."""
+        if not self.end_ids:
+            raise CheckpointError(
+                f"an end token in {self._where}",
+                "none",
+                "name it as eos_token in tokenizer_config.json",
+            )
+        return self.end_ids[0]
+
+    @property
+    def bos_token(self) -> str | None:
+        """The text of the token that a chat template may begin with."""
+        return self.special_tokens.get("bos_token")
+
+    @property
+    def eos_token(self) -> str | None:
+        """The text of the token that ends a text, as the tokenizer's files name it."""
+        return self.special_tokens.get("eos_token")
 
     @property
     def vocab_size(self) -> int:
         """How many ids it knows; a model may have a few more, which mean nothing."""
         return len(self._bytes)
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, special tokens in it recognised; RequestError for half a surrogate pair."""
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The ids of a text, special tokens in it recognised, with what its files put around every
+        text: mostly nothing, else a begin token. A chat template brings that itself.
+
+        RequestError for half a surrogate pair.
+        """
         try:
-            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+            ids: list[int] = self._library.encode(text, add_special_tokens=add_special_tokens).ids
         except (TypeError, UnicodeEncodeError):
             raise RequestError("text", "half a surrogate pair", "send valid Unicode") from None
         return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of some ids; bytes that are no UTF-8 become U+FFFD, ids without meaning nothing."""
-        shown = (i for i in ids if not (skip_special and self.is_special(i)))
-        return b"".join(map(self.token_bytes, shown)).decode("utf-8", errors="replace")
+        known = self.text_bytes if skip_special else self._bytes
+        return b"".join(known.get(i, b"") for i in ids).decode("utf-8", errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         """What one id adds to the UTF-8 text; nothing for an id without a meaning."""
@@ -97,18 +116,24 @@ class Tokenizer:
 
     def is_special(self, token_id: int) -> bool:
         """Whether the id is a mark such as the end of text, which is no text itself."""
-        return token_id in self._special
+        return token_id in self._bytes and token_id not in self.text_bytes
+
+    def special_id(self, text: str) -> int | None:
+        """The id of the special token that is written like this; None where there is none."""
+        token_id: int | None = self._library.token_to_id(text)
+        return token_id if token_id is not None and self.is_special(token_id) else None
+
+    def hide(self, end_ids: Collection[int]) -> None:
+        """Leaves marks that end a text out of texts, even where the files call them ordinary added
+        tokens. A word of the vocabulary that ends a text stays one.
+        """
+        for token_id in end_ids:
+            if token_id in self._added or token_id in self.end_ids:
+                self.text_bytes.pop(token_id, None)
 
     def chat_prompt(self, messages: Sequence[Message]) -> str:
         """The text that asks the model for the next turn of a conversation; raises RequestError."""
         return self.chat_format.prompt(messages)
-
-
-def _gpt2(vocab: Path, merges: Path) -> tokenizers.Tokenizer:
-    library = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = decoders.ByteLevel()
-    return library
 
 
 def _byte_letters() -> dict[str, int]:

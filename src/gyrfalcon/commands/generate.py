@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
         _say(engine, f"ready in {load_seconds:.1f} s: {engine.description}")
         for note in engine.notes:
             _say(engine, f"note: {note}")
-        answers = _generate(engine, prompts, params, _Printer(args, engine, prompts))
+        printer = _Printer(args, engine, prompts)
+        answers = _generate(engine, prompts, params, printer, add_special_tokens=not args.chat)
         num_new = sum(len(sample.tokens) for answer in answers for sample in answer.samples)
         seconds = max(answer.seconds for answer in answers)
         rate = f", {num_new / seconds:.1f} tokens/s" if num_new else ""
@@ -117,12 +118,16 @@ class _Printer:
 
 
 def _generate(
-    engine: Engine, prompts: Sequence[str], params: SamplingParams, printer: _Printer
+    engine: Engine,
+    prompts: Sequence[str],
+    params: SamplingParams,
+    printer: _Printer,
+    add_special_tokens: bool,
 ) -> list[Answer]:
     start = time.perf_counter()
     answers: dict[int, Answer] = {}
     for prompt in prompts:
-        ids = engine.tokenizer.encode(prompt)
+        ids = engine.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
         answers[engine.add(ids, params)] = Answer(prompt, ids, [Sample() for _ in range(params.n)])
     in_order = list(answers.values())
     while engine.has_work:

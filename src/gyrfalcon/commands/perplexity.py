@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gyrfalcon.commands.generate import engine_config
 from gyrfalcon.engine.engine import Engine
-from gyrfalcon.measure.perplexity import Perplexity, perplexity
+from gyrfalcon.measure.perplexity import Perplexity, perplexity, text_ids
 from gyrfalcon.measure.result import envelope, write
 from gyrfalcon.output import STDOUT, counted, write_json
 from gyrfalcon.progress import bar
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
         window = engine.max_len if args.window is None else args.window
         stride = max(1, window // 2) if args.stride is None else args.stride
         start = time.perf_counter()
-        num_tokens = len(engine.tokenizer.encode(text)) - 1
+        num_tokens = len(text_ids(engine.tokenizer, text)) - 1
         with bar(num_tokens, "token", "perplexity", engine.is_first_rank) as shown:
             found = perplexity(engine, text, window, stride, shown.update)
         result = _result(args.file, found, window, stride, time.perf_counter() - start)

@@ -43,6 +43,7 @@ from gyrfalcon.request import (
 from gyrfalcon.settings import EngineConfig
 from gyrfalcon.text import TextStream
 from gyrfalcon.tokenizer import Tokenizer
+from gyrfalcon.tokenizer_files import VOCABULARY_FILES
 from gyrfalcon.weights.hub import resolve_model
 from gyrfalcon.weights.load import run_quant
 from gyrfalcon.weights.source import Checkpoint, open_checkpoint
@@ -396,9 +397,10 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     alone.
     """
     folder = checkpoint.tokenizer_folder
-    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "merges.txt")):
+    if not any((folder / name).exists() for name in VOCABULARY_FILES):
         return None
-    return Tokenizer.load(folder, checkpoint.config.hidden_size)
+    stated_class = checkpoint.raw_config.get("tokenizer_class")
+    return Tokenizer.load(folder, checkpoint.config.hidden_size, stated_class)
 
 
 def _eos_id(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> int:

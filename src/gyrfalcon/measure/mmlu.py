@@ -5,6 +5,7 @@ computed once, the rest in batches. Does not know files.
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, takewhile
 
 import torch
@@ -64,7 +65,7 @@ def _answers_alike(
             letter = _first_letter(text)
             yield _answer(subject, prompt, letter and letter.upper(), text=text)
         return
-    letters = letter_ids(engine.tokenizer.encode)
+    letters = letter_ids(partial(engine.tokenizer.encode, add_special_tokens=False))
     for prompt, logprobs in _likelihoods(engine, prompts, letters):
         likeliest = max(range(len(LETTERS)), key=logprobs.__getitem__)
         yield _answer(subject, prompt, LETTERS[likeliest], logprobs=logprobs)

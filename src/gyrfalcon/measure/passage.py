@@ -11,7 +11,7 @@ PASSAGE = Path(__file__).with_name("passage.txt")
 
 def passage_ids(tokenizer: Tokenizer) -> list[int]:
     """The passage in a model's tokens. UsageError for a tokenizer that makes none of it."""
-    ids = tokenizer.encode(PASSAGE.read_text("utf-8"))
+    ids = tokenizer.encode(PASSAGE.read_text("utf-8"), add_special_tokens=False)
     if not ids:
         got = "one that makes no tokens of an English text"
         raise UsageError("the model's tokenizer", got, "check its tokenizer.json")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import UsageError
 from gyrfalcon.request import SamplingParams
+from gyrfalcon.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +68,24 @@ def perplexity(
     UsageError for a window that does not fit and a text of fewer than two tokens.
     """
     check_window(window, stride, engine.max_len)
-    ids = engine.tokenizer.encode(text)
+    ids = text_ids(engine.tokenizer, text)
     if len(ids) < 2:
         raise UsageError("a text of at least 2 tokens", str(len(ids)), "score a longer one")
     return Perplexity(
         nats=_nats(engine, ids, windows(len(ids), window, stride), seen),
         num_tokens=len(ids) - 1,
-        num_bytes=len(text.encode()) - len(engine.tokenizer.token_bytes(ids[0])),
+        num_bytes=len(text.encode()) - _bytes_read(engine.tokenizer, ids[0]),
     )
+
+
+def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of a text, after a begin token where the tokenizer puts one before every text."""
+    return [*tokenizer.begin_ids, *tokenizer.encode(text, add_special_tokens=False)]
+
+
+def _bytes_read(tokenizer: Tokenizer, first: int) -> int:
+    """The bytes of the text that the first token has: it is read, not predicted."""
+    return 0 if tokenizer.begin_ids else len(tokenizer.token_bytes(first))
 
 
 def _nats(

@@ -51,8 +51,12 @@ def windows_of(source: CalibrationText, checkpoint: Checkpoint) -> Tensor:
     it has not one; CheckpointError for ids that the model does not know.
     """
     size = min(WINDOW, checkpoint.config.max_positions, source.most_tokens)
-    tokenizer = Tokenizer.load(checkpoint.tokenizer_folder, checkpoint.config.hidden_size)
-    found = [tokenizer.encode(part) for part in _parts(source, size)]
+    tokenizer = Tokenizer.load(
+        checkpoint.tokenizer_folder,
+        checkpoint.config.hidden_size,
+        checkpoint.raw_config.get("tokenizer_class"),
+    )
+    found = [tokenizer.encode(part, add_special_tokens=False) for part in _parts(source, size)]
     most = 1 if len(found) > 1 else None  # of each part
     windows = [
         ids[start : start + size]

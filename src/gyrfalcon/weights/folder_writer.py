@@ -15,6 +15,7 @@ from torch import Tensor
 from gyrfalcon.device import one_torch_thread
 from gyrfalcon.errors import UsageError
 from gyrfalcon.progress import Bar, bar
+from gyrfalcon.tokenizer_files import FILES
 from gyrfalcon.weights.build import Build, build
 from gyrfalcon.weights.hashed_file import Lanes
 from gyrfalcon.weights.manifest import MANIFEST, CutTensor, FileSum, Manifest, dtype_name
@@ -25,20 +26,6 @@ from gyrfalcon.weights.source import Checkpoint
 from gyrfalcon.weights.tensors import take
 
 BLOCK_BYTES = 16 << 20  # of a source tensor in memory at a time
-
-# What travels with the weights: the tokenizer, and the settings of generation beside it.
-CARRIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +188,7 @@ def _fingerprint(checkpoint: Checkpoint, plan: Plan) -> str:
 
 
 def _carried(checkpoint: Checkpoint) -> list[Path]:
-    return [path for name in CARRIED if (path := checkpoint.tokenizer_folder / name).is_file()]
+    return [path for name in FILES if (path := checkpoint.tokenizer_folder / name).is_file()]
 
 
 def _json(value: object) -> bytes:

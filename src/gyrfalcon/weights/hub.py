@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gyrfalcon.errors import DISK_FULL, CheckpointError, DiskFull, GyrfalconError, UsageError
+from gyrfalcon.tokenizer_files import FILES
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 
@@ -15,10 +16,7 @@ NESTLING = (
     Path(__file__).parent.parent / "nestling" / "model"
 )  # the model that ships with the package
 
-TEXT_FILES = (
-    "config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json "
-    "vocab.json merges.txt"
-).split()
+TEXT_FILES = ["config.json", *FILES]
 SAFETENSORS_FILES = ["model*.safetensors", "model.safetensors.index.json"]
 BIN_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 

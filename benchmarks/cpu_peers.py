@@ -44,6 +44,7 @@ from gyrfalcon.config import ModelConfig
 from gyrfalcon.errors import GyrfalconError
 from gyrfalcon.measure.result import machine_facts, model_facts
 from gyrfalcon.output import write_json
+from gyrfalcon.output_file import open_output
 
 FORMAT, VERSION = "gyrfalcon-cpu-peers", 1
 Facts = dict[str, object]
@@ -121,7 +122,7 @@ def save(plan: Plan, turns: Sequence[Turn], facts: Facts, json: Path | None) -> 
     if json:
         rounds = {model: rounds_of(turns, model) for model in plan.configs}
         there = to_json(rows_of(turns, configs_of(plan)), turns)
-        write_json({**facts, "rounds": rounds, **there}, str(json))
+        write_json({**facts, "rounds": rounds, **there}, open_output(str(json), "--json"))
 
 
 def configs_of(plan: Plan) -> dict[str, ModelConfig]:

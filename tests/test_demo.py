@@ -126,7 +126,7 @@ def test_only_an_empty_folder_or_an_earlier_demos_is_written_to(
     assert "wanted an empty folder, or an earlier demo's" in capfd.readouterr().err
     assert (mine / "speed.json").read_text() == "mine"
     assert main(["demo", "-o", str(mine / "speed.json")]) == 2
-    assert "wanted a folder after -o" in capfd.readouterr().err
+    assert "wanted a folder for -o" in capfd.readouterr().err
 
 
 def test_a_folder_called_nestling_is_not_taken_for_the_model(

@@ -312,7 +312,7 @@ def test_under_torchrun_only_the_first_rank_compares(folder: Path, ids: Path) ->
 
     def program(group: Group) -> list[str] | None:
         with Engine(EngineConfig(str(folder), max_len=64), Ranks(Place(group, 0, 1))) as engine:
-            findings = precision._gate(engine, args)
+            findings = precision._gate(engine, args, None)
             return None if findings is None else findings.failures
 
     assert on_every_rank(2, program) == [[], None]

@@ -28,6 +28,7 @@ from gyrfalcon.measure.speed import Bench, generate, with_percent
 from gyrfalcon.measure.speed_files import Files, Sweep, csv_text
 from gyrfalcon.measure.speed_table import describe
 from gyrfalcon.measure.timing import Case, Figures, Generation, Row, averages, figures_of
+from gyrfalcon.output_file import OutputFile, open_output
 from gyrfalcon.request import Chunk
 from gyrfalcon.tokenizer import Tokenizer
 from gyrfalcon.weights.hub import NESTLING
@@ -207,12 +208,23 @@ def test_a_row_comes_back_from_json_as_it_was() -> None:
         assert Row.from_json(json.loads(json.dumps(one.to_json()))) == one
 
 
-def test_a_csv_gets_its_json_beside_it() -> None:
-    assert Files.chosen("a/out.csv", None) == Files(Path("a/out.csv"), Path("a/out.json"))
-    assert Files.chosen("a/out.csv", "b.json") == Files(Path("a/out.csv"), Path("b.json"))
+def test_a_csv_gets_its_json_beside_it(tmp_path: Path) -> None:
+    def at(name: str) -> OutputFile:
+        return open_output(str(tmp_path / name), "-f")
+
+    csv, json = tmp_path / "a/out.csv", tmp_path / "b.json"
+    assert Files.chosen(at("a/out.csv"), None) == Files(csv, tmp_path / "a/out.json")
+    assert Files.chosen(at("a/out.csv"), at("b.json")) == Files(csv, json)
     assert Files.chosen(None, None) == Files(None, None)
     with pytest.raises(UsageError, match=r"out\.json"):
-        Files.chosen("out.json", None)
+        Files.chosen(at("out.json"), None)
+
+
+def test_only_regular_files_are_written_several_times(tmp_path: Path) -> None:
+    csv = open_output(str(tmp_path / "out.csv"), "-f")
+    null = open_output("/dev/null", "--json")
+    assert Files.chosen(csv, null) == Files(csv.file, tmp_path / "out.json")
+    assert Files.chosen(null, None) == Files(None, None)
 
 
 @pytest.mark.slow

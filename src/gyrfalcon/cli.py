@@ -1,17 +1,15 @@
 """The gyrfalcon command: runs what was asked for, turns every error into one line and an exit code."""
 
 import argparse
-import errno
 import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from gyrfalcon.arguments import flags, parse
 from gyrfalcon.engine.interrupts import ending_interrupts
 from gyrfalcon.errors import DISK_FULL, DiskFull, GyrfalconError, UsageError
-from gyrfalcon.output import STDOUT
+from gyrfalcon.output_file import open_output
 
 INTERRUPTED = 130
 READER_GONE = 141  # what a shell reports for a program that wrote to a closed pipe
@@ -59,26 +57,11 @@ def _run(argv: Sequence[str]) -> int:
         args = parse(argv)
     except SystemExit:  # --help or --version, which have printed
         return 0
-    _check_target(args.json)
+    if args.json is not None:
+        args.json = open_output(args.json, "--json")
     with ending_interrupts():
         command = _command(args.command)
     return command(args)
-
-
-def _check_target(target: str | None) -> None:
-    """Raises now the OSError that writing the result would end in after all the work."""
-    if target in (None, STDOUT):
-        return
-    path = Path(target)
-    if path.is_dir():
-        code = errno.EISDIR
-    elif not path.parent.is_dir():
-        code = errno.ENOENT
-    elif not os.access(path if path.exists() else path.parent, os.W_OK):
-        code = errno.EACCES
-    else:
-        return
-    raise OSError(code, os.strerror(code), target)
 
 
 def _explained(error: OSError) -> GyrfalconError:

@@ -17,7 +17,7 @@ from gyrfalcon import __version__
 from gyrfalcon.errors import UsageError
 from gyrfalcon.ops import VARIABLE, chosen_name
 from gyrfalcon.ops.native_library import available, instructions, why_not_native
-from gyrfalcon.output import STDOUT, shown_bytes, write_json
+from gyrfalcon.output import goes_to_stdout, shown_bytes, write_json
 
 PACKAGES = (
     "torch",
@@ -85,7 +85,7 @@ class Report:
 def run(args: argparse.Namespace) -> int:
     """The command: prints the report, and writes it with --json."""
     report = examine(Path.cwd())
-    if args.json != STDOUT:
+    if not goes_to_stdout(args.json):
         print("\n".join(f"{name:<16} {fact}" for name, fact in describe(report)))
     if args.json is not None:
         write_json(asdict(report), args.json)

@@ -4,26 +4,23 @@ import json
 import sys
 from pathlib import Path
 
-STDOUT = "-"
+from gyrfalcon.output_file import OutputFile
 
 
-def write_json(result: object, target: str) -> None:
-    """Writes one JSON object to the file `target`, or to standard output for "-"; paths become strings."""
-    write_text(json_text(result, target, indent=2), target)
+def write_json(result: object, target: OutputFile) -> None:
+    """Writes one JSON object; paths become strings."""
+    target.write(json_text(result, target, indent=2))
 
 
-def json_text(result: object, target: str, indent: int | None = None) -> str:
+def json_text(result: object, target: OutputFile, indent: int | None = None) -> str:
     """JSON with a line end; letters stay as they are wherever `target` can take them."""
-    plain = target == STDOUT and "utf" not in (sys.stdout.encoding or "utf").lower()
+    plain = target.is_stdout and "utf" not in (sys.stdout.encoding or "utf").lower()
     return json.dumps(result, indent=indent, ensure_ascii=plain, default=_plain) + "\n"
 
 
-def write_text(text: str, target: str) -> None:
-    """Writes to the file `target`, or to standard output for "-"."""
-    if target == STDOUT:
-        sys.stdout.write(text)
-    else:  # half a surrogate pair, as in a file name that is no UTF-8, becomes JSON's own \udcff
-        Path(target).write_text(text, "utf-8", errors="backslashreplace")
+def goes_to_stdout(target: OutputFile | None) -> bool:
+    """Whether a result takes standard output for itself, so that nothing else may be printed there."""
+    return target is not None and target.is_stdout
 
 
 def counted(count: int, noun: str) -> str:

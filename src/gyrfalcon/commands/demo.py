@@ -15,7 +15,8 @@ from statistics import median
 from typing import Any
 
 from gyrfalcon.errors import CheckFailed, UsageError
-from gyrfalcon.output import STDOUT, counted, write_json
+from gyrfalcon.output import counted, goes_to_stdout, write_json
+from gyrfalcon.output_file import check_folder
 
 PASS_SHARE = 0.6  # of the exam's questions; guessing gives 0.25
 PROMPT = "The old captain looked at the sea, and"
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.monotonic()
     folder = Path(args.output)
     _make_ready(folder)
-    out = sys.stderr if args.json == STDOUT else sys.stdout
+    out = sys.stderr if goes_to_stdout(args.json) else sys.stdout
     failed = _run_steps(folder, out)
     report = folder / "report" / "report.html"
     summary = {
@@ -65,8 +66,7 @@ def _make_ready(folder: Path) -> None:
     if Path("nestling").exists():
         do = "run the demo in another folder"
         raise UsageError("no folder nestling here, which would hide the model", "one", do)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError("a folder after -o", f"the file {folder}", "name a folder")
+    check_folder(folder, "-o")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).exists():
         do = "name another with -o"
         raise UsageError("an empty folder, or an earlier demo's", f"{folder} with files in it", do)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gyrfalcon.chat import Message
 from gyrfalcon.engine.engine import Engine
-from gyrfalcon.output import STDOUT, counted, json_text, write_text
+from gyrfalcon.output import counted, goes_to_stdout, json_text
 from gyrfalcon.request import Delta, SamplingParams, Token
 from gyrfalcon.settings import EngineConfig
 from gyrfalcon.text_file import prompts_in
@@ -94,7 +94,7 @@ class _Printer:
     """
 
     def __init__(self, args: argparse.Namespace, engine: Engine, prompts: Sequence[str]) -> None:
-        self.silent = args.json == STDOUT or not engine.is_first_rank
+        self.silent = goes_to_stdout(args.json) or not engine.is_first_rank
         self.titles = len(prompts) > 1 or args.n > 1
         self.places = [
             (prompt, sample) for prompt in range(len(prompts)) for sample in range(args.n)
@@ -197,7 +197,7 @@ def _sample_json(sample: Sample) -> dict[str, object]:
 
 def _write_json(results: Iterable[dict[str, object]], args: argparse.Namespace) -> None:
     """One object for one prompt, one object a line for a file of prompts."""
-    write_text("".join(json_text(result, args.json) for result in results), args.json)
+    args.json.write("".join(json_text(result, args.json) for result in results))
 
 
 def _say(engine: Engine, line: str) -> None:

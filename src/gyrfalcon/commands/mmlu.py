@@ -27,7 +27,8 @@ from gyrfalcon.measure.mmlu_compare import (
 from gyrfalcon.measure.mmlu_files import Recorder, model_fingerprint, unfinished
 from gyrfalcon.measure.mmlu_prompts import PROTOCOLS, Exam
 from gyrfalcon.measure.mmlu_score import Score, score
-from gyrfalcon.output import STDOUT, counted, write_json
+from gyrfalcon.output import counted, goes_to_stdout, write_json
+from gyrfalcon.output_file import OutputFile, check_folder
 from gyrfalcon.progress import bar
 from gyrfalcon.weights.hub import resolve_model
 from gyrfalcon.weights.source import open_checkpoint
@@ -60,8 +61,9 @@ class Done:
 
 def run(args: argparse.Namespace) -> int:
     """Asks what is not answered yet and tells the score; or compares two results."""
+    output = None if args.model is None else check_folder(args.output, "-o")
     others = [result.read(Path(name), "mmlu") for name in args.compare]
-    if args.model is None:
+    if output is None:
         return _compare_alone(others, args)
     names = None if args.subjects is None else [_name(word) for word in args.subjects.split(",")]
     subjects = open_exam(args.data, args.split, names, args.limit)
@@ -70,13 +72,13 @@ def run(args: argparse.Namespace) -> int:
         check_alike(Asked.in_exam(exam), Asked.in_result(other), ("A (this run)", f"B ({path})"))
     golden = _golden(args.model) if args.golden else None
     identity = _identity(args, exam)
-    earlier = unfinished(Path(args.output), identity)
+    earlier = unfinished(output, identity)
     with Engine(engine_config(args)) as engine:
         if not engine.is_first_rank:
             _follow(engine, exam, earlier)
             return 0
         print(f"ready: {engine.description}", file=sys.stderr)
-        with Recorder(Path(args.output), identity, earlier) as recorder:
+        with Recorder(output, identity, earlier) as recorder:
             done = _ask(engine, exam, earlier, recorder)
             facts = done.as_json()
             rows = None if golden is None else mmlu_golden.beside(golden, done.score, exam)
@@ -175,13 +177,11 @@ def _say_speed(done: Done, output: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _tell(document: Document, lines: Iterable[str], json_target: str | None) -> None:
-    if json_target == STDOUT:
-        write_json(document, STDOUT)
-        return
+def _tell(document: Document, lines: Iterable[str], json_target: OutputFile | None) -> None:
     if json_target is not None:
-        result.write(document, Path(json_target))
-    print("\n".join(lines))
+        write_json(document, json_target)
+    if not goes_to_stdout(json_target):
+        print("\n".join(lines))
 
 
 def _verdict(rows: Sequence[mmlu_golden.Beside]) -> int:

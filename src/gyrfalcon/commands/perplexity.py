@@ -9,8 +9,9 @@ from pathlib import Path
 from gyrfalcon.commands.generate import engine_config
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.measure.perplexity import Perplexity, perplexity, text_ids
-from gyrfalcon.measure.result import envelope, write
-from gyrfalcon.output import STDOUT, counted, write_json
+from gyrfalcon.measure.result import envelope
+from gyrfalcon.output import counted, goes_to_stdout, write_json
+from gyrfalcon.output_file import OutputFile
 from gyrfalcon.progress import bar
 from gyrfalcon.text_file import decoded
 
@@ -50,13 +51,16 @@ def _result(
 
 
 def _tell(
-    document: dict[str, object], found: Perplexity, window: int, stride: int, target: str | None
+    document: dict[str, object],
+    found: Perplexity,
+    window: int,
+    stride: int,
+    target: OutputFile | None,
 ) -> None:
-    if target == STDOUT:
-        write_json(document, STDOUT)
-        return
     if target is not None:
-        write(document, Path(target))
+        write_json(document, target)
+    if goes_to_stdout(target):
+        return
     size = f"{counted(found.num_tokens, 'token')}, {counted(found.num_bytes, 'byte')}"
     print(f"{size}; window {window}, stride {stride}")
     print(f"perplexity      {found.perplexity:.4f}")

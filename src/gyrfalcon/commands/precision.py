@@ -19,8 +19,9 @@ from gyrfalcon.measure.golden_tokens import check_tokens
 from gyrfalcon.measure.precision import judge, make_reference, our_logits, precision_of
 from gyrfalcon.measure.prompts import default_prompts, read_prompts
 from gyrfalcon.measure.reference import Prompts, Reference
-from gyrfalcon.measure.result import envelope, write
-from gyrfalcon.output import STDOUT, write_json
+from gyrfalcon.measure.result import envelope
+from gyrfalcon.output import goes_to_stdout, write_json
+from gyrfalcon.output_file import open_output
 from gyrfalcon.settings import EngineConfig
 
 KINDS = ("transformers", "fp32")  # of references that are computed; anything else is a file
@@ -49,17 +50,16 @@ class Findings:
 def run(args: argparse.Namespace) -> int:
     """Measures and tells; CheckFailed when a figure does not hold."""
     _check(args)
+    saved = _saved(args)
     with Engine(_config(args)) as engine:
-        findings = _golden(engine) if args.golden else _gate(engine, args)
+        findings = _golden(engine) if args.golden else _gate(engine, args, saved)
         if findings is None:
             return 0
         document = envelope("precision", engine, args.words, findings.result)
-    if args.json != STDOUT:
+    if args.json is not None:
+        write_json(document, args.json)
+    if not goes_to_stdout(args.json):
         print("\n".join(_table(findings)))
-    if args.json == STDOUT:
-        write_json(document, STDOUT)
-    elif args.json is not None:
-        write(document, Path(args.json))
     if findings.failures:
         got = ", ".join(findings.failures)
         do = "look where the curves of --json begin to part"
@@ -87,11 +87,18 @@ def _stored(args: argparse.Namespace) -> Path | None:
     return None if args.reference in (None, "auto", *KINDS) else Path(args.reference)
 
 
+def _saved(args: argparse.Namespace) -> Path | None:
+    """Where to keep the reference: it is read again, so only a regular file will do."""
+    if args.save_reference is None:
+        return None
+    return open_output(args.save_reference, "--save-reference", regular=True).file
+
+
 def _config(args: argparse.Namespace) -> EngineConfig:
     return replace(engine_config(args), max_batch_tokens=CHUNK_TOKENS, max_sequences=1)
 
 
-def _gate(engine: Engine, args: argparse.Namespace) -> Findings | None:
+def _gate(engine: Engine, args: argparse.Namespace, saved: Path | None) -> Findings | None:
     """None on the ranks that only compute with the first one."""
     prompts = _prompts(engine, args)
     if not engine.is_first_rank:
@@ -102,7 +109,7 @@ def _gate(engine: Engine, args: argparse.Namespace) -> Findings | None:
     with tempfile.TemporaryDirectory(prefix="gyrfalcon-reference-") as folder:
         path = _stored(args)
         if path is None:
-            path = Path(args.save_reference or f"{folder}/reference.safetensors")
+            path = saved or Path(folder, "reference.safetensors")
             make_reference(engine, _kind(args), prompts, path)
         outcome = judge(engine, Reference.open(path, engine.model_config), args.decode_steps)
     note = "" if outcome.origin.independent else " (not independent: it shares our code)"

@@ -13,27 +13,27 @@ from gyrfalcon.measure.report_files import read_results
 from gyrfalcon.measure.report_page import Plot, page
 from gyrfalcon.measure.report_runs import Results
 from gyrfalcon.measure.result import write_atomically
-from gyrfalcon.output import STDOUT, write_json
+from gyrfalcon.output import goes_to_stdout, write_json
+from gyrfalcon.output_file import check_folder
 
 MARKDOWN, PAGE = "report.md", "report.html"
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes both files and says where they are."""
+    folder = check_folder(args.output, "-o")
     if args.plots and find_spec("matplotlib") is None:
         do = "pip install 'gyrfalcon[report]', or add --no-plots"
         raise UsageError("matplotlib for the plots", "none installed", do)
     results = read_results(args.files, [word for word in args.baseline if word != GUIDE])
     report = make_report(results, beside_guide=GUIDE in args.baseline)
     texts = {PAGE: page(report, _plots(results) if args.plots else {}), MARKDOWN: markdown(report)}
-    folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_atomically(folder / name, text)
-    files = [str(folder / name) for name in texts]
+    files = [str(Path(args.output, name)) for name in texts]
     if args.json is not None:
         write_json({"files": files, **asdict(report)}, args.json)
-    if args.json != STDOUT:
+    if not goes_to_stdout(args.json):
         print("\n".join(files))
     return 0
 

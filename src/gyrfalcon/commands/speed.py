@@ -12,10 +12,11 @@ from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.baseline import baselines, compare
 from gyrfalcon.measure.result import envelope
 from gyrfalcon.measure.speed import Bench, layout_of, measure_limits, with_percent
-from gyrfalcon.measure.speed_files import Files, Sweep
+from gyrfalcon.measure.speed_files import Files, Sweep, csv_text
 from gyrfalcon.measure.speed_table import describe
 from gyrfalcon.measure.timing import Case
-from gyrfalcon.output import STDOUT, counted, write_json
+from gyrfalcon.output import counted, goes_to_stdout, write_json
+from gyrfalcon.output_file import OutputFile, open_output
 from gyrfalcon.progress import bar
 from gyrfalcon.settings import EngineConfig
 from gyrfalcon.weights.hub import resolve_model
@@ -27,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
     config = engine_config(args)
     lengths = itertools.product(args.prompt_lens, args.output_lens)
     cases = [Case(args.batch, input_len, output_len) for input_len, output_len in lengths]
-    files = Files.chosen(args.csv, None if args.json == STDOUT else args.json)
+    csv = open_output(args.csv, "-f") if args.csv else None
+    files = Files.chosen(csv, args.json)
     against = baselines(args.baseline) if args.baseline else ()
     _check_lengths(cases, config)
     with contextlib.closing(Bench.start(config, args.batch)) as bench:
@@ -40,11 +42,20 @@ def run(args: argparse.Namespace) -> int:
             return 0
     sweep.baselines = [compare(sweep.in_order, baseline) for baseline in against]
     files.write(head, sweep)
-    if args.json == STDOUT:
-        write_json({**head, "result": sweep.to_json()}, STDOUT)
-    else:
-        print(describe(sweep))
+    _tell(head, sweep, csv, args.json)
     return 0
+
+
+def _tell(
+    head: Mapping[str, object], sweep: Sweep, csv: OutputFile | None, json: OutputFile | None
+) -> None:
+    """What goes to no regular file, once and whole; then the table for people."""
+    if csv is not None and csv.file is None:
+        csv.write(csv_text(sweep.in_order))
+    if json is not None and json.file is None:
+        write_json({**head, "result": sweep.to_json()}, json)
+    if not goes_to_stdout(csv) and not goes_to_stdout(json):
+        print(describe(sweep))
 
 
 def _measure(

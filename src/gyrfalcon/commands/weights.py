@@ -7,8 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gyrfalcon.errors import CheckFailed, UsageError
-from gyrfalcon.output import STDOUT, counted, shown_bytes, write_json
+from gyrfalcon.output import counted, goes_to_stdout, shown_bytes, write_json
+from gyrfalcon.output_file import OutputFile
 from gyrfalcon.text_file import decoded
+from gyrfalcon.weights.build import check_target
 from gyrfalcon.weights.calibration import CalibrationText
 from gyrfalcon.weights.cut import cut
 from gyrfalcon.weights.folder_writer import CutSummary
@@ -22,6 +24,7 @@ SAVED = "save succcessfully"  # spelt as scripts around the guide look for it
 
 def run_cut(args: argparse.Namespace) -> int:
     """Hugging Face folder → cut; the last line says that it is saved."""
+    check_target(Path(args.target), args.overwrite)
     summary = cut(
         resolve_model(args.source),
         Path(args.target),
@@ -64,7 +67,7 @@ def run_verify(args: argparse.Namespace) -> int:
     report = verify(Path(args.cut))
     if args.json is not None:
         write_json(asdict(report), args.json)
-    if args.json != STDOUT:
+    if not goes_to_stdout(args.json):
         for fault in report.faults:
             print(f"fault: {fault}")
         size = f"{counted(report.num_files, 'file')}, {shown_bytes(report.num_bytes)}"
@@ -80,7 +83,7 @@ def run_inspect(args: argparse.Namespace) -> int:
     inspection = inspect_model(resolve_model(args.model), args.world_size)
     if args.json is not None:
         write_json(_plain(inspection), args.json)
-    if args.json != STDOUT:
+    if not goes_to_stdout(args.json):
         for note in inspection.notes:
             print(f"note: {note}")
         for row in inspection.rows:
@@ -109,11 +112,11 @@ def _text(file: str | None, tokens: int | None) -> CalibrationText | None:
     return None
 
 
-def _tell(summary: CutSummary, last_line: str, json_target: str | None) -> int:
+def _tell(summary: CutSummary, last_line: str, json_target: OutputFile | None) -> int:
     print(f"done in {summary.seconds:.1f} s", file=sys.stderr)
     if json_target is not None:
         write_json(asdict(summary), json_target)
-    if json_target != STDOUT:
+    if not goes_to_stdout(json_target):
         for note in summary.notes:
             print(f"note: {note}")
         rounded = "" if summary.quant == "none" else f", rounded to {summary.quant}"

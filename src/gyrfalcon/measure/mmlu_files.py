@@ -23,6 +23,7 @@ from gyrfalcon.measure.mmlu_score import (
     class_accuracies,
     subject_accuracies,
 )
+from gyrfalcon.output_file import remove_parts
 
 JOURNAL = "journal0.jsonl"
 CACHE = "cache0.csv"
@@ -68,6 +69,7 @@ class Recorder:
         """Writes the journal and the guide's cache anew, with the `earlier` answers of this run."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        remove_parts(folder)
         lines = [dict(identity), *map(answer_json, earlier)]
         result.write_atomically(folder / JOURNAL, "".join(map(_line, lines)))
         with ExitStack() as files:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.errors import UsageError
+from gyrfalcon.output_file import replacing
 from gyrfalcon.weights.hashed_file import Lanes
 from gyrfalcon.weights.manifest import Content
 from gyrfalcon.weights.safetensors_file import SafetensorsFile
@@ -66,26 +67,21 @@ def write_reference(
     """Writes one prompt's logits (float32 [tokens, vocab]) after the other; the file appears when
     it is whole.
     """
-    part = path.with_name(path.name + ".part")
     metadata = {
         "format": FORMAT,
         "version": VERSION,
         "origin": json.dumps(asdict(origin)),
         "model": json.dumps(asdict(config)),
     }
-    try:
-        with Lanes() as lanes:
-            writer = SafetensorsWriter(part, _contents(config, prompts), lanes, metadata)
-            try:
-                for ids, rows in zip(prompts, logits, strict=True):
-                    writer.write(torch.tensor(ids, dtype=torch.int64))
-                    writer.write(rows.contiguous())
-                writer.finish()
-            finally:
-                writer.close()
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part, Lanes() as lanes:
+        writer = SafetensorsWriter(part, _contents(config, prompts), lanes, metadata)
+        try:
+            for ids, rows in zip(prompts, logits, strict=True):
+                writer.write(torch.tensor(ids, dtype=torch.int64))
+                writer.write(rows.contiguous())
+            writer.finish()
+        finally:
+            writer.close()
 
 
 def _contents(config: ModelConfig, prompts: Prompts) -> dict[str, Content]:

@@ -3,7 +3,6 @@ machine and when. Reading and writing it; what `result` holds is each measuremen
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from gyrfalcon.device import WORD_OF_DTYPE
 from gyrfalcon.doctor import examine
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import UsageError
+from gyrfalcon.output_file import replace_file
 from gyrfalcon.weights.layout import tensor_specs
 
 FORMAT = "gyrfalcon-result"
@@ -124,9 +124,4 @@ def write(document: Mapping[str, object], path: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replaces the file by one with this text; a kill leaves the old one or the new one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, "utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    replace_file(path, text.encode(errors="backslashreplace"))

@@ -10,6 +10,7 @@ from gyrfalcon.errors import UsageError
 from gyrfalcon.measure import result
 from gyrfalcon.measure.roofline import Limits
 from gyrfalcon.measure.timing import OOM, Case, Row, averages
+from gyrfalcon.output_file import OutputFile, open_output
 
 COLUMNS = (
     "Batch",
@@ -70,12 +71,16 @@ class Files:
     json: Path | None
 
     @classmethod
-    def chosen(cls, csv: str | None, json: str | None) -> "Files":
-        """A CSV alone gets its JSON beside it, under the same name with the suffix .json."""
-        table = Path(csv) if csv else None
-        document = Path(json) if json else table.with_suffix(".json") if table else None
-        if table is not None and table == document:
-            raise UsageError("a CSV and a JSON of different names", csv or "", "name another -f")
+    def chosen(cls, csv: OutputFile | None, json: OutputFile | None) -> "Files":
+        """The regular files among them, which alone can be written several times and read again. A
+        CSV without such a JSON gets one beside it, under the same name with the suffix .json.
+        """
+        table, document = (target.file if target else None for target in (csv, json))
+        if csv is not None and table is not None and document is None:
+            beside = str(Path(csv.path).with_suffix(".json"))
+            document = open_output(beside, "the JSON beside -f", regular=True).file
+        if csv is not None and table is not None and table == document:
+            raise UsageError("a CSV and a JSON of different names", csv.path, "name another -f")
         return cls(table, document)
 
     def take_up(self, head: Mapping[str, object], repeats: int) -> Sweep:

@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from gyrfalcon.config import read_json
 from gyrfalcon.errors import DISK_FULL, CheckpointError, DiskFull, UsageError
+from gyrfalcon.output_file import check_folder
 from gyrfalcon.weights.manifest import FileSum
 from gyrfalcon.weights.source import PARTIAL
 
@@ -171,6 +172,14 @@ def build(source: Path, target: Path, fingerprint: str, *, overwrite: bool) -> I
         raise CheckpointError(
             f"to make {target}", str(error), "choose a folder that can be written"
         ) from None
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Raises UsageError where build() would refuse the target, before its source is opened or fetched."""
+    target = _without_links(target)
+    if not target.with_name(target.name + PARTIAL).exists():
+        _check_target(target, overwrite)
+    check_folder(target.parent, str(target))
 
 
 def sync_folder(folder: Path) -> None:

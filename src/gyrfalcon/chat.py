@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gyrfalcon.config import read_json
 from gyrfalcon.errors import RequestError
+from gyrfalcon.foreign_file import read_json
 
 ROLES = ("system", "user", "assistant")
 HIDDEN_SIZE_180B = 14848

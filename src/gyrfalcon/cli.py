@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from gyrfalcon.arguments import flags, parse
 from gyrfalcon.engine.interrupts import ending_interrupts
-from gyrfalcon.errors import DISK_FULL, DiskFull, GyrfalconError, UsageError
+from gyrfalcon.errors import DISK_FULL, DiskFull, GyrfalconError, UsageError, lack
 from gyrfalcon.output_file import open_output
 
 INTERRUPTED = 130
@@ -32,7 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return READER_GONE
     except OSError as error:
         _settle_last_flush()
-        return _complain(_explained(error))
+        return _complain(lack(error, "to go on") or _explained(error))
+    except (MemoryError, RuntimeError) as error:
+        shortage = lack(error, "to go on")
+        if shortage is None:
+            raise
+        return _complain(shortage)
 
 
 def _settle_streams() -> None:

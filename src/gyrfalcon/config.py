@@ -3,14 +3,14 @@
 Knows numbers and names only: no tensors, no files but config.json, no ranks.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gyrfalcon.errors import CheckpointError, ConfigError
+from gyrfalcon.errors import ConfigError
 from gyrfalcon.fields import Fields
+from gyrfalcon.foreign_file import read_json
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -127,25 +127,6 @@ class ModelConfig:
         _check_shapes(config, fields)
         fields.refuse_unread(HARMLESS)
         return config
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """The JSON object in a file; CheckpointError when there is none."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise CheckpointError(
-            f"a readable file {path}", error.strerror or "none", "check it"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"JSON in {path}", str(error), "fetch or write the file again"
-        ) from None
-    if not isinstance(value, dict):
-        raise CheckpointError(
-            f"a JSON object in {path}", type(value).__name__, "fetch or write it again"
-        )
-    return value
 
 
 def _refuse(fields: Fields, wanted: str, got: str) -> ConfigError:

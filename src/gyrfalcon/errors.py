@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 
 OPTION = re.compile(r"`(\w+)(?:=([^`]*))?`")  # `max_len`, `world_size=2`
+NO_MEMORY = re.compile("allocate memory|out of memory|start new thread", re.IGNORECASE)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system calls it
 
 
@@ -61,6 +62,18 @@ class DiskFull(GyrfalconError):
     """The disk took no more: free some space and run the same command again."""
 
 
+class OutOfMemory(GyrfalconError):
+    """The machine gave no more memory: free some, or ask for less at a time."""
+
+    exit_code = 1
+
+
+class TooManyOpenFiles(GyrfalconError):
+    """The process may not open another file: whoever started it can raise the limit."""
+
+    exit_code = 1
+
+
 class RequestError(GyrfalconError):
     """A prompt, mask or sampling parameter is wrong: the caller can mend it."""
 
@@ -89,3 +102,17 @@ class CheckFailed(GyrfalconError):
     """A check ran to its end and did not hold."""
 
     exit_code = 1
+
+
+def lack(error: BaseException, wanted: str) -> GyrfalconError | None:
+    """The error for memory or open files that ran out, whoever noticed; None for anything else."""
+    code = error.errno if isinstance(error, OSError) else None
+    if code in (errno.EMFILE, errno.ENFILE):
+        return TooManyOpenFiles(
+            f"one more open file {wanted}", "the system's limit", "raise it, as with ulimit -n 4096"
+        )
+    told = isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))  # torch's own words
+    if isinstance(error, MemoryError) or code == errno.ENOMEM or told:
+        do = "free some, raise its limits (ulimit -v, -u), or use a smaller dtype or model"
+        return OutOfMemory(f"memory {wanted}", "no more from the system", do)
+    return None

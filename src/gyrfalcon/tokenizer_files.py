@@ -11,8 +11,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
-from gyrfalcon.config import read_json
 from gyrfalcon.errors import CheckpointError
+from gyrfalcon.foreign_file import open_foreign, read_json
 
 # What is read beside weights and config.json: the tokenizer, chat templates, settings of generation.
 FILES = (
@@ -57,6 +57,9 @@ def read_tokenizer(folder: Path, stated_class: object = None) -> TokenizerFiles:
     settings = _json(folder / "tokenizer_config.json")
     is_gpt2 = _is_gpt2(settings.pop("tokenizer_class", None) or stated_class)
     whole, vocab, merges = (folder / name for name in VOCABULARY_FILES)
+    for path in (whole, vocab, merges):
+        if path.is_file():
+            open_foreign(path).close()
     if whole.is_file():
         library = tokenizers.Tokenizer.from_file(str(whole))
         in_file = {

@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from gyrfalcon.config import read_json
-from gyrfalcon.errors import DISK_FULL, CheckpointError, DiskFull, UsageError
+from gyrfalcon.errors import DISK_FULL, CheckpointError, DiskFull, UsageError, lack
+from gyrfalcon.foreign_file import read_json
 from gyrfalcon.output_file import check_folder
 from gyrfalcon.weights.manifest import FileSum
 from gyrfalcon.weights.source import PARTIAL
@@ -169,7 +169,7 @@ def build(source: Path, target: Path, fingerprint: str, *, overwrite: bool) -> I
                 f"{error.strerror} after {_num_bytes(partial)} B",
                 "free some space, run the same command again: it goes on where it stopped",
             ) from None
-        raise CheckpointError(
+        raise lack(error, f"to make {target}") or CheckpointError(
             f"to make {target}", str(error), "choose a folder that can be written"
         ) from None
 

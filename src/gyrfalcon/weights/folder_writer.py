@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gyrfalcon.device import one_torch_thread
 from gyrfalcon.errors import UsageError
+from gyrfalcon.foreign_file import open_foreign
 from gyrfalcon.progress import Bar, bar
 from gyrfalcon.tokenizer_files import FILES
 from gyrfalcon.weights.build import Build, build
@@ -58,13 +59,16 @@ def write_folder(
     Raises UsageError when the target may not be made there, DiskFull when the disk takes no more.
     """
     start = time.perf_counter()
+    small = _small_files(
+        checkpoint, plan
+    )  # what cannot be read or written is found before the work
     with build(
         checkpoint.folder, target, _fingerprint(checkpoint, plan), overwrite=overwrite
     ) as work:
         resumed = sum(file.num_bytes for file in work.finished.values())
         if not work.is_published:
             _write_stages(read, plan, work)
-            _write_small_files(checkpoint, plan, work)
+            _write_small_files(checkpoint, plan, small, work)
             work.publish()
     sizes = [path.stat().st_size for path in target.rglob("*") if path.is_file()]
     return CutSummary(
@@ -148,18 +152,29 @@ def _write_stage(
         return {file: writer.finish() for file, writer in zip(files, writers, strict=True)}
 
 
-def _write_small_files(checkpoint: Checkpoint, plan: Plan, work: Build) -> None:
+def _small_files(checkpoint: Checkpoint, plan: Plan) -> dict[str, bytes]:
+    """All files but weights and manifest; CheckpointError for one of the checkpoint's that cannot be read."""
     config = dict(checkpoint.raw_config)
     if plan.form.has_manifest:
         config["world_size"] = plan.world_size
+    files = {}
     for rank in range(plan.world_size):
         folder = plan.form.rank_folder(rank)
-        work.write(f"{folder}config.json", _json(config))
+        files[f"{folder}config.json"] = _json(config)
         if len(plan.stages) > 1:
-            work.write(f"{folder}model.safetensors.index.json", _json(_index(plan, rank)))
+            files[f"{folder}model.safetensors.index.json"] = _json(_index(plan, rank))
     tokenizer = plan.form.tokenizer_folder
     for path in _carried(checkpoint):
-        work.write(f"{tokenizer}/{path.name}" if tokenizer else path.name, path.read_bytes())
+        with open_foreign(path) as file:
+            files[f"{tokenizer}/{path.name}" if tokenizer else path.name] = file.read()
+    return files
+
+
+def _write_small_files(
+    checkpoint: Checkpoint, plan: Plan, small: Mapping[str, bytes], work: Build
+) -> None:
+    for name, content in small.items():
+        work.write(name, content)
     if plan.form.has_manifest:
         files = {file: found for file, found in work.finished.items() if file != MANIFEST}
         work.write(MANIFEST, _manifest(checkpoint, plan, files).text().encode())
@@ -192,7 +207,9 @@ def _carried(checkpoint: Checkpoint) -> list[Path]:
 
 
 def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    """JSON as transformers writes it; half a surrogate pair, which UTF-8 does not have, as its escape."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _split(whole: range, step: int) -> Iterator[range]:

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from gyrfalcon.config import read_json
 from gyrfalcon.errors import CheckpointError
+from gyrfalcon.foreign_file import read_json
 from gyrfalcon.weights.pickle_file import PickleFile
 from gyrfalcon.weights.safetensors_file import SafetensorsFile
 from gyrfalcon.weights.tensors import ShardedSource, TensorSource, listed

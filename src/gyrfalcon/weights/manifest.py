@@ -8,13 +8,13 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from gyrfalcon.config import read_json
 from gyrfalcon.errors import CheckpointError
+from gyrfalcon.foreign_file import is_inside, read_json
 from gyrfalcon.quant import KINDS
 from gyrfalcon.weights.layout import local_shape
 
@@ -217,13 +217,9 @@ def _parsed(raw: dict[str, Any]) -> Manifest:
         str(path): FileSum(int(file["bytes"]), str(file["sha256"]))
         for path, file in raw["files"].items()
     }
-    unsafe = [
-        path
-        for path in files
-        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts
-    ]
+    unsafe = [path for path in files if not is_inside(path)]
     if unsafe:
-        raise ValueError(f"a file outside of the cut: {unsafe[0]}")
+        raise ValueError(f"a file that cannot be inside of the cut: {unsafe[0]!r}")
     unknown = {piece.file for tensor in tensors.values() for piece in tensor.pieces} - files.keys()
     if unknown:
         raise ValueError(f"a part in a file that is not listed: {min(unknown)}")

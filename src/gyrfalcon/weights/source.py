@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gyrfalcon.config import ModelConfig, read_json
+from gyrfalcon.config import ModelConfig
 from gyrfalcon.errors import CheckpointError
+from gyrfalcon.foreign_file import read_json
 from gyrfalcon.parallel.shards import Share
 from gyrfalcon.weights.hf_folder import open_weights
 from gyrfalcon.weights.layout import (

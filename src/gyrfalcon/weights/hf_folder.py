@@ -1,13 +1,15 @@
 """Finds the weights in a Hugging Face folder: safetensors before .bin, one file or many with an index."""
 
-from collections.abc import Iterable
-from pathlib import Path
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 from gyrfalcon.errors import CheckpointError
-from gyrfalcon.foreign_file import read_json
+from gyrfalcon.foreign_file import is_inside, read_json
 from gyrfalcon.weights.pickle_file import PickleFile
 from gyrfalcon.weights.safetensors_file import SafetensorsFile
-from gyrfalcon.weights.tensors import ShardedSource, TensorSource, listed
+from gyrfalcon.weights.tensors import WeightsFile, listed
 
 WEIGHTS = (
     "model.safetensors",
@@ -16,8 +18,17 @@ WEIGHTS = (
 SAFETENSORS, PICKLE = ".safetensors", ".bin"
 
 
-def open_weights(folder: Path) -> tuple[TensorSource, tuple[Path, ...], list[str]]:
-    """The folder's tensors, the files they come from, and notes on files that are left aside."""
+@dataclass(frozen=True, slots=True)
+class OpenedFolder:
+    """A folder's weights files, and what is said about them."""
+
+    files: dict[str, WeightsFile]  # by path inside the folder
+    index: Mapping[str, str]  # which file is said to hold which tensor; nothing where one holds all
+    notes: tuple[str, ...]  # on files that are left aside
+
+
+def open_weights(folder: Path) -> OpenedFolder:
+    """Opens the files that hold the weights; CheckpointError when there are none, or damaged ones."""
     names = {path.name for path in folder.iterdir()}
     forms = [form for name in WEIGHTS for form in (name, f"{name}.index.json") if form in names]
     if not forms:
@@ -30,46 +41,39 @@ def open_weights(folder: Path) -> tuple[TensorSource, tuple[Path, ...], list[str
     notes = [f"{other} is ignored: {chosen} is used" for other in forms[1:]]
     if SAFETENSORS in chosen and len(forms) == 1 and any(name.endswith(PICKLE) for name in names):
         notes.append(f"{PICKLE} files are ignored: {chosen} is used")
-    if not chosen.endswith(".json"):
-        return _open_file(folder / chosen), (folder / chosen,), notes
-    home = _weight_map(folder / chosen)
-    paths = sorted({folder / file for file in home.values()})
-    missing = [path.name for path in paths if not path.is_file()]
+    index = read_index(folder / chosen) if chosen.endswith(".json") else {}
+    files = sorted(set(index.values())) if index else [chosen]
+    missing = [file for file in files if not os.path.lexists(folder / file)]
     if missing:
         raise CheckpointError(
             f"the files that {folder / chosen} names", f"no {listed(missing)}", "fetch them"
         )
-    opened = {path.name: _open_file(path) for path in paths}
-    absent = [
-        f"{name} in {file}" for name, file in home.items() if name not in opened[file].names()
-    ]
-    if absent:
-        raise CheckpointError(
-            f"the tensors that {folder / chosen} names", f"no {listed(absent)}", "fetch it again"
-        )
-    return ShardedSource({name: opened[file] for name, file in home.items()}), tuple(paths), notes
+    return OpenedFolder({file: _open_file(folder / file) for file in files}, index, tuple(notes))
 
 
-def _open_file(path: Path) -> TensorSource:
-    return SafetensorsFile(path) if path.name.endswith(SAFETENSORS) else PickleFile(path)
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_json(index).get("weight_map")
+def read_index(path: Path) -> dict[str, str]:
+    """Which file beside or below `path` an index says holds which tensor; CheckpointError for any other."""
+    weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
-            f"a weight_map in {index}", repr(weight_map)[:80], "fetch the index again"
+            f"a weight_map in {path}", repr(weight_map)[:80], "fetch the index again"
         )
     for name, file in weight_map.items():
         if (
             not isinstance(file, str)
-            or Path(file).name != file
+            or not is_inside(file)
             or not file.endswith((SAFETENSORS, PICKLE))
         ):
             raise CheckpointError(
-                f"a weights file beside {index} for {name}", repr(file), "fetch the index again"
+                f"a weights file beside or below {path} for {name}",
+                repr(file),
+                "fetch the index again",
             )
-    return weight_map
+    return {name: str(PurePosixPath(file)) for name, file in weight_map.items()}
+
+
+def _open_file(path: Path) -> WeightsFile:
+    return SafetensorsFile(path) if path.name.endswith(SAFETENSORS) else PickleFile(path)
 
 
 def _weight_like(names: Iterable[str]) -> str:

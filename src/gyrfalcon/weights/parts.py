@@ -73,14 +73,17 @@ class PartsSource:
         if not path.endswith(".safetensors"):
             return []
         try:
-            entries = read_header(self._folder / path)
+            header = read_header(self._folder / path)
         except CheckpointError as error:
             return [f"{path}: {error.got}"]
-        found = {name: Content(entry.shape, entry.dtype) for name, entry in entries.items()}
+        found = {name: Content(entry.shape, entry.dtype) for name, entry in header.entries.items()}
         return [
-            f"{path}: {name} is {_shown(found.get(name))} instead of {_shown(expected.get(name))}"
-            for name in sorted(found.keys() | expected.keys())
-            if found.get(name) != expected.get(name)
+            *(f"{path}: {name} is {what}" for name, what in header.odd.items()),
+            *(
+                f"{path}: {name} is {_shown(found.get(name))} instead of {_shown(expected.get(name))}"
+                for name in sorted(found.keys() | expected.keys())
+                if found.get(name) != expected.get(name)
+            ),
         ]
 
 

@@ -1,14 +1,15 @@
 """Reads one .bin file (torch.save of a state dict) without ever running code that hides in it."""
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
 
-from gyrfalcon.errors import CheckpointError
+from gyrfalcon.errors import CheckpointError, lack
+from gyrfalcon.foreign_file import open_foreign, unreadable
 from gyrfalcon.weights.tensors import damaged, take
 
 
@@ -16,7 +17,14 @@ class PickleFile:
     """The tensors of one .bin file; memory-mapped when it has torch's zip format, else read at once."""
 
     def __init__(self, path: Path) -> None:
-        self._tensors = _load(path)
+        self.path = path
+        state = _load(path)
+        self.odd = {name: what for name, value in state.items() if (what := _odd(value))}
+        self._tensors = {
+            name: _plain(value)
+            for name, value in state.items()
+            if isinstance(value, Tensor) and name not in self.odd
+        }
 
     def names(self) -> Collection[str]:
         return self._tensors.keys()
@@ -31,12 +39,14 @@ class PickleFile:
         return take(self._tensors[name], dim, ranges)
 
 
-def _load(path: Path) -> dict[str, Tensor]:
+def _load(path: Path) -> dict[str, object]:
+    """What is saved in the file, by name: a state dict, or something near it."""
+    is_zip = _is_zip(path)
     try:
         with warnings.catch_warnings(
             action="ignore"
         ):  # what is odd about a pickle ends in the error
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except UnpicklingError as error:
         raise CheckpointError(
             f"tensors alone in {path}",
@@ -44,20 +54,49 @@ def _load(path: Path) -> dict[str, Tensor]:
             "use the .safetensors files, or fetch the file again",
         ) from None
     except OSError as error:
-        raise CheckpointError(
-            f"a readable file {path}", error.strerror or "none", "check the folder"
-        ) from None
+        raise unreadable(path, error) from None
     except Exception as error:  # a damaged file can make the unpickler raise anything
-        raise damaged(path, f"{type(error).__name__} ({_first_line(error)})") from None
-    if not isinstance(state, dict) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
-        raise damaged(path, "something else than a dict of tensors")
-    return {str(name): tensor.detach() for name, tensor in state.items()}
+        shortage = lack(error, f"to read {path}")
+        raise shortage or damaged(path, f"{type(error).__name__} ({_first_line(error)})") from None
+    if not isinstance(state, dict):
+        raise damaged(path, f"a {type(state).__name__} and no dict of tensors")
+    _refuse_nested(path, state)
+    return {str(name): value for name, value in state.items()}
+
+
+def _refuse_nested(path: Path, state: Mapping[object, object]) -> None:
+    """A training checkpoint holds the state dict in another dict; transformers finds no tensor in it."""
+    if any(isinstance(value, Tensor) for value in state.values()):
+        return
+    for name, value in state.items():
+        if isinstance(value, dict) and any(isinstance(inner, Tensor) for inner in value.values()):
+            raise CheckpointError(
+                f"a dict of tensors in {path}",
+                f"one that has them under {name!r}",
+                f"save what is under {name!r} alone",
+            )
+
+
+def _odd(value: object) -> str:
+    """What a value is that is no tensor with all its numbers side by side in memory; "" for one that is."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__} and no tensor"
+    if value.is_meta:
+        return "a tensor without data (device meta)"
+    if value.is_nested:
+        return "a nested tensor"
+    if value.layout != torch.strided:
+        return f"a tensor of layout {str(value.layout).removeprefix('torch.')}"
+    return f"a quantised tensor ({value.dtype})" if value.is_quantized else ""
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A parameter as its data; signs and conjugates that are only noted are carried out."""
+    return tensor.detach().resolve_conj().resolve_neg()
 
 
 def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_foreign(path) as file:
         return file.read(4) == b"PK\x03\x04"
 
 

@@ -6,6 +6,7 @@ No header is believed: every offset is checked against the shape, its neighbours
 import json
 import math
 import mmap
+import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gyrfalcon.errors import CheckpointError
+from gyrfalcon.foreign_file import open_foreign, unreadable
 from gyrfalcon.weights.tensors import damaged, take
 
 DTYPES: dict[str, torch.dtype] = {
@@ -49,12 +50,21 @@ class Entry:
     num_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file holds; `odd` are tensors of dtypes that are not computed with, and what these are."""
+
+    entries: dict[str, Entry]
+    odd: dict[str, str]
+
+
 class SafetensorsFile:
     """The tensors of one file, as views of a private memory map (nothing can be written back)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.entries = read_header(path)
+        header = read_header(path)
+        self.entries, self.odd = header.entries, header.odd
 
     def names(self) -> Collection[str]:
         return self.entries.keys()
@@ -96,67 +106,82 @@ class SafetensorsFile:
 
     @cached_property
     def _map(self) -> mmap.mmap:
-        with self.path.open("rb") as file:
-            return mmap.mmap(
-                file.fileno(),
-                0,
-                flags=mmap.MAP_PRIVATE | NO_RESERVE,
-                prot=mmap.PROT_READ | mmap.PROT_WRITE,
-            )
+        try:
+            with self.path.open("rb") as file:
+                return mmap.mmap(
+                    file.fileno(),
+                    0,
+                    flags=mmap.MAP_PRIVATE | NO_RESERVE,
+                    prot=mmap.PROT_READ | mmap.PROT_WRITE,
+                )
+        except OSError as error:
+            raise unreadable(self.path, error) from None
 
 
-def read_header(path: Path) -> dict[str, Entry]:
+def read_header(path: Path) -> Header:
     """The tensors a file holds, by name; CheckpointError when header and file do not fit each other."""
     try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
+        with open_foreign(path) as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(LENGTH_BYTES), "little")
             if size < LENGTH_BYTES or length > min(size - LENGTH_BYTES, LONGEST_HEADER):
                 raise damaged(path, f"a header of {length} B in {size} B")
-            header = file.read(length)
+            text = file.read(length)
     except OSError as error:
-        raise CheckpointError(
-            f"a readable file {path}", error.strerror or "none", "check the folder"
-        ) from None
+        raise unreadable(path, error) from None
     try:
-        raw = json.loads(header)
+        raw = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise damaged(path, f"a header that is no JSON ({type(error).__name__})") from None
     if not isinstance(raw, dict):
         raise damaged(path, "a header that is no object")
     raw.pop("__metadata__", None)
-    entries = {
-        name: _entry(path, name, fields, LENGTH_BYTES + length) for name, fields in raw.items()
-    }
-    _check_tiling(path, entries, LENGTH_BYTES + length, size)
-    return entries
+    return _parsed(path, raw, LENGTH_BYTES + length, size)
 
 
-def _entry(path: Path, name: str, fields: object, data_start: int) -> Entry:
+def _parsed(path: Path, raw: Mapping[str, object], data_start: int, size: int) -> Header:
+    entries: dict[str, Entry] = {}
+    odd: dict[str, str] = {}
+    spans: dict[str, range] = {}
+    for name, fields in raw.items():
+        dtype, shape, spans[name] = _fields(path, name, fields, data_start)
+        if dtype in DTYPES:
+            entries[name] = _entry(path, name, dtype, shape, spans[name])
+        else:
+            odd[name] = f"a tensor of dtype {dtype}"
+    _check_tiling(path, spans, data_start, size)
+    return Header(entries, odd)
+
+
+def _fields(
+    path: Path, name: str, fields: object, data_start: int
+) -> tuple[str, tuple[int, ...], range]:
+    """A tensor's dtype and shape, and its bytes in the file."""
     match fields:
         case {
             "dtype": str(dtype),
             "shape": list(shape),
             "data_offsets": [int(start), int(stop)],
-        } if dtype in DTYPES and all(type(size) is int and size >= 0 for size in shape):
-            entry = Entry(DTYPES[dtype], tuple(shape), data_start + start, stop - start)
-        case _:
-            raise damaged(path, f"an entry {name} that cannot be read ({fields!r:.200})")
-    if entry.num_bytes != math.prod(entry.shape) * entry.dtype.itemsize:
+        } if all(type(size) is int and size >= 0 for size in shape) and start <= stop:
+            return dtype, tuple(shape), range(data_start + start, data_start + stop)
+    raise damaged(path, f"an entry {name} that cannot be read ({fields!r:.200})")
+
+
+def _entry(path: Path, name: str, dtype: str, shape: tuple[int, ...], span: range) -> Entry:
+    entry = Entry(DTYPES[dtype], shape, span.start, span.stop - span.start)
+    if entry.num_bytes != math.prod(shape) * entry.dtype.itemsize:
         raise damaged(
             path, f"{entry.num_bytes} B for {name} of shape {list(shape)} and dtype {dtype}"
         )
     return entry
 
 
-def _check_tiling(path: Path, entries: Mapping[str, Entry], data_start: int, size: int) -> None:
+def _check_tiling(path: Path, spans: Mapping[str, range], data_start: int, size: int) -> None:
     """The tensors must follow each other without holes or overlaps up to the end of the file."""
     end = data_start
-    for name, entry in sorted(
-        entries.items(), key=lambda item: (item[1].offset, item[1].num_bytes)
-    ):
-        if entry.offset != end:
-            raise damaged(path, f"{name} at byte {entry.offset} where {end} is next")
-        end += entry.num_bytes
+    for name, span in sorted(spans.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if span.start != end:
+            raise damaged(path, f"{name} at byte {span.start} where {end} is next")
+        end = span.stop
     if end != size:
         raise damaged(path, f"{size} B where the header promises {end} B")

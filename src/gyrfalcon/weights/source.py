@@ -1,7 +1,6 @@
 """Opens a Hugging Face folder or a cut as one lazy checkpoint, its names and shapes checked."""
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from gyrfalcon.config import ModelConfig
 from gyrfalcon.errors import CheckpointError
 from gyrfalcon.foreign_file import read_json
 from gyrfalcon.parallel.shards import Share
+from gyrfalcon.weights.found import find_tensors
 from gyrfalcon.weights.hf_folder import open_weights
 from gyrfalcon.weights.layout import (
     HEAD,
@@ -29,9 +29,6 @@ from gyrfalcon.weights.tensors import TensorSource, listed
 PARTIAL = ".partial"  # what the name of an unfinished cut ends with
 PART_FOLDER = "part_model"
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-
-# Buffers that older checkpoints stored and that follow from the config.
-BUFFERS = re.compile(r"\.(inv_freq|masked_bias)$|\.(self_attention|attention|attn)\.bias$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,8 @@ class Checkpoint:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Opens a Hugging Face folder or a cut; CheckpointError when files, names or shapes are not right.
 
-    Reads headers only, never tensor data (a .bin in torch's oldest format has no header and is read at once).
+    Reads headers, and of the data only what find_tensors() has to (a .bin in torch's oldest format has no
+    header and is read at once).
     """
     if (folder / MANIFEST).exists():
         return _open_cut(folder)
@@ -82,16 +80,15 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     config_path = folder / "config.json"
     raw_config = read_json(config_path)
     config = ModelConfig.from_json(raw_config, str(config_path))
-    source, files, notes = open_weights(folder)
-    ignored = check_tensors(folder, config, source, None)
-    if ignored:
-        notes.append(
-            f"{len(ignored)} stored buffers such as {ignored[0]} follow from the config and are ignored"
-        )
+    opened = open_weights(folder)
+    source, found = find_tensors(config, opened)
+    check_tensors(folder, config, source, None)
+    notes = [*opened.notes, *found]
     if config.tied and HEAD in source.names():
         notes.append(
             f"{HEAD} is stored although the config ties it: it is used where it differs from the embedding"
         )
+    files = tuple(file.path for file in opened.files.values())
     return Checkpoint(folder, config, raw_config, source, None, files, folder, tuple(notes))
 
 
@@ -150,9 +147,9 @@ def refuse_half_a_cut(folder: Path) -> None:
 
 def check_tensors(
     folder: Path, config: ModelConfig, source: TensorSource, manifest: Manifest | None
-) -> list[str]:
+) -> None:
     """Compares names, shapes and dtypes with the config, and with what a cut's manifest says of aliases
-    and rounding; returns the stored buffers that are not needed.
+    and rounding; CheckpointError names all that differs.
     """
     stored = set(source.names())
     quant, aliases = ("none", {}) if manifest is None else (manifest.quant, manifest.aliases)
@@ -161,9 +158,7 @@ def check_tensors(
     model = tensor_specs(config, head=untied or head in stored)
     specs = [part for spec in model for part in stored_specs(spec, quant)]
     missing = [spec.name for spec in specs if spec.name not in stored]
-    extra = sorted(stored - {spec.name for spec in specs})
-    ignored = [name for name in extra if BUFFERS.search(name)]
-    unknown = [name for name in extra if name not in ignored]
+    unknown = sorted(stored - {spec.name for spec in specs})
     wrong = [fault for spec in specs if spec.name in stored for fault in _spec_faults(spec, source)]
     kinds = {"missing": missing, "unknown": unknown, "wrong": wrong}
     problems = [f"{kind}: {listed(names)}" for kind, names in kinds.items() if names]
@@ -175,7 +170,6 @@ def check_tensors(
             if manifest is None
             else "cut the checkpoint again with this version",
         )
-    return ignored
 
 
 def _spec_faults(spec: TensorSpec, source: TensorSource) -> Iterable[str]:

@@ -1,6 +1,7 @@
 """What every place that holds named tensors can do, and how ranges of one are taken. Knows no file format."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -36,23 +37,65 @@ class TensorSource(Protocol):
         ...
 
 
-class ShardedSource:
-    """Tensors spread over several files; `home` says which file holds which name."""
+class WeightsFile(TensorSource, Protocol):
+    """The tensors of one file."""
 
-    def __init__(self, home: Mapping[str, TensorSource]) -> None:
-        self._home = home
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def odd(self) -> Mapping[str, str]:
+        """What the file holds beside them that cannot be read as a tensor: what each is, by name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor is stored, and under which name."""
+
+    source: TensorSource
+    name: str
+
+
+class PlacedSource:
+    """Tensors spread over several files, each at its place."""
+
+    def __init__(self, places: Mapping[str, Place]) -> None:
+        self._places = places
 
     def names(self) -> Collection[str]:
-        return self._home.keys()
+        return self._places.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._home[name].shape(name)
+        place = self._places[name]
+        return place.source.shape(place.name)
 
     def dtype(self, name: str) -> torch.dtype:
-        return self._home[name].dtype(name)
+        place = self._places[name]
+        return place.source.dtype(place.name)
 
     def read(self, name: str, dim: int | None = None, ranges: Sequence[range] = ()) -> Tensor:
-        return self._home[name].read(name, dim, ranges)
+        place = self._places[name]
+        return place.source.read(place.name, dim, ranges)
+
+
+class Zeros:
+    """A tensor of zeros, by any name."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self._shape, self._dtype = shape, dtype
+
+    def names(self) -> Collection[str]:
+        return ()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._dtype
+
+    def read(self, name: str, dim: int | None = None, ranges: Sequence[range] = ()) -> Tensor:
+        return take(torch.zeros(self._shape, dtype=self._dtype), dim, ranges)
 
 
 def take(tensor: Tensor, dim: int | None, ranges: Sequence[range]) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import triton_interpreter
+import triton_interpreter  # before all that imports triton
 from exams import write_rows
 
 REPOSITORY = Path(__file__).resolve().parent.parent

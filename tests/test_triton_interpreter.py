@@ -1,5 +1,10 @@
 """The interpreter computes as the hardware does, or raises."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from triton_interpreter import DEVICE
@@ -72,3 +77,17 @@ def test_memory_outside_the_tensors_is_refused(loaded: int, stored: int) -> None
     assert (whole[1, :16] == 2).all()
     with pytest.raises(Exception, match="inside the launch's tensors"):
         _double[(1,)](whole[0, :loaded], whole[1, :stored], SIZE=16)
+
+
+@interpreted
+def test_kernels_run_in_a_process_that_nobody_prepared() -> None:
+    """As with -n 0: workers of pytest-xdist find TRITON_INTERPRET set by the process that starts them."""
+    test = Path(__file__).with_name("test_triton_norm.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, f"{test}::test_sum_and_norms_equal_their_definition[1-64-dtype0]"],
+        env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout

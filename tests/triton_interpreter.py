@@ -1,7 +1,8 @@
 """Triton's kernels on a machine without a GPU: its interpreter, made exact for bfloat16 and strict about
 memory.
 
-`install` has to run before a kernel is imported, because the decorator reads TRITON_INTERPRET.
+Import this module before anything that imports triton: its decorator reads TRITON_INTERPRET once for each
+function, those of its own library first.
 As it comes, the interpreter keeps bfloat16 as uint16 and computes with those integers, cuts float32 off
 where it should round it to bfloat16, and reads and writes anywhere.
 """
@@ -16,18 +17,33 @@ import torch
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+INTERPRETED = DEVICE == "cpu" and find_spec("triton") is not None
+
+if INTERPRETED:
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def install() -> None:
     """Lets kernels run on the CPU where there is no GPU; does nothing without Triton."""
-    if DEVICE == "cuda" or find_spec("triton") is None:
+    if not INTERPRETED:
         return
-    os.environ["TRITON_INTERPRET"] = "1"
+    _check_the_library()
     _round_as_torch()
     _multiply_bfloat16()
     _refuse_bfloat16_arithmetic()
     _refuse_foreign_memory()
     _take_turns()
+
+
+def _check_the_library() -> None:
+    """Triton's own functions are interpreted, too: a kernel that calls a compiled one fails."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpretedFunction
+
+    if not isinstance(tl.cdiv, InterpretedFunction):
+        raise RuntimeError(
+            "wanted triton_interpreter imported before triton, got after; import it first"
+        )
 
 
 def _take_turns() -> None:

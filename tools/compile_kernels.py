@@ -17,8 +17,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if faults or not results else 0
 
 
-def jobs(files: Sequence[Path], words: str) -> list[Job]:
+def jobs(files: Sequence[Path], words: str = "") -> list[Job]:
     """Every case of every file for each of its targets; two cases of one name are a mistake of ours."""
     found = [
         Job(file, place, case.name, target)
@@ -135,12 +136,24 @@ def cases_of(file: Path) -> list[Case]:
 
 
 def compile_all(wanted: Sequence[Job]) -> list[Result]:
-    """Compiles in processes of their own, with a cache that is thrown away."""
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["TRITON_CACHE_DIR"] = cache
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(PROCESSES, mp_context=context) as pool:
-            return list(pool.map(compile_job, wanted, chunksize=4))
+    """Compiles in processes of their own."""
+    with compilers() as pool:
+        return list(pool.map(compile_job, wanted, chunksize=4))
+
+
+@contextmanager
+def compilers() -> Iterator[ProcessPoolExecutor]:
+    """Processes to compile in, with a cache that is thrown away."""
+    context = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        ProcessPoolExecutor(PROCESSES, context, _cache_in, (cache,)) as pool,
+    ):
+        yield pool
+
+
+def _cache_in(folder: str) -> None:
+    os.environ["TRITON_CACHE_DIR"] = folder
 
 
 def compile_job(job: Job) -> Result:

@@ -32,9 +32,7 @@ def without_torch(code: str, *words: str) -> int:
     """The exit code of Python code in a fresh process; fails when it left torch imported."""
     code += "\nassert 'torch' not in sys.modules, 'torch was imported'\nsys.exit(status)"
     command = [sys.executable, "-c", "import sys\n" + code, *words]
-    return subprocess.run(
-        command, env=ENVIRONMENT, capture_output=True, timeout=5, check=False
-    ).returncode
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, check=False).returncode
 
 
 @pytest.mark.parametrize(

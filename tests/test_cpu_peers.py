@@ -355,27 +355,27 @@ def test_a_run_without_ours_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "seconds", "words"),
     [
-        ("echo no such kernel >&2; exit 3", "its process ended with 3: no such kernel"),
-        ("exec sleep 60", "no answer in 1 s"),
+        ("echo no such kernel >&2; exit 3", 600, "its process ended with 3: no such kernel"),
+        ("exec sleep 600", 1, "no answer in 1 s"),
     ],
 )
 def test_an_engine_that_ends_or_is_silent_is_a_failure(
-    line: str, words: str, tmp_path: Path
+    line: str, seconds: int, words: str, tmp_path: Path
 ) -> None:
     python = interpreter(tmp_path, line)
     with (
         process.EngineProcess("openvino", python, 1, tmp_path / "log") as engine,
         pytest.raises(process.EngineFailed, match=words),
     ):
-        engine.ask("versions", 1)
+        engine.ask("versions", seconds)
 
 
 def test_what_an_engine_leaves_among_temporary_files_goes_with_it(tmp_path: Path) -> None:
-    python = interpreter(tmp_path, f"mktemp -d > {tmp_path}/left; echo '{{}}'; exec sleep 60")
+    python = interpreter(tmp_path, f"mktemp -d > {tmp_path}/left; echo '{{}}'; exec sleep 600")
     with process.EngineProcess("openvino", python, 1, tmp_path / "log") as engine:
-        engine.ask("prepare", 10)
+        engine.ask("prepare", 600)
         left = Path((tmp_path / "left").read_text().strip())
         assert left.is_dir()
         assert left.is_relative_to(tmp_path)

@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,8 +133,14 @@ def test_after_ctrl_c_the_engine_goes_on_as_new(folder: Path) -> None:
     with make_engine(folder, max_len=2000) as engine:
         allocator = engine._replica.scheduler.allocator
         expected = engine.generate([30, 31], SamplingParams(max_new_tokens=4))[0].output_ids
-        timer = threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT])
-        timer.start()
+
+        def interrupt() -> None:
+            """Once blocks are in use: the sequences run."""
+            while allocator.num_free == allocator.num_blocks:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt, daemon=True).start()
         with pytest.raises(KeyboardInterrupt):
             engine.generate([[40], [41]], SamplingParams(max_new_tokens=1900, ignore_eos=True))
         assert not engine.has_work

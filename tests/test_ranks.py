@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -167,10 +167,15 @@ class Script:
         raise AssertionError(self.process.communicate()[1])
 
     def finish(self) -> tuple[str, str, int]:
-        """Output, errors and exit status; every process it started has ended as well."""
-        out, err = self.process.communicate(timeout=60)
-        _, alive = psutil.wait_procs(self.ranks, timeout=SECONDS_TO_NOTICE)
-        assert not alive
+        """Output, errors and exit status, once every process it started has ended as well."""
+        try:
+            out, err = self.process.communicate()
+            psutil.wait_procs(self.ranks)
+        finally:
+            self.process.kill()
+            for rank in self.ranks:
+                with suppress(psutil.NoSuchProcess):
+                    rank.kill()
         return out, err, self.process.returncode
 
 

@@ -3,9 +3,10 @@
 import json
 import random
 import shutil
-import time
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -210,10 +211,8 @@ def test_gpt2_files_without_their_merges_are_refused(tmp_path: Path, data: Data)
         Tokenizer.load(tmp_path)
 
 
-def test_the_tiny_tokenizer_is_the_same_each_time_and_quick_to_make(tmp_path: Path) -> None:
-    start = time.perf_counter()
+def test_the_tiny_tokenizer_is_the_same_each_time(tmp_path: Path) -> None:
     first = make_tokenizer(tmp_path / "a")
-    assert time.perf_counter() - start < 1
     second = make_tokenizer(tmp_path / "b")
     assert (first / "tokenizer.json").read_bytes() == (second / "tokenizer.json").read_bytes()
     tokenizer = Tokenizer.load(first)
@@ -288,11 +287,19 @@ def test_nothing_follows_a_stop_string() -> None:
 
 
 def test_stop_strings_are_found_in_linear_time() -> None:
-    finder = StopFinder(["a" * 2000 + "b"])
-    start = time.perf_counter()
-    for _ in range(20000):
+    finder, pushes, lines = StopFinder(["a" * 2000 + "b"]), 4000, 0
+
+    def count(*_: object) -> Any:
+        nonlocal lines
+        lines += 1
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    for _ in range(pushes):
         finder.push("a")
-    assert time.perf_counter() - start < 2
+    sys.settrace(before)
+    assert lines < 50 * pushes
 
 
 def test_an_empty_stop_string_is_refused() -> None:

@@ -61,7 +61,7 @@ def sequence(
     prompt: tuple[int, ...] = (1, 2),
     output: tuple[int, ...] = (),
 ) -> Sequence:
-    return Sequence(Request(0, prompt, params, seed, eos_id=11), 0, [*prompt, *output])
+    return Sequence(Request(0, prompt, params, seed), 0, [*prompt, *output])
 
 
 def whole(sequences: list[Sequence]) -> list[Chunk]:
@@ -307,7 +307,7 @@ def test_draws_of_many_seeds_follow_the_probabilities(settings: dict[str, float]
 
 def test_draws_at_successive_places_and_of_successive_samples_are_independent() -> None:
     logits, params = torch.zeros(1, 2), SamplingParams(temperature=1.0)
-    request = Request(0, (1,), params, seed=0, eos_id=11)
+    request = Request(0, (1,), params, seed=0)
     bits = [
         [pick(logits, [Sequence(request, index, [1] * (1 + place))])[0].id for place in range(40)]
         for index in range(40)

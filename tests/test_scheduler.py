@@ -156,7 +156,8 @@ def request(
     start = (number if beginning is None else beginning) * 31
     prompt = tuple((start + place) % VOCAB for place in range(prompt_len))
     sampling = SamplingParams(**{"ignore_eos": True, **params})  # type: ignore[arg-type]
-    return Request(number, prompt, sampling, seed=0, eos_id=EOS, single_steps=single_steps)
+    ends = frozenset((*sampling.stop_ids, *(() if sampling.ignore_eos else (EOS,))))
+    return Request(number, prompt, sampling, seed=0, end_ids=ends, single_steps=single_steps)
 
 
 def machine(
@@ -418,7 +419,7 @@ def share(own: Machine, number: int, tokens: list[int]) -> int:
     """Runs one prompt to its end; returns how many tokens were computed for it."""
     before = own.num_computed
     params = SamplingParams(max_new_tokens=1)
-    own.add(Request(number, tuple(tokens), params, seed=0, eos_id=-1))
+    own.add(Request(number, tuple(tokens), params, seed=0))
     own.finish()
     return own.num_computed - before
 

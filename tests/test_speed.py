@@ -184,7 +184,7 @@ def test_end_of_text_does_not_end_a_timed_generation(model: Path, tmp_path: Path
     weights["transformer.word_embeddings.weight"][11] = 1
     save_file(weights, ending / "model.safetensors", metadata={"format": "pt"})
     with Engine(EngineConfig(model=str(ending), max_len=64)) as engine:
-        assert engine.generate([[5, 6]])[0].output_ids == (engine.tokenizer.eos_id,)
+        assert engine.generate([[5, 6]])[0].output_ids == (11,)
         timed = generate(engine, [[5, 6], [7, 8, 9]], max_new_tokens=12)
     assert [len(times) for times in timed.arrivals] == [12, 12]
     assert list(timed.arrivals[0]) == sorted(timed.arrivals[0])

@@ -45,7 +45,7 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
             folder = make_tokenizer(tmp_path_factory.mktemp("scripted"))
             tokenizer = Tokenizer.load(folder)
             ids = tokenizer.encode(text)
-            make_scripted(folder, tokenizer.vocab_size, [*ids, tokenizer.eos_id])
+            make_scripted(folder, tokenizer.vocab_size, [*ids, *tokenizer.end_ids])
             made[text] = make_engine(folder), ids
         return made[text]
 
@@ -240,7 +240,7 @@ def test_a_held_beginning_of_a_stop_string_comes_before_half_a_character(
     tokenizer = Tokenizer.load(folder)
     half = tokenizer.encode("🦅")[0]
     params = SamplingParams(stop="abcd")
-    stream = TextStream(Request(0, (1,), params, seed=0, eos_id=11), 0, tokenizer)
+    stream = TextStream(Request(0, (1,), params, seed=0), 0, tokenizer)
     pieces = [stream.push(Token(token), None) for token in [*tokenizer.encode(text), half]]
     pieces.append(stream.push(None, FinishReason.LENGTH))
     assert "".join(piece.text for piece in pieces) == shown

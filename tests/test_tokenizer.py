@@ -64,11 +64,11 @@ def test_all_published_vectors_are_reproduced(real: tuple[str, Tokenizer], data:
 
 def test_the_end_of_text_is_known_by_its_name(real: tuple[str, Tokenizer]) -> None:
     name, tokenizer = real
-    assert (tokenizer.eos_id, tokenizer.vocab_size) == {
+    assert (*tokenizer.end_ids, tokenizer.vocab_size) == {
         "falcon": (11, 65024),
         "gpt-2": (50256, 50257),
     }[name]
-    assert tokenizer.encode("a<|endoftext|>b")[1:-1] == [tokenizer.eos_id]
+    assert tokenizer.encode("a<|endoftext|>b")[1:-1] == [*tokenizer.end_ids]
     assert tokenizer.decode(tokenizer.encode("a<|endoftext|>b")) == "ab"
     assert (
         tokenizer.decode(tokenizer.encode("a<|endoftext|>b"), skip_special=False)
@@ -216,7 +216,7 @@ def test_the_tiny_tokenizer_is_the_same_each_time(tmp_path: Path) -> None:
     second = make_tokenizer(tmp_path / "b")
     assert (first / "tokenizer.json").read_bytes() == (second / "tokenizer.json").read_bytes()
     tokenizer = Tokenizer.load(first)
-    assert (tokenizer.vocab_size, tokenizer.eos_id) == (509, 11)
+    assert (tokenizer.vocab_size, tokenizer.end_ids) == (509, (11,))
 
 
 def cut_at(text: str, stops: Sequence[str]) -> tuple[str, bool]:

@@ -79,10 +79,18 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         "--stop",
         metavar="TEXT",
         action="append",
-        help="end before this text; may be given several times",
+        help='end before this text or special token, such as "<|im_end|>"; may be given several times',
     )
     group.add_argument(
-        "--ignore-eos", action="store_true", help="go on after the model's end-of-text"
+        "--stop-id",
+        metavar="ID",
+        dest="stop_ids",
+        action="append",
+        type=whole("--stop-id", 0),
+        help="end at this token id of the vocabulary; may be given several times",
+    )
+    group.add_argument(
+        "--ignore-eos", action="store_true", help="go on after the tokens that end a text"
     )
 
 

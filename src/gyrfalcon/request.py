@@ -45,9 +45,10 @@ class SamplingParams:
         likeliest tokens; 0: only its own; None: nothing.
     prompt_logprobs: the same with every token of the prompt.
     logprob_ids: with every output token, the log-probabilities of these token ids at its place.
-    stop: strings that end the text; it stops before them.
+    stop: strings that end the text; it stops before them. One that is a special token, such as
+        <|im_end|>, stops at its id: the text shows no special tokens.
     stop_ids: token ids that end it.
-    ignore_eos: go on after end-of-text.
+    ignore_eos: go on after what ends a text by the model's files.
     """
 
     max_new_tokens: int = 128
@@ -174,7 +175,7 @@ class Request:
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     seed: int
-    eos_id: int
+    end_ids: frozenset[int] = frozenset()  # each ends a sample
     keep_logits: bool = False  # hand back the logits after every prompt token
     single_steps: int = 0  # compute the last so many prompt tokens one at a time, as decoding does
 

@@ -32,7 +32,6 @@ class Tokenizer:
         library.no_padding()
         library.no_truncation()
         self._library = library
-        self._where = files.where
         self._bytes = {
             i: _to_bytes(token) for token, i in library.get_vocab(with_added_tokens=True).items()
         }
@@ -66,17 +65,6 @@ class Tokenizer:
             raise CheckpointError(
                 f"a tokenizer in {folder}", f"{error}", "fetch its files again"
             ) from None
-
-    @property
-    def eos_id(self) -> int:
-        """The first of `end_ids`; CheckpointError where there is none."""
-        if not self.end_ids:
-            raise CheckpointError(
-                f"an end token in {self._where}",
-                "none",
-                "name it as eos_token in tokenizer_config.json",
-            )
-        return self.end_ids[0]
 
     @property
     def bos_token(self) -> str | None:

@@ -163,6 +163,7 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
         n=args.n,
         logprobs=args.logprobs,
         stop=args.stop or (),
+        stop_ids=args.stop_ids or (),
         ignore_eos=args.ignore_eos,
     )
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.device import WORD_OF_DTYPE, uses_cuda
+from gyrfalcon.end_ids import Ends, find_ends
 from gyrfalcon.engine import ranks
 from gyrfalcon.engine.build import build_replica, longest_sequence
 from gyrfalcon.engine.interrupts import held_interrupts
@@ -50,7 +51,6 @@ from gyrfalcon.weights.source import Checkpoint, open_checkpoint
 
 Prompt = str | Seq[int]
 GREEDY = SamplingParams()
-FALCON_EOS_ID = 11
 
 
 @dataclass(slots=True)
@@ -95,9 +95,9 @@ class Engine:
         config = replace(config, quant=run_quant(checkpoint, config.quant))
         self.config = config
         self.model_config: ModelConfig = checkpoint.config
-        self.notes = checkpoint.notes
         self._tokenizer = _load_tokenizer(checkpoint)
-        self._eos_id = _eos_id(checkpoint, self._tokenizer)
+        self._ends = _find_ends(checkpoint, self._tokenizer)
+        self.notes = (*checkpoint.notes, *self._ends.notes)
         self._live: dict[int, _Live] = {}
         self._ids = itertools.count()
         self._broken = False
@@ -228,7 +228,7 @@ class Engine:
         self, input_ids: Tensor, attention_mask: Tensor | None = None, max_new_tokens: int = 16
     ) -> Tensor:
         """The guide's tensors: greedy continuation, prompt included; rows that end early are filled
-        with end-of-text.
+        with generation_config.json's pad_token_id, else with what ends a text.
 
         input_ids int64 [batch, seq]; attention_mask [batch, seq] of 0 and 1, or additive float
         [batch, 1, seq, seq], causal plus whole padding columns. Returns int64 [batch, seq +
@@ -240,7 +240,7 @@ class Engine:
             wanted = f"at most {self.max_len} tokens, new ones included"
             raise PromptTooLong(wanted, str(longest), "ask for fewer or raise `max_len`")
         params = SamplingParams(max_new_tokens=max_new_tokens)
-        new = torch.full((len(prompts), max_new_tokens), self._eos_id)
+        new = torch.full((len(prompts), max_new_tokens), self._ends.fill)
         for row, live in zip(new, self._run(prompts, [params] * len(prompts)), strict=True):
             tokens = live.output().output_ids
             row[: len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
@@ -322,7 +322,7 @@ class Engine:
             prompt_ids=prompt_ids,
             params=params,
             seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
-            eos_id=self._eos_id,
+            end_ids=self._end_ids(params),
             keep_logits=keep_logits,
             single_steps=single_steps,
         )
@@ -330,6 +330,14 @@ class Engine:
         self._obey(Add(request))
         self._live[request.id] = _Live(request, text, streams)
         return self._live[request.id]
+
+    def _end_ids(self, params: SamplingParams) -> frozenset[int]:
+        """What ends a text by its id. Special tokens are not in the text: a stop string that is one
+        is found by its id.
+        """
+        ends = () if params.ignore_eos else self._ends.ids
+        special = [self.tokenizer.special_id(stop) for stop in params.stop_strings]
+        return frozenset((*ends, *params.stop_ids, *(i for i in special if i is not None)))
 
     def _check(self, prompt_ids: tuple[int, ...], params: SamplingParams) -> None:
         vocab = range(self.model_config.vocab_size)
@@ -345,8 +353,20 @@ class Engine:
         given = (*prompt_ids, *params.logit_bias, *params.logprob_ids)
         foreign = [token for token in given if token not in vocab]
         if foreign:
+            text = (
+                self._tokenizer.decode(foreign[:1], skip_special=False) if self._tokenizer else ""
+            )
             raise RequestError(
-                f"token ids below {len(vocab)}", str(foreign[0]), "use the model's own tokenizer"
+                f"token ids below {len(vocab)}",
+                f"{foreign[0]} {text}".rstrip(),
+                "use the model's own tokenizer, and no token that the model lacks",
+            )
+        beyond = [token for token in params.stop_ids if token not in vocab]
+        if beyond:
+            raise RequestError(
+                f"`stop_ids` below {len(vocab)}, the model's vocabulary",
+                str(beyond[0]),
+                "correct it",
             )
         if list(params.logit_bias.values()).count(-math.inf) == len(vocab):
             raise RequestError(
@@ -403,14 +423,14 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     return Tokenizer.load(folder, checkpoint.config.hidden_size, stated_class)
 
 
-def _eos_id(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> int:
-    """The tokenizer's end-of-text; without a tokenizer the config's, which first releases have
-    wrong.
-    """
-    stated = checkpoint.raw_config.get("eos_token_id")
+def _find_ends(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Ends:
+    """Where a text ends. Marks that end one are left out of all texts from here on."""
+    ends = find_ends(
+        checkpoint.tokenizer_folder, checkpoint.raw_config, checkpoint.config.vocab_size, tokenizer
+    )
     if tokenizer is not None:
-        return tokenizer.eos_id
-    return stated if isinstance(stated, int) else FALCON_EOS_ID
+        tokenizer.hide(ends.ids)
+    return ends
 
 
 def _seed_bytes(seed: int | None) -> bytes:

@@ -148,11 +148,8 @@ class Scheduler:
         return [] if sequence.wants_every_row else self.allocator.find(sequence.tokens)
 
     def _ending(self, sequence: Sequence, token: Token | None) -> FinishReason | None:
-        params = sequence.request.params
-        if token is not None:
-            ends_text = token.id == sequence.request.eos_id and not params.ignore_eos
-            if ends_text or token.id in params.stop_ids:
-                return FinishReason.STOP
+        if token is not None and token.id in sequence.request.end_ids:
+            return FinishReason.STOP
         return FinishReason.LENGTH if len(sequence.tokens) >= self._longest(sequence) else None
 
     def _longest(self, sequence: Sequence) -> int:

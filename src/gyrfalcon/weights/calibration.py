@@ -105,7 +105,7 @@ class Calibration:
         blocks = range(-(-size // BLOCK_SIZE))
         shape = CacheShape(1, config.num_kv_heads, config.head_dim, BLOCK_SIZE, dtype)
         self._cache = KVPool(shape, len(blocks), CPU).layers[0]
-        request = Request(0, (0,) * size, SamplingParams(), seed=0, eos_id=0)
+        request = Request(0, (0,) * size, SamplingParams(), seed=0)
         sequence = Sequence(request, 0, [0] * size, blocks=list(blocks))
         self._batch = Batch.build([Chunk(sequence, 0, size)], BLOCK_SIZE)
         rotary = self._parts.rotary

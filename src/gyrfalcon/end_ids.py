@@ -1,0 +1,104 @@
+"""Where a text ends: the ids that end it, by every file of a model that names one, and what fills the
+rest of a row.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gyrfalcon.errors import CheckpointError
+from gyrfalcon.foreign_file import read_json
+from gyrfalcon.tokenizer import Tokenizer
+
+GENERATION_CONFIG = "generation_config.json"
+# What Falcon's first releases call begin and end, and the tokens that these really are.
+WRONG = {1: ">>ABSTRACT<<", 2: ">>INTRODUCTION<<"}
+FALCON_END = 11
+GPT2_END = 50256
+GPT2_VOCAB_SIZES = range(
+    50257, 50305
+)  # rw-1b's embedding has a few rows more than GPT-2 has tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """ids: what ends a text, that which transformers names first before the others.
+    fill: what stands in a row of generate_ids() after its end.
+    notes: where this is not what transformers does.
+    """
+
+    ids: tuple[int, ...]
+    fill: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stated:
+    """What one file says."""
+
+    file: str
+    begin: object
+    ends: tuple[int, ...]
+    pad: int | None
+
+    @classmethod
+    def of(cls, raw: Mapping[str, object], file: str) -> "_Stated":
+        pad, ends = _ids(raw, "pad_token_id", file), _ids(raw, "eos_token_id", file)
+        return cls(file, raw.get("bos_token_id"), ends, pad[0] if pad else None)
+
+
+def _ids(raw: Mapping[str, object], name: str, file: str) -> tuple[int, ...]:
+    value = raw.get(name)
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    if all(isinstance(one, int) and not isinstance(one, bool) for one in listed):
+        return tuple(listed)
+    raise CheckpointError(f"token ids for {name} in {file}", f"{value!r:.60}", "correct the file")
+
+
+def find_ends(
+    folder: Path, config: Mapping[str, object], vocab_size: int, tokenizer: Tokenizer | None
+) -> Ends:
+    """The ends by generation_config.json in `folder`, by `config`, which is the model's config.json,
+    and by the tokenizer. CheckpointError for ids that are no whole numbers.
+    """
+    path = folder / GENERATION_CONFIG
+    stated = [_Stated.of(config, "config.json")]
+    if path.is_file():
+        stated.insert(0, _Stated.of(read_json(path), GENERATION_CONFIG))
+    wrong = _wrong(stated, tokenizer)
+    named = [end for one in stated for end in one.ends if end not in wrong]
+    named += tokenizer.end_ids if tokenizer is not None else ()
+    ids = tuple(dict.fromkeys(end for end in named if 0 <= end < vocab_size))
+    if not ids and tokenizer is None:
+        ids = (GPT2_END if vocab_size in GPT2_VOCAB_SIZES else FALCON_END,)
+    fill = stated[0].pad if stated[0].pad is not None else next(iter(ids), FALCON_END)
+    return Ends(ids, fill, tuple(_notes(ids, stated, wrong, tokenizer)))
+
+
+def _wrong(stated: Sequence[_Stated], tokenizer: Tokenizer | None) -> set[int]:
+    """The ids of the first releases' mistake, where they are one."""
+    if tokenizer is not None:
+        return {i for i, text in WRONG.items() if tokenizer.token_bytes(i) == text.encode()}
+    begins = any(one.begin == 1 for one in stated)
+    return set(WRONG) if begins and any(2 in one.ends for one in stated) else set()
+
+
+def _notes(
+    ids: Sequence[int], stated: Sequence[_Stated], wrong: set[int], tokenizer: Tokenizer | None
+) -> Iterable[str]:
+    theirs = stated[0]
+    more = [end for end in ids if end not in theirs.ends]
+    if more:
+        named = _told(theirs.ends, tokenizer) or "none"
+        yield (
+            f"a text ends at {_told(more, tokenizer)}, where transformers goes on:"
+            f" {theirs.file} names {named}"
+        )
+    if not ids:
+        yield "no file names a token that ends a text: only lengths and stops end it"
+
+
+def _told(ids: Iterable[int], tokenizer: Tokenizer | None) -> str:
+    """Ids with their texts: "11 <|endoftext|> and 2 >>INTRODUCTION<<"."""
+    texts = {i: tokenizer.decode([i], skip_special=False) if tokenizer else "" for i in ids}
+    return " and ".join(f"{i} {text}".strip() for i, text in texts.items())

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from checkpoints import make_checkpoint
 
-from gyrfalcon.measure.exam import read_exam
+from gyrfalcon.fields import Fields
+from gyrfalcon.measure.exam import Subject, read_exam
 from gyrfalcon.measure.mmlu import Answer
 from gyrfalcon.measure.mmlu_prompts import HENDRYCKS, Exam, Protocol
+from gyrfalcon.measure.mmlu_result import ExamResult
+from gyrfalcon.measure.mmlu_score import answer_json, score, score_json
 
 Data = Callable[[str], Path]
 
@@ -66,32 +69,30 @@ def exam_of(
 def answer(
     subject: str, number: int, truth: str, pred: str | None, dropped: bool = False
 ) -> Answer:
-    return Answer(subject, number, truth, pred, 5, 100, dropped=dropped)
+    text = None if dropped else f"{pred}." if pred else "?"
+    return Answer(subject, number, truth, pred, 5, 100, text=text, dropped=dropped)
 
 
 def document(found: list[Answer], **settings: object) -> dict[str, object]:
-    """As much of a result file as a comparison reads."""
-    same = {"protocol": "hendrycks", "protocol_version": 1, "split": "test", "shots": 5}
-    result = {
-        **same,
-        "exam_sha256": "0",
-        "subjects": {"birds": {"category": "other"}, "sums": {"category": "STEM"}},
-        "predictions": [
-            {
-                "subject": a.subject,
-                "id": a.id,
-                "truth": a.truth,
-                "pred": a.pred,
-                "num_examples": 5,
-                "num_prompt_tokens": 100,
-                "dropped": a.dropped,
-            }
-            for a in found
-        ],
+    """A result file with these answers, to questions on birds and sums; `settings` change it."""
+    return {"format": "gyrfalcon-result", "version": 1, "kind": "mmlu"} | {
+        "result": run_of(found, **settings)
     }
+
+
+def run_of(found: list[Answer], **settings: object) -> dict[str, object]:
+    """The `result` in document()."""
+    subjects = [Subject("birds", "other", (), ()), Subject("sums", "STEM", (), ())]
     return {
-        "format": "gyrfalcon-result",
-        "version": 1,
-        "kind": "mmlu",
-        "result": {**result, **settings},
+        **{"protocol": "generate", "protocol_version": 1, "split": "test", "shots": 5},
+        "exam_sha256": "0",
+        "num_questions": len(found),
+        **score_json(score(subjects, found), subjects),
+        "predictions": [answer_json(one) for one in found],
+        **settings,
     }
+
+
+def result_of(found: list[Answer], **settings: object) -> ExamResult:
+    """The same, as a comparison reads it."""
+    return ExamResult.from_json(Fields(run_of(found, **settings), "a test"))

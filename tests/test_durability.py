@@ -11,6 +11,7 @@ from checkpoints import make_checkpoint
 from durable_disk import DurableDisk
 from exams import answer
 
+from gyrfalcon.measure.exam import Question, Subject
 from gyrfalcon.measure.mmlu_files import Recorder, unfinished
 from gyrfalcon.weights.cut import cut
 from gyrfalcon.weights.recut import merge
@@ -90,8 +91,10 @@ def test_progress_never_tells_of_a_file_whose_bytes_could_still_be_lost(
 
 def test_an_answer_is_in_the_journal_before_the_next_is_computed(tmp_path: Path) -> None:
     identity = {"format": "x"}
+    asked = [Question(number, "Which?", ("a", "b", "c", "d"), "A") for number in range(3)]
+    exam = [Subject("birds", "other", (), tuple(asked))]
     answers = [answer("birds", number, "A", "B") for number in range(3)]
     with Recorder(tmp_path, identity, []) as recorder:
         for number, one in enumerate(answers, 1):
             recorder.write(one)
-            assert unfinished(tmp_path, identity) == answers[:number]
+            assert unfinished(tmp_path, identity, exam) == answers[:number]

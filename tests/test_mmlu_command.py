@@ -13,8 +13,9 @@ from exams import Data, answer, document, make_model
 
 from gyrfalcon.cli import main
 from gyrfalcon.errors import UsageError
-from gyrfalcon.measure.mmlu import Answer
+from gyrfalcon.measure.exam import read_exam
 from gyrfalcon.measure.mmlu_files import unfinished
+from gyrfalcon.measure.mmlu_score import answer_json
 
 
 @pytest.fixture(scope="module")
@@ -133,17 +134,19 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def test_an_unfinished_run_of_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
-    line = {"subject": "a", "id": 0, "truth": "A", "pred": "B", "num_examples": 5}
-    line["num_prompt_tokens"] = 9
-    identity = {"model": "m", "shots": 5}
-    text = f"{json.dumps(identity)}\n{json.dumps(line)}\n"
+def test_an_unfinished_run_of_something_else_is_not_gone_on_with(
+    tmp_path: Path, exam_folder: Path
+) -> None:
+    exam = read_exam(exam_folder, "test")
+    found = answer("birds", 0, "A", "B")
+    identity: dict[str, object] = {"model": "m", "shots": 5}
+    text = f"{json.dumps(identity)}\n{json.dumps(answer_json(found))}\n"
     (tmp_path / "journal0.jsonl").write_text(text)
-    assert unfinished(tmp_path, identity) == [Answer("a", 0, "A", "B", 5, 9)]
+    assert unfinished(tmp_path, identity, exam) == [found]
     with pytest.raises(UsageError, match="another shots"):
-        unfinished(tmp_path, {**identity, "shots": 4})
+        unfinished(tmp_path, {**identity, "shots": 4}, exam)
     (tmp_path / "journal0.jsonl").write_text(text + '{"finished": true}\n')
-    assert unfinished(tmp_path, {**identity, "shots": 4}) == []
+    assert unfinished(tmp_path, {**identity, "shots": 4}, exam) == []
 
 
 def test_two_result_files_are_compared_without_a_model(

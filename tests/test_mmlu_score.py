@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from exams import Data, answer, document
+from exams import Data, answer, result_of
 
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.exam import read_exam
 from gyrfalcon.measure.golden import Golden, MMLUFigure, known
+from gyrfalcon.measure.mmlu import Answer
 from gyrfalcon.measure.mmlu_compare import compare
 from gyrfalcon.measure.mmlu_golden import beside
 from gyrfalcon.measure.mmlu_prompts import (
@@ -69,7 +70,7 @@ def test_two_runs_are_compared_pair_by_pair() -> None:
     two = [answer("birds", i, "A", pred) for i, (_, pred) in enumerate(preds)]
     one += [answer("sums", 0, "B", "B"), answer("sums", 1, "B", None, dropped=True)]
     two += [answer("sums", 0, "B", "A"), answer("sums", 1, "B", "B")]
-    found = compare(document(one), document(list(reversed(two))))
+    found = compare(result_of(one), result_of(list(reversed(two))))
     birds = found.categories["other"]
     assert (birds.total, birds.same, birds.both_right) == (7, 3, 1)
     assert (birds.only_first, birds.only_second, birds.p) == (2, 1, 1.0)
@@ -77,22 +78,43 @@ def test_two_runs_are_compared_pair_by_pair() -> None:
     assert found.all.p == 2 * (1 + 4) / 2**4
 
 
-@pytest.mark.parametrize("name", ["protocol", "split", "shots", "exam_sha256"])
-def test_runs_that_asked_something_else_are_not_compared(name: str) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"protocol": "lm-eval"},
+        {"protocol_version": 2},
+        {"split": "val"},
+        {"shots": 0},
+        {"exam_sha256": "1"},
+    ],
+    ids=str,
+)
+def test_runs_that_asked_something_else_are_not_compared(other: dict[str, object]) -> None:
     found = [answer("birds", 0, "A", "A")]
     with pytest.raises(UsageError, match="two runs with the same"):
-        compare(document(found), document(found, **{name: "other"}))
+        compare(result_of(found), result_of(found, **other))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [[answer("birds", 0, "B", "A")], [answer("birds", 0, "A", "A"), answer("birds", 1, "A", "A")]],
+    ids=["truth", "question"],
+)
+def test_runs_of_one_exam_whose_questions_differ_are_not_compared(changed: list[Answer]) -> None:
+    """The same checksum of the exam: one of the files was edited."""
+    with pytest.raises(UsageError, match="one that was changed"):
+        compare(result_of([answer("birds", 0, "A", "A")]), result_of(changed))
 
 
 def test_runs_that_asked_something_else_are_told_what() -> None:
     short = [answer("birds", 0, "A", "A")]
-    whole = document([*short, answer("birds", 1, "B", "B")])
-    other = document([answer("sums", 0, "A", "A")], exam_sha256="1")
+    whole = result_of([*short, answer("birds", 1, "B", "B")])
+    other = result_of([answer("sums", 0, "A", "A")], exam_sha256="1")
     for one, two, got in (
-        (whole, document(short, shots=0), "old: 5; new: 0"),
+        (whole, result_of(short, shots=0), "old: 5; new: 0"),
         (
             whole,
-            document(short, exam_sha256="1"),
+            result_of(short, exam_sha256="1"),
             "old: 2 questions of 1 subject; new: 1 question of 1 subject",
         ),
         (
@@ -102,8 +124,8 @@ def test_runs_that_asked_something_else_are_told_what() -> None:
             "new: 1 question of 1 subject, sums among them",
         ),
         (
-            document(short),
-            document(short, exam_sha256="1"),
+            result_of(short),
+            result_of(short, exam_sha256="1"),
             "old: 1 question of 1 subject, worded otherwise; "
             "new: 1 question of 1 subject, worded otherwise",
         ),

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -19,12 +20,14 @@ from tokenizers import decoders, models, pre_tokenizers
 from gyrfalcon import Engine, EngineConfig
 from gyrfalcon.batch import Batch
 from gyrfalcon.cli import main
-from gyrfalcon.errors import UsageError
+from gyrfalcon.errors import GyrfalconError, UsageError
+from gyrfalcon.fields import Fields
 from gyrfalcon.measure.baseline import baselines, compare
 from gyrfalcon.measure.passage import passage_ids, prompt_rows
 from gyrfalcon.measure.roofline import Layout, Limits, decode_bytes, prefill_flops
 from gyrfalcon.measure.speed import Bench, generate, with_percent
 from gyrfalcon.measure.speed_files import Files, Sweep, csv_text
+from gyrfalcon.measure.speed_rows import read_row
 from gyrfalcon.measure.speed_table import describe
 from gyrfalcon.measure.timing import Case, Figures, Generation, Row, averages, figures_of
 from gyrfalcon.output_file import OutputFile, open_output
@@ -76,6 +79,15 @@ def figures(response_ms: float, first_ms: float, ms: float) -> Figures:
         inter_token_p99_ms=ms,
         peak_memory_bytes=[1_500_000_000, 10],
     )
+
+
+def slow_down(raw: dict[str, Any], times: float) -> None:
+    """Makes a measured row of a result file one of a slower run."""
+    for name, value in raw.items():
+        if "_ms" in name:
+            raw[name] = [one * times for one in value] if isinstance(value, list) else value * times
+        elif name.startswith("tokens_per_second"):
+            raw[name] = value / times
 
 
 def row(input_len: int, output_len: int, times: Figures | None) -> Row:
@@ -203,8 +215,18 @@ def test_the_csv_is_the_guides_byte_for_byte() -> None:
 
 
 def test_a_row_comes_back_from_json_as_it_was() -> None:
-    for one in (row(32, 64, figures(3, 1, 2)), row(32, 32, None)):
-        assert Row.from_json(json.loads(json.dumps(one.to_json()))) == one
+    times = figures_of(Case(1, 32, 3), [generation(0.1)], [generation(0.1, 0.2, 0.4)], 1)
+    with_limits = replace(times, decode_percent_of_limit=50.0, prefill_percent_of_limit=9.0)
+    for one, has_limits in (
+        (row(32, 3, times), False),
+        (row(32, 3, with_limits), True),
+        (row(32, 32, None), True),
+    ):
+        raw = Fields(json.loads(json.dumps(one.to_json())), "a test")
+        assert read_row(raw, 1, has_limits) == one
+        if one.figures:
+            with pytest.raises(GyrfalconError, match="percent_of_limit"):
+                read_row(raw, 1, not has_limits)
 
 
 def test_a_csv_gets_its_json_beside_it(tmp_path: Path) -> None:
@@ -433,8 +455,7 @@ def test_a_result_is_compared_with_another_case_by_case(
     assert speed(model, "--json", file, "--in", "8", "--out", "2,3", *QUICK) == 0
     document = json.loads(file.read_text())
     for one in document["result"]["rows"]:
-        for name in ("response_ms", "first_token_ms", "time_per_token_ms"):
-            one[name] *= 3
+        slow_down(one, 3)
     ours.write_text(file.read_text())
     file.write_text(json.dumps(document))
     words = ("--json", ours, "--in", "8", "--out", "2,3,4", "--baseline", file, *QUICK)
@@ -460,6 +481,13 @@ def test_a_baseline_that_is_no_speed_result_is_refused(
     (tmp_path / "other.json").write_text(content)
     assert speed(model, "--baseline", tmp_path / "other.json") == 2
     assert "other.json" in capsys.readouterr().err
+
+
+def test_a_case_whose_memory_could_not_be_asked_for_is_shown_without() -> None:
+    rows = {
+        one.case: one for one in [row(32, 64, replace(figures(500, 20, 12), peak_memory_bytes=[]))]
+    }
+    assert describe(Sweep(3, None, rows)).splitlines()[1].split()[-1] == "12.00"
 
 
 def test_the_table_shows_each_case_and_says_what_the_percentages_are_of() -> None:

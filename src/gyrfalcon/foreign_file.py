@@ -46,7 +46,7 @@ def read_json(path: Path) -> dict[str, object]:
     try:
         with open_foreign(path) as file:
             value = json.loads(file.read().decode("utf-8"))
-        if _is_deep(value):
+        if is_deep(value):
             raise ValueError(f"objects or lists more than {DEEPEST} deep")
     except OSError as error:
         raise unreadable(path, error) from None
@@ -75,7 +75,7 @@ def is_inside(path: str) -> bool:
     return bool(parts) and not unsafe and ".." not in parts
 
 
-def _is_deep(value: object) -> bool:
+def is_deep(value: object) -> bool:
     """Whether it is nested deeper than Python can be relied on to write it again."""
     layer = [value]
     for _ in range(DEEPEST):

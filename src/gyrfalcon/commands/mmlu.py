@@ -26,6 +26,7 @@ from gyrfalcon.measure.mmlu_compare import (
 )
 from gyrfalcon.measure.mmlu_files import Recorder, model_fingerprint, unfinished
 from gyrfalcon.measure.mmlu_prompts import PROTOCOLS, Exam
+from gyrfalcon.measure.mmlu_result import ExamResult
 from gyrfalcon.measure.mmlu_score import Score, score
 from gyrfalcon.output import counted, goes_to_stdout, write_json
 from gyrfalcon.output_file import OutputFile, check_folder
@@ -46,6 +47,10 @@ class Done:
     num_new: int
     seconds: float
 
+    def as_result(self) -> ExamResult:
+        categories = {subject.name: subject.category for subject in self.exam.subjects}
+        return ExamResult(self.exam.settings, categories, tuple(self.answers), self.score)
+
     def as_json(self) -> dict[str, object]:
         return {
             **self.exam.settings,
@@ -62,7 +67,7 @@ class Done:
 def run(args: argparse.Namespace) -> int:
     """Asks what is not answered yet and tells the score; or compares two results."""
     output = None if args.model is None else check_folder(args.output, "-o")
-    others = [result.read(Path(name), "mmlu") for name in args.compare]
+    others = [ExamResult.load(Path(name)) for name in args.compare]
     if output is None:
         return _compare_alone(others, args)
     names = None if args.subjects is None else [_name(word) for word in args.subjects.split(",")]
@@ -72,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         check_alike(Asked.in_exam(exam), Asked.in_result(other), ("A (this run)", f"B ({path})"))
     golden = _golden(args.model) if args.golden else None
     identity = _identity(args, exam)
-    earlier = unfinished(output, identity)
+    earlier = unfinished(output, identity, exam.subjects)
     with Engine(engine_config(args)) as engine:
         if not engine.is_first_rank:
             _follow(engine, exam, earlier)
@@ -84,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             rows = None if golden is None else mmlu_golden.beside(golden, done.score, exam)
             if rows is not None:
                 facts["golden"] = mmlu_golden.rows_json(rows)
-            comparison = compare({"result": facts}, others[0]) if others else None
+            comparison = compare(done.as_result(), others[0]) if others else None
             if comparison is not None:
                 facts["comparison"] = comparison_json(comparison)
             document = result.envelope("mmlu", engine, args.words, facts)
@@ -94,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     return _verdict(rows or ())
 
 
-def _compare_alone(others: Sequence[Document], args: argparse.Namespace) -> int:
+def _compare_alone(others: Sequence[ExamResult], args: argparse.Namespace) -> int:
     (one, other), (first, second) = others, args.compare
     pairs = compare(one, other, (f"A ({first})", f"B ({second})"))
     lines = (f"A: {first}, B: {second}", *tables.comparison_lines(pairs))

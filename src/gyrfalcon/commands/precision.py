@@ -17,14 +17,13 @@ from gyrfalcon.measure.gate import TITLES, Figure
 from gyrfalcon.measure.golden import known
 from gyrfalcon.measure.golden_tokens import check_tokens
 from gyrfalcon.measure.precision import judge, make_reference, our_logits, precision_of
-from gyrfalcon.measure.prompts import default_prompts, read_prompts
-from gyrfalcon.measure.reference import Prompts, Reference
+from gyrfalcon.measure.prompts import check_prompts, default_prompts, read_prompts
+from gyrfalcon.measure.reference import KINDS, Prompts, Reference
 from gyrfalcon.measure.result import envelope
 from gyrfalcon.output import goes_to_stdout, write_json
 from gyrfalcon.output_file import open_output
 from gyrfalcon.settings import EngineConfig
 
-KINDS = ("transformers", "fp32")  # of references that are computed; anything else is a file
 CHUNK_TOKENS = 256  # of a prompt in one step: the longest default prompt comes in chunks
 
 
@@ -100,27 +99,34 @@ def _config(args: argparse.Namespace) -> EngineConfig:
 
 def _gate(engine: Engine, args: argparse.Namespace, saved: Path | None) -> Findings | None:
     """None on the ranks that only compute with the first one."""
-    prompts = _prompts(engine, args)
+    stored = _open_stored(engine, args)
+    prompts = _prompts(engine, args) if stored is None else stored.prompts
     if not engine.is_first_rank:
         for _ in our_logits(engine, prompts, args.decode_steps):
             pass
         return None
     print(f"ready: {engine.description}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="gyrfalcon-reference-") as folder:
-        path = _stored(args)
-        if path is None:
+        if stored is None:
             path = saved or Path(folder, "reference.safetensors")
             make_reference(engine, _kind(args), prompts, path)
-        outcome = judge(engine, Reference.open(path, engine.model_config), args.decode_steps)
+            stored = Reference.open(path, engine.model_config)
+        outcome = judge(engine, stored, args.decode_steps)
     note = "" if outcome.origin.independent else " (not independent: it shares our code)"
     title = f"{outcome.precision} against {outcome.origin.description}{note}"
     return Findings(title, dict(outcome.phases), outcome.as_json())
 
 
+def _open_stored(engine: Engine, args: argparse.Namespace) -> Reference | None:
+    path = _stored(args)
+    if path is None:
+        return None
+    reference = Reference.open(path, engine.model_config)
+    check_prompts(reference.prompts, path, engine)
+    return reference
+
+
 def _prompts(engine: Engine, args: argparse.Namespace) -> Prompts:
-    stored = _stored(args)
-    if stored is not None:
-        return Reference.open(stored, engine.model_config).prompts
     if args.prompts is not None:
         return read_prompts(Path(args.prompts), engine)
     return default_prompts(engine)

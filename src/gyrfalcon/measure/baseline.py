@@ -58,7 +58,7 @@ def baselines(word: str) -> tuple[Baseline, ...]:
     if word == GUIDE:
         return GUIDE_FIGURES
     path = Path(word)
-    sweep = Sweep.from_json(result.read(path, "speed")["result"], path)
+    sweep = Sweep.from_json(result.findings(result.read(path, "speed"), path))
     return (Baseline(str(path), {}, sweep.rows),)
 
 

@@ -1,17 +1,19 @@
 """The logits gate: how far our logits are from a reference's, in figures that a broken position
-cannot hide behind, each with its limit. Pure functions of tensors.
+cannot hide behind, each with its limit. Pure functions of tensors, and figures read back.
 """
 
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from gyrfalcon.errors import UsageError
+from gyrfalcon.fields import Fields
 from gyrfalcon.quant import GROUPS
 
 ROWS = 64  # rows taken at a time: 65024 logits each, several times over in float64
@@ -66,6 +68,12 @@ LIMITS: Mapping[str, Mapping[str, float]] = {
     "fp8": {"cosine": 0.99, "relative_l2_p95": 0.12},
     **{kind: {"cosine": 0.95, "relative_l2_p95": 0.35} for kind in GROUPS},
 }
+
+
+MAY_BE_EMPTY = ("top1_agreement", "top1_in_top5")  # where no position counts, they have no value
+OPTIONAL = ("relative_l2_to_transformers",)  # only where transformers is there to be compared with
+HELD = {True: "held", False: "not held"}
+AGAIN = "measure again with this version"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +157,60 @@ def figures(
     if peer is not None:
         theirs = _values(peer)["relative_l2_p95"]
         values["relative_l2_to_transformers"] = _ratio(values["relative_l2_p95"], theirs)
-    limits = {**LIMITS[precision], "non_finite": 0.0}
+    limits = limits_of(precision)
     return tuple(
         Figure.of(name, values[name], sense, limits.get(name))
         for name, sense in SENSE.items()
         if name in values
     )
+
+
+def of_curves(cosine: Tensor, relative_l2: Tensor, kl: Tensor) -> dict[str, float]:
+    """The figures that follow from those of every position, float64 [positions] each."""
+    return {
+        "centred_cosine_p5": float(cosine.quantile(0.05)),
+        "relative_l2_p95": float(relative_l2.quantile(0.95)),
+        "kl_mean": float(kl.mean()),
+        "kl_p99": float(kl.quantile(0.99)),
+    }
+
+
+def limits_of(precision: str) -> dict[str, float]:
+    """Every figure that has a limit at `precision`, one of LIMITS."""
+    return {**LIMITS[precision], "non_finite": 0.0}
+
+
+def read_figures(
+    raws: Sequence[Fields], senses: Mapping[str, str], limits: Mapping[str, float], where: str
+) -> tuple[Figure, ...]:
+    """Figures from a result file. UsageError unless every figure that has a limit is there once, with
+    the limit and the verdict that it has here.
+    """
+    found = {raw.need(str, "name"): _read_figure(raw, senses, limits) for raw in raws}
+    missing = [name for name in limits if name not in found and name not in OPTIONAL]
+    if missing or len(found) != len(raws):
+        got = f"none for {missing[0]}" if missing else "one twice"
+        raise UsageError(f"every figure of the gate once in {where}", got, AGAIN)
+    return tuple(found.values())
+
+
+def _read_figure(raw: Fields, senses: Mapping[str, str], limits: Mapping[str, float]) -> Figure:
+    name = raw.one_of(tuple(senses), "name")
+    value, limit = raw.take(float, "value"), raw.take(float, "limit")
+    found = Figure.of(name, value, senses[name], limits.get(name))
+    if value is None and limit is not None and name not in MAY_BE_EMPTY:
+        found = replace(found, held=False)  # NaN, for which JSON has no number
+    stated = (raw.need(str, "sense"), limit, raw.need(bool, "held"))
+    if stated != (found.sense, found.limit, found.held):
+        words = [
+            f"{sense} {limit}, {HELD[held]}" for sense, limit, held in (_verdict(found), stated)
+        ]
+        raise UsageError(f"{name} {words[0]} in {raw.where}", words[1], AGAIN)
+    return found
+
+
+def _verdict(figure: Figure) -> tuple[str, float | None, bool]:
+    return figure.sense, figure.limit, figure.held
 
 
 def _compare_rows(ours: Tensor, reference: Tensor) -> Comparison:
@@ -187,10 +243,7 @@ def _values(compared: Comparison) -> dict[str, float | None]:
     norms = math.sqrt(compared.our_square) * math.sqrt(compared.reference_square)
     return {
         "cosine": _ratio(compared.dot, norms),
-        "centred_cosine_p5": float(compared.cosine.quantile(0.05)),
-        "relative_l2_p95": float(compared.relative_l2.quantile(0.95)),
-        "kl_mean": float(compared.kl.mean()),
-        "kl_p99": float(compared.kl.quantile(0.99)),
+        **of_curves(compared.cosine, compared.relative_l2, compared.kl),
         "top1_agreement": _share(compared.same_top[clear]),
         "top1_in_top5": _share(compared.in_top5[~clear]),
         "non_finite": float(compared.num_non_finite),

@@ -17,7 +17,10 @@ LIMITS = {  # of the difference in log-probability: its mean size, its largest, 
     "logprob_max_error": 0.5,
     "nll_error": 0.03,
 }
+GREEDY = "greedy_agreement"
 GREEDY_LIMIT = 0.9  # of the greedy tokens; each is compared after the published ones before it
+ALL_LIMITS = {**LIMITS, GREEDY: GREEDY_LIMIT}
+SENSE = {**dict.fromkeys(LIMITS, "<="), GREEDY: ">="}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,8 @@ def check_tokens(engine: Engine, golden: TokenFigures) -> TokenCheck:
     agreement = float((greedy == torch.tensor(golden.output_ids)).double().mean())
     return TokenCheck(
         figures=(
-            *(Figure.of(name, values[name], "<=", limit) for name, limit in LIMITS.items()),
-            Figure.of("greedy_agreement", agreement, ">=", GREEDY_LIMIT),
+            *(Figure.of(name, values[name], SENSE[name], limit) for name, limit in LIMITS.items()),
+            Figure.of(GREEDY, agreement, SENSE[GREEDY], GREEDY_LIMIT),
         ),
         ids=ids[1:],
         published=published,

@@ -55,6 +55,17 @@ def answers(engine: Engine, exam: Exam, skip: Collection[tuple[str, int]] = ()) 
             yield from _answers_alike(engine, subject, exam.protocol, list(group))
 
 
+def first_letter(text: str) -> str | None:
+    """The answer in a generated text: its first ASCII letter, as a capital; None without one."""
+    found = re.search("[A-Za-z]", text)
+    return found and found[0].upper()
+
+
+def likeliest(logprobs: Sequence[float]) -> str:
+    """The letter with the highest log-probability, the first of equal ones."""
+    return LETTERS[max(range(len(LETTERS)), key=logprobs.__getitem__)]
+
+
 def _answers_alike(
     engine: Engine, subject: Subject, protocol: Protocol, prompts: Sequence[Prompt]
 ) -> Iterator[Answer]:
@@ -62,13 +73,11 @@ def _answers_alike(
     _compute_shared_start(engine, prompts)
     if protocol.num_new_tokens > 1:
         for prompt, text in _generated(engine, prompts, protocol.num_new_tokens):
-            letter = _first_letter(text)
-            yield _answer(subject, prompt, letter and letter.upper(), text=text)
+            yield _answer(subject, prompt, first_letter(text), text=text)
         return
     letters = letter_ids(partial(engine.tokenizer.encode, add_special_tokens=False))
     for prompt, logprobs in _likelihoods(engine, prompts, letters):
-        likeliest = max(range(len(LETTERS)), key=logprobs.__getitem__)
-        yield _answer(subject, prompt, LETTERS[likeliest], logprobs=logprobs)
+        yield _answer(subject, prompt, likeliest(logprobs), logprobs=logprobs)
 
 
 def _compute_shared_start(engine: Engine, prompts: Sequence[Prompt]) -> None:
@@ -121,7 +130,7 @@ def _generated(
     while waiting:
         for piece in engine.step():
             texts[piece.request_id] += piece.text
-            if piece.finish_reason is not None or _first_letter(piece.text):
+            if piece.finish_reason is not None or first_letter(piece.text):
                 engine.abort(piece.request_id)
                 yield waiting.pop(piece.request_id), texts[piece.request_id]
 
@@ -144,11 +153,6 @@ def _answer(
         text=text,
         dropped=prompt.ids is None,
     )
-
-
-def _first_letter(text: str) -> str | None:
-    found = re.search("[A-Za-z]", text)
-    return found and found[0]
 
 
 def _ids(prompt: Prompt) -> tuple[int, ...]:

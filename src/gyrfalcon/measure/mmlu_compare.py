@@ -9,12 +9,9 @@ from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.exam import CATEGORIES
 from gyrfalcon.measure.mmlu import Answer
 from gyrfalcon.measure.mmlu_prompts import Exam
-from gyrfalcon.measure.mmlu_score import answer_from_json
+from gyrfalcon.measure.mmlu_result import QUESTIONS, SETTINGS, ExamResult
 from gyrfalcon.measure.proportions import mcnemar
 from gyrfalcon.output import counted
-
-QUESTIONS = "exam_sha256"
-SETTINGS = ("protocol", "protocol_version", "split", "shots", QUESTIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +28,9 @@ class Asked:
         return cls(exam.settings, counts)
 
     @classmethod
-    def in_result(cls, document: Mapping[str, object]) -> Self:
+    def in_result(cls, found: ExamResult) -> Self:
         """What a run has asked."""
-        found = _result(document)
-        counts = Counter(answer.subject for answer in _answers(found))
-        return cls({name: found[name] for name in SETTINGS}, counts)
+        return cls(found.settings, Counter(answer.subject for answer in found.answers))
 
     def told(self, name: str, other: Self) -> str:
         """A setting in words, where the other's differs."""
@@ -86,21 +81,20 @@ def check_alike(first: Asked, second: Asked, names: tuple[str, str]) -> None:
 
 
 def compare(
-    first: Mapping[str, object],
-    second: Mapping[str, object],
-    names: tuple[str, str] = ("A", "B"),
+    first: ExamResult, second: ExamResult, names: tuple[str, str] = ("A", "B")
 ) -> Comparison:
-    """Compares two `mmlu` result documents; UsageError when they did not ask the same."""
+    """Compares two runs; UsageError when they did not ask the same."""
     check_alike(Asked.in_result(first), Asked.in_result(second), names)
-    one, other = (_result(document) for document in (first, second))
-    pairs = list(zip(_answers(one), _answers(other), strict=True))
+    if _questions(first) != _questions(second):
+        wanted = "two runs with the same questions and truths"
+        raise UsageError(wanted, "one that was changed", "run that exam again")
+    pairs = list(zip(first.answers, second.answers, strict=True))
     kept = [pair for pair in pairs if not any(answer.dropped for answer in pair)]
-    subjects = one["subjects"]
-    assert isinstance(subjects, dict)
+    home = first.categories
     return Comparison(
         all=_count(kept),
         categories={
-            category: _count([p for p in kept if subjects[p[0].subject]["category"] == category])
+            category: _count([pair for pair in kept if home[pair[0].subject] == category])
             for category in CATEGORIES
         },
         num_left_out=len(pairs) - len(kept),
@@ -114,6 +108,10 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
         "categories": {name: _pairs_json(p) for name, p in comparison.categories.items()},
         "left_out": comparison.num_left_out,
     }
+
+
+def _questions(found: ExamResult) -> list[tuple[str, int, str]]:
+    return [(answer.subject, answer.id, answer.truth) for answer in found.answers]
 
 
 def _pairs_json(pairs: Pairs) -> dict[str, object]:
@@ -135,18 +133,4 @@ def _count(pairs: Sequence[tuple[Answer, Answer]]) -> Pairs:
         both_right=sum(one.right and other.right for one, other in pairs),
         only_first=sum(one.right and not other.right for one, other in pairs),
         only_second=sum(other.right and not one.right for one, other in pairs),
-    )
-
-
-def _result(document: Mapping[str, object]) -> Mapping[str, object]:
-    found = document["result"]
-    assert isinstance(found, dict)
-    return found
-
-
-def _answers(found: Mapping[str, object]) -> list[Answer]:
-    predictions = found["predictions"]
-    assert isinstance(predictions, list)
-    return sorted(
-        map(answer_from_json, predictions), key=lambda answer: (answer.subject, answer.id)
     )

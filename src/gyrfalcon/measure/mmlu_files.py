@@ -14,11 +14,13 @@ from pathlib import Path
 from types import TracebackType
 
 from gyrfalcon.errors import UsageError
+from gyrfalcon.fields import Fields, parsed_json, shown
 from gyrfalcon.measure import result
+from gyrfalcon.measure.exam import Subject
 from gyrfalcon.measure.mmlu import Answer
+from gyrfalcon.measure.mmlu_result import asked_in, read_answers
 from gyrfalcon.measure.mmlu_score import (
     Score,
-    answer_from_json,
     answer_json,
     class_accuracies,
     subject_accuracies,
@@ -35,8 +37,12 @@ FINISHED = {"finished": True}
 NO_ANSWER = "-1"  # in the guide's file, where a letter is missing
 
 
-def unfinished(folder: Path, identity: Mapping[str, object]) -> list[Answer]:
-    """The answers of a run that was broken off in this folder; UsageError when it was another run's."""
+def unfinished(
+    folder: Path, identity: Mapping[str, object], exam: Sequence[Subject]
+) -> list[Answer]:
+    """The answers of a run that was broken off in this folder; UsageError when it was another run's,
+    or when the journal holds what no run of this exam can have written.
+    """
     lines = list(_whole_lines(folder / JOURNAL))
     if not lines or lines[-1] == FINISHED:
         return []
@@ -47,7 +53,9 @@ def unfinished(folder: Path, identity: Mapping[str, object]) -> list[Answer]:
             f"one with another {', '.join(sorted(stated)) or 'identity'}",
             f"finish that one, give another -o, or delete {folder / JOURNAL}",
         )
-    return [answer_from_json(line) for line in lines[1:]]
+    journal = folder / JOURNAL
+    answers = [Fields(line, f"line {n} of {journal}") for n, line in enumerate(lines[1:], 2)]
+    return read_answers(answers, asked_in(exam))
 
 
 def model_fingerprint(folder: Path) -> str:
@@ -134,10 +142,10 @@ def _whole_lines(path: Path) -> Iterator[dict[str, object]]:
     """The journal's objects; a last line that a kill cut short is left out."""
     if not path.exists():
         return
+    do = "delete the file to start over"
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            wanted = f"JSON in line {number} of {path}"
-            raise UsageError(wanted, str(error), "delete the file to start over") from None
+        where = f"line {number} of {path}"
+        value = parsed_json(line, where, do)
+        if not isinstance(value, dict):
+            raise UsageError(f"a JSON object in {where}", shown(value), do)
         yield value

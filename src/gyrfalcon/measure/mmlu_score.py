@@ -43,7 +43,11 @@ class Score:
 
 def score(exam: Sequence[Subject], answers: Sequence[Answer]) -> Score:
     """Counts the answers to an exam."""
-    category = {subject.name: subject.category for subject in exam}
+    return score_of({subject.name: subject.category for subject in exam}, answers)
+
+
+def score_of(category: Mapping[str, str], answers: Sequence[Answer]) -> Score:
+    """Counts answers; `category` is each subject's."""
     return Score(
         subjects={name: count([a for a in answers if a.subject == name]) for name in category},
         categories={
@@ -94,15 +98,6 @@ def answer_json(answer: Answer) -> dict[str, object]:
     fields = asdict(answer)
     unused = [name for name in ("logprobs", "text") if fields[name] is None]
     return {name: value for name, value in fields.items() if name not in unused}
-
-
-def answer_from_json(raw: Mapping[str, object]) -> Answer:
-    """What answer_json() made; TypeError when it was something else."""
-    fields = dict(raw)
-    logprobs = fields.pop("logprobs", None)
-    if isinstance(logprobs, list | tuple):
-        fields["logprobs"] = tuple(map(float, logprobs))
-    return Answer(**fields)  # type: ignore[arg-type]  # checked by its names
 
 
 def _count_json(count: Count) -> dict[str, object]:

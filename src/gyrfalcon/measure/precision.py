@@ -36,6 +36,10 @@ class Outcome:
     phases: dict[str, tuple[Figure, ...]]
     prompts: tuple[Compared, ...]
 
+    def __post_init__(self) -> None:
+        assert self.phases  # a gate on nothing would hold
+        assert self.prompts
+
     @property
     def failures(self) -> list[str]:
         """The figures that did not hold, such as "decode kl_mean"."""

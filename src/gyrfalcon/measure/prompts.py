@@ -28,7 +28,7 @@ def default_prompts(engine: Engine) -> list[list[int]]:
         text = resources.files(__package__).joinpath("prompts.txt").read_text("utf-8")
         prompts = [tokenizer.encode(line) for line in text.splitlines()]
         prompts.append(passage_ids(tokenizer)[:LONG])
-    return [ids[: engine.max_len] for ids in prompts]
+    return [ids[: engine.max_len] for ids in prompts if ids]
 
 
 def read_prompts(path: Path, engine: Engine) -> list[list[int]]:
@@ -39,12 +39,14 @@ def read_prompts(path: Path, engine: Engine) -> list[list[int]]:
         prompts = [tokenizer.encode(line) for line in lines]
     else:
         prompts = [_as_ids(line.split(), path) for line in lines]
-    _check(prompts, path, engine)
+    check_prompts(prompts, path, engine)
     return prompts
 
 
-def _check(prompts: Sequence[Sequence[int]], path: Path, engine: Engine) -> None:
-    """Before a reference is computed for nothing."""
+def check_prompts(prompts: Sequence[Sequence[int]], path: Path, engine: Engine) -> None:
+    """UsageError for prompts in a file that the engine cannot take, before anything is computed."""
+    if not all(prompts):
+        raise UsageError(f"a token or more in every prompt of {path}", "none in one", "remove it")
     longest = max(map(len, prompts))
     if longest > engine.max_len:
         wanted = f"prompts of at most {engine.max_len} tokens in {path}"

@@ -44,10 +44,9 @@ def mmlu_tables(runs: Sequence[Run[ExamScore]], beside_guide: bool) -> list[Tabl
 
 def _category_row(run: Run[ExamScore]) -> tuple[str, ...]:
     found = run.found
-    shots, total = counted(found.num_examples, "shot"), counted(found.all.total, "question")
-    asked = f"{found.split}, {found.protocol}, {shots}, {total}"
-    if found.num_dropped:
-        asked += f", {found.num_dropped} too long to ask"
+    asked = f"{found.way}, {counted(found.all.total, 'question')}"
+    if found.result.score.dropped:
+        asked += f", {len(found.result.score.dropped)} too long to ask"
     counts = [found.categories[name] for name in IN_GUIDES_ORDER]
     return (run.label, asked, *map(percent, [*counts, found.all]), interval(found.all))
 
@@ -66,7 +65,7 @@ def _pair_table(run: Run[ExamScore], baseline: Run[ExamScore]) -> Table:
     headings = ("category", "questions", "same answer", "agreement %", *only, "McNemar's exact p")
     try:
         names = (run.label, baseline.label)
-        found = compare(run.found.document, baseline.found.document, names)
+        found = compare(run.found.result, baseline.found.result, names)
     except UsageError as error:
         note = f"Not comparable: {error.wanted} are needed. {error.got}."
         return Table(title, headings, (), note=note)
@@ -106,7 +105,7 @@ def _subject_table(runs: Sequence[Run[ExamScore]]) -> Table:
         (run.label, category, name.replace("_", " "), *_count_cells(count))
         for run in runs
         for category in IN_GUIDES_ORDER
-        for name, count in run.found.subjects[category].items()
+        for name, count in run.found.subjects(category).items()
     )
     headings = ("run", "category", "subject", "right", "asked", "%", "95 % interval")
     return Table("Counts by subject", headings, rows, num_labels=3, folded=True)

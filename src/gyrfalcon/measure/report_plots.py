@@ -12,9 +12,10 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from gyrfalcon.measure.gate import LIMITS
 from gyrfalcon.measure.mmlu_score import Count
+from gyrfalcon.measure.precision_result import Gate
 from gyrfalcon.measure.report_mmlu import IN_GUIDES_ORDER
 from gyrfalcon.measure.report_page import Plot
-from gyrfalcon.measure.report_runs import ExamScore, Gate, Results, Run, Speed
+from gyrfalcon.measure.report_runs import ExamScore, Results, Run, Speed
 from gyrfalcon.measure.report_svg import (
     FAINT,
     HEAT,
@@ -225,7 +226,7 @@ def _exam_plots(runs: Sequence[Run[ExamScore]]) -> list[Plot]:
     }
     found = [_dot_plot("Accuracy by category", by_run)]
     for category in IN_GUIDES_ORDER:
-        subjects = {run.label: run.found.subjects[category] for run in runs}
+        subjects = {run.label: run.found.subjects(category) for run in runs}
         if any(subjects.values()):
             found.append(_dot_plot(f"Accuracy by subject: {category}", subjects))
     return found

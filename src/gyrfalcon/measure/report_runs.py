@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from gyrfalcon.measure.gate import Figure
+from gyrfalcon.measure.mmlu_result import ExamResult
 from gyrfalcon.measure.mmlu_score import Count
+from gyrfalcon.measure.precision_result import Gate
 from gyrfalcon.measure.roofline import Limits
 from gyrfalcon.measure.timing import Row
 from gyrfalcon.output import counted
@@ -53,35 +54,30 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class ExamScore:
-    """How one exam went. `document` is the whole file, for comparisons question by question."""
+    """How one exam went: `result` has every answer, for comparisons question by question."""
 
-    protocol: str
-    split: str
-    num_examples: int
-    all: Count
-    macro: float | None
-    categories: Mapping[str, Count]
-    subjects: Mapping[str, Mapping[str, Count]]  # category → subject → count
-    num_dropped: int
-    document: Mapping[str, object]
+    result: ExamResult
 
+    @property
+    def all(self) -> Count:
+        return self.result.score.all
 
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """One prompt's cosines, position by position; its last `num_decoded` were decoded."""
+    @property
+    def categories(self) -> Mapping[str, Count]:
+        return self.result.score.categories
 
-    cosine: tuple[float | None, ...]
-    num_decoded: int
+    @property
+    def way(self) -> str:
+        """How the questions were asked, such as "test, hendrycks, 5 shots"."""
+        settings = self.result.settings
+        shots = counted(int(str(settings["shots"])), "shot")
+        return f"{settings['split']}, {settings['protocol']}, {shots}"
 
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """What the logits gate found: figures by phase; golden figures are one phase."""
-
-    precision: str
-    reference: str
-    figures: Mapping[str, tuple[Figure, ...]]
-    curves: tuple[Curve, ...]
+    def subjects(self, category: str) -> dict[str, Count]:
+        """The counts of a category's subjects."""
+        home = self.result.categories
+        counts = self.result.score.subjects
+        return {name: counts[name] for name in sorted(home) if home[name] == category}
 
 
 @dataclass(frozen=True, slots=True)

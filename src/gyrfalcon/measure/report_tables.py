@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gyrfalcon.measure.gate import TITLES, Figure
-from gyrfalcon.measure.report_runs import Gate, Head, Results, Run, TextScore
+from gyrfalcon.measure.precision_result import Gate
+from gyrfalcon.measure.report_runs import Head, Results, Run, TextScore
 
 NOTHING = "–"
 HOLDS = "holds"

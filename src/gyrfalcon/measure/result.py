@@ -14,13 +14,15 @@ from gyrfalcon.device import WORD_OF_DTYPE
 from gyrfalcon.doctor import examine
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import UsageError
+from gyrfalcon.fields import Fields, parsed_json, shown
 from gyrfalcon.output_file import replace_file
 from gyrfalcon.weights.layout import tensor_specs
 
 FORMAT = "gyrfalcon-result"
 VERSION = 1
 KINDS = ("speed", "mmlu", "precision", "perplexity")
-SHOWN_KEYS, SHOWN_LETTERS = 3, 40  # of a foreign document in an error
+LARGEST = 1e30  # of the numbers in a result: limits per second are the largest
+SHOWN_KEYS = 3  # of a foreign document in an error
 
 
 def envelope(
@@ -88,33 +90,36 @@ def read(path: Path, *kinds: str) -> dict[str, object]:
     """The document in a file; UsageError unless it is a result of one of these kinds and of this
     version.
     """
-    try:
-        document: object = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"JSON in {path}", str(error), "name another file") from None
+    document = parsed_json(path.read_bytes(), str(path), "name another file")
     marks = ("format", "version", "kind")
     found = [document.get(mark) for mark in marks] if isinstance(document, dict) else []
-    if not isinstance(document, dict) or found not in [[FORMAT, VERSION, kind] for kind in kinds]:
+    known = [[FORMAT, VERSION, kind] for kind in kinds]
+    if not isinstance(document, dict) or found not in known or found[1] is True:
         wanted = f"a {' or '.join(kinds)} result of gyrfalcon in {path}"
         raise UsageError(wanted, _described(document), "name another file")
+    if not isinstance(document.get("result"), dict):
+        got = shown(document.get("result"))
+        raise UsageError(f"an object result in {path}", got, "name another file")
     return document
+
+
+def findings(document: Mapping[str, object], path: Path) -> Fields:
+    """The `result` of a document that read() found in the file `path`."""
+    found = document["result"]
+    assert isinstance(found, dict)
+    return Fields(found, f"the result in {path}", LARGEST)
 
 
 def _described(document: object) -> str:
     """What some JSON is, in a few words."""
     if not isinstance(document, dict):
-        return f"JSON without an object: {_short(document)}"
+        return f"JSON without an object: {shown(document)}"
     if document.get("format") == FORMAT:
         kind, version = document.get("kind"), document.get("version")
-        return f"one of kind {_short(kind)} and version {_short(version)}"
-    keys = [_short(key) for key in list(document)[:SHOWN_KEYS]]
+        return f"one of kind {shown(kind)} and version {shown(version)}"
+    keys = [shown(key) for key in list(document)[:SHOWN_KEYS]]
     more = ", …" if len(document) > SHOWN_KEYS else ""
     return f"a JSON object with {', '.join(keys)}{more}" if keys else "an empty JSON object"
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= SHOWN_LETTERS else text[: SHOWN_LETTERS - 1] + "…"
 
 
 def write(document: Mapping[str, object], path: Path) -> None:

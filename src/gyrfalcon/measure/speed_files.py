@@ -3,12 +3,14 @@ it was killed. Both files are replaced whole after every case.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from gyrfalcon.errors import UsageError
+from gyrfalcon.fields import Fields
 from gyrfalcon.measure import result
 from gyrfalcon.measure.roofline import Limits
+from gyrfalcon.measure.speed_rows import DO, above_zero, read_row
 from gyrfalcon.measure.timing import OOM, Case, Row, averages
 from gyrfalcon.output_file import OutputFile, open_output
 
@@ -50,17 +52,19 @@ class Sweep:
         }
 
     @classmethod
-    def from_json(cls, raw: object, path: Path) -> "Sweep":
-        """What to_json() wrote, found in the file `path`; UsageError for anything else."""
-        try:
-            if not isinstance(raw, dict):
-                raise TypeError(type(raw).__name__)
-            rows = [Row.from_json(row) for row in raw["rows"]]
-            limits = Limits(**raw["limits"]) if raw["limits"] else None
-            return cls(raw["repeats"], limits, {row.case: row for row in rows})
-        except (KeyError, TypeError, ValueError) as error:
-            wanted = f"the cases of a speed result in {path}"
-            raise UsageError(wanted, f"a fault at {error}", "name another file") from None
+    def from_json(cls, raw: Fields) -> "Sweep":
+        """What to_json() wrote; ConfigError or UsageError for anything else."""
+        rows: dict[Case, Row] = {}
+        limits, repeats = raw.nested("limits"), raw.positive("repeats")
+        for one in raw.objects("rows"):
+            row = read_row(one, repeats, has_limits=limits is not None)
+            if row.case in rows:
+                got = f"{row.case.input_len} → {row.case.output_len} twice"
+                raise UsageError(f"every case once in {raw.where}", got, DO)
+            rows[row.case] = row
+        if not rows:
+            raise UsageError(f"a case or more in {raw.where}", "none", DO)
+        return cls(repeats, None if limits is None else _limits(limits), rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,7 @@ class Files:
                 raise _taken(self.csv, "a table without its JSON")
             return Sweep(repeats)
         document = result.read(self.json, "speed")
-        sweep = Sweep.from_json(document["result"], self.json)
+        sweep = Sweep.from_json(result.findings(document, self.json))
         if differing := _differences(document, head, sweep.repeats == repeats):
             raise _taken(self.json, f"one with another {', '.join(differing)}")
         return sweep
@@ -105,6 +109,10 @@ class Files:
             result.write({**head, "result": sweep.to_json()}, self.json)
         if self.csv is not None:
             result.write_atomically(self.csv, csv_text(sweep.in_order))
+
+
+def _limits(raw: Fields) -> Limits:
+    return Limits(*(above_zero(raw, field.name) for field in fields(Limits)))
 
 
 def csv_text(rows: Sequence[Row]) -> str:
@@ -132,7 +140,7 @@ def _differences(
 ) -> list[str]:
     """What of the model, the settings and the machine is not as it was."""
     names = ("gyrfalcon", "model", "settings", "machine")
-    differing = [name for name in names if _lasting(document[name]) != _lasting(head[name])]
+    differing = [name for name in names if _lasting(document.get(name)) != _lasting(head[name])]
     return differing if same_repeats else [*differing, "--repeats"]
 
 

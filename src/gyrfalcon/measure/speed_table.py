@@ -62,7 +62,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{figures.inter_token_p50_ms:.2f}",
         f"{figures.inter_token_p90_ms:.2f}",
         f"{figures.inter_token_p99_ms:.2f}",
-        f"{max(figures.peak_memory_bytes) / 1e9:.2f}",
+        f"{max(figures.peak_memory_bytes) / 1e9:.2f}" if figures.peak_memory_bytes else "",
         _percent(figures.decode_percent_of_limit),
         _percent(figures.prefill_percent_of_limit),
     )

@@ -4,11 +4,10 @@ A case generates `output_len` tokens for each of `batch` prompts of `input_len` 
 those of the whole batch, in milliseconds, medians over the repeats.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from statistics import fmean, median
-from typing import Any
 
 import numpy as np
 
@@ -85,17 +84,6 @@ class Row:
             **({"reason": self.reason} if self.figures is None else vars(self.figures)),
         }
 
-    @classmethod
-    def from_json(cls, raw: Mapping[str, object]) -> "Row":
-        """The row that to_json() wrote; KeyError or TypeError for another object."""
-        failed = raw["status"] == OOM
-        return cls(
-            case=Case(**_named(Case, raw)),
-            max_seq_len=int(str(raw["max_seq_len"])),
-            figures=None if failed else Figures(**_named(Figures, raw)),
-            reason=str(raw["reason"]) if failed else None,
-        )
-
 
 def figures_of(
     case: Case, first: Sequence[Generation], whole: Sequence[Generation], num_devices: int
@@ -151,8 +139,3 @@ def averages(rows: Sequence[Row]) -> dict[str, float]:
         "tokens_per_second_of_mean_ms": 1000 / per_token,
         "mean_tokens_per_second": fmean(one.tokens_per_second for one in measured),
     }
-
-
-def _named(kind: type[Case | Figures], raw: Mapping[str, object]) -> dict[str, Any]:
-    """The values of a class's fields in an object that may hold more."""
-    return {field.name: raw[field.name] for field in fields(kind)}

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from checkpoints import VARIANTS
-from transformers import FalconConfig
+from transformers import FalconConfig, GenerationConfig, PretrainedConfig
+from transformers.models.falcon.modeling_falcon import FalconRotaryEmbedding
 
 from gyrfalcon.config import ModelConfig, RopeConfig
 from gyrfalcon.errors import CheckpointError, ConfigError
@@ -130,6 +132,77 @@ def test_what_transformers_saves_is_read_back(variant: str, tmp_path: Path) -> N
 
 def test_a_cut_part_says_its_world_size_and_means_the_same() -> None:
     assert parse(NEW, world_size=4) == parse(NEW)
+
+
+# What transformers 4 wrote beside what transformers 5 writes, and what other writers add.
+OLDER_FIELDS: Json = dict(
+    tf_legacy_loss=False,
+    torchscript=False,
+    use_bfloat16=False,
+    xla_device=None,
+    output_past=True,
+    pruned_heads={},
+    tie_encoder_decoder=False,
+    is_decoder=True,
+    add_cross_attention=False,
+    cross_attention_hidden_size=None,
+    finetuning_task="chat",
+    task_specific_params={"text-generation": {"max_length": 50}},
+    id2label={"0": "LABEL_0"},
+    tokenizer_class="PreTrainedTokenizerFast",
+    torch_dtype="bfloat16",
+    num_beam_groups=1,
+    early_stopping=False,
+    do_sample=True,
+    max_length=20,
+    unsloth_version="2024.9",
+    pretraining_tp=1,
+    slow_but_exact=False,
+    padded_heads=1,
+    unk_token_id=0,
+    quantization_config=None,
+    rope_scaling=False,
+    _attn_implementation="flash_attention_2",
+    _attn_implementation_autoset=True,
+    _name_or_path="tiiuae/falcon-7b",
+    auto_map={"AutoModelForCausalLM": "modeling_falcon.FalconForCausalLM"},
+    architectures=["FalconForSequenceClassification"],
+)
+
+
+def test_what_writers_add_to_a_config_changes_nothing() -> None:
+    written = PretrainedConfig().to_dict() | GenerationConfig().to_dict()
+    for name in written.keys() - {"model_type"}:
+        assert parse(OLD, **{name: 7 if written[name] is None else written[name]}) == parse(OLD)
+    for name, value in OLDER_FIELDS.items():
+        assert parse(OLD, **{name: value}) == parse(OLD), name
+
+
+LEFTOVERS: Json = dict(
+    original_max_position_embeddings=512,
+    attention_factor=3.0,
+    beta_fast=3,
+    beta_slow=2,
+    low_freq_factor=2.0,
+    high_freq_factor=5.0,
+    mscale=2.0,
+    mscale_all_dim=1.0,
+    truncate=True,
+    finetuned=True,
+)
+
+
+@pytest.mark.parametrize("kind", ["default", "linear", "dynamic"])
+def test_rope_settings_of_other_kinds_change_nothing_as_in_transformers(kind: str) -> None:
+    own: Json = dict(rope_type=kind) if kind == "default" else dict(rope_type=kind, factor=2.0)
+    both = own, own | LEFTOVERS
+    assert len({parse(OLD, rope_scaling=settings) for settings in both}) == 1
+    seen = torch.arange(3000)[None]
+    theirs = [
+        FalconRotaryEmbedding(FalconConfig(rope_parameters=dict(settings)))(torch.ones(1), seen)
+        for settings in both
+    ]
+    torch.testing.assert_close(theirs[0], theirs[1], atol=0, rtol=0)
 
 
 def test_old_and_new_names_may_be_mixed() -> None:
@@ -293,6 +366,9 @@ REFUSED: list[tuple[Json, str]] = [
         "apply_residual_connection_post_layernorm",
     ),
     (dict(quantization_config={"bits": 4}), "quantization_config"),
+    (dict(quantization_config={"quant_method": "gptq"}), "quantization_config.*gptq"),
+    (dict(quantization_config={"quant_method": "bitsandbytes"}), "bitsandbytes"),
+    (dict(quantization_config={"quant_method": "awq"}), "awq"),
     (dict(some_new_option=False), "some_new_option"),
     (dict(partial_rotary_factor=0.5), "partial_rotary_factor"),
     (dict(model_type="llama"), "model_type"),
@@ -337,7 +413,10 @@ REFUSED: list[tuple[Json, str]] = [
     (dict(rope_scaling=dict(type="linear")), "factor"),
     (dict(rope_scaling=dict(type="linear", factor=0.5)), "factor"),
     (dict(rope_scaling=dict(type="linear", factor=math.nan)), "factor"),
-    (dict(rope_scaling=dict(type="linear", factor=2.0, beta_fast=3)), "beta_fast"),
+    (dict(rope_scaling=dict(type="linear", factor=2.0, some_new_option=3)), "some_new_option"),
+    (dict(rope_scaling=dict(factor=2.0)), "factor"),
+    (dict(rope_scaling=dict(type="default", factor=2.0)), "factor"),
+    (dict(rope_scaling=True), "rope_scaling"),
     (dict(rope_scaling=dict(type="yarn", factor=2.0, beta_slow=40.0)), "beta_slow"),
     (dict(rope_scaling=dict(type="yarn", factor=2.0, mscale=-1.0)), "mscale"),
     (

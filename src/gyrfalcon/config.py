@@ -22,21 +22,44 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 
-# Fields that leave logits alone: bookkeeping, training settings, token ids (the tokenizer decides those) and
-# generation defaults. Anything else that is not read below is refused by name.
+# Fields that leave logits alone: all that transformers 4 and 5 write of any model, settings of training and
+# generation, token ids (the tokenizer decides those), and what known writers add. Anything else that is not
+# read below is refused by name.
 HARMLESS = frozenset(
     """
-    architectures auto_map transformers_version torch_dtype dtype use_cache initializer_range
-    hidden_dropout attention_dropout bos_token_id eos_token_id pad_token_id sep_token_id
-    decoder_start_token_id tokenizer_class prefix world_size id2label label2id num_labels problem_type
-    finetuning_task task_specific_params return_dict output_attentions output_hidden_states torchscript
-    use_bfloat16 pruned_heads chunk_size_feed_forward gradient_checkpointing is_encoder_decoder is_decoder
-    add_cross_attention cross_attention_hidden_size tie_encoder_decoder attn_implementation max_length
-    min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k
-    top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
-    bad_words_ids num_return_sequences output_scores return_dict_in_generate forced_bos_token_id
-    forced_eos_token_id remove_invalid_values suppress_tokens begin_suppress_tokens
-    exponential_decay_length_penalty
+    architectures auto_map custom_pipelines transformers_version torch_dtype dtype use_cache loss_type
+    initializer_range hidden_dropout attention_dropout embd_pdrop resid_pdrop attn_pdrop
+    bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
+    tokenizer_class prefix world_size id2label label2id num_labels problem_type finetuning_task
+    task_specific_params return_dict use_return_dict output_attentions output_hidden_states output_past
+    torchscript tf_legacy_loss xla_device use_bfloat16 pruned_heads chunk_size_feed_forward
+    gradient_checkpointing is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size
+    tie_encoder_decoder attn_implementation experts_implementation keys_to_ignore_at_inference
+    base_model_tp_plan base_model_pp_plan pretraining_tp pretraining_pp slow_but_exact padded_heads
+    match_baseline_rotary unsloth_version unsloth_fixed model_max_length trust_remote_code
+    use_flash_attention use_flash_attention_2 use_flash_attn
+
+    max_length max_new_tokens min_length min_new_tokens max_time stop_strings do_sample early_stopping
+    num_beams num_beam_groups diversity_penalty penalty_alpha dola_layers temperature top_h top_k top_p
+    min_p typical_p epsilon_cutoff eta_cutoff repetition_penalty encoder_repetition_penalty
+    length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids force_words_ids
+    renormalize_logits constraints forced_bos_token_id forced_eos_token_id remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens forced_decoder_ids
+    sequence_bias token_healing guidance_scale low_memory watermarking_config num_return_sequences
+    output_scores output_logits return_dict_in_generate cache_implementation cache_config
+    max_cache_len return_legacy_cache compile_config disable_compile continuous_batching_config
+    prefill_chunk_size is_assistant num_assistant_tokens num_assistant_tokens_schedule
+    assistant_confidence_threshold assistant_early_exit assistant_lookbehind target_lookbehind
+    assistant_ensemble_weight prompt_lookup_num_tokens max_matching_ngram_size speculation_type use_mtp
+    generation_config
+    """.split()
+)
+
+# Fields of rope settings that a kind which does not read them leaves alone, as transformers does.
+ROPE_LEFTOVERS = frozenset(
+    """
+    original_max_position_embeddings attention_factor beta_fast beta_slow truncate mscale mscale_all_dim
+    low_freq_factor high_freq_factor short_factor long_factor finetuned
     """.split()
 )
 
@@ -125,6 +148,7 @@ class ModelConfig:
             rope=rope,
         )
         _check_shapes(config, fields)
+        _refuse_quantised(fields)
         fields.refuse_unread(HARMLESS)
         return config
 
@@ -236,6 +260,18 @@ def _check_shapes(config: ModelConfig, fields: Fields) -> None:
         raise _refuse(fields, "a head_dim above 2 for dynamic rope scaling", "2")
 
 
+def _refuse_quantised(fields: Fields) -> None:
+    fields.read.add("quantization_config")
+    settings = fields.raw.get("quantization_config")
+    if settings:
+        method = settings.get("quant_method") if isinstance(settings, dict) else None
+        raise ConfigError(
+            f"weights in bf16, fp16 or fp32, so no quantization_config in {fields.where}",
+            f"weights quantised with {method}" if method else repr(settings)[:80],
+            "take the checkpoint that they were made from, and `quant` to quantise it",
+        )
+
+
 def _positions(fields: Fields) -> tuple[int, RopeConfig | None]:
     """The longest sequence and the rotary settings, None for ALiBi."""
     alibi = fields.take(bool, "alibi") or False
@@ -281,7 +317,9 @@ def _rope(fields: Fields, positions: int) -> RopeConfig:
         if kind == "default"
         else _scaled_rope(scaling, base, kind, positions)
     )
-    scaling.refuse_unread()
+    if kind == "default" and scaling.take(float, "factor") not in (None, 1.0):
+        raise _refuse(scaling, "a rope_type that a factor is for", kind)
+    scaling.refuse_unread(ROPE_LEFTOVERS)
     return rope
 
 

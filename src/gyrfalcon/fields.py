@@ -97,10 +97,10 @@ class Fields:
         return word
 
     def nested(self, name: str) -> "Fields | None":
-        """The object under `name`; None when absent or null."""
+        """The object under `name`; None when absent, null or false."""
         self.read.add(name)
         value = self.raw.get(name)
-        if value is None:
+        if value is None or value is False:
             return None
         if not isinstance(value, dict):
             raise ConfigError(f"an object for {name}", repr(value), f"mend {self.where}")

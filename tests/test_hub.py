@@ -1,5 +1,6 @@
 """Names of models become folders; hub ids through the real client library against a hub on this machine."""
 
+import json
 import os
 import random
 import resource
@@ -94,7 +95,8 @@ def client(tmp_path: Path) -> Iterator[Client]:
 
 
 def files(folder: str | Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*")}
+    paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def test_an_existing_folder_is_taken_as_it_is(
@@ -139,6 +141,19 @@ def test_safetensors_are_preferred_and_nothing_else_is_fetched(client: Client) -
 def test_bin_files_are_fetched_where_there_is_nothing_better(client: Client) -> None:
     [folder] = client.resolve("org/old")
     assert files(folder) == TEXTS | BIN
+
+
+def test_shards_are_fetched_from_wherever_the_index_names_them(client: Client) -> None:
+    shards = {"parts/[1].safetensors": WEIGHTS, "weights-2.safetensors": b"second"}
+    home = {str(number): file for number, file in enumerate(shards)}
+    index = {"model.safetensors.index.json": json.dumps({"weight_map": home}).encode()}
+    others = {"parts/1.safetensors": b"not named", "onnx/model.safetensors": b"onnx"}
+    client.hub.repositories["org/parts"] = {**TEXTS, **shards, **index, **others, **BIN}
+    folder, again = client.resolve("org/parts", "org/parts")
+    assert files(folder) == {**TEXTS, **shards, **index}
+    assert again == folder
+    assert len(client.hub.sent) == len(files(folder))
+    assert client.resolve("org/parts", HF_HUB_OFFLINE="1") == [folder]
 
 
 def test_a_revision_may_be_named(client: Client) -> None:

@@ -4,11 +4,14 @@ Only files that are read are fetched, never code, and .bin files only where ther
 """
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 
 from gyrfalcon.errors import DISK_FULL, CheckpointError, DiskFull, GyrfalconError, UsageError
 from gyrfalcon.tokenizer_files import FILES
+from gyrfalcon.weights.hf_folder import WEIGHTS, read_index
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 
@@ -47,8 +50,12 @@ def resolve_model(name: str) -> Path:
 
 def _download(repo: str, revision: str | None) -> Path:
     folder = _fetch(repo, revision, TEXT_FILES + SAFETENSORS_FILES)
-    if not any(folder.glob("model*.safetensors")):
-        _fetch(repo, folder.name, BIN_FILES)  # a snapshot's folder is named by its commit
+    commit = folder.name  # a snapshot's folder is named by it
+    if not any(folder.glob("model*.safetensors*")):
+        _fetch(repo, commit, BIN_FILES)
+    shards = _missing_shards(folder)
+    if shards:
+        _fetch(repo, commit, [escape(file) for file in shards], ignore=[])
     for pattern, what in (("config.json", "a config.json"), ("*model*.*", "weights")):
         if not any(folder.glob(pattern)):
             raise CheckpointError(
@@ -57,8 +64,19 @@ def _download(repo: str, revision: str | None) -> Path:
     return folder
 
 
-def _fetch(repo: str, revision: str | None, patterns: list[str]) -> Path:
-    """Brings the matching files of a repository's top folder to the cache, as far as they are not there."""
+def _missing_shards(folder: Path) -> list[str]:
+    """What an index names beyond the usual names and the top folder; a damaged index is refused later."""
+    for name in WEIGHTS:
+        with suppress(CheckpointError):
+            files = set(read_index(folder / f"{name}.index.json").values())
+            return sorted(file for file in files if not (folder / file).exists())
+    return []
+
+
+def _fetch(
+    repo: str, revision: str | None, patterns: list[str], ignore: Sequence[str] = ("*/*",)
+) -> Path:
+    """Brings the matching files of a repository to the cache, as far as they are not there."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -70,7 +88,7 @@ def _fetch(repo: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         return Path(
             snapshot_download(
-                repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
+                repo, revision=revision, allow_patterns=patterns, ignore_patterns=list(ignore)
             )
         )
     except (

@@ -247,6 +247,28 @@ def test_a_stop_string_that_is_a_special_token_stops_at_it(chatml: Path, ignore_
         assert written.text == ANSWER[1 : ANSWER.index("left")]
 
 
+@pytest.mark.parametrize(
+    ("stop", "shown"),
+    [
+        ("<|im_end|>Xy", "child left."),
+        ("t.<|im_end|>", "child lef"),
+        ("<|im_end|><|im_start|>", "child left.Xy🦅 zone, 7 jumps!"),
+        (["<|im_end|>Xz", "<|im_end|>X", "jumps"], "child left."),
+        ("!<|endoftext|>", "child left.Xy🦅 zone, 7 jumps"),
+    ],
+    ids=str,
+)
+def test_a_stop_string_may_have_special_tokens_in_it(
+    stop: str | list[str], shown: str, chatml: Path
+) -> None:
+    with make_engine(chatml) as engine:
+        [first] = engine.tokenizer.encode(ANSWER[0])
+        [output] = engine.generate([first], SamplingParams(stop=stop))
+        streamed = engine.stream([first], SamplingParams(stop=stop))
+        assert "".join(delta.text for delta in streamed) == output.text == f" {shown}"
+        assert output.finish_reason is FinishReason.STOP
+
+
 def test_stop_ids_are_checked_against_the_vocabulary(chatml: Path) -> None:
     with make_engine(chatml) as engine:
         for wrong in (511, -1):

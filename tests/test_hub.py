@@ -14,13 +14,25 @@ import pytest
 from hub_server import COMMIT, Hub, serve
 
 from gyrfalcon.errors import CheckpointError
-from gyrfalcon.tokenizer_files import FILES
 from gyrfalcon.weights.hub import resolve_model
 
 pytestmark = pytest.mark.slow
 
 WEIGHTS = random.Random(5).randbytes(300_000)
-TEXTS = {"config.json": b"{}"} | {name: name.encode() for name in FILES}
+TEXTS = {
+    name: name.encode()
+    for name in (
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+        "chat_template.jinja",
+    )
+}
 OTHERS = {
     "modeling_falcon.py": b"raise SystemExit",
     "README.md": b"#",

@@ -45,8 +45,8 @@ class SamplingParams:
         likeliest tokens; 0: only its own; None: nothing.
     prompt_logprobs: the same with every token of the prompt.
     logprob_ids: with every output token, the log-probabilities of these token ids at its place.
-    stop: strings that end the text; it stops before them. One that is a special token, such as
-        <|im_end|>, stops at its id: the text shows no special tokens.
+    stop: strings that end the text; it stops before them. Special tokens, such as <|im_end|>, may
+        stand in them, although the text shows none.
     stop_ids: token ids that end it.
     ignore_eos: go on after what ends a text by the model's files.
     """

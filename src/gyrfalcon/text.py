@@ -9,6 +9,8 @@ from gyrfalcon.errors import RequestError
 from gyrfalcon.request import Completion, Delta, FinishReason, Request, Token
 from gyrfalcon.tokenizer import Tokenizer
 
+HALF_PAIRS = range(0xD800, 0xE000)  # halves of surrogate pairs, which decoded text never has
+
 
 class TextStream:
     """One sample of a request as its caller sees it. Without a tokenizer there are ids only and no
@@ -22,7 +24,9 @@ class TextStream:
         self.finish_reason: FinishReason | None = None
         self._text: list[str] = []
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
-        self._stops = StopFinder(request.params.stop_strings)
+        stops = request.params.stop_strings
+        self._marks = StopMarks(stops, tokenizer)
+        self._stops = StopFinder((*stops, *self._marks.stops))
 
     def push(self, token: Token | None, reason: FinishReason | None) -> Delta:
         """Takes the sample's next token and, with its last, why it ended; a stop string ends it
@@ -35,6 +39,7 @@ class TextStream:
             reason = FinishReason.STOP if stopped else reason
         if reason is not None:
             text += self._rest()
+        text = text.translate(self._marks.hidden)
         self.finish_reason = reason
         self._text.append(text)
         return Delta(self.request.id, self.index, text, token, reason)
@@ -53,6 +58,8 @@ class TextStream:
 
     def _decoded(self, token: Token, reason: FinishReason | None) -> str:
         """The token's text; the token that ends a sample by its id has none."""
+        if token.id in self._marks.letters:
+            return self._marks.letters[token.id]
         if self._detokenizer is None or reason is FinishReason.STOP:
             return ""
         return self._detokenizer.push(token.id)
@@ -83,6 +90,25 @@ class Detokenizer:
     def flush(self) -> str:
         """What is left when no id follows: U+FFFD for half a character, else nothing."""
         return self._decoder.decode(b"", final=True)
+
+
+class StopMarks:
+    """Special tokens in stop strings, such as the first part of "<|im_end|>\\n". No text shows them:
+    a letter that no text has stands for each while stop strings are looked for, and is hidden then.
+    """
+
+    def __init__(self, stops: Sequence[str], tokenizer: Tokenizer | None) -> None:
+        texts = tokenizer.special_in(stops) if tokenizer is not None else {}
+        self.letters = {i: chr(half) for i, half in zip(texts, HALF_PAIRS, strict=False)}
+        self.hidden = dict.fromkeys(map(ord, self.letters.values()))
+        longest_first = sorted(self.letters, key=lambda i: -len(texts[i]))
+        self.stops: list[str] = []  # the stop strings with such letters in them
+        for stop in stops:
+            lettered = stop
+            for i in longest_first:
+                lettered = lettered.replace(texts[i], self.letters[i])
+            if lettered != stop:
+                self.stops.append(lettered)
 
 
 class StopFinder:

@@ -36,14 +36,14 @@ class Tokenizer:
             i: _to_bytes(token) for token, i in library.get_vocab(with_added_tokens=True).items()
         }
         self._added = library.get_added_tokens_decoder()
-        self._special = {i for i, token in self._added.items() if token.special}
         self.special_tokens: Mapping[str, str] = files.names
         ends = (library.token_to_id(token) for token in (self.eos_token, END_OF_TEXT) if token)
         self.end_ids = tuple(dict.fromkeys(end for end in ends if end is not None))
         frame = library.encode("a")
         self.begin_ids = tuple(frame.ids[: sum(takewhile(bool, frame.special_tokens_mask))])
         self.text_bytes = dict(self._bytes)
-        self.hide((*self._special, *self.end_ids))
+        self._marks: dict[int, str] = {}  # the tokens that no text shows
+        self.hide((*(i for i, token in self._added.items() if token.special), *self.end_ids))
         self.chat_format = chat_format
 
     @classmethod
@@ -104,12 +104,17 @@ class Tokenizer:
 
     def is_special(self, token_id: int) -> bool:
         """Whether the id is a mark such as the end of text, which is no text itself."""
-        return token_id in self._bytes and token_id not in self.text_bytes
+        return token_id in self._marks
 
     def special_id(self, text: str) -> int | None:
         """The id of the special token that is written like this; None where there is none."""
         token_id: int | None = self._library.token_to_id(text)
         return token_id if token_id is not None and self.is_special(token_id) else None
+
+    def special_in(self, texts: Sequence[str]) -> dict[int, str]:
+        """The special tokens that are written in any of the texts, by their ids."""
+        marks = self._marks.items()
+        return {i: mark for i, mark in marks if mark and any(mark in text for text in texts)}
 
     def hide(self, end_ids: Collection[int]) -> None:
         """Leaves marks that end a text out of texts, even where the files call them ordinary added
@@ -118,6 +123,7 @@ class Tokenizer:
         for token_id in end_ids:
             if token_id in self._added or token_id in self.end_ids:
                 self.text_bytes.pop(token_id, None)
+                self._marks[token_id] = str(self._library.id_to_token(token_id))
 
     def chat_prompt(self, messages: Sequence[Message]) -> str:
         """The text that asks the model for the next turn of a conversation; raises RequestError."""

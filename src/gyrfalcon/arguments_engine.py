@@ -22,6 +22,7 @@ def add_engine(group: argparse._ArgumentGroup) -> None:
     )
     add_dtype(group, "the dtype to compute in; auto is the checkpoint's")
     add_quant(group, "round the matrices when they are loaded")
+    add_adapter(group)
     group.add_argument(
         "--max-len",
         type=whole("--max-len", 1),
@@ -54,6 +55,16 @@ def add_dtype(to: argparse._ActionsContainer, text: str) -> None:
         default="auto",
         metavar="|".join(DTYPES),
         help=text,
+    )
+
+
+def add_adapter(to: argparse._ActionsContainer) -> None:
+    """The option --adapter."""
+    to.add_argument(
+        "--adapter",
+        metavar="DIR|.|none",
+        help="merge a LoRA adapter that peft saved into the weights, such as --adapter sft/checkpoint-500; "
+        ". is the one that lies beside the weights, none leaves that out",
     )
 
 

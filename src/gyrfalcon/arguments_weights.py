@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-from gyrfalcon.arguments_engine import add_dtype, add_quant, add_world_size
+from gyrfalcon.arguments_engine import add_adapter, add_dtype, add_quant, add_world_size
 from gyrfalcon.options import size, whole
 from gyrfalcon.settings import CALIBRATE_TOKENS
 
@@ -24,6 +24,7 @@ def _add_cut(parser: argparse.ArgumentParser) -> None:
     add_quant(
         parser, "round the matrices and store them so, as the other commands do when they load"
     )
+    add_adapter(parser)
     parser.add_argument(
         "--calibrate",
         metavar="FILE",
@@ -73,6 +74,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
         "model", metavar="MODEL", help="a Hugging Face folder, a cut, a hub id or nestling"
     )
     add_world_size(parser, "for so many ranks (default: the cut's own, else 1)")
+    add_adapter(parser)
 
 
 def _add_writing(parser: argparse.ArgumentParser) -> None:

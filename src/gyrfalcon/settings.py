@@ -7,6 +7,7 @@ from gyrfalcon.errors import UsageError
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 CALIBRATE_TOKENS = 32768  # of a text that matrices are rounded by
+NO_ADAPTER = "none"
 QUANTS = ("none", "int8", "fp8", "int4", "int4-32", "int4-128")
 
 
@@ -21,6 +22,8 @@ class EngineConfig:
     quant: none, as the checkpoint or cut is; or int8, fp8, int4 (a scale for 64 weights of a row),
         int4-32, int4-128: matrices are rounded when they are loaded, embedding and head to 8 bits;
         what is computed stays in dtype.
+    adapter: the folder of a LoRA adapter that is merged into the weights when they are loaded; "." for
+        the one that lies beside them, "none" to leave that out.
     max_len: longest sequence, prompt and new tokens together; by default what the model's positions
         are made for.
     cache_memory: of one rank's KV cache, in bytes (int) or as a fraction of the free memory (float).
@@ -37,6 +40,7 @@ class EngineConfig:
     device: str = "auto"
     dtype: str = "auto"
     quant: str = "none"
+    adapter: str | None = None
     max_len: int | None = None
     cache_memory: int | float | None = None
     block_size: int = 16
@@ -45,6 +49,16 @@ class EngineConfig:
     reuse_prefixes: bool = True
     seed: int | None = None
     threads: int | None = None
+
+    @property
+    def model_name(self) -> str:
+        """The model as it was typed, with an adapter that is merged."""
+        return f"{self.model} + adapter {self.adapter}" if self.merges_adapter else self.model
+
+    @property
+    def merges_adapter(self) -> bool:
+        """Whether the weights are others than the model's own."""
+        return self.adapter not in (None, NO_ADAPTER)
 
     def __post_init__(self) -> None:
         words = (
@@ -57,6 +71,9 @@ class EngineConfig:
                 raise UsageError(
                     f"`{name}` {', '.join(known)}", repr(word), f"choose another `{name}`"
                 )
+        if self.adapter is not None and not isinstance(self.adapter, str):
+            wanted = "a path or a word for `adapter`"
+            raise UsageError(wanted, repr(self.adapter), "pass a string")
         numbers = (
             ("world_size", self.world_size),
             ("max_len", self.max_len),

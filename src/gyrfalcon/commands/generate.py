@@ -82,6 +82,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
         device=args.device,
         dtype=args.dtype,
         quant=args.quant,
+        adapter=args.adapter,
         max_len=args.max_len,
         cache_memory=args.cache_memory,
         threads=args.threads,

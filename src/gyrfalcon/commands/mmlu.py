@@ -31,6 +31,8 @@ from gyrfalcon.measure.mmlu_score import Score, score
 from gyrfalcon.output import counted, goes_to_stdout, write_json
 from gyrfalcon.output_file import OutputFile, check_folder
 from gyrfalcon.progress import bar
+from gyrfalcon.settings import EngineConfig
+from gyrfalcon.weights.adapter import BESIDE
 from gyrfalcon.weights.hub import resolve_model
 from gyrfalcon.weights.source import open_checkpoint
 
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     exam = Exam(subjects, args.split, PROTOCOLS[args.protocol], args.shots)
     for other, path in zip(others, args.compare, strict=True):
         check_alike(Asked.in_exam(exam), Asked.in_result(other), ("A (this run)", f"B ({path})"))
-    golden = _golden(args.model) if args.golden else None
+    golden = _golden(engine_config(args)) if args.golden else None
     identity = _identity(args, exam)
     earlier = unfinished(output, identity, exam.subjects)
     with Engine(engine_config(args)) as engine:
@@ -117,12 +119,21 @@ def _identity(args: argparse.Namespace, exam: Exam) -> dict[str, object]:
     return {
         "model": args.model,
         "model_files": model_fingerprint(resolve_model(args.model)),
+        **_adapter_identity(engine_config(args)),
         "device": args.device,
         "dtype": args.dtype,
         "quant": args.quant,
         "max_len": args.max_len,
         **exam.settings,
     }
+
+
+def _adapter_identity(config: EngineConfig) -> dict[str, object]:
+    """An adapter beside the weights is among the model's own files."""
+    word = config.adapter if config.merges_adapter else None
+    if word in (None, BESIDE):
+        return {"adapter": word, "adapter_files": None}
+    return {"adapter": word, "adapter_files": model_fingerprint(Path(word).expanduser())}
 
 
 def _ask(engine: Engine, exam: Exam, earlier: Sequence[Answer], recorder: Recorder) -> Done:
@@ -154,12 +165,15 @@ def _follow(engine: Engine, exam: Exam, earlier: Sequence[Answer]) -> None:
         pass
 
 
-def _golden(model: str) -> Golden:
+def _golden(config: EngineConfig) -> Golden:
     """The figures published for a model; UsageError where there are none."""
-    golden = known(open_checkpoint(resolve_model(model)).config)
+    checkpoint = open_checkpoint(resolve_model(config.model), config.adapter)
+    golden = None if checkpoint.adapter_name else known(checkpoint.config)
     if golden is None or not golden.mmlu:
         wanted = f"a model with published MMLU figures ({', '.join(models_with_mmlu())})"
-        raise UsageError(wanted, f"{model}, for which none are known", "leave --golden out")
+        raise UsageError(
+            wanted, f"{config.model_name}, for which none are known", "leave --golden out"
+        )
     return golden
 
 

@@ -140,10 +140,10 @@ def _kind(args: argparse.Namespace) -> str:
 
 
 def _golden(engine: Engine) -> Findings | None:
-    golden = known(engine.model_config)
+    golden = None if engine.adapter_name else known(engine.model_config)
     if golden is None or golden.tokens is None:
         wanted = "a model with published log-probabilities (falcon-7b)"
-        got = f"{engine.config.model}, for which none are known"
+        got = f"{engine.config.model_name}, for which none are known"
         raise UsageError(wanted, got, "leave --golden out to compare with a reference")
     check = check_tokens(engine, golden.tokens)
     if not engine.is_first_rank:

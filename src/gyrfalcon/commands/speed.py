@@ -80,7 +80,8 @@ def _measure(
 
 
 def _check_lengths(cases: Sequence[Case], config: EngineConfig) -> None:
-    longest = longest_sequence(config, open_checkpoint(resolve_model(config.model)))
+    checkpoint = open_checkpoint(resolve_model(config.model), config.adapter)
+    longest = longest_sequence(config, checkpoint)
     largest = max(cases, key=lambda case: case.input_len + case.output_len)
     if largest.input_len + largest.output_len > longest:
         raise UsageError(

@@ -32,6 +32,7 @@ def run_cut(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         quant=args.quant,
         calibrate=_text(args.calibrate, args.calibrate_tokens),
+        adapter=args.adapter,
         max_shard_bytes=args.max_shard_size,
         overwrite=args.overwrite,
     )
@@ -80,7 +81,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def run_inspect(args: argparse.Namespace) -> int:
     """Tensor by tensor what each rank holds, then each rank's sum."""
-    inspection = inspect_model(resolve_model(args.model), args.world_size)
+    inspection = inspect_model(resolve_model(args.model), args.world_size, args.adapter)
     if args.json is not None:
         write_json(_plain(inspection), args.json)
     if not goes_to_stdout(args.json):

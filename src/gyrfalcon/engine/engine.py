@@ -88,13 +88,14 @@ class Engine:
         """Opens the model and starts the ranks, unless they have `joined` already and run this same
         program. Raises GyrfalconError when something does not fit."""
         folder = resolve_model(config.model)
-        checkpoint = open_checkpoint(folder)
+        checkpoint = open_checkpoint(folder, config.adapter, config.dtype)
         world_size = joined.size if joined else _world_size(config, checkpoint)
         share_of(checkpoint.config, world_size, 0)
         longest_sequence(config, checkpoint)
         config = replace(config, quant=run_quant(checkpoint, config.quant))
         self.config = config
         self.model_config: ModelConfig = checkpoint.config
+        self.adapter_name = checkpoint.adapter_name
         self._tokenizer = _load_tokenizer(checkpoint)
         self._ends = _find_ends(checkpoint, self._tokenizer)
         self.notes = (*checkpoint.notes, *self._ends.notes)
@@ -120,7 +121,8 @@ class Engine:
         """Where and how the model runs, in a few words."""
         rounded = "" if self.config.quant == "none" else f", rounded to {self.config.quant}"
         ranks, dtype = counted(self.world_size, "rank"), WORD_OF_DTYPE[self.dtype] + rounded
-        return f"{ranks} on {self.device}, {dtype}, cache for {self.cache_len} tokens"
+        adapter = f", adapter {self.adapter_name}" if self.adapter_name else ""
+        return f"{ranks} on {self.device}, {dtype}{adapter}, cache for {self.cache_len} tokens"
 
     @property
     def device(self) -> torch.device:

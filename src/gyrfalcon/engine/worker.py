@@ -13,7 +13,8 @@ from gyrfalcon.weights.source import open_checkpoint
 
 def follow(config: EngineConfig, folder: Path, place: Place) -> None:
     """Never returns: the first rank ends its workers, and a broken connection to it raises."""
-    replica = build_replica(config, open_checkpoint(folder), place, keeps=False)
+    checkpoint = open_checkpoint(folder, config.adapter, config.dtype)
+    replica = build_replica(config, checkpoint, place, keeps=False)
     if replica.device.type == "cpu":
         keep_to(own_processors(place.local_rank, place.ranks_here))
     take_step = stepper(replica)

@@ -53,9 +53,8 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     weights: dict[str, Any] = {"pretrained_model_name_or_path": checkpoint.folder}
-    if checkpoint.manifest is not None:  # a cut: put together in memory
-        source = checkpoint.source
-        state = {name: source.read(name) for name in source.names()}
+    if checkpoint.manifest is not None or checkpoint.adapter is not None:  # put together in memory
+        state = {spec.name: checkpoint.source.read(spec.name) for spec in checkpoint.specs()}
         weights = {"pretrained_model_name_or_path": None, "state_dict": state}
     try:
         model = transformers.FalconForCausalLM.from_pretrained(

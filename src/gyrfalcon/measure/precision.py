@@ -115,7 +115,7 @@ def make_reference(engine: Engine, kind: str, prompts: Prompts, path: Path) -> N
 
 
 def _refuse_rounded(engine: Engine) -> None:
-    checkpoint = open_checkpoint(resolve_model(engine.config.model))
+    checkpoint = open_checkpoint(resolve_model(engine.config.model), engine.config.adapter)
     if checkpoint.quant != "none":
         wanted = "a model that is not rounded as the reference"
         do = "keep one of the checkpoint with --save-reference and give it with --reference"
@@ -142,8 +142,9 @@ def _own_logits(engine: Engine, prompts: Prompts) -> Iterator[Tensor]:
 
 
 def _transformers_logits(engine: Engine, dtype: torch.dtype, prompts: Prompts) -> Iterator[Tensor]:
-    checkpoint = open_checkpoint(resolve_model(engine.config.model))
-    with bar(len(prompts), "prompts", f"transformers {WORD_OF_DTYPE[dtype]}") as progress:
+    word, config = WORD_OF_DTYPE[dtype], engine.config
+    checkpoint = open_checkpoint(resolve_model(config.model), config.adapter, word)
+    with bar(len(prompts), "prompts", f"transformers {word}") as progress:
         for logits in peer_logits(checkpoint, dtype, prompts):
             yield logits
             progress.update()

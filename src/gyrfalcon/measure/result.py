@@ -38,7 +38,7 @@ def envelope(
         "kind": kind,
         "gyrfalcon": __version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": model_facts(engine.config.model, engine.model_config),
+        "model": model_facts(engine.config.model_name, engine.model_config),
         "settings": {**engine_facts(engine), "command": list(command)},
         "machine": machine_facts(),
         "result": dict(result),

@@ -21,7 +21,7 @@ AUTO = "auto"
 MAX_SHARD_BYTES = 5_000_000_000
 
 
-def cut(
+def cut(  # noqa: PLR0913  # each is an option of the command
     source: Path,
     target: Path,
     world_size: int,
@@ -29,6 +29,7 @@ def cut(
     dtype: str = AUTO,
     quant: str = "none",
     calibrate: CalibrationText | None = None,
+    adapter: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
 ) -> CutSummary:
@@ -37,6 +38,7 @@ def cut(
     `quant` other than none rounds the matrices, one by one, from what the checkpoint stores: to the same
     numbers as load_model would; with a text to `calibrate` by, for the kinds of int4, such that what the
     model computes of that text changes little.
+    adapter: as open_checkpoint takes it; what is rounded and stored is merged before.
     `target` appears when it is whole. A run that was stopped is taken up by the same call.
     Raises CheckpointError, WorldSizeError, UsageError or DiskFull.
     """
@@ -51,7 +53,7 @@ def cut(
     if calibrate is not None and quant not in GROUPS:
         wanted = f"one of {', '.join(GROUPS)} to calibrate"
         raise UsageError(wanted, quant, "choose one, or leave the text out")
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, adapter, dtype)
     if checkpoint.manifest is not None:
         raise UsageError("a Hugging Face folder to cut", f"the cut {source}", "use recut for a cut")
     aliases, notes = _head(checkpoint)
@@ -76,6 +78,7 @@ def cut(
         aliases=_stored_aliases(checkpoint, aliases, quant),
         max_shard_bytes=max_shard_bytes,
         rounding=_rounding(checkpoint, quant, dtype, windows),
+        adapter=None if checkpoint.adapter is None else checkpoint.adapter.summed(),
     )
     calibration = None if windows is None else Calibration(checkpoint, windows)
     read = Rounded(checkpoint.source, specs, quant, calibration).read

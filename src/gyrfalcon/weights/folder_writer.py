@@ -190,7 +190,13 @@ def _index(plan: Plan, rank: int) -> dict[str, object]:
 
 def _manifest(checkpoint: Checkpoint, plan: Plan, files: dict[str, FileSum]) -> Manifest:
     return Manifest(
-        checkpoint.raw_config, plan.world_size, plan.tensors, plan.aliases, files, plan.rounding
+        checkpoint.raw_config,
+        plan.world_size,
+        plan.tensors,
+        plan.aliases,
+        files,
+        plan.rounding,
+        plan.adapter,
     )
 
 

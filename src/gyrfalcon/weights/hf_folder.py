@@ -39,7 +39,8 @@ def open_weights(folder: Path) -> OpenedFolder:
         )
     chosen = forms[0]
     notes = [f"{other} is ignored: {chosen} is used" for other in forms[1:]]
-    if SAFETENSORS in chosen and len(forms) == 1 and any(name.endswith(PICKLE) for name in names):
+    stale = any(name.startswith("pytorch_model") and name.endswith(PICKLE) for name in names)
+    if SAFETENSORS in chosen and len(forms) == 1 and stale:
         notes.append(f"{PICKLE} files are ignored: {chosen} is used")
     index = read_index(folder / chosen) if chosen.endswith(".json") else {}
     files = sorted(set(index.values())) if index else [chosen]

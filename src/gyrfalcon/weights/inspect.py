@@ -40,12 +40,15 @@ class Inspection:
         )
 
 
-def inspect_model(folder: Path, world_size: int | None = None) -> Inspection:
-    """Looks at a Hugging Face folder or a cut; without `world_size`, a cut's own or 1.
+def inspect_model(
+    folder: Path, world_size: int | None = None, adapter: str | None = None
+) -> Inspection:
+    """Looks at a Hugging Face folder or a cut; without `world_size`, a cut's own or 1; `adapter` as
+    open_checkpoint takes it.
 
     Raises CheckpointError, ConfigError or WorldSizeError.
     """
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, adapter)
     ranks = world_size if world_size is not None else checkpoint.world_size or 1
     shares = shares_of(checkpoint.config, ranks)
     rows = tuple(_row(checkpoint, spec, shares) for spec in checkpoint.stored())

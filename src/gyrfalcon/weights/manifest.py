@@ -85,6 +85,15 @@ class FileSum:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterSum:
+    """The adapter that is merged into the tensors of a cut."""
+
+    name: str  # of its folder
+    base_model: str | None  # what it says it was trained on
+    files: Mapping[str, FileSum]  # its config and its tensors
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """All a reader needs to know about a cut."""
 
@@ -96,6 +105,7 @@ class Manifest:
     ]  # stored twice, bit for bit, in the checkpoint → the name it is kept under
     files: Mapping[str, FileSum]
     rounding: Rounding | None = None
+    adapter: AdapterSum | None = None
 
     @property
     def quant(self) -> str:
@@ -172,14 +182,27 @@ def _plain(manifest: Manifest) -> dict[str, object]:
         "world_size": manifest.world_size,
         "dtype": manifest.dtype_names(),
         **_plain_rounding(manifest.rounding),
+        **_plain_adapter(manifest.adapter),
         "config": manifest.raw_config,
         "aliases": dict(manifest.aliases),
         "tensors": {name: _plain_tensor(tensor) for name, tensor in manifest.tensors.items()},
-        "files": {
-            name: {"bytes": file.num_bytes, "sha256": file.sha256}
-            for name, file in sorted(manifest.files.items())
-        },
+        "files": _plain_files(manifest.files),
     }
+
+
+def _plain_files(files: Mapping[str, FileSum]) -> dict[str, object]:
+    return {
+        name: {"bytes": file.num_bytes, "sha256": file.sha256}
+        for name, file in sorted(files.items())
+    }
+
+
+def _plain_adapter(adapter: AdapterSum | None) -> dict[str, object]:
+    """Nothing for a cut without one."""
+    if adapter is None:
+        return {}
+    plain = {"name": adapter.name, "base_model": adapter.base_model}
+    return {"adapter": plain | {"files": _plain_files(adapter.files)}}
 
 
 def _plain_rounding(rounding: Rounding | None) -> dict[str, object]:
@@ -213,10 +236,7 @@ def _parsed(raw: dict[str, Any]) -> Manifest:
             raise ValueError(
                 f"the parts of {name} do not make up {world_size} ranks' shares of all of it"
             )
-    files = {
-        str(path): FileSum(int(file["bytes"]), str(file["sha256"]))
-        for path, file in raw["files"].items()
-    }
+    files = _parsed_files(raw["files"])
     unsafe = [path for path in files if not is_inside(path)]
     if unsafe:
         raise ValueError(f"a file that cannot be inside of the cut: {unsafe[0]!r}")
@@ -227,7 +247,28 @@ def _parsed(raw: dict[str, Any]) -> Manifest:
     if not aliases.keys().isdisjoint(tensors) or not set(aliases.values()) <= tensors.keys():
         raise ValueError("an alias of a tensor that is not there")
     return Manifest(
-        dict(raw["config"]), world_size, tensors, aliases, files, _parsed_rounding(raw.get("quant"))
+        dict(raw["config"]),
+        world_size,
+        tensors,
+        aliases,
+        files,
+        _parsed_rounding(raw.get("quant")),
+        _parsed_adapter(raw.get("adapter")),
+    )
+
+
+def _parsed_files(raw: dict[str, Any]) -> dict[str, FileSum]:
+    return {
+        str(path): FileSum(int(file["bytes"]), str(file["sha256"])) for path, file in raw.items()
+    }
+
+
+def _parsed_adapter(raw: dict[str, Any] | None) -> AdapterSum | None:
+    if raw is None:
+        return None
+    base = raw["base_model"]
+    return AdapterSum(
+        str(raw["name"]), None if base is None else str(base), _parsed_files(raw["files"])
     )
 
 

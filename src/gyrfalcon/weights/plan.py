@@ -13,7 +13,14 @@ from gyrfalcon.config import ModelConfig
 from gyrfalcon.errors import UsageError
 from gyrfalcon.parallel.shards import shares_of
 from gyrfalcon.weights.layout import DATA, SCALES, TensorSpec, local_ranges
-from gyrfalcon.weights.manifest import TOKENIZER_FOLDER, Content, CutTensor, Piece, Rounding
+from gyrfalcon.weights.manifest import (
+    TOKENIZER_FOLDER,
+    AdapterSum,
+    Content,
+    CutTensor,
+    Piece,
+    Rounding,
+)
 from gyrfalcon.weights.safetensors_writer import entry_bound, header_bytes
 from gyrfalcon.weights.source import PART_FOLDER
 
@@ -45,6 +52,7 @@ class Plan:
     aliases: Mapping[str, str]
     stages: tuple[tuple[str, ...], ...]  # the tensors of each, in file order
     rounding: Rounding | None
+    adapter: AdapterSum | None
 
     def rank_files(self, rank: int) -> list[str]:
         """A rank's weight files, by stage."""
@@ -68,6 +76,7 @@ def make_plan(
     aliases: Mapping[str, str],
     max_shard_bytes: int,
     rounding: Rounding | None = None,
+    adapter: AdapterSum | None = None,
 ) -> Plan:
     """Shares tensors over ranks and files. `dtypes`: each tensor's own, and that of the checkpoint that
     was cut; `aliases` are recorded, not stored.
@@ -91,7 +100,7 @@ def make_plan(
         name = _file_name(number, len(stages))
         for tensor in stage:
             tensors[tensor] = _placed(tensors[tensor], form, name)
-    return Plan(form, world_size, tensors, aliases, stages, rounding)
+    return Plan(form, world_size, tensors, aliases, stages, rounding, adapter)
 
 
 def _stages(tensors: Mapping[str, CutTensor], max_shard_bytes: int) -> Iterator[tuple[str, ...]]:

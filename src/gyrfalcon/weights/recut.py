@@ -38,6 +38,7 @@ def recut(
         aliases=manifest.aliases,
         max_shard_bytes=max_shard_bytes,
         rounding=manifest.rounding,
+        adapter=manifest.adapter,
     )
     read = checkpoint.source.read
     return write_folder(checkpoint, plan, read, target, overwrite=overwrite, notes=())

@@ -2,19 +2,28 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gyrfalcon.config import ModelConfig
-from gyrfalcon.errors import CheckpointError
+from gyrfalcon.device import DTYPE_OF_WORD
+from gyrfalcon.errors import CheckpointError, UsageError
 from gyrfalcon.foreign_file import read_json
 from gyrfalcon.parallel.shards import Share
+from gyrfalcon.settings import NO_ADAPTER
+from gyrfalcon.weights.adapter import (
+    Adapter,
+    chosen_folder,
+    open_adapter,
+    refuse_lone_adapter,
+)
 from gyrfalcon.weights.found import find_tensors
 from gyrfalcon.weights.hf_folder import open_weights
 from gyrfalcon.weights.layout import (
+    EMBEDDING,
     HEAD,
     TensorSpec,
     local_ranges,
@@ -23,6 +32,7 @@ from gyrfalcon.weights.layout import (
     tensor_specs,
 )
 from gyrfalcon.weights.manifest import MANIFEST, TOKENIZER_FOLDER, Manifest
+from gyrfalcon.weights.merged import merged, notes_on
 from gyrfalcon.weights.parts import PartsSource
 from gyrfalcon.weights.tensors import TensorSource, listed
 
@@ -43,6 +53,7 @@ class Checkpoint:
     files: tuple[Path, ...]  # every weights file
     tokenizer_folder: Path
     notes: tuple[str, ...]  # what a user should know about how it was read
+    adapter: Adapter | None = None  # merged into what `source` reads
 
     @property
     def world_size(self) -> int | None:
@@ -59,6 +70,14 @@ class Checkpoint:
         """Whether a head of its own is stored; without one the embedding is the head."""
         return stored_name(HEAD, self.quant) in self.source.names()
 
+    @property
+    def adapter_name(self) -> str | None:
+        """What the adapter is called that is merged here, or was when the model was cut."""
+        if self.adapter is not None:
+            return self.adapter.name
+        kept = None if self.manifest is None else self.manifest.adapter
+        return None if kept is None else kept.name
+
     def specs(self) -> list[TensorSpec]:
         """Every tensor of the model that has its own numbers, in canonical order."""
         return tensor_specs(self.config, head=self.has_head)
@@ -68,15 +87,30 @@ class Checkpoint:
         return [part for spec in self.specs() for part in stored_specs(spec, self.quant)]
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, adapter: str | None = None, dtype: str = "auto") -> Checkpoint:
     """Opens a Hugging Face folder or a cut; CheckpointError when files, names or shapes are not right.
 
     Reads headers, and of the data only what find_tensors() has to (a .bin in torch's oldest format has no
-    header and is read at once).
+    header and is read at once; of an adapter, all tensors are).
+    adapter: the folder of a LoRA adapter to merge, "." for the one that lies beside the weights, or "none";
+    UsageError for one beside them without a word. dtype: what merged tensors are rounded to, as in
+    EngineConfig.
     """
     if (folder / MANIFEST).exists():
-        return _open_cut(folder)
-    refuse_half_a_cut(folder)
+        checkpoint = _open_cut(folder)
+    else:
+        refuse_half_a_cut(folder)
+        refuse_lone_adapter(folder)
+        checkpoint = _open_folder(folder)
+    chosen = chosen_folder(adapter, folder)
+    if chosen is not None:
+        return _merged(checkpoint, open_adapter(chosen), DTYPE_OF_WORD.get(dtype))
+    if adapter == NO_ADAPTER:
+        _refuse_merged(checkpoint)
+    return checkpoint
+
+
+def _open_folder(folder: Path) -> Checkpoint:
     config_path = folder / "config.json"
     raw_config = read_json(config_path)
     config = ModelConfig.from_json(raw_config, str(config_path))
@@ -90,6 +124,48 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         )
     files = tuple(file.path for file in opened.files.values())
     return Checkpoint(folder, config, raw_config, source, None, files, folder, tuple(notes))
+
+
+def _merged(checkpoint: Checkpoint, adapter: Adapter, dtype: torch.dtype | None) -> Checkpoint:
+    """The checkpoint with the adapter; a head that parts from the embedding is no longer tied to it."""
+    _refuse_adapter(checkpoint, adapter)
+    specs = tensor_specs(checkpoint.config, head=True)
+    source = merged(checkpoint.source, adapter, specs, dtype)
+    config, raw_config = checkpoint.config, checkpoint.raw_config
+    if config.tied and HEAD in source.names() and source.changed & {EMBEDDING, HEAD}:
+        config = replace(config, tied=False)
+        raw_config = {**raw_config, "tie_word_embeddings": False}
+    return replace(
+        checkpoint,
+        config=config,
+        raw_config=raw_config,
+        source=source,
+        notes=(*checkpoint.notes, *notes_on(adapter)),
+        adapter=adapter,
+    )
+
+
+def _refuse_adapter(checkpoint: Checkpoint, adapter: Adapter) -> None:
+    """UsageError for a cut that is rounded, or has the same adapter already."""
+    manifest = checkpoint.manifest
+    if manifest is None:
+        return
+    if manifest.rounding is not None:
+        wanted = "weights that are not rounded, to merge an adapter into"
+        got = f"the cut {checkpoint.folder} in {manifest.quant}"
+        do = f"cut again from the source with `adapter={adapter.folder}`"
+        raise UsageError(wanted, got, do)
+    if manifest.adapter is not None and manifest.adapter.files == adapter.summed().files:
+        got = f"{adapter.folder}, which is merged into {checkpoint.folder} already"
+        raise UsageError("an adapter that is not merged yet", got, "leave `adapter` out")
+
+
+def _refuse_merged(checkpoint: Checkpoint) -> None:
+    manifest = checkpoint.manifest
+    if manifest is not None and manifest.adapter is not None:
+        wanted = f"a cut without an adapter in {checkpoint.folder}"
+        got = f"one that {manifest.adapter.name} is merged into"
+        raise UsageError(wanted, got, "use its source, or leave `adapter` out")
 
 
 def read_local(checkpoint: Checkpoint, spec: TensorSpec, share: Share) -> Tensor:
@@ -118,10 +194,12 @@ def _open_cut(folder: Path) -> Checkpoint:
         )
     check_tensors(folder, config, source, manifest)
     files = tuple(folder / path for path in manifest.files)
-    notes = tuple(
+    notes = [
         f"{name} is the same as {kept} and is stored once"
         for name, kept in manifest.aliases.items()
-    )
+    ]
+    if manifest.adapter is not None:
+        notes.append(f"the adapter {manifest.adapter.name} is merged into this cut")
     return Checkpoint(
         folder,
         config,
@@ -130,7 +208,7 @@ def _open_cut(folder: Path) -> Checkpoint:
         manifest,
         files,
         folder / TOKENIZER_FOLDER,
-        notes,
+        tuple(notes),
     )
 
 

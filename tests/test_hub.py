@@ -50,6 +50,13 @@ REPOSITORIES = {
         "training_args.bin": b"t",
     },
     "org/old": {**TEXTS, **OTHERS, **BIN, "training_args.bin": b"t"},
+    "org/adapted": {
+        **TEXTS,
+        "model.safetensors": WEIGHTS,
+        "adapter_config.json": b"{}",
+        "adapter_model.bin": b"b",
+    },
+    "org/adapter": {"adapter_config.json": b"{}", "adapter_model.safetensors": b"a"},
     "org/no-weights": {**TEXTS, **OTHERS},
     "org/no-config": {"model.safetensors": b"w"},
     "org/gated": TEXTS,
@@ -166,6 +173,13 @@ def test_shards_are_fetched_from_wherever_the_index_names_them(client: Client) -
     assert again == folder
     assert len(client.hub.sent) == len(files(folder))
     assert client.resolve("org/parts", HF_HUB_OFFLINE="1") == [folder]
+
+
+def test_an_adapter_comes_with_the_weights_that_it_lies_beside(client: Client) -> None:
+    """So that it is noticed; alone it is left to say which model it is for."""
+    adapted, alone = client.resolve("org/adapted", "org/adapter")
+    assert files(adapted) == REPOSITORIES["org/adapted"]
+    assert files(alone) == REPOSITORIES["org/adapter"]
 
 
 def test_a_revision_may_be_named(client: Client) -> None:

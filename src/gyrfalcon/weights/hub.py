@@ -11,6 +11,8 @@ from pathlib import Path
 
 from gyrfalcon.errors import DISK_FULL, CheckpointError, DiskFull, GyrfalconError, UsageError
 from gyrfalcon.tokenizer_files import FILES
+from gyrfalcon.weights.adapter import ADAPTER_WEIGHTS
+from gyrfalcon.weights.adapter_config import ADAPTER_CONFIG
 from gyrfalcon.weights.hf_folder import WEIGHTS, read_index
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -19,8 +21,8 @@ NESTLING = (
     Path(__file__).parent.parent / "nestling" / "model"
 )  # the model that ships with the package
 
-TEXT_FILES = ["config.json", *FILES]
-SAFETENSORS_FILES = ["model*.safetensors", "model.safetensors.index.json"]
+TEXT_FILES = ["config.json", ADAPTER_CONFIG, *FILES]
+SAFETENSORS_FILES = ["model*.safetensors", "model.safetensors.index.json", ADAPTER_WEIGHTS[0]]
 BIN_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
@@ -51,17 +53,28 @@ def resolve_model(name: str) -> Path:
 def _download(repo: str, revision: str | None) -> Path:
     folder = _fetch(repo, revision, TEXT_FILES + SAFETENSORS_FILES)
     commit = folder.name  # a snapshot's folder is named by it
-    if not any(folder.glob("model*.safetensors*")):
-        _fetch(repo, commit, BIN_FILES)
+    if bins := _needed_bins(folder):
+        _fetch(repo, commit, bins)
     shards = _missing_shards(folder)
     if shards:
         _fetch(repo, commit, [escape(file) for file in shards], ignore=[])
+    if (folder / ADAPTER_CONFIG).exists():  # alone, it says itself which model it is for
+        return folder
     for pattern, what in (("config.json", "a config.json"), ("*model*.*", "weights")):
         if not any(folder.glob(pattern)):
             raise CheckpointError(
                 f"{what} in hub model {repo}", "none", "choose a model in transformers' format"
             )
     return folder
+
+
+def _needed_bins(folder: Path) -> list[str]:
+    """The .bin files of what has no safetensors."""
+    bins = [] if any(folder.glob("model*.safetensors*")) else list(BIN_FILES)
+    adapter, other = ADAPTER_WEIGHTS
+    if (folder / ADAPTER_CONFIG).exists() and not (folder / adapter).exists():
+        bins.append(other)
+    return bins
 
 
 def _missing_shards(folder: Path) -> list[str]:

@@ -4,8 +4,10 @@ set -u
 
 here=$(readlink -f -- "${BASH_SOURCE[0]}") && here=${here%/*} || exit 2 # run.sh may be called by a link
 venv=$here/.venv
+devices=/dev
 stamp=$venv/.complete # what the finished set-up was made from; written last, so an interrupted one has none
 
+modes=(cut generate speed precision mmlu report verify demo doctor test)
 mode='' # from -m
 declare -A flag=() # the other flags by their letter
 words=() # of the prompt
@@ -48,10 +50,11 @@ fail() {
     exit 2
 }
 
+# wrong_usage WANTED GOT DO: the usage, then what is wrong with it as the last line.
 wrong_usage() {
-    printf 'run.sh: error: wanted %s, got %s; %s\n\n' "$@" >&2
     usage >&2
-    exit 2
+    echo >&2
+    fail "$@"
 }
 
 say() {
@@ -75,6 +78,40 @@ read_arguments() {
             *) words+=("$1") && shift ;;
         esac
     done
+}
+
+# nearest WORD: the mode that WORD is with at most two letters changed, left out or put in.
+nearest() {
+    local name found='' least=3
+    for name in "${modes[@]}"; do
+        distance "$1" "$name"
+        [ "$REPLY" -ge "$least" ] || { found=$name && least=$REPLY; }
+    done
+    [ -n "$found" ] && printf '%s\n' "$found"
+}
+
+# distance A B: REPLY is how many letters have to be changed, left out or put in (Wagner and Fischer 1974).
+distance() {
+    local row=() i j corner up
+    for ((j = 0; j <= ${#2}; j++)); do row[j]=$j; done
+    for ((i = 1; i <= ${#1}; i++)); do
+        corner=$((i - 1)) row[0]=$i
+        for ((j = 1; j <= ${#2}; j++)); do
+            up=${row[j]}
+            [ "${1:i-1:1}" = "${2:j-1:1}" ] || corner=$((corner + 1))
+            row[j]=$((corner < up + 1 ? corner : up + 1))
+            row[j]=$((row[j] < row[j - 1] + 1 ? row[j] : row[j - 1] + 1))
+            corner=$up
+        done
+    done
+    REPLY=${row[${#2}]}
+}
+
+# no_mode WORD: ends with what to write after -m, where nothing or a word that is no mode stands.
+no_mode() {
+    local wanted='one of the modes above after -m' name
+    name=$(nearest "$1") && wrong_usage "$wanted" "${mode:-none}" "did you mean -m $name?"
+    wrong_usage "$wanted" "${mode:-none}" 'write -m MODE'
 }
 
 # takes LETTERS: refuses flags that the mode would ignore.
@@ -134,27 +171,60 @@ build_command() {
             takes ''
             command=("$mode")
             ;;
-        '') wrong_usage 'a mode' none 'write -m MODE' ;;
+        '') no_mode "${words[0]-}" ;;
         serve | plan) wrong_usage 'a mode that exists' "$mode, which is not built yet" 'use another' ;;
-        *) wrong_usage 'one of the modes below' "$mode" 'write one of them after -m' ;;
+        *) no_mode "$mode" ;;
     esac
     command+=(${rest[@]+"${rest[@]}"})
 }
 
 # ---- the environment: one that is active and has the package, or .venv ----
 
-# active_bin TOOL...: the bin folder of the active environment, when it has all the tools.
+# active_bin TOOL...: the bin folder of the active environment, when it has all the tools and runs this source.
 active_bin() {
-    local bin tool on_path
+    local bin tool on_path tried=$venv/bin
     on_path=$(type -P gyrfalcon)
     for bin in "${VIRTUAL_ENV:-}/bin" "${CONDA_PREFIX:-}/bin" "${on_path%/*}"; do
-        for tool in "$@"; do
-            { [ "$bin" != "$venv/bin" ] && [ -x "$bin/$tool" ]; } || continue 2
+        [[ :$tried: != *":$bin:"* ]] || continue
+        tried+=:$bin
+        for tool in python "$@"; do
+            [ -x "$bin/$tool" ] || continue 2
         done
+        runs_this_source "$bin" || continue
         printf '%s\n' "$bin"
         return
     done
     return 1
+}
+
+# Which gyrfalcon a Python imports: exit code 0 where it is the one of the folder; prints the environment's own, when
+# that is another. An editable installation of another clone comes before PYTHONPATH, in every process.
+which_source='
+import importlib.util, os, sys
+def origin():
+    spec = importlib.util.find_spec("gyrfalcon")
+    return spec.origin if spec and spec.origin else ""
+source = sys.argv[1]
+ours = os.path.join(source, "gyrfalcon", "__init__.py")
+def is_ours(path): return os.path.exists(path) and os.path.samefile(path, ours)
+found = origin()
+sys.path = [path for path in sys.path if path != source]
+own = origin()
+print("" if is_ours(own) else os.path.dirname(own))
+sys.exit(not is_ours(found))
+'
+
+# runs_this_source BIN: whether an environment imports the source beside this file; tells what else it has.
+runs_this_source() {
+    local own
+    if own=$("$1/python" -P -c "$which_source" "$here/src" 2>/dev/null); then
+        [ -z "$own" ] || say "running $here/src in the environment ${1%/bin}, not its own $own"
+    elif [ -n "$own" ]; then
+        say "running $here/src in $venv; the environment ${1%/bin} runs $own"
+        return 1
+    else
+        return 1
+    fi
 }
 
 # describe EXTRAS: what a set-up depends on; the place comes first, for a virtual environment cannot be moved.
@@ -188,14 +258,35 @@ find_python() {
     fail 'Python 3.11 or newer as python3' "$(python3 --version 2>/dev/null || echo none)" 'install it, or activate an environment that has it'
 }
 
+has_torch() {
+    "$venv/bin/python" -c 'import importlib.metadata, sys
+sys.exit(importlib.metadata.version("torch").partition("+")[0] != sys.argv[1])' "$1" 2>/dev/null
+}
+
+# install_torch PIP...: torch as pinned, where there is no accelerator its build for processors alone.
+install_torch() {
+    local version
+    version=$(sed -n 's/^torch==//p' constraints.txt)
+    has_torch "$version" && return
+    if ! compgen -G "$devices/nvidia*" >/dev/null && ! compgen -G "$devices/davinci*" >/dev/null &&
+        ! [ -e "$devices/kfd" ] && ! [ -e "$devices/dxg" ]; then # dxg: a card under Windows' Linux
+        say "no accelerator here: fetching torch's build for processors, about 200 MB"
+        # Alone, because that index need not have the pinned versions of what torch depends on.
+        "$@" --no-deps --retries 0 --timeout 5 --index-url https://download.pytorch.org/whl/cpu "torch==$version" 2>/dev/null && return
+        say 'download.pytorch.org cannot be reached or does not have it: taking the usual index'
+    fi
+    say "fetching torch $version; with CUDA's libraries, as PyPI has it for Linux on x86-64, 2 to 4 GB"
+    "$@" torch
+}
+
 install_package() {
-    local quiet=()
-    [ -t 2 ] || quiet=(--quiet)
+    local pip=("$venv/bin/python" -m pip install)
+    [ -t 2 ] || pip+=(--quiet)
+    trap 'exit 130' INT # for this subshell, which would go on to the next step
     cd -- "$here" || return
     # Relative, because pip takes a space in this variable for the end of a file name.
     export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
-    "$venv/bin/python" -m pip install "${quiet[@]}" torch &&
-        "$venv/bin/python" -m pip install "${quiet[@]}" -e ".$1"
+    install_torch "${pip[@]}" && "${pip[@]}" -e ".$1"
 }
 
 # set_up EXTRAS: makes .venv, or brings one that is complete but old up to date.
@@ -204,7 +295,9 @@ set_up() {
     if is_complete; then fresh=--upgrade; fi
     python=$(find_python) || exit 2
     trap 'exit 130' INT # pip turns the signal into an ordinary error
-    say "setting up $venv (once; torch is a large download)"
+    say "setting up $venv (once)"
+    [ "${GYRFALCON_NATIVE:-}" = 0 ] || type -P "${CXX:-c++}" >/dev/null ||
+        say "no C++ compiler: plain torch will do the work of the native kernels, slower; to have them, install one (Debian and Ubuntu: apt install g++), remove $venv and run again"
     rm -f -- "$stamp"
     "$python" -m venv "$fresh" "$venv" >&2 || fail "a virtual environment in $venv" 'the error above' 'mend that and run again'
     (install_package "$1") >&2 || fail "the package installed in $venv" 'the error above' 'mend that and run again'
@@ -254,6 +347,7 @@ check() {
 }
 
 main() {
+    [ "$*" != help ] || set -- --help
     read_arguments "$@"
     build_command
     # The source beside this file, whichever package an active environment has.
@@ -262,7 +356,7 @@ main() {
         run_checks "${command[@]:1}"
         exit
     fi
-    find_bin '[report]' gyrfalcon
+    find_bin '[report,hub]' gyrfalcon
     exec "$bin/gyrfalcon" "${command[@]}"
 }
 

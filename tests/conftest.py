@@ -10,6 +10,8 @@ import torch
 import triton_interpreter  # before all that imports triton
 from exams import write_rows
 
+import gyrfalcon
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -24,11 +26,22 @@ def pytest_configure() -> None:
 
     Ctrl-C works, here and in what tests start, even when whoever started the tests ignores it.
     """
+    refuse_another_clone()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     triton_interpreter.install()
+
+
+def refuse_another_clone() -> None:
+    """An editable installation of one comes before the source beside these tests and before PYTHONPATH."""
+    package = Path(gyrfalcon.__file__).resolve().parent
+    if not package.is_relative_to(REPOSITORY):
+        raise pytest.UsageError(
+            f"wanted the source of {REPOSITORY}, got {package}; use an environment of this clone, "
+            "as bash run.sh -m test does"
+        )
 
 
 @pytest.fixture(scope="session")

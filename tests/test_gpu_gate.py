@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from clones import environment_of
 
 pytest.importorskip("triton", reason="the gate's modules need Triton")
 
@@ -133,3 +134,20 @@ def test_without_a_gpu_it_says_so() -> None:
     )
     assert done.returncode == 2
     assert done.stderr == "gpu-gate: error: wanted a CUDA device, got none; add --dry-run\n"
+
+
+def test_the_gate_refuses_an_interpreter_that_runs_another_clone(tmp_path: Path) -> None:
+    other = tmp_path / "other/src/gyrfalcon"
+    other.mkdir(parents=True)
+    (other / "__init__.py").touch()
+    environment_of(tmp_path / "env", other, editable=True)
+    done = subprocess.run(
+        [REPOSITORY / "scripts/gpu-gate", "--dry-run"],
+        env={**os.environ, "PYTHON": str(tmp_path / "env/bin/python")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"gpu-gate: error: wanted the source in {REPOSITORY}/src, got {other}"
+    )

@@ -3,21 +3,28 @@
 It runs for real, in a copy whose path holds a space; python3, pip and all else it starts are shell scripts.
 """
 
+import os
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from clones import FINDER, environment_of
+from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 SHOW_ARGUMENTS = 'printf "%s" "${0##*/}"; printf " <%s>" "$@"; echo'
 
-# Stands for python3: knows its version, and makes an environment whose pip notes what it is asked to install.
+# Stands for python3: knows its version, and makes an environment whose pip notes what it is asked to
+# install. As an environment's own python it imports the source that run.sh asks for.
 FAKE_PYTHON = """
 case $1 in
+    -P) exit 0 ;;
     -c) exit "${PYTHON_IS_OLD:-0}" ;;
     --version) echo "Python 3.9.11" ;;
     -m)
@@ -29,9 +36,11 @@ case $1 in
 esac
 """
 FAKE_PIP = """
+[ "$1" != -c ] || exit "${TORCH_IS_MISSING:-1}"
 shift 2
-sleep "${PIP_SECONDS:-0}"
 echo "pip $* with $PIP_CONSTRAINT in $PWD" >>"$LOG"
+until [ -e "${PIP_WAITS_FOR:-/}" ]; do sleep 0.01; done
+case "$*" in *--index-url*) exit "${CPU_INDEX_FAILS:-0}" ;; esac
 exit "${PIP_FAILS:-0}"
 """
 
@@ -47,7 +56,14 @@ class Copy:
         self.fakes.mkdir()
         for name in ("run.sh", "pyproject.toml", "constraints.txt"):
             shutil.copy(REPOSITORY / name, self.folder / name)
-        for name in ("python3", "python3.13", "python3.12", "python3.11"):
+        self.devices = folder / "dev"
+        self.devices.mkdir()
+        text = (REPOSITORY / "run.sh").read_text()
+        text = text.replace("\ndevices=/dev\n", f"\ndevices='{self.devices}'\n")
+        (self.folder / "run.sh").write_text(text)
+        (self.folder / "src/gyrfalcon").mkdir(parents=True)
+        (self.folder / "src/gyrfalcon/__init__.py").touch()
+        for name in ("python", "python3", "python3.13", "python3.12", "python3.11"):
             self.program(self.fakes / name, FAKE_PYTHON)
         self.program(self.fakes / "pip", FAKE_PIP)
         self.program(self.fakes / "show", SHOW_ARGUMENTS)
@@ -71,17 +87,21 @@ class Copy:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
 
     def run(self, *words: str, **environment: str) -> tuple[int, str, str]:
         """Exit code, standard output, standard error."""
         process = self.start(*words, **environment)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate()
         return process.returncode, out, err
+
+    def noted(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
 
     def steps(self) -> list[str]:
         """What the set-ups did since the last call."""
-        done = self.log.read_text().splitlines() if self.log.exists() else []
+        done = self.noted()
         self.log.unlink(missing_ok=True)
         return done
 
@@ -168,9 +188,14 @@ def test_the_exit_code_is_gyrfalcons(active: Copy) -> None:
 @pytest.mark.parametrize(
     ("words", "got"),
     [
-        ("", "got none"),
+        ("", "wanted one of the modes above after -m, got none; write -m MODE"),
+        ("-n M a text", "wanted one of the modes above after -m, got none; write -m MODE"),
+        ("generate -n M", "got none; did you mean -m generate?"),
         ("-m", "wanted a value after -m, got none"),
-        ("-m fly", "got fly"),
+        ("-m fly", "got fly; write -m MODE"),
+        ("-m genrate -n M", "got genrate; did you mean -m generate?"),
+        ("-m mlmu", "got mlmu; did you mean -m mmlu?"),
+        ("-m demos", "got demos; did you mean -m demo?"),
         ("-m serve -n CUT -w 4", "got serve, which is not built yet"),
         ("-m speed -f CSV", "wanted -n MODEL with -m speed, got none"),
         ("-m mmlu -n CUT", "wanted -d MMLU with -m mmlu, got none"),
@@ -186,14 +211,15 @@ def test_the_exit_code_is_gyrfalcons(active: Copy) -> None:
 def test_wrong_usage_shows_the_usage_and_sets_nothing_up(copy: Copy, words: str, got: str) -> None:
     code, out, err = copy.run(*words.split())
     assert (code, out) == (2, "")
-    assert err.startswith("run.sh: error: wanted ")
-    assert got in err.splitlines()[0]
-    assert "Usage: bash run.sh -m MODE" in err
+    assert err.startswith("Usage: bash run.sh -m MODE")
+    assert err.splitlines()[-1].startswith("run.sh: error: wanted ")
+    assert got in err.splitlines()[-1]
     assert copy.steps() == []
 
 
-def test_help_is_the_usage_and_sets_nothing_up(copy: Copy) -> None:
-    code, out, err = copy.run("-m", "cut", "--help")
+@pytest.mark.parametrize("words", ["-m cut --help", "--help", "help"])
+def test_help_is_the_usage_and_sets_nothing_up(copy: Copy, words: str) -> None:
+    code, out, err = copy.run(*words.split())
     assert (code, err) == (0, "")
     assert out.startswith("Usage: bash run.sh -m MODE")
     assert copy.steps() == []
@@ -204,13 +230,52 @@ def test_an_active_environment_that_has_the_package_is_used(
     copy: Copy, tmp_path: Path, variable: str
 ) -> None:
     copy.program(tmp_path / "my env/bin/gyrfalcon", SHOW_ARGUMENTS)
+    copy.program(tmp_path / "my env/bin/python", FAKE_PYTHON)
     assert copy.run("-m", "demo", **{variable: str(tmp_path / "my env")})[1] == "gyrfalcon <demo>\n"
     assert not (copy.folder / ".venv").exists()
 
 
-def test_an_active_environment_runs_the_source_beside_run_sh(active: Copy) -> None:
-    active.program(active.fakes / "gyrfalcon", 'echo "$PYTHONPATH"')
-    assert active.run("-m", "demo")[1] == f"{active.folder}/src\n"
+def test_an_environment_with_this_source_is_used_without_a_word(copy: Copy, tmp_path: Path) -> None:
+    source = copy.folder / "src/gyrfalcon"
+    environment_of(tmp_path / "env", source, editable=True)
+    code, out, err = copy.run("-m", "demo", VIRTUAL_ENV=str(tmp_path / "env"))
+    assert (code, out, err) == (0, f"{source}/__init__.py\n" * 2, "")
+
+
+def test_the_source_beside_run_sh_comes_before_an_installed_copy(
+    copy: Copy, tmp_path: Path
+) -> None:
+    source = copy.folder / "src/gyrfalcon"
+    packages = environment_of(tmp_path / "env", source, editable=False)
+    code, out, err = copy.run("-m", "demo", VIRTUAL_ENV=str(tmp_path / "env"))
+    assert (code, out) == (0, f"{source}/__init__.py\n" * 2)
+    assert err == (
+        f"run.sh: running {source.parent} in the environment {tmp_path}/env, "
+        f"not its own {packages}/gyrfalcon\n"
+    )
+
+
+@pytest.mark.parametrize("variables", ["VIRTUAL_ENV PATH", "CONDA_PREFIX", "PATH"])
+def test_an_environment_of_another_clone_is_not_used(
+    copy: Copy, tmp_path: Path, variables: str
+) -> None:
+    other = tmp_path / "other/src/gyrfalcon"
+    shutil.copytree(copy.folder / "src/gyrfalcon", other)
+    environment_of(tmp_path / "env", other, editable=True)
+    on_path = f"{copy.fakes}:{tmp_path}/env/bin:/usr/bin:/bin"
+    activated = {
+        name: on_path if name == "PATH" else str(tmp_path / "env") for name in variables.split()
+    }
+    copy.program(copy.fakes / "show", 'echo "$PYTHONPATH"')
+    code, out, err = copy.run("-m", "demo", **activated)
+    assert (code, out) == (0, f"{copy.folder}/src\n")
+    told = (
+        f"run.sh: running {copy.folder}/src in {copy.folder}/.venv; "
+        f"the environment {tmp_path}/env runs {other}\n"
+    )
+    assert err.startswith(told)
+    assert err.count(str(other)) == 1
+    assert (copy.folder / ".venv/bin/gyrfalcon").exists()
 
 
 def test_an_active_environment_without_the_package_is_left_alone(
@@ -221,16 +286,74 @@ def test_an_active_environment_without_the_package_is_left_alone(
     assert (copy.folder / ".venv/bin/gyrfalcon").exists()
 
 
-def test_the_first_run_installs_torch_then_the_package(copy: Copy) -> None:
-    code, out, err = copy.run("-m", "demo")
+CPU_BUILD = (
+    "pip install --quiet --no-deps --retries 0 --timeout 5"
+    " --index-url https://download.pytorch.org/whl/cpu torch==2.13.0"
+)
+USUAL_BUILD = "pip install --quiet torch"
+PACKAGE = "pip install --quiet -e .[report,hub]"
+
+
+def set_up(copy: Copy, **environment: str) -> tuple[list[str], list[str]]:
+    """What a first run installs, each from within the copy with its constraints, and what it says."""
+    code, out, err = copy.run("-m", "demo", **environment)
     assert (code, out) == (0, "gyrfalcon <demo>\n")
-    place = f"with constraints.txt in {copy.folder}"
-    assert copy.steps() == [
-        "venv --clear",
-        f"pip install --quiet torch {place}",
-        f"pip install --quiet -e .[report] {place}",
+    first, *steps = copy.steps()
+    assert first == "venv --clear"
+    place = f" with constraints.txt in {copy.folder}"
+    assert all(step.endswith(place) for step in steps)
+    return [step.removesuffix(place) for step in steps], err.splitlines()
+
+
+@pytest.mark.parametrize("device", ["nvidia0", "nvidiactl", "kfd", "davinci3", "dxg"])
+def test_the_first_run_installs_torch_then_the_package(copy: Copy, device: str) -> None:
+    (copy.devices / device).touch()
+    steps, said = set_up(copy)
+    assert steps == [USUAL_BUILD, PACKAGE]
+    assert said[0] == f"run.sh: setting up {copy.folder}/.venv (once)"
+    assert said[-2].startswith("run.sh: fetching torch 2.13.0; ")
+    assert said[-2].endswith(" 2 to 4 GB")
+
+
+def test_without_an_accelerator_torch_is_the_build_for_processors(copy: Copy) -> None:
+    (copy.devices / "null").touch()
+    steps, said = set_up(copy)
+    assert steps == [CPU_BUILD, PACKAGE]
+    assert said[-2].endswith("fetching torch's build for processors, about 200 MB")
+
+
+def test_where_that_build_cannot_be_reached_the_usual_one_is_installed(copy: Copy) -> None:
+    steps, said = set_up(copy, CPU_INDEX_FAILS="1")
+    assert steps == [CPU_BUILD, USUAL_BUILD, PACKAGE]
+    assert "taking the usual index" in said[-3]
+    assert said[-2].endswith(" 2 to 4 GB")
+
+
+def test_torch_is_not_installed_twice(copy: Copy) -> None:
+    steps, said = set_up(copy, TORCH_IS_MISSING="0")
+    assert steps == [PACKAGE]
+    assert not any("fetching" in line for line in said)
+
+
+def test_the_constraint_on_torch_allows_its_build_for_processors() -> None:
+    [line] = [
+        line
+        for line in (REPOSITORY / "constraints.txt").read_text().splitlines()
+        if line.startswith("torch==")
     ]
-    assert err.startswith("run.sh: setting up ")
+    wanted = Requirement(line)
+    assert wanted.specifier.contains(f"{str(wanted.specifier).removeprefix('==')}+cpu")
+
+
+@pytest.mark.parametrize(
+    ("compiler", "native", "said"),
+    [("none", "1", True), ("none", "0", False), ("sh", "1", False)],
+)
+def test_a_set_up_without_a_compiler_says_what_is_lost(
+    copy: Copy, compiler: str, native: str, said: bool
+) -> None:
+    _, words = set_up(copy, CXX=compiler, GYRFALCON_NATIVE=native)
+    assert any("no C++ compiler" in line for line in words) == said
 
 
 def test_later_runs_set_nothing_up_and_say_nothing(copy: Copy) -> None:
@@ -277,17 +400,36 @@ def test_an_environment_whose_python_is_gone_is_made_again(copy: Copy) -> None:
     assert copy.steps()[0] == "venv --clear"
 
 
-def test_two_first_runs_at_once_set_up_once(copy: Copy) -> None:
+def test_two_first_runs_at_once_set_up_once(copy: Copy, tmp_path: Path) -> None:
     if shutil.which("flock") is None:
         pytest.skip("flock is not installed")
-    first = copy.start("-m", "demo", PIP_SECONDS="0.5")
-    while not copy.log.exists():
-        time.sleep(0.01)
-    second = copy.start("-m", "doctor")
-    assert first.communicate(timeout=30)[0] == "gyrfalcon <demo>\n"
-    out, err = second.communicate(timeout=30)
-    assert (out, err) == ("gyrfalcon <doctor>\n", "run.sh: waiting for another set-up to finish\n")
+    go = tmp_path / "go"
+    with (
+        copy.start("-m", "demo", PIP_WAITS_FOR=str(go)) as first,
+        copy.start("-m", "doctor", PIP_WAITS_FOR=str(go)) as second,
+    ):
+        waiting = "run.sh: waiting for another set-up to finish\n"
+        said = [process.stderr.readline() for process in (first, second) if process.stderr]
+        go.touch()
+        outputs = [process.communicate() for process in (first, second)]
+    assert [out for out, _ in outputs] == ["gyrfalcon <demo>\n", "gyrfalcon <doctor>\n"]
+    waited = said.index(waiting)
+    assert outputs[waited][1] == ""
+    assert said[1 - waited].startswith("run.sh: setting up ")
     assert len(copy.steps()) == 3
+
+
+def test_ctrl_c_during_a_download_ends_the_set_up(copy: Copy, tmp_path: Path) -> None:
+    """Where the download ends as after an ordinary error, nothing else is tried."""
+    copy.program(copy.fakes / "pip", f"trap 'exit 1' INT\n{FAKE_PIP}")
+    with copy.start("-m", "demo", PIP_WAITS_FOR=str(tmp_path / "never")) as process:
+        while not any("--index-url" in step for step in copy.noted()):
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130
+    assert "usual index" not in err
+    assert len(copy.steps()) == 2
 
 
 def test_an_old_python_is_one_clear_line(copy: Copy) -> None:
@@ -303,6 +445,7 @@ def checks(copy: Copy, *words: str, **codes: str) -> tuple[int, str]:
     """Runs -m test in an environment whose tools show their arguments; `codes` are the exit codes of some."""
     for tool in ("gyrfalcon", "ruff", "mypy", "pytest"):
         copy.program(copy.fakes / "env/bin" / tool, f"{SHOW_ARGUMENTS}; exit {codes.get(tool, 0)}")
+    copy.program(copy.fakes / "env/bin/python", FAKE_PYTHON)
     environment: Mapping[str, str] = {"VIRTUAL_ENV": str(copy.fakes / "env")}
     code, out, _ = copy.run("-m", "test", *words, **environment)
     return code, out
@@ -336,3 +479,21 @@ def test_test_installs_the_test_tools_too(copy: Copy) -> None:
     assert copy.steps()[-1].startswith("pip install --quiet -e .[test] with ")
     copy.run("-m", "demo")
     assert copy.steps() == []
+
+
+def test_tests_refuse_to_run_the_source_of_another_clone(tmp_path: Path) -> None:
+    other, hook = tmp_path / "other/src/gyrfalcon", tmp_path / "hook"
+    shutil.copytree(
+        REPOSITORY / "src/gyrfalcon", other, ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(FINDER.format(file=str(other / "__init__.py")))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "--co", __file__],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(hook)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout
+    assert f"wanted the source of {REPOSITORY}, got {other}; " in done.stderr

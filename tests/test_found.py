@@ -10,10 +10,12 @@ import torch
 from checkpoints import make_model
 from forms import State, save
 from safetensors.torch import load_file, save_file
+from tokenizers_ import make_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from gyrfalcon import Engine, EngineConfig
+from gyrfalcon.cli import main
 from gyrfalcon.errors import CheckpointError
 from gyrfalcon.weights.cut import cut
 from gyrfalcon.weights.layout import EMBEDDING, HEAD
@@ -170,6 +172,11 @@ CHANGES: dict[str, tuple[dict[str, Tensor], str]] = {
     ),
     "an adapter": ({f"{UP}.lora_A.weight": torch.ones(4, 64)}, f"unknown: {UP}.lora_A.weight"),
     "a layer of FalconModel's": ({"h.2.ln_attn.weight": torch.ones(64)}, "unknown: h.2"),
+    "a bias of another shape": ({f"{UP}.bias": torch.zeros(7)}, f"unknown: {UP}.bias"),
+    "one tensor of another shape twice": (
+        {NORM: torch.ones(7), "ln_f.weight": torch.zeros(7)},
+        f"{NORM} [7] for [64]",
+    ),
     "a prompt": ({"prompt_encoder.embedding": torch.ones(4, 64)}, "unknown: prompt_encoder"),
     "one tensor twice": ({"ln_f.weight": torch.ones(64)}, f"one {NORM}, got two that differ"),
 }
@@ -294,6 +301,31 @@ def test_a_cut_has_the_models_own_names_and_merges_to_the_same_model(
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     assert merged.keys() == model[1].keys()
     assert all(torch.equal(merged[name], tensor) for name, tensor in model[1].items())
+
+
+def test_every_command_that_runs_a_model_says_what_was_left_aside(
+    model: Model, exam_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = model[1] | {"v_head.weight": torch.ones(1, 64)}
+    config = model[0] | {"vocab_size": 300}
+    rows = torch.cat([model[1][EMBEDDING]] * 3)[:300]
+    folder = make_tokenizer(save(tmp_path / "hf", config, state | {EMBEDDING: rows}, "bin"))
+    text = tmp_path / "text.txt"
+    text.write_text("A white falcon of the north.")
+    out = str(tmp_path / "out")
+    for words in (
+        ["generate", "--prompt", "A falcon", "--max-new-tokens", "2"],
+        ["speed", "--in", "4", "--out", "2", "--repeats", "1"],
+        ["mmlu", "-d", str(exam_folder), "-o", out, "--shots", "0"],
+        ["perplexity", str(text)],
+        ["precision", "--reference", "fp32"],
+        ["inspect"],
+        ["cut", str(tmp_path / "cut"), "-w", "1"],
+    ):
+        capsys.readouterr()
+        main([words[0], str(folder), *words[1:], "--json", str(tmp_path / f"{words[0]}.json")])
+        said = capsys.readouterr()
+        assert "v_head.weight: no part of the language model" in said.out + said.err, words[0]
 
 
 # Tensors that hold their numbers otherwise than side by side, or none at all.

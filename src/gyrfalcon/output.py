@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from gyrfalcon.output_file import OutputFile
@@ -21,6 +22,12 @@ def json_text(result: object, target: OutputFile, indent: int | None = None) -> 
 def goes_to_stdout(target: OutputFile | None) -> bool:
     """Whether a result takes standard output for itself, so that nothing else may be printed there."""
     return target is not None and target.is_stdout
+
+
+def say_ready(description: str, notes: Iterable[str]) -> None:
+    """Tells people on standard error what runs, and what they should know about how it was read."""
+    for line in (f"ready: {description}", *(f"note: {note}" for note in notes)):
+        print(line, file=sys.stderr)
 
 
 def counted(count: int, noun: str) -> str:

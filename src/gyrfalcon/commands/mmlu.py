@@ -28,7 +28,7 @@ from gyrfalcon.measure.mmlu_files import Recorder, model_fingerprint, unfinished
 from gyrfalcon.measure.mmlu_prompts import PROTOCOLS, Exam
 from gyrfalcon.measure.mmlu_result import ExamResult
 from gyrfalcon.measure.mmlu_score import Score, score
-from gyrfalcon.output import counted, goes_to_stdout, write_json
+from gyrfalcon.output import counted, goes_to_stdout, say_ready, write_json
 from gyrfalcon.output_file import OutputFile, check_folder
 from gyrfalcon.progress import bar
 from gyrfalcon.settings import EngineConfig
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         if not engine.is_first_rank:
             _follow(engine, exam, earlier)
             return 0
-        print(f"ready: {engine.description}", file=sys.stderr)
+        say_ready(engine.description, engine.notes)
         with Recorder(output, identity, earlier) as recorder:
             done = _ask(engine, exam, earlier, recorder)
             facts = done.as_json()

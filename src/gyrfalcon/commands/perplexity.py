@@ -1,7 +1,6 @@
 """`gyrfalcon perplexity`: how well a model predicts a text file."""
 
 import argparse
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from gyrfalcon.commands.generate import engine_config
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.measure.perplexity import Perplexity, perplexity, text_ids
 from gyrfalcon.measure.result import envelope
-from gyrfalcon.output import counted, goes_to_stdout, write_json
+from gyrfalcon.output import counted, goes_to_stdout, say_ready, write_json
 from gyrfalcon.output_file import OutputFile
 from gyrfalcon.progress import bar
 from gyrfalcon.text_file import decoded
@@ -21,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     text = decoded(Path(args.file).read_bytes(), args.file)
     with Engine(engine_config(args)) as engine:
         if engine.is_first_rank:
-            print(f"ready: {engine.description}", file=sys.stderr)
+            say_ready(engine.description, engine.notes)
         window = engine.max_len if args.window is None else args.window
         stride = max(1, window // 2) if args.stride is None else args.stride
         start = time.perf_counter()

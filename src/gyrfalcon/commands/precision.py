@@ -3,7 +3,6 @@ table, the whole result with --json, and exit 1 when a figure does not hold.
 """
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,7 @@ from gyrfalcon.measure.precision import judge, make_reference, our_logits, preci
 from gyrfalcon.measure.prompts import check_prompts, default_prompts, read_prompts
 from gyrfalcon.measure.reference import KINDS, Prompts, Reference
 from gyrfalcon.measure.result import envelope
-from gyrfalcon.output import goes_to_stdout, write_json
+from gyrfalcon.output import goes_to_stdout, say_ready, write_json
 from gyrfalcon.output_file import open_output
 from gyrfalcon.settings import EngineConfig
 
@@ -105,7 +104,7 @@ def _gate(engine: Engine, args: argparse.Namespace, saved: Path | None) -> Findi
         for _ in our_logits(engine, prompts, args.decode_steps):
             pass
         return None
-    print(f"ready: {engine.description}", file=sys.stderr)
+    say_ready(engine.description, engine.notes)
     with tempfile.TemporaryDirectory(prefix="gyrfalcon-reference-") as folder:
         if stored is None:
             path = saved or Path(folder, "reference.safetensors")

@@ -15,7 +15,7 @@ from gyrfalcon.measure.speed import Bench, layout_of, measure_limits, with_perce
 from gyrfalcon.measure.speed_files import Files, Sweep, csv_text
 from gyrfalcon.measure.speed_table import describe
 from gyrfalcon.measure.timing import Case
-from gyrfalcon.output import counted, goes_to_stdout, write_json
+from gyrfalcon.output import counted, goes_to_stdout, say_ready, write_json
 from gyrfalcon.output_file import OutputFile, open_output
 from gyrfalcon.progress import bar
 from gyrfalcon.settings import EngineConfig
@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
     _check_lengths(cases, config)
     with contextlib.closing(Bench.start(config, args.batch)) as bench:
         engine = bench.engine
-        _say(bench, f"ready: {engine.description}")
+        if engine.is_first_rank:
+            say_ready(engine.description, engine.notes)
         head = envelope("speed", engine, args.words, {})
         sweep = Sweep(args.repeats) if args.overwrite else files.take_up(head, args.repeats)
         _measure(bench, cases, sweep, files, head)

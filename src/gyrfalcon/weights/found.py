@@ -5,7 +5,7 @@ mathematics alone; where it would change it, it stays and is refused as unknown 
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -79,12 +79,11 @@ def find_tensors(config: ModelConfig, opened: OpenedFolder) -> tuple[PlacedSourc
         spec.name: _copies(HEAD if lone_head and spec.name == EMBEDDING else spec.name, held)
         for spec in needed
     }
-    found = {name: _one_of(name, copies) for name, copies in stored.items() if copies}
+    found = {spec.name: _one_of(spec, stored[spec.name]) for spec in needed if stored[spec.name]}
     zeros = _zero_biases(needed, found)
     used = {copy.name for copies in stored.values() for copy in copies}
     extra = [_Copy(held[name][0], name) for name in sorted(held.keys() - used)]
-    biases = {spec.name for spec in tensor_specs(replace(config, bias=True), head=False)}
-    aside = _by_reason(extra, biases | {HEAD_BIAS})
+    aside = _by_reason(extra, _bias_shapes(config))
     unknown = aside.pop("", [])
     places = {name: copy.place for name, copy in found.items()} | zeros
     places |= {copy.name: copy.place for copy in unknown}
@@ -114,27 +113,33 @@ def _copies(name: str, held: Held) -> list[_Copy]:
     return [_Copy(file, stored) for stored in names for file in held.get(stored, ())]
 
 
-def _one_of(name: str, copies: Sequence[_Copy]) -> _Copy:
+def _one_of(spec: TensorSpec, copies: Sequence[_Copy]) -> _Copy:
+    """The first copy. All others are read and must be alike, but where its shape is wrong in any case."""
     for copy in copies:
         if copy.oddity:
             raise CheckpointError(
-                f"numbers that can be computed with for {name}",
+                f"numbers that can be computed with for {spec.name}",
                 f"{copy.oddity} in {copy.file.path}",
                 "use a checkpoint in bf16, fp16 or fp32",
             )
     first, *others = copies
     for other in others:
-        if not _is_same(first.read(), other.read()):
+        if not _is_same(first, other, spec):
             both = " and ".join(f"{copy.name} in {copy.file.path.name}" for copy in (first, other))
-            raise CheckpointError(f"one {name}", f"two that differ, {both}", "remove the wrong one")
+            raise CheckpointError(
+                f"one {spec.name}", f"two that differ, {both}", "remove the wrong one"
+            )
     return first
 
 
-def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
+def _is_same(a: _Copy, b: _Copy, spec: TensorSpec) -> bool:
     """Whether two tensors are alike bit for bit."""
-    if (a.shape, a.dtype) != (b.shape, b.dtype):
+    forms = [(copy.file.shape(copy.name), copy.file.dtype(copy.name)) for copy in (a, b)]
+    if forms[0] != forms[1]:
         return False
-    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+    if forms[0][0] != spec.shape:
+        return True
+    return torch.equal(*(copy.read().reshape(-1).view(torch.uint8) for copy in (a, b)))
 
 
 def _zero_biases(needed: Sequence[TensorSpec], found: Mapping[str, _Copy]) -> dict[str, Place]:
@@ -155,22 +160,31 @@ def _zero_biases(needed: Sequence[TensorSpec], found: Mapping[str, _Copy]) -> di
     return places
 
 
-def _by_reason(extra: Sequence[_Copy], biases: Collection[str]) -> dict[str, list[_Copy]]:
+def _bias_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The biases that a model without any could have, by name."""
+    specs = tensor_specs(replace(config, bias=True), head=False)
+    shapes = {spec.name: spec.shape for spec in specs if spec.name.endswith(BIAS)}
+    return shapes | {HEAD_BIAS: (config.vocab_size,)}
+
+
+def _by_reason(
+    extra: Sequence[_Copy], biases: Mapping[str, tuple[int, ...]]
+) -> dict[str, list[_Copy]]:
     groups: dict[str, list[_Copy]] = {}
     for copy in extra:
         groups.setdefault(_why_aside(copy, biases), []).append(copy)
     return groups
 
 
-def _why_aside(copy: _Copy, biases: Collection[str]) -> str:
+def _why_aside(copy: _Copy, biases: Mapping[str, tuple[int, ...]]) -> str:
     """Why a tensor that is not needed leaves the mathematics alone; "" where it would change it."""
     if BUFFERS.search(copy.name):
         return BUFFER
     if not PARTS.search(copy.name):
         return BESIDE
-    is_bias = copy.name in biases or BASE + copy.name in biases
-    is_zero = is_bias and not copy.oddity and not copy.read().count_nonzero()
-    return NO_BIAS if is_zero and copy.name.endswith(BIAS) else ""
+    shape = biases.get(copy.name, biases.get(BASE + copy.name))
+    fits = shape is not None and not copy.oddity and copy.file.shape(copy.name) == shape
+    return NO_BIAS if fits and not copy.read().count_nonzero() else ""
 
 
 def _refuse_prefix(held: Held) -> None:

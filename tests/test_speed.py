@@ -180,12 +180,12 @@ def test_a_tokenizer_that_makes_nothing_of_the_passage_is_refused(tmp_path: Path
     deaf.decoder = decoders.ByteLevel()
     deaf.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UsageError, match="makes no tokens"):
-        passage_ids(Tokenizer.load(tmp_path, 32))
+        passage_ids(Tokenizer.load(tmp_path))
 
 
 @pytest.fixture
 def data_tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    return Tokenizer.load(request.getfixturevalue("data")("falcon-tokenizer"), 4544)
+    return Tokenizer.load(request.getfixturevalue("data")("falcon-tokenizer"))
 
 
 def test_end_of_text_does_not_end_a_timed_generation(model: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Text to ids and back, whole and streamed, and the prompts of chat models."""
+"""Text to ids and back, whole and streamed."""
 
 import json
 import random
@@ -12,7 +12,6 @@ import pytest
 import tokenizers
 from tokenizers_ import make_tokenizer
 
-from gyrfalcon.chat import ChatFormat, Message
 from gyrfalcon.errors import CheckpointError, RequestError
 from gyrfalcon.text import Detokenizer, StopFinder
 from gyrfalcon.tokenizer import Tokenizer
@@ -305,51 +304,3 @@ def test_stop_strings_are_found_in_linear_time() -> None:
 def test_an_empty_stop_string_is_refused() -> None:
     with pytest.raises(RequestError, match="stop"):
         StopFinder(["a", ""])
-
-
-TALK = [
-    Message("system", "Be brief."),
-    Message("user", " Hello!\n"),
-    Message("assistant", "Hi."),
-    Message("user", "Name a bird."),
-]
-
-
-def test_instruct_models_answer_as_assistant(tiny: Tokenizer) -> None:
-    wanted = "Be brief.\nUser: Hello!\nAssistant: Hi.\nUser: Name a bird.\nAssistant:"
-    assert tiny.chat_prompt(TALK) == wanted
-    assert tiny.chat_format.stop == "\nUser"
-
-
-def test_falcon_180b_chat_answers_as_falcon(tmp_path: Path) -> None:
-    wanted = "System: Be brief.\nUser: Hello!\nFalcon: Hi.\nUser: Name a bird.\nFalcon:"
-    make_tokenizer(tmp_path)
-    assert Tokenizer.load(tmp_path, hidden_size=14848).chat_prompt(TALK) == wanted
-    assert Tokenizer.load(tmp_path, hidden_size=4544).chat_prompt(TALK).endswith("\nAssistant:")
-    (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({"chat_template": "{{ 'Falcon:' + answer }}"})
-    )
-    assert Tokenizer.load(tmp_path, hidden_size=4544).chat_prompt(TALK) == wanted
-
-
-def test_an_empty_answer_leaves_no_space_behind() -> None:
-    talk = [Message("user", "a"), Message("assistant", ""), Message("user", "b")]
-    assert ChatFormat("Falcon", "System: ").prompt(talk) == "User: a\nFalcon:\nUser: b\nFalcon:"
-
-
-@pytest.mark.parametrize(
-    ("messages", "got"),
-    [
-        ([], "no messages"),
-        ([Message("tool", "x"), Message("user", "a")], "'tool'"),
-        ([Message("User", "a")], "'User'"),
-        ([Message("user", "a"), Message("system", "b"), Message("user", "c")], "one at 2"),
-        ([Message("user", "a"), Message("assistant", "b")], "one by the assistant"),
-        ([Message("system", "a")], "one by the system"),
-    ],
-)
-def test_conversations_that_cannot_be_continued_are_refused(
-    messages: list[Message], got: str
-) -> None:
-    with pytest.raises(RequestError, match=got):
-        ChatFormat("Assistant", "").prompt(messages)

@@ -21,7 +21,10 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompt-file", metavar="FILE", help="one prompt from each line of a file")
     parser.add_argument(
-        "--chat", action="store_true", help="wrap each prompt as the model's chat form wants it"
+        "--chat",
+        action="store_true",
+        help="each prompt is a user's turn, written as the model's chat template says; the answer ends where"
+        " the template ends it, unless --ignore-eos (example: --chat --prompt 'Name a bird.')",
     )
     _add_sampling(
         parser.add_argument_group("how the next token is chosen (default: always the likeliest)")

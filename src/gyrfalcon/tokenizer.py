@@ -6,20 +6,21 @@ from pathlib import Path
 
 from tokenizers import decoders, models
 
-from gyrfalcon.chat import ChatFormat, Message
+from gyrfalcon.chat import Chat, Message
 from gyrfalcon.errors import CheckpointError, RequestError
 from gyrfalcon.tokenizer_files import END_OF_TEXT, TokenizerFiles, read_tokenizer
 
 
 class Tokenizer:
-    """One checkpoint's tokenizer and chat format.
+    """One checkpoint's tokenizer, and how conversations with its model are written.
 
     special_tokens: the texts of tokens by the names that its files give them, such as eos_token.
     begin_ids: what stands before every text: nothing, or a begin token.
     end_ids: what ends a text by these files: eos_token, then <|endoftext|>; often one and the same.
+    chat: the chat template of the checkpoint.
     """
 
-    def __init__(self, files: TokenizerFiles, chat_format: ChatFormat) -> None:
+    def __init__(self, files: TokenizerFiles, model_names: Collection[str] = ()) -> None:
         library = files.library
         if not (
             isinstance(library.model, models.BPE)
@@ -44,21 +45,21 @@ class Tokenizer:
         self.text_bytes = dict(self._bytes)
         self._marks: dict[int, str] = {}  # the tokens that no text shows
         self.hide((*(i for i, token in self._added.items() if token.special), *self.end_ids))
-        self.chat_format = chat_format
+        added = [token.content for token in self._added.values()]
+        self.chat = Chat(files.where.parent, files.names, added, model_names)
 
     @classmethod
     def load(
-        cls, folder: Path, hidden_size: int | None = None, stated_class: object = None
+        cls, folder: Path, model_names: Collection[str] = (), stated_class: object = None
     ) -> "Tokenizer":
         """Reads tokenizer.json, else GPT-2's vocab.json and merges.txt, and what stands beside them;
         raises CheckpointError.
 
-        `hidden_size` is the model's: it tells the chat format of 180B where the tokenizer does not.
+        `model_names`: what the model is called; published chat models without a template are known by it.
         `stated_class` is the tokenizer_class of the model's config.json.
         """
-        chat_format = ChatFormat.of(folder, hidden_size)
         try:
-            return cls(read_tokenizer(folder, stated_class), chat_format)
+            return cls(read_tokenizer(folder, stated_class), model_names)
         except CheckpointError:
             raise
         except Exception as error:  # the library raises nothing more special
@@ -126,8 +127,17 @@ class Tokenizer:
                 self._marks[token_id] = str(self._library.id_to_token(token_id))
 
     def chat_prompt(self, messages: Sequence[Message]) -> str:
-        """The text that asks the model for the next turn of a conversation; raises RequestError."""
-        return self.chat_format.prompt(messages)
+        """The text that asks the model for the next turn of a conversation, by the chat template of its
+        checkpoint. Raises RequestError for messages that it refuses, CheckpointError where there is none.
+        """
+        return self.chat.prompt(messages)
+
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of chat_prompt(): nothing stands before or after what the template writes.
+
+        Engine.generate takes them; `chat.stops` are the stop strings at which the answer ends.
+        """
+        return self.encode(self.chat_prompt(messages), add_special_tokens=False)
 
 
 def _byte_letters() -> dict[str, int]:

@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gyrfalcon.chat import Message
-from gyrfalcon.engine.engine import Engine
+from gyrfalcon.engine.engine import Engine, load_tokenizer
+from gyrfalcon.errors import CheckpointError
 from gyrfalcon.output import counted, goes_to_stdout, json_text
 from gyrfalcon.request import Delta, SamplingParams, Token
 from gyrfalcon.settings import EngineConfig
 from gyrfalcon.text_file import prompts_in
+from gyrfalcon.weights.hub import resolve_model
+from gyrfalcon.weights.source import open_checkpoint
 
 
 @dataclass(slots=True)
@@ -54,14 +57,13 @@ def run(args: argparse.Namespace) -> int:
     """Generates for every prompt and prints text, JSON or both."""
     prompts, params = _prompts(args), _sampling(args)
     start = time.perf_counter()
+    chat_notes: list[str] = []
+    if args.chat:
+        prompts, params, chat_notes = _as_chats(args, prompts, params)
     with Engine(engine_config(args)) as engine:
-        if args.chat:
-            prompts = [engine.tokenizer.chat_prompt([Message("user", text)]) for text in prompts]
-            turn_end = engine.tokenizer.chat_format.stop
-            params = dataclasses.replace(params, stop=(*params.stop_strings, turn_end))
         load_seconds = time.perf_counter() - start
         _say(engine, f"ready in {load_seconds:.1f} s: {engine.description}")
-        for note in engine.notes:
+        for note in (*engine.notes, *chat_notes):
             _say(engine, f"note: {note}")
         printer = _Printer(args, engine, prompts)
         answers = _generate(engine, prompts, params, printer, add_special_tokens=not args.chat)
@@ -87,6 +89,26 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
         cache_memory=args.cache_memory,
         threads=args.threads,
     )
+
+
+def _as_chats(
+    args: argparse.Namespace, prompts: Sequence[str], params: SamplingParams
+) -> tuple[list[str], SamplingParams, list[str]]:
+    """Each prompt as a conversation's first turn, the answer's end among the stop strings, and what is
+    to be said about that. Before the model is loaded: its chat template may be missing or refuse.
+    """
+    folder = resolve_model(args.model)
+    args.model = str(folder)  # a hub is asked once
+    tokenizer = load_tokenizer(open_checkpoint(folder, args.adapter, args.dtype))
+    if tokenizer is None:
+        raise CheckpointError(
+            "tokenizer files beside the model, for its chat template", "none", "copy them there"
+        )
+    chat = tokenizer.chat
+    chats = [chat.prompt([Message("user", text)]) for text in prompts]
+    if not params.ignore_eos:
+        params = dataclasses.replace(params, stop=(*params.stop_strings, *chat.stops))
+    return chats, params, [] if chat.note is None else [chat.note]
 
 
 class _Printer:

@@ -96,7 +96,7 @@ class Engine:
         self.config = config
         self.model_config: ModelConfig = checkpoint.config
         self.adapter_name = checkpoint.adapter_name
-        self._tokenizer = _load_tokenizer(checkpoint)
+        self._tokenizer = load_tokenizer(checkpoint)
         self._ends = _find_ends(checkpoint, self._tokenizer)
         self.notes = (*checkpoint.notes, *self._ends.notes)
         self._live: dict[int, _Live] = {}
@@ -414,7 +414,7 @@ def _world_size(config: EngineConfig, checkpoint: Checkpoint) -> int:
     return config.world_size or ranks.torchrun_world() or checkpoint.world_size or 1
 
 
-def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     """The checkpoint's tokenizer; None when there is not one file of it, so that ids can be used
     alone.
     """
@@ -422,7 +422,14 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     if not any((folder / name).exists() for name in VOCABULARY_FILES):
         return None
     stated_class = checkpoint.raw_config.get("tokenizer_class")
-    return Tokenizer.load(folder, checkpoint.config.hidden_size, stated_class)
+    return Tokenizer.load(folder, _model_names(checkpoint), stated_class)
+
+
+def _model_names(checkpoint: Checkpoint) -> list[str]:
+    """What a checkpoint is called: by its folder, by the hub's cache, by its own config."""
+    folder = checkpoint.folder.absolute()
+    cached = folder.parent.parent.name if folder.parent.name == "snapshots" else ""
+    return [folder.name, cached, str(checkpoint.raw_config.get("_name_or_path"))]
 
 
 def _find_ends(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Ends:

@@ -52,9 +52,7 @@ def windows_of(source: CalibrationText, checkpoint: Checkpoint) -> Tensor:
     """
     size = min(WINDOW, checkpoint.config.max_positions, source.most_tokens)
     tokenizer = Tokenizer.load(
-        checkpoint.tokenizer_folder,
-        checkpoint.config.hidden_size,
-        checkpoint.raw_config.get("tokenizer_class"),
+        checkpoint.tokenizer_folder, stated_class=checkpoint.raw_config.get("tokenizer_class")
     )
     found = [tokenizer.encode(part, add_special_tokens=False) for part in _parts(source, size)]
     most = 1 if len(found) > 1 else None  # of each part

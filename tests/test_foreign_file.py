@@ -2,11 +2,13 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,9 @@ from gyrfalcon.errors import CheckpointError, OutOfMemory, TooManyOpenFiles, lac
 from gyrfalcon.foreign_file import LFS_POINTER, is_inside, read_json
 from gyrfalcon.tokenizer import Tokenizer
 from gyrfalcon.weights.cut import cut
+from gyrfalcon.weights.pickle_file import PickleFile
 from gyrfalcon.weights.recut import merge
+from gyrfalcon.weights.safetensors_file import SafetensorsFile
 from gyrfalcon.weights.source import open_checkpoint
 from gyrfalcon.weights.verify import verify
 
@@ -230,6 +234,26 @@ def limited(limit: str, *argv: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.parametrize("form", ["safetensors", "bin", "old bin"])
+@pytest.mark.parametrize("spare", [0, 1])
+def test_a_file_that_may_not_be_opened_any_more_is_called_that(
+    form: str, spare: int, tmp_path: Path
+) -> None:
+    FORMS[form](tmp_path, {"a": torch.ones(3)})
+    [path] = tmp_path.iterdir()
+    next_free = os.open(os.devnull, os.O_RDONLY)
+    os.close(next_free)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next_free + spare, limits[1]))
+    try:
+        kind = SafetensorsFile if form == "safetensors" else PickleFile
+        with suppress(TooManyOpenFiles):
+            assert kind(path).read("a").tolist() == [1, 1, 1]
+            assert spare == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def test_too_few_open_files_are_called_that(made: Path, tmp_path: Path) -> None:
     done = limited(FEW_FILES, "cut", str(made), str(tmp_path / "cut"), "-w", "8")
     assert done.returncode == TooManyOpenFiles.exit_code
@@ -261,4 +285,6 @@ def test_only_a_shortage_is_called_one() -> None:
     assert isinstance(lack(RuntimeError("CUDA out of memory. Tried"), "x"), OutOfMemory)
     assert isinstance(lack(OSError(24, "no"), "x"), TooManyOpenFiles)
     assert lack(OSError(13, "no"), "x") is None
+    assert isinstance(lack(ImportError("lib.so: Too many open files"), "x"), TooManyOpenFiles)
     assert lack(RuntimeError("shapes"), "x") is None
+    assert lack(ImportError("No module named memory"), "x") is None

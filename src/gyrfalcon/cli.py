@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         _settle_last_flush()
         return _complain(lack(error, "to go on") or _explained(error))
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         shortage = lack(error, "to go on")
         if shortage is None:
             raise

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 OPTION = re.compile(r"`(\w+)(?:=([^`]*))?`")  # `max_len`, `world_size=2`
 NO_MEMORY = re.compile("allocate memory|out of memory|start new thread", re.IGNORECASE)
+NO_FILES = re.compile("too many open files", re.IGNORECASE)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system calls it
 
 
@@ -107,12 +108,14 @@ class CheckFailed(GyrfalconError):
 def lack(error: BaseException, wanted: str) -> GyrfalconError | None:
     """The error for memory or open files that ran out, whoever noticed; None for anything else."""
     code = error.errno if isinstance(error, OSError) else None
-    if code in (errno.EMFILE, errno.ENFILE):
+    told = (
+        str(error) if isinstance(error, RuntimeError | ImportError) else ""
+    )  # by torch, the loader
+    if code in (errno.EMFILE, errno.ENFILE) or NO_FILES.search(told):
         return TooManyOpenFiles(
             f"one more open file {wanted}", "the system's limit", "raise it, as with ulimit -n 4096"
         )
-    told = isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))  # torch's own words
-    if isinstance(error, MemoryError) or code == errno.ENOMEM or told:
+    if isinstance(error, MemoryError) or code == errno.ENOMEM or NO_MEMORY.search(told):
         do = "free some, raise its limits (ulimit -v, -u), or use a smaller dtype or model"
         return OutOfMemory(f"memory {wanted}", "no more from the system", do)
     return None

@@ -111,13 +111,14 @@ def test_a_config_that_a_merged_model_kept_is_no_adapter(base: Path, tmp_path: P
     assert "wanted an adapter beside the weights" in refusal(tmp_path / "both", ".")
 
 
-@pytest.mark.parametrize("has_config", [True, False])
+@pytest.mark.parametrize("beside", ["config.json", "pytorch_model.bin", None])
 def test_an_adapter_given_as_a_model_says_what_to_type(
-    has_config: bool, pairs: State, tmp_path: Path
+    beside: str | None, pairs: State, tmp_path: Path
 ) -> None:
+    """Training scripts leave the model's config there, trl the weights of a value head."""
     sft = save_adapter(tmp_path / "sft", pairs)
-    if has_config:  # of the model, as some training scripts leave it
-        (sft / "config.json").write_text("{}")
+    if beside:
+        (sft / beside).write_text("{}")
     for word in (None, ".", "none"):
         line = refusal(sft, word)
         assert "an adapter alone, trained on org/base" in line
@@ -153,14 +154,15 @@ def test_a_manifest_of_another_adapter_is_noticed(
     assert "one that was changed since" in refusal(tmp_path / "cut")
 
 
-@pytest.mark.parametrize("word", ["", "nowhere", "org/adapter"])
+@pytest.mark.parametrize("word", ["", "nowhere", "org/adapter", "~nobody-here/x"])
 def test_a_folder_that_is_not_there_is_refused(word: str, base: Path) -> None:
     assert f"for {word!r}, got no such folder" in refusal(base, word)
 
 
 def test_a_file_and_another_type_are_refused(base: Path, adapter: Path) -> None:
     assert "got a file" in refusal(base, adapter / "adapter_model.safetensors")
-    assert "adapter_config.json" in refusal(base, base)
+    assert "got no adapter_config.json; give the folder" in refusal(base, base)
+    assert f"did you mean {adapter}?" in refusal(base, adapter.parent)
     with pytest.raises(UsageError, match="a path or a word for adapter"):
         EngineConfig(str(base), adapter=adapter)  # type: ignore[arg-type]
 
@@ -171,6 +173,28 @@ def test_inspect_shows_the_head_that_an_adapter_unties(base: Path, tmp_path: Pat
     inspection = inspect_model(base, 2, str(sft))
     assert HEAD in [row.name for row in inspection.rows]
     assert not inspection.config.tied
+
+
+def test_a_tokenizer_that_came_with_an_adapter_is_left_aside_with_a_note(
+    base: Path, pairs: State, tmp_path: Path
+) -> None:
+    shutil.copytree(base, tmp_path / "hf")
+    sft = save_adapter(tmp_path / "sft", pairs)
+    for folder in (tmp_path / "hf", sft):
+        (folder / "tokenizer.json").write_text("{}")
+    (sft / "chat_template.jinja").write_text("{{ messages }}")
+    notes = open_checkpoint(tmp_path / "hf", str(sft)).notes
+    assert "chat_template.jinja of the adapter sft ignored: the model's own are used" in notes
+
+
+def test_a_cut_does_not_take_the_place_of_its_adapter(
+    base: Path, pairs: State, tmp_path: Path
+) -> None:
+    sft = save_adapter(tmp_path / "sft", pairs)
+    (sft / "config.json").write_text("{}")  # what a folder that may be overwritten has
+    for target in (sft, sft / "cut", tmp_path):
+        with pytest.raises(UsageError, match="a target outside of"):
+            cut(base, target, 1, adapter=str(sft), overwrite=True)
 
 
 def test_an_adapter_that_changes_nothing_is_noted(base: Path, pairs: State, tmp_path: Path) -> None:

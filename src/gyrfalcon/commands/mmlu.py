@@ -32,7 +32,7 @@ from gyrfalcon.output import counted, goes_to_stdout, say_ready, write_json
 from gyrfalcon.output_file import OutputFile, check_folder
 from gyrfalcon.progress import bar
 from gyrfalcon.settings import EngineConfig
-from gyrfalcon.weights.adapter import BESIDE
+from gyrfalcon.weights.adapter import BESIDE, expanded
 from gyrfalcon.weights.hub import resolve_model
 from gyrfalcon.weights.source import open_checkpoint
 
@@ -133,7 +133,7 @@ def _adapter_identity(config: EngineConfig) -> dict[str, object]:
     word = config.adapter if config.merges_adapter else None
     if word in (None, BESIDE):
         return {"adapter": word, "adapter_files": None}
-    return {"adapter": word, "adapter_files": model_fingerprint(Path(word).expanduser())}
+    return {"adapter": word, "adapter_files": model_fingerprint(expanded(word))}
 
 
 def _ask(engine: Engine, exam: Exam, earlier: Sequence[Answer], recorder: Recorder) -> Done:

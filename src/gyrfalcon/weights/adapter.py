@@ -1,9 +1,11 @@
 """A LoRA adapter's folder: finding it, and its tensors as changes of a model's. Knows no checkpoint."""
 
 import hashlib
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,16 +83,17 @@ class Adapter:
 
 def has_adapter(folder: Path) -> bool:
     """Whether an adapter's tensors lie in a folder."""
-    return any((folder / name).exists() for name in ADAPTER_WEIGHTS)
+    return any(os.path.lexists(folder / name) for name in ADAPTER_WEIGHTS)
 
 
 def refuse_lone_adapter(folder: Path) -> None:
     """CheckpointError for an adapter without a model beside it; its config says which model it is for."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    lone = names & {ADAPTER_CONFIG, *ADAPTER_WEIGHTS}
-    if not lone or any(MODEL_WEIGHTS.fullmatch(name) for name in names):
+    parts = names & {ADAPTER_CONFIG, *ADAPTER_WEIGHTS}
+    whole = "config.json" in names and any(MODEL_WEIGHTS.fullmatch(name) for name in names)
+    if not parts or whole:
         return
-    base = AdapterConfig.read(folder).base_model if ADAPTER_CONFIG in lone else None
+    base = AdapterConfig.read(folder).base_model if ADAPTER_CONFIG in parts else None
     got = f"an adapter alone, trained on {base or 'a model that it does not name'}"
     do = f"give {base or 'that model'} and `adapter={folder}`"
     raise CheckpointError(f"a model in {folder}", got, do)
@@ -111,7 +114,7 @@ def chosen_folder(word: str | None, model: Path) -> Path | None:
     if word == BESIDE and not has_adapter(model):
         do = f"name its folder (for the one you are in, {Path.cwd()})"
         raise UsageError(f"an adapter beside the weights in {model}", "none", do)
-    folder = model if word == BESIDE else Path(word or "").expanduser()
+    folder = model if word == BESIDE else expanded(word or "")
     if not word or not folder.is_dir():
         got = "a file" if word and folder.exists() else "no such folder"
         do = "check the path; an adapter on the hub is downloaded first, with hf download"
@@ -121,8 +124,19 @@ def chosen_folder(word: str | None, model: Path) -> Path | None:
     return folder
 
 
+def expanded(word: str) -> Path:
+    """A folder as it is typed; ~somebody who is not known here is a name like any other."""
+    with suppress(RuntimeError):
+        return Path(word).expanduser()
+    return Path(word)
+
+
 def open_adapter(folder: Path) -> Adapter:
     """Reads an adapter; CheckpointError or ConfigError, naming what cannot be merged."""
+    if not (folder / ADAPTER_CONFIG).exists():
+        inside = sorted(path.parent for path in folder.glob(f"*/{ADAPTER_CONFIG}"))
+        do = f"did you mean {inside[-1]}?" if inside else "give the folder that peft saved"
+        raise CheckpointError(f"an adapter in {folder}", f"no {ADAPTER_CONFIG}", do)
     config = AdapterConfig.read(folder)
     files = [folder / name for name in ADAPTER_WEIGHTS if (folder / name).exists()]
     if not files:

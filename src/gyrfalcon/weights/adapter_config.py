@@ -48,7 +48,8 @@ class AdapterConfig:
         fields = Fields(read_json(path), str(path))
         kind = fields.take(str, "peft_type")
         if kind != "LORA":
-            raise _refused(f"peft_type LORA in {path}", str(kind))
+            do = "use a LoRA adapter, or merge this one with peft and give the merged model"
+            raise ConfigError(f"peft_type LORA in {path}", str(kind), do)
         _check_initialisation(fields)
         config = cls(
             base_model=fields.take(str, "base_model_name_or_path"),

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -142,13 +142,16 @@ class Build:
 
 
 @contextmanager
-def build(source: Path, target: Path, fingerprint: str, *, overwrite: bool) -> Iterator[Build]:
-    """Opens or resumes the building of `target` from `source`; one process at a time.
+def build(
+    sources: Iterable[Path], target: Path, fingerprint: str, *, overwrite: bool
+) -> Iterator[Build]:
+    """Opens or resumes the building of `target` from folders; one process at a time.
 
     Raises UsageError when the target may not be made there, DiskFull when the disk takes no more.
     """
-    source, target = _without_links(source), _without_links(target)
-    _check_places(source, target)
+    target = _without_links(target)
+    for source in sources:
+        _check_places(_without_links(source), target)
     partial = target.with_name(target.name + PARTIAL)
     try:
         with _locked(partial):

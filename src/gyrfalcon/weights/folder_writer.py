@@ -62,8 +62,9 @@ def write_folder(
     small = _small_files(
         checkpoint, plan
     )  # what cannot be read or written is found before the work
+    adapter = [] if checkpoint.adapter is None else [checkpoint.adapter.folder]
     with build(
-        checkpoint.folder, target, _fingerprint(checkpoint, plan), overwrite=overwrite
+        [checkpoint.folder, *adapter], target, _fingerprint(checkpoint, plan), overwrite=overwrite
     ) as work:
         resumed = sum(file.num_bytes for file in work.finished.values())
         if not work.is_published:

@@ -9,10 +9,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from gyrfalcon.config import ModelConfig
 from gyrfalcon.errors import UsageError
 from gyrfalcon.output import counted
 from gyrfalcon.weights.adapter import Adapter, LowRank, refused
-from gyrfalcon.weights.layout import EMBEDDING, HEAD, TensorSpec
+from gyrfalcon.weights.layout import EMBEDDING, HEAD, tensor_specs
 from gyrfalcon.weights.manifest import dtype_name
 from gyrfalcon.weights.tensors import Place, TensorSource, listed, take
 
@@ -106,22 +107,19 @@ class MergedSource:
 
 
 def merged(
-    base: TensorSource, adapter: Adapter, specs: Sequence[TensorSpec], dtype: torch.dtype | None
+    base: TensorSource, adapter: Adapter, config: ModelConfig, dtype: torch.dtype | None
 ) -> MergedSource:
-    """`base` with the adapter; `specs` are all of the model's tensors, a head among them. CheckpointError
-    where the adapter does not fit.
-    """
+    """`base` with the adapter, for a model of that config; CheckpointError where the adapter does not fit."""
+    specs = tensor_specs(config, head=True)
     shapes = {spec.name: spec.shape for spec in specs}
-    tied = HEAD not in base.names()
     low_rank = _fitting(
         adapter, {_found(n, shapes): c for n, c in adapter.low_rank.items()}, shapes
     )
     own = {_found(name, shapes): stored for name, stored in adapter.own.items()}
     shared = {_found(name, shapes): stored for name, stored in adapter.shared.items()}
-    _check(adapter, low_rank, {**shared, **own}, shapes, tied)
+    _check(adapter, low_rank, {**shared, **own}, shapes, config.tied)
     below = {name: Place(adapter.source, stored) for name, stored in shared.items()}
-    if tied:
-        below |= _untied(base, below, own.keys() | low_rank.keys())
+    _settle_head(base, below, own.keys() | low_rank.keys(), config.tied)
     origins = below | {name: Place(adapter.source, stored) for name, stored in own.items()}
     return MergedSource(base, origins, low_rank, dtype)
 
@@ -159,17 +157,22 @@ def _fitting(
     }
 
 
-def _untied(
-    base: TensorSource, below: Mapping[str, Place], changed: Collection[str]
-) -> dict[str, Place]:
-    """What a tied model's embedding and head are below changes of their own; no head where they stay
-    the same.
+def _settle_head(
+    base: TensorSource, below: dict[str, Place], changed: Collection[str], tied: bool
+) -> None:
+    """Adds to `below` what embedding and head are under changes of their own: one and the same where they are
+    tied. A head that `base` has not is one where it parts from the embedding.
     """
     given = [below[name] for name in TABLES if name in below]
-    both = given or [Place(base, EMBEDDING)]
-    tables = {EMBEDDING: both[0]} if given else {}
-    split = len(given) > 1 or any(name in changed for name in TABLES)
-    return tables | ({HEAD: both[-1]} if split else {})
+    if tied and len(given) == 1:
+        below |= dict.fromkeys(TABLES, given[0])
+    if HEAD in base.names():
+        return
+    parts = below.get(HEAD) != below.get(EMBEDDING) or any(name in changed for name in TABLES)
+    if parts:
+        below.setdefault(HEAD, Place(base, EMBEDDING))
+    else:
+        below.pop(HEAD, None)
 
 
 def _check(

@@ -14,6 +14,7 @@ from gyrfalcon.errors import CheckpointError, UsageError
 from gyrfalcon.foreign_file import read_json
 from gyrfalcon.parallel.shards import Share
 from gyrfalcon.settings import NO_ADAPTER
+from gyrfalcon.tokenizer_files import FILES
 from gyrfalcon.weights.adapter import (
     Adapter,
     chosen_folder,
@@ -129,8 +130,7 @@ def _open_folder(folder: Path) -> Checkpoint:
 def _merged(checkpoint: Checkpoint, adapter: Adapter, dtype: torch.dtype | None) -> Checkpoint:
     """The checkpoint with the adapter; a head that parts from the embedding is no longer tied to it."""
     _refuse_adapter(checkpoint, adapter)
-    specs = tensor_specs(checkpoint.config, head=True)
-    source = merged(checkpoint.source, adapter, specs, dtype)
+    source = merged(checkpoint.source, adapter, checkpoint.config, dtype)
     config, raw_config = checkpoint.config, checkpoint.raw_config
     if config.tied and HEAD in source.names() and source.changed & {EMBEDDING, HEAD}:
         config = replace(config, tied=False)
@@ -140,9 +140,23 @@ def _merged(checkpoint: Checkpoint, adapter: Adapter, dtype: torch.dtype | None)
         config=config,
         raw_config=raw_config,
         source=source,
-        notes=(*checkpoint.notes, *notes_on(adapter)),
+        notes=(*checkpoint.notes, *notes_on(adapter), *_tokenizer_notes(checkpoint, adapter)),
         adapter=adapter,
     )
+
+
+def _tokenizer_notes(checkpoint: Checkpoint, adapter: Adapter) -> list[str]:
+    """An adapter's own tokenizer files are left aside; many are copies of the model's."""
+    there, ours = adapter.folder, checkpoint.tokenizer_folder
+    names = [name for name in FILES if (there / name).is_file()]
+    other = [name for name in names if _content(there / name) != _content(ours / name)]
+    if not other:
+        return []
+    return [f"{listed(other)} of the adapter {adapter.name} ignored: the model's own are used"]
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
 
 
 def _refuse_adapter(checkpoint: Checkpoint, adapter: Adapter) -> None:

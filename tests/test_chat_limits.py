@@ -96,6 +96,8 @@ SIZES = {
     "a precision": "{{ '%.1000000000f' % 1 }}",
     "a width as an argument": "{{ '%*d' % (1000000000, 1) }}",
     "a width after a name in parentheses": "{{ '%(a(b)c)999999999d' % {'a(b)c': 1} }}",
+    "a width after a doubled %": "{{ '%%(a%999999999d)' % 1 }}",
+    "a width after a % with a width": "{{ '%5%(a%999999999d)' % 1 }}",
     "a width by a filter": "{{ '%1000000000d'|format(1) }}",
     "a width in str.format": "{{ '{:>1000000000}'.format(1) }}",
     "a width as an argument of str.format": "{{ '{:{}}'.format(1, 1000000000) }}",

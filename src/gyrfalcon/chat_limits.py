@@ -21,7 +21,8 @@ STEPS_PER_MESSAGE_CHARACTER = 32  # so that a template may read long messages tw
 COMPARISONS_PER_STEP = 4096  # of two characters, where Python compares all pairs
 WRITTEN_PER_SIZE = 16  # text may be captured by macros and set blocks and written again
 
-SPEC = re.compile(r"%(?:\([^()]*\))?[#0\- +]*(\*|\d+)?(?:\.(\*|\d+)?)?")
+# One value of a % format, with all that belongs to it: key, flags, width, precision, letter.
+SPEC = re.compile(r"%(?:\([^()]*\))?[#0\- +]*(\*|\d+)?(?:\.(\*|\d+)?)?[hlL]?.", re.DOTALL)
 VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 CONTAINERS = (dict, list, tuple, set, frozenset, *VIEWS)
 
@@ -209,9 +210,10 @@ def check_translate(meter: Meter, text: object, table: object, *_: object) -> No
     meter.fits(meter.size(text) * meter.size(table))
 
 
-def check_pairs(meter: Meter, text: object, other: object = "", *_: object) -> None:
-    """Looking for `other` from the right, or for its characters at the ends, compares all pairs."""
-    meter.step(meter.size(text) * meter.size(other) // COMPARISONS_PER_STEP)
+def check_pairs(meter: Meter, text: object, *others: object, **named: object) -> None:
+    """Looking for a text from the right, or for its characters at the ends, compares all pairs."""
+    for other in (*others, *named.values()):
+        meter.step(meter.size(text) * meter.size(other) // COMPARISONS_PER_STEP)
 
 
 def check_keys(meter: Meter, keys: object = (), *_: object, **__: object) -> None:

@@ -217,12 +217,30 @@ def test_whatever_a_template_runs_into_is_one_line(template: str, tmp_path: Path
     assert str(tmp_path) in str(caught.value)
 
 
-def test_messages_are_at_least_one_and_made_of_text(tmp_path: Path) -> None:
+def test_messages_may_be_dicts_as_in_transformers(tmp_path: Path) -> None:
     tokenizer = chat_of(make_chat_folder(tmp_path, CHATML))
-    with pytest.raises(RequestError, match="at least one message"):
-        written(tokenizer, [])
-    with pytest.raises(RequestError, match="pass strings"):
-        written(tokenizer, [("user", 5)])  # type: ignore[list-item]  # that is the point
+    talk = [{"role": role, "content": content} for role, content in MANY_TURNS]
+    assert tokenizer.chat_prompt(talk) == written(tokenizer, MANY_TURNS)
+
+
+NO_MESSAGES: list[object] = [
+    [],
+    None,
+    [None],
+    "Name a bird.",
+    ["Name a bird."],
+    {"role": "user", "content": "a"},
+    [{"role": "user"}],
+    [{"role": "user", "content": None}],
+    [Message("user", 5)],  # type: ignore[arg-type]  # that is the point
+]
+
+
+@pytest.mark.parametrize("messages", NO_MESSAGES)
+def test_what_are_no_messages_is_refused(messages: object, tmp_path: Path) -> None:
+    tokenizer = chat_of(make_chat_folder(tmp_path, CHATML))
+    with pytest.raises(RequestError, match="message"):
+        tokenizer.chat_prompt(messages)  # type: ignore[arg-type]  # that is the point
 
 
 def test_threads_render_side_by_side(tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ class Message:
     content: str
 
 
+Turn = Message | Mapping[str, str]  # a message, or one as {"role": …, "content": …}
+
+
 class Chat:
     """How conversations with one model are written. Its files are read when it is first used, so that
     a faulty template harms nobody who does not chat.
@@ -51,21 +54,18 @@ class Chat:
         """What a user should know about the form; raises CheckpointError as prompt() does."""
         return self._form.note
 
-    def prompt(self, messages: Sequence[Message]) -> str:
+    def prompt(self, messages: Sequence[Turn]) -> str:
         """The conversation, then the beginning of the answer.
 
         Raises CheckpointError where the model has no chat template or a faulty one, RequestError for
         messages that its template refuses.
         """
-        if not messages:
-            raise RequestError("at least one message", "none", "add the user's message")
-        for message in messages:
-            if not (isinstance(message.role, str) and isinstance(message.content, str)):
-                raise RequestError(
-                    "texts as a message's role and content", f"{message!r:.80}", "pass strings"
-                )
+        if isinstance(messages, str | Mapping) or not messages:
+            got = f"{messages!r:.80}" if messages else "none"
+            raise RequestError("a list of at least one message", got, "add the user's message")
+        turns = list(map(_as_message, messages))
         try:
-            return self._render(messages)
+            return self._render(turns)
         except TooMuch as error:
             raise CheckpointError(
                 f"a chat template in {self._form.where} that keeps within its bounds",
@@ -129,6 +129,18 @@ class Chat:
             raise CheckpointError(
                 f"a chat template in {self._form.where}", at + _line(error), "correct it"
             ) from None
+
+
+def _as_message(turn: Turn) -> Message:
+    if isinstance(turn, Mapping) and set(turn) == {"role", "content"}:
+        turn = Message(**turn)
+    if isinstance(turn, Message) and isinstance(turn.role, str) and isinstance(turn.content, str):
+        return turn
+    raise RequestError(
+        'as a message Message(role, content) or {"role": …, "content": …} of texts',
+        f"{turn!r:.80}",
+        "pass one for each turn",
+    )
 
 
 def _ending(between: str, added_tokens: Collection[str]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import decoders, models
 
-from gyrfalcon.chat import Chat, Message
+from gyrfalcon.chat import Chat, Turn
 from gyrfalcon.errors import CheckpointError, RequestError
 from gyrfalcon.tokenizer_files import END_OF_TEXT, TokenizerFiles, read_tokenizer
 
@@ -126,16 +126,20 @@ class Tokenizer:
                 self.text_bytes.pop(token_id, None)
                 self._marks[token_id] = str(self._library.id_to_token(token_id))
 
-    def chat_prompt(self, messages: Sequence[Message]) -> str:
+    def chat_prompt(self, messages: Sequence[Turn]) -> str:
         """The text that asks the model for the next turn of a conversation, by the chat template of its
         checkpoint. Raises RequestError for messages that it refuses, CheckpointError where there is none.
+
+        >>> tokenizer.chat_prompt([Message("user", "Name a bird.")])  # or [{"role": …, "content": …}]
+        '<|im_start|>user\\nName a bird.<|im_end|>\\n<|im_start|>assistant\\n'
         """
         return self.chat.prompt(messages)
 
-    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+    def chat_ids(self, messages: Sequence[Turn]) -> list[int]:
         """The ids of chat_prompt(): nothing stands before or after what the template writes.
 
-        Engine.generate takes them; `chat.stops` are the stop strings at which the answer ends.
+        >>> params = SamplingParams(stop=engine.tokenizer.chat.stops)  # where the answer ends
+        >>> engine.generate(engine.tokenizer.chat_ids([Message("user", "Name a bird.")]), params)
         """
         return self.encode(self.chat_prompt(messages), add_special_tokens=False)
 

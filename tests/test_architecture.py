@@ -18,7 +18,7 @@ PAGE = (PACKAGE.parent.parent / "ARCHITECTURE.md").read_text("utf-8")
 LISTED = re.findall(
     r"^\| `([\w/]+\.py)` \| [^`|]*", PAGE.split("## The files")[1].split("## One")[0], re.M
 )
-MOST_FILES, MOST_LINES = 14, 350
+MOST_FILES, MOST_LINES = 16, 440
 
 
 def test_every_file_has_its_line() -> None:

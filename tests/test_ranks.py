@@ -2,6 +2,7 @@
 left behind. Each start of a rank costs seconds, so there are few."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tokenizers_ import make_tokenizer
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
 from gyrfalcon.device import own_processors
+from gyrfalcon.engine.interrupts import watched_interrupts
 from gyrfalcon.engine.ranks import Place, start
 from gyrfalcon.errors import CheckpointError, RankDied, UsageError
 from gyrfalcon.ops.native_library import library
@@ -150,6 +152,7 @@ class Script:
         command = [sys.executable, *launcher, str(path)]
         self.process = subprocess.Popen(
             command,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -166,10 +169,12 @@ class Script:
                 return
         raise AssertionError(self.process.communicate()[1])
 
-    def finish(self) -> tuple[str, str, int]:
-        """Output, errors and exit status, once every process it started has ended as well."""
+    def finish(self, line: str | None = None) -> tuple[str, str, int]:
+        """Output, errors and exit status after a last `line` of input, once every process it started
+        has ended as well.
+        """
         try:
-            out, err = self.process.communicate()
+            out, err = self.process.communicate(line)
             psutil.wait_procs(self.ranks)
         finally:
             self.process.kill()
@@ -238,6 +243,103 @@ def test_ctrl_c_reaches_rank_0_alone_and_leaves_no_process(run: Callable[..., Sc
     _, err, status = script.finish()
     assert status == -signal.SIGINT
     assert err.count("Traceback") == 1
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """The tests' own time limit ends it where it never comes true."""
+    while not condition():
+        time.sleep(0.01)
+
+
+def stop(rank: psutil.Process) -> None:
+    rank.suspend()
+    wait_until(lambda: rank.status() == psutil.STATUS_STOPPED)
+
+
+def has_interrupt(process: int) -> bool:
+    """Whether a Ctrl-C has been sent to it that it has not taken: a second one would be lost."""
+    pending = re.findall(r"Pnd:\s*(\w+)", Path(f"/proc/{process}/status").read_text())
+    return any(int(word, 16) >> (signal.SIGINT - 1) & 1 for word in pending)
+
+
+STOPPED = """
+os.environ["GYRFALCON_NATIVE"] = "{native}"
+engine = Engine(config)
+print("started", flush=True)
+{call}
+"""
+
+
+@pytest.mark.parametrize(
+    ("native", "call"),
+    [
+        ("1", 'engine.generate("the", endless)'),
+        ("0", 'engine.add("the", endless)\nwhile engine.has_work: engine.step()'),
+    ],
+    ids=["memory", "sockets"],
+)
+def test_a_second_ctrl_c_ends_the_wait_for_a_stopped_rank(
+    run: Callable[..., Script], native: str, call: str
+) -> None:
+    script = run(STOPPED.format(native=native, call=call))
+    script.read_until("started")
+    stop(script.ranks[0])
+    for _ in range(2):
+        os.kill(script.process.pid, signal.SIGINT)
+        wait_until(lambda: not has_interrupt(script.process.pid))
+    _, err, status = script.finish()
+    assert status == -signal.SIGINT
+    assert err.splitlines()[-1].startswith("KeyboardInterrupt")
+
+
+def test_a_stopped_rank_does_not_keep_a_script_from_its_end(run: Callable[..., Script]) -> None:
+    script = run(STOPPED.format(native=1, call="input(); raise SystemExit(3)"))
+    script.read_until("started")
+    stop(script.ranks[0])
+    assert script.finish("go on\n") == ("", "", 3)
+
+
+def test_one_ctrl_c_ends_the_wait_for_a_rank_stopped_while_it_starts(
+    run: Callable[..., Script],
+) -> None:
+    script = run("print('starting', flush=True)" + KILLED)
+    script.read_until("starting")
+    while not script.ranks:
+        script.ranks = ranks_of(psutil.Process(script.process.pid))
+    stop(script.ranks[0])
+    os.kill(script.process.pid, signal.SIGINT)
+    _, _, status = script.finish()
+    assert status == -signal.SIGINT
+
+
+def test_one_ctrl_c_ends_a_wait_in_native_code_that_is_no_step() -> None:
+    ranks = start(2, False, sum_for_ever)
+    [rank] = our_ranks()
+    stop(rank)
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt), watched_interrupts(ranks.watch):
+        sum_for_ever(ranks.place)
+    ranks.close()
+    assert our_ranks() == []
+
+
+FORKED = """
+import sys
+engine = Engine(config)
+before = engine.generate("the", greedy)[0].text
+print("started", flush=True)
+process = os.fork()
+if process == 0:
+    sys.exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+print(engine.generate("the", greedy)[0].text == before)
+"""
+
+
+def test_a_forked_process_ends_and_the_ranks_go_on(run: Callable[..., Script]) -> None:
+    script = run(FORKED)
+    script.read_until("started")
+    assert script.finish() == ("7\nTrue\n", "", 0)
 
 
 KILLED = """

@@ -14,9 +14,9 @@ from tokenizers_ import make_tokenizer
 from gyrfalcon import EngineConfig, SamplingParams
 from gyrfalcon.errors import (
     CacheTooSmall,
+    EngineClosed,
     NotFinite,
     PromptTooLong,
-    RankDied,
     RequestError,
     UsageError,
     WorldSizeError,
@@ -210,7 +210,7 @@ def test_closing_twice_is_fine_and_a_closed_engine_says_so(folder: Path) -> None
     engine = make_engine(folder)
     engine.close()
     engine.close()
-    with pytest.raises(RankDied, match="make a new one"):
+    with pytest.raises(EngineClosed, match="make a new one"):
         engine.generate("a")
 
 

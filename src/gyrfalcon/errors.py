@@ -99,6 +99,12 @@ class RankDied(GyrfalconError):
     exit_code = 1
 
 
+class EngineClosed(GyrfalconError):
+    """The engine was closed before the call or while it waited: make a new one."""
+
+    exit_code = 1
+
+
 class CheckFailed(GyrfalconError):
     """A check ran to its end and did not hold."""
 

@@ -2,14 +2,13 @@
 last piece of text.
 """
 
-import contextlib
 import itertools
 import math
 import operator
 import random
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,12 +23,13 @@ from gyrfalcon.device import WORD_OF_DTYPE, uses_cuda
 from gyrfalcon.end_ids import Ends, find_ends
 from gyrfalcon.engine import ranks
 from gyrfalcon.engine.build import build_replica, longest_sequence
-from gyrfalcon.engine.interrupts import held_interrupts
+from gyrfalcon.engine.interrupts import watched_interrupts
 from gyrfalcon.engine.lookahead import stepper
 from gyrfalcon.engine.replica import Add, End
 from gyrfalcon.engine.tensors import real_tokens
+from gyrfalcon.engine.turns import Turns
 from gyrfalcon.engine.worker import follow
-from gyrfalcon.errors import CheckpointError, PromptTooLong, RankDied, RequestError
+from gyrfalcon.errors import CheckpointError, PromptTooLong, RequestError
 from gyrfalcon.output import counted
 from gyrfalcon.parallel.shards import share_of
 from gyrfalcon.request import (
@@ -60,10 +60,9 @@ class _Live:
     request: Request
     prompt: str | None
     streams: list[TextStream]
+    unread: deque[Delta]  # what its caller has not seen; generate(), which sees none, keeps none
     prompt_scores: list[Token] = field(default_factory=list)
     prompt_logits: list[Tensor] = field(default_factory=list)
-    # What stream() has still to hand out; nothing stays in it where nobody streams.
-    unread: deque[Delta] = field(default_factory=lambda: deque(maxlen=0))
 
     @property
     def unfinished(self) -> list[TextStream]:
@@ -81,7 +80,11 @@ class _Live:
 
 class Engine:
     """A model ready to generate, on as many ranks as it was asked for. Close it, or use it in a
-    `with`. One thread at a time may call it.
+    `with`.
+
+    Any thread may call it; calls take turns step by step, and what they ask for runs side by side.
+    Under torchrun every rank makes the same calls in the same order, so one thread at a time. A
+    forked process must make its own.
     """
 
     def __init__(self, config: EngineConfig, joined: ranks.Ranks | None = None) -> None:
@@ -100,13 +103,14 @@ class Engine:
         self._ends = _find_ends(checkpoint, self._tokenizer)
         self.notes = (*checkpoint.notes, *self._ends.notes)
         self._live: dict[int, _Live] = {}
+        self._added: deque[Delta] = deque()  # what step() has still to return
         self._ids = itertools.count()
-        self._broken = False
         self._ranks = joined or ranks.start(
             world_size, uses_cuda(config.device), partial(follow, config, folder)
         )
-        weakref.finalize(self, self._ranks.close)  # where nobody closes it
-        with self._all_ranks():
+        self._turns = Turns(self._ranks)
+        weakref.finalize(self, self._turns.close_for_good)  # where nobody closes it
+        with watched_interrupts(self._ranks.watch), self._turns.all_ranks():
             self._replica = build_replica(config, checkpoint, self._ranks.place)
             self._take_step = stepper(self._replica)
             self._seeds = random.Random(self._ranks.agree(_seed_bytes(config.seed)))
@@ -163,52 +167,50 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether a request is still running or waiting."""
-        return bool(self._live)
+        """Whether a request is still running or waiting, or step() has something to return."""
+        return bool(self._live or self._added)
 
     def add(self, prompt: Prompt, params: SamplingParams = GREEDY) -> int:
-        """Queues a prompt, text or token ids; returns the request's number. Raises RequestError or
-        PromptTooLong.
+        """Queues a prompt, text or token ids, for step(); returns the request's number. Raises
+        RequestError or PromptTooLong.
         """
-        return self._queue(prompt, params).request.id
+        return self._queue(prompt, params, self._added).request.id
 
     def step(self) -> list[Delta]:
-        """Computes one batch on all ranks; returns the new text of every sequence that got a token
-        or ended. On an accelerator that is what the batch before gave.
+        """Computes one batch on all ranks; returns the new text of every sequence of an add() that
+        got a token or ended. On an accelerator that is what the batch before gave.
+
+        What steps for stream() and generate() gave to them comes first, without another batch; what
+        a batch gives to requests of those goes to their own callers.
         """
-        if not self._live:
-            return []
-        with self._all_ranks():
-            self._ranks.tell()
-            outputs = self._take_step()
-        return [self._delta(output) for output in outputs]
+        with self._turns.taken():
+            if self._live and not self._added:
+                self._step()
+            deltas = list(self._added)
+            self._added.clear()
+        return deltas
 
     def abort(self, request_id: int) -> None:
         """Gives up what is left of a request; nothing happens when it has ended."""
-        live = self._live.pop(request_id, None)
-        if live is None:
-            return
-        for stream in live.unfinished:
-            if not self._broken:
-                self._obey(End(request_id, stream.index))
-            live.unread.append(stream.push(None, FinishReason.ABORTED))
-        self._replica.take_kept(request_id)
+        with self._turns.taken():
+            self._abort(request_id)
 
-    def stream(self, prompt: Prompt, params: SamplingParams = GREEDY) -> Iterator[Delta]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams = GREEDY
+    ) -> Generator[Delta, None, None]:
         """The deltas of one prompt's text as they come; leaving the loop gives the request up.
 
         Streams can be read side by side: steps for one go on with the others.
         """
-        live = self._queue(prompt, params)
-        live.unread = deque()
+        live = self._queue(prompt, params, deque())
         try:
-            while live.unread or live.unfinished:
-                if live.unread:
+            unfinished = True
+            while unfinished:
+                unfinished = self._advance([live])
+                while live.unread:
                     yield live.unread.popleft()
-                else:
-                    self._whole_step()
         finally:
-            self.abort(live.request.id)
+            self._give_up([live])
 
     def generate(
         self, prompts: Prompt | Seq[Prompt], params: SamplingParams | Seq[SamplingParams] = GREEDY
@@ -268,9 +270,10 @@ class Engine:
         return out
 
     def close(self) -> None:
-        """Ends the ranks this engine started."""
-        self._broken = True
-        self._ranks.close()
+        """Ends the ranks this engine started, and with EngineClosed what other threads have it do.
+        Nothing happens when it is closed, or in a forked process.
+        """
+        self._turns.close()
 
     def __enter__(self) -> "Engine":
         return self
@@ -296,42 +299,52 @@ class Engine:
         lives: list[_Live] = []
         try:
             for prompt, own in zip(prompts, params, strict=True):
-                lives.append(self._queue(prompt, own, keep_logits, single_steps))
-            while any(live.unfinished for live in lives):
-                self._whole_step()
+                unseen: deque[Delta] = deque(maxlen=0)
+                lives.append(self._queue(prompt, own, unseen, keep_logits, single_steps))
+            while self._advance(lives):
+                pass
         finally:
-            for live in lives:
-                self.abort(live.request.id)
+            self._give_up(lives)
         return lives
 
-    def _whole_step(self) -> None:
-        """A step that a Ctrl-C does not break off: interrupted half-way, the ranks would be lost."""
-        with held_interrupts():
-            self.step()
+    def _advance(self, lives: Seq[_Live]) -> bool:
+        """A step, unless one for another thread has brought something; False when all have ended."""
+        with self._turns.taken():
+            if any(live.unfinished for live in lives) and not any(live.unread for live in lives):
+                self._step()
+            return any(live.unfinished for live in lives)
+
+    def _give_up(self, lives: Seq[_Live]) -> None:
+        """Aborts what has not ended, in a finalizer, too."""
+        for live in lives:
+            if live.unfinished:
+                self._turns.later(partial(self._abort, live.request.id))
 
     def _queue(
         self,
         prompt: Prompt,
         params: SamplingParams,
+        unread: deque[Delta],
         keep_logits: bool = False,
         single_steps: int = 0,
     ) -> _Live:
         text = prompt if isinstance(prompt, str) else None
         prompt_ids = _whole(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
         self._check(prompt_ids, params)
-        request = Request(
-            id=next(self._ids),
-            prompt_ids=prompt_ids,
-            params=params,
-            seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
-            end_ids=self._end_ids(params),
-            keep_logits=keep_logits,
-            single_steps=single_steps,
-        )
-        streams = [TextStream(request, index, self._tokenizer) for index in range(params.n)]
-        self._obey(Add(request))
-        self._live[request.id] = _Live(request, text, streams)
-        return self._live[request.id]
+        with self._turns.taken():
+            request = Request(
+                id=next(self._ids),
+                prompt_ids=prompt_ids,
+                params=params,
+                seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
+                end_ids=self._end_ids(params),
+                keep_logits=keep_logits,
+                single_steps=single_steps,
+            )
+            streams = [TextStream(request, index, self._tokenizer) for index in range(params.n)]
+            self._obey(Add(request))
+            self._live[request.id] = _Live(request, text, streams, unread)
+            return self._live[request.id]
 
     def _end_ids(self, params: SamplingParams) -> frozenset[int]:
         """What ends a text by its id. Special tokens are not in the text: a stop string that is one
@@ -379,7 +392,17 @@ class Engine:
                 "a tokenizer for stop strings", "none beside the model", "use `stop_ids`"
             )
 
-    def _delta(self, output: StepOutput) -> Delta:
+    # What follows is done in a turn.
+
+    def _step(self) -> None:
+        """Computes one batch on all ranks and hands each caller's requests what it gave."""
+        with self._turns.all_ranks():
+            self._ranks.tell()
+            outputs = self._take_step()
+        for output in outputs:
+            self._deliver(output)
+
+    def _deliver(self, output: StepOutput) -> None:
         """A sample's new text; retires the request when this ends its last sample."""
         live = self._live[output.request_id]
         delta = live.streams[output.index].push(output.token, output.finish_reason)
@@ -390,24 +413,24 @@ class Engine:
         if not live.unfinished:
             live.prompt_logits, live.prompt_scores = self._replica.take_kept(output.request_id)
             del self._live[output.request_id]
-        return delta
+
+    def _abort(self, request_id: int) -> None:
+        live = self._live.pop(request_id, None)
+        if live is None:
+            return
+        for stream in live.unfinished:
+            self._obey(End(request_id, stream.index))
+            live.unread.append(stream.push(None, FinishReason.ABORTED))
+        if live.unread is self._added:
+            others = [delta for delta in self._added if delta.request_id != request_id]
+            self._added.clear()
+            self._added.extend(others)
+        self._replica.take_kept(request_id)
 
     def _obey(self, message: Add | End) -> None:
-        with self._all_ranks():
+        with self._turns.all_ranks():
             self._ranks.tell(message)
             self._replica.obey(message)
-
-    @contextlib.contextmanager
-    def _all_ranks(self) -> Iterator[None]:
-        """What the ranks do together. A failure half-way leaves them out of step: it ends them."""
-        if self._broken:
-            raise RankDied("a working engine", "one that failed or was closed", "make a new one")
-        try:
-            with self._ranks.watched():
-                yield
-        except BaseException:
-            self.close()
-            raise
 
 
 def _world_size(config: EngineConfig, checkpoint: Checkpoint) -> int:

@@ -3,22 +3,28 @@ one dies.
 """
 
 import contextlib
+import ctypes
+import functools
 import itertools
-import multiprocessing
+import multiprocessing.process
+import multiprocessing.util
 import os
 import pickle
 import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.multiprocessing.spawn import ProcessContext
 
+from gyrfalcon.engine.interrupts import Watch, watched_interrupts
 from gyrfalcon.errors import GyrfalconError, RankDied, UsageError
 from gyrfalcon.ops.native_library import RankGone
 from gyrfalcon.parallel.group import Group, connect, solo
@@ -44,13 +50,15 @@ class Place:
 Work = Callable[[Place], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Ranks:
     """All ranks of an engine as its first one sees them; under torchrun, as each sees them."""
 
     place: Place
     children: ProcessContext | None = None
     store: dist.Store | None = None
+    watch: Watch | None = None  # ends the workers at Ctrl-C, see interrupts.py
+    process_id: int = field(default_factory=os.getpid)
 
     @property
     def size(self) -> int:
@@ -89,14 +97,33 @@ class Ranks:
                 ) from None
             raise
 
+    @property
+    def forked(self) -> bool:
+        """Whether this is a copy in a forked process, which must leave the ranks alone."""
+        return os.getpid() != self.process_id
+
+    def kill(self) -> None:
+        """Ends the workers, which hold nothing worth keeping, whatever any process is waiting for."""
+        if self.children is not None and not self.forked:
+            _kill(self.children)
+
+    def leave(self) -> None:
+        """Ends the connections to the ranks, through which no other thread may be computing."""
+        if not self.forked:
+            self.place.group.close()
+
     def close(self) -> None:
-        """Ends the workers, which hold nothing worth keeping, and the connections to the ranks."""
-        if self.children is not None:
-            for process in self.children.processes:
-                process.terminate()
-            for process in self.children.processes:
-                process.join()
-        self.place.group.close()
+        """Both."""
+        self.kill()
+        self.leave()
+
+
+def _kill(children: ProcessContext) -> None:
+    """Not SIGTERM, which a stopped process does not answer."""
+    for process in children.processes:
+        process.kill()
+    for process in children.processes:
+        process.join()
 
 
 def _says_connection_closed(error: RuntimeError) -> bool:
@@ -116,10 +143,10 @@ def start(world_size: int, cuda: bool, work: Work) -> Ranks:
     """
     external = torchrun_world()
     if external is not None:
-        return _join_torchrun(world_size, external, cuda)
+        return _looked_after(_join_torchrun(world_size, external, cuda))
     if world_size == 1:
         return Ranks(Place(solo(), local_rank=0, ranks_here=1))
-    return _start_local(world_size, cuda, work)
+    return _looked_after(_start_local(world_size, cuda, work))
 
 
 def _join_torchrun(world_size: int, external: int, cuda: bool) -> Ranks:
@@ -157,16 +184,48 @@ def _start_local(world_size: int, cuda: bool, work: Work) -> Ranks:
             start_method="spawn",
         )
     assert children is not None
+    kill = partial(_kill, children)
+    watch = Watch(kill)
     try:
-        while not store.check([f"here/{rank}" for rank in range(1, world_size)]):
-            _raise_if_dead(children, store)
-            time.sleep(POLL_SECONDS)
-        group = _connect_here(store, 0, world_size, cuda)
+        with watched_interrupts(watch):
+            while not store.check([f"here/{rank}" for rank in range(1, world_size)]):
+                _raise_if_dead(children, store)
+                time.sleep(POLL_SECONDS)
+            group = _connect_here(store, 0, world_size, cuda)
     except BaseException:
-        for process in children.processes:
-            process.terminate()
+        kill()
         raise
-    return Ranks(Place(group, local_rank=0, ranks_here=world_size), children, store)
+    return Ranks(Place(group, local_rank=0, ranks_here=world_size), children, store, watch)
+
+
+def _looked_after(ranks: Ranks) -> Ranks:
+    """With care taken of forks of this process, and of its end."""
+    _look_after_all().add(ranks)
+    return ranks
+
+
+@functools.cache
+def _look_after_all() -> weakref.WeakSet[Ranks]:
+    """multiprocessing asks each daemon that it knows to end when a process ends, and waits for it: in
+    vain for one that is stopped, and even when it is a forked process that ends. In such a one a
+    group's end would wait for threads that are not there.
+    """
+    alive: weakref.WeakSet[Ranks] = weakref.WeakSet()
+
+    def kill() -> None:
+        for ranks in alive:
+            ranks.kill()
+
+    def disown() -> None:
+        for ranks in alive:
+            for process in ranks.children.processes if ranks.children is not None else ():
+                multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]  # private
+            for ending in (ranks.store, ranks.place.group.sockets):
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(ending))  # never to end
+
+    multiprocessing.util.Finalize(None, kill, exitpriority=0)
+    os.register_at_fork(after_in_child=disown)
+    return alive
 
 
 def _connect_here(store: dist.Store, rank: int, world_size: int, cuda: bool) -> Group:

@@ -45,6 +45,11 @@ class Group:
         """That memory, as native operations take it, until the group is closed."""
         return None if self._memory is None else self._memory.end
 
+    @property
+    def sockets(self) -> Sockets | None:
+        """What messages go through, until the group is closed."""
+        return self._sockets
+
     def close(self) -> None:
         """Ends the connections and their threads, which a process must not take along to its exit."""
         if self._memory is not None:

@@ -8,6 +8,7 @@ import itertools
 import os
 import pickle
 import signal
+import sys
 import threading
 import traceback
 import weakref
@@ -303,6 +304,18 @@ def test_closing_ends_what_other_threads_wait_for(folder: Path, ranks: int) -> N
         with pytest.raises(EngineClosed, match="one that was closed; make a new one"):
             later()
     assert psutil.Process().children() == others
+
+
+def test_threads_may_start_engines_at_once(folder: Path) -> None:
+    main = sys.modules["__main__"]
+
+    def program(number: int) -> str:
+        with make_engine(folder, world_size=2) as engine:
+            return engine.generate("the", GREEDY)[0].text
+
+    one, other = in_threads(2, program)
+    assert one == other
+    assert sys.modules["__main__"] is main
 
 
 def test_a_rank_s_death_is_told_to_every_thread(folder: Path) -> None:

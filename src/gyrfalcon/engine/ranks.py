@@ -24,7 +24,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.multiprocessing.spawn import ProcessContext
 
-from gyrfalcon.engine.interrupts import Watch, watched_interrupts
+from gyrfalcon.engine.interrupts import Watch, held_interrupts, watched_interrupts
 from gyrfalcon.errors import GyrfalconError, RankDied, UsageError
 from gyrfalcon.ops.native_library import RankGone
 from gyrfalcon.parallel.group import Group, connect, solo
@@ -36,6 +36,7 @@ DEATH_SECONDS = 5.0  # how long a broken connection waits for the process behind
 _engines = (
     itertools.count()
 )  # engines made by this process: torchrun's ranks make them in the same order
+_hiding = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,26 +175,28 @@ def _join_torchrun(world_size: int, external: int, cuda: bool) -> Ranks:
 
 def _start_local(world_size: int, cuda: bool, work: Work) -> Ranks:
     store = dist.TCPStore(HERE, 0, is_master=True, wait_for_workers=False)  # port 0: a free one
-    with _main_module_hidden():
-        children = mp.start_processes(
-            _worker,
-            (store.port, world_size, cuda, work),
-            world_size - 1,
-            join=False,
-            daemon=True,
-            start_method="spawn",
-        )
-    assert children is not None
-    kill = partial(_kill, children)
-    watch = Watch(kill)
+    children: ProcessContext | None = None
     try:
+        with held_interrupts() as hold, _main_module_hidden():
+            hold.firm = True  # until it is known which processes have to be ended
+            children = mp.start_processes(
+                _worker,
+                (store.port, world_size, cuda, work),
+                world_size - 1,
+                join=False,
+                daemon=True,
+                start_method="spawn",
+            )
+        assert children is not None
+        watch = Watch(partial(_kill, children))
         with watched_interrupts(watch):
             while not store.check([f"here/{rank}" for rank in range(1, world_size)]):
                 _raise_if_dead(children, store)
                 time.sleep(POLL_SECONDS)
             group = _connect_here(store, 0, world_size, cuda)
     except BaseException:
-        kill()
+        if children is not None:
+            _kill(children)
         raise
     return Ranks(Place(group, local_rank=0, ranks_here=world_size), children, store, watch)
 
@@ -235,13 +238,14 @@ def _connect_here(store: dist.Store, rank: int, world_size: int, cuda: bool) -> 
 @contextlib.contextmanager
 def _main_module_hidden() -> Iterator[None]:
     """Spawned processes import the caller's main script; ours need nothing from it, and a script
-    without the `if __name__ == "__main__"` guard would start engines for ever."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    without the `if __name__ == "__main__"` guard would start engines for ever. One thread at a time."""
+    with _hiding:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _worker(index: int, port: int, world_size: int, cuda: bool, work: Work) -> None:

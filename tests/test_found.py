@@ -187,7 +187,9 @@ def test_what_would_change_the_mathematics_is_refused_by_name(
     case: str, model: Model, tmp_path: Path
 ) -> None:
     extra, said = CHANGES[case]
-    assert said in refusal(save(tmp_path / "hf", model[0], model[1] | extra, "safetensors"))
+    line = refusal(save(tmp_path / "hf", model[0], model[1] | extra, "safetensors"))
+    assert said in line
+    assert "fetch" not in line
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "base_model.model."])

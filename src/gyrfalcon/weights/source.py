@@ -1,7 +1,7 @@
 """Opens a Hugging Face folder or a cut as one lazy checkpoint, its names and shapes checked."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -258,10 +258,20 @@ def check_tensors(
         raise CheckpointError(
             f"the {len(specs)} tensors that its config implies in {folder}",
             "; ".join(problems),
-            "fetch the checkpoint again or mend its config.json"
-            if manifest is None
-            else "cut the checkpoint again with this version",
+            _remedy(manifest, missing, wrong),
         )
+
+
+def _remedy(manifest: Manifest | None, missing: Collection[str], wrong: Collection[str]) -> str:
+    if manifest is not None:
+        return "cut the checkpoint again with this version"
+    if missing:
+        return "fetch the checkpoint again, or correct its config.json"
+    if wrong:
+        return "correct its config.json, or use a checkpoint in bf16, fp16 or fp32"
+    return (
+        "correct its config.json (bias, num_hidden_layers) so that they take part, or remove them"
+    )
 
 
 def _spec_faults(spec: TensorSpec, source: TensorSource) -> Iterable[str]:

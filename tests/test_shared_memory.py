@@ -32,7 +32,6 @@ WORLDS = (1, 2, 3, 4, 8)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Nothing, one number, less and more than a vector, what many ranks share out, more than a slot holds.
 SHAPES = ((0, 5), (1, 1), (1, 7), (3, 1025), (1, 8192), (9, 71, 129), (1, 1_100_003))
-SECONDS_TO_NOTICE = 10
 UNNAMED_FILE = "memfd:gyrfalcon"
 
 

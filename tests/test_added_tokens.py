@@ -148,6 +148,20 @@ def test_a_text_has_the_ids_and_names_that_transformers_gives(files: Files, tmp_
     assert_as_transformers(tmp_path, Tokenizer.load(tmp_path))
 
 
+def test_falcons_own_tokenizer_with_added_tokens_is_that_of_transformers(
+    tmp_path: Path, data: Data
+) -> None:
+    shutil.copy(data("falcon-tokenizer") / "tokenizer.json", tmp_path)
+    added = {"65024": token("<|im_start|>", special=True), "65025": token("<|im_end|>")}
+    write(tmp_path, config(added_tokens_decoder=added, eos_token="<|im_end|>", pad_token="[PAD]"))
+    tokenizer, theirs = Tokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    vectors = data("tokenizer-vectors/ggml-vocab-falcon.gguf.inp").read_bytes().decode()
+    for text in vectors.split("\n__ggml_vocab_test__\n"):
+        for form in ("{}", "<|im_start|>{}<|im_end|>", "<|im_end|> {}[PAD]", "{} <|im_start|>\n{}"):
+            asked = form.format(text, text)
+            assert tokenizer.encode(asked) == theirs(asked)["input_ids"], asked
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -150,6 +150,14 @@ class SamplingParams:
                 raise RequestError(wanted, repr(got), MEND)
 
 
+def check_stop_ids(stop_ids: Iterable[int], vocab_size: int) -> None:
+    """RequestError for an id that the model cannot write."""
+    for token_id in stop_ids:
+        if not 0 <= token_id < vocab_size:
+            wanted = f"`stop_ids` below {vocab_size}, the model's vocabulary"
+            raise RequestError(wanted, str(token_id), "correct it")
+
+
 def _listed(name: str, values: object, kind: type) -> tuple[object, ...]:
     """The values in a tuple; RequestError unless they are some of `kind`."""
     items = tuple(values) if isinstance(values, Iterable) else None

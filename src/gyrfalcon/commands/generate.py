@@ -14,7 +14,7 @@ from gyrfalcon.chat import Message
 from gyrfalcon.engine.engine import Engine, load_tokenizer
 from gyrfalcon.errors import CheckpointError
 from gyrfalcon.output import counted, goes_to_stdout, json_text
-from gyrfalcon.request import Delta, SamplingParams, Token
+from gyrfalcon.request import Delta, SamplingParams, Token, check_stop_ids
 from gyrfalcon.settings import EngineConfig
 from gyrfalcon.text_file import prompts_in
 from gyrfalcon.weights.hub import resolve_model
@@ -56,6 +56,9 @@ class Answer:
 def run(args: argparse.Namespace) -> int:
     """Generates for every prompt and prints text, JSON or both."""
     prompts, params = _prompts(args), _sampling(args)
+    if args.stop_ids:
+        vocab_size = open_checkpoint(resolve_model(args.model)).config.vocab_size
+        check_stop_ids(args.stop_ids, vocab_size)  # before the weights are loaded
     start = time.perf_counter()
     chat_notes: list[str] = []
     if args.chat:

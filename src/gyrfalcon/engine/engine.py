@@ -40,6 +40,7 @@ from gyrfalcon.request import (
     SamplingParams,
     StepOutput,
     Token,
+    check_stop_ids,
 )
 from gyrfalcon.settings import EngineConfig
 from gyrfalcon.text import TextStream
@@ -376,13 +377,7 @@ class Engine:
                 f"{foreign[0]} {text}".rstrip(),
                 "use the model's own tokenizer, and no token that the model lacks",
             )
-        beyond = [token for token in params.stop_ids if token not in vocab]
-        if beyond:
-            raise RequestError(
-                f"`stop_ids` below {len(vocab)}, the model's vocabulary",
-                str(beyond[0]),
-                "correct it",
-            )
+        check_stop_ids(params.stop_ids, len(vocab))
         if list(params.logit_bias.values()).count(-math.inf) == len(vocab):
             raise RequestError(
                 "a token that may follow", "all forbidden", "allow one in `logit_bias`"

@@ -92,6 +92,13 @@ FOLDERS: dict[str, Files] = {
     },
     "extra tokens in both": config(extra_special_tokens=["[PAD]"])
     | {"special_tokens_map.json": {"extra_special_tokens": ["[PAD]", "<|im_end|>"]}},
+    "a token that one file calls special and another does not": config(
+        added_tokens_decoder={"0": token(">>TITLE<<", lstrip=True)}, pad_token=">>ANSWER<<"
+    ),
+    "special tokens in their oldest form": config(
+        additional_special_tokens=[token("<|im_end|>") | {"__type": "AddedToken"}, "[PAD]"]
+    )
+    | {"added_tokens.json": {"<|im_end|>": 509, "[PAD]": 510}},
     "older files beside added_tokens_decoder": config(
         added_tokens_decoder={"509": token("<|im_start|>")}
     )
@@ -184,10 +191,13 @@ def test_gpt2_files_have_the_ids_that_transformers_gives(
     assert_as_transformers(tmp_path, Tokenizer.load(tmp_path))
 
 
+@pytest.mark.parametrize("listed", [{}, {"added_tokens_decoder": {"3": token("falcon")}}], ids=str)
 @pytest.mark.parametrize("spaced", [False, True])
-def test_a_tokenizer_json_of_gpt2s_class_takes_its_settings(spaced: bool, tmp_path: Path) -> None:
+def test_a_tokenizer_json_of_gpt2s_class_takes_its_settings(
+    spaced: bool, listed: Mapping[str, object], tmp_path: Path
+) -> None:
     make_tokenizer(tmp_path)
-    settings = {**GPT2, "add_prefix_space": spaced, "eos_token": "<|im_end|>"}
+    settings = {**GPT2, "add_prefix_space": spaced, "eos_token": "<|im_end|>", **listed}
     write(tmp_path, {"tokenizer_config.json": settings})
     assert_as_transformers(tmp_path, Tokenizer.load(tmp_path))
 

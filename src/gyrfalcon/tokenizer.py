@@ -37,6 +37,8 @@ class Tokenizer:
             i: _to_bytes(token) for token, i in library.get_vocab(with_added_tokens=True).items()
         }
         self._added = library.get_added_tokens_decoder()
+        # A file may call a token ordinary that another calls special: the library knows which counts.
+        special = [i for i in self._added if not library.decode([i], skip_special_tokens=True)]
         self.special_tokens: Mapping[str, str] = files.names
         ends = (library.token_to_id(token) for token in (self.eos_token, END_OF_TEXT) if token)
         self.end_ids = tuple(dict.fromkeys(end for end in ends if end is not None))
@@ -44,7 +46,7 @@ class Tokenizer:
         self.begin_ids = tuple(frame.ids[: sum(takewhile(bool, frame.special_tokens_mask))])
         self.text_bytes = dict(self._bytes)
         self._marks: dict[int, str] = {}  # the tokens that no text shows
-        self.hide((*(i for i, token in self._added.items() if token.special), *self.end_ids))
+        self.hide((*special, *self.end_ids))
         added = [token.content for token in self._added.values()]
         self.chat = Chat(files.where.parent, files.names, added, model_names)
 

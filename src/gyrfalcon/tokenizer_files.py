@@ -4,6 +4,7 @@ added to the vocabulary and what they are called, what stands before and after e
 Knows no Tokenizer and no chat templates.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +63,13 @@ def read_tokenizer(folder: Path, stated_class: object = None) -> TokenizerFiles:
             open_foreign(path).close()
     if whole.is_file():
         library = tokenizers.Tokenizer.from_file(str(whole))
+        content = _json(whole)
         in_file = {
             _index(token.get("id"), whole): _token(token, whole)
-            for token in _objects(_json(whole).get("added_tokens"), whole)
+            for token in _objects(content.get("added_tokens"), whole)
         }
+        if is_gpt2:  # takes the vocabulary alone: added tokens are those that are listed elsewhere
+            library = tokenizers.Tokenizer.from_str(json.dumps(content | {"added_tokens": []}))
     elif vocab.is_file() and merges.is_file():
         library, in_file = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges))), {}
         is_gpt2 = is_gpt2 or library.token_to_id(END_OF_TEXT) == GPT2_END_ID
@@ -199,8 +203,8 @@ def _merge_map(path: Path, settings: Settings) -> None:
 
 def _older_added(path: Path, settings: Settings) -> dict[int, AddedToken]:
     """added_tokens.json: text → id."""
-    special = {_text(settings[name]) for name in NAMES if settings.get(name)}
-    special |= {_text(token) for token in _list(settings.get("extra_special_tokens"), path)}
+    special = {str(settings[name]) for name in NAMES if settings.get(name)}
+    special |= {str(token) for token in _list(settings.get("extra_special_tokens"), path)}
     return {
         _index(index, path): AddedToken(
             text, normalized=text not in special, special=text in special
@@ -263,10 +267,6 @@ def _token(value: object, where: Path) -> AddedToken:
         if all(isinstance(flag, bool) for flag in flags.values()):
             return AddedToken(value["content"], **flags)
     raise CheckpointError(f"an added token in {where}", f"{value!r:.80}", "fetch the file again")
-
-
-def _text(value: object) -> str:
-    return str(value.get("content")) if isinstance(value, dict) else str(value)
 
 
 def _index(value: object, where: Path) -> int:

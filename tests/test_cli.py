@@ -1,8 +1,11 @@
 """The command line: its help, its errors of one line each, its exit codes. Nothing here runs a model."""
 
+import argparse
 import io
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +20,7 @@ from gyrfalcon import errors
 from gyrfalcon.arguments import COMMANDS, PLANNED, parse
 from gyrfalcon.cli import main
 from gyrfalcon.errors import UsageError
+from gyrfalcon.options import Number, Size, Whole, Wholes, cache_memory
 
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -145,7 +149,6 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     "words",
     [
-        [],
         ["fly"],
         ["cut", "a", "b"],
         ["cut", "a", "b", "-w"],
@@ -154,7 +157,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         ["cut", "a", "b", "-w", "2", "--dtype", "bf17"],
         ["generate", "m", "--prompt", "x", "--top-p", "much"],
         ["generate", "m", "--prompt", "line\nbreak", "--prompt-file", "f"],
-        ["generate", "m", "two\nlines"],
+        ["generate", "m", "two\nlines", "--prompt", "x"],
     ],
     ids=" ".join,
 )
@@ -244,9 +247,19 @@ def test_two_sources_of_prompts_are_refused() -> None:
     assert "got --prompt and -;" in refusal("generate", "m", "-", "--prompt", "x")
 
 
-def test_a_prompt_without_its_option_is_told_how() -> None:
-    assert 'write --prompt "hello"' in refusal("generate", "m", "hello")
-    assert 'write --prompt "hello"' in refusal("generate", "m", "--seed", "1", "hello")
+@pytest.mark.parametrize(
+    "words",
+    [["hello big world"], ["hello", "big", "world"], ["--seed", "1", "hello big world"],
+     ["hello", "--seed", "1", "big", "world"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_words_after_the_model_are_one_prompt(words: list[str]) -> None:
+    assert parse(["generate", "m", *words]).prompt == ["hello big world"]
+
+
+def test_a_value_of_an_unknown_option_is_no_prompt() -> None:
+    assert "got '--wings'" in refusal("generate", "m", "--prompt", "x", "--wings", "5")
+    assert "got PROMPT and --prompt;" in refusal("generate", "m", "y", "--prompt", "x")
 
 
 def test_a_value_that_begins_with_a_dash_is_told_how() -> None:
@@ -324,3 +337,155 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
         err = process.stderr.read()
     assert process.returncode == 141
     assert err == ""
+
+
+# ---- help ----
+
+
+def options_of(name: str) -> list[argparse.Action]:
+    parser = argparse.ArgumentParser(formatter_class=argparse.RawTextHelpFormatter)
+    COMMANDS[name][1](parser)
+    return [action for action in parser._actions if action.option_strings and action.nargs != 0]
+
+
+def help_of(*words: str) -> str:
+    with pytest.raises(SystemExit):
+        parse([*words, "--help"])
+    return ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_states_its_default_and_every_number_its_range(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    help_of(name)
+    entries = re.split(r"\n  (?=-)|\n\n", capsys.readouterr().out)
+    texts = {entry.split(maxsplit=1)[0].strip(","): " ".join(entry.split()) for entry in entries}
+    for action in options_of(name):
+        option = action.option_strings[0]
+        said = texts[option]
+        assert action.required or "default" in said, option
+        if isinstance(action.type, Whole | Wholes | Number):
+            assert str(action.type.bounds) in said, option
+        elif isinstance(action.type, Size) or action.type is cache_memory:
+            assert "1000 TB" in said, option
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_has_examples_that_are_right(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    help_of(name)
+    paragraph = capsys.readouterr().out.partition("examples:\n")[2].partition("\n\n")[0]
+    examples = [shlex.split(line) for line in paragraph.splitlines()]
+    assert examples
+    for program, *words in examples:
+        assert program == "gyrfalcon"
+        assert parse(words).command == name
+
+
+def test_the_first_help_has_examples_that_are_right(capsys: pytest.CaptureFixture[str]) -> None:
+    help_of()
+    paragraph = capsys.readouterr().out.partition("examples:\n")[2].partition("\n\n")[0]
+    for line in paragraph.splitlines():
+        parse(shlex.split(re.split("  +", line.strip())[0])[1:])
+
+
+def test_no_command_is_the_help_and_then_the_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage: gyrfalcon ")
+    assert err.splitlines()[-1].startswith("gyrfalcon: error: wanted a command (cut, ")
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (["help"], ["--help"]),
+        (["help", "cut"], ["cut", "--help"]),
+        (["version"], ["--version"]),
+    ],
+)
+def test_words_for_help_and_version_print_on_standard_output(
+    words: list[str], same: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = []
+    for typed in (words, same):
+        assert main(typed) == 0
+        shown.append(capsys.readouterr())
+    assert shown[0] == shown[1]
+    assert shown[0].out
+    assert not shown[0].err
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["genrate", "m"], "generate"),
+        (["halp"], "help"),
+        (["help", "genrate"], "generate"),
+        (["generate", "m", "x", "--temprature", "1"], "--temperature"),
+        (["generate", "m", "x", "--max_len=5"], "--max-len"),
+        (["generate", "m", "x", "--jsn", "f"], "--json"),
+        (["generate", "m", "x", "--dtype", "bf61"], "bf16"),
+        (["cut", "a", "b", "-w", "2", "--quant", "int-4"], "int4"),
+        (["mmlu", "m", "-d", "d", "--protocol", "lmeval"], "lm-eval"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_misspelt_word_is_told_what_it_may_mean(words: list[str], meant: str) -> None:
+    assert refusal(*words).endswith(f"; did you mean {meant}?")
+
+
+def test_words_of_run_sh_are_told_how_to_run() -> None:
+    assert refusal("test").endswith("run bash run.sh -m test beside the source")
+    assert refusal("-m", "generate").endswith("write the mode alone: gyrfalcon generate MODEL")
+
+
+# ---- numbers ----
+
+NUMBERS = [
+    (name, action)
+    for name in COMMANDS
+    for action in options_of(name)
+    if isinstance(action.type, Whole | Wholes | Number | Size) or action.type is cache_memory
+]
+REQUIRED = {
+    **{name: ["m"] for name in COMMANDS},
+    "cut": ["a", "b", "-w=1"],
+    "recut": ["a", "b", "-w=1"],
+    "merge": ["a", "b"],
+    "generate": ["m", "text"],
+    "mmlu": ["m", "-d=d"],
+    "perplexity": ["m", "f"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "action"), NUMBERS, ids=[f"{name} {action.dest}" for name, action in NUMBERS]
+)
+def test_numbers_out_of_range_are_refused_at_once(name: str, action: argparse.Action) -> None:
+    option = action.option_strings[-1]
+    for text in ("-1e30", "1" * 24, "9" * 5000, "1e400", "nan", "inf", "", "--", "x" * 9999):
+        refused = refusal(name, *REQUIRED[name], f"{option}={text}")
+        assert option.split("--")[-1] in refused or "-w" in refused
+        assert len(refused) < 300
+    if isinstance(action.type, Whole | Number):
+        bounds = action.type.bounds
+        kind = int if isinstance(action.type, Whole) else float
+        for edge in (bounds.least, bounds.most):
+            if edge in bounds:
+                args = parse([name, *REQUIRED[name], f"{option}={edge}"])
+                assert vars(args)[action.dest] == kind(edge)
+        refusal(name, *REQUIRED[name], f"{option}={bounds.least - 1}")
+        refusal(name, *REQUIRED[name], f"{option}={bounds.most + 1}")
+
+
+def test_a_list_of_numbers_has_an_end() -> None:
+    assert "at most 100 numbers" in refusal("speed", "m", "--in", ",".join(["5"] * 101))
+
+
+def test_two_dashes_can_be_a_value() -> None:
+    assert parse(["generate", "m", "--prompt=--"]).prompt == ["--"]
+    assert "got '--'" in refusal("generate", "m", "x", "--cache-memory=--")

@@ -87,5 +87,5 @@ def test_every_option_in_a_message_is_one() -> None:
     }
     known |= {name for names in parameters for name in names}
     named = {match[1] for _, text in messages() for match in OPTION.finditer(text)}
-    assert {"max_len", "cache_memory", "temperature"} <= named
+    assert {"max_len", "cache_memory", "logit_bias"} <= named
     assert named <= known, named - known

@@ -12,6 +12,7 @@ from engines import cache_of, make_engine, small
 from tokenizers_ import make_tokenizer
 
 from gyrfalcon import EngineConfig, SamplingParams
+from gyrfalcon.bounds import shown
 from gyrfalcon.errors import (
     CacheTooSmall,
     EngineClosed,
@@ -57,6 +58,15 @@ BAD_PARAMS: list[dict[str, object]] = [
     dict(logit_bias={"a": 3}),
     dict(logit_bias=[3]),
     dict(logit_bias=None),
+    dict(max_new_tokens=10**23),
+    dict(n=10_001),
+    dict(n=10**5000),
+    dict(top_k=10**5000),
+    dict(top_k="9" * 10**6),
+    dict(logprobs=10**9),
+    dict(prompt_logprobs=10**9),
+    dict(seed=10**23),
+    dict(temperature=1001.0),
     dict(seed="a"),
     dict(n=0),
     dict(n=1.5),
@@ -74,11 +84,14 @@ BAD_PARAMS: list[dict[str, object]] = [
 ]
 
 
-@pytest.mark.parametrize("settings", BAD_PARAMS, ids=str)
+@pytest.mark.parametrize(
+    "settings", BAD_PARAMS, ids=lambda settings: shown(next(iter(settings.items())))
+)
 def test_bad_sampling_parameters_are_refused_in_one_line(settings: dict[str, object]) -> None:
     with pytest.raises(RequestError, match=next(iter(settings))) as caught:
         SamplingParams(**settings)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
 
 
 def test_iterators_and_later_changes_do_no_harm_to_sampling_parameters(folder: Path) -> None:
@@ -169,8 +182,13 @@ def test_no_prompts_give_no_outputs(folder: Path) -> None:
         dict(max_batch_tokens=0),
         dict(max_sequences=0),
         dict(threads=0),
+        dict(world_size=10**23),
+        dict(max_len=10**5000),
+        dict(cache_memory=10**23),
+        dict(cache_memory=-0.5),
+        dict(seed=0.5),
     ],
-    ids=str,
+    ids=lambda settings: shown(next(iter(settings.items()))),
 )
 def test_bad_engine_settings_are_refused_in_one_line(settings: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(settings))) as caught:

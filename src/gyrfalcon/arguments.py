@@ -5,11 +5,15 @@ None of them imports anything that computes, so that --help and wrong usage answ
 """
 
 import argparse
+import inspect
+import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gyrfalcon import __version__, arguments_generate, arguments_measure, arguments_weights
 from gyrfalcon.errors import UsageError
+from gyrfalcon.options import Number, Whole, Wholes
+from gyrfalcon.suggestion import did_you_mean
 
 PLANNED = ("plan", "serve")
 
@@ -31,21 +35,34 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments of one command, `words` as they were typed; raises UsageError. --help and --version
     print and end the process.
     """
-    _check_command(argv[0] if argv else "")
-    args, unknown = _parser().parse_known_args(argv)
+    typed, argv = argv, _with_options_for_words(argv)
+    parser = _parser()
+    if not argv:
+        parser.print_help(sys.stderr)
+    _check_command(argv)
+    args, unknown = parser.parse_known_args(argv)
     if args.command == "generate":
-        arguments_generate.take_late_word(args, unknown)
+        arguments_generate.take_late_words(args, unknown)
     if unknown:
-        command = f"gyrfalcon {args.command}"
-        raise UsageError(
-            f"arguments that {command} takes", repr(unknown[0]), f"see {command} --help"
-        )
+        raise _unknown(args.command, unknown[0])
     if args.command == "generate":
         arguments_generate.settle_prompts(args)
     if args.command == "mmlu":
         arguments_measure.settle_runs(args)
-    args.words = tuple(argv)
+    args.words = tuple(typed)
     return args
+
+
+def _with_options_for_words(argv: Sequence[str]) -> Sequence[str]:
+    """`help cut` is `cut --help`, `version` is `--version`."""
+    match argv:
+        case ["help"]:
+            return ["--help"]
+        case ["help", command]:
+            return [command, "--help"]
+        case ["version"]:
+            return ["--version"]
+    return argv
 
 
 def flags() -> dict[str, str]:
@@ -57,15 +74,54 @@ def flags() -> dict[str, str]:
     return {action.dest: action.option_strings[0] for action in actions if action.option_strings}
 
 
-def _check_command(word: str) -> None:
-    if word in COMMANDS or word.startswith("-"):
+def _check_command(argv: Sequence[str]) -> None:
+    word = argv[0] if argv else ""
+    if word in COMMANDS or (word.startswith("-") and word != "-m"):
         return
-    got = f"{word}, which is not built yet" if word in PLANNED else repr(word) if word else "none"
-    raise UsageError(f"a command ({', '.join(COMMANDS)})", got, "see gyrfalcon --help")
+    got, do = repr(word) if word else "none", "see gyrfalcon --help"
+    if word in PLANNED:
+        got = f"{word}, which is not built yet"
+    elif word == "-m":
+        got, do = "-m, a flag of run.sh", "write the mode alone: gyrfalcon generate MODEL"
+    elif word == "test":
+        got, do = "test, a mode of run.sh", "run bash run.sh -m test beside the source"
+    elif word:
+        do = did_you_mean(word, [*COMMANDS, "help", "version"], do)
+    raise UsageError(f"a command ({', '.join(COMMANDS)})", got, do)
+
+
+def _unknown(command: str, word: str) -> UsageError:
+    """An argument that the command does not take."""
+    parser = argparse.ArgumentParser()
+    COMMANDS[command][1](parser)
+    options = [option for action in parser._actions for option in action.option_strings]
+    do = did_you_mean(
+        word.partition("=")[0], [*options, "--json"], f"see gyrfalcon {command} --help"
+    )
+    return UsageError(f"arguments that gyrfalcon {command} takes", repr(word), do)
+
+
+class _Help(argparse.HelpFormatter):
+    """Fills the paragraphs of a description, but leaves examples as they are written."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = inspect.cleandoc(text).split("\n\n")
+        return "\n\n".join(
+            paragraph
+            if paragraph.startswith("examples:")
+            else super(_Help, self)._fill_text(paragraph, width, indent)
+            for paragraph in paragraphs
+        )
 
 
 class _Parser(argparse.ArgumentParser):
     """An ArgumentParser whose own errors are UsageErrors."""
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """`--prompt=--` has the value "--", which argparse would drop."""
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:
+            return self._get_value(action, "--")
+        return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:
         missing = message.removeprefix("the following arguments are required: ")
@@ -75,7 +131,7 @@ class _Parser(argparse.ArgumentParser):
         if len(option) < len(message) - len("argument "):
             option = option.split("/")[-1]
             raise UsageError(f"a value for {option}", "none", f"write {option}=VALUE")
-        raise UsageError(f"arguments as in {self.prog} --help", message, "mend them")
+        raise UsageError(f"arguments as in {self.prog} --help", message, "correct them")
 
 
 def _parser() -> _Parser:
@@ -92,19 +148,46 @@ def _parser() -> _Parser:
     )
     for name, (summary, add_arguments) in COMMANDS.items():
         command = commands.add_parser(
-            name, help=summary, description=add_arguments.__doc__, allow_abbrev=False
+            name,
+            help=summary,
+            description=add_arguments.__doc__,
+            formatter_class=_Help,
+            allow_abbrev=False,
         )
         add_arguments(command)
         command.add_argument(
-            "--json", metavar="FILE", help="also write the whole result as JSON; - for stdout alone"
+            "--json",
+            metavar="FILE",
+            help="also write the whole result as JSON; - for stdout alone (default: none is written)",
         )
+        for action in command._actions:
+            _state_range_and_default(action)
     return parser
+
+
+def _state_range_and_default(action: argparse.Action) -> None:
+    """Adds to an option's help which numbers it takes, and its default where the help has none."""
+    text = action.help or ""
+    if isinstance(action.type, Whole | Wholes | Number):
+        text += f"; {action.type.bounds}"
+    if action.nargs != 0 and action.default is not None and "default" not in text:
+        shown = (
+            ",".join(map(str, action.default))
+            if isinstance(action.default, tuple)
+            else action.default
+        )
+        text += f" (default {shown})"
+    action.help = text
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     """Run the whole chain on nestling with 2 ranks: cut, verify, generate, speed, exam, precision, report.
 
     Exits 1 when the exam is under 60 % or the precision gate does not hold.
+
+    examples:
+      gyrfalcon demo
+      gyrfalcon demo -o /tmp/demo
     """
     parser.add_argument(
         "-o",
@@ -116,7 +199,12 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
-    """Show what this machine has: versions, processor, memory, disk, devices, the operators used and why."""
+    """Show what this machine has: versions, processor, memory, disk, devices, the operators used and why.
+
+    examples:
+      gyrfalcon doctor
+      gyrfalcon doctor --json machine.json
+    """
 
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {

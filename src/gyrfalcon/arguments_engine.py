@@ -4,7 +4,8 @@ them, by themselves, are options of other commands, too.
 
 import argparse
 
-from gyrfalcon.options import cache_memory, one_of, whole
+from gyrfalcon.bounds import ENGINE
+from gyrfalcon.options import Whole, cache_memory, one_of
 from gyrfalcon.settings import QUANTS
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
@@ -25,7 +26,7 @@ def add_engine(group: argparse._ArgumentGroup) -> None:
     add_adapter(group)
     group.add_argument(
         "--max-len",
-        type=whole("--max-len", 1),
+        type=Whole("--max-len", ENGINE["max_len"]),
         metavar="N",
         help="the longest sequence, prompt and output together (default: what the model's positions allow)",
     )
@@ -33,17 +34,26 @@ def add_engine(group: argparse._ArgumentGroup) -> None:
         "--cache-memory",
         type=cache_memory,
         metavar="BYTES|FRACTION",
-        help="memory of each rank's KV cache: 2GB, or 0.5 of what is free once the weights are loaded",
+        help="memory of each rank's KV cache: from 1 byte to 1000 TB (2GB), or a share of what is "
+        "free once the weights are loaded (0.5), above 0 to 1 (default 0.25 on a CPU, 0.8 on a card)",
     )
     group.add_argument(
-        "--threads", type=whole("--threads", 1), metavar="N", help="CPU threads of each rank"
+        "--threads",
+        type=Whole("--threads", ENGINE["threads"]),
+        metavar="N",
+        help="CPU threads of each rank (default: the cores shared out)",
     )
 
 
 def add_world_size(to: argparse._ActionsContainer, text: str, required: bool = False) -> None:
     """-w, explained by `text`."""
     to.add_argument(
-        "-w", "--world-size", type=whole("-w", 1), metavar="N", required=required, help=text
+        "-w",
+        "--world-size",
+        type=Whole("-w", ENGINE["world_size"]),
+        metavar="N",
+        required=required,
+        help=text,
     )
 
 

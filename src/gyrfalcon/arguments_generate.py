@@ -4,22 +4,38 @@ import argparse
 from collections.abc import Callable
 
 from gyrfalcon.arguments_engine import add_engine
+from gyrfalcon.bounds import SAMPLING, TOP_TOKENS
 from gyrfalcon.errors import UsageError
-from gyrfalcon.options import number, whole
+from gyrfalcon.options import Number, Whole
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
-    """Continue prompts. The text streams to standard output; all else goes to standard error."""
+    """Continue prompts. The text streams to standard output; all else goes to standard error.
+
+    examples:
+      gyrfalcon generate nestling "The old captain"
+      gyrfalcon generate falcon-40b -w 4 --prompt-file prompts.txt --temperature 0.7 --seed 1 --json out.jsonl
+    """
     parser.add_argument(
         "model", metavar="MODEL", help="a Hugging Face folder, a cut, a hub id or nestling"
     )
     parser.add_argument(
-        "stdin", metavar="-", nargs="?", help="one prompt from each line of standard input"
+        "words",
+        metavar="PROMPT",
+        nargs="*",
+        help="words of one prompt; - takes one from each line of standard input",
     )
     parser.add_argument(
-        "--prompt", metavar="TEXT", action="append", help="a prompt; may be given several times"
+        "--prompt",
+        metavar="TEXT",
+        action="append",
+        help="a prompt; may be given several times (default: the PROMPT after MODEL)",
     )
-    parser.add_argument("--prompt-file", metavar="FILE", help="one prompt from each line of a file")
+    parser.add_argument(
+        "--prompt-file",
+        metavar="FILE",
+        help="one prompt from each line of a file (default: none is read)",
+    )
     parser.add_argument(
         "--chat",
         action="store_true",
@@ -33,100 +49,76 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sampling(group: argparse._ArgumentGroup) -> None:
-    def add(option: str, kind: Callable[[str], object], default: object, text: str) -> None:
-        suffix = "" if default is None else f" (default {default})"
-        group.add_argument(option, metavar="N", type=kind, default=default, help=text + suffix)
-
-    add("--max-new-tokens", whole("--max-new-tokens", 0), 128, "stop after so many")
-    add(
-        "--temperature",
-        number("--temperature"),
-        0.0,
-        "0 takes the likeliest; higher is more varied",
-    )
-    add("--top-k", whole("--top-k", 0), 0, "only among the K likeliest; 0: all")
-    add(
-        "--top-p",
-        number("--top-p"),
-        1.0,
-        "only among the likeliest that together have probability P",
-    )
-    add("--min-p", number("--min-p"), 0.0, "only those at least P times as likely as the likeliest")
-    add(
-        "--repetition-penalty",
-        number("--repetition-penalty"),
-        1.0,
-        "above 1: rarer to repeat prompt or output",
-    )
-    add(
-        "--presence-penalty",
-        number("--presence-penalty"),
-        0.0,
-        "taken off the logit of every token put out",
-    )
-    add(
-        "--frequency-penalty",
-        number("--frequency-penalty"),
-        0.0,
-        "taken off once for each time it was put out",
-    )
-    add("--seed", whole("--seed", 0), None, "makes sampling repeatable")
-    add("--n", whole("--n", 1), 1, "so many independent continuations of each prompt")
-    add(
-        "--logprobs",
-        whole("--logprobs", 0),
-        None,
-        "with --json: log-probabilities of the N likeliest tokens too",
-    )
+    for option, kind, default, text in (
+        ("--max-new-tokens", Whole, 128, "stop after so many"),
+        ("--temperature", Number, 0.0, "0 takes the likeliest; higher is more varied"),
+        ("--top-k", Whole, 0, "only among the K likeliest; 0: all"),
+        ("--top-p", Number, 1.0, "only among the likeliest that together have probability P"),
+        ("--min-p", Number, 0.0, "only those at least P times as likely as the likeliest"),
+        ("--repetition-penalty", Number, 1.0, "above 1 discourages tokens that already occurred"),
+        ("--presence-penalty", Number, 0.0, "subtracted from the logit of each generated token"),
+        ("--frequency-penalty", Number, 0.0, "the same, once for each time it was generated"),
+        ("--seed", Whole, None, "makes sampling repeatable (default: another each time)"),
+        ("--n", Whole, 1, "so many independent continuations of each prompt"),
+        (
+            "--logprobs",
+            Whole,
+            None,
+            "with --json: log-probabilities, those of the N likeliest tokens too (default: none)",
+        ),
+    ):
+        bounds = SAMPLING[option.removeprefix("--").replace("-", "_")]
+        group.add_argument(
+            option, metavar="N", type=kind(option, bounds), default=default, help=text
+        )
     group.add_argument(
         "--stop",
         metavar="TEXT",
         action="append",
-        help='end before this text or special token, such as "<|im_end|>"; may be given several times',
+        help='end before this text or special token, such as "<|im_end|>"; may be given several times '
+        "(default: none)",
     )
     group.add_argument(
         "--stop-id",
         metavar="ID",
         dest="stop_ids",
         action="append",
-        type=whole("--stop-id", 0),
-        help="end at this token id of the vocabulary; may be given several times",
+        type=Whole("--stop-id", TOP_TOKENS),
+        help="end at this token id of the vocabulary; may be given several times (default: none)",
     )
     group.add_argument(
         "--ignore-eos", action="store_true", help="go on after the tokens that end a text"
     )
 
 
-def take_late_word(args: argparse.Namespace, unknown: list[str]) -> None:
-    """argparse knows the "-" of standard input only right behind MODEL; options may stand between."""
-    words = [word for word in unknown if word == "-" or not word.startswith("-")]
-    if words and args.stdin is None:
-        args.stdin = words[0]
-        unknown.remove(words[0])
+def take_late_words(args: argparse.Namespace, unknown: list[str]) -> None:
+    """argparse knows the words of a prompt only right behind MODEL; options may stand between."""
+    if not any(word.startswith("-") and word != "-" for word in unknown):
+        args.words += unknown
+        unknown.clear()
 
 
 def settle_prompts(args: argparse.Namespace) -> None:
     """Exactly one kind of prompt; standard input becomes the prompt file "-"."""
-    if args.stdin not in (None, "-"):
+    from_stdin = args.words == ["-"]
+    given = {
+        "PROMPT": bool(args.words) and not from_stdin,
+        "--prompt": args.prompt is not None,
+        "--prompt-file": args.prompt_file is not None,
+        "-": from_stdin,
+    }
+    names = [name for name, is_given in given.items() if is_given]
+    if len(names) != 1:
         raise UsageError(
-            "a prompt after --prompt", repr(args.stdin), f'write --prompt "{args.stdin}"'
-        )
-    given = [args.prompt, args.prompt_file, args.stdin]
-    if sum(kind is not None for kind in given) != 1:
-        names = [
-            name
-            for name, kind in zip(("--prompt", "--prompt-file", "-"), given, strict=True)
-            if kind is not None
-        ]
-        got = " and ".join(names) or "no prompt"
-        raise UsageError(
-            "one of --prompt TEXT, --prompt-file FILE and - (standard input)",
-            got,
+            "one of a PROMPT after MODEL, --prompt, --prompt-file and - (standard input)",
+            " and ".join(names) or "no prompt",
             "give one of them",
         )
-    if args.stdin == "-":
+    if from_stdin:
         args.prompt_file = "-"
-    del args.stdin
+    elif args.words:
+        args.prompt = [" ".join(args.words)]
+    del args.words
 
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {

@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Callable
 
 from gyrfalcon.arguments_engine import add_engine
+from gyrfalcon.bounds import ONE_TOKEN_OR_MORE, TOKENS, Bounds
 from gyrfalcon.errors import UsageError
-from gyrfalcon.options import one_of, whole, wholes
+from gyrfalcon.options import Whole, Wholes, one_of
 
 
 def _add_speed(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +15,10 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
     Writes the guide's table (CSV) and all that was measured (JSON) after every case; run the same
     command again after an interruption and it goes on where it stopped. Without -f and --json nothing
     is written.
+
+    examples:
+      gyrfalcon speed falcon-40b-4 -f speed.csv
+      gyrfalcon speed nestling --in 32,256 --out 32 --json speed.json --baseline guide
     """
     lengths = (32, 64, 128, 256, 512, 1024)
     parser.add_argument(
@@ -24,12 +29,12 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
         "--csv",
         metavar="CSV",
         help="the guide's table of 8 columns; the JSON goes beside it (CSV's name with .json) unless "
-        "--json names another place",
+        "--json names another place (default: none)",
     )
     parser.add_argument(
         "--batch",
         metavar="N",
-        type=whole("--batch", 1),
+        type=Whole("--batch", Bounds(1, 10_000)),
         default=1,
         help="prompts at once (default 1)",
     )
@@ -38,21 +43,22 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
             option,
             dest=f"{what}_lens",
             metavar="N,N,…",
-            type=wholes(option, least),
+            type=Wholes(option, Bounds(least, TOKENS.most)),
             default=lengths,
             help=f"{what} lengths in tokens (default {','.join(map(str, lengths))})",
         )
     parser.add_argument(
         "--repeats",
         metavar="N",
-        type=whole("--repeats", 1),
+        type=Whole("--repeats", Bounds(1, 10_000)),
         default=3,
         help="times each case is timed; the median counts (default 3)",
     )
     parser.add_argument(
         "--baseline",
         metavar="JSON|guide",
-        help="also print how many times as fast this is as another speed result, or as the guide's figures",
+        help="also print how many times as fast this is as another speed result, or as the guide's figures "
+        "(default: neither)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="measure all again, whatever the files hold"
@@ -65,6 +71,10 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
 
     Prints each figure with its limit for the precision the model runs in; exits 1 when one does not
     hold. The curves of every position are in the JSON.
+
+    examples:
+      gyrfalcon precision falcon-7b --json precision.json
+      gyrfalcon precision falcon-7b --quant int8 --reference kept.safetensors
     """
     parser.add_argument(
         "model", metavar="MODEL", help="a Hugging Face folder, a cut, a hub id or nestling"
@@ -78,7 +88,7 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-reference",
         metavar="FILE",
-        help="keep the reference's logits: 4 bytes × vocabulary for each token",
+        help="keep the reference's logits: 4 bytes × vocabulary for each token (default: not kept)",
     )
     parser.add_argument(
         "--golden",
@@ -93,7 +103,7 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decode-steps",
         metavar="N",
-        type=whole("--decode-steps", 0),
+        type=Whole("--decode-steps", TOKENS),
         default=32,
         help="the last N tokens of a prompt are computed one at a time (default 32)",
     )
@@ -105,6 +115,10 @@ def _add_mmlu(parser: argparse.ArgumentParser) -> None:
 
     Broken off, the same command goes on where it stopped. With two result files and no MODEL:
     compare them question by question.
+
+    examples:
+      gyrfalcon mmlu falcon-40b-4 -d mmlu --limit 20
+      gyrfalcon mmlu --compare one/mmlu.json two/mmlu.json
     """
     parser.add_argument(
         "model",
@@ -116,7 +130,8 @@ def _add_mmlu(parser: argparse.ArgumentParser) -> None:
         "-d",
         "--data",
         metavar="DIR",
-        help="the folder that holds dev/, val/ and test/, or nestling, the exam that ships with the package",
+        help="the folder that holds dev/, val/ and test/, or nestling, the exam that ships with the package "
+        "(no default: needed with a MODEL)",
     )
     parser.add_argument(
         "--protocol",
@@ -135,17 +150,17 @@ def _add_mmlu(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--shots",
-        type=whole("--shots", 0),
+        type=Whole("--shots", Bounds(0, 1000)),
         default=5,
         metavar="N",
         help="worked examples (default 5)",
     )
-    parser.add_argument("--subjects", metavar="A,B", help="only these subjects")
+    parser.add_argument("--subjects", metavar="A,B", help="only these subjects (default: all)")
     parser.add_argument(
         "--limit",
-        type=whole("--limit", 1),
+        type=Whole("--limit", Bounds(1, 1_000_000)),
         metavar="N",
-        help="only the first N questions of each subject",
+        help="only the first N questions of each subject (default: all)",
     )
     parser.add_argument(
         "-o",
@@ -164,7 +179,7 @@ def _add_mmlu(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         nargs="+",
         default=[],
-        help="an earlier run's mmlu.json to compare with, or two of them and no MODEL",
+        help="an earlier run's mmlu.json to compare with, or two of them and no MODEL (default: none)",
     )
     add_engine(parser.add_argument_group("how the model runs"))
 
@@ -173,6 +188,9 @@ def _add_perplexity(parser: argparse.ArgumentParser) -> None:
     """Measure how well the model predicts a text: perplexity, bits per token and per byte.
 
     A window slides over the text; each token but the first is scored once, given those before it.
+
+    examples:
+      gyrfalcon perplexity falcon-7b novel.txt --window 1024
     """
     parser.add_argument(
         "model", metavar="MODEL", help="a Hugging Face folder, a cut, a hub id or nestling"
@@ -180,13 +198,13 @@ def _add_perplexity(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a text file in UTF-8")
     parser.add_argument(
         "--window",
-        type=whole("--window", 2),
+        type=Whole("--window", Bounds(2, TOKENS.most)),
         metavar="N",
         help="tokens the model sees at a time (default: the longest sequence it takes)",
     )
     parser.add_argument(
         "--stride",
-        type=whole("--stride", 1),
+        type=Whole("--stride", ONE_TOKEN_OR_MORE),
         metavar="N",
         help="tokens from one window to the next (default: half a window); fewer: more context, more time",
     )
@@ -198,6 +216,10 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
     Writes report.md and report.html, one page with plots that needs nothing from outside. Several
     results of a kind stand side by side.
+
+    examples:
+      gyrfalcon report speed.json test_result/mmlu.json -o report
+      gyrfalcon report new.json --baseline old.json guide --no-plots
     """
     parser.add_argument("files", metavar="RESULT", nargs="+", help="a result file, in any order")
     parser.add_argument(
@@ -212,7 +234,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         metavar="guide|FILE",
         nargs="+",
         default=[],
-        help="compare with the guide's own figures, or with other result files",
+        help="compare with the guide's own figures, or with other result files (default: neither)",
     )
     parser.add_argument(
         "--no-plots",

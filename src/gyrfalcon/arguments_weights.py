@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Callable
 
 from gyrfalcon.arguments_engine import add_adapter, add_dtype, add_quant, add_world_size
-from gyrfalcon.options import size, whole
+from gyrfalcon.bounds import ONE_TOKEN_OR_MORE
+from gyrfalcon.options import Size, Whole
 from gyrfalcon.settings import CALIBRATE_TOKENS
 
 
@@ -14,6 +15,10 @@ def _add_cut(parser: argparse.ArgumentParser) -> None:
     Streams tensor by tensor, so memory does not grow with the model; --calibrate needs one block of it and
     four times the square of its widest row in fp32 (7b 5 GB, 40b 17 GB). Run the same command again after
     an interruption and it goes on where it stopped.
+
+    examples:
+      gyrfalcon cut falcon-40b falcon-40b-4 -w 4
+      gyrfalcon cut falcon-7b falcon-7b-int4 -w 1 --quant int4 --calibrate novel.txt
     """
     parser.add_argument(
         "source", metavar="HF", help="a Hugging Face folder (.safetensors or .bin) or a hub id"
@@ -29,11 +34,12 @@ def _add_cut(parser: argparse.ArgumentParser) -> None:
         "--calibrate",
         metavar="FILE",
         help="with int4, int4-32 or int4-128: round such that what the model computes of this text changes "
-        "little, which is closer on others, too; takes minutes to hours, on the CPU",
+        "little, which is closer on others, too; takes minutes to hours, on the CPU "
+        "(default: no text)",
     )
     parser.add_argument(
         "--calibrate-tokens",
-        type=whole("--calibrate-tokens", 1),
+        type=Whole("--calibrate-tokens", ONE_TOKEN_OR_MORE),
         metavar="N",
         help=f"read so many tokens of it, spread over the text (default {CALIBRATE_TOKENS})",
     )
@@ -44,12 +50,19 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     """Check every file of a cut against its manifest: size, checksum, tensor names and shapes.
 
     Prints each fault; exits 1 when there is one.
+
+    examples:
+      gyrfalcon verify falcon-40b-4
     """
     parser.add_argument("cut", metavar="CUT", help="a folder written by gyrfalcon cut")
 
 
 def _add_recut(parser: argparse.ArgumentParser) -> None:
-    """Cut a cut again for another number of ranks, without the checkpoint it came from."""
+    """Cut a cut again for another number of ranks, without the checkpoint it came from.
+
+    examples:
+      gyrfalcon recut falcon-40b-4 falcon-40b-2 -w 2
+    """
     parser.add_argument("cut", metavar="CUT", help="a folder written by gyrfalcon cut")
     parser.add_argument("target", metavar="NEW", help="the folder to write")
     add_world_size(parser, "how many ranks to cut for", required=True)
@@ -57,7 +70,11 @@ def _add_recut(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_merge(parser: argparse.ArgumentParser) -> None:
-    """Put a cut together again: back to a Hugging Face folder, bit for bit."""
+    """Put a cut together again: back to a Hugging Face folder, bit for bit.
+
+    examples:
+      gyrfalcon merge falcon-40b-4 falcon-40b-again
+    """
     parser.add_argument("cut", metavar="CUT", help="a folder written by gyrfalcon cut")
     parser.add_argument("target", metavar="HF", help="the folder to write")
     parser.add_argument(
@@ -69,7 +86,11 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    """List which rank holds which tensor, which range of it, and how many bytes that takes."""
+    """List which rank holds which tensor, which range of it, and how many bytes that takes.
+
+    examples:
+      gyrfalcon inspect falcon-40b -w 4
+    """
     parser.add_argument(
         "model", metavar="MODEL", help="a Hugging Face folder, a cut, a hub id or nestling"
     )
@@ -80,10 +101,10 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 def _add_writing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-shard-size",
-        type=size("--max-shard-size"),
+        type=Size("--max-shard-size"),
         default=5_000_000_000,
         metavar="SIZE",
-        help="no file of weights becomes larger (default 5GB)",
+        help="no file of weights becomes larger; up to 1000 TB (default 5GB)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what already is in the folder to write"

@@ -3,10 +3,14 @@
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 
+from gyrfalcon.bounds import BYTES, FRACTIONS, Bounds, shown
 from gyrfalcon.errors import UsageError
+from gyrfalcon.suggestion import did_you_mean
 
+MOST_NUMBERS = 100  # in a list
 UNITS = {
     "": 1,
     "B": 1,
@@ -21,40 +25,52 @@ UNITS = {
 }
 
 
-def whole(option: str, least: int) -> Callable[[str], int]:
-    """Takes a whole number of `least` or more."""
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Takes a whole number within its bounds."""
 
-    def parse(text: str) -> int:
+    option: str
+    bounds: Bounds
+
+    def __call__(self, text: str) -> int:
         try:
             value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise _refused(option, f"a whole number of {least} or more", text)
+        except ValueError:  # thousands of digits, too
+            value = None
+        if value is None or value not in self.bounds:
+            raise _refused(self.option, f"a whole number from {self.bounds}", text)
         return value
 
-    return parse
+
+@dataclass(frozen=True, slots=True)
+class Wholes:
+    """Takes whole numbers within the bounds of each, with commas between them: 32,64,128."""
+
+    option: str
+    bounds: Bounds
+
+    def __call__(self, text: str) -> tuple[int, ...]:
+        parts = text.split(",")
+        if len(parts) > MOST_NUMBERS:
+            raise _refused(self.option, f"at most {MOST_NUMBERS} numbers", text)
+        return tuple(dict.fromkeys(map(Whole(self.option, self.bounds), parts)))
 
 
-def wholes(option: str, least: int) -> Callable[[str], tuple[int, ...]]:
-    """Takes whole numbers of `least` or more with commas between them: 32,64,128."""
-    one = whole(option, least)
-    return lambda text: tuple(dict.fromkeys(map(one, text.split(","))))
+@dataclass(frozen=True, slots=True)
+class Number:
+    """Takes a number within its bounds."""
 
+    option: str
+    bounds: Bounds
 
-def number(option: str) -> Callable[[str], float]:
-    """Takes a finite number; what it may be is for SamplingParams to say."""
-
-    def parse(text: str) -> float:
+    def __call__(self, text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value):
-            raise _refused(option, "a number", text)
+        if value not in self.bounds:
+            raise _refused(self.option, f"a number from {self.bounds}", text)
         return value
-
-    return parse
 
 
 def one_of(option: str, *choices: str, planned: tuple[str, ...] = ()) -> Callable[[str], str]:
@@ -63,34 +79,38 @@ def one_of(option: str, *choices: str, planned: tuple[str, ...] = ()) -> Callabl
     def parse(text: str) -> str:
         if text in choices:
             return text
-        got = f"{text}, which is not built yet" if text in planned else repr(text)
-        raise UsageError(
-            f"{option} {' | '.join(choices)}", got, f"leave {option} out or choose one of these"
-        )
+        got = f"{text}, which is not built yet" if text in planned else shown(text)
+        do = did_you_mean(text, choices, f"leave {option} out or choose one of these")
+        raise UsageError(f"{option} {' | '.join(choices)}", got, do)
 
     return parse
 
 
-def size(option: str) -> Callable[[str], int]:
+@dataclass(frozen=True, slots=True)
+class Size:
     """Takes bytes: 5GB (10⁹), 512MiB (2²⁰), 1.5GB or a plain number of bytes."""
 
-    def parse(text: str) -> int:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text, re.IGNORECASE | re.ASCII)
+    option: str
+    bounds: Bounds = BYTES
+
+    def __call__(self, text: str) -> int:
+        match = re.fullmatch(
+            r"(\d{1,30}(?:\.\d{1,30})?)\s*([a-z]*)", text, re.IGNORECASE | re.ASCII
+        )
         unit = UNITS.get(match[2].upper()) if match else None
         value = Fraction(match[1]) * unit if match and unit else Fraction(0)
-        if value < 1 or value.denominator > 1:
-            raise _refused(option, "a size such as 5GB, 512MiB or a number of bytes", text)
+        if float(value) not in self.bounds or value.denominator > 1:
+            wanted = "a size such as 5GB, 512MiB or a number of bytes, at most 1000 TB,"
+            raise _refused(self.option, wanted, text)
         return int(value)
-
-    return parse
 
 
 def cache_memory(text: str) -> int | float:
     """Takes a share of the free memory (0.5: a float of at most 1) or a size (an int of bytes)."""
-    if re.fullmatch(r"0?\.\d+|1\.0*", text, re.ASCII) and 0 < float(text) <= 1:
+    if re.fullmatch(r"0?\.\d+|1\.0*", text, re.ASCII) and float(text) in FRACTIONS:
         return float(text)
-    return size("--cache-memory")(text)
+    return Size("--cache-memory")(text)
 
 
 def _refused(option: str, wanted: str, text: str) -> UsageError:
-    return UsageError(f"{wanted} for {option}", repr(text), "mend the option")
+    return UsageError(f"{wanted} for {option}", shown(text), "correct the option")

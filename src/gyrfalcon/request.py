@@ -9,6 +9,7 @@ from enum import Enum
 from numbers import Integral, Real
 from types import NoneType
 
+from gyrfalcon.bounds import SAMPLING, shown
 from gyrfalcon.errors import RequestError
 
 NO_BIAS: Mapping[int, float] = {}
@@ -78,14 +79,14 @@ class SamplingParams:
         object.__setattr__(self, "stop_ids", _listed("stop_ids", self.stop_ids, Integral))
         object.__setattr__(self, "logprob_ids", _listed("logprob_ids", self.logprob_ids, Integral))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
-        self._check_types()
-        self._check_ranges()
+        self._check_numbers()
+        self._check_items()
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         return tuple(self.stop)
 
-    def _check_types(self) -> None:
+    def _check_numbers(self) -> None:
         whole = {"max_new_tokens": self.max_new_tokens, "top_k": self.top_k, "n": self.n}
         whole_or_none = {
             "seed": self.seed,
@@ -107,37 +108,12 @@ class SamplingParams:
         ):
             for name, value in values.items():
                 if not isinstance(value, kinds):
-                    raise RequestError(f"{words} for `{name}`", repr(value), MEND)
+                    raise RequestError(f"{words} for `{name}`", shown(value), MEND)
+                if value is not None and value not in SAMPLING[name]:
+                    raise RequestError(f"`{name}` from {SAMPLING[name]}", shown(value), MEND)
 
-    def _check_ranges(self) -> None:
+    def _check_items(self) -> None:
         checks = (
-            ("`max_new_tokens` of 0 or more", self.max_new_tokens, self.max_new_tokens >= 0),
-            ("`temperature` of 0 or more", self.temperature, 0 <= self.temperature < float("inf")),
-            ("`top_k` of 0 or more", self.top_k, self.top_k >= 0),
-            ("`top_p` above 0 and at most 1", self.top_p, 0 < self.top_p <= 1),
-            ("`min_p` from 0 to 1", self.min_p, 0 <= self.min_p <= 1),
-            (
-                "`repetition_penalty` from 0.001 to 1000",  # beyond, logits would not stay finite
-                self.repetition_penalty,
-                0.001 <= self.repetition_penalty <= 1000,
-            ),
-            (
-                "`presence_penalty` from -2 to 2",
-                self.presence_penalty,
-                -2 <= self.presence_penalty <= 2,
-            ),
-            (
-                "`frequency_penalty` from -2 to 2",
-                self.frequency_penalty,
-                -2 <= self.frequency_penalty <= 2,
-            ),
-            ("`n` of 1 or more", self.n, self.n >= 1),
-            ("`logprobs` of 0 or more", self.logprobs, self.logprobs is None or self.logprobs >= 0),
-            (
-                "`prompt_logprobs` of 0 or more",
-                self.prompt_logprobs,
-                (self.prompt_logprobs or 0) >= 0,
-            ),
             ("`stop` strings that are not empty", self.stop, all(self.stop_strings)),
             (
                 "`logit_bias` from -1e6 to 1e6, or -inf",
@@ -147,7 +123,7 @@ class SamplingParams:
         )
         for wanted, got, holds in checks:
             if not holds:
-                raise RequestError(wanted, repr(got), MEND)
+                raise RequestError(wanted, shown(got), MEND)
 
 
 def check_stop_ids(stop_ids: Iterable[int], vocab_size: int) -> None:
@@ -163,7 +139,7 @@ def _listed(name: str, values: object, kind: type) -> tuple[object, ...]:
     items = tuple(values) if isinstance(values, Iterable) else None
     if items is None or not all(isinstance(item, kind) for item in items):
         word = "strings" if kind is str else "token ids"
-        raise RequestError(f"{word} for `{name}`", repr(values), MEND)
+        raise RequestError(f"{word} for `{name}`", shown(values), MEND)
     return items
 
 
@@ -172,7 +148,7 @@ def _biases(biases: object) -> dict[int, float]:
         isinstance(token, Integral) and isinstance(bias, Real) for token, bias in biases.items()
     ):
         return dict(biases)
-    raise RequestError("a number for each token id in `logit_bias`", repr(biases), MEND)
+    raise RequestError("a number for each token id in `logit_bias`", shown(biases), MEND)
 
 
 @dataclass(frozen=True, slots=True)

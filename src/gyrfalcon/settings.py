@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from gyrfalcon.bounds import ENGINE, FRACTIONS, shown
 from gyrfalcon.errors import UsageError
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -73,24 +74,21 @@ class EngineConfig:
                 )
         if self.adapter is not None and not isinstance(self.adapter, str):
             wanted = "a path or a word for `adapter`"
-            raise UsageError(wanted, repr(self.adapter), "pass a string")
-        numbers = (
-            ("world_size", self.world_size),
-            ("max_len", self.max_len),
-            ("cache_memory", self.cache_memory),
-            ("block_size", self.block_size),
-            ("max_batch_tokens", self.max_batch_tokens),
-            ("max_sequences", self.max_sequences),
-            ("threads", self.threads),
-        )
-        for name, number in numbers:
-            if number is None:
-                continue
-            if not (isinstance(number, int) or name == "cache_memory"):
-                raise UsageError(f"a whole number for `{name}`", str(number), "mend it")
-            if not number > 0:  # NaN is not above anything
-                raise UsageError(f"`{name}` above 0", str(number), f"give another `{name}`")
-        if isinstance(self.cache_memory, float) and self.cache_memory > 1:
-            raise UsageError(
-                "`cache_memory` in bytes or a fraction up to 1", str(self.cache_memory), "mend it"
-            )
+            raise UsageError(wanted, shown(self.adapter), "pass a string")
+        if isinstance(self.cache_memory, float) and self.cache_memory not in FRACTIONS:
+            wanted = f"`cache_memory` in bytes or a fraction {FRACTIONS}"
+            raise UsageError(wanted, shown(self.cache_memory), "correct it")
+        numbers = {
+            "world_size": self.world_size,
+            "max_len": self.max_len,
+            "cache_memory": None if isinstance(self.cache_memory, float) else self.cache_memory,
+            "block_size": self.block_size,
+            "max_batch_tokens": self.max_batch_tokens,
+            "max_sequences": self.max_sequences,
+            "seed": self.seed,
+            "threads": self.threads,
+        }
+        for name, number in numbers.items():
+            if number is not None and not (isinstance(number, int) and number in ENGINE[name]):
+                wanted = f"a whole number from {ENGINE[name]} for `{name}`"
+                raise UsageError(wanted, shown(number), f"give another `{name}`")

@@ -1,0 +1,65 @@
+"""What a number may be: said once, for the command line and for Python."""
+
+from dataclasses import dataclass
+
+SHOWN_LETTERS = 40  # of a wrong value
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The numbers from `least` to `most`, both among them; NaN never is."""
+
+    least: float
+    most: float
+    above: bool = False  # `least` itself is not among them
+    words: str = ""  # in place of the numbers
+
+    def __contains__(self, value: float) -> bool:
+        return (self.least < value if self.above else self.least <= value) and value <= self.most
+
+    def __str__(self) -> str:
+        return self.words or f"{'above ' if self.above else ''}{self.least:,} to {self.most:,}"
+
+
+def shown(value: object) -> str:
+    """A wrong value in an error: a long one is cut short."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole numbers of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}… ({len(text)} letters)"
+
+
+TOKENS = Bounds(0, 10_000_000)
+ONE_TOKEN_OR_MORE = Bounds(1, TOKENS.most)
+TOP_TOKENS = Bounds(0, 1_000_000)  # above any vocabulary
+BYTES = Bounds(1, 10**15)
+FRACTIONS = Bounds(0, 1, above=True)
+SEEDS = Bounds(-(2**63), 2**64 - 1, words="-2^63 to 2^64 - 1")  # those of torch.manual_seed
+PENALTIES = Bounds(-2, 2)
+
+SAMPLING = {
+    "max_new_tokens": TOKENS,
+    "temperature": Bounds(0, 1000),
+    "top_k": TOP_TOKENS,
+    "top_p": FRACTIONS,
+    "min_p": Bounds(0, 1),
+    "repetition_penalty": Bounds(0.001, 1000),  # beyond, logits would not stay finite
+    "presence_penalty": PENALTIES,
+    "frequency_penalty": PENALTIES,
+    "seed": SEEDS,
+    "n": Bounds(1, 10_000),
+    "logprobs": TOP_TOKENS,
+    "prompt_logprobs": TOP_TOKENS,
+}
+
+ENGINE = {
+    "world_size": Bounds(1, 1024),
+    "max_len": ONE_TOKEN_OR_MORE,
+    "cache_memory": BYTES,
+    "block_size": Bounds(1, 65_536),
+    "max_batch_tokens": ONE_TOKEN_OR_MORE,
+    "max_sequences": Bounds(1, 100_000),
+    "seed": SEEDS,
+    "threads": Bounds(1, 4096),
+}

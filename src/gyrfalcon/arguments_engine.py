@@ -74,7 +74,8 @@ def add_adapter(to: argparse._ActionsContainer) -> None:
         "--adapter",
         metavar="DIR|.|none",
         help="merge a LoRA adapter that peft saved into the weights, such as --adapter sft/checkpoint-500; "
-        ". is the one that lies beside the weights, none leaves that out",
+        ". is the one that lies beside the weights, none leaves that out "
+        "(default: an adapter there is refused)",
     )
 
 

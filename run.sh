@@ -357,6 +357,7 @@ main() {
         exit
     fi
     find_bin '[report,hub]' gyrfalcon
+    export GYRFALCON_RUN_SH=1 # its advice on options tells of the --
     exec "$bin/gyrfalcon" "${command[@]}"
 }
 

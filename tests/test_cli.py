@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from gyrfalcon import errors
 from gyrfalcon.arguments import COMMANDS, PLANNED, parse
 from gyrfalcon.cli import main
 from gyrfalcon.errors import UsageError
+from gyrfalcon.interrupted import interrupts_tell, told
 from gyrfalcon.options import Number, Size, Whole, Wholes, cache_memory
 
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
@@ -477,7 +479,7 @@ def test_numbers_out_of_range_are_refused_at_once(name: str, action: argparse.Ac
         for edge in (bounds.least, bounds.most):
             if edge in bounds:
                 args = parse([name, *REQUIRED[name], f"{option}={edge}"])
-                assert vars(args)[action.dest] == kind(edge)
+                assert vars(args)[action.dest] in (kind(edge), [kind(edge)])
         refusal(name, *REQUIRED[name], f"{option}={bounds.least - 1}")
         refusal(name, *REQUIRED[name], f"{option}={bounds.most + 1}")
 
@@ -489,3 +491,26 @@ def test_a_list_of_numbers_has_an_end() -> None:
 def test_two_dashes_can_be_a_value() -> None:
     assert parse(["generate", "m", "--prompt=--"]).prompt == ["--"]
     assert "got '--'" in refusal("generate", "m", "x", "--cache-memory=--")
+
+
+def test_advice_on_options_holds_with_run_sh_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out.csv").write_text("mine")
+    words = ["speed", "nestling", "-f", str(tmp_path / "out.csv")]
+    assert main(words) == 2
+    assert capsys.readouterr().err.endswith("or add --overwrite to measure all again\n")
+    monkeypatch.setenv("GYRFALCON_RUN_SH", "1")
+    assert main(words) == 2
+    advice = "or add --overwrite to measure all again (with run.sh: after --)\n"
+    assert capsys.readouterr().err.endswith(advice)
+
+
+def test_a_ctrl_c_tells_what_is_kept() -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    for words, line in (("", "interrupted"), ("two are kept", "interrupted; two are kept")):
+        with pytest.raises(KeyboardInterrupt) as caught, interrupts_tell(partial(str, words)):
+            interrupt()
+        assert told(caught.value) == line

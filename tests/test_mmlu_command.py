@@ -14,7 +14,8 @@ from exams import Data, answer, document, make_model
 from gyrfalcon.cli import main
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.exam import read_exam
-from gyrfalcon.measure.mmlu_files import unfinished
+from gyrfalcon.measure.mmlu import Answer
+from gyrfalcon.measure.mmlu_files import Recorder, unfinished
 from gyrfalcon.measure.mmlu_score import answer_json
 
 
@@ -134,19 +135,106 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def test_an_unfinished_run_of_something_else_is_not_gone_on_with(
-    tmp_path: Path, exam_folder: Path
+Facts = dict[str, object]
+IDENTITY: Facts = {"model": "m", "model_files": "1", "shots": 5, "exam_sha256": "a"}
+TYPED: Facts = {"data": "d", "limit": None, "subjects": None}
+
+
+def journal(folder: Path, identity: Facts, *lines: object) -> None:
+    text = "".join(f"{json.dumps(line)}\n" for line in (identity, *lines))
+    (folder / "journal0.jsonl").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("identity", "typed", "told"),
+    [
+        ({"shots": 4}, {}, "that one had --shots 5;"),
+        ({"exam_sha256": "b"}, {"limit": 7}, "that one had no --limit;"),
+        ({"exam_sha256": "b"}, {}, "that one had other questions;"),
+        ({"model": "n", "model_files": "2"}, {}, "had model m and model files that have changed"),
+        ({"shots": 4, "exam_sha256": "b"}, {"subjects": "x"}, "had --shots 5 and no --subjects;"),
+    ],
+)
+def test_a_run_that_cannot_go_on_says_what_differs(
+    identity: Facts, typed: Facts, told: str, tmp_path: Path, exam_folder: Path
 ) -> None:
+    exam, found = read_exam(exam_folder, "test"), answer("birds", 0, "A", "B")
+    journal(tmp_path, {**IDENTITY, "options": TYPED}, answer_json(found))
+    moved = {**IDENTITY, "options": {**TYPED, "data": "elsewhere"}}
+    assert unfinished(tmp_path, moved, exam) == [found]
+    now = {**IDENTITY, **identity, "options": {**TYPED, **typed}}
+    with pytest.raises(UsageError) as caught:
+        unfinished(tmp_path, now, exam)
+    assert told in str(caught.value)
+    assert "overwrite=True" in str(caught.value)
+
+
+def test_a_journal_without_an_answer_is_no_run(tmp_path: Path, exam_folder: Path) -> None:
+    journal(tmp_path, IDENTITY)
     exam = read_exam(exam_folder, "test")
-    found = answer("birds", 0, "A", "B")
-    identity: dict[str, object] = {"model": "m", "shots": 5}
-    text = f"{json.dumps(identity)}\n{json.dumps(answer_json(found))}\n"
-    (tmp_path / "journal0.jsonl").write_text(text)
-    assert unfinished(tmp_path, identity, exam) == [found]
-    with pytest.raises(UsageError, match="another shots"):
-        unfinished(tmp_path, {**identity, "shots": 4}, exam)
-    (tmp_path / "journal0.jsonl").write_text(text + '{"finished": true}\n')
-    assert unfinished(tmp_path, {**identity, "shots": 4}, exam) == []
+    assert unfinished(tmp_path, {**IDENTITY, "shots": 4}, exam) == []
+
+
+@pytest.mark.parametrize("name", ["mmlu.json", "result_0_subject_acc.json"])
+def test_results_in_the_folder_are_not_replaced_unasked(
+    name: str, tmp_path: Path, exam_folder: Path
+) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UsageError, match=f"got {name} of an earlier run; name another folder"):
+        unfinished(tmp_path, IDENTITY, read_exam(exam_folder, "test"))
+
+
+def test_a_finished_run_is_replaced_with_overwrite_alone(
+    model: Path, exam_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command(model, exam_folder, tmp_path, "--limit", "1")
+    assert main(words) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    capsys.readouterr()
+    for again in (words, command(model, exam_folder, tmp_path)):
+        assert main(again) == 2
+        assert "-o, or add --overwrite\n" in capsys.readouterr().err
+        assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main([*command(model, exam_folder, tmp_path), "--overwrite"]) == 0
+    assert len(json.loads((tmp_path / "mmlu.json").read_text())["result"]["predictions"]) == 7
+
+
+def interrupted_after(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ctrl-C comes as soon as so many answers are kept."""
+    whole = Recorder.write
+
+    def write(self: Recorder, found: Answer) -> None:
+        if self.num_answers == number:
+            raise KeyboardInterrupt
+        whole(self, found)
+
+    monkeypatch.setattr(Recorder, "write", write)
+
+
+def test_ctrl_c_tells_what_is_kept_and_how_to_go_on(
+    model: Path, exam_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = command(model, exam_folder, tmp_path)
+    with monkeypatch.context() as patch:
+        interrupted_after(2, patch)
+        assert main(words) == 130
+    told = f"2 of 7 questions answered and kept in {tmp_path}; run the same command again to go on"
+    assert capsys.readouterr().err.endswith(f"gyrfalcon: interrupted; {told}\n")
+    assert main(words) == 0
+    assert json.loads((tmp_path / "mmlu.json").read_text())["result"]["num_resumed"] == 2
+
+
+def test_a_run_that_answered_nothing_leaves_nothing(
+    model: Path, exam_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    interrupted_after(0, monkeypatch)
+    assert main(command(model, exam_folder, tmp_path / "new")) == 130
+    assert capsys.readouterr().err.endswith("gyrfalcon: interrupted\n")
+    (tmp_path / "mine").write_text("mine")
+    assert main(command(model, exam_folder, tmp_path)) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_two_result_files_are_compared_without_a_model(

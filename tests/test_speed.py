@@ -340,7 +340,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped(model: Path, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "named"),
-    [(("--repeats", "2"), "--repeats"), (("-w", "2", *QUICK), "settings")],
+    [(("--repeats", "2"), "--repeats 1"), (("-w", "2", *QUICK), "-w 1")],
     ids=["repeats", "ranks"],
 )
 def test_results_of_another_sweep_are_not_overwritten_unasked(
@@ -355,7 +355,7 @@ def test_results_of_another_sweep_are_not_overwritten_unasked(
     before = (tmp_path / "out.json").read_text()
     assert speed(model, *words, *changed) == 2
     error = capsys.readouterr().err
-    assert f"another {named}" in error
+    assert f"another, which had {named};" in error
     assert "--overwrite" in error
     assert (tmp_path / "out.json").read_text() == before
     assert speed(model, *words, *changed, "--overwrite") == 0

@@ -113,8 +113,8 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
 def _add_mmlu(parser: argparse.ArgumentParser) -> None:
     """Put MMLU's questions, or another exam's in its folder layout, and count the right answers.
 
-    Broken off, the same command goes on where it stopped. With two result files and no MODEL:
-    compare them question by question.
+    Broken off, the same command goes on where it stopped; finished results are replaced only with
+    --overwrite. With two result files and no MODEL: compare them question by question.
 
     examples:
       gyrfalcon mmlu falcon-40b-4 -d mmlu --limit 20
@@ -168,6 +168,11 @@ def _add_mmlu(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         default="test_result",
         help="where the results go (default test_result)",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start anew and replace what an earlier run left in DIR, finished or not",
     )
     parser.add_argument(
         "--golden",

@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from gyrfalcon.arguments import flags, parse
 from gyrfalcon.engine.interrupts import ending_interrupts
 from gyrfalcon.errors import DISK_FULL, DiskFull, GyrfalconError, UsageError, lack
+from gyrfalcon.interrupted import told
 from gyrfalcon.output_file import open_output
 
 INTERRUPTED = 130
+RUN_SH = "GYRFALCON_RUN_SH"  # set by run.sh, which takes other options than gyrfalcon
 READER_GONE = 141  # what a shell reports for a program that wrote to a closed pipe
 
 
@@ -24,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except GyrfalconError as error:
         return _complain(error)
-    except KeyboardInterrupt:
-        print("gyrfalcon: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print("gyrfalcon:", told(interrupt), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         _settle_last_flush()
@@ -80,7 +82,10 @@ def _explained(error: OSError) -> GyrfalconError:
 
 
 def _complain(error: GyrfalconError) -> int:
-    print("gyrfalcon: error:", " ".join(error.on_command_line(flags()).split()), file=sys.stderr)
+    line = " ".join(error.on_command_line(flags()).split())
+    if RUN_SH in os.environ and " --" in line.rpartition("; ")[2]:
+        line += " (with run.sh: after --)"
+    print("gyrfalcon: error:", line, file=sys.stderr)
     return error.exit_code
 
 

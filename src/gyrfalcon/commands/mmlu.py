@@ -13,6 +13,7 @@ from gyrfalcon.commands import mmlu_tables as tables
 from gyrfalcon.commands.generate import engine_config
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import CheckFailed, UsageError
+from gyrfalcon.interrupted import interrupts_tell
 from gyrfalcon.measure import mmlu_golden, mmlu_score, result
 from gyrfalcon.measure.exam import open_exam
 from gyrfalcon.measure.golden import Golden, known, models_with_mmlu
@@ -24,7 +25,7 @@ from gyrfalcon.measure.mmlu_compare import (
     compare,
     comparison_json,
 )
-from gyrfalcon.measure.mmlu_files import Recorder, model_fingerprint, unfinished
+from gyrfalcon.measure.mmlu_files import OPTIONS, Recorder, model_fingerprint, unfinished
 from gyrfalcon.measure.mmlu_prompts import PROTOCOLS, Exam
 from gyrfalcon.measure.mmlu_result import ExamResult
 from gyrfalcon.measure.mmlu_score import Score, score
@@ -79,13 +80,16 @@ def run(args: argparse.Namespace) -> int:
         check_alike(Asked.in_exam(exam), Asked.in_result(other), ("A (this run)", f"B ({path})"))
     golden = _golden(engine_config(args)) if args.golden else None
     identity = _identity(args, exam)
-    earlier = unfinished(output, identity, exam.subjects)
+    earlier = [] if args.overwrite else unfinished(output, identity, exam.subjects)
     with Engine(engine_config(args)) as engine:
         if not engine.is_first_rank:
             _follow(engine, exam, earlier)
             return 0
         say_ready(engine.description, engine.notes)
-        with Recorder(output, identity, earlier) as recorder:
+        with (
+            Recorder(output, identity, earlier) as recorder,
+            interrupts_tell(lambda: _kept(recorder, exam, args.output)),
+        ):
             done = _ask(engine, exam, earlier, recorder)
             facts = done.as_json()
             rows = None if golden is None else mmlu_golden.beside(golden, done.score, exam)
@@ -125,6 +129,7 @@ def _identity(args: argparse.Namespace, exam: Exam) -> dict[str, object]:
         "quant": args.quant,
         "max_len": args.max_len,
         **exam.settings,
+        OPTIONS: {"data": args.data, "limit": args.limit, "subjects": args.subjects},
     }
 
 
@@ -157,6 +162,16 @@ def _ask(engine: Engine, exam: Exam, earlier: Sequence[Answer], recorder: Record
     in_order = sorted(found, key=attrgetter("subject", "id"))
     num_new = len(found) - len(earlier)
     return Done(exam, in_order, score(exam.subjects, in_order), num_new, seconds)
+
+
+def _kept(recorder: Recorder, exam: Exam, output: str) -> str:
+    if not recorder.num_answers:
+        return ""
+    asked = counted(exam.num_questions, "question")
+    return (
+        f"{recorder.num_answers} of {asked} answered and kept in {output}; "
+        "run the same command again to go on"
+    )
 
 
 def _follow(engine: Engine, exam: Exam, earlier: Sequence[Answer]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from gyrfalcon.commands.generate import engine_config
 from gyrfalcon.engine.build import longest_sequence
 from gyrfalcon.errors import UsageError
+from gyrfalcon.interrupted import interrupts_tell
 from gyrfalcon.measure.baseline import baselines, compare
 from gyrfalcon.measure.result import envelope
 from gyrfalcon.measure.speed import Bench, layout_of, measure_limits, with_percent
@@ -31,14 +32,16 @@ def run(args: argparse.Namespace) -> int:
     csv = open_output(args.csv, "-f") if args.csv else None
     files = Files.chosen(csv, args.json)
     against = baselines(args.baseline) if args.baseline else ()
+    earlier = None if args.overwrite else files.earlier()
     _check_lengths(cases, config)
     with contextlib.closing(Bench.start(config, args.batch)) as bench:
         engine = bench.engine
         if engine.is_first_rank:
             say_ready(engine.description, engine.notes)
         head = envelope("speed", engine, args.words, {})
-        sweep = Sweep(args.repeats) if args.overwrite else files.take_up(head, args.repeats)
-        _measure(bench, cases, sweep, files, head)
+        sweep = files.take_up(earlier, head, args.repeats)
+        with interrupts_tell(lambda: _kept(cases, sweep, files)):
+            _measure(bench, cases, sweep, files, head)
         if not engine.is_first_rank:
             return 0
     sweep.baselines = [compare(sweep.in_order, baseline) for baseline in against]
@@ -57,6 +60,14 @@ def _tell(
         write_json({**head, "result": sweep.to_json()}, json)
     if not goes_to_stdout(csv) and not goes_to_stdout(json):
         print(describe(sweep))
+
+
+def _kept(cases: Sequence[Case], sweep: Sweep, files: Files) -> str:
+    measured = sum(case in sweep.rows for case in cases)
+    if not measured or files.json is None:
+        return ""
+    kept = f"{measured} of {counted(len(cases), 'case')} measured and kept in {files.json}"
+    return f"{kept}; run the same command again to go on"
 
 
 def _measure(

@@ -1,14 +1,14 @@
 """The folder of an MMLU run: the guide's files, and a journal from which a killed run goes on.
 
 journal0.jsonl holds who runs (one line), then every answer as it comes; it alone is read again. A
-run that reached its end is never continued: the model behind its name may have changed.
+run that reached its end is never continued, and never replaced unasked.
 """
 
 import csv
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ from types import TracebackType
 from gyrfalcon.errors import UsageError
 from gyrfalcon.fields import Fields, parsed_json, shown
 from gyrfalcon.measure import result
+from gyrfalcon.measure.differences import differences
 from gyrfalcon.measure.exam import Subject
 from gyrfalcon.measure.mmlu import Answer
 from gyrfalcon.measure.mmlu_result import asked_in, read_answers
@@ -33,29 +34,73 @@ LOG = "device0.log"
 SUBJECTS = "result_0_subject_acc.json"
 CLASSES = "result_0_classes_acc.json"
 DOCUMENT = "mmlu.json"
+RESULTS = (DOCUMENT, SUBJECTS, CLASSES)  # of a run that has ended
 FINISHED = {"finished": True}
+OPTIONS = "options"  # of a run's identity: as typed, for people
+QUESTIONS = "exam_sha256"
+TOLD = {
+    "device": "--device",
+    "dtype": "--dtype",
+    "quant": "--quant",
+    "max_len": "--max-len",
+    "adapter": "--adapter",
+    "protocol": "--protocol",
+    "split": "--split",
+    "shots": "--shots",
+    "limit": "--limit",
+    "subjects": "--subjects",
+    "data": "-d",
+    "model_files": "model files that have changed since…",
+    "adapter_files": "adapter files that have changed since…",
+    QUESTIONS: "other questions…",
+}
 NO_ANSWER = "-1"  # in the guide's file, where a letter is missing
 
 
 def unfinished(
     folder: Path, identity: Mapping[str, object], exam: Sequence[Subject]
 ) -> list[Answer]:
-    """The answers of a run that was broken off in this folder; UsageError when it was another run's,
-    or when the journal holds what no run of this exam can have written.
+    """The answers of a run that was broken off in this folder, none where it holds no run.
+
+    UsageError where it holds the results of a run that has ended, when the unfinished run was another
+    one, or when the journal holds what no run of this exam can have written.
     """
-    lines = list(_whole_lines(folder / JOURNAL))
-    if not lines or lines[-1] == FINISHED:
-        return []
-    if lines[0] != identity:
-        stated = {name for name in identity if lines[0].get(name) != identity[name]}
-        raise UsageError(
-            f"a run like the unfinished one in {folder}",
-            f"one with another {', '.join(sorted(stated)) or 'identity'}",
-            f"finish that one, give another -o, or delete {folder / JOURNAL}",
-        )
     journal = folder / JOURNAL
-    answers = [Fields(line, f"line {n} of {journal}") for n, line in enumerate(lines[1:], 2)]
-    return read_answers(answers, asked_in(exam))
+    lines = list(_whole_lines(journal))
+    if lines[1:] and lines[-1] != FINISHED:
+        _check_same_run(folder, lines[0], identity)
+        answers = [Fields(line, f"line {n} of {journal}") for n, line in enumerate(lines[1:], 2)]
+        return read_answers(answers, asked_in(exam))
+    if there := [name for name in RESULTS if (folder / name).exists()]:
+        do = "name another folder with -o, or add `overwrite=True`"
+        raise UsageError(f"no results in {folder}", f"{there[0]} of an earlier run", do)
+    return []
+
+
+def _check_same_run(folder: Path, then: Mapping[str, object], now: Mapping[str, object]) -> None:
+    """UsageError that says in words what is not as it was."""
+    if _asked(then) == _asked(now):
+        return
+    told = differences(_words(then), _words(now), TOLD) or differences(
+        _asked(then), _asked(now), TOLD
+    )
+    raise UsageError(
+        f"options as of the unfinished run in {folder}",
+        f"others: that one had {told}",
+        "run its command again to finish it, name another folder with -o, or add `overwrite=True`",
+    )
+
+
+def _asked(identity: Mapping[str, object]) -> dict[str, object]:
+    """All that can change an answer."""
+    return {name: value for name, value in identity.items() if name != OPTIONS}
+
+
+def _words(identity: Mapping[str, object]) -> dict[str, object]:
+    """The options as they were typed; what is known of the questions then needs no telling."""
+    options = identity.get(OPTIONS)
+    asked = {name: value for name, value in _asked(identity).items() if name != QUESTIONS}
+    return {**asked, **options} if isinstance(options, dict) else asked
 
 
 def model_fingerprint(folder: Path) -> str:
@@ -74,10 +119,16 @@ class Recorder:
     def __init__(
         self, folder: Path, identity: Mapping[str, object], earlier: Sequence[Answer]
     ) -> None:
-        """Writes the journal and the guide's cache anew, with the `earlier` answers of this run."""
+        """Writes the journal and the guide's cache anew, with the `earlier` answers of this run, and
+        removes the results of another.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self.num_answers = len(earlier)
         remove_parts(folder)
+        for name in RESULTS:
+            (folder / name).unlink(missing_ok=True)
+        self._has_log = (folder / LOG).exists()
         lines = [dict(identity), *map(answer_json, earlier)]
         result.write_atomically(folder / JOURNAL, "".join(map(_line, lines)))
         with ExitStack() as files:
@@ -97,6 +148,7 @@ class Recorder:
         self._journal.write(_line(answer_json(answer)))
         self._journal.flush()
         self._cache_row(answer)
+        self.num_answers += 1
 
     def log(self, text: str) -> None:
         """A line with the time in device0.log."""
@@ -114,7 +166,13 @@ class Recorder:
         self._journal.write(_line(FINISHED))
 
     def close(self) -> None:
+        """Leaves nothing of a run that answered nothing."""
         self._files.close()
+        if not self.num_answers:
+            for name in (JOURNAL, CACHE, *(() if self._has_log else (LOG,))):
+                (self.folder / name).unlink(missing_ok=True)
+            with suppress(OSError):  # others' files are in it
+                self.folder.rmdir()
 
     def __enter__(self) -> "Recorder":
         return self

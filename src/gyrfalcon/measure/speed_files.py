@@ -2,6 +2,7 @@
 it was killed. Both files are replaced whole after every case.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from gyrfalcon.errors import UsageError
 from gyrfalcon.fields import Fields
 from gyrfalcon.measure import result
+from gyrfalcon.measure.differences import differences, flat
 from gyrfalcon.measure.roofline import Limits
 from gyrfalcon.measure.speed_rows import DO, above_zero, read_row
 from gyrfalcon.measure.timing import OOM, Case, Row, averages
@@ -25,7 +27,17 @@ COLUMNS = (
     "TokensPerSecond(ms)",
 )
 SEPARATOR = ", "
-PASSING = ("command", "max_len")  # settings that may differ when a sweep is taken up
+PASSING = ("settings.command", "settings.max_len")  # what may differ when a sweep is taken up
+TOLD = {
+    "model.name": "the model",
+    "settings.world_size": "-w",
+    "settings.device": "--device",
+    "settings.dtype": "--dtype",
+    "settings.quant": "--quant",
+    "settings.threads": "--threads",
+    "settings.adapter": "--adapter",
+    "repeats": "--repeats",
+}
 
 
 @dataclass(slots=True)
@@ -87,18 +99,28 @@ class Files:
             raise UsageError("a CSV and a JSON of different names", csv.path, "name another -f")
         return cls(table, document)
 
-    def take_up(self, head: Mapping[str, object], repeats: int) -> Sweep:
-        """What an earlier run with the same head and repeats has measured; UsageError for results
-        of another, which are not to be overwritten unasked.
+    def earlier(self) -> Mapping[str, object] | None:
+        """The document of an earlier sweep, None where there is none; UsageError for other files, which
+        are not to be overwritten unasked.
         """
-        if self.json is None or not self.json.exists():
-            if self.csv is not None and self.csv.exists():
-                raise _taken(self.csv, "a table without its JSON")
+        if self.json is not None and self.json.exists():
+            document = result.read(self.json, "speed")
+            Sweep.from_json(result.findings(document, self.json))
+            return document
+        if self.csv is not None and self.csv.exists():
+            raise _taken(self.csv, "a table without its JSON")
+        return None
+
+    def take_up(
+        self, earlier: Mapping[str, object] | None, head: Mapping[str, object], repeats: int
+    ) -> Sweep:
+        """What an earlier sweep with the same head and repeats has measured; UsageError for another."""
+        if earlier is None or self.json is None:
             return Sweep(repeats)
-        document = result.read(self.json, "speed")
-        sweep = Sweep.from_json(result.findings(document, self.json))
-        if differing := _differences(document, head, sweep.repeats == repeats):
-            raise _taken(self.json, f"one with another {', '.join(differing)}")
+        sweep = Sweep.from_json(result.findings(earlier, self.json))
+        then, now = _facts(earlier, sweep.repeats), _facts(head, repeats)
+        if told := differences(then, now, TOLD):
+            raise _taken(self.json, f"another, which had {told}")
         return sweep
 
     def write(self, head: Mapping[str, object], sweep: Sweep) -> None:
@@ -135,21 +157,13 @@ def _cells(row: Row) -> list[str]:
     return lengths + [f"{time:.4f}" for time in times]
 
 
-def _differences(
-    document: Mapping[str, object], head: Mapping[str, object], same_repeats: bool
-) -> list[str]:
-    """What of the model, the settings and the machine is not as it was."""
-    names = ("gyrfalcon", "model", "settings", "machine")
-    differing = [name for name in names if _lasting(document.get(name)) != _lasting(head[name])]
-    return differing if same_repeats else [*differing, "--repeats"]
-
-
-def _lasting(part: object) -> object:
-    if not isinstance(part, dict):
-        return part
-    return {name: value for name, value in part.items() if name not in PASSING}
+def _facts(document: Mapping[str, object], repeats: int) -> dict[str, object]:
+    """All of the model, the settings and the machine that must be as it was."""
+    parts = {name: document.get(name) for name in ("gyrfalcon", "model", "settings", "machine")}
+    facts = flat(json.loads(json.dumps({**parts, "repeats": repeats})))
+    return {name: value for name, value in facts.items() if name not in PASSING}
 
 
 def _taken(path: Path, what: str) -> UsageError:
-    do = "name another file, or add --overwrite to measure all again"
+    do = "name another file, or add `overwrite=True` to measure all again"
     return UsageError(f"no file or this same sweep's at {path}", what, do)

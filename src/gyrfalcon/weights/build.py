@@ -18,6 +18,8 @@ from typing import BinaryIO
 
 from gyrfalcon.errors import DISK_FULL, CheckpointError, DiskFull, UsageError, lack
 from gyrfalcon.foreign_file import read_json
+from gyrfalcon.interrupted import interrupts_tell
+from gyrfalcon.output import counted
 from gyrfalcon.output_file import check_folder
 from gyrfalcon.weights.manifest import FileSum
 from gyrfalcon.weights.source import PARTIAL
@@ -45,6 +47,14 @@ class Build:
     def is_published(self) -> bool:
         """Whether an earlier run was stopped after its very last step but one."""
         return self._whole and not self.folder.exists() and self.target.exists()
+
+    @property
+    def kept(self) -> str:
+        """What a run that is broken off leaves for the next."""
+        if not self.finished:
+            return ""
+        count = counted(len(self.finished), "file")
+        return f"{count} finished and kept in {self._partial}; run the same command again to go on"
 
     def begin(self) -> None:
         """Removes every file that the recorded progress does not vouch for."""
@@ -160,7 +170,8 @@ def build(
                 _check_target(target, overwrite)
                 work.begin()
             try:
-                yield work
+                with interrupts_tell(lambda: work.kept):
+                    yield work
             except UsageError:  # the same work would end here every time
                 work.discard()
                 raise
@@ -231,7 +242,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise UsageError(
             f"a new folder {target}",
             "one that is there already",
-            "add --overwrite or choose another",
+            "add `overwrite=True` or choose another",
         )
     if os.path.ismount(target):
         raise UsageError(

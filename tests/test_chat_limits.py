@@ -40,6 +40,9 @@ MACRO_F = "{% macro f(n) %}"
 STEPS = {
     "nested loops without output": repeated(repeated(repeated(""))),
     "loops whose filter lets nothing through": NOTHING * 11,
+    "a loop with much in a pass": repeated("{% set y = i %}" * 3000),
+    "a macro with much in it": MACRO_F + "{% set y = n %}" * 3000 + "{% endmacro %}" + repeated("{{ f(i) }}"),
+    "a loop with a long filter": NOTHING.replace("false", "i is string and " * 99 + "false"),
     "a loop over a loop's items": repeated("{% for c in x %}{% endfor %}"),
     "macros calling macros": MACRO_F
     + "{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(50) }}",

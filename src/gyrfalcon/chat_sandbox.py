@@ -5,7 +5,7 @@ every filter, call and operator pays a Meter. Knows no checkpoint and no message
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import partial, update_wrapper
 from types import CodeType
@@ -42,6 +42,9 @@ CHEAP_TESTS = frozenset(
     "boolean callable defined escaped false filter float integer iterable mapping none number sameas "
     "sequence string test true undefined".split()
 )
+NODES_PER_STEP = (
+    16  # of a template's syntax tree: names, constants and assignments have a price, too
+)
 LOOP_VARIABLES = ("_loop_vars", "_block_vars")  # what jinja2 passes on with every call
 MAX_INDENT = 100  # of JSON: characters a level, and of a separator
 MAX_TIME_FORMAT = 1000
@@ -74,24 +77,34 @@ class _MeteredCode(CodeGenerator):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._wrapped: dict[int, str] = {}  # by id of the node
+        self._wrapped: dict[
+            int, tuple[str, str]
+        ] = {}  # by id of the node: a method, what it is told
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
-        method = self._wrapped.pop(id(node), None) or _maker(node)
+        method, told = self._wrapped.pop(id(node), (_maker(node), ""))
         if method is None:
             return super().visit(node, *args, **kwargs)
         self.write(f"environment.{method}(")
         super().visit(node, *args, **kwargs)
-        self.write(")")
+        self.write(f"{told})")
         return None
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:
-        self._wrapped[id(node.iter)] = "passes"
+        steps = 1 + (_num_nodes(node.test) // NODES_PER_STEP if node.test else 0)
+        self._wrapped[id(node.iter)] = "passes", f", {steps}"
         super().visit_For(node, frame)
+
+    def blockvisit(self, statements: Iterable[nodes.Node], frame: Frame) -> None:
+        listed = list(statements)
+        steps = sum(map(_num_nodes, listed)) // NODES_PER_STEP
+        if steps:
+            self.writeline(f"environment.meter.step({steps})")
+        super().blockvisit(listed, frame)
 
     def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:
         for part in (node.expr, *(operand.expr for operand in node.ops)):
-            self._wrapped[id(part)] = "compared"
+            self._wrapped[id(part)] = "compared", ""
         super().visit_Compare(node, frame)
 
     def visit_Output(self, node: nodes.Output, frame: Frame) -> None:
@@ -99,6 +112,11 @@ class _MeteredCode(CodeGenerator):
         if data:
             self.writeline(f"environment.wrote({sum(map(len, data))})")
         super().visit_Output(node, frame)
+
+
+def _num_nodes(node: nodes.Node) -> int:
+    """How much is written in a statement, without the statements in it."""
+    return 1 + sum(map(_num_nodes, node.iter_child_nodes(exclude=("body", "else_"))))
 
 
 def _maker(node: nodes.Node) -> str | None:

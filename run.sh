@@ -275,7 +275,7 @@ install_torch() {
         "$@" --no-deps --retries 0 --timeout 5 --index-url https://download.pytorch.org/whl/cpu "torch==$version" 2>/dev/null && return
         say 'download.pytorch.org cannot be reached or does not have it: taking the usual index'
     fi
-    say "fetching torch $version; with CUDA's libraries, as PyPI has it for Linux on x86-64, 2 to 4 GB"
+    say "fetching torch $version; with CUDA's libraries, as PyPI has it for Linux on x86-64, about 3 GB"
     "$@" torch
 }
 
@@ -286,7 +286,9 @@ install_package() {
     cd -- "$here" || return
     # Relative, because pip takes a space in this variable for the end of a file name.
     export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
-    install_torch "${pip[@]}" && "${pip[@]}" -e ".$1"
+    install_torch "${pip[@]}" || return
+    [ "$1" != '[test]' ] || say 'fetching what the checks need, Triton and transformers among it, about 300 MB'
+    "${pip[@]}" -e ".$1"
 }
 
 # set_up EXTRAS: makes .venv, or brings one that is complete but old up to date.

@@ -336,6 +336,41 @@ def test_a_cut_with_an_adapter_is_the_cut_of_weights_merged_by_hand(
     assert any("the adapter sft is merged (8 tensors, rank 4" in note for note in summary.notes)
 
 
+@pytest.mark.parametrize(
+    ("stored", "table", "kept"),
+    [
+        (torch.bfloat16, torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16, torch.float32),
+        (torch.float64, torch.float64, torch.float64),
+    ],
+    ids=str,
+)
+def test_a_sum_is_as_wide_as_its_tensor_and_what_the_model_computes_in(
+    stored: torch.dtype,
+    table: torch.dtype,
+    kept: torch.dtype,
+    pairs: State,
+    adapter: Path,
+    tmp_path: Path,
+) -> None:
+    model = small()
+    state = {name: tensor.to(stored) for name, tensor in state_of(model).items()}
+    state[TABLE] = state[TABLE].to(table)
+    folder = save(tmp_path / "hf", json.loads(model.config.to_json_string()), state, "safetensors")
+    ours = merged_tensors(folder, adapter)
+    for name, delta in changes(pairs).items():
+        wide = state[name].to(torch.promote_types(stored, torch.float32))
+        assert torch.equal(ours[name], (wide + delta).to(kept)), name
+
+
+def test_a_head_of_its_own_is_not_rounded_to_a_narrower_embedding(tmp_path: Path) -> None:
+    small().bfloat16().save_pretrained(tmp_path / "hf")
+    new = torch.randn(509, 64)
+    sft = save_adapter(tmp_path / "sft", {f"{PREFIX}{HEAD}": new}, modules_to_save=["lm_head"])
+    assert torch.equal(merged_tensors(tmp_path / "hf", sft, "fp32")[HEAD], new)
+    assert torch.equal(merged_tensors(tmp_path / "hf", sft)[HEAD], new.bfloat16())
+
+
 @pytest.mark.parametrize(("quant", "world_size"), [("int8", 2), ("int4-32", 1)])
 def test_weights_are_merged_before_they_are_rounded(
     quant: str, world_size: int, pairs: State, adapter: Path, tmp_path: Path
@@ -368,7 +403,7 @@ def test_a_large_change_is_the_same_whatever_ranges_are_read(
     base: Path, adapter: Path, pairs: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Products of other shapes may be rounded otherwise: ranks would not hold parts of one matrix."""
-    monkeypatch.setattr("gyrfalcon.weights.merged.TILE_ELEMENTS", 7 * 64)
+    monkeypatch.setattr("gyrfalcon.weights.merged.TILE_ELEMENTS", 5 * 64)  # the last has one row
     whole = merged_tensors(base, adapter)
     for name, tensor in state_of(merge_by_hand(small(), changes(pairs))).items():
         torch.testing.assert_close(whole[name], tensor)
@@ -378,7 +413,7 @@ def test_a_large_change_is_the_same_whatever_ranges_are_read(
     expected = torch.cat([whole[name][:, c.start : c.stop] for c in columns], 1)
     assert torch.equal(source.read(name, 1, columns), expected)
     name = "transformer.h.1.self_attention.query_key_value.weight"
-    for rows in ((range(5, 6), range(6, 40)), (range(0, 96),), (range(20, 20),)):
+    for rows in ((range(4, 6), range(6, 40)), (range(0, 96),), (range(20, 20),), (range(94, 96),)):
         expected = torch.cat([whole[name][r.start : r.stop] for r in rows])
         assert torch.equal(source.read(name, 0, rows), expected)
 
@@ -397,6 +432,8 @@ def test_a_chain_of_cut_recut_and_merge_ends_in_what_transformers_merges(
     assert (kept.name, kept.base_model) == ("sft", "org/base")
     assert verify(tmp_path / "2").faults == ()
     merge(tmp_path / "2", tmp_path / "merged")
+    config = json.loads((tmp_path / "merged/config.json").read_text())
+    assert config["tie_word_embeddings"] is False
     expected = logits_of(merge_by_hand(small(), changes(pairs)))
     assert_same(logits_of(FalconForCausalLM.from_pretrained(tmp_path / "merged")), expected)
     with Engine(EngineConfig(str(tmp_path / "2"), world_size=1)) as engine:

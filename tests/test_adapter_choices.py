@@ -365,9 +365,15 @@ def test_weights_are_refused_before_a_rank_is_started(
 # The commands
 
 
-def test_started_ranks_merge_it_too(base: Path, adapter: Path, pairs: State) -> None:
-    expected = logits_of(merge_by_hand(small(), changes(pairs)))
-    assert_same(our_logits(base, adapter, world_size=2), expected)
+def test_started_ranks_merge_it_too_in_the_dtype_they_compute_in(
+    adapter: Path, pairs: State, tmp_path: Path
+) -> None:
+    small().bfloat16().save_pretrained(tmp_path / "hf")
+    loaded = FalconForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    expected = logits_of(merge_by_hand(loaded, changes(pairs)))
+    for world_size in (1, 2):
+        settings = dict(world_size=world_size, dtype="fp32")
+        assert_same(our_logits(tmp_path / "hf", adapter, **settings), expected)
 
 
 @pytest.mark.parametrize("options", [(), ("--dtype", "bf16"), ("--reference", "fp32")], ids=str)

@@ -158,7 +158,8 @@ def open_adapter(folder: Path) -> Adapter:
 def refused(adapter: Adapter, got: str) -> CheckpointError:
     """The error for an adapter whose tensors do not fit."""
     base = adapter.config.base_model
-    do = f"give the model that it was trained on ({base})" if base else "give another adapter"
+    trained = f"the model that it was trained on ({base})" if base else "its own model"
+    do = f"give {trained}, or merge it with peft and give the merged model"
     return CheckpointError(f"an adapter that can be merged in {adapter.folder}", got, do)
 
 

@@ -142,6 +142,18 @@ def test_an_untied_head_of_falcon_model_keeps_its_place(model: Model, tmp_path: 
     torch.testing.assert_close(ours(folder), theirs(folder), atol=1e-4, rtol=0)
 
 
+def test_an_untied_embedding_is_not_the_head(model: Model, tmp_path: Path) -> None:
+    state = {**without(model[1], EMBEDDING), HEAD: model[1][EMBEDDING]}
+    folder = save(tmp_path / "hf", model[0] | {"tie_word_embeddings": False}, state, "safetensors")
+    assert f"missing: {EMBEDDING}" in refusal(folder)
+
+
+def test_the_same_bytes_in_two_dtypes_differ(model: Model, tmp_path: Path) -> None:
+    state = model[1] | {"ln_f.weight": model[1][NORM].view(torch.int32).clone()}
+    folder = save(tmp_path / "hf", model[0], state, "safetensors")
+    assert f"one {NORM}, got two that differ" in refusal(folder)
+
+
 @pytest.mark.parametrize("norms", [True, False])
 def test_biases_that_are_nowhere_stored_are_zero(
     norms: bool, biased: Model, tmp_path: Path
@@ -213,6 +225,11 @@ INDEXES: dict[str, tuple[Callable[[Map], Map], str, str]] = {
     "forgets a tensor": (lambda home: {n: f for n, f in home.items() if n != NORM}, "", NORM),
     "names another shard": (lambda home: home | {NORM: home[EMBEDDING]}, "", NORM),
     "begins with ./": (lambda home: {n: f"./{f}" for n, f in home.items()}, "", ""),
+    "begins with ./ here and there": (
+        lambda home: {n: f"./{f}" if "mlp" in n else f for n, f in home.items()},
+        "",
+        "",
+    ),
     "names a folder": (lambda home: {n: f"a/b/{f}" for n, f in home.items()}, "a/b", ""),
     "doubles a slash": (lambda home: {n: f"a//./{f}" for n, f in home.items()}, "a", ""),
 }
@@ -236,7 +253,9 @@ def test_an_index_that_is_wrong_about_something_harmless_does_no_harm(
     change, inside, note = INDEXES[case]
     folder = save_shards(tmp_path / "hf", model, change, inside)
     torch.testing.assert_close(ours(folder), theirs(folder), atol=1e-4, rtol=0)
-    notes = " ".join(open_checkpoint(folder).notes)
+    checkpoint = open_checkpoint(folder)
+    notes = " ".join(checkpoint.notes)
+    assert len(checkpoint.files) == 3
     assert note in notes
     assert bool(note) == ("the index is wrong" in notes)
 

@@ -17,6 +17,7 @@ from gyrfalcon.cli import main
 from gyrfalcon.end_ids import find_ends
 from gyrfalcon.errors import CheckpointError, RequestError
 from gyrfalcon.request import FinishReason
+from gyrfalcon.text import StopMarks
 from gyrfalcon.tokenizer import Tokenizer
 from gyrfalcon.weights.cut import cut
 from gyrfalcon.weights.recut import merge, recut
@@ -267,6 +268,16 @@ def test_a_stop_string_may_have_special_tokens_in_it(
         streamed = engine.stream([first], SamplingParams(stop=stop))
         assert "".join(delta.text for delta in streamed) == output.text == f" {shown}"
         assert output.finish_reason is FinishReason.STOP
+
+
+def test_of_special_tokens_that_begin_alike_the_longest_counts(tmp_path: Path) -> None:
+    folder = make_tokenizer(tmp_path)
+    change(folder / "tokenizer_config.json", additional_special_tokens=["<|end|>", "<|end|>>"])
+    tokenizer = Tokenizer.load(folder)
+    marks = StopMarks(["a<|end|>>b", "<|end|>b", "ab"], tokenizer)
+    longer = marks.letters[tokenizer.encode("<|end|>>")[-1]]
+    assert marks.stops[0] == f"a{longer}b"
+    assert [len(stop) for stop in marks.stops] == [3, 2]
 
 
 def test_stop_ids_are_checked_against_the_vocabulary(chatml: Path) -> None:

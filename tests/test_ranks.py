@@ -4,6 +4,7 @@ left behind. Each start of a rank costs seconds, so there are few."""
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from gyrfalcon import Engine, EngineConfig, SamplingParams
 from gyrfalcon.device import own_processors
 from gyrfalcon.engine.interrupts import watched_interrupts
 from gyrfalcon.engine.ranks import Place, start
+from gyrfalcon.engine.torchrun import Torchrun
 from gyrfalcon.errors import CheckpointError, RankDied, UsageError
 from gyrfalcon.ops.native_library import library
 from gyrfalcon.weights.cut import cut
@@ -400,10 +402,77 @@ def test_under_torchrun_all_ranks_get_the_same_also_without_a_seed(
         assert one[0] == alone.generate("the", GREEDY)[0].text
 
 
+OF_TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "1",
+    "RANK": "0",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+
+
 def test_another_world_size_than_that_of_torchrun_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in OF_TORCHRUN.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="world size 2, as torchrun started, got 1"):
         Engine(EngineConfig(model=str(folder), world_size=1))
+
+
+@pytest.mark.parametrize("name", [name for name in OF_TORCHRUN if name != "TORCHELASTIC_RUN_ID"])
+def test_left_over_variables_of_torchrun_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for other, value in OF_TORCHRUN.items():
+        monkeypatch.setenv(other, value)
+    monkeypatch.delenv(name)
+    told = f"wanted {name}.*, got none; unset TORCHELASTIC_RUN_ID, or start with torchrun"
+    with pytest.raises(UsageError, match=told):
+        Engine(EngineConfig(model=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("RANK", value) for value in ("2", "-1", "one", "", "²", "9" * 5000)),
+        *(("WORLD_SIZE", value) for value in ("0", "-2", "2.0", " 2")),
+        ("LOCAL_RANK", "2"),
+        ("LOCAL_WORLD_SIZE", "3"),
+        *(("MASTER_PORT", value) for value in ("0", "65536", "http")),
+        ("MASTER_ADDR", ""),
+        ("TORCHELASTIC_RESTART_COUNT", "x"),
+    ],
+)
+def test_a_wrong_variable_of_torchrun_is_named(name: str, value: str) -> None:
+    with pytest.raises(UsageError, match=f"wanted {name}.* start with torchrun") as caught:
+        Torchrun.found(OF_TORCHRUN | {name: value})
+    assert len(str(caught.value)) < 200
+
+
+def test_variables_without_torchrun_s_own_mean_nothing() -> None:
+    assert Torchrun.found({"RANK": "x", "WORLD_SIZE": "7"}) is None
+
+
+def test_a_store_that_nobody_holds_is_told_in_time() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens there, nobody else can
+        port = str(taken.getsockname()[1])
+        for rank, with_store in (("1", "False"), ("0", "True")):
+            own = {"RANK": rank, "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": with_store}
+            one = Torchrun.found(OF_TORCHRUN | own)
+            assert one is not None
+            with pytest.raises(UsageError, match=rf"127\.0\.0\.1:{port}.* Connection refused; unset"):
+                one.store(connect=0.1)
+
+
+def test_a_rank_that_does_not_come_is_told_in_time() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    one = Torchrun.found(OF_TORCHRUN | {"MASTER_PORT": port})
+    assert one is not None
+    with pytest.raises(UsageError, match=r"all 2 ranks of torchrun, got no rank 1 for 0\.1 s"):
+        one.store(meet=0.1)

@@ -27,6 +27,7 @@ from gyrfalcon.engine.interrupts import watched_interrupts
 from gyrfalcon.engine.lookahead import stepper
 from gyrfalcon.engine.replica import Add, End
 from gyrfalcon.engine.tensors import real_tokens
+from gyrfalcon.engine.torchrun import Torchrun
 from gyrfalcon.engine.turns import Turns
 from gyrfalcon.engine.worker import follow
 from gyrfalcon.errors import CheckpointError, PromptTooLong, RequestError
@@ -429,7 +430,9 @@ class Engine:
 
 
 def _world_size(config: EngineConfig, checkpoint: Checkpoint) -> int:
-    return config.world_size or ranks.torchrun_world() or checkpoint.world_size or 1
+    torchrun = Torchrun.found()
+    own = checkpoint.world_size or 1 if torchrun is None else torchrun.world_size
+    return config.world_size or own
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:

@@ -25,6 +25,7 @@ import torch.multiprocessing as mp
 from torch.multiprocessing.spawn import ProcessContext
 
 from gyrfalcon.engine.interrupts import Watch, held_interrupts, watched_interrupts
+from gyrfalcon.engine.torchrun import Torchrun
 from gyrfalcon.errors import GyrfalconError, RankDied, UsageError
 from gyrfalcon.ops.native_library import RankGone
 from gyrfalcon.parallel.group import Group, connect, solo
@@ -131,46 +132,29 @@ def _says_connection_closed(error: RuntimeError) -> bool:
     return isinstance(error, RankGone) or "gloo" in str(error).lower()
 
 
-def torchrun_world() -> int | None:
-    """The number of ranks torchrun started this process among, if it did."""
-    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
-
-
 def start(world_size: int, cuda: bool, work: Work) -> Ranks:
     """Ranks of a new engine: this process is the first, `work` runs in each of the others.
 
     Under torchrun nothing is started: its processes meet, and each is a rank that runs the same
     program.
     """
-    external = torchrun_world()
-    if external is not None:
-        return _looked_after(_join_torchrun(world_size, external, cuda))
+    torchrun = Torchrun.found()
+    if torchrun is not None:
+        return _looked_after(_join_torchrun(world_size, torchrun, cuda))
     if world_size == 1:
         return Ranks(Place(solo(), local_rank=0, ranks_here=1))
     return _looked_after(_start_local(world_size, cuda, work))
 
 
-def _join_torchrun(world_size: int, external: int, cuda: bool) -> Ranks:
-    if world_size != external:
-        raise UsageError(
-            f"world size {external}, as torchrun started",
-            str(world_size),
-            f"use `world_size={external}`",
-        )
-    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    agent_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=rank == 0 and not agent_has_store,
-    )
-    attempt = os.environ.get(
-        "TORCHELASTIC_RESTART_COUNT", "0"
-    )  # keys of an earlier attempt are stale
-    own = dist.PrefixStore(f"gyrfalcon/{attempt}/{next(_engines)}", store)
-    ranks_here = int(os.environ["LOCAL_WORLD_SIZE"])
-    group = connect(own, rank, external, cuda=cuda, one_machine=ranks_here == external)
-    return Ranks(Place(group, local, ranks_here), store=own)
+def _join_torchrun(world_size: int, torchrun: Torchrun, cuda: bool) -> Ranks:
+    size = torchrun.world_size
+    if world_size != size:
+        wanted = f"world size {size}, as torchrun started"
+        raise UsageError(wanted, str(world_size), f"use `world_size={size}`")
+    store = dist.PrefixStore(str(next(_engines)), torchrun.store())
+    one_machine = torchrun.ranks_here == size
+    group = connect(store, torchrun.rank, size, cuda=cuda, one_machine=one_machine)
+    return Ranks(Place(group, torchrun.local_rank, torchrun.ranks_here), store=store)
 
 
 def _start_local(world_size: int, cuda: bool, work: Work) -> Ranks:

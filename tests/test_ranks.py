@@ -402,6 +402,33 @@ def test_under_torchrun_all_ranks_get_the_same_also_without_a_seed(
         assert one[0] == alone.generate("the", GREEDY)[0].text
 
 
+FEW_FILES = """
+import resource, sys
+from gyrfalcon import Engine, GyrfalconError
+for limit in range(20, 26):
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        Engine(config)
+    except GyrfalconError as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_too_few_open_files_for_two_ranks_are_told_before_they_start(
+    run: Callable[..., Script],
+) -> None:
+    out, err, status = run(FEW_FILES).finish()
+    assert (err, status) == ("", 0)
+    assert len(out.splitlines()) == 6
+    for line in out.splitlines():
+        assert re.fullmatch(
+            r"TooManyOpenFiles wanted \d+ open files for 2 ranks, got a limit of \d+; "
+            r"raise it, as with ulimit -n 4096",
+            line,
+        )
+
+
 OF_TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "1",
     "RANK": "0",
@@ -464,7 +491,9 @@ def test_a_store_that_nobody_holds_is_told_in_time() -> None:
             own = {"RANK": rank, "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": with_store}
             one = Torchrun.found(OF_TORCHRUN | own)
             assert one is not None
-            with pytest.raises(UsageError, match=rf"127\.0\.0\.1:{port}.* Connection refused; unset"):
+            with pytest.raises(
+                UsageError, match=rf"127\.0\.0\.1:{port}.* Connection refused; unset"
+            ):
                 one.store(connect=0.1)
 
 

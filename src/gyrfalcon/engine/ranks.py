@@ -10,6 +10,7 @@ import multiprocessing.process
 import multiprocessing.util
 import os
 import pickle
+import resource
 import signal
 import sys
 import threading
@@ -26,12 +27,13 @@ from torch.multiprocessing.spawn import ProcessContext
 
 from gyrfalcon.engine.interrupts import Watch, held_interrupts, watched_interrupts
 from gyrfalcon.engine.torchrun import Torchrun
-from gyrfalcon.errors import GyrfalconError, RankDied, UsageError
+from gyrfalcon.errors import GyrfalconError, RankDied, TooManyOpenFiles, UsageError
 from gyrfalcon.ops.native_library import RankGone
 from gyrfalcon.parallel.group import Group, connect, solo
 
 HERE = "127.0.0.1"
 POLL_SECONDS = 0.02
+FILES, FILES_OF_RANK = 24, 4  # that rank 0 opens: 23 with two ranks, 28 with four
 DEATH_SECONDS = 5.0  # how long a broken connection waits for the process behind it to be seen dead
 
 _engines = (
@@ -157,7 +159,17 @@ def _join_torchrun(world_size: int, torchrun: Torchrun, cuda: bool) -> Ranks:
     return Ranks(Place(group, torchrun.local_rank, torchrun.ranks_here), store=store)
 
 
+def _check_open_files(world_size: int) -> None:
+    """Connections that run out of them end the process without a word that Python could catch."""
+    needed = FILES + FILES_OF_RANK * world_size + len(os.listdir("/proc/self/fd"))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        wanted = f"{needed} open files for {world_size} ranks"
+        raise TooManyOpenFiles(wanted, f"a limit of {limit}", "raise it, as with ulimit -n 4096")
+
+
 def _start_local(world_size: int, cuda: bool, work: Work) -> Ranks:
+    _check_open_files(world_size)
     store = dist.TCPStore(HERE, 0, is_master=True, wait_for_workers=False)  # port 0: a free one
     children: ProcessContext | None = None
     try:

@@ -248,10 +248,20 @@ def test_all_57_subjects_have_their_category_and_questions(data: Data) -> None:
     ("name", "content", "told"),
     [
         ("test/birds_test.csv", "a,b,c,d,e\n", "5 fields"),
-        ("test/birds_test.csv", "q,1,2,3,4,E\n", "ending in ['E']"),
-        ("test/birds_test.csv", "q,1,2,3,4,A\n\n", "row 2"),
-        ("categories.json", '{"birds": "animals"}', "'animals' for birds"),
+        ("test/birds_test.csv", "q,1,2,3,4,E\n", "ending in 'E'"),
+        ("test/birds_test.csv", "q,1,2,3,4,A\n\n\nq,1,2,3,4\n", "line 4 of "),
+        ("test/birds_test.csv", '"q\nq",1,2,3,4,A\nq,1\n', "line 3 of "),
+        ("test/birds_test.csv", "\n \n", "a question or more in "),
+        ("test/birds_test.csv", 'q,1,2,3,4,A\n"open,1,2,3,4,B\nq,1,2,3,4,C\n', "row of line 2"),
+        ("test/birds_test.csv", '"open,1,2,3,4,B\nq,"1",2,3,4,C\n', "row of line 1"),
+        ("test/birds_test.csv", '"open,1,2,3,4,B\nis ",2,3,4,5,C\n', "the end of a row in it"),
+        ("dev/birds_dev.csv", '"open,1,2,3,4,B\n', "row of line 1"),
+        ("categories.json", '{"birds": "animals"}', '"animals" for birds'),
+        ("categories.json", '{"birds": ["other"]}', '["other"] for birds'),
+        ("categories.json", '{"birds": "other", "birds": "STEM"}', "twice"),
         ("categories.json", "{", "JSON"),
+        ("categories.json", "[" * 100_000 + "]" * 100_000, "JSON"),
+        ("categories.json", '{"birds": ' + "[" * 500 + "]" * 500 + "}", "deep"),
     ],
 )
 def test_a_damaged_exam_is_refused_by_file_and_row(
@@ -276,11 +286,86 @@ def test_a_file_of_questions_that_is_no_csv_is_refused(
 
 
 def test_more_shots_than_there_are_and_unknown_subjects_are_refused(exam_folder: Path) -> None:
-    with pytest.raises(UsageError, match="got 2; lower --shots"):
+    with pytest.raises(UsageError, match="in dev/ of birds, got 2; lower --shots"):
         exam_of(exam_folder, num_examples=3)
     with pytest.raises(UsageError, match=r"birds, sums_of_two.*got 'fish'; choose"):
         read_exam(exam_folder, "test", ["birds", "fish"])
     with pytest.raises(UsageError, match=r"val/astronomy_val\.csv"):
+        read_exam(exam_folder, "val")
+
+
+def test_files_as_people_have_them_read_as_those_of_the_authors(
+    exam_folder: Path, tmp_path: Path
+) -> None:
+    """Saved on Windows, zipped on macOS, edited by hand."""
+    folder = tmp_path / "exam"
+    shutil.copytree(exam_folder, folder)
+    (folder / "README.md").write_text("An exam.")
+    for path in folder.glob("*/*.csv"):
+        text = path.read_text("utf-8").replace(",A\n", ",A \n").replace(",B\n", ", b\n")
+        text = text.replace("\n", "\n\n", 1) + "\n , \n\n"
+        path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7Mac OS X")
+        (path.parent / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+
+    def plain(subjects: list[Subject]) -> list[Subject]:
+        return [
+            replace(
+                subject,
+                questions=tuple(
+                    replace(question, text=question.text.replace("\r\n", "\n"))
+                    for question in subject.questions
+                ),
+            )
+            for subject in subjects
+        ]
+
+    assert plain(read_exam(folder, "test")) == read_exam(exam_folder, "test")
+
+
+def test_no_worked_examples_are_needed_where_none_are_shown(
+    exam_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(exam_folder / "test", tmp_path / "test")
+    asked = exam_of(tmp_path, num_examples=0).subjects
+    assert [one.questions for one in asked] == [
+        one.questions for one in exam_of(exam_folder).subjects
+    ]
+    with pytest.raises(UsageError, match="in dev/ of birds, got none; lower --shots"):
+        exam_of(tmp_path, num_examples=1)
+    (tmp_path / "dev").mkdir()
+    shutil.copy(exam_folder / "dev/birds_dev.csv", tmp_path / "dev")
+    with pytest.raises(UsageError, match="in dev/ of sums_of_two, got none"):
+        exam_of(tmp_path, num_examples=1)
+
+
+@pytest.mark.parametrize(
+    ("inner", "got", "do"),
+    [
+        ("exam/test", "exam/test with the files of one split", "give its parent: -d {}/exam"),
+        (
+            "exam/test/birds_test.csv",
+            "the file ",
+            "give the folder that holds dev/, val/ and test/",
+        ),
+        (".", "which holds it in a folder", "give that one: -d {}/exam"),
+        ("nowhere", "which does not exist", "check -d"),
+        ("exam/test/empty", "without them", "check -d"),
+    ],
+)
+def test_a_folder_beside_the_right_one_is_told_which_is(
+    inner: str, got: str, do: str, exam_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(exam_folder, tmp_path / "exam")
+    (tmp_path / "exam/test/empty").mkdir()
+    with pytest.raises(UsageError) as caught:
+        read_exam(tmp_path / inner, "test")
+    assert got in caught.value.got
+    assert caught.value.do == do.format(tmp_path)
+
+
+def test_the_split_that_is_there_is_named(exam_folder: Path) -> None:
+    with pytest.raises(UsageError, match="with test/ alone; give --split test"):
         read_exam(exam_folder, "val")
 
 

@@ -6,13 +6,16 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from gyrfalcon.errors import UsageError
+from gyrfalcon.fields import parsed_json, shown
 from gyrfalcon.nestling import exam as nestling
 from gyrfalcon.nestling.subjects import SUBJECTS
+from gyrfalcon.nestling.subjects import Subject as ShippedSubject
 from gyrfalcon.text_file import decoded
 
 LETTERS = "ABCD"
@@ -20,6 +23,7 @@ CATEGORIES = ("STEM", "other", "social sciences", "humanities")
 SPLITS = ("test", "val")
 NESTLING = "nestling"
 CATEGORIES_FILE = "categories.json"
+ROW_WITHIN = re.compile(r',[ \t]*"?[A-D]"?[ \t]*[\r\n]')  # the end of one row in a cell of another
 
 # Hendrycks et al. 2021: each subject through its field (physics, law, …) to one of four categories.
 MMLU: Mapping[str, tuple[str, ...]] = {
@@ -90,38 +94,93 @@ def read_exam(
     names: only these subjects. limit: only the first so many questions of each. A subject that
     neither MMLU nor the folder's categories.json knows belongs to "other".
     """
-    suffix = f"_{split}.csv"
-    there = sorted(path.name.removesuffix(suffix) for path in folder.glob(f"{split}/*{suffix}"))
-    if not there:
-        raise UsageError(f"files like {split}/astronomy{suffix} in {folder}", "none", "check -d")
+    there = subjects_in(folder, split)
     categories = _categories(folder)
     return [
         Subject(
             name=name,
             category=categories.get(name, "other"),
-            examples=_questions(folder / "dev" / f"{name}_dev.csv"),
-            questions=_questions(folder / split / f"{name}{suffix}")[:limit],
+            examples=questions_in(folder, "dev", name),
+            questions=questions_in(folder, split, name)[:limit],
         )
         for name in _chosen(there, names)
     ]
+
+
+def subjects_in(folder: Path, split: str) -> list[str]:
+    """The subjects of a split, in alphabetical order; UsageError, which says what to give instead,
+    where there are none. Hidden files (macOS leaves ._x_test.csv beside x_test.csv) are none.
+    """
+    suffix = f"_{split}.csv"
+    there = sorted(
+        path.name.removesuffix(suffix)
+        for path in folder.glob(f"{split}/[!.]*{suffix}")
+        if path.is_file()
+    )
+    if not there:
+        wanted = f"a folder with files like {split}/astronomy{suffix} after -d"
+        raise UsageError(wanted, *_what_it_is(folder, split))
+    return there
+
+
+def _what_it_is(folder: Path, split: str) -> tuple[str, str]:
+    """What a folder without an exam is, and what to do about it."""
+    if not folder.exists():
+        return f"{folder}, which does not exist", "check -d"
+    if not folder.is_dir():
+        return f"the file {folder}", "give the folder that holds dev/, val/ and test/"
+    if any(folder.glob("[!.]*_*.csv")):
+        parent = folder.parent if folder.name else folder.resolve().parent
+        return f"{folder} with the files of one split", f"give its parent: -d {parent}"
+    for inner in sorted(folder.glob(f"*/{split}")):
+        if inner.is_dir():
+            return f"{folder}, which holds it in a folder", f"give that one: -d {inner.parent}"
+    others = [name for name in SPLITS if any(folder.glob(f"{name}/[!.]*_{name}.csv"))]
+    if others:
+        return f"{folder} with {others[0]}/ alone", f"give --split {others[0]}"
+    return f"{folder} without them", "check -d"
+
+
+def questions_in(folder: Path, split: str, name: str) -> tuple[Question, ...]:
+    """A subject's questions; none where dev/ does not have it, UsageError for other empty files."""
+    path = folder / split / f"{name}_{split}.csv"
+    if split == "dev":
+        return read_questions(path) if path.exists() else ()
+    found = read_questions(path)
+    if not found:
+        raise UsageError(f"a question or more in {path}", "none", "remove the file or fill it")
+    return found
 
 
 def open_exam(
     name: str, split: str, names: Collection[str] | None = None, limit: int | None = None
 ) -> list[Subject]:
     """The exam of a folder; or the nestling exam, called nestling, where there is no folder of that name."""
-    if name != NESTLING or Path(name).is_dir():
+    if not is_shipped(name):
         return read_exam(Path(name), split, names, limit)
     subjects = {subject.name: subject for subject in SUBJECTS}
     return [
         Subject(
             name=name,
             category=subjects[name].category,
-            examples=_numbered(nestling.questions(subjects[name], "dev")),
-            questions=_numbered(nestling.questions(subjects[name], split))[:limit],
+            examples=shipped_questions(subjects[name], "dev"),
+            questions=shipped_questions(subjects[name], split)[:limit],
         )
         for name in _chosen(sorted(subjects), names)
     ]
+
+
+def is_shipped(name: str) -> bool:
+    """Whether the exam of this name is the one that ships with the package."""
+    return name == NESTLING and not Path(name).is_dir()
+
+
+def shipped_questions(subject: ShippedSubject, split: str) -> tuple[Question, ...]:
+    """A subject's questions in the exam that ships with the package."""
+    return tuple(
+        Question(number, one.question, one.choices, one.letter)
+        for number, one in enumerate(nestling.questions(subject, split))
+    )
 
 
 def fingerprint(exam: Sequence[Subject]) -> str:
@@ -138,44 +197,50 @@ def _chosen(there: Sequence[str], names: Collection[str] | None) -> list[str]:
     return [name for name in there if names is None or name in names]
 
 
-def _numbered(questions: Sequence[nestling.Question]) -> tuple[Question, ...]:
-    return tuple(
-        Question(number, one.question, one.choices, one.letter)
-        for number, one in enumerate(questions)
-    )
-
-
 def _categories(folder: Path) -> dict[str, str]:
     """MMLU's own categories and those that the folder states, which win."""
     known = {name: category for category, names in MMLU.items() for name in names}
     path = folder / CATEGORIES_FILE
     if not path.exists():
         return known
-    try:
-        stated = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UsageError(f"JSON in {path}", str(error), "mend the file") from None
+    stated = parsed_json(path.read_bytes(), str(path), "fix the file")
     if not isinstance(stated, dict):
-        raise UsageError(f"subjects and their categories in {path}", str(stated), "mend the file")
+        raise UsageError(f"subjects and their categories in {path}", shown(stated), "fix the file")
     for name, category in stated.items():
         if category not in CATEGORIES:
             wanted = f"one of {', '.join(CATEGORIES)} in {path}"
-            raise UsageError(wanted, f"{category!r} for {name}", "mend the file")
+            raise UsageError(wanted, f"{shown(category)} for {name}", "fix the file")
     return known | stated
 
 
-def _questions(path: Path) -> tuple[Question, ...]:
-    """The rows of one file: question, four choices, answer. Everything is text, None too."""
+def read_questions(path: Path) -> tuple[Question, ...]:
+    """The rows of one file: question, four choices, answer. Everything is text, None too.
+
+    Empty lines are no rows; blanks around the answer and its case do not count. A quote that is not
+    closed swallows the rows after it: it is refused wherever that can be seen.
+    """
     text = decoded(path.read_bytes(), str(path))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    found: list[Question] = []
+    start = 1  # the line that a row begins on
     try:
-        rows = list(csv.reader(io.StringIO(text, newline="")))
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                found.append(_question(len(found), row, f"line {start} of {path}"))
+            start = reader.line_num + 1
     except csv.Error as error:
-        raise UsageError(f"a CSV file {path}", str(error), "mend the file") from None
-    for number, row in enumerate(rows, 1):
-        if len(row) != 6 or row[5] not in tuple(LETTERS):
-            wanted = f"a question, four choices and A, B, C or D in row {number} of {path}"
-            raise UsageError(wanted, f"{len(row)} fields ending in {row[-1:]}", "mend the file")
-    return tuple(
-        Question(number, text, tuple(choices), answer)
-        for number, (text, *choices, answer) in enumerate(rows)
-    )
+        wanted = f"a CSV file, every quote closed, {path}"
+        raise UsageError(wanted, f"{error} in the row of line {start}", "fix the file") from None
+    return tuple(found)
+
+
+def _question(number: int, row: Sequence[str], where: str) -> Question:
+    letter = row[-1].strip().upper()
+    if len(row) != 6 or letter not in tuple(LETTERS):
+        wanted = f"a question, four choices and A, B, C or D in {where}"
+        raise UsageError(wanted, f"{len(row)} fields ending in {row[-1]!r}", "fix the file")
+    text, *choices, _ = row
+    if any(ROW_WITHIN.search(cell) for cell in row):
+        wanted = f"one question from {where}"
+        raise UsageError(wanted, "a cell with the end of a row in it", "close the quote before it")
+    return Question(number, text, tuple(choices), letter)

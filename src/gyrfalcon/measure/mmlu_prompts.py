@@ -56,7 +56,8 @@ class Exam:
         for subject in self.subjects:
             if len(subject.examples) < self.num_examples:
                 wanted = f"{self.num_examples} worked examples in dev/ of {subject.name}"
-                raise UsageError(wanted, str(len(subject.examples)), "lower --shots")
+                got = str(len(subject.examples) or "none")
+                raise UsageError(wanted, got, "lower --shots, or leave it out of --subjects")
 
     @property
     def num_questions(self) -> int:

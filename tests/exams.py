@@ -75,8 +75,10 @@ def answer(
 
 def document(found: list[Answer], **settings: object) -> dict[str, object]:
     """A result file with these answers, to questions on birds and sums; `settings` change it."""
-    return {"format": "gyrfalcon-result", "version": 1, "kind": "mmlu"} | {
-        "result": run_of(found, **settings)
+    return {
+        **{"format": "gyrfalcon-result", "version": 1, "kind": "mmlu"},
+        "model": {"name": "falcon-x"},
+        "result": run_of(found, **settings),
     }
 
 
@@ -84,6 +86,7 @@ def run_of(found: list[Answer], **settings: object) -> dict[str, object]:
     """The `result` in document()."""
     subjects = [Subject("birds", "other", (), ()), Subject("sums", "STEM", (), ())]
     return {
+        "exam": {"name": "an exam", "num_subjects": 2, "num_questions": 10},
         **{"protocol": "generate", "protocol_version": 1, "split": "test", "shots": 5},
         "exam_sha256": "0",
         "num_questions": len(found),
@@ -95,4 +98,4 @@ def run_of(found: list[Answer], **settings: object) -> dict[str, object]:
 
 def result_of(found: list[Answer], **settings: object) -> ExamResult:
     """The same, as a comparison reads it."""
-    return ExamResult.from_json(Fields(run_of(found, **settings), "a test"))
+    return ExamResult.from_json(Fields(run_of(found, **settings), "a test"), "falcon-x")

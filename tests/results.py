@@ -72,7 +72,12 @@ def answered(subject: str, number: int, letter: int) -> Answer:
     return Answer(subject, number, "A", LETTERS[letter], 1, 20, logprobs=logprobs)
 
 
-def exam_result(shift: int = 0, protocol: str = "hendrycks", number: int = 10) -> dict[str, object]:
+def exam_result(
+    shift: int = 0,
+    protocol: str = "hendrycks",
+    number: int = 10,
+    exam_name: str = "a quiz",
+) -> dict[str, object]:
     """`number` questions a subject; which of them are answered right depends on `shift`."""
     example = Question(0, "What?", ("a", "b", "c", "d"), "A")
     subjects = [
@@ -86,6 +91,7 @@ def exam_result(shift: int = 0, protocol: str = "hendrycks", number: int = 10) -
         for n in range(number)
     ]
     return {
+        "exam": {"name": exam_name, "num_subjects": 3, "num_questions": 30},
         **exam.settings,
         "num_questions": exam.num_questions,
         **score_json(score(subjects, answers), subjects),

@@ -12,8 +12,10 @@ import pytest
 from exams import Data, answer, document, make_model
 
 from gyrfalcon.cli import main
+from gyrfalcon.commands import mmlu
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.exam import read_exam
+from gyrfalcon.measure.golden import Golden, MMLUFigure
 from gyrfalcon.measure.mmlu import Answer
 from gyrfalcon.measure.mmlu_files import Recorder, unfinished
 from gyrfalcon.measure.mmlu_score import answer_json
@@ -75,14 +77,15 @@ def test_a_run_that_cannot_be_compared_is_refused_before_it(
     one, two = tmp_path / "one", tmp_path / "two"
     assert main(command(model, exam_folder, one, "--limit", "1", "--subjects", "birds")) == 0
     shown = capsys.readouterr()
-    assert "hendrycks, test, 2 shots, 1 subject\n" in shown.out
+    name = f"the exam in {exam_folder.name}/"
+    assert f"{name}, test, hendrycks, 2 shots, 1 of 7 questions of 1 subject\n" in shown.out
     assert "1 question in " in shown.err
     assert "0 of 1 question answered" in (one / "device0.log").read_text()
     earlier = str(one / "mmlu.json")
     assert main(command(model, exam_folder, two, "--compare", earlier)) == 2
     assert (
-        "wanted two runs with the same questions, got A (this run): 7 questions of 2 subjects, "
-        f"sums_of_two among them; B ({earlier}): 1 question of 1 subject; compare"
+        f"wanted two runs with the same questions, got A (this run): {name}, 7 questions of "
+        f"2 subjects, sums_of_two among them; B ({earlier}): {name}, 1 question of 1 subject; compare"
     ) in " ".join(capsys.readouterr().err.split())
     assert not two.exists()
 
@@ -90,6 +93,7 @@ def test_a_run_that_cannot_be_compared_is_refused_before_it(
 KILLED = """
 import os, signal, sys
 from gyrfalcon.cli import main
+from gyrfalcon.commands import mmlu
 from gyrfalcon.measure.mmlu_files import Recorder
 
 def write(self, answer):
@@ -244,12 +248,28 @@ def test_two_result_files_are_compared_without_a_model(
     for name, pred in (("a", "A"), ("b", "B")):
         files.append(str(tmp_path / f"{name}.json"))
         found = document([answer("birds", 0, "A", pred)])
-        Path(files[-1]).write_text(json.dumps(found))
+        Path(files[-1]).write_text(json.dumps(found | {"model": {"name": f"falcon-{name}"}}))
     assert main(["mmlu", "--compare", *files, "--json", "-"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert main(["mmlu", "--compare", *files]) == 0
-    assert capsys.readouterr().out.startswith(f"A: {files[0]}, B: {files[1]}\n")
+    assert capsys.readouterr().out.startswith(
+        f"A: {files[0]}, B: {files[1]}\n"
+        "an exam, test, generate, 5 shots, 1 of 10 questions\n"
+        "two models: A is falcon-a, B is falcon-b\n"
+    )
     assert (told["all"]["only_first"], told["all"]["agreement"], told["all"]["p"]) == (1, 0.0, 1.0)
+    assert told["runs"][1] == {"file": files[1], "model": "falcon-b"}
+
+
+def test_figures_of_mmlu_are_not_put_beside_another_exam(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = MMLUFigure("a paper", "hendrycks", "test", 0.5, None, 14042, {}, {})
+    monkeypatch.setattr(mmlu, "known", lambda config: Golden("tiny", (figure,), None))
+    words = ["mmlu", "nestling", "-d", "nestling", "--golden", "-o", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert "wanted MMLU after -d" in (told := capsys.readouterr().err)
+    assert "got nestling's exam; leave --golden out" in told
 
 
 @pytest.mark.parametrize(

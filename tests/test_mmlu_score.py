@@ -115,19 +115,19 @@ def test_runs_that_asked_something_else_are_told_what() -> None:
         (
             whole,
             result_of(short, exam_sha256="1"),
-            "old: 2 questions of 1 subject; new: 1 question of 1 subject",
+            "old: an exam, 2 questions of 1 subject; new: an exam, 1 question of 1 subject",
         ),
         (
             whole,
             other,
-            "old: 2 questions of 1 subject, birds among them; "
-            "new: 1 question of 1 subject, sums among them",
+            "old: an exam, 2 questions of 1 subject, birds among them; "
+            "new: an exam, 1 question of 1 subject, sums among them",
         ),
         (
             result_of(short),
             result_of(short, exam_sha256="1"),
-            "old: 1 question of 1 subject, worded otherwise; "
-            "new: 1 question of 1 subject, worded otherwise",
+            "old: an exam, 1 question of 1 subject, worded otherwise; "
+            "new: an exam, 1 question of 1 subject, worded otherwise",
         ),
     ):
         with pytest.raises(UsageError) as caught:

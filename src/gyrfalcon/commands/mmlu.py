@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -16,6 +16,7 @@ from gyrfalcon.errors import CheckFailed, UsageError
 from gyrfalcon.interrupted import interrupts_tell
 from gyrfalcon.measure import mmlu_golden, mmlu_score, result
 from gyrfalcon.measure.exam import open_exam
+from gyrfalcon.measure.exam_identity import MMLU_NAME, Identity, identify
 from gyrfalcon.measure.golden import Golden, known, models_with_mmlu
 from gyrfalcon.measure.mmlu import Answer, answers
 from gyrfalcon.measure.mmlu_compare import (
@@ -44,7 +45,9 @@ Document = Mapping[str, object]
 class Done:
     """A finished run: all answers in the exam's order, and how long the new ones took."""
 
+    model: str
     exam: Exam
+    identity: Identity
     answers: Sequence[Answer]
     score: Score
     num_new: int
@@ -52,10 +55,18 @@ class Done:
 
     def as_result(self) -> ExamResult:
         categories = {subject.name: subject.category for subject in self.exam.subjects}
-        return ExamResult(self.exam.settings, categories, tuple(self.answers), self.score)
+        return ExamResult(
+            model=self.model,
+            exam=self.identity,
+            settings=self.exam.settings,
+            categories=categories,
+            answers=tuple(self.answers),
+            score=self.score,
+        )
 
     def as_json(self) -> dict[str, object]:
         return {
+            "exam": asdict(self.identity),
             **self.exam.settings,
             "num_questions": self.exam.num_questions,
             **mmlu_score.score_json(self.score, self.exam.subjects),
@@ -76,9 +87,11 @@ def run(args: argparse.Namespace) -> int:
     names = None if args.subjects is None else [_name(word) for word in args.subjects.split(",")]
     subjects = open_exam(args.data, args.split, names, args.limit)
     exam = Exam(subjects, args.split, PROTOCOLS[args.protocol], args.shots)
+    which = identify(args.data, args.split)
     for other, path in zip(others, args.compare, strict=True):
-        check_alike(Asked.in_exam(exam), Asked.in_result(other), ("A (this run)", f"B ({path})"))
-    golden = _golden(engine_config(args)) if args.golden else None
+        asked = Asked.in_exam(exam, which)
+        check_alike(asked, Asked.in_result(other), ("A (this run)", f"B ({path})"))
+    golden = _golden(engine_config(args), which) if args.golden else None
     identity = _identity(args, exam)
     earlier = [] if args.overwrite else unfinished(output, identity, exam.subjects)
     with Engine(engine_config(args)) as engine:
@@ -90,14 +103,14 @@ def run(args: argparse.Namespace) -> int:
             Recorder(output, identity, earlier) as recorder,
             interrupts_tell(lambda: _kept(recorder, exam, args.output)),
         ):
-            done = _ask(engine, exam, earlier, recorder)
+            done = _ask(engine, exam, earlier, recorder, which)
             facts = done.as_json()
             rows = None if golden is None else mmlu_golden.beside(golden, done.score, exam)
             if rows is not None:
                 facts["golden"] = mmlu_golden.rows_json(rows)
             comparison = compare(done.as_result(), others[0]) if others else None
             if comparison is not None:
-                facts["comparison"] = comparison_json(comparison)
+                facts["comparison"] = _compared_with(others[0], args.compare[0], comparison)
             document = result.envelope("mmlu", engine, args.words, facts)
             recorder.finish(done.score, document)
     _say_speed(done, args.output)
@@ -108,9 +121,21 @@ def run(args: argparse.Namespace) -> int:
 def _compare_alone(others: Sequence[ExamResult], args: argparse.Namespace) -> int:
     (one, other), (first, second) = others, args.compare
     pairs = compare(one, other, (f"A ({first})", f"B ({second})"))
-    lines = (f"A: {first}, B: {second}", *tables.comparison_lines(pairs))
-    _tell(comparison_json(pairs), lines, args.json)
+    lines = [f"A: {first}, B: {second}", one.heading]
+    if one.model != other.model:
+        lines.append(f"two models: A is {one.model}, B is {other.model}")
+    lines += tables.comparison_lines(pairs)
+    document = {
+        "exam": one.heading,
+        "runs": [{"file": first, "model": one.model}, {"file": second, "model": other.model}],
+        **comparison_json(pairs),
+    }
+    _tell(document, lines, args.json)
     return 0
+
+
+def _compared_with(other: ExamResult, file: str, comparison: Comparison) -> dict[str, object]:
+    return {"with": {"file": file, "model": other.model}, **comparison_json(comparison)}
 
 
 def _name(word: str) -> str:
@@ -141,10 +166,12 @@ def _adapter_identity(config: EngineConfig) -> dict[str, object]:
     return {"adapter": word, "adapter_files": model_fingerprint(expanded(word))}
 
 
-def _ask(engine: Engine, exam: Exam, earlier: Sequence[Answer], recorder: Recorder) -> Done:
+def _ask(
+    engine: Engine, exam: Exam, earlier: Sequence[Answer], recorder: Recorder, which: Identity
+) -> Done:
     """Answers what is missing and keeps each answer as it comes."""
     asked = counted(exam.num_questions, "question")
-    recorder.log(f"{len(earlier)} of {asked} answered; {exam.settings}")
+    recorder.log(f"{len(earlier)} of {asked} answered; {which.name}; {exam.settings}")
     found = list(earlier)
     start = time.perf_counter()
     with bar(exam.num_questions - len(earlier), "question", "mmlu") as shown:
@@ -161,7 +188,8 @@ def _ask(engine: Engine, exam: Exam, earlier: Sequence[Answer], recorder: Record
     seconds = time.perf_counter() - start
     in_order = sorted(found, key=attrgetter("subject", "id"))
     num_new = len(found) - len(earlier)
-    return Done(exam, in_order, score(exam.subjects, in_order), num_new, seconds)
+    model, found_score = engine.config.model_name, score(exam.subjects, in_order)
+    return Done(model, exam, which, in_order, found_score, num_new, seconds)
 
 
 def _kept(recorder: Recorder, exam: Exam, output: str) -> str:
@@ -180,8 +208,8 @@ def _follow(engine: Engine, exam: Exam, earlier: Sequence[Answer]) -> None:
         pass
 
 
-def _golden(config: EngineConfig) -> Golden:
-    """The figures published for a model; UsageError where there are none."""
+def _golden(config: EngineConfig, which: Identity) -> Golden:
+    """The figures published for a model; UsageError where there are none, and for another exam."""
     checkpoint = open_checkpoint(resolve_model(config.model), config.adapter)
     golden = None if checkpoint.adapter_name else known(checkpoint.config)
     if golden is None or not golden.mmlu:
@@ -189,6 +217,9 @@ def _golden(config: EngineConfig) -> Golden:
         raise UsageError(
             wanted, f"{config.model_name}, for which none are known", "leave --golden out"
         )
+    if which.name != MMLU_NAME:
+        wanted = f"{MMLU_NAME} after -d, which all published figures are of"
+        raise UsageError(wanted, which.name, "leave --golden out")
     return golden
 
 
@@ -196,7 +227,7 @@ def _lines(
     done: Done, rows: Sequence[mmlu_golden.Beside] | None, comparison: Comparison | None
 ) -> Iterator[str]:
     """All that people are shown."""
-    yield from tables.score_lines(done.exam, done.score)
+    yield from tables.score_lines(done.as_result())
     if rows is not None:
         yield from tables.golden_lines(rows)
     if comparison is not None:

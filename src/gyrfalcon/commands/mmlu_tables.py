@@ -4,18 +4,17 @@ from collections.abc import Iterator, Sequence
 
 from gyrfalcon.measure.mmlu_compare import Comparison
 from gyrfalcon.measure.mmlu_golden import Beside
-from gyrfalcon.measure.mmlu_prompts import Exam
-from gyrfalcon.measure.mmlu_score import Score
+from gyrfalcon.measure.mmlu_result import ExamResult
 from gyrfalcon.measure.proportions import INTERVAL
 from gyrfalcon.output import counted
 
 MOST_NAMED = 20  # dropped questions on screen; the result file has them all
 
 
-def score_lines(exam: Exam, found: Score) -> Iterator[str]:
-    """The four categories, all questions, the mean of the subjects, the dropped questions."""
-    shots, subjects = counted(exam.num_examples, "shot"), counted(len(exam.subjects), "subject")
-    yield f"{exam.protocol.name}, {exam.split}, {shots}, {subjects}"
+def score_lines(run: ExamResult) -> Iterator[str]:
+    """Which exam; the four categories, all questions, the mean of the subjects, those dropped."""
+    found = run.score
+    yield f"{run.heading} of {counted(len(run.categories), 'subject')}"
     yield f"{'':16} {'right':>6} {'total':>6} {'accuracy':>9}  {INTERVAL}"
     for name, count in (*found.categories.items(), ("all questions", found.all)):
         low, high = count.interval

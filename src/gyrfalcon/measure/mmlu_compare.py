@@ -7,6 +7,7 @@ from typing import Self
 
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.exam import CATEGORIES
+from gyrfalcon.measure.exam_identity import Identity
 from gyrfalcon.measure.mmlu import Answer
 from gyrfalcon.measure.mmlu_prompts import Exam
 from gyrfalcon.measure.mmlu_result import QUESTIONS, SETTINGS, ExamResult
@@ -18,26 +19,29 @@ from gyrfalcon.output import counted
 class Asked:
     """What two runs must have asked alike to be compared."""
 
+    exam: str
     settings: Mapping[str, object]  # those of SETTINGS
     counts: Mapping[str, int]  # subject → questions
 
     @classmethod
-    def in_exam(cls, exam: Exam) -> Self:
+    def in_exam(cls, exam: Exam, which: Identity) -> Self:
         """What a run is going to ask."""
         counts = {subject.name: len(subject.questions) for subject in exam.subjects}
-        return cls(exam.settings, counts)
+        return cls(which.name, exam.settings, counts)
 
     @classmethod
     def in_result(cls, found: ExamResult) -> Self:
         """What a run has asked."""
-        return cls(found.settings, Counter(answer.subject for answer in found.answers))
+        return cls(
+            found.exam.name, found.settings, Counter(answer.subject for answer in found.answers)
+        )
 
     def told(self, name: str, other: Self) -> str:
         """A setting in words, where the other's differs."""
         if name != QUESTIONS:
             return str(self.settings[name])
         total = counted(sum(self.counts.values()), "question")
-        words = f"{total} of {counted(len(self.counts), 'subject')}"
+        words = f"{self.exam}, {total} of {counted(len(self.counts), 'subject')}"
         extra = sorted(set(self.counts) - set(other.counts))
         if extra:
             return f"{words}, {extra[0]} among them"

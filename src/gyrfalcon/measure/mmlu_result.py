@@ -10,10 +10,12 @@ from pathlib import Path
 from gyrfalcon.errors import UsageError
 from gyrfalcon.fields import Fields, shown
 from gyrfalcon.measure.exam import CATEGORIES, LETTERS, SPLITS, Subject
+from gyrfalcon.measure.exam_identity import Identity, unnamed
 from gyrfalcon.measure.mmlu import Answer, first_letter, likeliest
 from gyrfalcon.measure.mmlu_prompts import PROTOCOLS
 from gyrfalcon.measure.mmlu_score import Count, Score, score_of
 from gyrfalcon.measure.result import findings, read
+from gyrfalcon.output import counted
 
 DO = "run the exam again"
 QUESTIONS = "exam_sha256"
@@ -26,6 +28,8 @@ Asked = Mapping[tuple[str, int], str | None]  # subject, number → truth; None:
 class ExamResult:
     """One run of an exam: what was asked and how, and every answer."""
 
+    model: str  # as it was typed
+    exam: Identity
     settings: Mapping[str, object]  # those of SETTINGS
     categories: Mapping[str, str]  # subject → category
     answers: tuple[Answer, ...]  # by subject and number
@@ -34,10 +38,12 @@ class ExamResult:
     @classmethod
     def load(cls, path: Path) -> "ExamResult":
         """The run in a result file; ConfigError or UsageError when it holds none."""
-        return cls.from_json(findings(read(path, "mmlu"), path))
+        document = read(path, "mmlu")
+        model = Fields(document, str(path)).inside("model").need(str, "name")
+        return cls.from_json(findings(document, path), model)
 
     @classmethod
-    def from_json(cls, raw: Fields) -> "ExamResult":
+    def from_json(cls, raw: Fields, model: str) -> "ExamResult":
         """The `result` of an `mmlu` document. Its counts have to be those of its answers."""
         stated = raw.inside("subjects")
         subjects = {name: stated.inside(name) for name in stated.raw}
@@ -54,7 +60,15 @@ class ExamResult:
         for name in CATEGORIES:
             _check_count(raw.inside("categories").inside(name), found.categories[name])
         _check_count(raw, found.all)
-        return cls(_settings(raw), categories, tuple(answers), found)
+        identity, settings = _identity(raw, totals), _settings(raw)
+        return cls(model, identity, settings, categories, tuple(answers), found)
+
+    @property
+    def heading(self) -> str:
+        """What was asked, and how: "MMLU, test, hendrycks, 5 shots, 14042 questions"."""
+        shots = counted(int(str(self.settings["shots"])), "shot")
+        way = f"{self.settings['split']}, {self.settings['protocol']}, {shots}"
+        return f"{self.exam.name}, {way}, {self.exam.part(len(self.answers))}"
 
 
 def asked_in(exam: Sequence[Subject]) -> dict[tuple[str, int], str | None]:
@@ -143,6 +157,22 @@ def _check_count(raw: Fields, found: Count) -> None:
     if stated != found:
         wanted = f"{found.right} of {found.total} right, as the answers say, in {raw.where}"
         raise UsageError(wanted, f"{stated.right} of {stated.total}", DO)
+
+
+def _identity(raw: Fields, totals: Mapping[str, int]) -> Identity:
+    """Results of earlier versions do not name their exam, nor how much of it they asked."""
+    stated = raw.nested("exam")
+    if stated is None:
+        name = unnamed(raw.need(str, QUESTIONS))
+        return Identity(name, len(totals), sum(totals.values()))
+    found = Identity(
+        stated.need(str, "name"), stated.positive("num_subjects"), stated.positive("num_questions")
+    )
+    if len(totals) > found.num_subjects or sum(totals.values()) > found.num_questions:
+        wanted = f"at most {found.num_questions} questions of {found.num_subjects} subjects"
+        got = f"{sum(totals.values())} of {len(totals)}"
+        raise UsageError(f"{wanted} in {raw.where}", got, DO)
+    return found
 
 
 def _settings(raw: Fields) -> dict[str, object]:

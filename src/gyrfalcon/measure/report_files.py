@@ -53,7 +53,7 @@ def read_results(files: Sequence[str], baselines: Sequence[str]) -> Results:
     return Results(
         precision=tuple(Run(head, label, read_gate(raw)) for head, label, raw in of("precision")),
         mmlu=tuple(
-            Run(head, label, ExamScore(ExamResult.from_json(raw)))
+            Run(head, label, ExamScore(ExamResult.from_json(raw, head.model)))
             for head, label, raw in of("mmlu")
         ),
         speed=tuple(run for head, label, raw in of("speed") for run in _speeds(head, label, raw)),

@@ -1,6 +1,5 @@
 """Taking up a run of benchmarks/cpu_peers.py where its JSON file ends, and reading the turns in it."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +8,7 @@ from cpu_peers_plan import Plan
 from cpu_peers_results import Case, Turn
 
 from gyrfalcon.errors import UsageError
+from gyrfalcon.fields import parsed_json
 from gyrfalcon.measure.roofline import Limits
 
 SAME = ("format", "version", "threads", "dtype", "models", "versions")
@@ -23,7 +23,7 @@ def kept_turns(plan: Plan, facts: Mapping[str, object], file: Path) -> list[Turn
     if not file.exists():
         return []
     try:
-        found = json.loads(file.read_text("utf-8"))
+        found = cast(Any, parsed_json(file.read_bytes(), str(file), "name another file"))
         turns = [_turn(raw) for raw in found["turns"]]
         differing = [*_differing(found, facts, SAME)]
         differing += _differing(found["machine"], cast(Any, facts["machine"]), SAME_MACHINE)

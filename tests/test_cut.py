@@ -417,6 +417,19 @@ def test_unreadable_progress_starts_afresh(
     assert contents(tmp_path / "cut") == contents(whole)
 
 
+@pytest.mark.parametrize("entry", [3, {}, {"bytes": "1", "sha256": "0"}, {"bytes": 1, "sha256": 0}])
+def test_a_file_that_damaged_progress_lists_is_written_again(
+    entry: object, checkpoint: Path, whole: Path, tmp_path: Path
+) -> None:
+    partial = stopped_cut(checkpoint, tmp_path / "cut")
+    progress = json.loads((partial / "progress.json").read_text())
+    files = dict.fromkeys(progress["files"], entry) | {"../lock": entry, "a\0b": entry, "": entry}
+    (partial / "progress.json").write_text(json.dumps(progress | {"files": files}))
+    summary = cut(checkpoint, tmp_path / "cut", 2, max_shard_bytes=SHARD_BYTES)
+    assert summary.resumed_bytes == 0
+    assert contents(tmp_path / "cut") == contents(whole)
+
+
 @pytest.mark.parametrize("moved", [False, True])
 def test_a_stop_around_the_last_rename_is_made_good(
     moved: bool, checkpoint: Path, whole: Path, tmp_path: Path

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gyrfalcon.errors import DISK_FULL, CheckpointError, DiskFull, UsageError, lack
-from gyrfalcon.foreign_file import read_json
+from gyrfalcon.foreign_file import is_inside, read_json
 from gyrfalcon.interrupted import interrupts_tell
 from gyrfalcon.output import counted
 from gyrfalcon.output_file import check_folder
@@ -124,9 +124,11 @@ class Build:
             return
         self._whole = raw.get("whole") is True
         for file, entry in files.items():
-            path = self.folder / file
-            if path.is_file() and path.stat().st_size == entry["bytes"]:
-                self.finished[file] = FileSum(entry["bytes"], entry["sha256"])
+            match entry:  # what is damaged is written again
+                case {"bytes": int(size), "sha256": str(checksum)} if is_inside(file):
+                    path = self.folder / file
+                    if path.is_file() and path.stat().st_size == size:
+                        self.finished[file] = FileSum(size, checksum)
 
     def _save(self) -> None:
         files = {

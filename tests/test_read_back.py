@@ -52,7 +52,7 @@ RESULTS: Mapping[str, Callable[[], Document]] = {
     "perplexity": perplexity_result,
 }
 READERS: Mapping[str, tuple[Callable[[Path], object], ...]] = {
-    "speed": (report, lambda path: baselines(str(path)), resume),
+    "speed": (report, lambda path: baselines(str(path), "falcon-x"), resume),
     "mmlu": (report, ExamResult.load),
     "precision": (report,),
     "perplexity": (report,),

@@ -18,10 +18,21 @@ import pytest
 from results import SUBJECTS, exam_result, gate_result, perplexity_result, signed, sweep
 
 from gyrfalcon.cli import main
+from gyrfalcon.fields import Fields
 from gyrfalcon.measure import result
-from gyrfalcon.measure.baseline import GUIDE_FIGURES
+from gyrfalcon.measure.baseline import PUBLISHED
+from gyrfalcon.measure.exam import MMLU, Subject
+from gyrfalcon.measure.exam_identity import mmlu_table
+from gyrfalcon.measure.mmlu import Answer
+from gyrfalcon.measure.mmlu_compare import compare, comparison_json
+from gyrfalcon.measure.mmlu_result import ExamResult
+from gyrfalcon.measure.mmlu_score import answer_json, score, score_json
 from gyrfalcon.measure.proportions import mcnemar, wilson
+from gyrfalcon.measure.report_plots import _apart, _mark_log
+from gyrfalcon.measure.report_runs import Head, Run, Speed
+from gyrfalcon.measure.report_svg import canvas, style
 
+QUIZ = "a quiz, test, hendrycks, 1 shot, 30 questions"
 Captured = pytest.CaptureFixture[str]
 Writer = Callable[..., Path]
 Cells = list[list[str]]
@@ -136,7 +147,7 @@ def column(table: Cells, heading: str) -> list[str]:
 def test_both_forms_hold_the_same_tables(written: Writer, tmp_path: Path) -> None:
     page = Page(made(tmp_path, *every_kind(written), "--baseline", "guide"))
     tables = markdown_tables((tmp_path / "report.md").read_text())
-    assert len(tables) == 10
+    assert len(tables) == 12
     assert page.tables == tables
 
 
@@ -164,14 +175,16 @@ def test_the_speed_tables_hold_every_case_and_the_means(written: Writer, tmp_pat
         assert told == pytest.approx([asdict(one)[name] for one in measured], abs=0.05)
     gaps = [(one.inter_token_p50_ms, one.inter_token_p90_ms) for one in measured]
     assert all(p90 - p50 > 0.1 for p50, p90 in gaps)  # swapped columns would show
-    means = tables["Means over all cases"]
-    assert column(means, "cases") == ["3 (1 oom)"] + ["36"] * 4
+    means = tables["Means over 3 cases, batch 1, input 32 to 64, output 32 to 64"]
+    assert column(means, "cases") == ["3 (1 oom)"]
     mean_ms = fmean(one.time_per_token_ms for one in measured)
     assert float(column(means, "TimePerTokens(ms)")[0]) == pytest.approx(mean_ms, abs=0.005)
     assert float(column(means, "1000 ÷ mean ms")[0]) == pytest.approx(1000 / mean_ms, abs=0.005)
     rates = fmean(one.tokens_per_second for one in measured)
     assert float(column(means, "TokensPerSecond")[0]) == pytest.approx(rates, abs=0.005)
-    assert column(means, "FirstTokenTime(ms)")[1:3] == ["92.83", "150.44"]  # of the guide
+    guide = tables["Means over 36 cases, batch 1, input 32 to 1024, output 32 to 1024"]
+    assert column(guide, "FirstTokenTime(ms)") == ["92.83", "150.44"]
+    assert all(name.endswith("comparable with no run here") for name in column(guide, "run"))
 
 
 def test_ratios_to_the_guide_are_of_the_means(written: Writer, tmp_path: Path) -> None:
@@ -180,8 +193,14 @@ def test_ratios_to_the_guide_are_of_the_means(written: Writer, tmp_path: Path) -
     ratios = tables["Times as fast as the baseline"]
     response = fmean(row.figures.response_ms for row in done.in_order if row.figures)
     told = float(column(ratios, "ResponseTime(ms)")[0])
-    assert told == pytest.approx(GUIDE_FIGURES[0].averages["response_ms"] / response, abs=5e-4)
-    assert column(ratios, "cases") == ["3 to 36"] * 4
+    assert told == pytest.approx(PUBLISHED[0].averages["response_ms"] / response, abs=5e-4)
+    assert column(ratios, "cases") == ["3 to 36"] * 2
+    for cell in column(ratios, "baseline"):
+        assert re.fullmatch(
+            r"the guide's Falcon-40B on .*; NOT COMPARABLE: another model: falcon-40b there, a model"
+            r" of [\d,]+ parameters here; other cases: means over 36 there, 3 of them here",
+            cell,
+        )
 
 
 def test_a_baseline_file_is_compared_case_by_case(written: Writer, tmp_path: Path) -> None:
@@ -197,9 +216,11 @@ def test_batches_are_never_averaged_together(written: Writer, tmp_path: Path) ->
     both = sweep()
     both.rows.update(sweep(slower=3.0, batch=4).rows)
     tables = Page(made(tmp_path, written("speed", both.to_json()), "--baseline", "guide")).tables
-    means = tables["Means over all cases"]
-    assert column(means, "run")[:2] == ["falcon-x, batch 1", "falcon-x, batch 4"]
-    times = [float(cell) for cell in column(means, "TimePerTokens(ms)")[:2]]
+    times = []
+    for batch in (1, 4):
+        means = tables[f"Means over 3 cases, batch {batch}, input 32 to 64, output 32 to 64"]
+        assert column(means, "run") == [f"falcon-x, batch {batch}"]
+        times.append(float(column(means, "TimePerTokens(ms)")[0]))
     assert times[1] == pytest.approx(3 * times[0], abs=0.02)
     assert set(column(tables["Times as fast as the baseline"], "run")) == {"falcon-x, batch 1"}
 
@@ -207,7 +228,7 @@ def test_batches_are_never_averaged_together(written: Writer, tmp_path: Path) ->
 def test_the_mmlu_tables_hold_counts_percent_and_intervals(written: Writer, tmp_path: Path) -> None:
     found = exam_result()
     tables = Page(made(tmp_path, written("mmlu", found), "--baseline", "guide")).tables
-    subjects = tables["Counts by subject"]
+    subjects = tables[f"{QUIZ}: counts by subject"]
     assert {row[2] for row in subjects[1:]} == set(SUBJECTS)
     for _, category, name, right, asked, percent, interval in subjects[1:]:
         assert category == SUBJECTS[name]
@@ -215,12 +236,12 @@ def test_the_mmlu_tables_hold_counts_percent_and_intervals(written: Writer, tmp_
         assert float(percent) == pytest.approx(10 * int(right))
         low, high = (float(end) / 100 for end in interval.strip("()").split(" to "))
         assert (low, high) == pytest.approx(wilson(int(right), 10), abs=5e-5)
-    summary = tables["Accuracy by category"]
+    summary = tables[f"{QUIZ}: accuracy by category"]
     assert float(column(summary, "STEM")[0]) == 10 * right_of(found, "astronomy")
     assert column(summary, "humanities")[0] == "–"  # nothing was asked
     assert float(column(summary, "Avg")[0]) == pytest.approx(100 * right_of(found) / 30, abs=0.005)
-    guide = [row[2:7] for row in summary[2:]]  # as the guide prints them, but for its two Avg
-    assert guide == [
+    guide = tables["MMLU, val, generate, 5 shots, 1531 questions: accuracy by category"]
+    assert [row[1:6] for row in guide[1:]] == [  # as the guide prints them, but for its two Avg
         ["41.12", "64.99", "49.81", "65.35", "54.93"],
         ["40.50", "65.28", "50.19", "65.07", "54.93"],
     ]
@@ -240,7 +261,7 @@ def test_two_mmlu_runs_are_compared_question_by_question(written: Writer, tmp_pa
     one, other = exam_result(), exam_result(shift=1)
     files = written("mmlu", one), written("mmlu", other, "other.json", name="falcon-y")
     tables = Page(made(tmp_path, files[0], "--baseline", files[1])).tables
-    everything = tables["falcon-x beside falcon-y, question by question"][-1]
+    everything = tables[f"falcon-x beside falcon-y, question by question: {QUIZ}"][-1]
     assert everything[:4] == ["all", "30", "0", "0.00"]  # shifted: no answer is the same
     assert (int(everything[4]), int(everything[5])) == (right_of(one), right_of(other))
     assert float(everything[6]) == pytest.approx(mcnemar(right_of(one), right_of(other)), abs=5e-5)
@@ -254,6 +275,147 @@ def test_runs_that_asked_in_another_way_are_not_compared(written: Writer, tmp_pa
     page = made(tmp_path, files[0], "--baseline", files[1])
     assert "Not comparable: two runs with the same protocol are needed" in page
     assert re.search(r"are needed\. [^<]*: hendrycks; [^<]*other\.json: lm-eval\.", page)
+
+
+def test_two_runs_of_an_exam_are_compared_without_a_baseline_too(
+    written: Writer, tmp_path: Path, capsys: Captured
+) -> None:
+    one, other = exam_result(), exam_result(shift=1)
+    files = written("mmlu", one), written("mmlu", other, "other.json", name="falcon-y")
+    assert report(*files, "-o", tmp_path, "--no-plots", "--json", "-") == 0
+    told = json.loads(capsys.readouterr().out)
+    title = f"falcon-y beside falcon-x, question by question: {QUIZ}"
+    assert title in Page((tmp_path / "report.html").read_text()).tables
+    assert title in [table["title"] for table in told["sections"][0]["tables"]]
+    [card] = [card for card in told["highlights"] if card["what"].startswith("McNemar")]
+    p = mcnemar(right_of(other), right_of(one))
+    assert (card["run"], card["value"]) == ("falcon-y beside falcon-x", f"p = {p:.4f}")
+
+
+def test_a_comparison_that_a_run_brings_along_is_told(written: Writer, tmp_path: Path) -> None:
+    first, second = (
+        ExamResult.from_json(Fields(json.loads(json.dumps(found)), "a test"), "falcon")
+        for found in (exam_result(), exam_result(shift=1))
+    )
+    beside = comparison_json(compare(first, second))
+    beside["with"] = {"file": "earlier/mmlu.json", "model": "falcon-y"}
+    path = written("mmlu", exam_result() | {"comparison": beside})
+    tables = Page(made(tmp_path, path)).tables
+    title = f"falcon-x beside falcon-y in earlier/mmlu.json, question by question: {QUIZ}"
+    assert tables[title][-1][:2] == ["all", "30"]
+    everything = beside["all"]
+    assert isinstance(everything, dict)
+    for name in ("total", "same", "both_right", "only_first", "only_second"):
+        wrong = {**beside, "all": {**everything, name: everything[name] + 1}}
+        path = written("mmlu", exam_result() | {"comparison": wrong})
+        assert report(path, "-o", tmp_path, "--no-plots") == 2
+
+
+def test_different_exams_never_share_a_table(written: Writer, tmp_path: Path) -> None:
+    files = (
+        written("mmlu", exam_result(), "1.json"),
+        written("mmlu", exam_result(exam_name="MMLU", number=9), "2.json", name="falcon-y"),
+        written("mmlu", exam_result(protocol="lm-eval"), "3.json", name="falcon-z"),
+    )
+    page = made(tmp_path, *files)
+    runs = {
+        title: column(cells, "run")
+        for title, cells in Page(page).tables.items()
+        if "accuracy by category" in title
+    }
+    assert runs == {
+        f"{QUIZ}: accuracy by category": ["falcon-x"],
+        "MMLU, test, hendrycks, 1 shot, 27 of 30 questions: accuracy by category": ["falcon-y"],
+        "a quiz, test, lm-eval, 1 shot, 30 questions: accuracy by category": ["falcon-z"],
+    }
+    assert "McNemar" not in page
+    cards = re.findall(r'class="what">([^<]*)', page)
+    assert cards == [title.removesuffix(": accuracy by category") for title in runs]
+
+
+def test_exams_that_only_their_questions_tell_apart_have_tables_of_their_own(
+    written: Writer, tmp_path: Path
+) -> None:
+    changed = exam_result() | {"exam_sha256": "0123456789"}
+    files = written("mmlu", exam_result()), written("mmlu", changed, "2.json", name="falcon-y")
+    tables = Page(made(tmp_path, *files)).tables
+    assert column(tables[f"{QUIZ} (checksum 01234567): accuracy by category"], "run") == [
+        "falcon-y"
+    ]
+
+
+def test_a_run_that_asked_as_the_guide_did_stands_beside_it_and_says_which_model_it_is(
+    tmp_path: Path,
+) -> None:
+    subjects = {
+        name: Subject(name, category, (), ()) for category in MMLU for name in MMLU[category]
+    }
+    answers = [
+        Answer(name, n, "A", "A", 5, 9, text="A")
+        for name, known in mmlu_table("val").items()
+        for n in range(known.num_questions)
+    ]
+    found = {
+        "exam": {"name": "MMLU", "num_subjects": 57, "num_questions": 1531},
+        **{"protocol": "generate", "protocol_version": 1, "split": "val", "shots": 5},
+        "exam_sha256": "0",
+        "num_questions": 1531,
+        **score_json(score(list(subjects.values()), answers), list(subjects.values())),
+        "predictions": [answer_json(answer) for answer in answers],
+    }
+    path, document = tmp_path / "mmlu.json", signed("mmlu", found)
+    small = document["model"]
+    for model in (small, {"name": "cut", **FALCON_40B}):
+        path.write_text(json.dumps({**document, "model": model}))
+        tables = Page(made(tmp_path, path, "--baseline", "guide")).tables
+        runs = column(
+            tables["MMLU, val, generate, 5 shots, 1531 questions: accuracy by category"], "run"
+        )
+        assert runs[1:] == ["Falcon-40B (the guide, A100)", "Falcon-40B (the guide, 4 × 910B3)"]
+        assert runs[0] == "cut" or runs[0].endswith("parameters, not the guide's falcon-40b)")
+
+
+FALCON_40B = {
+    "parameters": 41_303_293_952,
+    "config": {
+        "hidden_size": 8192,
+        "num_layers": 60,
+        "num_heads": 128,
+        "num_kv_heads": 8,
+        "ffn_size": 32768,
+        "vocab_size": 65024,
+    },
+}
+
+
+def test_sweeps_of_other_cases_never_share_a_table_of_means(
+    written: Writer, tmp_path: Path
+) -> None:
+    files = (
+        written("speed", sweep(fits=True).to_json()),
+        written("speed", sweep(slower=2.0, fits=True).to_json(), "2.json", "falcon-y"),
+        written("speed", sweep().to_json(), "3.json", "falcon-z"),  # one of its cases did not fit
+    )
+    tables = Page(made(tmp_path, *files)).tables
+    ends = "batch 1, input 32 to 64, output 32 to 64"
+    assert column(tables[f"Means over 4 cases, {ends}"], "run") == ["falcon-x", "falcon-y"]
+    assert column(tables[f"Means over 3 cases, {ends}"], "run") == ["falcon-z"]
+
+
+def test_a_whole_sweep_of_falcon_40b_stands_beside_the_guide(
+    written: Writer, tmp_path: Path
+) -> None:
+    whole = sweep(lengths=(32, 64, 128, 256, 512, 1024), fits=True).to_json()
+    path, document = written("speed", whole), signed("speed", whole)
+    title = "Means over 36 cases, batch 1, input 32 to 1024, output 32 to 1024"
+    path.write_text(json.dumps(document))
+    tables = Page(made(tmp_path, path, "--baseline", "guide")).tables
+    assert column(tables[title], "run")[0].endswith("parameters, not falcon-40b)")
+    path.write_text(json.dumps({**document, "model": {"name": "cut", **FALCON_40B}}))
+    tables = Page(made(tmp_path, path, "--baseline", "guide")).tables
+    guides = [one.name for one in PUBLISHED[:2]]
+    assert column(tables[title], "run") == ["cut", *guides]
+    assert column(tables["Times as fast as the baseline"], "baseline") == guides
 
 
 def test_the_precision_tables_hold_every_figure_its_limit_and_the_verdict(
@@ -293,6 +455,18 @@ def test_the_perplexity_table_holds_its_figures(written: Writer, tmp_path: Path)
     assert [float(cell) for cell in row[6:]] == pytest.approx(stated, abs=5e-5)
 
 
+def test_other_texts_never_share_a_table(written: Writer, tmp_path: Path) -> None:
+    other = perplexity_result() | {"file": "news.txt"}
+    files = (
+        written("perplexity", perplexity_result(), "1.json"),
+        written("perplexity", other, "2.json", name="falcon-y"),
+    )
+    tables = Page(made(tmp_path, *files)).tables
+    for text, run in {"a_book.txt": "falcon-x", "news.txt": "falcon-y"}.items():
+        title = f"Perplexity, 2100 bytes of {text}, window 64, stride 32"
+        assert column(tables[title], "run") == [run]
+
+
 def test_runs_of_one_model_are_told_apart_by_what_differs(written: Writer, tmp_path: Path) -> None:
     paths = [
         written("perplexity", perplexity_result(), f"{n}.json", "/a/falcon-x") for n in range(3)
@@ -322,6 +496,38 @@ def test_json_holds_what_the_tables_hold(written: Writer, tmp_path: Path, capsys
     told = json.loads(capsys.readouterr().out)
     assert told["files"] == [str(tmp_path / "out" / name) for name in ("report.html", "report.md")]
     assert told["sections"][0]["tables"][0]["rows"][0][0] == "falcon-x"
+
+
+def test_the_title_says_which_models_on_what_and_when(written: Writer, tmp_path: Path) -> None:
+    files = [
+        written("perplexity", perplexity_result(), f"{n}.json", f"m/falcon-{n}") for n in "abcde"
+    ]
+    document = json.loads(files[1].read_text())
+    document["date"] = "2026-01-02T03:04:05+00:00"
+    document["machine"]["processor"] = "A <Chip>"
+    files[1].write_text(json.dumps(document))
+    page = made(tmp_path, *files)
+    names, chip = "falcon-a, falcon-b, falcon-c and 2 more", html.escape("A <Chip>")
+    [title] = re.findall("<title>(.*?)</title>", page)
+    today = json.loads(files[0].read_text())["date"][:10]
+    assert title.startswith(f"{names}: measured with gyrfalcon; ")
+    assert title.endswith(f", {chip}; 2026-01-02 to {today}")
+    assert f"<h1>{names}: measured with gyrfalcon</h1>" in page
+    assert (tmp_path / "report.md").read_text().startswith(f"# {names}: measured with gyrfalcon\n")
+
+
+def test_weights_are_called_what_they_are(written: Writer, tmp_path: Path) -> None:
+    paths = [written("perplexity", perplexity_result(), f"{n}.json") for n in range(3)]
+    for path, (dtype, quant) in zip(
+        paths, [("bf16", "none"), ("fp32", "none"), ("bf16", "int8")], strict=True
+    ):
+        document = json.loads(path.read_text())
+        document["settings"].update(dtype=dtype, quant=quant)
+        path.write_text(json.dumps(document))
+    tables = Page(made(tmp_path, *paths)).tables
+    labels = ["falcon-x, bf16", "falcon-x, fp32", "falcon-x, int8, bf16"]
+    assert column(tables["Perplexity"], "run") == labels
+    assert column(tables["Runs"], "weights") == ["bf16", "fp32", "int8, bf16"]
 
 
 # ---- the page ----
@@ -390,7 +596,58 @@ def test_plots_that_have_nothing_to_show_are_left_out(written: Writer, tmp_path:
     assert report(*files, "-o", tmp_path) == 0
     page = Page((tmp_path / "report.html").read_text())
     assert "svg" not in page.tags
-    assert column(page.tables["Means over all cases"], "cases") == ["0 (1 oom)"]
+    assert column(page.tables["Means over no case"], "cases") == ["0 (1 oom)"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(45, 48), (45, 45), (210, 340), (0.0021, 0.0029), (1, 9), (3, 250), (1, 1e5)]
+)
+def test_an_axis_has_marks_enough_to_be_read(low: float, high: float) -> None:
+    with style():
+        figure, axes = canvas(2)
+        axes.plot([1, 2], [low, high])
+        axes.set_yscale("log")
+        _mark_log(axes.yaxis, [low, high])
+        figure.canvas.draw()
+        bottom, top = axes.get_ylim()
+        marks = [
+            label.get_text()
+            for tick, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
+            if bottom <= tick <= top
+        ]
+    assert len(set(marks)) >= 3
+    assert bottom <= low <= high <= top
+
+
+def test_runs_of_other_cases_are_told_apart_in_a_plot_that_they_share() -> None:
+    head = Head(
+        path=Path("x"),
+        kind="speed",
+        is_baseline=False,
+        model="x",
+        model_kind="x",
+        parameters=1,
+        ranks=1,
+        device="cpu",
+        dtype="bf16",
+        quant="none",
+        machine="x",
+        date="x",
+        version="x",
+    )
+    whole, part = (
+        Run(head, label, Speed(1, tuple(one.in_order), None))
+        for label, one in {"whole": sweep(fits=True), "part": sweep()}.items()
+    )
+    assert _apart([whole, part]) == {"whole": "whole, 4 cases", "part": "part, 3 cases"}
+    assert _apart([part]) == {"part": "part"}
+
+
+def test_a_phone_is_told_where_a_table_goes_on(written: Writer, tmp_path: Path) -> None:
+    page = made(tmp_path, *every_kind(written))
+    wide = len([cells for cells in Page(page).tables.values() if len(cells[0]) > 3])
+    assert page.count('<p class="hint">') == wide > 5
+    assert re.search(r"@media \(max-width: 40rem\) \{[^@]*\.hint \{ display: block", page)
 
 
 def test_a_hostile_name_stays_text_in_markdown(written: Writer, tmp_path: Path) -> None:

@@ -428,8 +428,8 @@ def test_the_sweep_goes_on_after_the_allocator_gave_up(
 
 def test_the_guides_figures_are_the_baseline_named_guide() -> None:
     ours = [row(32, 32, figures(9204.322 / 2, 92.83104, 27.0287486 / 4))]
-    npu, gpu, *small = baselines("guide")
-    found = compare(ours, npu)["averages"]
+    npu, gpu = baselines("guide", "falcon-40b")
+    found = compare(ours, npu, "falcon-40b")["averages"]
     assert found == pytest.approx(
         {
             "response_ms": 2,
@@ -438,13 +438,51 @@ def test_the_guides_figures_are_the_baseline_named_guide() -> None:
             "mean_tokens_per_second": 4000 / 27.0287486 / 37.0206184,
         }
     )
-    assert set(compare(ours, gpu)["averages"]) == {  # type: ignore[call-overload]
+    assert set(compare(ours, gpu, "falcon-40b")["averages"]) == {  # type: ignore[call-overload]
         "response_ms",
         "first_token_ms",
         "time_per_token_ms",
         "tokens_per_second_of_mean_ms",
     }
-    assert len(small) == 2
+
+
+def test_the_figures_of_7b_are_not_called_the_guides() -> None:
+    found = baselines("guide", "falcon-7b")
+    assert [one.averages["time_per_token_ms"] for one in found] == [17.24, 10.73]
+    assert all("later table of the guide's publisher" in one.name for one in found)
+
+
+def test_what_is_not_comparable_with_the_guide_is_said() -> None:
+    npu, _ = baselines("guide", "falcon-40b")
+    lengths = (32, 64, 128, 256, 512, 1024)
+    whole = [row(i, o, figures(100, 10, 1)) for i in lengths for o in lengths]
+    assert compare(whole, npu, "falcon-40b")["warnings"] == []
+    other = compare(whole, npu, "falcon-7b")["warnings"]
+    assert other == ["another model: falcon-40b there, falcon-7b here"]
+    for rows, got in (
+        (whole[:1], "1 of them here"),
+        ([*whole[:35], row(1024, 1024, None)], "35 of them here"),
+        ([*whole, row(8, 8, figures(100, 10, 1))], "36 of them and 1 others here"),
+    ):
+        partial = compare(rows, npu, "falcon-40b")["warnings"]
+        assert partial == [f"other cases: means over 36 there, {got}"]
+
+
+def test_a_small_sweep_of_another_model_is_not_put_beside_the_guide_without_a_warning(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--in", "8", "--out", "2", "--baseline", "guide", *QUICK)
+    assert speed(model, *words, "--json", "-") == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)["result"]["baselines"]
+    assert len(found) == 2
+    for one in found:
+        assert [warning.split(":")[0] for warning in one["warnings"]] == [
+            "another model",
+            "other cases",
+        ]
+        for warning in one["warnings"]:
+            assert f"WARNING: not comparable with {one['name']}: {warning}\n" in err
 
 
 @pytest.mark.slow

@@ -58,7 +58,8 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
         "--baseline",
         metavar="JSON|guide",
         help="also print how many times as fast this is as another speed result, or as the guide's figures "
-        "(default: neither)",
+        "(of Falcon-40B; beside falcon-7b those of a later table of its publisher); warns where model or "
+        "cases are others (default: neither)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="measure all again, whatever the files hold"

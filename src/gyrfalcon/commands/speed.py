@@ -5,13 +5,15 @@ import contextlib
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from gyrfalcon.commands.generate import engine_config
 from gyrfalcon.engine.build import longest_sequence
 from gyrfalcon.errors import UsageError
 from gyrfalcon.interrupted import interrupts_tell
 from gyrfalcon.measure.baseline import baselines, compare
-from gyrfalcon.measure.result import envelope
+from gyrfalcon.measure.golden import kind_of
+from gyrfalcon.measure.result import envelope, num_parameters
 from gyrfalcon.measure.speed import Bench, layout_of, measure_limits, with_percent
 from gyrfalcon.measure.speed_files import Files, Sweep, csv_text
 from gyrfalcon.measure.speed_table import describe
@@ -19,7 +21,6 @@ from gyrfalcon.measure.timing import Case
 from gyrfalcon.output import counted, goes_to_stdout, say_ready, write_json
 from gyrfalcon.output_file import OutputFile, open_output
 from gyrfalcon.progress import bar
-from gyrfalcon.settings import EngineConfig
 from gyrfalcon.weights.hub import resolve_model
 from gyrfalcon.weights.source import open_checkpoint
 
@@ -31,9 +32,11 @@ def run(args: argparse.Namespace) -> int:
     cases = [Case(args.batch, input_len, output_len) for input_len, output_len in lengths]
     csv = open_output(args.csv, "-f") if args.csv else None
     files = Files.chosen(csv, args.json)
-    against = baselines(args.baseline) if args.baseline else ()
+    checkpoint = open_checkpoint(resolve_model(config.model), config.adapter)
+    model = kind_of(asdict(checkpoint.config), num_parameters(checkpoint.config))
+    against = baselines(args.baseline, model) if args.baseline else ()
     earlier = None if args.overwrite else files.earlier()
-    _check_lengths(cases, config)
+    _check_lengths(cases, longest_sequence(config, checkpoint))
     with contextlib.closing(Bench.start(config, args.batch)) as bench:
         engine = bench.engine
         if engine.is_first_rank:
@@ -44,8 +47,9 @@ def run(args: argparse.Namespace) -> int:
             _measure(bench, cases, sweep, files, head)
         if not engine.is_first_rank:
             return 0
-    sweep.baselines = [compare(sweep.in_order, baseline) for baseline in against]
+    sweep.baselines = [compare(sweep.in_order, baseline, model) for baseline in against]
     files.write(head, sweep)
+    _warn(sweep)
     _tell(head, sweep, csv, args.json)
     return 0
 
@@ -70,6 +74,16 @@ def _kept(cases: Sequence[Case], sweep: Sweep, files: Files) -> str:
     return f"{kept}; run the same command again to go on"
 
 
+def _warn(sweep: Sweep) -> None:
+    """Says what makes a baseline no comparison of like with like."""
+    for comparison in sweep.baselines:
+        warnings = comparison["warnings"]
+        assert isinstance(warnings, list)
+        for warning in warnings:
+            line = f"gyrfalcon: WARNING: not comparable with {comparison['name']}: {warning}"
+            print(line, file=sys.stderr)
+
+
 def _measure(
     bench: Bench, cases: Sequence[Case], sweep: Sweep, files: Files, head: Mapping[str, object]
 ) -> None:
@@ -91,9 +105,7 @@ def _measure(
                 files.write(head, sweep)
 
 
-def _check_lengths(cases: Sequence[Case], config: EngineConfig) -> None:
-    checkpoint = open_checkpoint(resolve_model(config.model), config.adapter)
-    longest = longest_sequence(config, checkpoint)
+def _check_lengths(cases: Sequence[Case], longest: int) -> None:
     largest = max(cases, key=lambda case: case.input_len + case.output_len)
     if largest.input_len + largest.output_len > longest:
         raise UsageError(

@@ -6,12 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from gyrfalcon.config import ModelConfig
+from gyrfalcon.fields import Fields
 from gyrfalcon.measure.result import num_parameters
 
 GUIDE = "the guide, "  # what its sources begin with
+GUIDE_MODEL = "falcon-40b"
 Counts = Mapping[str, tuple[int, int]]  # name → right, total
 
 
@@ -62,13 +65,32 @@ def known(config: ModelConfig) -> Golden | None:
     return None
 
 
+def kind_of(facts: Mapping[str, object], parameters: int) -> str:
+    """Which model it is, from a result: the name of one that has figures here (falcon-40b), else its
+    size. facts: the config in our words.
+    """
+    for model in _models():
+        shape, tied = model["shape"], model["parameters"]
+        head = shape["vocab_size"] * shape["hidden_size"]
+        if parameters in (tied, tied + head) and shape.items() <= facts.items():
+            return str(model["name"])
+    return f"a model of {parameters:,} parameters"
+
+
+def model_of(document: Mapping[str, object], path: Path) -> tuple[str, str]:
+    """The name and kind_of() of the model in a result's document, read from the file `path`."""
+    model = Fields(document, str(path)).inside("model")
+    kind = kind_of(model.inside("config").raw, model.positive("parameters"))
+    return model.need(str, "name"), kind
+
+
 def models_with_mmlu() -> list[str]:
     """The names of the models with MMLU figures."""
     return [model["name"] for model in _models() if model["mmlu"]]
 
 
 def guide_mmlu() -> list[MMLUFigure]:
-    """The guide's own results, of Falcon-40B on two platforms."""
+    """The guide's own results, of GUIDE_MODEL on two platforms."""
     figures = [figure for model in _models() for figure in _golden(model).mmlu]
     return [figure for figure in figures if figure.source.startswith(GUIDE)]
 

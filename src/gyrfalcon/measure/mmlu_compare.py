@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from gyrfalcon.errors import UsageError
+from gyrfalcon.fields import Fields
 from gyrfalcon.measure.exam import CATEGORIES
 from gyrfalcon.measure.exam_identity import Identity
 from gyrfalcon.measure.mmlu import Answer
@@ -57,6 +58,11 @@ class Pairs:
     both_right: int
     only_first: int  # right in the first run alone
     only_second: int
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """All of the above."""
+        return self.total, self.same, self.both_right, self.only_first, self.only_second
 
     @property
     def p(self) -> float:
@@ -112,6 +118,38 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
         "categories": {name: _pairs_json(p) for name, p in comparison.categories.items()},
         "left_out": comparison.num_left_out,
     }
+
+
+def comparison_from_json(raw: Fields, run: ExamResult) -> Comparison:
+    """The comparison in a run's result, the run being the first of the two; UsageError where its
+    counts do not fit each other or the run's.
+    """
+    everything, stated = _pairs(raw.inside("all")), raw.inside("categories")
+    categories = {name: _pairs(stated.inside(name)) for name in CATEGORIES}
+    left_out, asked = raw.count("left_out"), len(run.answers)
+    right = everything.both_right + everything.only_first
+    fits = (
+        everything.total + left_out == asked
+        and 0 <= run.score.all.right - right <= left_out
+        and all(
+            sum(counts) == total
+            for total, *counts in zip(
+                everything.counts, *(one.counts for one in categories.values()), strict=True
+            )
+        )
+    )
+    if not fits:
+        raise UsageError(f"counts of {asked} pairs in {raw.where}", "others", "compare them again")
+    return Comparison(everything, categories, left_out)
+
+
+def _pairs(raw: Fields) -> Pairs:
+    names = ("total", "same", "both_right", "only_first", "only_second")
+    found = Pairs(*(raw.count(name) for name in names))
+    differing = found.only_first + found.only_second
+    if not found.both_right <= found.same or found.same + differing > found.total:
+        raise UsageError(f"counts of pairs that fit in {raw.where}", "others", "compare them again")
+    return found
 
 
 def _questions(found: ExamResult) -> list[tuple[str, int, str]]:

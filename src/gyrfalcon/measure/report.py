@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gyrfalcon.measure.report_mmlu import interval, mmlu_tables, percent
+from gyrfalcon.measure.report_mmlu import by_exam, interval, mmlu_tables, pair_words, pairs, percent
 from gyrfalcon.measure.report_runs import Results
 from gyrfalcon.measure.report_speed import speed_tables
 from gyrfalcon.measure.report_tables import (
@@ -19,7 +19,8 @@ from gyrfalcon.measure.report_tables import (
 from gyrfalcon.measure.timing import averages
 from gyrfalcon.output import counted
 
-TITLE = "Measured with gyrfalcon"
+TITLE = "measured with gyrfalcon"
+MOST_NAMED = 3  # models or machines in the title
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,12 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that is told; plots are added on the page."""
+    """All that is told; plots are added on the page. `title` names the models, `about` machines and
+    dates.
+    """
 
+    title: str
+    about: str
     highlights: tuple[Highlight, ...]
     sections: tuple[Section, ...]
 
@@ -56,13 +61,23 @@ def make_report(results: Results, beside_guide: bool) -> Report:
         ("precision", "Precision"): precision_tables(results.precision)
         if results.precision
         else [],
-        ("mmlu", "MMLU"): mmlu_tables(results.mmlu, beside_guide),
+        ("mmlu", "Exams"): mmlu_tables(results.mmlu, beside_guide),
         ("speed", "Speed"): speed_tables(results.speed, beside_guide),
         ("perplexity", "Perplexity"): perplexity_tables(results.perplexity),
         ("runs", "Runs"): [run_table(results)],
     }
+    heads = list(results.heads)
+    days = sorted({head.date[:10] for head in heads})
     return Report(
-        highlights=(*_gates(results), *_scores(results), *_rates(results), *_perplexities(results)),
+        title=f"{_some([head.name for head in heads])}: {TITLE}",
+        about=f"{_some([head.machine for head in heads])}; {' to '.join(dict.fromkeys((days[0], days[-1])))}",
+        highlights=(
+            *_gates(results),
+            *_scores(results),
+            *_comparisons(results),
+            *_rates(results),
+            *_perplexities(results),
+        ),
         sections=tuple(Section(*names, tuple(some)) for names, some in tables.items() if some),
     )
 
@@ -80,15 +95,36 @@ def _gates(results: Results) -> list[Highlight]:
     ]
 
 
+def _some(names: Sequence[str]) -> str:
+    """Each name once, not all of many."""
+    found = list(dict.fromkeys(names))
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    return ", ".join(found[:MOST_NAMED]) + more
+
+
 def _scores(results: Results) -> list[Highlight]:
     return [
         Highlight(
-            "MMLU",
+            heading,
             run.label,
             f"{percent(run.found.all)} %",
             f"{interval(run.found.all)}, {run.found.all.right} of {run.found.all.total} right",
         )
-        for run in results.mmlu
+        for heading, group in by_exam(results.mmlu).items()
+        for run in group
+    ]
+
+
+def _comparisons(results: Results) -> list[Highlight]:
+    return [
+        Highlight(
+            f"McNemar's exact test, {heading}",
+            f"{first} beside {second}",
+            f"p = {found.all.p:.4f}",
+            pair_words(found),
+        )
+        for heading, group in by_exam(results.mmlu).items()
+        for first, second, found in pairs(group)
     ]
 
 
@@ -120,7 +156,7 @@ def _perplexities(results: Results) -> list[Highlight]:
 
 def markdown(report: Report) -> str:
     """The report without plots."""
-    lines = [f"# {TITLE}", ""]
+    lines = [f"# {_cell(report.title)}", "", _cell(report.about), ""]
     for one in report.highlights:
         lines.append(
             f"- **{one.what}: {_cell(one.value)}** ({_cell(one.run)}; {_cell(one.detail)})"

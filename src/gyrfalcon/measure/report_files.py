@@ -12,10 +12,13 @@ from gyrfalcon.device import DTYPE_OF_WORD
 from gyrfalcon.errors import UsageError
 from gyrfalcon.fields import Fields, shown
 from gyrfalcon.measure import result
+from gyrfalcon.measure.golden import model_of
+from gyrfalcon.measure.mmlu_compare import comparison_from_json
 from gyrfalcon.measure.mmlu_result import ExamResult
 from gyrfalcon.measure.perplexity import Perplexity
 from gyrfalcon.measure.precision_result import read_gate
 from gyrfalcon.measure.report_runs import (
+    Compared,
     ExamScore,
     Head,
     Results,
@@ -53,8 +56,7 @@ def read_results(files: Sequence[str], baselines: Sequence[str]) -> Results:
     return Results(
         precision=tuple(Run(head, label, read_gate(raw)) for head, label, raw in of("precision")),
         mmlu=tuple(
-            Run(head, label, ExamScore(ExamResult.from_json(raw, head.model)))
-            for head, label, raw in of("mmlu")
+            Run(head, label, _exam_score(raw, head.model)) for head, label, raw in of("mmlu")
         ),
         speed=tuple(run for head, label, raw in of("speed") for run in _speeds(head, label, raw)),
         perplexity=tuple(
@@ -66,13 +68,15 @@ def read_results(files: Sequence[str], baselines: Sequence[str]) -> Results:
 def _head(path: Path, document: Mapping[str, object], is_baseline: bool) -> Head:
     fields = Fields(document, str(path), result.LARGEST)
     model, settings, machine = (fields.inside(name) for name in ("model", "settings", "machine"))
+    name, kind = model_of(document, path)
     cards = machine.list_of(str, "accelerators")
     device = settings.need(str, "device")
     return Head(
         path=path,
         kind=fields.need(str, "kind"),
         is_baseline=is_baseline,
-        model=model.need(str, "name"),
+        model=name,
+        model_kind=kind,
         parameters=model.positive("parameters"),
         ranks=settings.positive("world_size"),
         device=device,
@@ -135,6 +139,22 @@ def _speeds(head: Head, label: str, raw: Fields) -> list[Run[Speed]]:
         )
         for batch in batches
     ]
+
+
+def _exam_score(raw: Fields, model: str) -> ExamScore:
+    found, stated = ExamResult.from_json(raw, model), raw.nested("comparison")
+    if stated is None:
+        return ExamScore(found)
+    other = stated.nested("with")  # earlier versions do not say with what
+    file, name = (
+        ("an earlier run", "unknown")
+        if other is None
+        else (
+            other.need(str, "file"),
+            other.need(str, "model"),
+        )
+    )
+    return ExamScore(found, Compared(file, name, comparison_from_json(stated, found)))
 
 
 def _text_score(raw: Fields) -> TextScore:

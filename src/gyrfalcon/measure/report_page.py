@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from html import escape
 from importlib import resources
 
-from gyrfalcon.measure.report import TITLE, Highlight, Report, Section
+from gyrfalcon.measure.report import Highlight, Report, Section
 from gyrfalcon.measure.report_tables import Table
+
+FEW_COLUMNS = 3  # of a table that a phone shows whole
+HINT = "Scroll the table sideways for all its columns →"  # on a phone alone
+LONG = 40  # letters of a cell that needs a wide column
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +34,13 @@ def page(report: Report, plots: Mapping[str, Sequence[Plot]]) -> str:
         '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="color-scheme" content="light dark">',
-        f"<title>{_text(TITLE)}</title>",
+        f"<title>{_text(f'{report.title}; {report.about}')}</title>",
         f"<style>\n{style}</style>",
         "</head>",
         "<body>",
         "<main>",
-        f"<h1>{_text(TITLE)}</h1>",
+        f"<h1>{_text(report.title)}</h1>",
+        f'<p class="about">{_text(report.about)}</p>',
         *_links(report.sections),
         *_cards(report.highlights),
     ]
@@ -91,6 +96,8 @@ def _table(table: Table) -> list[str]:
         box, title = "div", f"<h3>{_text(table.title)}</h3>"
     lines = [f'<{box} class="panel">', title]
     if table.rows:
+        if len(table.headings) > FEW_COLUMNS:
+            lines.append(f'<p class="hint">{HINT}</p>')
         lines += [
             f'<div class="scroll" role="region" aria-label="{_text(table.title)}" tabindex="0">',
             "<table>",
@@ -107,7 +114,10 @@ def _table(table: Table) -> list[str]:
 
 
 def _row(cells: Sequence[str], num_labels: int, tag: str) -> str:
-    kinds = ["word" if number < num_labels else "number" for number in range(len(cells))]
+    kinds = [
+        "number" if number >= num_labels else "word long" if len(cell) > LONG else "word"
+        for number, cell in enumerate(cells)
+    ]
     shown = [
         f'<{tag} class="{kind}">{_text(cell)}</{tag}>'
         for kind, cell in zip(kinds, cells, strict=True)

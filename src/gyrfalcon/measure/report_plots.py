@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import BoundaryNorm, ListedColormap
-from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from gyrfalcon.measure.gate import LIMITS
 from gyrfalcon.measure.mmlu_score import Count
 from gyrfalcon.measure.precision_result import Gate
-from gyrfalcon.measure.report_mmlu import IN_GUIDES_ORDER
+from gyrfalcon.measure.report_mmlu import IN_GUIDES_ORDER, by_exam
 from gyrfalcon.measure.report_page import Plot
 from gyrfalcon.measure.report_runs import ExamScore, Results, Run, Speed
 from gyrfalcon.measure.report_svg import (
@@ -30,8 +30,10 @@ from gyrfalcon.measure.report_svg import (
     style,
 )
 from gyrfalcon.measure.timing import OOM, Figures
+from gyrfalcon.output import counted
 
 CHANCE = 25.0  # percent, of four choices
+FEWEST_MARKS = 3  # on an axis
 FLOOR = 1e-16  # the smallest distance that float64 can tell from none
 
 
@@ -117,7 +119,7 @@ def _name_cells(axes: Axes, inputs: Sequence[int], outputs: Sequence[int]) -> No
 
 
 def _first_token_plot(runs: Sequence[Run[Speed]]) -> Plot:
-    curves = {run.label: _by_input(run, "first_token_ms") for run in runs}
+    curves = _curves(runs, "first_token_ms")
     figure, axes = canvas(2.7)
     _lines(axes, curves)
     axes.set_yscale("log")
@@ -129,8 +131,11 @@ def _first_token_plot(runs: Sequence[Run[Speed]]) -> Plot:
 
 def _gap_plot(runs: Sequence[Run[Speed]]) -> list[Plot]:
     """How the times between tokens are distributed; none where files do not hold them."""
+    names = _apart(runs)
     gaps = {
-        run.label: [gap for _, figures in _measured(run) for gap in figures.inter_token_ms or ()]
+        names[run.label]: [
+            gap for _, figures in _measured(run) for gap in figures.inter_token_ms or ()
+        ]
         for run in runs
     }
     if not any(gaps.values()):
@@ -157,7 +162,7 @@ def _gap_plot(runs: Sequence[Run[Speed]]) -> list[Plot]:
 
 
 def _decode_limit_plot(runs: Sequence[Run[Speed]]) -> Plot:
-    curves = {run.label: _by_input(run, "decode_percent_of_limit") for run in runs}
+    curves = _curves(runs, "decode_percent_of_limit")
     caption = (
         "Bytes that have to be read for a token over measured memory bandwidth; mean over outputs."
     )
@@ -165,7 +170,7 @@ def _decode_limit_plot(runs: Sequence[Run[Speed]]) -> Plot:
 
 
 def _prefill_limit_plot(runs: Sequence[Run[Speed]]) -> Plot:
-    curves = {run.label: _by_input(run, "prefill_percent_of_limit") for run in runs}
+    curves = _curves(runs, "prefill_percent_of_limit")
     caption = "Operations of a prompt over the measured matrix peak; mean over outputs."
     return _limit_plot("Prefill: percent of the matrix peak", caption, curves)
 
@@ -177,6 +182,18 @@ def _limit_plot(title: str, caption: str, curves: Mapping[str, Mapping[int, floa
     _mark_lengths(axes, curves)
     axes.set_ylabel("% of the limit")
     return plot(title, caption, figure)
+
+
+def _curves(runs: Sequence[Run[Speed]], name: str) -> dict[str, dict[int, float]]:
+    names = _apart(runs)
+    return {names[run.label]: _by_input(run, name) for run in runs}
+
+
+def _apart(runs: Sequence[Run[Speed]]) -> dict[str, str]:
+    """Labels in a plot that runs share: where they have not measured the same, each says how much."""
+    if len({run.found.measured for run in runs}) == 1:
+        return {run.label: run.label for run in runs}
+    return {run.label: f"{run.label}, {counted(len(run.found.measured), 'case')}" for run in runs}
 
 
 def _by_input(run: Run[Speed], name: str) -> dict[int, float]:
@@ -214,9 +231,11 @@ def _mark_lengths(axes: Axes, curves: Mapping[str, Mapping[int, float]]) -> None
 
 
 def _exam_plots(runs: Sequence[Run[ExamScore]]) -> list[Plot]:
-    """The categories, then the subjects of each category."""
-    if not runs:
-        return []
+    """Of each exam the categories, then the subjects of each category."""
+    return [plot for heading, group in by_exam(runs).items() for plot in _exam_plot(heading, group)]
+
+
+def _exam_plot(heading: str, runs: Sequence[Run[ExamScore]]) -> list[Plot]:
     by_run = {
         run.label: {
             **{name: run.found.categories[name] for name in IN_GUIDES_ORDER},
@@ -224,15 +243,15 @@ def _exam_plots(runs: Sequence[Run[ExamScore]]) -> list[Plot]:
         }
         for run in runs
     }
-    found = [_dot_plot("Accuracy by category", by_run)]
+    found = [_dot_plot("Accuracy by category", heading, by_run)]
     for category in IN_GUIDES_ORDER:
         subjects = {run.label: run.found.subjects(category) for run in runs}
         if any(subjects.values()):
-            found.append(_dot_plot(f"Accuracy by subject: {category}", subjects))
+            found.append(_dot_plot(f"Accuracy by subject: {category}", heading, subjects))
     return found
 
 
-def _dot_plot(title: str, by_run: Mapping[str, Mapping[str, Count]]) -> Plot:
+def _dot_plot(title: str, heading: str, by_run: Mapping[str, Mapping[str, Count]]) -> Plot:
     """A dot with its 95 % interval for every name and run."""
     names = list(dict.fromkeys(name for counts in by_run.values() for name in counts))
     step = 0.64 / len(by_run)
@@ -267,7 +286,8 @@ def _dot_plot(title: str, by_run: Mapping[str, Mapping[str, Count]]) -> Plot:
     axes.set_xlim(-2, 102)  # all of the marks at 0 and 100
     axes.set_xlabel("% right")
     legend(axes)
-    return plot(title, "Bars: 95 % interval; dashed: chance.", figure)
+    caption = f"{heading}. Bars: 95 % interval; dashed: chance."
+    return plot(title, caption, figure, name=f"{heading} {title}")
 
 
 # ---- precision ----
@@ -311,12 +331,19 @@ def _cosine_plot(run: Run[Gate]) -> Plot:
 
 
 def _mark_log(axis: Axis, values: Sequence[float]) -> None:
-    """Round numbers on a logarithmic axis: 1, 2, 5 where there are few decades."""
+    """Round numbers on a logarithmic axis: 1, 2, 5 where there are few decades, nearer ones where
+    that would leave fewer than FEWEST_MARKS, and the axis long enough for them.
+    """
     low, high = max(min(values), FLOOR), max(values)
     if high < 300 * low:
         decades = range(floor(log10(low)), ceil(log10(high)) + 1)
         ticks = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
-        axis.set_major_locator(FixedLocator([t for t in ticks if 0.9 * low <= t <= 1.1 * high]))
+        ticks = [tick for tick in ticks if 0.9 * low <= tick <= 1.1 * high]
+        if len(ticks) < FEWEST_MARKS:
+            near = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(0.98 * low, 1.02 * high)
+            ticks = [tick for tick in map(float, near) if tick > 0]
+            axis.set_view_interval(min(low, ticks[0]), max(high, ticks[-1]))
+        axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from gyrfalcon.measure.mmlu_compare import Comparison
 from gyrfalcon.measure.mmlu_result import ExamResult
 from gyrfalcon.measure.mmlu_score import Count
 from gyrfalcon.measure.precision_result import Gate
 from gyrfalcon.measure.roofline import Limits
-from gyrfalcon.measure.timing import Row
+from gyrfalcon.measure.timing import Case, Row
 from gyrfalcon.output import counted
 
 T_co = TypeVar("T_co", covariant=True)
@@ -23,6 +24,7 @@ class Head:
     kind: str
     is_baseline: bool
     model: str
+    model_kind: str  # which model it is, whatever it is called: as golden.kind_of() says
     parameters: int
     ranks: int
     device: str
@@ -40,7 +42,12 @@ class Head:
     @property
     def traits(self) -> tuple[str, ...]:
         """What tells runs of one model apart, the most telling first."""
-        return (self.dtype, self.quant, self.device, counted(self.ranks, "rank"), self.machine)
+        return (self.weights, self.device, counted(self.ranks, "rank"), self.machine)
+
+    @property
+    def weights(self) -> str:
+        """What the weights are: "bf16", or "int8, bf16", which is computed in bf16."""
+        return self.dtype if self.quant == "none" else f"{self.quant}, {self.dtype}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +58,27 @@ class Speed:
     rows: tuple[Row, ...]
     limits: Limits | None
 
+    @property
+    def measured(self) -> frozenset[Case]:
+        """The cases that memory sufficed for."""
+        return frozenset(row.case for row in self.rows if row.figures is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A run beside another one, whose answers are not at hand."""
+
+    file: str
+    model: str
+    pairs: Comparison
+
 
 @dataclass(frozen=True, slots=True)
 class ExamScore:
     """How one exam went: `result` has every answer, for comparisons question by question."""
 
     result: ExamResult
+    compared: Compared | None = None  # with another run, when it was measured
 
     @property
     def all(self) -> Count:
@@ -65,13 +87,6 @@ class ExamScore:
     @property
     def categories(self) -> Mapping[str, Count]:
         return self.result.score.categories
-
-    @property
-    def way(self) -> str:
-        """How the questions were asked, such as "test, hendrycks, 5 shots"."""
-        settings = self.result.settings
-        shots = counted(int(str(settings["shots"])), "shot")
-        return f"{settings['split']}, {settings['protocol']}, {shots}"
 
     def subjects(self, category: str) -> dict[str, Count]:
         """The counts of a category's subjects."""
@@ -111,3 +126,9 @@ class Results:
     mmlu: tuple[Run[ExamScore], ...]
     speed: tuple[Run[Speed], ...]
     perplexity: tuple[Run[TextScore], ...]
+
+    @property
+    def heads(self) -> dict[Head, str]:
+        """Every file once, with its run's label."""
+        runs: list[Run[object]] = [*self.precision, *self.mmlu, *self.speed, *self.perplexity]
+        return {run.head: run.label.split(", batch ")[0] for run in runs}

@@ -1,13 +1,23 @@
 """The tables of speed: the guide's means, ratios to baselines, every case."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from gyrfalcon.measure.baseline import GUIDE_CASES, GUIDE_FIGURES, Baseline, compare
+from gyrfalcon.measure.baseline import (
+    GUIDE_CASES,
+    PUBLISHED,
+    Baseline,
+    compare,
+    differences,
+    guide_for,
+)
 from gyrfalcon.measure.report_runs import Run, Speed
 from gyrfalcon.measure.report_tables import NOTHING, Table
-from gyrfalcon.measure.timing import OOM, Row, averages
+from gyrfalcon.measure.timing import OOM, Case, Row, averages
+from gyrfalcon.output import counted
 
-GUIDE_BATCH = 1
+Runs = Sequence[Run[Speed]]
+
 TIMES = {
     "response_ms": "ResponseTime(ms)",
     "first_token_ms": "FirstTokenTime(ms)",
@@ -19,69 +29,132 @@ RATES = {
 }
 
 
-def speed_tables(runs: Sequence[Run[Speed]], beside_guide: bool) -> list[Table]:
-    """The guide's means, how many times as fast as each baseline, and every case."""
+def speed_tables(runs: Runs, beside_guide: bool) -> list[Table]:
+    """The guide's means, how many times as fast each baseline, and every case. A table of means
+    holds only runs that have measured the same cases.
+    """
     if not runs:
         return []
-    guide = GUIDE_FIGURES if beside_guide else ()
-    rows = [_mean_row(run) for run in runs]
-    rows += [
-        _row_of_means(one.name, str(GUIDE_BATCH), str(GUIDE_CASES), one.averages) for one in guide
+    guide = _published(runs) if beside_guide else ()
+    groups: dict[frozenset[Case], list[Run[Speed]]] = {}
+    for run in runs:
+        groups.setdefault(run.found.measured, []).append(run)
+    means = [
+        _mean_table(cases, group, guide if cases == GUIDE_CASES else ())
+        for cases, group in groups.items()
     ]
-    means = Table(
-        "Means over all cases",
-        ("run", "batch", "cases", *RATES.values(), *TIMES.values()),
-        tuple(rows),
-        note="TokensPerSecond is the mean of the cases' rates; 1000 ÷ mean ms is the rate of the mean"
-        " TimePerTokens, which is lower where cases differ. Both are of one sequence.",
+    if guide and GUIDE_CASES not in groups:
+        means.append(_mean_table(GUIDE_CASES, (), guide))
+    return [*_apart(means), *_ratio_table(runs, guide), *map(_case_table, runs)]
+
+
+def _published(runs: Runs) -> tuple[Baseline, ...]:
+    """The published figures that concern any of the runs, each once."""
+    wanted = {one for run in runs if not run.head.is_baseline for one in _for_run(run)}
+    return tuple(one for one in PUBLISHED if one.name in wanted)
+
+
+def _for_run(run: Run[Speed]) -> set[str]:
+    return {one.name for one in guide_for(run.head.model_kind)}
+
+
+def _mean_table(cases: frozenset[Case], runs: Runs, guide: Sequence[Baseline]) -> Table:
+    note = (
+        "TokensPerSecond is the mean of the cases' rates; 1000 ÷ mean ms is the rate of the mean"
+        " TimePerTokens, which is lower where cases differ. Both are of one sequence."
     )
-    return [means, *_ratio_table(runs, guide), *map(_case_table, runs)]
+    if not runs:
+        note += " No run here has measured all of these cases: none is comparable with them."
+    rows = [_mean_row(run, guide) for run in runs]
+    suffix = "" if runs else ", comparable with no run here"
+    rows += [_row_of_means(one.name + suffix, str(len(GUIDE_CASES)), one.averages) for one in guide]
+    headings = ("run", "cases", *RATES.values(), *TIMES.values())
+    return Table(f"Means over {_told(cases)}", headings, tuple(rows), note=note)
 
 
-def _mean_row(run: Run[Speed]) -> tuple[str, ...]:
+def _told(cases: frozenset[Case]) -> str:
+    """Which cases: how many, their batch, the lengths they come from."""
+    if not cases:
+        return "no case"
+    ends = [
+        f"{name} {min(lengths)} to {max(lengths)}"
+        for name, lengths in {
+            "input": {case.input_len for case in cases},
+            "output": {case.output_len for case in cases},
+        }.items()
+    ]
+    [batch] = {case.batch for case in cases}
+    return f"{counted(len(cases), 'case')}, batch {batch}, {', '.join(ends)}"
+
+
+def _apart(tables: Sequence[Table]) -> list[Table]:
+    """Tables of other cases whose titles are alike get a number."""
+    titles = [table.title for table in tables]
+    return [
+        replace(table, title=f"{table.title} (set {titles[: n + 1].count(table.title)})")
+        if titles.count(table.title) > 1
+        else table
+        for n, table in enumerate(tables)
+    ]
+
+
+def _mean_row(run: Run[Speed], guide: Sequence[Baseline]) -> tuple[str, ...]:
     found = averages(run.found.rows)
     failed = f" ({found[OOM]:.0f} {OOM})" if found[OOM] else ""
-    cases = f"{found['cases']:.0f}{failed}"
-    return _row_of_means(run.label, str(run.found.batch), cases, found)
+    models = sorted({one.model for one in guide} - {run.head.model_kind})
+    other = f" ({run.head.model_kind}, not {' or '.join(models)})" if models else ""
+    return _row_of_means(run.label + other, f"{found['cases']:.0f}{failed}", found)
 
 
-def _row_of_means(name: str, batch: str, cases: str, found: Mapping[str, float]) -> tuple[str, ...]:
+def _row_of_means(name: str, cases: str, found: Mapping[str, float]) -> tuple[str, ...]:
     values = (found.get(key) for key in (*RATES, *TIMES))
-    return (name, batch, cases, *(NOTHING if value is None else f"{value:.2f}" for value in values))
+    return (name, cases, *(NOTHING if value is None else f"{value:.2f}" for value in values))
 
 
-def _ratio_table(runs: Sequence[Run[Speed]], guide: Sequence[Baseline]) -> list[Table]:
+def _ratio_table(runs: Runs, guide: Sequence[Baseline]) -> list[Table]:
     """One table, or none without baselines."""
-    others = [
-        (run.found.batch, Baseline(run.label, {}, {row.case: row for row in run.found.rows}))
-        for run in runs
-        if run.head.is_baseline
-    ] + [(GUIDE_BATCH, one) for one in guide]
     rows = [
         _ratio_row(run, baseline)
         for run in runs
-        for batch, baseline in others
-        if not run.head.is_baseline and batch == run.found.batch
+        if not run.head.is_baseline
+        for baseline in _baselines(run, runs, guide)
     ]
     if not rows:
         return []
     headings = ("run", "baseline", "cases", *RATES.values(), *TIMES.values())
     note = (
-        "Above 1: this run is faster. Of two runs the cases that both have measured count; of the"
-        " guide only means over its 36 cases are known, so compare the same 36 with them."
+        "Above 1: this run is faster. Of two runs the cases that both have measured count; of"
+        f" published figures only means over the guide's {len(GUIDE_CASES)} cases are known."
     )
     return [Table("Times as fast as the baseline", headings, tuple(rows), num_labels=2, note=note)]
 
 
+def _baselines(run: Run[Speed], runs: Runs, guide: Sequence[Baseline]) -> list[Baseline]:
+    """What a run is compared with: the baselines of its batch, the figures that concern its model."""
+    found = [
+        Baseline(
+            other.label, other.head.model_kind, {}, {row.case: row for row in other.found.rows}
+        )
+        for other in runs
+        if other.head.is_baseline and other.found.batch == run.found.batch
+    ]
+    [batch] = {case.batch for case in GUIDE_CASES}
+    if run.found.batch == batch:
+        found += [one for one in guide if one.name in _for_run(run)]
+    return found
+
+
 def _ratio_row(run: Run[Speed], baseline: Baseline) -> tuple[str, ...]:
-    found = compare(run.found.rows, baseline)
+    found = compare(run.found.rows, baseline, run.head.model_kind)
     ratios = found["averages"]
     assert isinstance(ratios, dict)
+    warnings = differences(run.found.rows, baseline, run.head.model_kind)
+    mark = f"; NOT COMPARABLE: {'; '.join(warnings)}" if warnings else ""
     cases = f"{found['cases']} to {found['baseline_cases']}"
     values = (ratios.get(key) for key in (*RATES, *TIMES))
     return (
         run.label,
-        baseline.name,
+        baseline.name + mark,
         cases,
         *(NOTHING if value is None else f"{value:.3f}" for value in values),
     )

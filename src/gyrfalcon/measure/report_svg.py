@@ -62,9 +62,9 @@ def style() -> AbstractContextManager[None]:
     )
 
 
-def plot(title: str, caption: str, figure: Figure) -> Plot:
-    """The figure in SVG; its title keeps its ids apart from others'."""
-    return Plot(title, caption, _svg(figure, re.sub(r"\W+", "-", title)))
+def plot(title: str, caption: str, figure: Figure, name: str = "") -> Plot:
+    """The figure in SVG; its name, or else its title, keeps its ids apart from others'."""
+    return Plot(title, caption, _svg(figure, re.sub(r"\W+", "-", name or title)))
 
 
 def canvas(height: float) -> tuple[Figure, Axes]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gyrfalcon.measure.gate import TITLES, Figure
 from gyrfalcon.measure.precision_result import Gate
-from gyrfalcon.measure.report_runs import Head, Results, Run, TextScore
+from gyrfalcon.measure.report_runs import Results, Run, TextScore
 
 NOTHING = "–"
 HOLDS = "holds"
@@ -28,16 +28,9 @@ class Table:
 
 def run_table(results: Results) -> Table:
     """Which models ran how, on what and when."""
-    runs: list[Run[object]] = [
-        *results.precision,
-        *results.mmlu,
-        *results.speed,
-        *results.perplexity,
-    ]
-    heads: dict[Head, str] = {run.head: run.label.split(", batch ")[0] for run in runs}
     return Table(
         "Runs",
-        ("run", "kind", "model", "parameters", "ranks", "precision", "machine", "date", "file"),
+        ("run", "kind", "model", "parameters", "ranks", "weights", "machine", "date", "file"),
         tuple(
             (
                 label,
@@ -45,12 +38,12 @@ def run_table(results: Results) -> Table:
                 head.model,
                 f"{head.parameters:,}",
                 f"{head.ranks} on {head.device}",
-                head.dtype if head.quant == "none" else f"{head.dtype}, {head.quant}",
+                head.weights,
                 head.machine,
                 head.date,
                 str(head.path),
             )
-            for head, label in heads.items()
+            for head, label in results.heads.items()
         ),
         num_labels=9,
         folded=True,
@@ -116,11 +109,24 @@ def _limit(figure: Figure | None) -> str:
 
 
 def perplexity_tables(runs: Sequence[Run[TextScore]]) -> list[Table]:
-    """One row a run; no table without runs."""
+    """A table for each text and way of reading it, one row a run; no table without runs."""
+    groups: dict[str, list[Run[TextScore]]] = {}
+    for run in runs:
+        found = run.found
+        asked = f"{found.num_bytes} bytes of {found.file}, window {found.window}"
+        groups.setdefault(f"{asked}, stride {found.stride}", []).append(run)
     counts, figures = ("window", "stride", "tokens", "bytes"), ("bits per token", "bits per byte")
     headings = ("run", "text", *counts, "perplexity", *figures)
-    rows = tuple((run.label, *_text_cells(run.found)) for run in runs)
-    return [Table("Perplexity", headings, rows, num_labels=2)] if runs else []
+    return [
+        Table(
+            "Perplexity" if len(groups) == 1 else f"Perplexity, {asked}",
+            headings,
+            tuple((run.label, *_text_cells(run.found)) for run in group),
+            num_labels=2,
+            note="Perplexities compare between models of one vocabulary, bits per byte between all.",
+        )
+        for asked, group in groups.items()
+    ]
 
 
 def _text_cells(found: TextScore) -> tuple[str, ...]:

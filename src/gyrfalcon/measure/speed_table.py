@@ -35,8 +35,11 @@ def _ratios(comparison: Mapping[str, object]) -> str:
     assert isinstance(values, dict)
     names = {**TIMES, **RATES}
     shown = ", ".join(f"{names[name]} {ratio:.3g}" for name, ratio in values.items())
-    cases = f"{comparison['cases']} of ours, {comparison['baseline_cases']} of theirs"
-    return f"times as fast as {comparison['name']} (means over {cases}): {shown}"
+    cases = f"{comparison['cases']:.0f} of ours, {comparison['baseline_cases']} of theirs"
+    warnings = comparison["warnings"]
+    assert isinstance(warnings, list)
+    mark = f"NOT COMPARABLE ({'; '.join(warnings)}): " if warnings else ""
+    return f"{mark}times as fast as {comparison['name']} (means over {cases}): {shown}"
 
 
 def _table(rows: Sequence[Row]) -> list[str]:

@@ -25,7 +25,7 @@ examples:
   gyrfalcon generate falcon-40b-4 --prompt "Once"     continue a prompt on those 4 ranks
   gyrfalcon generate falcon-40b -w 2 --prompt "Once"  straight from the folder, cut in memory for 2 ranks
 
-MODEL is a Hugging Face folder, a cut, a hub id such as tiiuae/falcon-7b (needs gyrfalcon[hub]), or
+MODEL is a Hugging Face folder, a cut, a hub id such as tiiuae/falcon-7b (needs huggingface_hub), or
 nestling, the small model that ships with the package.
 exit codes: 0 done; 1 a check did not hold; 2 wrong usage or bad input; 130 interrupted.
 `gyrfalcon COMMAND --help` explains a command."""

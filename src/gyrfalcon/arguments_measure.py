@@ -246,7 +246,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         "--no-plots",
         dest="plots",
         action="store_false",
-        help="tables only; plots need matplotlib, the extra gyrfalcon[report]",
+        help="tables only; plots need matplotlib",
     )
 
 

@@ -2,11 +2,13 @@
 
 import errno
 import re
+import sys
 from collections.abc import Callable, Mapping
 
 OPTION = re.compile(r"`(\w+)(?:=([^`]*))?`")  # `max_len`, `world_size=2`
 NO_MEMORY = re.compile("allocate memory|out of memory|start new thread", re.IGNORECASE)
 NO_FILES = re.compile("too many open files", re.IGNORECASE)
+PIP_INSTALL = f"{sys.executable} -m pip install"  # into the environment that runs this
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system calls it
 
 

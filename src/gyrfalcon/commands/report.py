@@ -6,7 +6,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from gyrfalcon.errors import UsageError
+from gyrfalcon.errors import PIP_INSTALL, UsageError
 from gyrfalcon.measure.baseline import GUIDE
 from gyrfalcon.measure.report import make_report, markdown
 from gyrfalcon.measure.report_files import read_results
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     """Writes both files and says where they are."""
     folder = check_folder(args.output, "-o")
     if args.plots and find_spec("matplotlib") is None:
-        do = "pip install 'gyrfalcon[report]', or add --no-plots"
+        do = f"{PIP_INSTALL} matplotlib, or add --no-plots"
         raise UsageError("matplotlib for the plots", "none installed", do)
     results = read_results(args.files, [word for word in args.baseline if word != GUIDE])
     report = make_report(results, beside_guide=GUIDE in args.baseline)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gyrfalcon.errors import UsageError
+from gyrfalcon.errors import PIP_INSTALL, UsageError
 from gyrfalcon.measure.reference import Prompts
 from gyrfalcon.weights.layout import HEAD
 from gyrfalcon.weights.source import Checkpoint
@@ -40,7 +40,7 @@ def peer_logits(checkpoint: Checkpoint, dtype: torch.dtype, prompts: Prompts) ->
 def require() -> str:
     """transformers' version; UsageError when it is not installed."""
     if not is_installed():
-        do = "pip install transformers, or use --reference fp32"
+        do = f"{PIP_INSTALL} transformers, or use --reference fp32"
         raise UsageError("transformers for --reference transformers", "none installed", do)
     import transformers
 

@@ -4,12 +4,23 @@ Only files that are read are fetched, never code, and .bin files only where ther
 """
 
 import re
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from glob import escape
 from pathlib import Path
 
-from gyrfalcon.errors import DISK_FULL, CheckpointError, DiskFull, GyrfalconError, UsageError
+from gyrfalcon.errors import (
+    DISK_FULL,
+    PIP_INSTALL,
+    CheckpointError,
+    DiskFull,
+    GyrfalconError,
+    UsageError,
+)
+from gyrfalcon.interrupted import interrupts_tell
+from gyrfalcon.progress import LogBar
+from gyrfalcon.suggestion import did_you_mean, neighbours
 from gyrfalcon.tokenizer_files import FILES
 from gyrfalcon.weights.adapter import ADAPTER_WEIGHTS
 from gyrfalcon.weights.adapter_config import ADAPTER_CONFIG
@@ -45,9 +56,10 @@ def resolve_model(name: str) -> Path:
         raise CheckpointError(
             f"a model folder, nestling or a hub id like tiiuae/falcon-7b for {name}",
             got,
-            "check the name",
+            did_you_mean(name, ["nestling", *neighbours(name)], "check the name"),
         )
-    return _download(hub_id["repo"], hub_id["revision"])
+    with interrupts_tell(lambda: "files that were fetched are kept; run the same command to go on"):
+        return _download(hub_id["repo"], hub_id["revision"])
 
 
 def _download(repo: str, revision: str | None) -> Path:
@@ -96,12 +108,18 @@ def _fetch(
         raise UsageError(
             f"the folder {repo}, or huggingface_hub to fetch it as a hub model",
             "neither",
-            'check the path, or pip install "gyrfalcon[hub]"',
+            did_you_mean(
+                repo, neighbours(repo), f"check the path, or {PIP_INSTALL} huggingface_hub"
+            ),
         ) from None
     try:
         return Path(
             snapshot_download(
-                repo, revision=revision, allow_patterns=patterns, ignore_patterns=list(ignore)
+                repo,
+                revision=revision,
+                allow_patterns=patterns,
+                ignore_patterns=list(ignore),
+                tqdm_class=None if sys.stderr.isatty() else LogBar,
             )
         )
     except (
@@ -123,7 +141,7 @@ def _explained(error: Exception, repo: str, revision: str | None) -> GyrfalconEr
         return CheckpointError(
             wanted,
             "no such folder here and no such model there",
-            "check the name; if it is private, hf auth login",
+            did_you_mean(repo, neighbours(repo), "check the name; if it is private, hf auth login"),
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return CheckpointError(wanted, "no such revision", "check the name behind the @")

@@ -1,14 +1,19 @@
 """Tokenizer: text to ids and back, from a checkpoint's own byte-level BPE files."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 
+import tokenizers
 from tokenizers import decoders, models
 
 from gyrfalcon.chat import Chat, Turn
 from gyrfalcon.errors import CheckpointError, RequestError
 from gyrfalcon.tokenizer_files import END_OF_TEXT, TokenizerFiles, read_tokenizer
+
+# Kinds of cutting a text into words that keep all of it, unless told to remove what they cut at.
+KEEPING = {b"Sequence", b"ByteLevel", b"Digits", b"Punctuation", b"Split"}
 
 
 class Tokenizer:
@@ -36,7 +41,12 @@ class Tokenizer:
         self._bytes = {
             i: _to_bytes(token) for token, i in library.get_vocab(with_added_tokens=True).items()
         }
+        self._longest = max(map(len, self._bytes.values()))
+        letters = {token for token in self._bytes.values() if len(token) == 1}
+        self._unknown_bytes = bytes(b for b in range(256) if bytes([b]) not in letters)
         self._added = library.get_added_tokens_decoder()
+        strips = any(token.lstrip or token.rstrip for token in self._added.values())
+        self._keeps_text = library.normalizer is None and not strips and _splits_only(library)
         # A file may call a token ordinary that another calls special: the library knows which counts.
         special = [i for i in self._added if not library.decode([i], skip_special_tokens=True)]
         self.special_tokens: Mapping[str, str] = files.names
@@ -96,6 +106,15 @@ class Tokenizer:
             raise RequestError("text", "half a surrogate pair", "send valid Unicode") from None
         return ids
 
+    def least_tokens(self, text: str) -> int:
+        """A number of tokens that the text has at least, without looking for them: each is as long as
+        the longest. 0 where the tokenizer's files may leave text out before it is split.
+        """
+        if not self._keeps_text:
+            return 0
+        known = text.encode(errors="replace").translate(None, self._unknown_bytes)
+        return -(-len(known) // self._longest)
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of some ids; bytes that are no UTF-8 become U+FFFD, ids without meaning nothing."""
         known = self.text_bytes if skip_special else self._bytes
@@ -144,6 +163,13 @@ class Tokenizer:
         >>> engine.generate(engine.tokenizer.chat_ids([Message("user", "Name a bird.")]), params)
         """
         return self.encode(self.chat_prompt(messages), add_special_tokens=False)
+
+
+def _splits_only(library: tokenizers.Tokenizer) -> bool:
+    """Whether what cuts a text into words leaves nothing of it out."""
+    state = b"" if library.pre_tokenizer is None else library.pre_tokenizer.__getstate__()
+    kinds = set(re.findall(rb'"type":"(\w+)"', state))
+    return kinds <= KEEPING and b'"Removed"' not in state
 
 
 def _byte_letters() -> dict[str, int]:

@@ -153,7 +153,7 @@ def _generate(
     start = time.perf_counter()
     answers: dict[int, Answer] = {}
     for prompt in prompts:
-        ids = engine.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+        ids = engine.encode(prompt, add_special_tokens)
         answers[engine.add(ids, params)] = Answer(prompt, ids, [Sample() for _ in range(params.n)])
     in_order = list(answers.values())
     while engine.has_work:

@@ -65,10 +65,10 @@ class _Live:
     unread: deque[Delta]  # what its caller has not seen; generate(), which sees none, keeps none
     prompt_scores: list[Token] = field(default_factory=list)
     prompt_logits: list[Tensor] = field(default_factory=list)
+    num_unfinished: int = field(init=False)  # of its samples
 
-    @property
-    def unfinished(self) -> list[TextStream]:
-        return [stream for stream in self.streams if stream.finish_reason is None]
+    def __post_init__(self) -> None:
+        self.num_unfinished = len(self.streams)
 
     def output(self) -> RequestOutput:
         scored = self.request.params.prompt_logprobs is not None
@@ -172,6 +172,23 @@ class Engine:
         """Whether a request is still running or waiting, or step() has something to return."""
         return bool(self._live or self._added)
 
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The token ids of a prompt. One that is far too long is PromptTooLong by the number of its
+        bytes, before it takes time and memory.
+        """
+        least = self.tokenizer.least_tokens(text)
+        if least > self.max_len:
+            wanted = f"a prompt of at most {self.max_len} tokens"
+            raise PromptTooLong(wanted, f"{least} or more", self.length_advice("shorten it"))
+        return self.tokenizer.encode(text, add_special_tokens)
+
+    def length_advice(self, first: str) -> str:
+        """What to do about a sequence that is longer than max_len: `first`, or what makes that longer."""
+        positions, rotary = self.model_config.max_positions, self.model_config.rope is not None
+        if self.max_len < (self.config.max_len or positions):
+            return f"{first} or raise `cache_memory`"
+        return first if rotary and self.max_len == positions else f"{first} or raise `max_len`"
+
     def add(self, prompt: Prompt, params: SamplingParams = GREEDY) -> int:
         """Queues a prompt, text or token ids, for step(); returns the request's number. Raises
         RequestError or PromptTooLong.
@@ -244,7 +261,7 @@ class Engine:
         longest = max(map(len, prompts)) + max_new_tokens
         if longest > self.max_len:
             wanted = f"at most {self.max_len} tokens, new ones included"
-            raise PromptTooLong(wanted, str(longest), "ask for fewer or raise `max_len`")
+            raise PromptTooLong(wanted, str(longest), self.length_advice("ask for fewer"))
         params = SamplingParams(max_new_tokens=max_new_tokens)
         new = torch.full((len(prompts), max_new_tokens), self._ends.fill)
         for row, live in zip(new, self._run(prompts, [params] * len(prompts)), strict=True):
@@ -312,14 +329,14 @@ class Engine:
     def _advance(self, lives: Seq[_Live]) -> bool:
         """A step, unless one for another thread has brought something; False when all have ended."""
         with self._turns.taken():
-            if any(live.unfinished for live in lives) and not any(live.unread for live in lives):
+            if _any_unfinished(lives) and not any(live.unread for live in lives):
                 self._step()
-            return any(live.unfinished for live in lives)
+            return _any_unfinished(lives)
 
     def _give_up(self, lives: Seq[_Live]) -> None:
         """Aborts what has not ended, in a finalizer, too."""
         for live in lives:
-            if live.unfinished:
+            if live.num_unfinished:
                 self._turns.later(partial(self._abort, live.request.id))
 
     def _queue(
@@ -331,7 +348,7 @@ class Engine:
         single_steps: int = 0,
     ) -> _Live:
         text = prompt if isinstance(prompt, str) else None
-        prompt_ids = _whole(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        prompt_ids = _whole(self.encode(prompt) if isinstance(prompt, str) else prompt)
         self._check(prompt_ids, params)
         with self._turns.taken():
             request = Request(
@@ -365,7 +382,7 @@ class Engine:
             raise PromptTooLong(
                 f"a prompt of at most {longest} tokens",
                 f"{len(prompt_ids)}",
-                "shorten it or raise `max_len`",
+                self.length_advice("shorten it"),
             )
         given = (*prompt_ids, *params.logit_bias, *params.logprob_ids)
         foreign = [token for token in given if token not in vocab]
@@ -403,10 +420,11 @@ class Engine:
         live = self._live[output.request_id]
         delta = live.streams[output.index].push(output.token, output.finish_reason)
         live.unread.append(delta)
+        live.num_unfinished -= delta.finish_reason is not None
         if delta.finish_reason is not None and output.finish_reason is None:
             # A stop string ended it, and the ranks do not know text.
             self._obey(End(output.request_id, output.index))
-        if not live.unfinished:
+        if not live.num_unfinished:
             live.prompt_logits, live.prompt_scores = self._replica.take_kept(output.request_id)
             del self._live[output.request_id]
 
@@ -414,9 +432,11 @@ class Engine:
         live = self._live.pop(request_id, None)
         if live is None:
             return
-        for stream in live.unfinished:
-            self._obey(End(request_id, stream.index))
-            live.unread.append(stream.push(None, FinishReason.ABORTED))
+        self._obey(End(request_id))
+        for stream in live.streams:
+            if stream.finish_reason is None:
+                live.unread.append(stream.push(None, FinishReason.ABORTED))
+        live.num_unfinished = 0
         if live.unread is self._added:
             others = [delta for delta in self._added if delta.request_id != request_id]
             self._added.clear()
@@ -427,6 +447,10 @@ class Engine:
         with self._turns.all_ranks():
             self._ranks.tell(message)
             self._replica.obey(message)
+
+
+def _any_unfinished(lives: Seq[_Live]) -> bool:
+    return any(live.num_unfinished for live in lives)
 
 
 def _world_size(config: EngineConfig, checkpoint: Checkpoint) -> int:

@@ -32,10 +32,10 @@ class Add:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Message: give up one sample of a request."""
+    """Message: cancel one sample of a request, or all of them."""
 
     request_id: int
-    index: int
+    index: int | None = None
 
 
 class Replica:

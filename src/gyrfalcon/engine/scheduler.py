@@ -5,6 +5,7 @@ every rank.
 from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import filterfalse
 
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.request import Chunk, FinishReason, Request, Sequence, StepOutput, Token
@@ -38,11 +39,20 @@ class Scheduler:
         for index in range(request.params.n):
             self.waiting.append(Sequence(request, index, list(request.prompt_ids)))
 
-    def end(self, request_id: int, index: int) -> None:
-        """Gives up one sample, if it is still there."""
-        for sequence in (*self.running, *self.waiting):
-            if (sequence.request.id, sequence.index) == (request_id, index):
-                self._finish(sequence, FinishReason.ABORTED)
+    def end(self, request_id: int, index: int | None = None) -> None:
+        """Cancels one sample of a request, or all of them, as far as they are still there."""
+
+        def is_meant(sequence: Sequence) -> bool:
+            return sequence.request.id == request_id and index in (None, sequence.index)
+
+        ended = list(filter(is_meant, self.running))
+        self.running = list(filterfalse(is_meant, self.running))
+        if index is None or not ended:
+            ended += filter(is_meant, self.waiting)
+            self.waiting = deque(filterfalse(is_meant, self.waiting))
+        for sequence in ended:
+            sequence.finish_reason = FinishReason.ABORTED
+            self._release(sequence)
 
     def next_chunks(self) -> list[Chunk]:
         """What the next step computes: running sequences first, then waiting ones as they fit."""
@@ -160,10 +170,7 @@ class Scheduler:
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason
         self._release(sequence)
-        if sequence in self.running:
-            self.running.remove(sequence)
-        else:
-            self.waiting.remove(sequence)
+        self.running.remove(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         """Gives the sequence's blocks back; what they hold may serve others, or itself once more."""

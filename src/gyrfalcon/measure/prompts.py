@@ -36,7 +36,7 @@ def read_prompts(path: Path, engine: Engine) -> list[list[int]]:
     lines = prompts_in(path.read_bytes(), str(path))
     tokenizer = _tokenizer(engine)
     if tokenizer is not None:
-        prompts = [tokenizer.encode(line) for line in lines]
+        prompts = [engine.encode(line) for line in lines]
     else:
         prompts = [_as_ids(line.split(), path) for line in lines]
     check_prompts(prompts, path, engine)
@@ -50,7 +50,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], path: Path, engine: Engine) 
     longest = max(map(len, prompts))
     if longest > engine.max_len:
         wanted = f"prompts of at most {engine.max_len} tokens in {path}"
-        raise PromptTooLong(wanted, str(longest), "shorten it or raise `max_len`")
+        raise PromptTooLong(wanted, str(longest), engine.length_advice("shorten it"))
     vocab = range(engine.model_config.vocab_size)
     foreign = [token for ids in prompts for token in ids if token not in vocab]
     if foreign:

@@ -35,7 +35,7 @@ def add_engine(group: argparse._ArgumentGroup) -> None:
         type=cache_memory,
         metavar="BYTES|FRACTION",
         help="memory of each rank's KV cache: from 1 byte to 1000 TB (2GB), or a share of what is "
-        "free once the weights are loaded (0.5), above 0 to 1 (default 0.25 on a CPU, 0.8 on a card)",
+        "free once the weights are loaded (0.5), above 0, at most 1 (default 0.25 on a CPU, 0.8 on a card)",
     )
     group.add_argument(
         "--threads",

@@ -12,13 +12,20 @@ class Bounds:
     least: float
     most: float
     above: bool = False  # `least` itself is not among them
-    words: str = ""  # in place of the numbers
+    shown_as: str = ""  # in place of the numbers
 
     def __contains__(self, value: float) -> bool:
         return (self.least < value if self.above else self.least <= value) and value <= self.most
 
     def __str__(self) -> str:
-        return self.words or f"{'above ' if self.above else ''}{self.least:,} to {self.most:,}"
+        if self.above:
+            return f"above {self.least:,}, at most {self.most:,}"
+        return self.shown_as or f"{self.least:,} to {self.most:,}"
+
+    @property
+    def words(self) -> str:
+        """As a number is wanted: "from 0 to 1"."""
+        return str(self) if self.above else f"from {self}"
 
 
 def shown(value: object) -> str:
@@ -35,7 +42,7 @@ ONE_TOKEN_OR_MORE = Bounds(1, TOKENS.most)
 TOP_TOKENS = Bounds(0, 1_000_000)  # above any vocabulary
 BYTES = Bounds(1, 10**15)
 FRACTIONS = Bounds(0, 1, above=True)
-SEEDS = Bounds(-(2**63), 2**64 - 1, words="-2^63 to 2^64 - 1")  # those of torch.manual_seed
+SEEDS = Bounds(-(2**63), 2**64 - 1, shown_as="-2^63 to 2^64 - 1")  # those of torch.manual_seed
 PENALTIES = Bounds(-2, 2)
 
 SAMPLING = {

@@ -38,7 +38,7 @@ class Whole:
         except ValueError:  # thousands of digits, too
             value = None
         if value is None or value not in self.bounds:
-            raise _refused(self.option, f"a whole number from {self.bounds}", text)
+            raise _refused(self.option, f"a whole number {self.bounds.words}", text)
         return value
 
 
@@ -69,7 +69,7 @@ class Number:
         except ValueError:
             value = math.nan
         if value not in self.bounds:
-            raise _refused(self.option, f"a number from {self.bounds}", text)
+            raise _refused(self.option, f"a number {self.bounds.words}", text)
         return value
 
 

@@ -110,7 +110,7 @@ class SamplingParams:
                 if not isinstance(value, kinds):
                     raise RequestError(f"{words} for `{name}`", shown(value), MEND)
                 if value is not None and value not in SAMPLING[name]:
-                    raise RequestError(f"`{name}` from {SAMPLING[name]}", shown(value), MEND)
+                    raise RequestError(f"`{name}` {SAMPLING[name].words}", shown(value), MEND)
 
     def _check_items(self) -> None:
         checks = (

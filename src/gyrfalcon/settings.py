@@ -90,5 +90,5 @@ class EngineConfig:
         }
         for name, number in numbers.items():
             if number is not None and not (isinstance(number, int) and number in ENGINE[name]):
-                wanted = f"a whole number from {ENGINE[name]} for `{name}`"
+                wanted = f"a whole number {ENGINE[name].words} for `{name}`"
                 raise UsageError(wanted, shown(number), f"give another `{name}`")

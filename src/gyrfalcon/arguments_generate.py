@@ -14,6 +14,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
     examples:
       gyrfalcon generate nestling "The old captain"
+      gyrfalcon generate falcon-7b-instruct --chat "Name a bird."
       gyrfalcon generate falcon-40b -w 4 --prompt-file prompts.txt --temperature 0.7 --seed 1 --json out.jsonl
     """
     parser.add_argument(
@@ -40,7 +41,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         "--chat",
         action="store_true",
         help="each prompt is a user's turn, written as the model's chat template says; the answer ends where"
-        " the template ends it, unless --ignore-eos (example: --chat --prompt 'Name a bird.')",
+        " the template ends it, unless --ignore-eos",
     )
     _add_sampling(
         parser.add_argument_group("how the next token is chosen (default: always the likeliest)")

@@ -1,6 +1,7 @@
 """The gyrfalcon command: runs what was asked for, turns every error into one line and an exit code."""
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -11,6 +12,7 @@ from gyrfalcon.engine.interrupts import ending_interrupts
 from gyrfalcon.errors import DISK_FULL, DiskFull, GyrfalconError, UsageError, lack
 from gyrfalcon.interrupted import told
 from gyrfalcon.output_file import open_output
+from gyrfalcon.suggestion import path_meant
 
 INTERRUPTED = 130
 RUN_SH = "GYRFALCON_RUN_SH"  # set by run.sh, which takes other options than gyrfalcon
@@ -76,9 +78,10 @@ def _explained(error: OSError) -> GyrfalconError:
     if error.errno in DISK_FULL:
         return DiskFull(f"room for {error.filename or 'the output'}", got, "free some space")
     where = f": {error.filename}" if error.filename else ""
-    return UsageError(
-        f"a file or folder that can be used{where}", got, "check its path and permissions"
-    )
+    do = "check its path and permissions"
+    if error.errno == errno.ENOENT:
+        do = path_meant(str(error.filename), do)
+    return UsageError(f"a file or folder that can be used{where}", got, do)
 
 
 def _complain(error: GyrfalconError) -> int:

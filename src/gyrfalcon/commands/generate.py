@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gyrfalcon.chat import Message
+from gyrfalcon.commands.before_loading import opened
 from gyrfalcon.engine.engine import Engine, load_tokenizer
 from gyrfalcon.errors import CheckpointError
 from gyrfalcon.output import counted, goes_to_stdout, json_text
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     chat_notes: list[str] = []
     if args.chat:
         prompts, params, chat_notes = _as_chats(args, prompts, params)
+    else:
+        opened(engine_config(args))
     with Engine(engine_config(args)) as engine:
         load_seconds = time.perf_counter() - start
         _say(engine, f"ready in {load_seconds:.1f} s: {engine.description}")

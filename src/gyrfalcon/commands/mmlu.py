@@ -10,6 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from gyrfalcon.commands import mmlu_tables as tables
+from gyrfalcon.commands.before_loading import opened
 from gyrfalcon.commands.generate import engine_config
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import CheckFailed, UsageError
@@ -92,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         asked = Asked.in_exam(exam, which)
         check_alike(asked, Asked.in_result(other), ("A (this run)", f"B ({path})"))
     golden = _golden(engine_config(args), which) if args.golden else None
+    opened(engine_config(args))
     identity = _identity(args, exam)
     earlier = [] if args.overwrite else unfinished(output, identity, exam.subjects)
     with Engine(engine_config(args)) as engine:

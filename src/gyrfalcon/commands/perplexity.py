@@ -5,9 +5,11 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from gyrfalcon.commands.before_loading import opened
 from gyrfalcon.commands.generate import engine_config
+from gyrfalcon.engine.build import longest_sequence
 from gyrfalcon.engine.engine import Engine
-from gyrfalcon.measure.perplexity import Perplexity, perplexity, text_ids
+from gyrfalcon.measure.perplexity import Perplexity, check_window, perplexity, text_ids
 from gyrfalcon.measure.result import envelope
 from gyrfalcon.output import counted, goes_to_stdout, say_ready, write_json
 from gyrfalcon.output_file import OutputFile
@@ -18,11 +20,15 @@ from gyrfalcon.text_file import decoded
 def run(args: argparse.Namespace) -> int:
     """Scores the file and tells."""
     text = decoded(Path(args.file).read_bytes(), args.file)
-    with Engine(engine_config(args)) as engine:
+    config = engine_config(args)
+    longest = longest_sequence(config, opened(config))
+    window = longest if args.window is None else args.window
+    check_window(window, _stride(window, args.stride), longest)
+    with Engine(config) as engine:
         if engine.is_first_rank:
             say_ready(engine.description, engine.notes)
         window = engine.max_len if args.window is None else args.window
-        stride = max(1, window // 2) if args.stride is None else args.stride
+        stride = _stride(window, args.stride)
         start = time.perf_counter()
         num_tokens = len(text_ids(engine.tokenizer, text)) - 1
         with bar(num_tokens, "token", "perplexity", engine.is_first_rank) as shown:
@@ -32,6 +38,10 @@ def run(args: argparse.Namespace) -> int:
         if engine.is_first_rank:
             _tell(document, found, window, stride, args.json)
     return 0
+
+
+def _stride(window: int, asked: int | None) -> int:
+    return max(1, window // 2) if asked is None else asked
 
 
 def _result(

@@ -8,20 +8,30 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from gyrfalcon.commands.before_loading import opened
 from gyrfalcon.commands.generate import engine_config
+from gyrfalcon.config import ModelConfig
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import CheckFailed, UsageError
 from gyrfalcon.measure import peer
 from gyrfalcon.measure.gate import TITLES, Figure
-from gyrfalcon.measure.golden import known
+from gyrfalcon.measure.golden import TokenFigures, known
 from gyrfalcon.measure.golden_tokens import check_tokens
-from gyrfalcon.measure.precision import judge, make_reference, our_logits, precision_of
+from gyrfalcon.measure.precision import (
+    judge,
+    make_reference,
+    our_logits,
+    precision_of,
+    refuse_quantised,
+)
 from gyrfalcon.measure.prompts import check_prompts, default_prompts, read_prompts
 from gyrfalcon.measure.reference import KINDS, Prompts, Reference
 from gyrfalcon.measure.result import envelope
 from gyrfalcon.output import goes_to_stdout, say_ready, write_json
 from gyrfalcon.output_file import open_output
 from gyrfalcon.settings import EngineConfig
+from gyrfalcon.suggestion import path_meant
+from gyrfalcon.text_file import prompts_in
 
 CHUNK_TOKENS = 256  # of a prompt in one step: the longest default prompt comes in chunks
 
@@ -49,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures and tells; CheckFailed when a figure does not hold."""
     _check(args)
     saved = _saved(args)
+    _check_with_model(args)
     with Engine(_config(args)) as engine:
         findings = _golden(engine) if args.golden else _gate(engine, args, saved)
         if findings is None:
@@ -69,7 +80,8 @@ def _check(args: argparse.Namespace) -> None:
     """Refuses options that contradict each other."""
     stored = _stored(args)
     if stored is not None and not stored.is_file():
-        raise UsageError("--reference auto, transformers, fp32 or a file", str(stored), "mend it")
+        do = path_meant(str(stored), "correct it", "auto", *KINDS)
+        raise UsageError("--reference auto, transformers, fp32 or a file", str(stored), do)
     options = {"--save-reference": args.save_reference, "--prompts": args.prompts}
     if args.golden:
         options["--reference"] = args.reference
@@ -78,6 +90,32 @@ def _check(args: argparse.Namespace) -> None:
         alone = "--golden" if args.golden else f"--reference {stored}"
         do = "it brings its own prompts and figures: leave one out"
         raise UsageError(f"{alone} without {given[0]}", "both", do)
+
+
+def _check_with_model(args: argparse.Namespace) -> None:
+    """Refuses, before the weights are loaded, what does not go with the model."""
+    config, stored = engine_config(args), _stored(args)
+    checkpoint = opened(config, needs_tokenizer=False)
+    if args.golden:
+        _published(config, checkpoint.config)
+    elif stored is not None:
+        Reference.open(stored, checkpoint.config)
+    else:
+        refuse_quantised(checkpoint)
+        if args.reference == "transformers":
+            peer.require()
+    if args.prompts is not None:
+        prompts_in(Path(args.prompts).read_bytes(), args.prompts)
+
+
+def _published(config: EngineConfig, model: ModelConfig) -> tuple[str, TokenFigures]:
+    """A published model's name and log-probabilities; UsageError where there are none."""
+    golden = None if config.merges_adapter else known(model)
+    if golden is None or golden.tokens is None:
+        wanted = "a model with published log-probabilities (falcon-7b)"
+        got = f"{config.model_name}, for which none are known"
+        raise UsageError(wanted, got, "leave --golden out to compare with a reference")
+    return golden.name, golden.tokens
 
 
 def _stored(args: argparse.Namespace) -> Path | None:
@@ -139,20 +177,15 @@ def _kind(args: argparse.Namespace) -> str:
 
 
 def _golden(engine: Engine) -> Findings | None:
-    golden = None if engine.adapter_name else known(engine.model_config)
-    if golden is None or golden.tokens is None:
-        wanted = "a model with published log-probabilities (falcon-7b)"
-        got = f"{engine.config.model_name}, for which none are known"
-        raise UsageError(wanted, got, "leave --golden out to compare with a reference")
-    check = check_tokens(engine, golden.tokens)
+    name, tokens = _published(engine.config, engine.model_config)
+    check = check_tokens(engine, tokens)
     if not engine.is_first_rank:
         return None
-    source = golden.tokens.source
-    title = f"{precision_of(engine)} against the golden figures of {golden.name}: {source}"
+    title = f"{precision_of(engine)} against the golden figures of {name}: {tokens.source}"
     result = {
         "precision": precision_of(engine),
         "passed": all(figure.held for figure in check.figures),
-        "golden": {"model": golden.name, **asdict(check), "source": source},
+        "golden": {"model": name, **asdict(check), "source": tokens.source},
     }
     return Findings(title, {"golden": check.figures}, result)
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+from gyrfalcon.commands.before_loading import opened
 from gyrfalcon.commands.generate import engine_config
 from gyrfalcon.engine.build import longest_sequence
 from gyrfalcon.errors import UsageError
@@ -21,8 +22,6 @@ from gyrfalcon.measure.timing import Case
 from gyrfalcon.output import counted, goes_to_stdout, say_ready, write_json
 from gyrfalcon.output_file import OutputFile, open_output
 from gyrfalcon.progress import bar
-from gyrfalcon.weights.hub import resolve_model
-from gyrfalcon.weights.source import open_checkpoint
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     cases = [Case(args.batch, input_len, output_len) for input_len, output_len in lengths]
     csv = open_output(args.csv, "-f") if args.csv else None
     files = Files.chosen(csv, args.json)
-    checkpoint = open_checkpoint(resolve_model(config.model), config.adapter)
+    checkpoint = opened(config)
     model = kind_of(asdict(checkpoint.config), num_parameters(checkpoint.config))
     against = baselines(args.baseline, model) if args.baseline else ()
     earlier = None if args.overwrite else files.earlier()

@@ -162,9 +162,7 @@ class Engine:
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer; CheckpointError when its folder has none."""
         if self._tokenizer is None:
-            raise CheckpointError(
-                "tokenizer files beside the model", "none", "copy them there, or pass token ids"
-            )
+            raise no_tokenizer()
         return self._tokenizer
 
     @property
@@ -459,14 +457,24 @@ def _world_size(config: EngineConfig, checkpoint: Checkpoint) -> int:
     return config.world_size or own
 
 
+def has_tokenizer(checkpoint: Checkpoint) -> bool:
+    """Whether any file of a tokenizer lies beside the weights."""
+    return any((checkpoint.tokenizer_folder / name).exists() for name in VOCABULARY_FILES)
+
+
+def no_tokenizer() -> CheckpointError:
+    """What a call that needs a tokenizer raises where has_tokenizer() is False."""
+    do = "copy them there, or pass token ids"
+    return CheckpointError("tokenizer files beside the model", "none", do)
+
+
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     """The checkpoint's tokenizer; None when there is not one file of it, so that ids can be used
     alone.
     """
-    folder = checkpoint.tokenizer_folder
-    if not any((folder / name).exists() for name in VOCABULARY_FILES):
+    if not has_tokenizer(checkpoint):
         return None
-    stated_class = checkpoint.raw_config.get("tokenizer_class")
+    folder, stated_class = checkpoint.tokenizer_folder, checkpoint.raw_config.get("tokenizer_class")
     return Tokenizer.load(folder, _model_names(checkpoint), stated_class)
 
 

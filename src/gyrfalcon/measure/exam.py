@@ -16,6 +16,7 @@ from gyrfalcon.fields import parsed_json, shown
 from gyrfalcon.nestling import exam as nestling
 from gyrfalcon.nestling.subjects import SUBJECTS
 from gyrfalcon.nestling.subjects import Subject as ShippedSubject
+from gyrfalcon.suggestion import did_you_mean, path_meant
 from gyrfalcon.text_file import decoded
 
 LETTERS = "ABCD"
@@ -126,7 +127,8 @@ def subjects_in(folder: Path, split: str) -> list[str]:
 def _what_it_is(folder: Path, split: str) -> tuple[str, str]:
     """What a folder without an exam is, and what to do about it."""
     if not folder.exists():
-        return f"{folder}, which does not exist", "check -d"
+        do = path_meant(str(folder), "check -d", NESTLING)
+        return f"{folder}, which does not exist", do
     if not folder.is_dir():
         return f"the file {folder}", "give the folder that holds dev/, val/ and test/"
     if any(folder.glob("[!.]*_*.csv")):
@@ -193,7 +195,11 @@ def _chosen(there: Sequence[str], names: Collection[str] | None) -> list[str]:
     """The subjects that are wanted, in the order in which they are there."""
     unknown = sorted(set(names or ()) - set(there))
     if unknown:
-        raise UsageError(f"subjects of this exam ({', '.join(there)})", repr(unknown[0]), "choose")
+        raise UsageError(
+            f"subjects of this exam ({', '.join(there)})",
+            repr(unknown[0]),
+            did_you_mean(unknown[0], there, "choose"),
+        )
     return [name for name in there if names is None or name in names]
 
 

@@ -19,7 +19,7 @@ from gyrfalcon.measure.reference import Origin, Prompts, Reference, write_refere
 from gyrfalcon.parallel.group import solo
 from gyrfalcon.progress import bar
 from gyrfalcon.weights.hub import resolve_model
-from gyrfalcon.weights.source import open_checkpoint
+from gyrfalcon.weights.source import Checkpoint, open_checkpoint
 
 PHASES = ("prefill", "decode")
 HALF_PRECISIONS = ("bf16", "fp16")
@@ -101,7 +101,7 @@ def make_reference(engine: Engine, kind: str, prompts: Prompts, path: Path) -> N
     """Writes what a reference of `kind`, transformers or fp32, says to the prompts; UsageError for a
     cut of rounded matrices, which hold no reference to what was rounded.
     """
-    _refuse_rounded(engine)
+    refuse_quantised(open_checkpoint(resolve_model(engine.config.model), engine.config.adapter))
     config = engine.model_config
     if kind == "transformers":
         words = f"transformers {require()}, fp32, sdpa, on the CPU"
@@ -114,8 +114,8 @@ def make_reference(engine: Engine, kind: str, prompts: Prompts, path: Path) -> N
     write_reference(path, config, origin, prompts, logits)
 
 
-def _refuse_rounded(engine: Engine) -> None:
-    checkpoint = open_checkpoint(resolve_model(engine.config.model), engine.config.adapter)
+def refuse_quantised(checkpoint: Checkpoint) -> None:
+    """UsageError for a cut of quantised matrices, which is no reference to what was quantised."""
     if checkpoint.quant != "none":
         wanted = "a model that is not rounded as the reference"
         do = "keep one of the checkpoint with --save-reference and give it with --reference"

@@ -198,9 +198,9 @@ def _library(setting: str) -> ctypes.CDLL | None:
 
 
 def _named(path: Path) -> ctypes.CDLL:
-    found = _opened(path)
+    found = _opened(path) if path.is_file() else None
     if found is None or not _is_ours(found):
-        got = "none" if not path.exists() else "one that does not belong to these sources"
+        got = "none" if not path.is_file() else "one that does not belong to these sources"
         raise UsageError(f"the native library at {VARIABLE}={path}", got, "build it, or unset it")
     return found
 
@@ -219,7 +219,7 @@ def _opened(path: Path) -> ctypes.CDLL | None:
         for name, (result, arguments) in _INTERFACE.items():
             function = getattr(found, name)
             function.restype, function.argtypes = result, arguments
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, UnicodeError):  # the last tells of a path that is not UTF-8
         return None
     return found
 

@@ -20,7 +20,7 @@ from gyrfalcon.errors import (
 )
 from gyrfalcon.interrupted import interrupts_tell
 from gyrfalcon.progress import LogBar
-from gyrfalcon.suggestion import did_you_mean, neighbours
+from gyrfalcon.suggestion import path_meant
 from gyrfalcon.tokenizer_files import FILES
 from gyrfalcon.weights.adapter import ADAPTER_WEIGHTS
 from gyrfalcon.weights.adapter_config import ADAPTER_CONFIG
@@ -56,7 +56,7 @@ def resolve_model(name: str) -> Path:
         raise CheckpointError(
             f"a model folder, nestling or a hub id like tiiuae/falcon-7b for {name}",
             got,
-            did_you_mean(name, ["nestling", *neighbours(name)], "check the name"),
+            path_meant(name, "check the name", "nestling"),
         )
     with interrupts_tell(lambda: "files that were fetched are kept; run the same command to go on"):
         return _download(hub_id["repo"], hub_id["revision"])
@@ -108,9 +108,7 @@ def _fetch(
         raise UsageError(
             f"the folder {repo}, or huggingface_hub to fetch it as a hub model",
             "neither",
-            did_you_mean(
-                repo, neighbours(repo), f"check the path, or {PIP_INSTALL} huggingface_hub"
-            ),
+            path_meant(repo, f"check the path, or {PIP_INSTALL} huggingface_hub"),
         ) from None
     try:
         return Path(
@@ -141,7 +139,7 @@ def _explained(error: Exception, repo: str, revision: str | None) -> GyrfalconEr
         return CheckpointError(
             wanted,
             "no such folder here and no such model there",
-            did_you_mean(repo, neighbours(repo), "check the name; if it is private, hf auth login"),
+            path_meant(repo, "check the name; if it is private, hf auth login"),
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return CheckpointError(wanted, "no such revision", "check the name behind the @")

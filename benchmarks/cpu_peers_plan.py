@@ -13,11 +13,13 @@ import psutil
 from cpu_peers_model import NUM_WORDS, SHAPES, VOCAB_SIZE, check_shape, parameters
 from cpu_peers_results import OURS
 
+from gyrfalcon.bounds import Bounds
 from gyrfalcon.errors import UsageError
-from gyrfalcon.options import whole, wholes
+from gyrfalcon.options import Whole, Wholes
 from gyrfalcon.output import shown_bytes
 
 PRECISIONS = ("bf16", "int8", "int4")
+COUNTS = Bounds(1, 1_000_000)  # of tokens, rounds, seconds, what is not checked further
 BASE_BYTES = 2 << 30  # of memory for libraries, cache and intermediate results
 
 
@@ -97,16 +99,26 @@ def parse_options(argv: Sequence[str] | None, description: str | None) -> argpar
     add("--models", help=f"of {_both('models')}")
     add("--engines", help=f"of {_both('engines')}")
     add("--precisions", default=",".join(PRECISIONS))
-    add("--batches", type=wholes("--batches", 1), default=(1, 8), help="sequences: 1,8")
-    add("--prompt-len", type=whole("--prompt-len", 1), help=f"tokens: {_both('prompt_len')}")
-    add("--steps", type=whole("--steps", 1), help=f"decoded tokens: {_both('steps')}")
-    add("--rounds", type=whole("--rounds", 1), help=f"turns of each engine: {_both('rounds')}")
-    add("--threads", type=whole("--threads", 1), help="and cores in use (default: all cores)")
-    add("--layers", type=whole("--layers", 1), help="not the model's own, to try things out")
-    add("--hidden", type=whole("--hidden", 1), help="size, likewise")
-    add("--vocab", type=whole("--vocab", NUM_WORDS), default=VOCAB_SIZE, help="likewise")
+    add("--batches", type=Wholes("--batches", COUNTS), default=(1, 8), help="sequences: 1,8")
+    add("--prompt-len", type=Whole("--prompt-len", COUNTS), help=f"tokens: {_both('prompt_len')}")
+    add("--steps", type=Whole("--steps", COUNTS), help=f"decoded tokens: {_both('steps')}")
+    add("--rounds", type=Whole("--rounds", COUNTS), help=f"turns of each engine: {_both('rounds')}")
+    add("--threads", type=Whole("--threads", COUNTS), help="and cores in use (default: all cores)")
+    add("--layers", type=Whole("--layers", COUNTS), help="not the model's own, to try things out")
+    add("--hidden", type=Whole("--hidden", COUNTS), help="size, likewise")
+    add(
+        "--vocab",
+        type=Whole("--vocab", Bounds(NUM_WORDS, COUNTS.most)),
+        default=VOCAB_SIZE,
+        help="likewise",
+    )
     add("--python", action="append", default=[], metavar="ENGINE=PYTHON", help="its interpreter")
-    add("--silence", type=whole("--silence", 1), default=1800, help="seconds to wait for an answer")
+    add(
+        "--silence",
+        type=Whole("--silence", COUNTS),
+        default=1800,
+        help="seconds to wait for an answer",
+    )
     add("--folder", type=Path, help="where to work (default: the temporary folder)")
     add("--json", type=Path, metavar="FILE", help="write the result")
     add("--resume", action="store_true", help="keep the rounds that --json FILE has already")

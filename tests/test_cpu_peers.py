@@ -284,7 +284,7 @@ def test_the_plot_is_written(tmp_path: Path) -> None:
             "wanted gyrfalcon among --engines for model C, got openvino",
         ),
         ("--precisions fp8", "wanted --precisions of bf16, int8, int4"),
-        ("--rounds 0", "wanted a whole number of 1 or more for --rounds"),
+        ("--rounds 0", "wanted a whole number from 1 to 1,000,000 for --rounds"),
         ("--hidden 100", "wanted a multiple of 256 for --hidden, got 100"),
         ("--threads 4096", "--threads, the cores usable here, got 4096"),
         ("--python llama.cpp=/nowhere", "wanted --python ENGINE=PYTHON"),

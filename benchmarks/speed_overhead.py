@@ -14,14 +14,15 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gyrfalcon.engine.engine import GREEDY, Engine, Prompt
+from gyrfalcon.engine.engine import Engine
+from gyrfalcon.engine.prompts import Params, Prompt
 from gyrfalcon.measure.passage import passage_ids
 from gyrfalcon.measure.result import envelope
 from gyrfalcon.measure.roofline import Limits
 from gyrfalcon.measure.speed import Bench, layout_of, with_percent
 from gyrfalcon.measure.speed_files import Files, Sweep
 from gyrfalcon.measure.timing import Case
-from gyrfalcon.request import Delta, SamplingParams
+from gyrfalcon.request import Delta
 from gyrfalcon.settings import EngineConfig
 
 MOST_PERCENT = 1.0
@@ -33,7 +34,7 @@ class Watched(Engine):
 
     inside_seconds = 0.0
 
-    def add(self, prompt: Prompt, params: SamplingParams = GREEDY) -> int:
+    def add(self, prompt: Prompt, params: Params = None) -> int:
         start = time.perf_counter()
         number = super().add(prompt, params)
         self.inside_seconds += time.perf_counter() - start

@@ -268,7 +268,7 @@ def test_lists_for_tensors_are_refused(folder: Path) -> None:
 
 def test_a_tensor_as_a_prompt_is_sent_to_generate_ids(folder: Path) -> None:
     with make_engine(folder) as engine, pytest.raises(RequestError, match="use generate_ids"):
-        engine.generate(torch.tensor([30, 31]))  # type: ignore[arg-type]
+        engine.generate(torch.tensor([30, 31]))
 
 
 def test_weights_that_overflow_are_an_error_not_a_text(tmp_path: Path) -> None:

@@ -20,7 +20,12 @@ MAX_MESSAGE_LEN = 300  # of what went wrong within a template
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: by whom, such as system, user or assistant, and what was said."""
+    """One turn: by whom, such as system, user or assistant, and what was said.
+
+    >>> turns = [Message("user", "Name a bird.")]  # for engine.tokenizer.chat_prompt(turns)
+    >>> turns[0].role
+    'user'
+    """
 
     role: str
     content: str

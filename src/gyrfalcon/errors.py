@@ -18,6 +18,10 @@ class GyrfalconError(Exception):
     The three parts make one line: "wanted …, got …; do …". `exit_code` is what a command ends with.
     What is wanted and what to do name an option as Python does, in backquotes, `max_len` or
     `world_size=2`: str() shows just that, on_command_line() the flag instead.
+
+    >>> Engine("nestling", max_len=4).generate("A text that is longer than that")
+    Traceback (most recent call last):
+    gyrfalcon.errors.PromptTooLong: wanted a prompt of at most 3 tokens, got ...; shorten it or raise max_len
     """
 
     exit_code = 2

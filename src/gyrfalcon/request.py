@@ -19,6 +19,9 @@ MEND = "mend the sampling parameters"
 class FinishReason(Enum):
     """Why a sequence ended: end-of-text, a stop id or a stop string; its length; or its caller gave
     it up.
+
+    >>> FinishReason("length") is FinishReason.LENGTH
+    True
     """
 
     STOP = "stop"
@@ -50,6 +53,12 @@ class SamplingParams:
         stand in them, although the text shows none.
     stop_ids: token ids that end it.
     ignore_eos: go on after what ends a text by the model's files.
+
+    >>> SamplingParams(max_new_tokens=64, temperature=0.7, top_p=0.9, seed=1).n
+    1
+    >>> SamplingParams(top_p=2)
+    Traceback (most recent call last):
+    gyrfalcon.errors.RequestError: wanted ...top_p...
     """
 
     max_new_tokens: int = 128
@@ -168,6 +177,12 @@ class Request:
 class Token:
     """A token and, where asked for, its log-probability under the model and the likeliest tokens at
     its place.
+
+    >>> engine = Engine("nestling")
+    >>> [output] = engine.generate("The falcon", SamplingParams(max_new_tokens=1, logprobs=5))
+    >>> [token] = output.completions[0].logprobs
+    >>> len(token.top), token.top[0] == (token.id, token.logprob)
+    (5, True)
     """
 
     id: int
@@ -249,7 +264,12 @@ class StepOutput:
 @dataclass(frozen=True, slots=True)
 class Delta:
     """What a running sample got in one step: its text never holds half a character or part of a
-    stop string. The last delta of a sample says why it ended."""
+    stop string. The last delta of a sample says why it ended.
+
+    >>> first = next(Engine("nestling").stream("The falcon"))
+    >>> first.index, first.finish_reason
+    (0, None)
+    """
 
     request_id: int
     index: int  # which of the request's n samples
@@ -260,7 +280,13 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One finished sample. `output_ids` holds the new tokens, a final end-of-text included."""
+    """One finished sample. `output_ids` holds the new tokens, a final end-of-text included.
+
+    >>> params = SamplingParams(max_new_tokens=4, temperature=1, n=2, seed=0)
+    >>> [output] = Engine("nestling").generate("The falcon", params)
+    >>> [completion.index for completion in output.completions]
+    [0, 1]
+    """
 
     index: int
     output_ids: tuple[int, ...]
@@ -271,7 +297,12 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """A finished request. The properties speak of its first completion."""
+    """A finished request. The properties speak of its first completion.
+
+    >>> [output] = Engine("nestling").generate("The falcon", SamplingParams(max_new_tokens=4))
+    >>> output.text == output.completions[0].text
+    True
+    """
 
     prompt: str | None
     prompt_ids: tuple[int, ...]

@@ -1,6 +1,9 @@
 """EngineConfig: what an engine is asked for. No tensors, no files."""
 
-from dataclasses import dataclass
+import difflib
+import os
+from dataclasses import dataclass, fields
+from typing import TypedDict
 
 from gyrfalcon.bounds import ENGINE, FRACTIONS, shown
 from gyrfalcon.errors import UsageError
@@ -9,7 +12,26 @@ DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 CALIBRATE_TOKENS = 32768  # of a text that matrices are rounded by
 NO_ADAPTER = "none"
+NEVER_NONE = ("block_size", "max_batch_tokens", "max_sequences")
 QUANTS = ("none", "int8", "fp8", "int4", "int4-32", "int4-128")
+
+
+class EngineSettings(TypedDict, total=False):
+    """EngineConfig's fields but for the model, as Engine() takes them."""
+
+    world_size: int | None
+    device: str
+    dtype: str
+    quant: str
+    adapter: str | None
+    max_len: int | None
+    cache_memory: int | float | None
+    block_size: int
+    max_batch_tokens: int
+    max_sequences: int
+    reuse_prefixes: bool
+    seed: int | None
+    threads: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +56,9 @@ class EngineConfig:
     reuse_prefixes: prompts that begin alike share what is cached of their beginning.
     seed: for requests that bring none; by default a fresh one each time.
     threads: processor threads of one rank; by default the cores shared out.
+
+    >>> EngineConfig(model="nestling", world_size=2, max_len=512).dtype
+    'auto'
     """
 
     model: str
@@ -62,6 +87,9 @@ class EngineConfig:
         return self.adapter not in (None, NO_ADAPTER)
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.model, str) and self.model):
+            do = "pass a folder, a cut, a hub id or nestling, as a string"
+            raise UsageError("the name of a model", shown(self.model), do)
         words = (
             ("device", self.device, DEVICES),
             ("dtype", self.dtype, DTYPES),
@@ -70,7 +98,7 @@ class EngineConfig:
         for name, word, known in words:
             if word not in known:
                 raise UsageError(
-                    f"`{name}` {', '.join(known)}", repr(word), f"choose another `{name}`"
+                    f"`{name}` {', '.join(known)}", shown(word), f"choose another `{name}`"
                 )
         if self.adapter is not None and not isinstance(self.adapter, str):
             wanted = "a path or a word for `adapter`"
@@ -89,6 +117,32 @@ class EngineConfig:
             "threads": self.threads,
         }
         for name, number in numbers.items():
-            if number is not None and not (isinstance(number, int) and number in ENGINE[name]):
+            if number is None and name not in NEVER_NONE:
+                continue
+            whole = isinstance(number, int) and not isinstance(number, bool)
+            if not (whole and number in ENGINE[name]):  # type: ignore[operator]  # whole, so no None
                 wanted = f"a whole number {ENGINE[name].words} for `{name}`"
                 raise UsageError(wanted, shown(number), f"give another `{name}`")
+        if not isinstance(self.reuse_prefixes, bool):
+            wanted = "True or False for `reuse_prefixes`"
+            raise UsageError(wanted, shown(self.reuse_prefixes), "pass one of these")
+
+
+def config_of(
+    model: "str | os.PathLike[str] | EngineConfig", settings: EngineSettings
+) -> EngineConfig:
+    """What Engine() is asked for, by an EngineConfig or by a model and settings; UsageError for both
+    at once and for settings that there are not.
+    """
+    names = [field.name for field in fields(EngineConfig)]
+    for name in settings:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            do = f"pass {near[0]}" if near else "see EngineConfig for what there is"
+            raise UsageError("settings of an engine", name, do)
+    if isinstance(model, EngineConfig):
+        if settings:
+            got = f"an EngineConfig and {', '.join(settings)}"
+            raise UsageError("an EngineConfig, or a model and settings", got, "put all into one")
+        return model
+    return EngineConfig(str(model) if isinstance(model, os.PathLike) else model, **settings)

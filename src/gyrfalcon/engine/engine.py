@@ -3,8 +3,6 @@ last piece of text.
 """
 
 import itertools
-import math
-import operator
 import random
 import weakref
 from collections import deque
@@ -12,8 +10,9 @@ from collections.abc import Generator, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from functools import partial
-from numbers import Integral
+from pathlib import Path
 from types import TracebackType
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -25,12 +24,24 @@ from gyrfalcon.engine import ranks
 from gyrfalcon.engine.build import build_replica, longest_sequence
 from gyrfalcon.engine.interrupts import watched_interrupts
 from gyrfalcon.engine.lookahead import stepper
+from gyrfalcon.engine.prompts import (
+    Asked,
+    Params,
+    Prompt,
+    as_prompts,
+    check,
+    ids_of,
+    params_of,
+    params_of_each,
+    rows,
+    whole_of,
+)
 from gyrfalcon.engine.replica import Add, End
 from gyrfalcon.engine.tensors import real_tokens
 from gyrfalcon.engine.torchrun import Torchrun
 from gyrfalcon.engine.turns import Turns
 from gyrfalcon.engine.worker import follow
-from gyrfalcon.errors import CheckpointError, PromptTooLong, RequestError
+from gyrfalcon.errors import CheckpointError, PromptTooLong
 from gyrfalcon.output import counted
 from gyrfalcon.parallel.shards import share_of
 from gyrfalcon.request import (
@@ -41,18 +52,14 @@ from gyrfalcon.request import (
     SamplingParams,
     StepOutput,
     Token,
-    check_stop_ids,
 )
-from gyrfalcon.settings import EngineConfig
+from gyrfalcon.settings import EngineConfig, EngineSettings, config_of
 from gyrfalcon.text import TextStream
 from gyrfalcon.tokenizer import Tokenizer
 from gyrfalcon.tokenizer_files import VOCABULARY_FILES
 from gyrfalcon.weights.hub import resolve_model
 from gyrfalcon.weights.load import run_quant
 from gyrfalcon.weights.source import Checkpoint, open_checkpoint
-
-Prompt = str | Seq[int]
-GREEDY = SamplingParams()
 
 
 @dataclass(slots=True)
@@ -87,11 +94,29 @@ class Engine:
     Any thread may call it; calls take turns step by step, and what they ask for runs side by side.
     Under torchrun every rank makes the same calls in the same order, so one thread at a time. A
     forked process must make its own.
+
+    >>> with Engine("nestling") as engine:
+    ...     [output] = engine.generate("The falcon", SamplingParams(max_new_tokens=4))
+    >>> len(output.output_ids), output.finish_reason.value
+    (4, 'length')
     """
 
-    def __init__(self, config: EngineConfig, joined: ranks.Ranks | None = None) -> None:
+    def __init__(
+        self,
+        model: str | Path | EngineConfig,
+        joined: ranks.Ranks | None = None,
+        **settings: Unpack[EngineSettings],
+    ) -> None:
         """Opens the model and starts the ranks, unless they have `joined` already and run this same
-        program. Raises GyrfalconError when something does not fit."""
+        program. `settings` are those of EngineConfig, which may come instead of model and settings.
+        Raises GyrfalconError when something does not fit.
+
+        >>> engine = Engine("nestling", world_size=1, max_len=64)
+        >>> engine = Engine(EngineConfig(model="nestling", max_len=64))  # the same
+        >>> engine.max_len
+        64
+        """
+        config = config_of(model, settings)
         folder = resolve_model(config.model)
         checkpoint = open_checkpoint(folder, config.adapter, config.dtype)
         world_size = joined.size if joined else _world_size(config, checkpoint)
@@ -173,6 +198,10 @@ class Engine:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The token ids of a prompt. One that is far too long is PromptTooLong by the number of its
         bytes, before it takes time and memory.
+
+        >>> engine = Engine("nestling")
+        >>> engine.tokenizer.decode(engine.encode("The falcon"))
+        'The falcon'
         """
         least = self.tokenizer.least_tokens(text)
         if least > self.max_len:
@@ -181,17 +210,26 @@ class Engine:
         return self.tokenizer.encode(text, add_special_tokens)
 
     def length_advice(self, first: str) -> str:
-        """What to do about a sequence that is longer than max_len: `first`, or what makes that longer."""
+        """What to do about a sequence that is longer than max_len: `first`, or what makes that longer.
+
+        >>> Engine("nestling", max_len=64).length_advice("shorten it")
+        'shorten it or raise `max_len`'
+        """
         positions, rotary = self.model_config.max_positions, self.model_config.rope is not None
         if self.max_len < (self.config.max_len or positions):
             return f"{first} or raise `cache_memory`"
         return first if rotary and self.max_len == positions else f"{first} or raise `max_len`"
 
-    def add(self, prompt: Prompt, params: SamplingParams = GREEDY) -> int:
+    def add(self, prompt: Prompt, params: Params = None) -> int:
         """Queues a prompt, text or token ids, for step(); returns the request's number. Raises
         RequestError or PromptTooLong.
+
+        >>> engine = Engine("nestling")
+        >>> number = engine.add("The falcon", SamplingParams(max_new_tokens=3))
+        >>> sum(len(engine.step()) for _ in range(3))
+        3
         """
-        return self._queue(prompt, params, self._added).request.id
+        return self._queue(self._asked(prompt, params), self._added).request.id
 
     def step(self) -> list[Delta]:
         """Computes one batch on all ranks; returns the new text of every sequence of an add() that
@@ -199,6 +237,12 @@ class Engine:
 
         What steps for stream() and generate() gave to them comes first, without another batch; what
         a batch gives to requests of those goes to their own callers.
+
+        >>> engine = Engine("nestling")
+        >>> number, text = engine.add("The falcon", SamplingParams(max_new_tokens=3)), ""
+        >>> while engine.has_work:
+        ...     for delta in engine.step():
+        ...         text += delta.text
         """
         with self._turns.taken():
             if self._live and not self._added:
@@ -208,42 +252,42 @@ class Engine:
         return deltas
 
     def abort(self, request_id: int) -> None:
-        """Gives up what is left of a request; nothing happens when it has ended."""
+        """Gives up what is left of a request; nothing happens when it has ended.
+
+        >>> engine = Engine("nestling")
+        >>> engine.abort(engine.add("The falcon"))
+        >>> engine.has_work
+        False
+        """
         with self._turns.taken():
             self._abort(request_id)
 
-    def stream(
-        self, prompt: Prompt, params: SamplingParams = GREEDY
-    ) -> Generator[Delta, None, None]:
+    def stream(self, prompt: Prompt, params: Params = None) -> Generator[Delta, None, None]:
         """The deltas of one prompt's text as they come; leaving the loop gives the request up.
 
-        Streams can be read side by side: steps for one go on with the others.
+        Streams can be read side by side: steps for one go on with the others. Raises RequestError or
+        PromptTooLong at once, and in the loop what a step does.
+
+        >>> engine = Engine("nestling")
+        >>> for delta in engine.stream("The falcon", SamplingParams(max_new_tokens=3)):
+        ...     print(delta.text, end="", flush=True)  # doctest: +SKIP
         """
-        live = self._queue(prompt, params, deque())
-        try:
-            unfinished = True
-            while unfinished:
-                unfinished = self._advance([live])
-                while live.unread:
-                    yield live.unread.popleft()
-        finally:
-            self._give_up([live])
+        return self._streamed(self._asked(prompt, params))
 
     def generate(
-        self, prompts: Prompt | Seq[Prompt], params: SamplingParams | Seq[SamplingParams] = GREEDY
+        self, prompts: Prompt | Iterable[Prompt], params: Params | Iterable[Params] = None
     ) -> list[RequestOutput]:
-        """Runs one prompt or many, with one set of parameters or one for each; returns outputs in
-        their order.
+        """Runs one prompt or many, with one set of parameters or one for each, greedy without;
+        returns outputs in their order. Raises RequestError or PromptTooLong before any step.
+
+        >>> engine = Engine("nestling")
+        >>> one, other = engine.generate(["a", "b"], SamplingParams(temperature=0.7, seed=1, n=2))
+        >>> [len(output.completions) for output in (one, other)]
+        [2, 2]
         """
-        many = _as_prompts(prompts)
-        each = [params] * len(many) if isinstance(params, SamplingParams) else list(params)
-        if len(each) != len(many):
-            raise RequestError(
-                f"parameters for {len(many)} prompts",
-                str(len(each)),
-                "pass one set or one for each",
-            )
-        return [live.output() for live in self._run(many, each)]
+        many = as_prompts(prompts)
+        asked = map(self._asked, many, params_of_each(params, many))
+        return [live.output() for live in self._run(list(asked))]
 
     def generate_ids(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, max_new_tokens: int = 16
@@ -254,15 +298,20 @@ class Engine:
         input_ids int64 [batch, seq]; attention_mask [batch, seq] of 0 and 1, or additive float
         [batch, 1, seq, seq], causal plus whole padding columns. Returns int64 [batch, seq +
         max_new_tokens].
+
+        >>> engine = Engine("nestling")
+        >>> engine.generate_ids(torch.tensor([[30, 31, 32]]), max_new_tokens=4).shape
+        torch.Size([1, 7])
         """
-        prompts = _rows(input_ids, real_tokens(input_ids, attention_mask))
+        params = SamplingParams(max_new_tokens=max_new_tokens)
+        prompts = rows(input_ids, real_tokens(input_ids, attention_mask))
         longest = max(map(len, prompts)) + max_new_tokens
         if longest > self.max_len:
             wanted = f"at most {self.max_len} tokens, new ones included"
             raise PromptTooLong(wanted, str(longest), self.length_advice("ask for fewer"))
-        params = SamplingParams(max_new_tokens=max_new_tokens)
+        asked = [self._asked(prompt, params) for prompt in prompts]
         new = torch.full((len(prompts), max_new_tokens), self._ends.fill)
-        for row, live in zip(new, self._run(prompts, [params] * len(prompts)), strict=True):
+        for row, live in zip(new, self._run(asked), strict=True):
             tokens = live.output().output_ids
             row[: len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
         return torch.cat([input_ids.cpu().long(), new], dim=1)
@@ -274,14 +323,17 @@ class Engine:
 
         Masks as in generate_ids(). The last `single_steps` tokens are computed one at a time, as in
         decoding.
+
+        >>> engine = Engine("nestling")
+        >>> list(engine.logits(torch.tensor([[30, 31, 32]])).shape)[:2]
+        [1, 3]
         """
+        steps = whole_of("single_steps", single_steps)
         real = real_tokens(input_ids, attention_mask)
-        prompts = _rows(input_ids, real)
         params = SamplingParams(max_new_tokens=0)
+        asked = [self._asked(prompt, params) for prompt in rows(input_ids, real)]
         out = torch.zeros(*real.shape, self.model_config.vocab_size)
-        lives = self._run(
-            prompts, [params] * len(prompts), keep_logits=True, single_steps=single_steps
-        )
+        lives = self._run(asked, keep_logits=True, single_steps=steps)
         for row, mask, live in zip(out, real, lives, strict=True):
             row[mask] = torch.cat(live.prompt_logits).cpu()
         return out
@@ -289,6 +341,12 @@ class Engine:
     def close(self) -> None:
         """Ends the ranks this engine started, and with EngineClosed what other threads have it do.
         Nothing happens when it is closed, or in a forked process.
+
+        >>> engine = Engine("nestling")
+        >>> engine.close()
+        >>> engine.generate("The falcon")
+        Traceback (most recent call last):
+        gyrfalcon.errors.EngineClosed: wanted a working engine, got one that was closed; make a new one
         """
         self._turns.close()
 
@@ -303,21 +361,27 @@ class Engine:
     ) -> None:
         self.close()
 
+    def _streamed(self, asked: Asked) -> Generator[Delta, None, None]:
+        live = self._queue(asked, deque())
+        try:
+            unfinished = True
+            while unfinished:
+                unfinished = self._advance([live])
+                while live.unread:
+                    yield live.unread.popleft()
+        finally:
+            self._give_up([live])
+
     def _run(
-        self,
-        prompts: Seq[Prompt],
-        params: Seq[SamplingParams],
-        keep_logits: bool = False,
-        single_steps: int = 0,
+        self, asked: Seq[Asked], keep_logits: bool = False, single_steps: int = 0
     ) -> list[_Live]:
         """Queues prompts and steps until all have ended; an error or interruption gives them all
         up.
         """
         lives: list[_Live] = []
         try:
-            for prompt, own in zip(prompts, params, strict=True):
-                unseen: deque[Delta] = deque(maxlen=0)
-                lives.append(self._queue(prompt, own, unseen, keep_logits, single_steps))
+            for one in asked:
+                lives.append(self._queue(one, deque(maxlen=0), keep_logits, single_steps))
             while self._advance(lives):
                 pass
         finally:
@@ -337,21 +401,32 @@ class Engine:
             if live.num_unfinished:
                 self._turns.later(partial(self._abort, live.request.id))
 
+    def _asked(self, prompt: Prompt, params: Params) -> Asked:
+        """What can be run; raises RequestError or PromptTooLong for what cannot."""
+        own = params_of(params)
+        if isinstance(prompt, str):
+            asked = Asked(prompt, tuple(self.encode(prompt)), own)
+        else:
+            asked = Asked(None, ids_of(prompt), own)
+        longest = self.max_len - min(1, own.max_new_tokens)
+        if len(asked.ids) > longest:
+            wanted = f"a prompt of at most {longest} tokens"
+            raise PromptTooLong(wanted, str(len(asked.ids)), self.length_advice("shorten it"))
+        check(asked, self.model_config.vocab_size, self._tokenizer)
+        return asked
+
     def _queue(
         self,
-        prompt: Prompt,
-        params: SamplingParams,
+        asked: Asked,
         unread: deque[Delta],
         keep_logits: bool = False,
         single_steps: int = 0,
     ) -> _Live:
-        text = prompt if isinstance(prompt, str) else None
-        prompt_ids = _whole(self.encode(prompt) if isinstance(prompt, str) else prompt)
-        self._check(prompt_ids, params)
+        params = asked.params
         with self._turns.taken():
             request = Request(
                 id=next(self._ids),
-                prompt_ids=prompt_ids,
+                prompt_ids=asked.ids,
                 params=params,
                 seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
                 end_ids=self._end_ids(params),
@@ -360,7 +435,7 @@ class Engine:
             )
             streams = [TextStream(request, index, self._tokenizer) for index in range(params.n)]
             self._obey(Add(request))
-            self._live[request.id] = _Live(request, text, streams, unread)
+            self._live[request.id] = _Live(request, asked.text, streams, unread)
             return self._live[request.id]
 
     def _end_ids(self, params: SamplingParams) -> frozenset[int]:
@@ -370,38 +445,6 @@ class Engine:
         ends = () if params.ignore_eos else self._ends.ids
         special = [self.tokenizer.special_id(stop) for stop in params.stop_strings]
         return frozenset((*ends, *params.stop_ids, *(i for i in special if i is not None)))
-
-    def _check(self, prompt_ids: tuple[int, ...], params: SamplingParams) -> None:
-        vocab = range(self.model_config.vocab_size)
-        longest = self.max_len - min(1, params.max_new_tokens)
-        if not prompt_ids:
-            raise RequestError("a prompt of at least one token", "an empty one", "say something")
-        if len(prompt_ids) > longest:
-            raise PromptTooLong(
-                f"a prompt of at most {longest} tokens",
-                f"{len(prompt_ids)}",
-                self.length_advice("shorten it"),
-            )
-        given = (*prompt_ids, *params.logit_bias, *params.logprob_ids)
-        foreign = [token for token in given if token not in vocab]
-        if foreign:
-            text = (
-                self._tokenizer.decode(foreign[:1], skip_special=False) if self._tokenizer else ""
-            )
-            raise RequestError(
-                f"token ids below {len(vocab)}",
-                f"{foreign[0]} {text}".rstrip(),
-                "use the model's own tokenizer, and no token that the model lacks",
-            )
-        check_stop_ids(params.stop_ids, len(vocab))
-        if list(params.logit_bias.values()).count(-math.inf) == len(vocab):
-            raise RequestError(
-                "a token that may follow", "all forbidden", "allow one in `logit_bias`"
-            )
-        if params.stop_strings and self._tokenizer is None:
-            raise RequestError(
-                "a tokenizer for stop strings", "none beside the model", "use `stop_ids`"
-            )
 
     # What follows is done in a turn.
 
@@ -497,31 +540,3 @@ def _find_ends(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Ends:
 
 def _seed_bytes(seed: int | None) -> bytes:
     return random.SystemRandom().randbytes(8) if seed is None else str(seed).encode()
-
-
-def _as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
-    """A text or a list of ids is one prompt; a list of texts or of lists of ids is many."""
-    if isinstance(prompts, Tensor):
-        raise RequestError("texts or lists of token ids", "a tensor", "use generate_ids()")
-    if isinstance(prompts, str):
-        return [prompts]
-    if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
-        raise RequestError("texts or lists of token ids", repr(prompts), "pass one or many")
-    items = list(prompts)
-    if items and isinstance(items[0], Integral):
-        return [items]  # type: ignore[list-item]  # narrowing a list by its first item is beyond mypy
-    return items  # type: ignore[return-value]
-
-
-def _whole(prompt_ids: Seq[int]) -> tuple[int, ...]:
-    """The ids as plain numbers; numpy's and torch's whole numbers are taken, no others are rounded."""
-    try:
-        if not isinstance(prompt_ids, bytes):
-            return tuple(map(operator.index, prompt_ids))
-    except TypeError:
-        pass
-    raise RequestError("a text or whole token ids", f"{prompt_ids!r:.80}", "mend the prompt")
-
-
-def _rows(input_ids: Tensor, real: Tensor) -> list[list[int]]:
-    return [row[mask].tolist() for row, mask in zip(input_ids.cpu(), real, strict=True)]

@@ -11,6 +11,8 @@ MASKED = (
     -1e4
 )  # an additive mask at or below this forbids; 0 allows; anything between is a bias we do not take
 
+AS_TENSOR = "pass torch.as_tensor() of it"
+
 
 def real_tokens(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Which tokens are no padding: bool [batch, seq].
@@ -18,16 +20,9 @@ def real_tokens(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     input_ids int64 [batch, seq]. attention_mask: [batch, seq] of 0 and 1, or additive float [batch,
     1, seq, seq] that is causal plus whole padding columns; RequestError for anything else.
     """
-    if not (isinstance(input_ids, Tensor) and isinstance(attention_mask, Tensor | None)):
-        got = f"{type(input_ids).__name__}, mask {type(attention_mask).__name__}"
-        raise RequestError("a tensor of token ids, a tensor or None as mask", got, "pass such")
-    if (
-        input_ids.ndim != 2
-        or input_ids.dtype not in (torch.int64, torch.int32)
-        or not input_ids.numel()
-    ):
-        shape = f"{input_ids.dtype} {list(input_ids.shape)}"
-        raise RequestError("input_ids int64 [batch, seq]", shape, "pass a batch of token ids")
+    _check_ids(input_ids)
+    if not isinstance(attention_mask, Tensor | None):
+        raise RequestError("a tensor or None as attention_mask", _named(attention_mask), AS_TENSOR)
     batch, seq = input_ids.shape
     if attention_mask is None:
         return torch.ones(batch, seq, dtype=torch.bool)
@@ -42,6 +37,24 @@ def real_tokens(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     if not real.any(dim=1).all():
         raise RequestError("a real token in every row", "a row of padding", "leave that row out")
     return real
+
+
+def _check_ids(input_ids: Tensor) -> None:
+    wanted = "a tensor input_ids int64 [batch, seq]"
+    if not isinstance(input_ids, Tensor):
+        raise RequestError(wanted, _named(input_ids), AS_TENSOR)
+    shape = f"{input_ids.dtype} {list(input_ids.shape)}"
+    if input_ids.dtype not in (torch.int64, torch.int32):
+        raise RequestError(wanted, shape, "pass whole token ids, as torch.int64")
+    if input_ids.ndim == 1:
+        raise RequestError(wanted, shape, "pass a batch, as ids[None] is one")
+    if input_ids.ndim != 2 or not input_ids.numel():
+        raise RequestError(wanted, shape, "pass a batch of token ids")
+
+
+def _named(value: object) -> str:
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
 def _from_flags(mask: Tensor) -> Tensor:

@@ -1,0 +1,112 @@
+"""What callers pass as prompts and parameters → token ids and parameters that a step can take, checked."""
+
+import math
+import operator
+from collections.abc import Iterable, Mapping, Set
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from numbers import Integral
+
+from torch import Tensor
+
+from gyrfalcon.bounds import shown
+from gyrfalcon.errors import RequestError
+from gyrfalcon.request import SamplingParams, check_stop_ids
+from gyrfalcon.tokenizer import Tokenizer
+
+Prompt = str | Seq[int]
+Params = SamplingParams | None
+GREEDY = SamplingParams()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt as it was given, if that was text, its ids, and its parameters."""
+
+    text: str | None
+    ids: tuple[int, ...]
+    params: SamplingParams
+
+
+def as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
+    """A text or a list of ids is one prompt; a list of texts or of lists of ids is many."""
+    if isinstance(prompts, Tensor):
+        raise RequestError("texts or lists of token ids", "a tensor", "use generate_ids()")
+    if isinstance(prompts, str):
+        return [prompts]
+    if isinstance(prompts, bytes | Mapping | Set) or not isinstance(prompts, Iterable):
+        raise RequestError("texts or lists of token ids", shown(prompts), "pass one or a list")
+    items = list(prompts)
+    if items and isinstance(items[0], Integral):
+        return [items]  # type: ignore[list-item]  # narrowing a list by its first item is beyond mypy
+    return items  # type: ignore[return-value]
+
+
+def ids_of(prompt: Seq[int]) -> tuple[int, ...]:
+    """The ids as plain numbers; numpy's and torch's whole numbers are taken, no others are rounded."""
+    try:
+        if not isinstance(prompt, bytes | Mapping | Set):
+            return tuple(map(operator.index, prompt))
+    except TypeError:
+        pass
+    raise RequestError("a text or a list of whole token ids", shown(prompt), "pass one of these")
+
+
+def params_of(params: Params) -> SamplingParams:
+    """One set of parameters; none at all are greedy ones."""
+    if params is None:
+        return GREEDY
+    if isinstance(params, SamplingParams):
+        return params
+    do = "pass SamplingParams(temperature=0.7), say"
+    if isinstance(params, Mapping):
+        do = "pass SamplingParams(**…) of it"
+    raise RequestError("SamplingParams", shown(params), do)
+
+
+def params_of_each(params: Params | Iterable[Params], prompts: Seq[Prompt]) -> list[SamplingParams]:
+    """A set for each prompt, from one for all or a list."""
+    if params is None or isinstance(params, SamplingParams | Mapping | str):
+        return [params_of(params)] * len(prompts)  # type: ignore[arg-type]  # refuses what is none
+    if not isinstance(params, Iterable):
+        return [params_of(params)]
+    each = [params_of(one) for one in params]
+    if len(each) != len(prompts):
+        wanted = f"parameters for {len(prompts)} prompts"
+        raise RequestError(wanted, str(len(each)), "pass one set or one for each")
+    return each
+
+
+def check(asked: Asked, vocab_size: int, tokenizer: Tokenizer | None) -> None:
+    """Raises RequestError for what a model of such a vocabulary cannot take."""
+    params = asked.params
+    if not asked.ids:
+        raise RequestError("a prompt of at least one token", "an empty one", "say something")
+    given = (*asked.ids, *params.logit_bias, *params.logprob_ids)
+    foreign = [token for token in given if token not in range(vocab_size)]
+    if foreign:
+        text = tokenizer.decode(foreign[:1], skip_special=False) if tokenizer else ""
+        raise RequestError(
+            f"token ids below {vocab_size}",
+            f"{foreign[0]} {text}".rstrip(),
+            "use the model's own tokenizer, and no token that the model lacks",
+        )
+    check_stop_ids(params.stop_ids, vocab_size)
+    if list(params.logit_bias.values()).count(-math.inf) == vocab_size:
+        raise RequestError("a token that may follow", "all forbidden", "allow one in `logit_bias`")
+    if params.stop_strings and tokenizer is None:
+        raise RequestError(
+            "a tokenizer for stop strings", "none beside the model", "use `stop_ids`"
+        )
+
+
+def whole_of(name: str, number: int) -> int:
+    """A count that a method takes."""
+    if isinstance(number, Integral) and not isinstance(number, bool) and number >= 0:
+        return int(number)
+    raise RequestError(f"a whole number of 0 or more for {name}", shown(number), "pass such")
+
+
+def rows(input_ids: Tensor, real: Tensor) -> list[list[int]]:
+    """The real tokens of each row of [batch, seq]."""
+    return [row[mask].tolist() for row, mask in zip(input_ids.cpu(), real, strict=True)]

@@ -304,6 +304,18 @@ def test_running_and_waiting_sequences_can_be_given_up() -> None:
     own.check_blocks()
 
 
+def test_all_samples_of_a_request_can_be_given_up_running_and_waiting_ones() -> None:
+    own = machine(max_sequences=2)
+    own.add(request(0, 4, max_new_tokens=9, n=4))
+    own.step()
+    assert (len(own.scheduler.running), len(own.scheduler.waiting)) == (2, 2)
+    samples = [*own.scheduler.running, *own.scheduler.waiting]
+    own.scheduler.end(0)
+    assert not own.scheduler.has_work
+    assert own.allocator.num_free == own.num_blocks
+    assert {sample.finish_reason for sample in samples} == {FinishReason.ABORTED}
+
+
 def test_one_of_several_samples_can_be_given_up() -> None:
     own = machine()
     own.add(request(0, 5, n=3, max_new_tokens=5))
@@ -430,6 +442,37 @@ def test_a_beginning_that_was_computed_before_is_not_computed_again() -> None:
     assert share(own, 0, [*prefix, 8, 8]) == 24
     assert share(own, 1, [*prefix, 9, 9, 9]) == 25 - 20
     assert share(own, 2, [1, *prefix]) == 23
+
+
+def test_a_prompt_takes_over_what_a_running_sequence_has_computed() -> None:
+    """Its full blocks are known after the step that computed them, not only when it has ended."""
+    own = machine(num_blocks=40, max_len=64, max_batch_tokens=32)
+    own.add(request(0, 9, max_new_tokens=8))
+    own.step()
+    own.add(request(1, 10, beginning=0, max_new_tokens=1))
+    assert spans(own.step()) == [(0, 9, 10), (1, 8, 10)]
+
+
+def test_a_prompt_of_a_single_full_block_is_known_when_it_was_computed() -> None:
+    own = Machine(Limits(64, 32, 8), num_blocks=8, block_size=2)
+    own.add(request(0, 2, max_new_tokens=8))
+    own.step()
+    own.add(request(1, 3, beginning=0, max_new_tokens=1))
+    assert spans(own.step())[1] == (1, 2, 3)
+
+
+def test_the_output_of_a_sequence_that_starts_over_is_computed_in_one_go() -> None:
+    own = machine(num_blocks=6, max_len=24)
+    for number in range(3):
+        own.add(request(number, 5, max_new_tokens=10))
+    lengths = [
+        chunk.stop - chunk.start
+        for chunks in own.run()
+        for chunk in chunks
+        if chunk.start >= 5 and chunk.stop < len(chunk.sequence.tokens)
+    ]
+    started_over = [length for length in lengths if length > 1]
+    assert started_over, lengths
 
 
 def test_the_last_token_of_a_prompt_is_always_computed() -> None:

@@ -111,7 +111,7 @@ class Scheduler:
         stop = min(len(sequence.tokens), start + budget)
         one_by_one = sequence.prompt_len - sequence.request.single_steps
         if start < one_by_one:
-            stop = min(stop, max(one_by_one, start + 1))
+            stop = min(stop, one_by_one)
         elif start < sequence.prompt_len:
             stop = start + 1
         return Chunk(sequence, start, stop)

@@ -71,7 +71,6 @@ class BlockAllocator:
         """Notes that the first blocks of `table` hold `tokens`: the full ones can be found from now."""
         for block, digest in zip(table, self._digests(tokens), strict=False):
             if digest not in self._block_of:
-                self._forget(block)
                 self._block_of[digest], self._digest_of[block] = block, digest
 
     def release(self, table: list[int]) -> None:

@@ -389,9 +389,17 @@ def test_a_full_disk_is_one_line_and_the_next_run_resumes(
     assert os.listdir(tmp_path) == ["cut"]
 
 
-def test_other_options_start_afresh(checkpoint: Path, tmp_path: Path) -> None:
-    stopped_cut(checkpoint, tmp_path / "cut")
-    summary = cut(checkpoint, tmp_path / "cut", 1)
+def test_unfinished_work_with_other_options_is_discarded_only_when_asked(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    partial = stopped_cut(checkpoint, tmp_path / "cut")
+    before = contents(partial)
+    with pytest.raises(UsageError, match=r"others: that one had -w 2;.* or add overwrite=True"):
+        cut(checkpoint, tmp_path / "cut", 1)
+    with pytest.raises(UsageError, match="had -w 2 and dtype"):
+        cut(checkpoint, tmp_path / "cut", 1, dtype="fp16")
+    assert contents(partial) == before
+    summary = cut(checkpoint, tmp_path / "cut", 1, overwrite=True)
     assert summary.resumed_bytes == 0
     cut(checkpoint, tmp_path / "direct", 1)
     assert contents(tmp_path / "cut") == contents(tmp_path / "direct")

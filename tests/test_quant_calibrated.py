@@ -322,7 +322,7 @@ def test_the_command_says_what_it_was_calibrated_with(
         (["--calibrate", "raw", "--quant", "int4"], "wanted UTF-8 in"),
         (["--calibrate", "none", "--quant", "int4"], "none"),
         (["--calibrate-tokens", "9", "--quant", "int4"], "--calibrate with --calibrate-tokens"),
-        (["--calibrate", "long", "--calibrate-tokens", "0"], "a whole number of 1 or more"),
+        (["--calibrate", "long", "--calibrate-tokens", "0"], "a whole number from 1 to 10,000,000"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused_in_one_line(

@@ -375,7 +375,10 @@ def test_another_rounding_starts_afresh(folder_40b: Path, tmp_path: Path) -> Non
     with file_size_limit(SHARD_BYTES - 40_000), pytest.raises(DiskFull):
         cut(folder_40b, tmp_path / "cut", 2, **settings)
     assert json.loads((tmp_path / "cut.partial/progress.json").read_text())["files"]
-    assert cut(folder_40b, tmp_path / "cut", 2, quant="fp8").resumed_bytes == 0
+    with pytest.raises(UsageError, match="--quant int8;"):
+        cut(folder_40b, tmp_path / "cut", 2, quant="fp8")
+    summary = cut(folder_40b, tmp_path / "cut", 2, quant="fp8", overwrite=True)
+    assert summary.resumed_bytes == 0
     cut(folder_40b, tmp_path / "direct", 2, quant="fp8")
     assert contents(tmp_path / "cut") == contents(tmp_path / "direct")
 

@@ -4,6 +4,7 @@ from gyrfalcon.engine.build import longest_sequence
 from gyrfalcon.engine.engine import has_tokenizer, no_tokenizer
 from gyrfalcon.settings import EngineConfig
 from gyrfalcon.weights.hub import resolve_model
+from gyrfalcon.weights.load import run_quant
 from gyrfalcon.weights.source import Checkpoint, open_checkpoint
 
 
@@ -13,6 +14,7 @@ def opened(config: EngineConfig, *, needs_tokenizer: bool = True) -> Checkpoint:
     """
     checkpoint = open_checkpoint(resolve_model(config.model), config.adapter, config.dtype)
     longest_sequence(config, checkpoint)
+    run_quant(checkpoint, config.quant)
     if needs_tokenizer and not has_tokenizer(checkpoint):
         raise no_tokenizer()
     return checkpoint

@@ -13,10 +13,10 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
+from gyrfalcon.differences import differences
 from gyrfalcon.errors import UsageError
 from gyrfalcon.fields import Fields, parsed_json, shown
 from gyrfalcon.measure import result
-from gyrfalcon.measure.differences import differences
 from gyrfalcon.measure.exam import Subject
 from gyrfalcon.measure.mmlu import Answer
 from gyrfalcon.measure.mmlu_result import asked_in, read_answers

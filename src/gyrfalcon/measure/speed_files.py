@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from gyrfalcon.differences import differences, flat
 from gyrfalcon.errors import UsageError
 from gyrfalcon.fields import Fields
 from gyrfalcon.measure import result
-from gyrfalcon.measure.differences import differences, flat
 from gyrfalcon.measure.roofline import Limits
 from gyrfalcon.measure.speed_rows import DO, above_zero, read_row
 from gyrfalcon.measure.timing import OOM, Case, Row, averages

@@ -13,9 +13,11 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from gyrfalcon.differences import differences
 from gyrfalcon.errors import DISK_FULL, CheckpointError, DiskFull, UsageError, lack
 from gyrfalcon.foreign_file import is_inside, read_json
 from gyrfalcon.interrupted import interrupts_tell
@@ -30,15 +32,27 @@ REPLACEABLE = (
 )  # overwriting takes a model's folder away, never another one
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a folder is made from: the same fingerprint for the same work, its options in people's words."""
+
+    fingerprint: str
+    options: Mapping[str, object]
+
+
 class Build:
     """The unfinished folder of `target`. Files count as finished once they are recorded."""
 
-    def __init__(self, target: Path, partial: Path, fingerprint: str) -> None:
+    def __init__(self, target: Path, partial: Path, work: Work, overwrite: bool) -> None:
         self.target = target
         self.folder = partial / "new"
         self.finished: dict[str, FileSum] = {}
         self._partial = partial
-        self._fingerprint = fingerprint
+        self._fingerprint, self._options, self._overwrite = (
+            work.fingerprint,
+            work.options,
+            overwrite,
+        )
         self._whole = False
         self._settle_old()
         self._load()
@@ -121,6 +135,7 @@ class Build:
             return
         files = raw.get("files")
         if raw.get("fingerprint") != self._fingerprint or not isinstance(files, dict):
+            self._refuse_to_discard(raw)
             return
         self._whole = raw.get("whole") is True
         for file, entry in files.items():
@@ -130,12 +145,36 @@ class Build:
                     if path.is_file() and path.stat().st_size == size:
                         self.finished[file] = FileSum(size, checksum)
 
+    def _refuse_to_discard(self, raw: Mapping[str, object]) -> None:
+        """UsageError for finished files of another work, unless they may be overwritten."""
+        files, then = raw.get("files"), raw.get("options")
+        if (
+            self._overwrite
+            or not isinstance(files, dict)
+            or not isinstance(then, dict)
+            or not files
+        ):
+            return
+        told = differences(then, self._options, {})
+        if not told:  # of a source that has changed since nothing can be used
+            return
+        raise UsageError(
+            f"options as of the unfinished work in {self._partial}",
+            f"others: that one had {told}",
+            "run its command again to finish it, name another folder, or add `overwrite=True`",
+        )
+
     def _save(self) -> None:
         files = {
             path: {"bytes": file.num_bytes, "sha256": file.sha256}
             for path, file in self.finished.items()
         }
-        progress = {"fingerprint": self._fingerprint, "whole": self._whole, "files": files}
+        progress = {
+            "fingerprint": self._fingerprint,
+            "options": dict(self._options),
+            "whole": self._whole,
+            "files": files,
+        }
         fresh = self._partial / "progress.json.new"
         with fresh.open("w") as out:
             json.dump(progress, out)
@@ -154,9 +193,7 @@ class Build:
 
 
 @contextmanager
-def build(
-    sources: Iterable[Path], target: Path, fingerprint: str, *, overwrite: bool
-) -> Iterator[Build]:
+def build(sources: Iterable[Path], target: Path, what: Work, *, overwrite: bool) -> Iterator[Build]:
     """Opens or resumes the building of `target` from folders; one process at a time.
 
     Raises UsageError when the target may not be made there, DiskFull when the disk takes no more.
@@ -167,7 +204,7 @@ def build(
     partial = target.with_name(target.name + PARTIAL)
     try:
         with _locked(partial):
-            work = Build(target, partial, fingerprint)
+            work = Build(target, partial, what, overwrite)
             if not work.is_published:
                 _check_target(target, overwrite)
                 work.begin()

@@ -17,7 +17,7 @@ from gyrfalcon.errors import UsageError
 from gyrfalcon.foreign_file import open_foreign
 from gyrfalcon.progress import Bar, bar
 from gyrfalcon.tokenizer_files import FILES
-from gyrfalcon.weights.build import Build, build
+from gyrfalcon.weights.build import Build, Work, build
 from gyrfalcon.weights.hashed_file import Lanes
 from gyrfalcon.weights.manifest import MANIFEST, CutTensor, FileSum, Manifest, dtype_name
 from gyrfalcon.weights.plan import Plan
@@ -63,9 +63,10 @@ def write_folder(
         checkpoint, plan
     )  # what cannot be read or written is found before the work
     adapter = [] if checkpoint.adapter is None else [checkpoint.adapter.folder]
-    with build(
-        [checkpoint.folder, *adapter], target, _fingerprint(checkpoint, plan), overwrite=overwrite
-    ) as work:
+    manifest = _manifest(checkpoint, plan, {})
+    options = {"-w": plan.world_size, "dtype": manifest.dtype_names(), "--quant": manifest.quant}
+    what = Work(_fingerprint(checkpoint, plan), options)
+    with build([checkpoint.folder, *adapter], target, what, overwrite=overwrite) as work:
         resumed = sum(file.num_bytes for file in work.finished.values())
         if not work.is_published:
             _write_stages(read, plan, work)
@@ -75,8 +76,8 @@ def write_folder(
     return CutSummary(
         target=target,
         world_size=plan.world_size,
-        dtype=_manifest(checkpoint, plan, {}).dtype_names(),
-        quant=_manifest(checkpoint, plan, {}).quant,
+        dtype=manifest.dtype_names(),
+        quant=manifest.quant,
         num_files=len(sizes),
         num_bytes=sum(sizes),
         resumed_bytes=resumed,

@@ -91,6 +91,7 @@ def test_the_model_writes_its_script_and_end_of_text_is_not_in_the_text(scripted
     assert output.text == TEXT[1:]
     assert output.output_ids == (*ids[1:], 11)
     assert output.finish_reason is FinishReason.STOP
+    assert output.completions[0].logprobs is None  # nobody asked
 
 
 def test_ignoring_end_of_text_goes_on_to_the_length(scripted: Scripted) -> None:

@@ -34,7 +34,7 @@ MODULES: dict[str, tuple[str, ...]] = {  # and the tests that are theirs
     "kv/pool.py": ("test_engine.py",),
     "engine/scheduler.py": ("test_scheduler.py",),
     "engine/sampler.py": ("test_sampler.py",),
-    "text.py": ("test_text.py",),
+    "text.py": ("test_text.py", "test_tokenizer.py", "test_end_ids.py"),
     "measure/gate.py": ("test_gate.py",),
 }
 SEED = 20261129

@@ -283,6 +283,20 @@ def test_a_full_disk_is_told_as_such() -> None:
     assert done.stderr.count(b"\n") == 1
 
 
+def test_a_full_log_neither_ends_the_work_nor_changes_the_exit_code(tmp_path: Path) -> None:
+    hf = make_checkpoint(tmp_path / "hf", "rw-1b", num_hidden_layers=1)
+    for line, code in ((f"cut {hf} {tmp_path}/cut -w 1", 0), (f"verify {hf}", 2)):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "gyrfalcon", *line.split()],
+                env=ENVIRONMENT,
+                stdout=subprocess.PIPE,
+                stderr=full,
+                check=False,
+            )
+        assert (done.returncode, b"save succ" in done.stdout) == (code, code == 0)
+
+
 @pytest.mark.parametrize("descriptor", [0, 1, 2])
 def test_closed_standard_streams_are_no_traceback(descriptor: int) -> None:
     code = f"import os, sys; os.close({descriptor}); os.execv(sys.executable, sys.argv[1:])"

@@ -19,6 +19,20 @@ RUN_SH = "GYRFALCON_RUN_SH"  # set by run.sh, which takes other options than gyr
 READER_GONE = 141  # what a shell reports for a program that wrote to a closed pipe
 
 
+class _Notes(io.TextIOWrapper):
+    """Standard error that may fill up: what it cannot take is dropped, the work goes on."""
+
+    def write(self, text: str, /) -> int:
+        """Writes all of it, or after an error such as a full disk nothing from here on."""
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     _settle_streams()
@@ -45,12 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _settle_streams() -> None:
-    """A closed stream is an empty one, and what a stream cannot show is escaped, never an error."""
+    """A closed stream is an empty one, what a stream cannot show is escaped, and what standard error
+    has no room for is dropped: never an error.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # for the whole run
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.stderr is sys.__stderr__ and isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr = _Notes(sys.stderr.buffer, sys.stderr.encoding, "backslashreplace", None, True)
 
 
 def _settle_last_flush() -> None:

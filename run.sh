@@ -279,6 +279,14 @@ install_torch() {
     "$@" torch
 }
 
+wants_kernels() {
+    [ "${GYRFALCON_NATIVE:-}" != 0 ]
+}
+
+compiles_kernels() {
+    wants_kernels && type -P "${CXX:-c++}" >/dev/null
+}
+
 install_package() {
     local pip=("$venv/bin/python" -m pip install)
     [ -t 2 ] || pip+=(--quiet)
@@ -288,6 +296,7 @@ install_package() {
     export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
     install_torch "${pip[@]}" || return
     [ "$1" != '[test]' ] || say 'fetching what the checks need, Triton and transformers among it, about 300 MB'
+    ! compiles_kernels || say 'installing the package and compiling its native kernels: this takes minutes'
     "${pip[@]}" -e ".$1"
 }
 
@@ -298,11 +307,11 @@ set_up() {
     python=$(find_python) || exit 2
     trap 'exit 130' INT # pip turns the signal into an ordinary error
     say "setting up $venv (once)"
-    [ "${GYRFALCON_NATIVE:-}" = 0 ] || type -P "${CXX:-c++}" >/dev/null ||
+    ! wants_kernels || compiles_kernels ||
         say "no C++ compiler: plain torch will do the work of the native kernels, slower; to have them, install one (Debian and Ubuntu: apt install g++), remove $venv and run again"
     rm -f -- "$stamp"
-    "$python" -m venv "$fresh" "$venv" >&2 || fail "a virtual environment in $venv" 'the error above' 'mend that and run again'
-    (install_package "$1") >&2 || fail "the package installed in $venv" 'the error above' 'mend that and run again'
+    "$python" -m venv "$fresh" "$venv" >&2 || fail "a virtual environment in $venv" 'the error above' 'fix that and run again'
+    (install_package "$1") >&2 || fail "the package installed in $venv" 'the error above' 'fix that and run again'
     describe "$1" >"$stamp.new" && mv -- "$stamp.new" "$stamp"
     trap - INT
     say "set-up done in $SECONDS s"

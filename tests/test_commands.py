@@ -89,6 +89,17 @@ def test_verify_gives_its_faults_as_json_alone(
     assert len(report["faults"]) == 1
 
 
+@pytest.mark.parametrize("words", [["verify"], ["recut", "-w", "2", "new"], ["merge", "new"]])
+def test_a_misspelt_cut_is_answered_with_the_one_beside_it(
+    cut: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    (cut.parent / "falcon-40b-4").mkdir()
+    wrong = cut.parent / "falcon-40-4"
+    assert main([words[0], str(wrong), *words[1:]]) == 2
+    wanted = f"wanted a cut in {wrong}, got no such folder; did you mean {cut.parent}/falcon-40b-4?"
+    assert capsys.readouterr().err == f"gyrfalcon: error: {wanted}\n"
+
+
 def test_recut_and_merge_write_what_they_say(cut: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again, merged = cut.with_name("again"), cut.with_name("merged")
     assert main(["recut", str(cut), str(again), "-w", "3"]) == 0

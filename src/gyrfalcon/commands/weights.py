@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from gyrfalcon.errors import CheckFailed, UsageError
+from gyrfalcon.errors import CheckFailed, CheckpointError, UsageError
 from gyrfalcon.output import counted, goes_to_stdout, shown_bytes, write_json
 from gyrfalcon.output_file import OutputFile
+from gyrfalcon.suggestion import path_meant
 from gyrfalcon.text_file import decoded
 from gyrfalcon.weights.build import check_target
 from gyrfalcon.weights.calibration import CalibrationText
@@ -42,7 +43,7 @@ def run_cut(args: argparse.Namespace) -> int:
 def run_recut(args: argparse.Namespace) -> int:
     """Cut → cut for another number of ranks."""
     summary = recut(
-        Path(args.cut),
+        _cut_folder(args.cut),
         Path(args.target),
         args.world_size,
         max_shard_bytes=args.max_shard_size,
@@ -54,7 +55,7 @@ def run_recut(args: argparse.Namespace) -> int:
 def run_merge(args: argparse.Namespace) -> int:
     """Cut → Hugging Face folder."""
     summary = merge(
-        Path(args.cut),
+        _cut_folder(args.cut),
         Path(args.target),
         dequantise=args.dequantise,
         max_shard_bytes=args.max_shard_size,
@@ -65,7 +66,7 @@ def run_merge(args: argparse.Namespace) -> int:
 
 def run_verify(args: argparse.Namespace) -> int:
     """Every fault is a line; CheckFailed when there is one."""
-    report = verify(Path(args.cut))
+    report = verify(_cut_folder(args.cut))
     if args.json is not None:
         write_json(asdict(report), args.json)
     if not goes_to_stdout(args.json):
@@ -101,6 +102,16 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "merge": run_merge,
     "inspect": run_inspect,
 }
+
+
+def _cut_folder(name: str) -> Path:
+    """The folder of a cut; CheckpointError where there is no folder of this name."""
+    folder = Path(name)
+    if not folder.is_dir():
+        got = "a file" if folder.exists() else "no such folder"
+        do = path_meant(name, "give the folder that gyrfalcon cut wrote")
+        raise CheckpointError(f"a cut in {name}", got, do)
+    return folder
 
 
 def _text(file: str | None, tokens: int | None) -> CalibrationText | None:

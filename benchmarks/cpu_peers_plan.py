@@ -186,7 +186,7 @@ def _pythons(texts: Sequence[str]) -> dict[str, str]:
         engine, _, path = text.partition("=")
         if engine not in ENGINES or shutil.which(path) is None:
             wanted = f"--python ENGINE=PYTHON, an engine of {', '.join(ENGINES)} and a program"
-            raise UsageError(wanted, repr(text), "mend the option")
+            raise UsageError(wanted, repr(text), "correct the option")
         found[engine] = path
     return found
 

@@ -154,7 +154,7 @@ class ModelConfig:
 
 
 def _refuse(fields: Fields, wanted: str, got: str) -> ConfigError:
-    return ConfigError(wanted, got, f"mend {fields.where}, or use a model of the Falcon family")
+    return ConfigError(wanted, got, f"correct {fields.where}, or use a model of the Falcon family")
 
 
 def _model_type(fields: Fields) -> str:

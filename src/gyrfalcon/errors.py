@@ -1,4 +1,4 @@
-"""The exception tree: each class says who can mend it, each message what was wanted, came and is to do."""
+"""The exception tree: each class says who can fix it, each message what was wanted, came and is to do."""
 
 import errno
 import re
@@ -50,15 +50,15 @@ class GyrfalconError(Exception):
 
 
 class UsageError(GyrfalconError):
-    """An option or argument is wrong: whoever typed it can mend it."""
+    """An option or argument is wrong: whoever typed it can correct it."""
 
 
 class ConfigError(GyrfalconError):
-    """A config.json says something this package does not compute: its author can mend it."""
+    """A config.json says something this package does not compute: its author can fix it."""
 
 
 class CheckpointError(GyrfalconError):
-    """A checkpoint or cut is missing, damaged or of the wrong shape: whoever made the files can mend it."""
+    """A checkpoint or cut is missing, damaged or of the wrong shape: whoever made the files can fix it."""
 
 
 class WorldSizeError(GyrfalconError):
@@ -82,7 +82,7 @@ class TooManyOpenFiles(GyrfalconError):
 
 
 class RequestError(GyrfalconError):
-    """A prompt, mask or sampling parameter is wrong: the caller can mend it."""
+    """A prompt, mask or sampling parameter is wrong: the caller can correct it."""
 
 
 class PromptTooLong(RequestError):
@@ -94,7 +94,7 @@ class CacheTooSmall(GyrfalconError):
 
 
 class NotFinite(GyrfalconError):
-    """The model computed something that is no number: another dtype or other weights can mend it."""
+    """The model computed NaN or infinity: another dtype or other weights can help."""
 
     exit_code = 1
 

@@ -31,7 +31,7 @@ class Fields:
         found = {name: self._typed(kind, name) for name in names if self.raw.get(name) is not None}
         if len(set(found.values())) > 1:
             raise ConfigError(
-                f"one value for {' / '.join(found)}", _shown(found), f"mend {self.where}"
+                f"one value for {' / '.join(found)}", _shown(found), f"correct {self.where}"
             )
         return next(iter(found.values()), None)
 
@@ -46,7 +46,7 @@ class Fields:
         """A whole number above zero that must be there."""
         value = self.need(int, *names)
         if value < 1:
-            raise ConfigError(f"{names[0]} above 0", str(value), f"mend {self.where}")
+            raise ConfigError(f"{names[0]} above 0", str(value), f"correct {self.where}")
         return value
 
     def count(self, *names: str) -> int:
@@ -103,7 +103,7 @@ class Fields:
         if value is None or value is False:
             return None
         if not isinstance(value, dict):
-            raise ConfigError(f"an object for {name}", repr(value), f"mend {self.where}")
+            raise ConfigError(f"an object for {name}", repr(value), f"correct {self.where}")
         return Fields(value, f"{name} of {self.where}", self.largest)
 
     def refuse_unread(self, harmless: frozenset[str] = frozenset()) -> None:
@@ -122,7 +122,9 @@ class Fields:
             value = float(value)
         is_numeric = kind in (int, float)
         if not isinstance(value, kind) or (is_numeric and not _is_number(value, self.largest)):
-            raise ConfigError(f"{KIND_NAMES[kind]} for {name}", repr(value), f"mend {self.where}")
+            raise ConfigError(
+                f"{KIND_NAMES[kind]} for {name}", repr(value), f"correct {self.where}"
+            )
         return value
 
 

@@ -13,7 +13,7 @@ from gyrfalcon.bounds import SAMPLING, shown
 from gyrfalcon.errors import RequestError
 
 NO_BIAS: Mapping[int, float] = {}
-MEND = "mend the sampling parameters"
+CORRECT = "correct the sampling parameters"
 
 
 class FinishReason(Enum):
@@ -117,9 +117,9 @@ class SamplingParams:
         ):
             for name, value in values.items():
                 if not isinstance(value, kinds):
-                    raise RequestError(f"{words} for `{name}`", shown(value), MEND)
+                    raise RequestError(f"{words} for `{name}`", shown(value), CORRECT)
                 if value is not None and value not in SAMPLING[name]:
-                    raise RequestError(f"`{name}` {SAMPLING[name].words}", shown(value), MEND)
+                    raise RequestError(f"`{name}` {SAMPLING[name].words}", shown(value), CORRECT)
 
     def _check_items(self) -> None:
         checks = (
@@ -132,7 +132,7 @@ class SamplingParams:
         )
         for wanted, got, holds in checks:
             if not holds:
-                raise RequestError(wanted, shown(got), MEND)
+                raise RequestError(wanted, shown(got), CORRECT)
 
 
 def check_stop_ids(stop_ids: Iterable[int], vocab_size: int) -> None:
@@ -148,7 +148,7 @@ def _listed(name: str, values: object, kind: type) -> tuple[object, ...]:
     items = tuple(values) if isinstance(values, Iterable) else None
     if items is None or not all(isinstance(item, kind) for item in items):
         word = "strings" if kind is str else "token ids"
-        raise RequestError(f"{word} for `{name}`", shown(values), MEND)
+        raise RequestError(f"{word} for `{name}`", shown(values), CORRECT)
     return items
 
 
@@ -157,7 +157,7 @@ def _biases(biases: object) -> dict[int, float]:
         isinstance(token, Integral) and isinstance(bias, Real) for token, bias in biases.items()
     ):
         return dict(biases)
-    raise RequestError("a number for each token id in `logit_bias`", shown(biases), MEND)
+    raise RequestError("a number for each token id in `logit_bias`", shown(biases), CORRECT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ def check(asked: Asked, vocab_size: int, tokenizer: Tokenizer | None) -> None:
     """Raises RequestError for what a model of such a vocabulary cannot take."""
     params = asked.params
     if not asked.ids:
-        raise RequestError("a prompt of at least one token", "an empty one", "say something")
+        raise RequestError("a prompt of at least one token", "an empty one", "write a prompt")
     given = (*asked.ids, *params.logit_bias, *params.logprob_ids)
     foreign = [token for token in given if token not in range(vocab_size)]
     if foreign:

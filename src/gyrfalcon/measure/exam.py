@@ -198,7 +198,7 @@ def _chosen(there: Sequence[str], names: Collection[str] | None) -> list[str]:
         raise UsageError(
             f"subjects of this exam ({', '.join(there)})",
             repr(unknown[0]),
-            did_you_mean(unknown[0], there, "choose"),
+            did_you_mean(unknown[0], there, "choose one of these"),
         )
     return [name for name in there if names is None or name in names]
 

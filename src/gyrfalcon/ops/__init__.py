@@ -72,7 +72,7 @@ def chosen_name(device: torch.device) -> str:
     """
     name = os.environ.get(VARIABLE) or _default(device)
     if name not in NAMES:
-        raise UsageError(f"{VARIABLE} {' or '.join(NAMES)}", repr(name), "mend or unset it")
+        raise UsageError(f"{VARIABLE} {' or '.join(NAMES)}", repr(name), "correct or unset it")
     if name == "triton" and not find_spec("triton"):
         raise UsageError(f"Triton for {VARIABLE}=triton", "none installed", "pip install triton")
     if name == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":

@@ -30,6 +30,7 @@ from adapters import (
     state_of,
 )
 from exams import Data
+from tokenizers_ import make_tokenizer
 from transformers import FalconForCausalLM
 
 from gyrfalcon import Engine, EngineConfig
@@ -96,6 +97,16 @@ def test_an_adapter_beside_the_weights_is_refused_until_the_user_decides(
     assert_equal(merged_tensors(beside, "none"), merged_tensors(base, "none"))
     expected = merge_by_hand(small(), changes(pairs))
     assert_equal(merged_tensors(beside, "."), state_of(expected))
+
+
+def test_stop_ids_are_checked_on_the_model_with_the_chosen_adapter(
+    beside: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_tokenizer(beside)
+    words = ["generate", str(beside), "--prompt", "a", "--stop-id", "1000000"]
+    for word in (".", "none"):
+        assert main([*words, "--adapter", word]) == 2
+        assert "wanted --stop-id below" in capfd.readouterr().err
 
 
 def test_an_adapter_of_an_older_form_beside_the_weights_is_seen(base: Path, tmp_path: Path) -> None:

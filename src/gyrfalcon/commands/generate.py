@@ -13,13 +13,12 @@ from pathlib import Path
 from gyrfalcon.chat import Message
 from gyrfalcon.commands.before_loading import opened
 from gyrfalcon.engine.engine import Engine, load_tokenizer
-from gyrfalcon.errors import CheckpointError
 from gyrfalcon.output import counted, goes_to_stdout, json_text
 from gyrfalcon.request import Delta, SamplingParams, Token, check_stop_ids
 from gyrfalcon.settings import EngineConfig
 from gyrfalcon.text_file import prompts_in
 from gyrfalcon.weights.hub import resolve_model
-from gyrfalcon.weights.source import open_checkpoint
+from gyrfalcon.weights.source import Checkpoint
 
 
 @dataclass(slots=True)
@@ -57,15 +56,13 @@ class Answer:
 def run(args: argparse.Namespace) -> int:
     """Generates for every prompt and prints text, JSON or both."""
     prompts, params = _prompts(args), _sampling(args)
-    if args.stop_ids:
-        vocab_size = open_checkpoint(resolve_model(args.model)).config.vocab_size
-        check_stop_ids(args.stop_ids, vocab_size)  # before the weights are loaded
     start = time.perf_counter()
+    args.model = str(resolve_model(args.model))  # a hub is asked once
+    checkpoint = opened(engine_config(args))
+    check_stop_ids(params.stop_ids, checkpoint.config.vocab_size)
     chat_notes: list[str] = []
     if args.chat:
-        prompts, params, chat_notes = _as_chats(args, prompts, params)
-    else:
-        opened(engine_config(args))
+        prompts, params, chat_notes = _as_chats(checkpoint, prompts, params)
     with Engine(engine_config(args)) as engine:
         load_seconds = time.perf_counter() - start
         _say(engine, f"ready in {load_seconds:.1f} s: {engine.description}")
@@ -98,18 +95,13 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
 
 
 def _as_chats(
-    args: argparse.Namespace, prompts: Sequence[str], params: SamplingParams
+    checkpoint: Checkpoint, prompts: Sequence[str], params: SamplingParams
 ) -> tuple[list[str], SamplingParams, list[str]]:
     """Each prompt as a conversation's first turn, the answer's end among the stop strings, and what is
     to be said about that. Before the model is loaded: its chat template may be missing or refuse.
     """
-    folder = resolve_model(args.model)
-    args.model = str(folder)  # a hub is asked once
-    tokenizer = load_tokenizer(open_checkpoint(folder, args.adapter, args.dtype))
-    if tokenizer is None:
-        raise CheckpointError(
-            "tokenizer files beside the model, for its chat template", "none", "copy them there"
-        )
+    tokenizer = load_tokenizer(checkpoint)
+    assert tokenizer is not None  # opened() has seen to it
     chat = tokenizer.chat
     chats = [chat.prompt([Message("user", text)]) for text in prompts]
     if not params.ignore_eos:

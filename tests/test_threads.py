@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -451,6 +452,21 @@ def test_a_lock_is_handed_over_in_the_order_of_arrival() -> None:
     lock.release()
     for thread in threads:
         thread.join()
+    assert not lock.busy
+
+
+@pytest.mark.parametrize("in_line", [False, True])
+def test_ctrl_c_around_getting_in_line_leaves_nobody_there(in_line: bool) -> None:
+    class Interrupted(deque[threading.Lock]):
+        def append(self, gate: threading.Lock) -> None:
+            if in_line:
+                super().append(gate)
+            raise KeyboardInterrupt
+
+    lock = FairLock()
+    lock._line = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        lock.acquire()
     assert not lock.busy
 
 

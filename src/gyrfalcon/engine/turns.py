@@ -35,8 +35,8 @@ class FairLock:
         """Waits in line, for ever or for so long; returns whether this thread holds it now."""
         gate, thread = threading.Lock(), threading.get_ident()
         gate.acquire()
-        self._line.append(gate)
         try:
+            self._line.append(gate)
             if self._line[0] is not gate and not gate.acquire(timeout=seconds):
                 self._leave(gate)
                 return False
@@ -53,7 +53,8 @@ class FairLock:
         self._call_first()
 
     def _leave(self, gate: threading.Lock) -> None:
-        self._line.remove(gate)
+        with contextlib.suppress(ValueError):  # interrupted before it was in line
+            self._line.remove(gate)
         self._call_first()
 
     def _call_first(self) -> None:

@@ -221,7 +221,8 @@ def run_for(command: list[str], seconds: float) -> tuple[int | None, str]:
 def commit() -> str:
     """The commit of these sources; "unknown" without git or outside a repository."""
     try:
-        code, output = run_for(["git", "describe", "--always", "--dirty"], seconds=10)
+        git = ["git", "-C", str(TESTS), "describe", "--always", "--dirty"]
+        code, output = run_for(git, seconds=10)
     except OSError:
         return "unknown"
     return output.strip() if code == 0 else "unknown"

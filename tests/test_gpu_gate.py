@@ -151,3 +151,11 @@ def test_the_gate_refuses_an_interpreter_that_runs_another_clone(tmp_path: Path)
     assert done.stderr.startswith(
         f"gpu-gate: error: wanted the source in {REPOSITORY}/src, got {other}"
     )
+
+
+def test_the_commit_is_that_of_the_sources_wherever_it_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here = gpu_gate.commit()
+    monkeypatch.chdir(tmp_path)
+    assert gpu_gate.commit() == here

@@ -22,7 +22,7 @@ from gyrfalcon.interrupted import interrupts_tell
 from gyrfalcon.progress import LogBar
 from gyrfalcon.suggestion import path_meant
 from gyrfalcon.tokenizer_files import FILES
-from gyrfalcon.weights.adapter import ADAPTER_WEIGHTS
+from gyrfalcon.weights.adapter import ADAPTER_WEIGHTS, expanded
 from gyrfalcon.weights.adapter_config import ADAPTER_CONFIG
 from gyrfalcon.weights.hf_folder import WEIGHTS, read_index
 
@@ -43,9 +43,7 @@ def resolve_model(name: str) -> Path:
     name: a folder; nestling, the model that ships with the package; or org/name or
     org/name@revision on the Hugging Face hub.
     """
-    folder = Path(name)
-    with suppress(RuntimeError):  # ~somebody who is not known here is a name like any other
-        folder = folder.expanduser()
+    folder = expanded(name)
     if folder.is_dir():
         return folder
     if name == "nestling":

@@ -364,9 +364,9 @@ class Engine:
     def _streamed(self, asked: Asked) -> Generator[Delta, None, None]:
         live = self._queue(asked, deque())
         try:
-            unfinished = True
-            while unfinished:
-                unfinished = self._advance([live])
+            waiting = deque([live])
+            while waiting:
+                self._advance(waiting)
                 while live.unread:
                     yield live.unread.popleft()
         finally:
@@ -382,18 +382,23 @@ class Engine:
         try:
             for one in asked:
                 lives.append(self._queue(one, deque(maxlen=0), keep_logits, single_steps))
-            while self._advance(lives):
+            waiting = deque(lives)
+            while self._advance(waiting):
                 pass
         finally:
             self._give_up(lives)
         return lives
 
-    def _advance(self, lives: Seq[_Live]) -> bool:
-        """A step, unless one for another thread has brought something; False when all have ended."""
+    def _advance(self, waiting: deque[_Live]) -> bool:
+        """A step, unless one for another thread has brought something; False when all have ended. Looks
+        at the first alone, so that a step's cost does not grow with their number.
+        """
         with self._turns.taken():
-            if _any_unfinished(lives) and not any(live.unread for live in lives):
+            if waiting and waiting[0].num_unfinished and not waiting[0].unread:
                 self._step()
-            return _any_unfinished(lives)
+            while waiting and not waiting[0].num_unfinished:
+                waiting.popleft()
+            return bool(waiting)
 
     def _give_up(self, lives: Seq[_Live]) -> None:
         """Aborts what has not ended, in a finalizer, too."""
@@ -488,10 +493,6 @@ class Engine:
         with self._turns.all_ranks():
             self._ranks.tell(message)
             self._replica.obey(message)
-
-
-def _any_unfinished(lives: Seq[_Live]) -> bool:
-    return any(live.num_unfinished for live in lives)
 
 
 def _world_size(config: EngineConfig, checkpoint: Checkpoint) -> int:

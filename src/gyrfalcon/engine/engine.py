@@ -244,11 +244,16 @@ class Engine:
         ...     for delta in engine.step():
         ...         text += delta.text
         """
-        with self._turns.taken():
-            if self._live and not self._added:
-                self._step()
-            deltas = list(self._added)
-            self._added.clear()
+        deltas: list[Delta] = []
+        try:
+            with self._turns.taken():
+                if self._live and not self._added:
+                    self._step()
+                deltas += self._added
+                self._added.clear()
+        except KeyboardInterrupt:  # held until now; whoever goes on gets them
+            self._added.extendleft(reversed(deltas))
+            raise
         return deltas
 
     def abort(self, request_id: int) -> None:
@@ -427,21 +432,26 @@ class Engine:
         keep_logits: bool = False,
         single_steps: int = 0,
     ) -> _Live:
-        params = asked.params
-        with self._turns.taken():
-            request = Request(
-                id=next(self._ids),
-                prompt_ids=asked.ids,
-                params=params,
-                seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
-                end_ids=self._end_ids(params),
-                keep_logits=keep_logits,
-                single_steps=single_steps,
-            )
-            streams = [TextStream(request, index, self._tokenizer) for index in range(params.n)]
-            self._obey(Add(request))
-            self._live[request.id] = _Live(request, asked.text, streams, unread)
-            return self._live[request.id]
+        params, lives = asked.params, list[_Live]()
+        try:
+            with self._turns.taken():
+                request = Request(
+                    id=next(self._ids),
+                    prompt_ids=asked.ids,
+                    params=params,
+                    seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
+                    end_ids=self._end_ids(params),
+                    keep_logits=keep_logits,
+                    single_steps=single_steps,
+                )
+                streams = [TextStream(request, index, self._tokenizer) for index in range(params.n)]
+                lives.append(_Live(request, asked.text, streams, unread))
+                self._live[request.id] = lives[0]
+                self._obey(Add(request))
+        except BaseException:  # a Ctrl-C that was held, too: nobody knows the request
+            self._give_up(lives)
+            raise
+        return lives[0]
 
     def _end_ids(self, params: SamplingParams) -> frozenset[int]:
         """What ends a text by its id. Special tokens are not in the text: a stop string that is one
@@ -457,9 +467,8 @@ class Engine:
         """Computes one batch on all ranks and hands each caller's requests what it gave."""
         with self._turns.all_ranks():
             self._ranks.tell()
-            outputs = self._take_step()
-        for output in outputs:
-            self._deliver(output)
+            for output in self._take_step():
+                self._deliver(output)
 
     def _deliver(self, output: StepOutput) -> None:
         """A sample's new text; retires the request when this ends its last sample."""

@@ -89,11 +89,8 @@ def held_interrupts(watch: Watch | None = None) -> Iterator[Hold]:
         return
     signal.signal(signal.SIGINT, hold.note)
     try:
-        if watch is None:
+        with contextlib.nullcontext() if watch is None else watch.on(2):
             yield hold
-        else:
-            with watch.on(2):
-                yield hold
     except GyrfalconError as error:
         if hold.came:
             raise KeyboardInterrupt from error

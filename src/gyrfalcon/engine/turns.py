@@ -94,7 +94,7 @@ class Turns:
             with self._ranks.watched():
                 yield
         except BaseException as error:
-            if self._gone is not None and isinstance(error, Exception):
+            if isinstance(error, Exception):
                 self.refuse_if_gone()  # closed by another thread, which is why it failed
             got = error.got if isinstance(error, GyrfalconError) else type(error).__name__
             self._end(RankDied, f"one that failed: {got}")

@@ -6,9 +6,7 @@ import argparse
 
 from gyrfalcon.bounds import ENGINE
 from gyrfalcon.options import Whole, cache_memory, one_of
-from gyrfalcon.settings import QUANTS
-
-DTYPES = ("auto", "bf16", "fp16", "fp32")
+from gyrfalcon.settings import DTYPES, QUANTS
 
 
 def add_engine(group: argparse._ArgumentGroup) -> None:

@@ -19,7 +19,7 @@ from gyrfalcon.fields import Fields, parsed_json, shown
 from gyrfalcon.measure import result
 from gyrfalcon.measure.exam import Subject
 from gyrfalcon.measure.mmlu import Answer
-from gyrfalcon.measure.mmlu_result import asked_in, read_answers
+from gyrfalcon.measure.mmlu_result import QUESTIONS, asked_in, read_answers
 from gyrfalcon.measure.mmlu_score import (
     Score,
     answer_json,
@@ -37,7 +37,6 @@ DOCUMENT = "mmlu.json"
 RESULTS = (DOCUMENT, SUBJECTS, CLASSES)  # of a run that has ended
 FINISHED = {"finished": True}
 OPTIONS = "options"  # of a run's identity: as typed, for people
-QUESTIONS = "exam_sha256"
 TOLD = {
     "device": "--device",
     "dtype": "--dtype",

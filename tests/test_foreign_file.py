@@ -279,6 +279,17 @@ def test_too_little_memory_is_called_that(form: str, made: Path, tmp_path: Path)
     assert not (tmp_path / "cut").exists()
 
 
+def test_a_full_card_is_not_told_to_raise_the_limits_of_a_process() -> None:
+    for error, advice in (
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "more ranks"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "ulimit"),
+    ):
+        found = lack(error, "to go on")
+        assert found is not None
+        assert advice in found.do
+        assert ("ulimit" in found.do) == (advice == "ulimit")
+
+
 def test_only_a_shortage_is_called_one() -> None:
     assert isinstance(lack(MemoryError(), "x"), OutOfMemory)
     assert isinstance(lack(OSError(12, "no"), "x"), OutOfMemory)

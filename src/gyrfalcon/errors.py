@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 OPTION = re.compile(r"`(\w+)(?:=([^`]*))?`")  # `max_len`, `world_size=2`
 NO_MEMORY = re.compile("allocate memory|out of memory|start new thread", re.IGNORECASE)
+ON_CARD = re.compile("CUDA|HIP|NPU")
 NO_FILES = re.compile("too many open files", re.IGNORECASE)
 PIP_INSTALL = f"{sys.executable} -m pip install"  # into the environment that runs this
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system calls it
@@ -129,5 +130,7 @@ def lack(error: BaseException, wanted: str) -> GyrfalconError | None:
         )
     if isinstance(error, MemoryError) or code == errno.ENOMEM or NO_MEMORY.search(told):
         do = "free some, raise its limits (ulimit -v, -u), or use a smaller dtype or model"
+        if ON_CARD.search(told):
+            do = "lower `cache_memory`, use more ranks, or a smaller dtype or model"
         return OutOfMemory(f"memory {wanted}", "no more from the system", do)
     return None

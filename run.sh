@@ -23,8 +23,8 @@ Modes:
   generate  -n MODEL [-w N] [prompt]  continue the prompt; MODEL is a cut, a Hugging Face folder or a hub id;
                                       the prompt - takes one prompt from each line of standard input
   speed     -n MODEL [-f CSV] [-w N]  time the model over 36 pairs of lengths; goes on with what CSV has already
-  precision -n MODEL [-w N]           put the model's logits beside a reference's; exit 1 when they are too far off
-  mmlu      -n MODEL -d MMLU [-w N]   put MMLU's questions and count the right answers; writes test_result/
+  precision -n MODEL [-w N]           compare the model's logits with a reference's; exit 1 when they are too far off
+  mmlu      -n MODEL -d MMLU [-w N]   evaluate the model on MMLU; writes test_result/
   report    RESULT.json ...           result files as tables and plots: report/report.html and report.md
   verify    -n CUT                    check every file of a cut against its manifest
   demo                                the whole chain on nestling, the model that ships with it; ends in a report

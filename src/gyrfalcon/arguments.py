@@ -211,6 +211,6 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     **arguments_weights.COMMANDS,
     **arguments_generate.COMMANDS,
     **arguments_measure.COMMANDS,
-    "demo": ("the whole chain on nestling, the model that ships with the package", _add_demo),
-    "doctor": ("what this machine has and what is made of it", _add_doctor),
+    "demo": ("run the whole chain on nestling, the model that ships with the package", _add_demo),
+    "doctor": ("show what this machine has and which operators are used", _add_doctor),
 }

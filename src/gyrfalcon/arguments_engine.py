@@ -1,4 +1,4 @@
-"""The options of every command that runs a model: ranks, device, dtype, rounding, memory, threads; two of
+"""The options of every command that runs a model: ranks, device, dtype, quantisation, memory, threads; two of
 them, by themselves, are options of other commands, too.
 """
 
@@ -20,7 +20,7 @@ def add_engine(group: argparse._ArgumentGroup) -> None:
         help="auto takes CUDA where there is one",
     )
     add_dtype(group, "the dtype to compute in; auto is the checkpoint's")
-    add_quant(group, "round the matrices when they are loaded")
+    add_quant(group, "quantise the matrices when they are loaded")
     add_adapter(group)
     group.add_argument(
         "--max-len",

@@ -68,7 +68,7 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_precision(parser: argparse.ArgumentParser) -> None:
-    """Put the model's logits beside a reference's, token by token: prefill and decode steps.
+    """Compare the model's logits with a reference's, token by token: prefill and decode steps.
 
     Prints each figure with its limit for the precision the model runs in; exits 1 when one does not
     hold. The curves of every position are in the JSON.
@@ -112,7 +112,7 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_mmlu(parser: argparse.ArgumentParser) -> None:
-    """Put MMLU's questions, or another exam's in its folder layout, and count the right answers.
+    """Evaluate a model on MMLU, or on another exam in its folder layout.
 
     Broken off, the same command goes on where it stopped; finished results are replaced only with
     --overwrite. With two result files and no MODEL: compare them question by question.
@@ -266,8 +266,8 @@ def settle_runs(args: argparse.Namespace) -> None:
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "speed": ("time every pair of an input and an output length", _add_speed),
-    "precision": ("the model's logits beside a reference's", _add_precision),
-    "mmlu": ("multiple-choice exams, and two runs of one compared", _add_mmlu),
-    "perplexity": ("how well the model predicts a text", _add_perplexity),
-    "report": ("result files as tables and plots", _add_report),
+    "precision": ("compare the model's logits with a reference's", _add_precision),
+    "mmlu": ("evaluate on MMLU or another exam, or compare two runs", _add_mmlu),
+    "perplexity": ("measure how well the model predicts a text", _add_perplexity),
+    "report": ("turn result files into tables and plots", _add_report),
 }

@@ -27,14 +27,14 @@ def _add_cut(parser: argparse.ArgumentParser) -> None:
     add_world_size(parser, "how many ranks to cut for", required=True)
     add_dtype(parser, "the dtype to store; auto keeps the checkpoint's")
     add_quant(
-        parser, "round the matrices and store them so, as the other commands do when they load"
+        parser, "quantise the matrices and store them so, as the other commands do when they load"
     )
     add_adapter(parser)
     parser.add_argument(
         "--calibrate",
         metavar="FILE",
-        help="with int4, int4-32 or int4-128: round such that what the model computes of this text changes "
-        "little, which is closer on others, too; takes minutes to hours, on the CPU "
+        help="with int4, int4-32 or int4-128: calibrate on this text to minimise the output error "
+        "(GPTQ), which is closer on other texts, too; takes minutes to hours, on the CPU "
         "(default: no text)",
     )
     parser.add_argument(
@@ -58,7 +58,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_recut(parser: argparse.ArgumentParser) -> None:
-    """Cut a cut again for another number of ranks, without the checkpoint it came from.
+    """Re-shard a cut for another number of ranks, without the checkpoint it came from.
 
     examples:
       gyrfalcon recut falcon-40b-4 falcon-40b-2 -w 2
@@ -70,7 +70,7 @@ def _add_recut(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_merge(parser: argparse.ArgumentParser) -> None:
-    """Put a cut together again: back to a Hugging Face folder, bit for bit.
+    """Merge a cut back into a Hugging Face folder, bit for bit.
 
     examples:
       gyrfalcon merge falcon-40b-4 falcon-40b-again
@@ -80,7 +80,7 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dequantise",
         action="store_true",
-        help="merge a cut that is rounded or in another dtype than its source, too; says what was lost",
+        help="merge a cut that is quantised or in another dtype than its source, too; says what was lost",
     )
     _add_writing(parser)
 
@@ -114,7 +114,7 @@ def _add_writing(parser: argparse.ArgumentParser) -> None:
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "cut": ("cut a Hugging Face checkpoint for N ranks", _add_cut),
     "verify": ("check every file of a cut", _add_verify),
-    "recut": ("cut a cut for another number of ranks", _add_recut),
-    "merge": ("put a cut together again as a Hugging Face folder", _add_merge),
+    "recut": ("re-shard a cut for another number of ranks", _add_recut),
+    "merge": ("merge a cut back into a Hugging Face folder", _add_merge),
     "inspect": ("list which rank holds what", _add_inspect),
 }

@@ -257,7 +257,7 @@ class Engine:
         return deltas
 
     def abort(self, request_id: int) -> None:
-        """Gives up what is left of a request; nothing happens when it has ended.
+        """Cancels a request; nothing happens when it has ended.
 
         >>> engine = Engine("nestling")
         >>> engine.abort(engine.add("The falcon"))
@@ -268,7 +268,7 @@ class Engine:
             self._abort(request_id)
 
     def stream(self, prompt: Prompt, params: Params = None) -> Generator[Delta, None, None]:
-        """The deltas of one prompt's text as they come; leaving the loop gives the request up.
+        """The deltas of one prompt's text as they come; leaving the loop cancels the request.
 
         Streams can be read side by side: steps for one go on with the others. Raises RequestError or
         PromptTooLong at once, and in the loop what a step does.
@@ -380,8 +380,8 @@ class Engine:
     def _run(
         self, asked: Seq[Asked], keep_logits: bool = False, single_steps: int = 0
     ) -> list[_Live]:
-        """Queues prompts and steps until all have ended; an error or interruption gives them all
-        up.
+        """Queues prompts and steps until all have ended; an error or interruption cancels
+        them all.
         """
         lives: list[_Live] = []
         try:

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import json
 import pickle
 from pathlib import Path
 
@@ -91,3 +92,17 @@ def test_every_option_in_a_message_is_one() -> None:
     named = {match[1] for _, text in messages() for match in OPTION.finditer(text)}
     assert {"max_len", "cache_memory", "logit_bias"} <= named
     assert named <= known, named - known
+
+
+@pytest.mark.parametrize("field", ["bias", "unknown", "x" * 100_000, "rope_scaling"])
+def test_a_huge_value_in_a_file_makes_no_huge_line(
+    field: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = small(tmp_path / "model", "7b") / "config.json"
+    raw = json.loads(config.read_text("utf-8")) | {field: "y" * 1_000_000}
+    config.write_text(json.dumps(raw), "utf-8")
+    assert main(["inspect", str(tmp_path / "model")]) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("gyrfalcon: error: wanted")
+    assert len(line) < 10_000
+    assert str(config) in line

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 OPTION = re.compile(r"`(\w+)(?:=([^`]*))?`")  # `max_len`, `world_size=2`
 NO_MEMORY = re.compile("allocate memory|out of memory|start new thread", re.IGNORECASE)
+MOST_LETTERS = 2000  # shown of each part: a foreign file may hold values of megabytes
 ON_CARD = re.compile("CUDA|HIP|NPU")
 NO_FILES = re.compile("too many open files", re.IGNORECASE)
 PIP_INSTALL = f"{sys.executable} -m pip install"  # into the environment that runs this
@@ -47,7 +48,11 @@ class GyrfalconError(Exception):
 
     def _line(self, shown: Callable[[re.Match[str]], str]) -> str:
         wanted, do = (OPTION.sub(shown, part) for part in (self.wanted, self.do))
-        return f"wanted {wanted}, got {self.got}; {do}"
+        wanted, got, do = (
+            part if len(part) <= MOST_LETTERS else f"{part[:MOST_LETTERS]}…"
+            for part in (wanted, self.got, do)
+        )
+        return f"wanted {wanted}, got {got}; {do}"
 
 
 class UsageError(GyrfalconError):

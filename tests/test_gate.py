@@ -196,3 +196,42 @@ def test_a_favourite_is_clear_from_the_margin_itself_on(margin: float, counts: b
     reference = torch.zeros(1, VOCAB)
     reference[0, 7] = margin
     assert compare(reference, reference).clear.tolist() == [counts]
+
+
+def test_the_limits_are_those_that_the_project_stands_for() -> None:
+    half = {
+        "cosine": 0.999,  # the guide's
+        "centred_cosine_p5": 0.99,
+        "relative_l2_p95": 0.05,
+        "relative_l2_to_transformers": 1.2,
+        "kl_mean": 0.001,
+        "top1_agreement": 0.9,
+        "top1_in_top5": 0.8,
+    }
+    int4 = {"cosine": 0.95, "relative_l2_p95": 0.35}
+    assert {
+        "fp32": {**half, "relative_l2_p95": 0.0001},
+        "bf16": half,
+        "fp16": half,
+        "int8": {"cosine": 0.999, "relative_l2_p95": 0.05, "kl_mean": 0.005},
+        "fp8": {"cosine": 0.99, "relative_l2_p95": 0.12},
+        "int4": int4,
+        "int4-32": int4,
+        "int4-128": int4,
+    } == LIMITS
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("cosine", 0.99987654, "0.999877"),
+        ("kl_mean", 0.000123456, "0.000123"),
+        ("non_finite", 3.0, "3"),
+        ("top1_agreement", None, "-"),
+        ("kl_mean", math.nan, "-"),
+    ],
+)
+def test_a_figure_is_shown_as_precisely_as_it_is_judged(
+    name: str, value: float | None, shown: str
+) -> None:
+    assert Figure.of(name, value, SENSE[name], None).shown == shown

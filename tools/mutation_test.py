@@ -35,7 +35,7 @@ MODULES: dict[str, tuple[str, ...]] = {  # and the tests that are theirs
     "engine/scheduler.py": ("test_scheduler.py",),
     "engine/sampler.py": ("test_sampler.py",),
     "text.py": ("test_text.py", "test_tokenizer.py", "test_end_ids.py"),
-    "measure/gate.py": ("test_gate.py",),
+    "measure/gate.py": ("test_gate.py", "test_read_back.py"),
 }
 SEED = 20261129
 SLACK_SECONDS = 20  # beside ten times what the tests take without a fault: then it is a hang

@@ -90,6 +90,8 @@ class SamplingParams:
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         self._check_numbers()
         self._check_items()
+        if not isinstance(self.ignore_eos, bool):
+            raise RequestError("True or False for `ignore_eos`", shown(self.ignore_eos), CORRECT)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -116,7 +118,7 @@ class SamplingParams:
             (numbers, Real, "a number"),
         ):
             for name, value in values.items():
-                if not isinstance(value, kinds):
+                if not is_number(value, kinds):
                     raise RequestError(f"{words} for `{name}`", shown(value), CORRECT)
                 if value is not None and value not in SAMPLING[name]:
                     raise RequestError(f"`{name}` {SAMPLING[name].words}", shown(value), CORRECT)
@@ -124,6 +126,7 @@ class SamplingParams:
     def _check_items(self) -> None:
         checks = (
             ("`stop` strings that are not empty", self.stop, all(self.stop_strings)),
+            ("valid Unicode in `stop`", self.stop, all(map(_is_text, self.stop_strings))),
             (
                 "`logit_bias` from -1e6 to 1e6, or -inf",
                 self.logit_bias,
@@ -133,6 +136,13 @@ class SamplingParams:
         for wanted, got, holds in checks:
             if not holds:
                 raise RequestError(wanted, shown(got), CORRECT)
+
+
+def is_number(value: object, kinds: type | tuple[type, ...]) -> bool:
+    """Whether a value is of these kinds of numbers; True and False, which Python counts among the whole
+    ones, are none.
+    """
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def check_stop_ids(stop_ids: Iterable[int], vocab_size: int) -> None:
@@ -146,15 +156,24 @@ def check_stop_ids(stop_ids: Iterable[int], vocab_size: int) -> None:
 def _listed(name: str, values: object, kind: type) -> tuple[object, ...]:
     """The values in a tuple; RequestError unless they are some of `kind`."""
     items = tuple(values) if isinstance(values, Iterable) else None
-    if items is None or not all(isinstance(item, kind) for item in items):
+    if items is None or not all(is_number(item, kind) for item in items):
         word = "strings" if kind is str else "token ids"
         raise RequestError(f"{word} for `{name}`", shown(values), CORRECT)
     return items
 
 
+def _is_text(text: str) -> bool:
+    """Whether it has no half of a surrogate pair, as an argument that is not UTF-8 has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _biases(biases: object) -> dict[int, float]:
     if isinstance(biases, Mapping) and all(
-        isinstance(token, Integral) and isinstance(bias, Real) for token, bias in biases.items()
+        is_number(token, Integral) and is_number(bias, Real) for token, bias in biases.items()
     ):
         return dict(biases)
     raise RequestError("a number for each token id in `logit_bias`", shown(biases), CORRECT)

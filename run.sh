@@ -32,7 +32,7 @@ Modes:
   test                                all checks of the source; what follows -- goes to pytest
 
 Flags:
-  -h HF   the Hugging Face checkpoint folder (for this text: --help)
+  -h HF   the checkpoint: a Hugging Face folder or a hub id (for this text: --help)
   -n N    the cut to write, or the model to run
   -w N    how many ranks (processes) share the model
   -d DIR  the folder of the exam, with dev/, val/ and test/

@@ -23,6 +23,8 @@ from gyrfalcon.cli import main
 from gyrfalcon.errors import UsageError
 from gyrfalcon.interrupted import interrupts_tell, told
 from gyrfalcon.options import Number, Size, Whole, Wholes, cache_memory
+from gyrfalcon.settings import DTYPES, QUANTS
+from gyrfalcon.suggestion import OTHER_NAMES
 
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -447,11 +449,31 @@ def test_words_for_help_and_version_print_on_standard_output(
         (["generate", "m", "x", "--dtype", "bf61"], "bf16"),
         (["cut", "a", "b", "-w", "2", "--quant", "int-4"], "int4"),
         (["mmlu", "m", "-d", "d", "--protocol", "lmeval"], "lm-eval"),
+        (["bench", "m"], "speed"),  # from here on words of other engines
+        (["generate", "m", "x", "--temp", "1"], "--temperature"),
+        (["speed", "m", "-tp=2"], "-w"),
+        (["mmlu", "m", "--dtype", "bfloat16"], "bf16"),
+        (["cut", "a", "b", "-w", "2", "--quant", "4bit"], "int4"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_misspelt_word_is_told_what_it_may_mean(words: list[str], meant: str) -> None:
     assert refusal(*words).endswith(f"; did you mean {meant}?")
+
+
+def test_a_model_given_by_an_option_is_told_where_it_goes() -> None:
+    for words in (["--model", "m"], ["-m", "m"]):
+        said = refusal("generate", *words, "--prompt", "x")
+        assert said.endswith("; write the model alone: gyrfalcon generate MODEL")
+
+
+def test_words_of_other_engines_stand_for_words_that_are_known() -> None:
+    parser = argparse.ArgumentParser()
+    known = {*COMMANDS, *DTYPES, *QUANTS, "cuda"}
+    COMMANDS["generate"][1](parser)
+    known.update(option for action in parser._actions for option in action.option_strings)
+    assert not set(OTHER_NAMES.values()) - known
+    assert not set(OTHER_NAMES) & known
 
 
 def test_words_of_run_sh_are_told_how_to_run() -> None:

@@ -98,6 +98,8 @@ def _unknown(command: str, word: str) -> UsageError:
     do = did_you_mean(
         word.partition("=")[0], [*options, "--json"], f"see gyrfalcon {command} --help"
     )
+    if word.partition("=")[0] in ("-m", "--model"):
+        do = f"write the model alone: gyrfalcon {command} MODEL"
     return UsageError(f"arguments that gyrfalcon {command} takes", repr(word), do)
 
 

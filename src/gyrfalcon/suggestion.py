@@ -1,4 +1,4 @@
-"""What a misspelt word was probably meant to be."""
+"""What a misspelt word, or one that another engine uses, was probably meant to be."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -7,10 +7,43 @@ from pathlib import Path
 
 CUTOFF = 0.7  # of difflib's ratio: below, words are not near
 
+OTHER_NAMES = {  # what vLLM, llama.cpp and transformers call commands, options and their values
+    "chat": "generate",
+    "run": "generate",
+    "bench": "speed",
+    "eval": "mmlu",
+    "convert": "cut",
+    "quantize": "cut",
+    "--tensor-parallel-size": "-w",
+    "-tp": "-w",
+    "-p": "--prompt",
+    "-cnv": "--chat",
+    "--temp": "--temperature",
+    "--n-predict": "--max-new-tokens",
+    "--ctx-size": "--max-len",
+    "--gpu-memory-utilization": "--cache-memory",
+    "-t": "--threads",
+    "--lora": "--adapter",
+    "--quantization": "--quant",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "float32": "fp32",
+    "gpu": "cuda",
+    "8bit": "int8",
+    "q8_0": "int8",
+    "4bit": "int4",
+    "q4_0": "int4",
+}
+
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
-    """A question that names the known word nearest to this one; `otherwise` where none is near."""
-    near = get_close_matches(word, known, n=1, cutoff=CUTOFF)
+    """A question that names the known word of the same meaning, or else the nearest to this one;
+    `otherwise` where none is near.
+    """
+    words = list(known)
+    same = [OTHER_NAMES[word]] if OTHER_NAMES.get(word) in words else []
+    near = same or get_close_matches(word, words, n=1, cutoff=CUTOFF)
     return f"did you mean {near[0]}?" if near else otherwise
 
 

@@ -17,7 +17,7 @@ import pytest
 from checkpoints import make_checkpoint
 
 import gyrfalcon
-from gyrfalcon import errors
+from gyrfalcon import errors, text_file
 from gyrfalcon.arguments import COMMANDS, PLANNED, parse
 from gyrfalcon.cli import main
 from gyrfalcon.errors import UsageError
@@ -283,6 +283,27 @@ def test_a_full_disk_is_told_as_such() -> None:
         b"gyrfalcon: error: wanted room for the output, got No space left"
     )
     assert done.stderr.count(b"\n") == 1
+
+
+ENDLESS = [
+    "generate nestling --prompt-file /dev/zero",
+    "perplexity nestling /dev/zero",
+    "precision nestling --prompts /dev/zero",
+    "speed nestling --baseline /dev/zero",
+    "report /dev/zero",
+    "cut nestling {folder}/cut -w 1 --quant int4 --calibrate /dev/zero",
+]
+
+
+@pytest.mark.parametrize("line", ENDLESS)
+def test_a_file_without_an_end_is_refused_before_it_fills_the_memory(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(text_file, "MOST_BYTES", 3 * text_file.CHUNK_BYTES)
+    assert main(line.format(folder=tmp_path).split()) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1
+    assert "wanted at most 3,145,728 bytes in /dev/zero, got more" in err[0]
 
 
 def test_a_full_log_neither_ends_the_work_nor_changes_the_exit_code(tmp_path: Path) -> None:

@@ -1,8 +1,30 @@
 """Text that a user wrote, from a file or standard input: UTF-8, with or without a byte-order mark."""
 
 import re
+from pathlib import Path
+from typing import BinaryIO
 
 from gyrfalcon.errors import UsageError
+
+MOST_BYTES = 10**9  # more than can be worked through; a file such as /dev/zero has no end
+CHUNK_BYTES = 1 << 20
+
+
+def contents(path: str | Path) -> bytes:
+    """All of a file; UsageError when it has no end within MOST_BYTES."""
+    with open(path, "rb") as stream:
+        return all_of(stream, str(path))
+
+
+def all_of(stream: BinaryIO, where: str) -> bytes:
+    """What is left of an open file; UsageError when it has no end within MOST_BYTES."""
+    raw = bytearray()
+    while chunk := stream.read(CHUNK_BYTES):
+        raw += chunk
+        if len(raw) > MOST_BYTES:
+            wanted = f"at most {MOST_BYTES:,} bytes in {where}"
+            raise UsageError(wanted, "more", "name another file, or split it")
+    return bytes(raw)
 
 
 def decoded(raw: bytes, where: str) -> str:

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from gyrfalcon.chat import Message
 from gyrfalcon.commands.before_loading import opened
@@ -16,7 +15,7 @@ from gyrfalcon.engine.engine import Engine, load_tokenizer
 from gyrfalcon.output import counted, goes_to_stdout, json_text
 from gyrfalcon.request import Delta, SamplingParams, Token, check_stop_ids
 from gyrfalcon.settings import EngineConfig
-from gyrfalcon.text_file import prompts_in
+from gyrfalcon.text_file import all_of, contents, prompts_in
 from gyrfalcon.weights.hub import resolve_model
 from gyrfalcon.weights.source import Checkpoint
 
@@ -166,7 +165,7 @@ def _prompts(args: argparse.Namespace) -> list[str]:
         return list(args.prompt)
     from_stdin = args.prompt_file == "-"
     where = "standard input" if from_stdin else args.prompt_file
-    raw = sys.stdin.buffer.read() if from_stdin else Path(args.prompt_file).read_bytes()
+    raw = all_of(sys.stdin.buffer, where) if from_stdin else contents(args.prompt_file)
     return prompts_in(raw, where)
 
 

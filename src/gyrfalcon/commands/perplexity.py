@@ -3,7 +3,6 @@
 import argparse
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 from gyrfalcon.commands.before_loading import opened
 from gyrfalcon.commands.generate import engine_config
@@ -14,12 +13,12 @@ from gyrfalcon.measure.result import envelope
 from gyrfalcon.output import counted, goes_to_stdout, say_ready, write_json
 from gyrfalcon.output_file import OutputFile
 from gyrfalcon.progress import bar
-from gyrfalcon.text_file import decoded
+from gyrfalcon.text_file import contents, decoded
 
 
 def run(args: argparse.Namespace) -> int:
     """Scores the file and tells."""
-    text = decoded(Path(args.file).read_bytes(), args.file)
+    text = decoded(contents(args.file), args.file)
     config = engine_config(args)
     longest = longest_sequence(config, opened(config))
     window = longest if args.window is None else args.window

@@ -31,7 +31,7 @@ from gyrfalcon.output import goes_to_stdout, say_ready, write_json
 from gyrfalcon.output_file import open_output
 from gyrfalcon.settings import EngineConfig
 from gyrfalcon.suggestion import path_meant
-from gyrfalcon.text_file import prompts_in
+from gyrfalcon.text_file import contents, prompts_in
 
 CHUNK_TOKENS = 256  # of a prompt in one step: the longest default prompt comes in chunks
 
@@ -105,7 +105,7 @@ def _check_with_model(args: argparse.Namespace) -> None:
         if args.reference == "transformers":
             peer.require()
     if args.prompts is not None:
-        prompts_in(Path(args.prompts).read_bytes(), args.prompts)
+        prompts_in(contents(args.prompts), args.prompts)
 
 
 def _published(config: EngineConfig, model: ModelConfig) -> tuple[str, TokenFigures]:

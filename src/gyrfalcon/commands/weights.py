@@ -10,7 +10,7 @@ from gyrfalcon.errors import CheckFailed, CheckpointError, UsageError
 from gyrfalcon.output import counted, goes_to_stdout, shown_bytes, write_json
 from gyrfalcon.output_file import OutputFile
 from gyrfalcon.suggestion import path_meant
-from gyrfalcon.text_file import decoded
+from gyrfalcon.text_file import contents, decoded
 from gyrfalcon.weights.build import check_target
 from gyrfalcon.weights.calibration import CalibrationText
 from gyrfalcon.weights.cut import cut
@@ -117,7 +117,7 @@ def _cut_folder(name: str) -> Path:
 def _text(file: str | None, tokens: int | None) -> CalibrationText | None:
     """What is in the file to calibrate by; tokens of none are refused."""
     if file is not None:
-        text = decoded(Path(file).read_bytes(), file)
+        text = decoded(contents(file), file)
         return CalibrationText(text) if tokens is None else CalibrationText(text, tokens)
     if tokens is not None:
         raise UsageError("--calibrate with --calibrate-tokens", "none", "name a text")

@@ -17,7 +17,7 @@ from gyrfalcon.nestling import exam as nestling
 from gyrfalcon.nestling.subjects import SUBJECTS
 from gyrfalcon.nestling.subjects import Subject as ShippedSubject
 from gyrfalcon.suggestion import did_you_mean, path_meant
-from gyrfalcon.text_file import decoded
+from gyrfalcon.text_file import contents, decoded
 
 LETTERS = "ABCD"
 CATEGORIES = ("STEM", "other", "social sciences", "humanities")
@@ -225,7 +225,7 @@ def read_questions(path: Path) -> tuple[Question, ...]:
     Empty lines are no rows; blanks around the answer and its case do not count. A quote that is not
     closed swallows the rows after it: it is refused wherever that can be seen.
     """
-    text = decoded(path.read_bytes(), str(path))
+    text = decoded(contents(path), str(path))
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     found: list[Question] = []
     start = 1  # the line that a row begins on

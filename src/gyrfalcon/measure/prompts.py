@@ -10,7 +10,7 @@ from pathlib import Path
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import CheckpointError, PromptTooLong, UsageError
 from gyrfalcon.measure.passage import passage_ids
-from gyrfalcon.text_file import prompts_in
+from gyrfalcon.text_file import contents, prompts_in
 from gyrfalcon.tokenizer import Tokenizer
 
 LONG = 500  # tokens of the longest prompt
@@ -33,7 +33,7 @@ def default_prompts(engine: Engine) -> list[list[int]]:
 
 def read_prompts(path: Path, engine: Engine) -> list[list[int]]:
     """The token ids of a prompt on each line of a file; without a tokenizer the lines hold ids."""
-    lines = prompts_in(path.read_bytes(), str(path))
+    lines = prompts_in(contents(path), str(path))
     tokenizer = _tokenizer(engine)
     if tokenizer is not None:
         prompts = [engine.encode(line) for line in lines]

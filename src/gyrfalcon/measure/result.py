@@ -16,6 +16,7 @@ from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import UsageError
 from gyrfalcon.fields import Fields, parsed_json, shown
 from gyrfalcon.output_file import replace_file
+from gyrfalcon.text_file import contents
 from gyrfalcon.weights.layout import tensor_specs
 
 FORMAT = "gyrfalcon-result"
@@ -90,7 +91,7 @@ def read(path: Path, *kinds: str) -> dict[str, object]:
     """The document in a file; UsageError unless it is a result of one of these kinds and of this
     version.
     """
-    document = parsed_json(path.read_bytes(), str(path), "name another file")
+    document = parsed_json(contents(path), str(path), "name another file")
     marks = ("format", "version", "kind")
     found = [document.get(mark) for mark in marks] if isinstance(document, dict) else []
     known = [[FORMAT, VERSION, kind] for kind in kinds]

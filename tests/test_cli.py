@@ -488,6 +488,11 @@ def test_a_model_given_by_an_option_is_told_where_it_goes() -> None:
         assert said.endswith("; write the model alone: gyrfalcon generate MODEL")
 
 
+def test_a_missing_model_alone_is_asked_for() -> None:
+    for words in ([], ["--prompt", "x"], ["--model=m", "--prompt", "x"]):
+        assert refusal("generate", *words).startswith("wanted MODEL, got none; ")
+
+
 def test_words_of_other_engines_stand_for_words_that_are_known() -> None:
     parser = argparse.ArgumentParser()
     known = {*COMMANDS, *DTYPES, *QUANTS, "cuda"}

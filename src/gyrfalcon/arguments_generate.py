@@ -24,6 +24,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         "words",
         metavar="PROMPT",
         nargs="*",
+        default=[],  # without one argparse calls it missing where MODEL is
         help="words of one prompt; - takes one from each line of standard input",
     )
     parser.add_argument(

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import psutil
 import pytest
@@ -95,12 +97,22 @@ def test_kernel_tests_that_do_not_end_are_killed_and_named(tmp_path: Path) -> No
     assert found == {"passed": False, "error": "the kernel tests did not end within 1 s"}
 
 
-def test_a_run_that_is_killed_takes_its_children_along(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_takes_its_children_along(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """They hold the pipe open, and reading it would last as long as they do."""
-    code, _ = gpu_gate.run_for(["sh", "-c", f"sleep 600 & echo $! >{tmp_path}/child; wait"], 1)
+    ready, children = tmp_path / "child", []
+
+    def time_out_once_it_runs(process: subprocess.Popen[str], timeout: float) -> NoReturn:
+        while not (ready.exists() and ready.read_text().endswith("\n")):
+            time.sleep(0.01)
+        children.append(psutil.Process(int(ready.read_text())))
+        raise subprocess.TimeoutExpired(process.args, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", time_out_once_it_runs)
+    code, _ = gpu_gate.run_for(["sh", "-c", f"sleep 600 & echo $! >{ready}; wait"], 1)
     assert code is None
-    child = psutil.Process(int((tmp_path / "child").read_text()))
-    child.wait(timeout=60)  # raises when it outlives that
+    children[0].wait(timeout=60)  # raises when it outlives that
 
 
 def test_the_gate_starts_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def _case(replica: Replica, input_len: int, output_len: int) -> tuple[float, flo
     """Seconds to the first token, and of all tokens, through scheduler, model and sampler."""
     params = SamplingParams(max_new_tokens=output_len, ignore_eos=True)
     start = time.perf_counter()
-    replica.obey(Add(Request(0, tuple(range(100, 100 + input_len)), params, 0, 11)))
+    replica.obey(Add(Request(0, tuple(range(100, 100 + input_len)), params, seed=0)))
     take_step, given = stepper(replica), 0
     while not given:
         given += len(take_step())

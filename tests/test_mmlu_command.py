@@ -17,7 +17,7 @@ from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.exam import read_exam
 from gyrfalcon.measure.golden import Golden, MMLUFigure
 from gyrfalcon.measure.mmlu import Answer
-from gyrfalcon.measure.mmlu_files import Recorder, unfinished
+from gyrfalcon.measure.mmlu_files import Recorder, alone_in, unfinished
 from gyrfalcon.measure.mmlu_score import answer_json
 
 
@@ -58,6 +58,29 @@ def test_the_command_writes_the_guides_files(
     assert classes["Avg"] == written["accuracy"] == sum(right.values()) / 7
     assert all(len(p["logprobs"]) == 4 for p in written["predictions"])
     assert "birds: " in (tmp_path / "device0.log").read_text()
+
+
+def test_two_runs_at_once_never_write_to_one_folder(
+    model: Path,
+    exam_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = command(model, exam_folder, tmp_path)
+    with alone_in(tmp_path):
+        assert main(words) == 2
+    assert "for this run alone, got one at work in it; wait for it" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+    def while_loading(description: str, notes: object) -> None:
+        monkeypatch.undo()
+        assert main(words) == 0  # another run begins and ends
+
+    monkeypatch.setattr(mmlu, "say_ready", while_loading)
+    assert main(words) == 2
+    assert "got mmlu.json of an earlier run" in capsys.readouterr().err
+    assert (tmp_path / "mmlu.json").exists()
 
 
 def test_figures_that_nobody_published_are_refused_before_the_run(

@@ -27,7 +27,7 @@ from gyrfalcon.measure.mmlu_compare import (
     compare,
     comparison_json,
 )
-from gyrfalcon.measure.mmlu_files import OPTIONS, Recorder, model_fingerprint, unfinished
+from gyrfalcon.measure.mmlu_files import OPTIONS, Recorder, alone_in, model_fingerprint, unfinished
 from gyrfalcon.measure.mmlu_prompts import PROTOCOLS, Exam
 from gyrfalcon.measure.mmlu_result import ExamResult
 from gyrfalcon.measure.mmlu_score import Score, score
@@ -102,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
             return 0
         say_ready(engine.description, engine.notes)
         with (
-            Recorder(output, identity, earlier) as recorder,
+            alone_in(output),
+            _recorder(args, exam, identity, earlier) as recorder,
             interrupts_tell(lambda: _kept(recorder, exam, args.output)),
         ):
             done = _ask(engine, exam, earlier, recorder, which)
@@ -138,6 +139,17 @@ def _compare_alone(others: Sequence[ExamResult], args: argparse.Namespace) -> in
 
 def _compared_with(other: ExamResult, file: str, comparison: Comparison) -> dict[str, object]:
     return {"with": {"file": file, "model": other.model}, **comparison_json(comparison)}
+
+
+def _recorder(
+    args: argparse.Namespace, exam: Exam, identity: Mapping[str, object], earlier: Sequence[Answer]
+) -> Recorder:
+    """UsageError where another run has been at work in the folder while the model was loaded."""
+    folder = check_folder(args.output, "-o")
+    if not args.overwrite and unfinished(folder, identity, exam.subjects) != earlier:
+        do = "run the same command again, or name another folder with -o"
+        raise UsageError(f"{folder} as it was", "the answers of another run since", do)
+    return Recorder(folder, identity, earlier)
 
 
 def _name(word: str) -> str:

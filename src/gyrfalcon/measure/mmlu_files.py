@@ -5,10 +5,12 @@ run that reached its end is never continued, and never replaced unasked.
 """
 
 import csv
+import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -74,6 +76,23 @@ def unfinished(
         do = "name another folder with -o, or add `overwrite=True`"
         raise UsageError(f"no results in {folder}", f"{there[0]} of an earlier run", do)
     return []
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of the folder, which is made; UsageError where one is at work in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network disks know no locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                do = "wait for it, or name another folder with -o"
+                raise UsageError(f"{folder} for this run alone", "one at work in it", do) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _check_same_run(folder: Path, then: Mapping[str, object], now: Mapping[str, object]) -> None:

@@ -235,3 +235,16 @@ def test_a_figure_is_shown_as_precisely_as_it_is_judged(
     name: str, value: float | None, shown: str
 ) -> None:
     assert Figure.of(name, value, SENSE[name], None).shown == shown
+
+
+@pytest.mark.parametrize(("rank", "counts"), [(5, True), (6, False)])
+def test_the_fifth_favourite_of_the_reference_is_among_its_five(rank: int, counts: bool) -> None:
+    reference = torch.arange(VOCAB, 0, -1.0)[None] / 100  # no clear favourite
+    ours = reference.clone()
+    ours[0, rank - 1] = 10.0
+    assert compare(ours, reference).in_top5.tolist() == [counts]
+
+
+def test_logits_that_are_all_zero_hold_nothing() -> None:
+    zero = torch.zeros(2, VOCAB)
+    assert "cosine" in failed(zero, zero)

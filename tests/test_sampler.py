@@ -284,6 +284,14 @@ def test_a_logit_that_is_not_finite_is_told_on_every_rank(
     on_every_rank(world_size, on_rank)
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_a_prompt_is_not_scored_by_a_logit_that_is_not_finite(wrong: float) -> None:
+    logits = random_logits(0, rows=2)
+    logits[1, 40] = wrong
+    with pytest.raises(NotFinite, match="finite logits"):
+        sampler.score(logits, [3, 4], 0)
+
+
 @pytest.mark.parametrize(
     "settings", [dict(), dict(top_k=5, temperature=2.0), dict(top_p=0.9)], ids=str
 )

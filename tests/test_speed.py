@@ -571,3 +571,20 @@ def test_what_the_first_generation_alone_takes_is_not_timed(
         found = bench.measure(Case(1, 8, 3), 1, lambda tokens: None).figures
     assert found is not None
     assert (found.first_token_ms, found.response_ms) == (1000, 3000)
+
+
+def test_of_two_sweeps_at_once_into_one_file_none_replaces_the_other(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*QUICK, "-f", tmp_path / "speed.csv", "--in", "4")
+    measure = Bench.measure
+
+    def meanwhile(*arguments: object) -> Row:
+        monkeypatch.undo()
+        assert speed(model, *words, "--out", "2") == 0  # another run begins and ends
+        return measure(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Bench, "measure", meanwhile)
+    assert speed(model, *words, "--out", "3") == 2
+    assert "got one that another run has written since" in capsys.readouterr().err
+    assert cases_of(tmp_path / "speed.json") == [(4, 2)]

@@ -79,12 +79,16 @@ class Sweep:
         return cls(repeats, None if limits is None else _limits(limits), rows)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Files:
     """Where a sweep is written; None: not there."""
 
     csv: Path | None
     json: Path | None
+    _seen: tuple[int, ...] | None = field(init=False)  # the JSON as it was found or written last
+
+    def __post_init__(self) -> None:
+        self._seen = _state(self.json)
 
     @classmethod
     def chosen(cls, csv: OutputFile | None, json: OutputFile | None) -> "Files":
@@ -125,12 +129,24 @@ class Files:
 
     def write(self, head: Mapping[str, object], sweep: Sweep) -> None:
         """Replaces both files; a kill leaves each of them old or new. The JSON comes first: the CSV
-        is made from it.
+        is made from it. UsageError where another run has written the JSON since.
         """
         if self.json is not None:
+            if _state(self.json) != self._seen:
+                wanted, do = f"{self.json} as this sweep left it", "give each run a file of its own"
+                raise UsageError(wanted, "one that another run has written since", do)
             result.write({**head, "result": sweep.to_json()}, self.json)
+            self._seen = _state(self.json)
         if self.csv is not None:
             result.write_atomically(self.csv, csv_text(sweep.in_order))
+
+
+def _state(path: Path | None) -> tuple[int, ...] | None:
+    """What tells one file at a place from another; None where there is none."""
+    if path is None or not path.exists():
+        return None
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _limits(raw: Fields) -> Limits:

@@ -146,6 +146,17 @@ def test_a_certain_token_and_the_ends_of_the_range_of_chances() -> None:
     assert least == 1
     assert most in (0, 1)
     assert draw(torch.zeros(4), params, [0.0, last]).tolist() == [0, 3]
+    assert draw(torch.zeros(4), params, [0.25, 0.5, 0.75]).tolist() == [1, 2, 3]  # borders
+
+
+def test_a_draw_depends_on_its_place_in_the_output_not_on_the_prompts_length() -> None:
+    params = SamplingParams(temperature=1.0)
+    for place in range(3):
+        drawn = {
+            picked(random_logits(5), params, seed=7, prompt=prompt, output=(3,) * place).id
+            for prompt in ((1, 2), (1, 2, 3, 4, 5), tuple(range(40)))
+        }
+        assert len(drawn) == 1
 
 
 def defined_draw(logits: Tensor, params: SamplingParams, chance: float) -> int:

@@ -18,7 +18,7 @@ from transformers import FalconForCausalLM
 from gyrfalcon import Engine, SamplingParams
 from gyrfalcon.batch import Batch
 from gyrfalcon.engine.interrupts import held_interrupts
-from gyrfalcon.kv.pool import KVPool
+from gyrfalcon.kv.pool import CacheShape, KVPool
 from gyrfalcon.ops import chosen_name
 from gyrfalcon.request import FinishReason
 
@@ -258,3 +258,11 @@ def test_with_dynamic_scaling_a_prompt_takes_no_keys_over_from_a_shorter_one(
     with make_engine(model, max_batch_tokens=16) as used:
         used.generate([prompt[:40]], params)
         assert used.generate([prompt], params)[0].completions[0].logprobs == expected
+
+
+def test_a_block_of_the_cache_costs_what_its_tensors_take() -> None:
+    """Memory that is given as a size is divided by it."""
+    shape = CacheShape(num_layers=3, kv_heads=2, head_dim=5, block_size=7, dtype=torch.bfloat16)
+    pool = KVPool(shape, 1, torch.device("cpu"))
+    tensors = [tensor for layer in pool.layers for tensor in (layer.k, layer.v)]
+    assert shape.block_bytes == sum(tensor.nbytes for tensor in tensors)

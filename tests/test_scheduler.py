@@ -233,6 +233,12 @@ def test_a_prompt_waits_until_there_are_blocks_for_it_and_one_more_token() -> No
     own.finish()
 
 
+def test_a_prompt_that_fills_the_last_block_with_its_next_token_is_admitted() -> None:
+    own = machine(num_blocks=2)
+    own.add(request(0, 7, max_new_tokens=1))
+    assert spans(own.step()) == [(0, 0, 7)]
+
+
 def test_a_later_small_prompt_never_overtakes_an_earlier_large_one() -> None:
     own = machine(num_blocks=6)
     own.add(request(0, 12, max_new_tokens=4))
@@ -473,6 +479,26 @@ def test_the_output_of_a_sequence_that_starts_over_is_computed_in_one_go() -> No
     ]
     started_over = [length for length in lengths if length > 1]
     assert started_over, lengths
+
+
+def test_a_prompt_that_goes_on_from_an_earlier_output_takes_that_over_too() -> None:
+    own = machine(num_blocks=40, max_len=64)
+    first = request(0, 8, max_new_tokens=9)
+    own.add(first)
+    own.finish()
+    turn = [*first.prompt_ids, *own.outputs[0, 0]]  # 17 tokens, of which 16 were computed
+    assert share(own, 1, [*turn, 1]) == 18 - 16
+
+
+def test_a_prompt_whose_every_row_is_wanted_takes_nothing_over() -> None:
+    own = machine(num_blocks=40, max_len=64)
+    tokens = tuple(number % 7 for number in range(20))
+    assert share(own, 0, list(tokens)) == 20
+    before = own.num_computed
+    params = SamplingParams(max_new_tokens=1, prompt_logprobs=0)
+    own.add(Request(1, tokens, params, seed=0))
+    own.finish()
+    assert own.num_computed - before == 20
 
 
 def test_the_last_token_of_a_prompt_is_always_computed() -> None:

@@ -411,6 +411,6 @@ def test_a_missing_template_is_told_before_the_model_is_loaded(
 ) -> None:
     folder = make_tokenizer(small(tmp_path))
     capsys.readouterr()
-    assert main(["generate", str(folder), "--prompt", "a", "--chat", "--max-len", "9999999"]) == 2
+    assert main(["generate", str(folder), "--prompt", "a", "--chat", "--cache-memory", "1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "wanted a chat template in" in line

@@ -4,14 +4,16 @@ import math
 import operator
 from collections.abc import Iterable, Mapping, Set
 from collections.abc import Sequence as Seq
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral
 
+import torch
 from torch import Tensor
 
 from gyrfalcon.bounds import shown
 from gyrfalcon.errors import RequestError
-from gyrfalcon.request import SamplingParams, check_stop_ids
+from gyrfalcon.request import SamplingParams, check_stop_ids, is_number
 from gyrfalcon.tokenizer import Tokenizer
 
 Prompt = str | Seq[int]
@@ -37,19 +39,28 @@ def as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
     if isinstance(prompts, bytes | Mapping | Set) or not isinstance(prompts, Iterable):
         raise RequestError("texts or lists of token ids", shown(prompts), "pass one or a list")
     items = list(prompts)
-    if items and isinstance(items[0], Integral):
+    if items and is_number(items[0], Integral):
         return [items]  # type: ignore[list-item]  # narrowing a list by its first item is beyond mypy
     return items  # type: ignore[return-value]
 
 
 def ids_of(prompt: Seq[int]) -> tuple[int, ...]:
-    """The ids as plain numbers; numpy's and torch's whole numbers are taken, no others are rounded."""
-    try:
+    """The ids as plain numbers; numpy's and torch's whole numbers are taken, no others are rounded.
+    True and False are no ids.
+    """
+    with suppress(TypeError):
         if not isinstance(prompt, bytes | Mapping | Set):
-            return tuple(map(operator.index, prompt))
-    except TypeError:
-        pass
+            items = tuple(prompt)
+            if not _has_flags(items):
+                return tuple(map(operator.index, items))
     raise RequestError("a text or a list of whole token ids", shown(prompt), "pass one of these")
+
+
+def _has_flags(items: Seq[object]) -> bool:
+    kinds = set(map(type, items))
+    return bool in kinds or (
+        Tensor in kinds and any(isinstance(i, Tensor) and i.dtype == torch.bool for i in items)
+    )
 
 
 def params_of(params: Params) -> SamplingParams:
@@ -102,7 +113,7 @@ def check(asked: Asked, vocab_size: int, tokenizer: Tokenizer | None) -> None:
 
 def whole_of(name: str, number: int) -> int:
     """A count that a method takes."""
-    if isinstance(number, Integral) and not isinstance(number, bool) and number >= 0:
+    if is_number(number, Integral) and number >= 0:
         return int(number)
     raise RequestError(f"a whole number of 0 or more for {name}", shown(number), "pass such")
 

@@ -171,6 +171,14 @@ def test_a_wrong_argument_is_refused_with_what_to_pass(
     assert not engine.has_work
 
 
+def test_an_engine_shows_its_model_and_how_it_runs() -> None:
+    engine = Engine("nestling", max_len=64, cache_memory=10**6)
+    assert repr(engine) == f"Engine('nestling': {engine.description})"
+    assert "1 rank on cpu, bf16" in repr(engine)
+    engine.close()
+    assert repr(engine) == "Engine('nestling': ended)"
+
+
 def test_numpy_s_whole_numbers_are_prompts(engine: Engine) -> None:
     expected = [output.output_ids for output in engine.generate([[30, 31], [32, 33]], TWO)]
     numbers: list[Any] = [

@@ -142,6 +142,10 @@ class Engine:
             self._take_step = stepper(self._replica)
             self._seeds = random.Random(self._ranks.agree(_seed_bytes(config.seed)))
 
+    def __repr__(self) -> str:
+        how = "ended" if self._turns.are_over else self.description
+        return f"Engine({self.config.model_name!r}: {how})"
+
     @property
     def world_size(self) -> int:
         """The number of ranks."""

@@ -73,6 +73,11 @@ class Turns:
         self._later: deque[Callable[[], object]] = deque()
         self._gone: tuple[type[GyrfalconError], str] | None = None  # what a call is told, and why
 
+    @property
+    def are_over(self) -> bool:
+        """Whether no call gets a turn any more: the engine was closed, or it failed."""
+        return self._gone is not None
+
     def taken(self) -> contextlib.AbstractContextManager[object]:
         """This thread's turn, in which a Ctrl-C is held: interrupted half-way, the ranks would be
         lost. Raises EngineClosed, RankDied or UsageError where there is none to have.

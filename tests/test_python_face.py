@@ -5,6 +5,7 @@ examples in its docstrings run.
 import dataclasses
 import doctest
 import inspect
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ import pytest
 import torch
 
 import gyrfalcon
-from gyrfalcon import Engine, EngineConfig, RequestError, SamplingParams, UsageError
+from gyrfalcon import (
+    Engine,
+    EngineConfig,
+    GyrfalconError,
+    RequestError,
+    SamplingParams,
+    UsageError,
+)
 from gyrfalcon.settings import EngineSettings
 
 TWO = SamplingParams(max_new_tokens=2)
@@ -65,8 +73,8 @@ BAD_ENGINES: list[tuple[Callable[[], object], str]] = [
         "got an EngineConfig and max_len, seed; put all into one",
     ),
     (
-        lambda: Engine("nestling", wrld_size=2),  # type: ignore[call-arg]
-        "got wrld_size; pass world_size$",
+        lambda: Engine(EngineConfig("nestling"), wrld_size=2),  # type: ignore[call-arg]
+        "got an EngineConfig and wrld_size; put all into one",
     ),
     (lambda: EngineConfig(Path("nestling")), "as a string"),  # type: ignore[arg-type]
     *(
@@ -101,6 +109,41 @@ def test_wrong_settings_are_refused_with_what_to_pass(
 ) -> None:
     with pytest.raises(UsageError, match=told):
         make()
+
+
+UNKNOWN: list[tuple[type, type[GyrfalconError], str, str]] = [
+    (Engine, UsageError, "wrld_size", "did you mean world_size?"),
+    (EngineConfig, UsageError, "wrld_size", "did you mean world_size?"),
+    (EngineConfig, UsageError, "tensor_parallel_size", "did you mean world_size?"),
+    (EngineConfig, UsageError, "gpu_memory_utilization", "did you mean cache_memory?"),
+    (EngineConfig, UsageError, "max_model_len", "did you mean max_len?"),
+    (EngineConfig, UsageError, "quantization", "did you mean quant?"),
+    (EngineConfig, UsageError, "zzz", "see help(EngineConfig)"),
+    (SamplingParams, RequestError, "max_tokens", "did you mean max_new_tokens?"),
+    (SamplingParams, RequestError, "temprature", "did you mean temperature?"),
+    (SamplingParams, RequestError, "stop_token_ids", "did you mean stop_ids?"),
+    (SamplingParams, RequestError, "num_return_sequences", "did you mean n?"),
+    (SamplingParams, RequestError, "zzz", "see help(SamplingParams)"),
+]
+
+
+@pytest.mark.parametrize(("kind", "error", "name", "do"), UNKNOWN)
+def test_an_unknown_name_is_answered_with_the_one_that_was_meant(
+    kind: type, error: type[GyrfalconError], name: str, do: str
+) -> None:
+    model = [] if kind is SamplingParams else ["nestling"]
+    with pytest.raises(error) as caught:
+        kind(*model, **{name: 1})
+    assert (caught.value.got, caught.value.do) == (name, do)
+
+
+def test_a_checked_class_keeps_its_signature_and_can_be_copied() -> None:
+    assert list(inspect.signature(SamplingParams).parameters)[:2] == [
+        "max_new_tokens",
+        "temperature",
+    ]
+    params = SamplingParams(max_new_tokens=3, logit_bias={5: 1.0})
+    assert pickle.loads(pickle.dumps(params)) == params == dataclasses.replace(params)
 
 
 BAD_CALLS: dict[str, list[tuple[tuple[Any, ...], str]]] = {

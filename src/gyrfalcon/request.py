@@ -11,6 +11,7 @@ from types import NoneType
 
 from gyrfalcon.bounds import SAMPLING, shown
 from gyrfalcon.errors import RequestError
+from gyrfalcon.suggestion import known_names
 
 NO_BIAS: Mapping[int, float] = {}
 CORRECT = "correct the sampling parameters"
@@ -29,6 +30,7 @@ class FinishReason(Enum):
     ABORTED = "aborted"
 
 
+@known_names(RequestError, "sampling parameters")
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How new tokens are chosen; the defaults are greedy.

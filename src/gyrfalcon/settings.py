@@ -1,12 +1,12 @@
 """EngineConfig: what an engine is asked for. No tensors, no files."""
 
-import difflib
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TypedDict
 
 from gyrfalcon.bounds import ENGINE, FRACTIONS, shown
 from gyrfalcon.errors import UsageError
+from gyrfalcon.suggestion import known_names
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
@@ -34,6 +34,7 @@ class EngineSettings(TypedDict, total=False):
     threads: int | None
 
 
+@known_names(UsageError, "settings of an engine")
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """What an Engine is asked for. `None` means: decide from the model and the machine.
@@ -134,12 +135,6 @@ def config_of(
     """What Engine() is asked for, by an EngineConfig or by a model and settings; UsageError for both
     at once and for settings that there are not.
     """
-    names = [field.name for field in fields(EngineConfig)]
-    for name in settings:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            do = f"pass {near[0]}" if near else "see EngineConfig for what there is"
-            raise UsageError("settings of an engine", name, do)
     if isinstance(model, EngineConfig):
         if settings:
             got = f"an EngineConfig and {', '.join(settings)}"

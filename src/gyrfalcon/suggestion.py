@@ -1,13 +1,20 @@
 """What a misspelt word, or one that another engine uses, was probably meant to be."""
 
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TypeVar
+
+from gyrfalcon.errors import GyrfalconError
+
+T = TypeVar("T")
 
 CUTOFF = 0.7  # of difflib's ratio: below, words are not near
 
-OTHER_NAMES = {  # what vLLM, llama.cpp and transformers call commands, options and their values
+OTHER_NAMES = {  # what vLLM, llama.cpp and transformers call commands, options, parameters, values
     "chat": "generate",
     "run": "generate",
     "bench": "speed",
@@ -25,6 +32,15 @@ OTHER_NAMES = {  # what vLLM, llama.cpp and transformers call commands, options 
     "-t": "--threads",
     "--lora": "--adapter",
     "--quantization": "--quant",
+    "tensor_parallel_size": "world_size",
+    "gpu_memory_utilization": "cache_memory",
+    "max_num_seqs": "max_sequences",
+    "max_num_batched_tokens": "max_batch_tokens",
+    "enable_prefix_caching": "reuse_prefixes",
+    "quantization": "quant",
+    "num_return_sequences": "n",
+    "eos_token_id": "stop_ids",
+    "do_sample": "temperature",
     "bfloat16": "bf16",
     "float16": "fp16",
     "half": "fp16",
@@ -55,3 +71,26 @@ def path_meant(path: str, otherwise: str, *words: str) -> str:
     near = get_close_matches(place.name, names, n=1, cutoff=CUTOFF)
     beside = f"did you mean {place.with_name(near[0])}?" if near else otherwise
     return did_you_mean(path, words, beside)
+
+
+def known_names(error: type[GyrfalconError], wanted: str) -> Callable[[type[T]], type[T]]:
+    """Makes a class refuse an argument of a name that it does not have by an `error` that names the
+    one that was probably meant, in place of Python's TypeError.
+    """
+
+    def checked(kind: type[T]) -> type[T]:
+        plain = kind.__init__
+        names = list(inspect.signature(kind).parameters)
+
+        @functools.wraps(plain)
+        def init(self: T, *values: object, **named: object) -> None:
+            for name in named:
+                if name not in names:
+                    do = did_you_mean(name, names, f"see help({kind.__name__})")
+                    raise error(wanted, name, do)
+            plain(self, *values, **named)
+
+        kind.__init__ = init  # type: ignore[method-assign, assignment]  # takes more, to refuse it
+        return kind
+
+    return checked

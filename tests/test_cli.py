@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from gyrfalcon.cli import main
 from gyrfalcon.errors import UsageError
 from gyrfalcon.interrupted import interrupts_tell, told
 from gyrfalcon.options import Number, Size, Whole, Wholes, cache_memory
-from gyrfalcon.settings import DTYPES, QUANTS
+from gyrfalcon.request import SamplingParams
+from gyrfalcon.settings import DTYPES, QUANTS, EngineConfig
 from gyrfalcon.suggestion import OTHER_NAMES
 
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
@@ -320,13 +322,30 @@ def test_a_full_log_neither_ends_the_work_nor_changes_the_exit_code(tmp_path: Pa
         assert (done.returncode, b"save succ" in done.stdout) == (code, code == 0)
 
 
-@pytest.mark.parametrize("descriptor", [0, 1, 2])
-def test_closed_standard_streams_are_no_traceback(descriptor: int) -> None:
+def with_closed(descriptor: int, *words: str) -> subprocess.CompletedProcess[str]:
     code = f"import os, sys; os.close({descriptor}); os.execv(sys.executable, sys.argv[1:])"
-    command = [sys.executable, "-c", code, sys.executable, "-m", "gyrfalcon", "--version"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    shown = "" if descriptor == 1 else f"gyrfalcon {gyrfalcon.__version__}\n"
+    command = [sys.executable, "-c", code, sys.executable, "-m", "gyrfalcon", *words]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("descriptor", [0, 2])
+def test_a_closed_standard_input_or_error_is_an_empty_one(descriptor: int) -> None:
+    done = with_closed(descriptor, "--version")
+    shown = f"gyrfalcon {gyrfalcon.__version__}\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, shown, "")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["--version", "--help", "inspect nestling", "inspect nestling --json -", "generate nestling a"],
+)
+def test_a_closed_standard_output_is_refused_before_the_work(line: str) -> None:
+    done = with_closed(1, *line.split())
+    assert (done.returncode, done.stderr) == (
+        2,
+        "gyrfalcon: error: wanted an open standard output for the result, got a closed one; "
+        "send it to a file, or to /dev/null\n",
+    )
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
@@ -495,7 +514,8 @@ def test_a_missing_model_alone_is_asked_for() -> None:
 
 def test_words_of_other_engines_stand_for_words_that_are_known() -> None:
     parser = argparse.ArgumentParser()
-    known = {*COMMANDS, *DTYPES, *QUANTS, "cuda"}
+    names = [one.name for kind in (EngineConfig, SamplingParams) for one in fields(kind)]
+    known = {*COMMANDS, *DTYPES, *QUANTS, "cuda", *names}
     COMMANDS["generate"][1](parser)
     known.update(option for action in parser._actions for option in action.option_strings)
     assert not set(OTHER_NAMES.values()) - known

@@ -35,8 +35,15 @@ class _Notes(io.TextIOWrapper):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    has_output = sys.stdout is not None
     _settle_streams()
     try:
+        if not has_output:
+            wanted, do = (
+                "an open standard output for the result",
+                "send it to a file, or to /dev/null",
+            )
+            raise UsageError(wanted, "a closed one", do)
         code = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code
@@ -59,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _settle_streams() -> None:
-    """A closed stream is an empty one, what a stream cannot show is escaped, and what standard error
-    has no room for is dropped: never an error.
+    """A closed stream is an empty one (main() refuses such an output), what a stream cannot show is
+    escaped, and what standard error has no room for is dropped: never an error.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

@@ -256,6 +256,8 @@ def test_a_stop_string_that_is_a_special_token_stops_at_it(chatml: Path, ignore_
         ("<|im_end|><|im_start|>", "child left.Xy🦅 zone, 7 jumps!"),
         (["<|im_end|>Xz", "<|im_end|>X", "jumps"], "child left."),
         ("!<|endoftext|>", "child left.Xy🦅 zone, 7 jumps"),
+        ([".Xy", "<|im_end|>\n"], "child left"),
+        (["<|im_start|>\n", "<|im_end|>\n", "t.Xy"], "child lef"),
     ],
     ids=str,
 )

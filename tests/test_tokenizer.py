@@ -269,6 +269,27 @@ def test_stop_strings_are_found_however_the_text_is_cut() -> None:
         assert run_finder(pieces, stops) == cut_at(text, stops), (pieces, stops)
 
 
+def test_a_stop_string_is_found_across_hidden_letters_that_it_does_not_hold() -> None:
+    chance, hidden = random.Random(4), frozenset("!?")
+    for _ in range(3000):
+        stops = ["".join(chance.choices("ab!?", k=chance.randint(1, 4))) for _ in range(3)]
+        text = "".join(chance.choices("aab!?", k=chance.randrange(12)))
+        finder, shown, stopped = StopFinder(stops, hidden), "", False
+        for letter in text:
+            given, stopped = finder.push(letter)
+            shown += given
+        shown += finder.flush()
+        ends = [
+            (end, begin)
+            for end in range(1, len(text) + 1)
+            for stop in stops
+            for begin in range(end)
+            if text[begin] in stop and text[end - 1] in stop
+            if "".join(c for c in text[begin:end] if c in stop or c not in hidden) == stop
+        ]
+        assert (shown, stopped) == ((text[: min(ends)[1]], True) if ends else (text, False))
+
+
 def test_only_what_could_begin_a_stop_string_is_held_back() -> None:
     finder = StopFinder(["\nUser", "END"])
     assert finder.push("Hello\n") == ("Hello", False)

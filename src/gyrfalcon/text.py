@@ -3,7 +3,7 @@ string.
 """
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from gyrfalcon.errors import RequestError
 from gyrfalcon.request import Completion, Delta, FinishReason, Request, Token
@@ -26,7 +26,7 @@ class TextStream:
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
         stops = request.params.stop_strings
         self._marks = StopMarks(stops, tokenizer)
-        self._stops = StopFinder((*stops, *self._marks.stops))
+        self._stops = StopFinder((*stops, *self._marks.stops), self._marks.letters.values())
 
     def push(self, token: Token | None, reason: FinishReason | None) -> Delta:
         """Takes the sample's next token and, with its last, why it ended; a stop string ends it
@@ -116,13 +116,13 @@ class StopFinder:
     text.
 
     Of several that end with the same character the longest counts. How the text is cut never
-    matters.
+    matters. A stop string looks past `hidden` letters that are not in it, since no text shows them.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], hidden: Collection[str] = ()) -> None:
         if not all(stops):
             raise RequestError("stop strings with text", "an empty one", "leave it out")
-        self._matches = [_Match(stop) for stop in stops]
+        self._matches = [_Match(stop, frozenset(hidden).difference(stop)) for stop in stops]
         self._held = ""
         self._stopped = False
 
@@ -132,11 +132,11 @@ class StopFinder:
             return "", True
         seen = self._held + text
         for end in range(len(self._held) + 1, len(seen) + 1):
-            found = max((match.advance(seen[end - 1]) for match in self._matches), default=0)
+            found = [match for match in self._matches if match.advance(seen[end - 1])]
             if found:
                 self._held, self._stopped = "", True
-                return seen[: end - found], True
-        safe = len(seen) - max((match.len for match in self._matches), default=0)
+                return seen[: min(match.begin(seen, end) for match in found)], True
+        safe = min((match.begin(seen, len(seen)) for match in self._matches), default=len(seen))
         self._held = seen[safe:]
         return seen[:safe], False
 
@@ -149,23 +149,33 @@ class StopFinder:
 class _Match:
     """How much of one stop string the text seen so far ends with (Knuth, Morris and Pratt 1977)."""
 
-    def __init__(self, stop: str) -> None:
+    def __init__(self, stop: str, hidden: Collection[str] = ()) -> None:
         self.stop = stop
         self.len = 0
-        self.borders = [
-            0
-        ]  # [i]: the longest proper end of stop[: i + 1] that is also its beginning
+        self._hidden = hidden
+        # [i]: the longest proper end of stop[: i + 1] that is also its beginning
+        self._borders = [0]
         for letter in stop[1:]:
-            self.borders.append(self._longer(self.borders[-1], letter))
+            self._borders.append(self._longer(self._borders[-1], letter))
 
-    def advance(self, letter: str) -> int:
-        """Takes the next letter of the text; returns the stop string's length when it is complete,
-        else 0.
-        """
+    def advance(self, letter: str) -> bool:
+        """Takes the next letter of the text; whether it completes the stop string."""
+        if letter in self._hidden:
+            return False
         self.len = self._longer(self.len, letter)
-        return self.len if self.len == len(self.stop) else 0
+        return self.len == len(self.stop)
+
+    def begin(self, seen: str, end: int) -> int:
+        """Where in seen[:end] begins what is matched so far."""
+        if not self._hidden:
+            return end - self.len
+        missing, begin = self.len, end
+        while missing:
+            begin -= 1
+            missing -= seen[begin] not in self._hidden
+        return begin
 
     def _longer(self, matched: int, letter: str) -> int:
         while matched and self.stop[matched] != letter:
-            matched = self.borders[matched - 1]
+            matched = self._borders[matched - 1]
         return matched + (self.stop[matched] == letter)

@@ -30,6 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "exam").mkdir()
     write_rows(folder / "exam")
     (folder / "text").write_text("the falcon and the gyrfalcon")
+    (folder / "long").write_text("the falcon " * 5000)
     (folder / "latin").write_bytes(b"\xff\xfe\xfd")
     (folder / "blank").write_text("\n\n")
     return folder
@@ -51,6 +52,10 @@ def no_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("generate model --prompt-file latin", "wanted UTF-8 in latin"),
         ("generate model --prompt-file blank", "wanted a prompt on each line of blank"),
         ("generate model x --max-len 9999", "--max-len of at most 2048"),
+        ("generate model --prompt=", "wanted a prompt of at least one token"),
+        ("generate model --prompt-file long", "wanted a prompt of at most 2048 tokens, got 3"),
+        ("generate model --prompt-file text --max-len 4", "wanted a prompt of at most 3 tokens"),
+        ("generate model x --stop-id 99999", "wanted --stop-id below"),
         ("generate model x -w 99", "use -w 8 or less"),
         ("generate modle x", "did you mean model?"),
         ("generate nestlin x", "did you mean nestling?"),

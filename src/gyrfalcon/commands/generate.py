@@ -10,14 +10,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from gyrfalcon.chat import Message
-from gyrfalcon.commands.before_loading import opened
+from gyrfalcon.commands.before_loading import ids_of_prompts, opened
 from gyrfalcon.engine.engine import Engine, load_tokenizer
 from gyrfalcon.output import counted, goes_to_stdout, json_text
-from gyrfalcon.request import Delta, SamplingParams, Token, check_stop_ids
+from gyrfalcon.request import Delta, SamplingParams, Token
 from gyrfalcon.settings import EngineConfig
 from gyrfalcon.text_file import all_of, contents, prompts_in
+from gyrfalcon.tokenizer import Tokenizer
 from gyrfalcon.weights.hub import resolve_model
-from gyrfalcon.weights.source import Checkpoint
 
 
 @dataclass(slots=True)
@@ -57,18 +57,22 @@ def run(args: argparse.Namespace) -> int:
     prompts, params = _prompts(args), _sampling(args)
     start = time.perf_counter()
     args.model = str(resolve_model(args.model))  # a hub is asked once
-    checkpoint = opened(engine_config(args))
-    check_stop_ids(params.stop_ids, checkpoint.config.vocab_size)
+    config = engine_config(args)
+    checkpoint = opened(config)
+    tokenizer = load_tokenizer(checkpoint)
+    assert tokenizer is not None  # opened() has seen to it
     chat_notes: list[str] = []
     if args.chat:
-        prompts, params, chat_notes = _as_chats(checkpoint, prompts, params)
-    with Engine(engine_config(args)) as engine:
+        prompts, params, chat_notes = _as_chats(tokenizer, prompts, params)
+    prompt_ids = ids_of_prompts(config, checkpoint, tokenizer, prompts, params, chat=args.chat)
+    with Engine(config) as engine:
         load_seconds = time.perf_counter() - start
         _say(engine, f"ready in {load_seconds:.1f} s: {engine.description}")
         for note in (*engine.notes, *chat_notes):
             _say(engine, f"note: {note}")
         printer = _Printer(args, engine, prompts)
-        answers = _generate(engine, prompts, params, printer, add_special_tokens=not args.chat)
+        asked = list(zip(prompts, prompt_ids, strict=True))
+        answers = _generate(engine, asked, params, printer)
         num_new = sum(len(sample.tokens) for answer in answers for sample in answer.samples)
         seconds = max(answer.seconds for answer in answers)
         rate = f", {num_new / seconds:.1f} tokens/s" if num_new else ""
@@ -94,13 +98,11 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
 
 
 def _as_chats(
-    checkpoint: Checkpoint, prompts: Sequence[str], params: SamplingParams
+    tokenizer: Tokenizer, prompts: Sequence[str], params: SamplingParams
 ) -> tuple[list[str], SamplingParams, list[str]]:
     """Each prompt as a conversation's first turn, the answer's end among the stop strings, and what is
     to be said about that. Before the model is loaded: its chat template may be missing or refuse.
     """
-    tokenizer = load_tokenizer(checkpoint)
-    assert tokenizer is not None  # opened() has seen to it
     chat = tokenizer.chat
     chats = [chat.prompt([Message("user", text)]) for text in prompts]
     if not params.ignore_eos:
@@ -139,15 +141,13 @@ class _Printer:
 
 def _generate(
     engine: Engine,
-    prompts: Sequence[str],
+    prompts: Sequence[tuple[str, list[int]]],
     params: SamplingParams,
     printer: _Printer,
-    add_special_tokens: bool,
 ) -> list[Answer]:
     start = time.perf_counter()
     answers: dict[int, Answer] = {}
-    for prompt in prompts:
-        ids = engine.encode(prompt, add_special_tokens)
+    for prompt, ids in prompts:
         answers[engine.add(ids, params)] = Answer(prompt, ids, [Sample() for _ in range(params.n)])
     in_order = list(answers.values())
     while engine.has_work:

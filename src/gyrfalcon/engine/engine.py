@@ -26,6 +26,7 @@ from gyrfalcon.engine.interrupts import watched_interrupts
 from gyrfalcon.engine.lookahead import stepper
 from gyrfalcon.engine.prompts import (
     Asked,
+    Longest,
     Params,
     Prompt,
     as_prompts,
@@ -182,6 +183,10 @@ class Engine:
         return self._replica.scheduler.limits.max_len
 
     @property
+    def _longest(self) -> Longest:
+        return Longest(self.max_len, self.config, self.model_config)
+
+    @property
     def cache_len(self) -> int:
         """Tokens that the KV cache holds, of all running sequences together."""
         pool = self._replica.pool
@@ -207,11 +212,7 @@ class Engine:
         >>> engine.tokenizer.decode(engine.encode("The falcon"))
         'The falcon'
         """
-        least = self.tokenizer.least_tokens(text)
-        if least > self.max_len:
-            wanted = f"a prompt of at most {self.max_len} tokens"
-            raise PromptTooLong(wanted, f"{least} or more", self.length_advice("shorten it"))
-        return self.tokenizer.encode(text, add_special_tokens)
+        return self._longest.encode(text, self.tokenizer, add_special_tokens)
 
     def length_advice(self, first: str) -> str:
         """What to do about a sequence that is longer than max_len: `first`, or what makes that longer.
@@ -219,10 +220,7 @@ class Engine:
         >>> Engine("nestling", max_len=64).length_advice("shorten it")
         'shorten it or raise `max_len`'
         """
-        positions, rotary = self.model_config.max_positions, self.model_config.rope is not None
-        if self.max_len < (self.config.max_len or positions):
-            return f"{first} or raise `cache_memory`"
-        return first if rotary and self.max_len == positions else f"{first} or raise `max_len`"
+        return self._longest.advice(first)
 
     def add(self, prompt: Prompt, params: Params = None) -> int:
         """Queues a prompt, text or token ids, for step(); returns the request's number. Raises
@@ -422,10 +420,7 @@ class Engine:
             asked = Asked(prompt, tuple(self.encode(prompt)), own)
         else:
             asked = Asked(None, ids_of(prompt), own)
-        longest = self.max_len - min(1, own.max_new_tokens)
-        if len(asked.ids) > longest:
-            wanted = f"a prompt of at most {longest} tokens"
-            raise PromptTooLong(wanted, str(len(asked.ids)), self.length_advice("shorten it"))
+        self._longest.check(asked)
         check(asked, self.model_config.vocab_size, self._tokenizer)
         return asked
 

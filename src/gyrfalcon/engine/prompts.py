@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.bounds import shown
-from gyrfalcon.errors import RequestError
+from gyrfalcon.config import ModelConfig
+from gyrfalcon.errors import PromptTooLong, RequestError
 from gyrfalcon.request import SamplingParams, check_stop_ids, is_number
+from gyrfalcon.settings import EngineConfig
 from gyrfalcon.tokenizer import Tokenizer
 
 Prompt = str | Seq[int]
@@ -86,6 +88,39 @@ def params_of_each(params: Params | Iterable[Params], prompts: Seq[Prompt]) -> l
         wanted = f"parameters for {len(prompts)} prompts"
         raise RequestError(wanted, str(len(each)), "pass one set or one for each")
     return each
+
+
+@dataclass(frozen=True, slots=True)
+class Longest:
+    """The longest sequence that an engine takes, and what it was asked for."""
+
+    max_len: int
+    config: EngineConfig
+    model_config: ModelConfig
+
+    def advice(self, first: str) -> str:
+        """What to do about a longer one: `first`, or what makes `max_len` longer."""
+        positions, rotary = self.model_config.max_positions, self.model_config.rope is not None
+        if self.max_len < (self.config.max_len or positions):
+            return f"{first} or raise `cache_memory`"
+        return first if rotary and self.max_len == positions else f"{first} or raise `max_len`"
+
+    def encode(self, text: str, tokenizer: Tokenizer, add_special_tokens: bool = True) -> list[int]:
+        """The token ids of a prompt. One that is far too long is PromptTooLong by the number of its
+        bytes, before it takes time and memory.
+        """
+        least = tokenizer.least_tokens(text)
+        if least > self.max_len:
+            wanted = f"a prompt of at most {self.max_len} tokens"
+            raise PromptTooLong(wanted, f"{least} or more", self.advice("shorten it"))
+        return tokenizer.encode(text, add_special_tokens)
+
+    def check(self, asked: Asked) -> None:
+        """Raises PromptTooLong for a prompt that leaves no room for a token."""
+        longest = self.max_len - min(1, asked.params.max_new_tokens)
+        if len(asked.ids) > longest:
+            wanted = f"a prompt of at most {longest} tokens"
+            raise PromptTooLong(wanted, str(len(asked.ids)), self.advice("shorten it"))
 
 
 def check(asked: Asked, vocab_size: int, tokenizer: Tokenizer | None) -> None:

@@ -14,10 +14,11 @@ words=() # of the prompt
 rest=() # what follows --
 command=() # what gyrfalcon is called with
 
-usage() {
-    cat <<'TEXT'
-Usage: bash run.sh -m MODE [flags] [prompt words] [-- anything more for gyrfalcon]
+synopsis='Usage: bash run.sh -m MODE [flags] [prompt words] [-- anything more for gyrfalcon]'
 
+usage() {
+    printf '%s\n\n' "$synopsis"
+    cat <<'TEXT'
 Modes:
   cut       -h HF -n CUT [-w 4]       cut the Hugging Face folder HF for 4 ranks into the new folder CUT
   generate  -n MODEL [-w N] [prompt]  continue the prompt; MODEL is a cut, a Hugging Face folder or a hub id;
@@ -50,10 +51,9 @@ fail() {
     exit 2
 }
 
-# wrong_usage WANTED GOT DO: the usage, then what is wrong with it as the last line.
+# wrong_usage WANTED GOT DO: what there is, then what is wrong as the last of three lines.
 wrong_usage() {
-    usage >&2
-    echo >&2
+    printf '%s\nModes: %s; bash run.sh --help explains them\n' "$synopsis" "${modes[*]}" >&2
     fail "$@"
 }
 

@@ -209,12 +209,19 @@ def test_the_exit_code_is_gyrfalcons(active: Copy) -> None:
         ("-m cut HF CUT", "got HF"),
     ],
 )
-def test_wrong_usage_shows_the_usage_and_sets_nothing_up(copy: Copy, words: str, got: str) -> None:
+def test_wrong_usage_is_told_in_three_lines_and_sets_nothing_up(
+    copy: Copy, words: str, got: str
+) -> None:
     code, out, err = copy.run(*words.split())
     assert (code, out) == (2, "")
-    assert err.startswith("Usage: bash run.sh -m MODE")
-    assert err.splitlines()[-1].startswith("run.sh: error: wanted ")
-    assert got in err.splitlines()[-1]
+    usage, modes, error = err.splitlines()
+    assert usage.startswith("Usage: bash run.sh -m MODE [")
+    assert modes == (
+        "Modes: cut generate speed precision mmlu report verify demo doctor test; "
+        "bash run.sh --help explains them"
+    )
+    assert error.startswith("run.sh: error: wanted ")
+    assert got in error
     assert copy.steps() == []
 
 

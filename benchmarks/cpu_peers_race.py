@@ -27,7 +27,8 @@ def find_engines(plan: Plan, work: Path) -> tuple[dict[str, dict[str, str]], dic
     """The versions of those that are installed, and why others are missing, or a precision of one on this
     processor ("engine precision"); these are named. UsageError when ours is among them.
     """
-    versions, missing = {}, {}
+    versions: dict[str, dict[str, str]] = {}
+    missing: dict[str, str] = {}
     for engine in plan.engines:
         with _started(plan, engine, work) as process:
             try:

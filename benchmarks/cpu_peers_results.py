@@ -64,6 +64,12 @@ class Row:
     ratio: float | None = None  # the best peer's median ÷ this one's: above 1 is faster than it
 
     @property
+    def typical_ms(self) -> float:
+        """The median, of a row that did not fail."""
+        assert self.median_ms is not None
+        return self.median_ms
+
+    @property
     def behind(self) -> bool:
         """Whether this is ours and a peer does better, or ours failed."""
         if self.engine != OURS:
@@ -88,11 +94,11 @@ def _compared(case: Case, phase: str, turns: Sequence[Turn], config: ModelConfig
         for engine in engines
     ]
     measured = [row for row in rows if row.failed is None]
-    best = min((row.median_ms for row in measured if row.engine != OURS), default=None)
+    best = min((row.typical_ms for row in measured if row.engine != OURS), default=None)
     if best is not None:
-        measured = [replace(row, ratio=best / row.median_ms) for row in measured]
+        measured = [replace(row, ratio=best / row.typical_ms) for row in measured]
     failed = [row for row in rows if row.failed is not None]
-    return sorted(measured, key=lambda row: row.median_ms) + failed
+    return sorted(measured, key=lambda row: row.typical_ms) + failed
 
 
 def _row(case: Case, phase: str, turns: Sequence[Turn], config: ModelConfig) -> Row:
@@ -186,9 +192,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for axes, (head, panel) in zip(grid, panels.items(), strict=True):
         colours = ["#1f4e79" if row.engine == OURS else "#a9bcd0" for row in panel]
         bars = axes.barh(
-            [row.engine for row in panel], [row.median_ms for row in panel], color=colours
+            [row.engine for row in panel], [row.typical_ms for row in panel], color=colours
         )
-        axes.bar_label(bars, [_shown(row.median_ms) for row in panel], padding=3, fontsize=8)
+        axes.bar_label(bars, [_shown(row.typical_ms) for row in panel], padding=3, fontsize=8)
         axes.set_title(head, fontsize=9, loc="left")
         axes.invert_yaxis()
         axes.margins(x=0.18)

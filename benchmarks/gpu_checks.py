@@ -120,7 +120,7 @@ def layers(plan: "Plan") -> dict[str, Any]:
     weights as they were, and of the weights that the rounded ones stand for.
     """
     config = config_of(plan.shapes[-1], num_hidden_layers=2 if plan.device.type == "cpu" else 4)
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for precision in plan.precisions:
         quant = quant_of(precision)
         if not _supported(quant, plan.device):

@@ -56,7 +56,8 @@ def _rows(plan: "Plan", shape: str, kind: str, helper: Any) -> list[dict[str, An
     config = config_of(shape, num_hidden_layers=1)
     block = random_model(config, ours, plan.device, dtype=plan.dtype, quant=kind).blocks[0]
     layers = (block.attention.qkv, block.attention.dense, block.mlp.up, block.mlp.down)
-    weights = [layer.weight for layer in layers]
+    weights = [layer.weight for layer in layers if isinstance(layer.weight, Quantised)]
+    assert len(weights) == len(layers)
     theirs = [gemlite_product(helper, weight, plan.dtype) for weight in weights]
     rows = []
     for tokens in TOKENS:

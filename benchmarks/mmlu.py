@@ -53,7 +53,10 @@ def main() -> int:
     exam = read_exam(options.data, "test", options.subjects.split(","))
     config = EngineConfig(model=options.model, dtype="fp32", threads=options.threads)
     with Engine(config) as fast, Engine(replace(config, reuse_prefixes=False)) as plain:
-        ways = (lambda part: list(answers(fast, part)), lambda part: one_by_one(plain, part))
+        ways: tuple[Way, Way] = (
+            lambda part: list(answers(fast, part)),
+            lambda part: one_by_one(plain, part),
+        )
         warm_up = Exam(take(exam, 0, 1), "test", PROTOCOLS[options.protocol], 0)
         for way in ways:
             way(warm_up)
@@ -101,7 +104,8 @@ def measure(
     number: int, exam: Sequence[Subject], ways: tuple[Way, Way], options: argparse.Namespace
 ) -> Round:
     """One round: every subject both ways, one after the other."""
-    seconds, processor_seconds, found = [0.0, 0.0], [0.0, 0.0], ([], [])
+    seconds, processor_seconds = [0.0, 0.0], [0.0, 0.0]
+    found: tuple[list[Answer], list[Answer]] = [], []
     protocol = PROTOCOLS[options.protocol]
     for subject in take(exam, number * options.questions, options.questions):
         part = Exam([subject], "test", protocol, 5)
@@ -112,7 +116,14 @@ def measure(
             processor_seconds[which] += time.process_time() - processor_start
     preds = [{(a.subject, a.id): a.pred for a in answered} for answered in found]
     different = sum(preds[0][key] != preds[1][key] for key in preds[0])
-    return Round(len(preds[0]), *seconds, *processor_seconds, different)
+    return Round(
+        num_questions=len(preds[0]),
+        fast_seconds=seconds[0],
+        plain_seconds=seconds[1],
+        fast_processor_seconds=processor_seconds[0],
+        plain_processor_seconds=processor_seconds[1],
+        num_different=different,
+    )
 
 
 def report(rounds: Sequence[Round], options: argparse.Namespace) -> int:

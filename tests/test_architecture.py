@@ -5,6 +5,7 @@ import inspect
 import re
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 from types import CodeType, FrameType
 
@@ -26,6 +27,13 @@ def test_every_file_has_its_line() -> None:
         str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if path.read_text().strip()
     }
     assert sorted(LISTED) == sorted(there)
+
+
+def test_the_types_of_all_python_files_are_checked() -> None:
+    root = PACKAGE.parent.parent
+    checked = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["tool"]["mypy"]["files"]
+    folders = {path.parent.name for path in root.glob("*/*.py")} | {"src"}
+    assert folders - {"build"} == set(checked)
 
 
 @pytest.mark.parametrize("file", LISTED)

@@ -155,8 +155,9 @@ def test_patterns_of_ranks_and_alphas_are_matched_as_peft_matches(
     first, second = ("transformer.h.0.mlp.dense_4h_to_h", "transformer.h.1.mlp.dense_4h_to_h")
     wide = make_pairs(model, ["transformer.h.0.self_attention.dense"], rank=6)
     narrow = make_pairs(model, [first, second])
+    layers = "|".join(map(str, range(32)))
     settings = dict(
-        rank_pattern={r"h\.0\.self_attention\.dense": 6, "ense": 99, "0.mlp": 98},
+        rank_pattern={rf".*h\.(?:{layers})\..*_(?:query|attention).*": 6, "ense": 99, "0.mlp": 98},
         alpha_pattern={r"\d\.self_attention\.dense": 3, "^h.1.mlp.dense_4h_to_h": 97, first: 20},
     )
     sft = save_adapter(tmp_path, wide | narrow, **settings)  # type: ignore[arg-type]

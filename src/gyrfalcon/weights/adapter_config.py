@@ -26,6 +26,12 @@ HARMLESS = frozenset(
 )
 UNSET: tuple[object, ...] = (None, False, [], {}, "")
 
+# What patterns of layer names may cost, which are regular expressions of strangers.
+LONGEST_NAME = 50  # of a layer that patterns are for: no model has a longer one
+MOST_PATHS = 2_000_000  # that a matcher may try in one name, with all patterns together
+ONE_LETTER = re.compile(r"\\\D|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)  # an escape, a class
+NOT_COUNTED = re.compile(r"\(\?(?!:)|\)[*+{]|\\")  # flags, looking around, groups that repeat, \1
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
@@ -84,6 +90,8 @@ class AdapterConfig:
 
 def _matching(patterns: Mapping[str, object], module: str) -> str:
     """The first pattern that matches, as peft matches; "" where none does."""
+    if len(module) > LONGEST_NAME:
+        return ""
     return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), "")
 
 
@@ -111,16 +119,44 @@ def _alphas(fields: Fields) -> dict[str, float]:
 
 
 def _patterns(fields: Fields, name: str) -> Fields | None:
-    found = fields.nested(name)
+    """ConfigError for one that is no pattern, and for those that could take for ever."""
+    found, num_paths = fields.nested(name), 0
     for key in found.raw if found is not None else ():
         try:
             re.compile(key)
         except re.error as error:
-            got = f"{key!r} ({error})"
+            got = f"{key!r:.80} ({error})"
             raise ConfigError(
                 f"patterns of layer names in {name}", got, f"fix {fields.where}"
             ) from None
+        num_paths += _num_paths(key)
+        if num_paths > MOST_PATHS:
+            raise _refused(
+                f"patterns of layer names in {name} of {fields.where} that are matched quickly",
+                f"{key!r:.80}",
+            )
     return found
+
+
+def _num_paths(pattern: str) -> int:
+    """How many paths a matcher tries at most in a name; too many where they are not counted."""
+    plain = ONE_LETTER.sub("x", pattern)
+    if NOT_COUNTED.search(plain):
+        return MOST_PATHS + 1
+    paths, repeats, alternatives = 1, 0, [1]  # the last of the groups that are open
+    for letter in plain.replace("(?:", "("):
+        if letter == "(":
+            alternatives.append(1)
+        elif letter == "|":
+            alternatives[-1] += 1
+        elif letter == ")":
+            paths *= alternatives.pop()
+        elif letter in "*+{":
+            repeats += 1  # they share one name's letters
+            paths = -(-paths * LONGEST_NAME // repeats)
+        elif letter == "?":
+            paths *= 2
+    return paths * alternatives[0]
 
 
 def _words(fields: Fields, name: str) -> tuple[str, ...]:

@@ -173,7 +173,20 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_a_truncated_tokenizer_is_refused(share: float, tmp_path: Path) -> None:
     path = make_tokenizer(tmp_path) / "tokenizer.json"
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(CheckpointError, match="fetch its files again"):
+    with pytest.raises(CheckpointError, match="fetch or write the file again"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_a_vocabulary_with_marks_at_the_ends_of_words_is_refused(name: str, tmp_path: Path) -> None:
+    path = make_tokenizer(tmp_path) / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    whole["model"][name] = ""  # as GPT-2's has it
+    path.write_text(json.dumps(whole))
+    assert Tokenizer.load(tmp_path).encode("a")
+    whole["model"][name] = "s"
+    path.write_text(json.dumps(whole))
+    with pytest.raises(CheckpointError, match=f"byte-level BPE in .* one with the {name} 's'"):
         Tokenizer.load(tmp_path)
 
 

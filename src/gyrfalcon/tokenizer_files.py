@@ -62,8 +62,9 @@ def read_tokenizer(folder: Path, stated_class: object = None) -> TokenizerFiles:
         if path.is_file():
             open_foreign(path).close()
     if whole.is_file():
-        library = tokenizers.Tokenizer.from_file(str(whole))
         content = _json(whole)
+        _refuse_affixes(content, whole)
+        library = tokenizers.Tokenizer.from_file(str(whole))
         in_file = {
             _index(token.get("id"), whole): _token(token, whole)
             for token in _objects(content.get("added_tokens"), whole)
@@ -95,6 +96,21 @@ def read_tokenizer(folder: Path, stated_class: object = None) -> TokenizerFiles:
     if not whole.is_file():
         library.post_processor = _frame(library, texts, settings)
     return TokenizerFiles(library, texts, whole if whole.is_file() else vocab)
+
+
+def _refuse_affixes(content: Settings, whole: Path) -> None:
+    """A vocabulary that marks where words begin or end is not made of bytes alone: texts would lose
+    letters, and the library may crash.
+    """
+    model = content.get("model")
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        affix = model.get(name) if isinstance(model, dict) else None
+        if affix:
+            raise CheckpointError(
+                f"a byte-level BPE in {whole}",
+                f"one with the {name} {affix!r:.80}",
+                "use the model's own tokenizer",
+            )
 
 
 def _is_gpt2(stated_class: object) -> bool:

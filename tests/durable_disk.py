@@ -18,7 +18,7 @@ class DurableDisk:
         self.before_rename: list[Rename] = []
         self._bytes: dict[int, bytes] = {}  # by inode
         self._entries: dict[int, dict[str, int]] = {}  # by inode: name → inode
-        fsync, rename = os.fsync, os.rename
+        fsync, rename, replace = os.fsync, os.rename, os.replace
 
         def recorded_fsync(descriptor: int) -> None:
             fsync(descriptor)
@@ -29,8 +29,14 @@ class DurableDisk:
                 see(Path(source), Path(target))
             rename(source, target)
 
+        def recorded_replace(source: Path, target: Path) -> None:
+            for see in self.before_rename:
+                see(Path(source), Path(target))
+            replace(source, target)
+
         patch.setattr(os, "fsync", recorded_fsync)
         patch.setattr(os, "rename", recorded_rename)
+        patch.setattr(os, "replace", recorded_replace)
 
     def left_of(self, path: Path) -> dict[str, bytes]:
         """The files that would be left of a folder which itself is there, by their relative paths."""

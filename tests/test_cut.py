@@ -450,6 +450,7 @@ def test_a_stop_around_the_last_rename_is_made_good(
     }
     files |= json.loads((whole / "manifest.json").read_text())["files"]
     (partial / "progress.json").write_text(json.dumps(progress | {"whole": True, "files": files}))
+    (partial / ".progress.json.part").write_text("{")  # of a kill while progress was written
     shutil.rmtree(partial / "new")
     shutil.copytree(whole, tmp_path / "cut" if moved else partial / "new")
     cut(checkpoint, tmp_path / "cut", 2, max_shard_bytes=SHARD_BYTES)

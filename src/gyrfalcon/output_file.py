@@ -119,6 +119,14 @@ def remove_parts(folder: Path, name: str = "") -> None:
                 part.unlink(missing_ok=True)
 
 
+def is_at(stream: BinaryIO, path: Path) -> bool:
+    """Whether an open file still lies at a path, neither moved nor removed."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _opened(path: str, option: str, regular: bool) -> OutputFile:
     descriptor = _inherited(path)
     file = Path(os.path.realpath(path))
@@ -222,17 +230,10 @@ def _alone(part: Path) -> Iterator[None]:
         with part.open("ab") as stream:
             with suppress(OSError):  # some network disks know no locks
                 fcntl.flock(stream, fcntl.LOCK_EX)
-            if not _is_at(stream, part):  # its last holder has moved it into place
+            if not is_at(stream, part):  # its last holder has moved it into place
                 continue
             yield
             return
-
-
-def _is_at(stream: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _move(part: Path, file: Path) -> None:

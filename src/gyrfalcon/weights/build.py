@@ -22,7 +22,7 @@ from gyrfalcon.errors import DISK_FULL, CheckpointError, DiskFull, UsageError, l
 from gyrfalcon.foreign_file import is_inside, read_json
 from gyrfalcon.interrupted import interrupts_tell
 from gyrfalcon.output import counted
-from gyrfalcon.output_file import check_folder
+from gyrfalcon.output_file import check_folder, is_at, remove_parts, replace_file
 from gyrfalcon.weights.manifest import FileSum
 from gyrfalcon.weights.source import PARTIAL
 
@@ -120,11 +120,13 @@ class Build:
     def clean(self) -> None:
         """Removes all that a published build leaves behind, but for the lock."""
         (self._partial / "progress.json").unlink()
+        remove_parts(self._partial)
         shutil.rmtree(self._partial / "old", ignore_errors=True)
 
     def discard(self) -> None:
         """Removes all that was built, but for the lock."""
         (self._partial / "progress.json").unlink(missing_ok=True)
+        remove_parts(self._partial)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _load(self) -> None:
@@ -175,12 +177,7 @@ class Build:
             "whole": self._whole,
             "files": files,
         }
-        fresh = self._partial / "progress.json.new"
-        with fresh.open("w") as out:
-            json.dump(progress, out)
-            out.flush()
-            os.fsync(out.fileno())
-        fresh.rename(self._partial / "progress.json")
+        replace_file(self._partial / "progress.json", json.dumps(progress).encode())
         sync_folder(self._partial)
 
     def _settle_old(self) -> None:
@@ -306,7 +303,7 @@ def _locked(partial: Path) -> Iterator[None]:
             continue  # the holder finished between the two lines
         with file:
             _lock(file, partial)
-            if not _is_at(file, partial / "lock"):
+            if not is_at(file, partial / "lock"):
                 continue
             try:
                 yield
@@ -332,13 +329,6 @@ def _tidy(partial: Path) -> None:
         (partial / "lock").unlink()
         with suppress(OSError):  # somebody may just have made another lock
             partial.rmdir()
-
-
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _num_bytes(folder: Path) -> int:

@@ -109,7 +109,7 @@ def converted(name: str, block: Tensor, dtype: torch.dtype) -> Tensor:
         raise UsageError(
             f"values of {name} that {dtype_name(dtype)} can hold",
             f"up to {block[block.isfinite()].abs().max():.4g}",
-            "use --dtype bf16 or fp32",
+            "use `dtype=bf16` or fp32",
         )
     return result
 

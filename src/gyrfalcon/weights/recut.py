@@ -63,7 +63,7 @@ def merge(
         raise UsageError(
             "a cut in the dtype of its checkpoint",
             "; ".join(losses),
-            "add --dequantise to accept that",
+            "add `dequantise=True` to accept that",
         )
     head = stored_name(HEAD, manifest.quant)
     specs = tensor_specs(checkpoint.config, head=checkpoint.has_head or head in manifest.aliases)

@@ -328,8 +328,8 @@ def test_every_command_that_runs_a_model_says_what_was_left_aside(
     model: Model, exam_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = model[1] | {"v_head.weight": torch.ones(1, 64)}
-    config = model[0] | {"vocab_size": 300}
-    rows = torch.cat([model[1][EMBEDDING]] * 3)[:300]
+    config = model[0] | {"vocab_size": 509}
+    rows = torch.cat([model[1][EMBEDDING]] * 6)[:509]
     folder = make_tokenizer(save(tmp_path / "hf", config, state | {EMBEDDING: rows}, "bin"))
     text = tmp_path / "text.txt"
     text.write_text("A white falcon of the north.")

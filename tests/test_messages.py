@@ -17,6 +17,7 @@ from gyrfalcon.arguments import flags
 from gyrfalcon.cli import main
 from gyrfalcon.errors import OPTION, GyrfalconError, PromptTooLong, UsageError
 from gyrfalcon.weights.cut import cut
+from gyrfalcon.weights.recut import merge
 
 PACKAGE = Path(gyrfalcon.__file__).parent
 # What Python code reaches through Engine; cut, merge and the measurements have the command line alone.
@@ -88,7 +89,7 @@ def test_every_option_in_a_message_is_one() -> None:
         field.name for kind in (EngineConfig, SamplingParams) for field in dataclasses.fields(kind)
     }
     known |= {name for names in parameters for name in names}
-    known |= set(inspect.signature(cut).parameters)
+    known |= {name for work in (cut, merge) for name in inspect.signature(work).parameters}
     named = {match[1] for _, text in messages() for match in OPTION.finditer(text)}
     assert {"max_len", "cache_memory", "logit_bias"} <= named
     assert named <= known, named - known

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-SHOWN_LETTERS = 40  # of a wrong value
+from gyrfalcon.errors import shortened
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,11 @@ class Bounds:
 
 
 def shown(value: object) -> str:
-    """A wrong value in an error: a long one is cut short."""
+    """A wrong value in an error, as Python writes it."""
     try:
-        text = repr(value)
+        return shortened(repr(value))
     except ValueError:  # Python writes no whole numbers of thousands of digits
         return "a number of thousands of digits"
-    return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}… ({len(text)} letters)"
 
 
 TOKENS = Bounds(0, 10_000_000)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 OPTION = re.compile(r"`(\w+)(?:=([^`]*))?`")  # `max_len`, `world_size=2`
 NO_MEMORY = re.compile("allocate memory|out of memory|start new thread", re.IGNORECASE)
 MOST_LETTERS = 2000  # shown of each part: a foreign file may hold values of megabytes
+SHOWN_LETTERS = 40  # of a value that is wrong
 ON_CARD = re.compile("CUDA|HIP|NPU")
 NO_FILES = re.compile("too many open files", re.IGNORECASE)
 PIP_INSTALL = f"{sys.executable} -m pip install"  # into the environment that runs this
@@ -121,6 +122,11 @@ class CheckFailed(GyrfalconError):
     """A check ran to its end and did not hold."""
 
     exit_code = 1
+
+
+def shortened(text: str) -> str:
+    """A wrong value as an error shows it: a long one is cut short."""
+    return text if len(text) <= SHOWN_LETTERS else f"{text[: SHOWN_LETTERS - 1]}…"
 
 
 def lack(error: BaseException, wanted: str) -> GyrfalconError | None:

@@ -4,13 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TypeGuard, TypeVar
 
-from gyrfalcon.errors import ConfigError, UsageError
+from gyrfalcon.errors import ConfigError, UsageError, shortened
 from gyrfalcon.foreign_file import DEEPEST, is_deep
 
 T = TypeVar("T", int, float, bool, str)
 
 KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
-SHOWN_LETTERS = 40  # of a foreign value in an error
 LARGEST = 1e15  # no size or factor of a model comes near; NaN and infinity are not within it either
 
 
@@ -132,8 +131,7 @@ def parsed_json(raw: bytes, where: str, do: str) -> object:
     """The value that a JSON text stands for; UsageError for text that is damaged in any way.
 
     Refused are also NaN and infinities, a name that an object holds twice, and nesting too deep to
-    walk. Half of a surrogate pair, which no file can hold,
-    becomes a question mark.
+    walk. Half of a surrogate pair, which no file can hold, becomes a question mark.
     """
     try:
         value: object = json.loads(
@@ -150,9 +148,8 @@ def parsed_json(raw: bytes, where: str, do: str) -> object:
 
 
 def shown(value: object) -> str:
-    """A foreign value as an error shows it: as JSON, not all of a long one."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= SHOWN_LETTERS else text[: SHOWN_LETTERS - 1] + "…"
+    """A foreign value in an error, as JSON has it."""
+    return shortened(json.dumps(value, ensure_ascii=False))
 
 
 def _refuse_constant(word: str) -> object:

@@ -14,10 +14,8 @@ from gyrfalcon.config import ModelConfig
 from gyrfalcon.errors import CheckpointError
 from gyrfalcon.output import counted
 from gyrfalcon.weights.hf_folder import OpenedFolder
-from gyrfalcon.weights.layout import EMBEDDING, HEAD, TensorSpec, tensor_specs
+from gyrfalcon.weights.layout import BASE, EMBEDDING, HEAD, TensorSpec, tensor_specs
 from gyrfalcon.weights.tensors import Place, PlacedSource, WeightsFile, Zeros
-
-BASE = "transformer."  # what transformers takes off or puts before a name where that makes it fit
 
 # Buffers that older checkpoints stored and that follow from the config.
 BUFFERS = re.compile(

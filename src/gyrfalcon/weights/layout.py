@@ -13,9 +13,10 @@ from gyrfalcon.config import ModelConfig
 from gyrfalcon.parallel.shards import Share
 from gyrfalcon.quant import GROUPS, shrunk, sizes, stored_forms
 
-EMBEDDING = "transformer.word_embeddings.weight"
+BASE = "transformer."  # what stands before all names but the head's, where nobody left it out
+EMBEDDING = f"{BASE}word_embeddings.weight"
 HEAD = "lm_head.weight"
-FINAL_NORM = "transformer.ln_f"
+FINAL_NORM = f"{BASE}ln_f"
 QKV = "self_attention.query_key_value"
 DENSE = "self_attention.dense"
 UP = "mlp.dense_h_to_4h"
@@ -42,12 +43,12 @@ class TensorSpec:
 
 def layer_prefix(layer: int) -> str:
     """What the names of a layer's tensors begin with: layer_prefix(3) + QKV + ".weight"."""
-    return f"transformer.h.{layer}."
+    return f"{BASE}h.{layer}."
 
 
 def layer_of(name: str) -> int:
     """The layer of a tensor whose name begins as layer_prefix says."""
-    return int(name.removeprefix("transformer.h.").split(".")[0])
+    return int(name.removeprefix(f"{BASE}h.").split(".")[0])
 
 
 def norm_names(config: ModelConfig) -> tuple[str, ...]:

@@ -13,13 +13,12 @@ from gyrfalcon.config import ModelConfig
 from gyrfalcon.errors import UsageError
 from gyrfalcon.output import counted
 from gyrfalcon.weights.adapter import Adapter, LowRank, refused
-from gyrfalcon.weights.layout import EMBEDDING, HEAD, tensor_specs
+from gyrfalcon.weights.layout import BASE, EMBEDDING, HEAD, tensor_specs
 from gyrfalcon.weights.manifest import dtype_name
 from gyrfalcon.weights.tensors import Place, TensorSource, listed, take
 
 TILE_ELEMENTS = 1 << 22  # of a change in memory at a time
 TABLES = (EMBEDDING, HEAD)
-TRANSFORMER = "transformer."  # left out in adapters of a FalconModel without its head
 
 Shape = tuple[int, ...]
 
@@ -138,8 +137,8 @@ def notes_on(adapter: Adapter) -> list[str]:
 
 
 def _found(name: str, shapes: Mapping[str, Shape]) -> str:
-    """The model's name for an adapter's."""
-    return TRANSFORMER + name if name not in shapes and TRANSFORMER + name in shapes else name
+    """The model's name for an adapter's; those of a FalconModel without its head lack the beginning."""
+    return BASE + name if name not in shapes and BASE + name in shapes else name
 
 
 def _fitting(

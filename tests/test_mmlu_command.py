@@ -302,6 +302,10 @@ def test_figures_of_mmlu_are_not_put_beside_another_exam(
         (["mmlu", "m"], "-d DIR"),
         (["mmlu", "m", "-d", "d", "--compare", "a", "b"], "one result file beside a MODEL"),
         (["mmlu", "m", "-d", "d", "--split", "dev"], "--split test | val"),
+        *(
+            (["mmlu", "--compare", "a", "b", *words], f"wanted a MODEL with {words[0]}, got none; ")
+            for words in (["-d", "d"], ["--subjects", "x"], ["--limit", "3"], ["--golden"])
+        ),
     ],
 )
 def test_wrong_usage_is_told_in_one_line(

@@ -298,6 +298,7 @@ def test_a_file_that_is_no_reference_is_refused(
         ["--reference", __file__, "--save-reference", "x"],
         ["--golden", "--reference", "fp32"],
         ["--golden", "--prompts", "x"],
+        ["--golden", "--decode-steps", "32"],
     ],
     ids=" ".join,
 )

@@ -7,6 +7,7 @@ from gyrfalcon.arguments_engine import add_engine
 from gyrfalcon.bounds import ONE_TOKEN_OR_MORE, TOKENS, Bounds
 from gyrfalcon.errors import UsageError
 from gyrfalcon.options import Whole, Wholes, one_of
+from gyrfalcon.settings import DECODE_STEPS
 
 
 def _add_speed(parser: argparse.ArgumentParser) -> None:
@@ -105,8 +106,7 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
         "--decode-steps",
         metavar="N",
         type=Whole("--decode-steps", TOKENS),
-        default=32,
-        help="the last N tokens of a prompt are computed one at a time (default 32)",
+        help=f"the last N tokens of a prompt are computed one at a time (default {DECODE_STEPS})",
     )
     add_engine(parser.add_argument_group("how the model runs"))
 
@@ -260,6 +260,16 @@ def settle_runs(args: argparse.Namespace) -> None:
     if len(args.compare) > most:
         got = f"{len(args.compare)} after --compare"
         raise UsageError("one result file beside a MODEL, two without", got, "leave some out")
+    needs_model = {
+        "-d": args.data,
+        "--subjects": args.subjects,
+        "--limit": args.limit,
+        "--golden": args.golden or None,
+    }
+    for option, value in needs_model.items():
+        if args.model is None and value is not None:
+            do = f"leave {option} out: two result files are compared as they are"
+            raise UsageError(f"a MODEL with {option}", "none", do)
     if args.model is not None and args.data is None:
         raise UsageError("-d DIR, the exam's folder", "none", "add it")
 

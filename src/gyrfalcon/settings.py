@@ -11,6 +11,7 @@ from gyrfalcon.suggestion import known_names
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 CALIBRATE_TOKENS = 32768  # of a text that matrices are rounded by
+DECODE_STEPS = 32  # of each prompt in `precision`
 NO_ADAPTER = "none"
 NEVER_NONE = ("block_size", "max_batch_tokens", "max_sequences")
 QUANTS = ("none", "int8", "fp8", "int4", "int4-32", "int4-128")

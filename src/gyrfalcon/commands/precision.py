@@ -29,7 +29,7 @@ from gyrfalcon.measure.reference import KINDS, Prompts, Reference
 from gyrfalcon.measure.result import envelope
 from gyrfalcon.output import goes_to_stdout, say_ready, write_json
 from gyrfalcon.output_file import open_output
-from gyrfalcon.settings import EngineConfig
+from gyrfalcon.settings import DECODE_STEPS, EngineConfig
 from gyrfalcon.suggestion import path_meant
 from gyrfalcon.text_file import contents, prompts_in
 
@@ -84,7 +84,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--reference auto, transformers, fp32 or a file", str(stored), do)
     options = {"--save-reference": args.save_reference, "--prompts": args.prompts}
     if args.golden:
-        options["--reference"] = args.reference
+        options["--reference"], options["--decode-steps"] = args.reference, args.decode_steps
     given = [name for name, value in options.items() if value is not None]
     if given and (args.golden or stored is not None):
         alone = "--golden" if args.golden else f"--reference {stored}"
@@ -139,7 +139,7 @@ def _gate(engine: Engine, args: argparse.Namespace, saved: Path | None) -> Findi
     stored = _open_stored(engine, args)
     prompts = _prompts(engine, args) if stored is None else stored.prompts
     if not engine.is_first_rank:
-        for _ in our_logits(engine, prompts, args.decode_steps):
+        for _ in our_logits(engine, prompts, _decode_steps(args)):
             pass
         return None
     say_ready(engine.description, engine.notes)
@@ -148,7 +148,7 @@ def _gate(engine: Engine, args: argparse.Namespace, saved: Path | None) -> Findi
             path = saved or Path(folder, "reference.safetensors")
             make_reference(engine, _kind(args), prompts, path)
             stored = Reference.open(path, engine.model_config)
-        outcome = judge(engine, stored, args.decode_steps)
+        outcome = judge(engine, stored, _decode_steps(args))
     note = "" if outcome.origin.independent else " (not independent: it shares our code)"
     title = f"{outcome.precision} against {outcome.origin.description}{note}"
     return Findings(title, dict(outcome.phases), outcome.as_json())
@@ -161,6 +161,10 @@ def _open_stored(engine: Engine, args: argparse.Namespace) -> Reference | None:
     reference = Reference.open(path, engine.model_config)
     check_prompts(reference.prompts, path, engine)
     return reference
+
+
+def _decode_steps(args: argparse.Namespace) -> int:
+    return DECODE_STEPS if args.decode_steps is None else int(args.decode_steps)
 
 
 def _prompts(engine: Engine, args: argparse.Namespace) -> Prompts:

@@ -442,6 +442,12 @@ def test_every_help_has_examples_that_are_right(
         assert parse(words).command == name
 
 
+@pytest.mark.parametrize("option", ["--baseline", "--output"])  # of several values, of one
+def test_an_option_without_a_value_is_told_so(option: str) -> None:
+    wanted = f"wanted a value for {option}, got none; write {option}=VALUE"
+    assert refusal("report", "x", option) == wanted
+
+
 def test_the_first_help_has_examples_that_are_right(capsys: pytest.CaptureFixture[str]) -> None:
     help_of()
     paragraph = capsys.readouterr().out.partition("examples:\n")[2].partition("\n\n")[0]
@@ -462,7 +468,9 @@ def test_no_command_is_the_help_and_then_the_error(capsys: pytest.CaptureFixture
     [
         (["help"], ["--help"]),
         (["help", "cut"], ["cut", "--help"]),
+        (["help", "cut", "HF"], ["cut", "--help"]),
         (["version"], ["--version"]),
+        (["version", "cut"], ["--version"]),
     ],
 )
 def test_words_for_help_and_version_print_on_standard_output(

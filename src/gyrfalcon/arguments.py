@@ -6,6 +6,7 @@ None of them imports anything that computes, so that --help and wrong usage answ
 
 import argparse
 import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -27,7 +28,8 @@ examples:
 
 MODEL is a Hugging Face folder, a cut, a hub id such as tiiuae/falcon-7b (needs huggingface_hub), or
 nestling, the small model that ships with the package.
-exit codes: 0 done; 1 a check did not hold; 2 wrong usage or bad input; 130 interrupted.
+exit codes: 0 done; 1 a check did not hold, or the run failed on its way; 2 wrong usage or bad input;
+130 interrupted.
 `gyrfalcon COMMAND --help` explains a command."""
 
 
@@ -58,9 +60,9 @@ def _with_options_for_words(argv: Sequence[str]) -> Sequence[str]:
     match argv:
         case ["help"]:
             return ["--help"]
-        case ["help", command]:
+        case ["help", command, *_]:
             return [command, "--help"]
-        case ["version"]:
+        case ["version", *_]:
             return ["--version"]
     return argv
 
@@ -129,9 +131,9 @@ class _Parser(argparse.ArgumentParser):
         missing = message.removeprefix("the following arguments are required: ")
         if missing != message:
             raise UsageError(missing, "none", f"see {self.prog} --help")
-        option = message.removeprefix("argument ").removesuffix(": expected one argument")
-        if len(option) < len(message) - len("argument "):
-            option = option.split("/")[-1]
+        lacking = re.fullmatch(r"argument (\S+): expected (at least )?one argument", message)
+        if lacking:
+            option = lacking[1].split("/")[-1]
             raise UsageError(f"a value for {option}", "none", f"write {option}=VALUE")
         raise UsageError(f"arguments as in {self.prog} --help", message, "correct them")
 

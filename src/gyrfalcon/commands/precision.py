@@ -14,7 +14,7 @@ from gyrfalcon.config import ModelConfig
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import CheckFailed, UsageError
 from gyrfalcon.measure import peer
-from gyrfalcon.measure.gate import TITLES, Figure
+from gyrfalcon.measure.gate import TITLES, Figure, failures
 from gyrfalcon.measure.golden import TokenFigures, known
 from gyrfalcon.measure.golden_tokens import check_tokens
 from gyrfalcon.measure.precision import (
@@ -46,13 +46,8 @@ class Findings:
 
     @property
     def failures(self) -> list[str]:
-        """Such as "decode kl_mean"."""
-        return [
-            f"{name} {figure.name}"
-            for name, figures in self.columns.items()
-            for figure in figures
-            if not figure.held
-        ]
+        """The figures that did not hold."""
+        return failures(self.columns)
 
 
 def run(args: argparse.Namespace) -> int:

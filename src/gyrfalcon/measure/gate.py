@@ -106,6 +106,16 @@ class Figure:
         return f"{self.value:.3g}" if self.sense == "<=" else f"{self.value:.6f}"
 
 
+def failures(columns: Mapping[str, Sequence[Figure]]) -> list[str]:
+    """The figures that did not hold, such as "decode kl_mean"."""
+    return [
+        f"{name} {figure.name}"
+        for name, figures in columns.items()
+        for figure in figures
+        if not figure.held
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Our logits beside the reference's, position by position; all tensors are [positions]."""

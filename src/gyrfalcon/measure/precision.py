@@ -13,7 +13,7 @@ from gyrfalcon.device import DTYPE_OF_WORD, WORD_OF_DTYPE
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.engine.ranks import Place, Ranks
 from gyrfalcon.errors import UsageError
-from gyrfalcon.measure.gate import Comparison, Figure, compare, figures, joined
+from gyrfalcon.measure.gate import Comparison, Figure, compare, failures, figures, joined
 from gyrfalcon.measure.peer import is_installed, peer_logits, require
 from gyrfalcon.measure.reference import Origin, Prompts, Reference, write_reference
 from gyrfalcon.parallel.group import solo
@@ -42,13 +42,8 @@ class Outcome:
 
     @property
     def failures(self) -> list[str]:
-        """The figures that did not hold, such as "decode kl_mean"."""
-        return [
-            f"{phase} {figure.name}"
-            for phase, figures_ in self.phases.items()
-            for figure in figures_
-            if not figure.held
-        ]
+        """The figures that did not hold."""
+        return failures(self.phases)
 
     def as_json(self) -> dict[str, object]:
         """The result as the document holds it; the curves are for plots, a number a position."""

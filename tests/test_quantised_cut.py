@@ -279,7 +279,7 @@ def test_it_is_merged_only_on_request_to_what_its_weights_stand_for(
     cut(folder, tmp_path / "cut", 2, quant=kind)
     recut(tmp_path / "cut", tmp_path / "four", 4)
     for cut_folder in (tmp_path / "cut", tmp_path / "four"):
-        with pytest.raises(UsageError, match=rf"bfloat16 → {kind}: rounded.*add --dequantise"):
+        with pytest.raises(UsageError, match=rf"bfloat16 → {kind}: rounded.*add dequantise=True"):
             merge(cut_folder, tmp_path / "refused")
         assert not (tmp_path / "refused").exists()
         notes = merge(cut_folder, tmp_path / "merged", dequantise=True, overwrite=True).notes

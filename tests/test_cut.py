@@ -366,6 +366,18 @@ def test_a_cut_killed_at_any_moment_resumes_to_the_same_cut(
         assert faults(target) == ()
 
 
+def test_chat_templates_with_names_go_along(checkpoint: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(checkpoint, tmp_path / "hf")
+    name = "additional_chat_templates/default.jinja"
+    (source / name).parent.mkdir()
+    (source / name).write_text("{{ messages }}")
+    cut(source, tmp_path / "cut", 2)
+    assert (tmp_path / "cut" / "tokenizer" / name).read_text() == "{{ messages }}"
+    assert faults(tmp_path / "cut") == ()
+    merge(tmp_path / "cut", tmp_path / "merged")
+    assert (tmp_path / "merged" / name).read_text() == "{{ messages }}"
+
+
 def stopped_cut(checkpoint: Path, target: Path) -> Path:
     """A cut that ran out of room after its first stages; its unfinished folder."""
     with file_size_limit(66_900), pytest.raises(DiskFull, match="run the same command again"):

@@ -31,9 +31,12 @@ TEXTS = {
         "vocab.json",
         "merges.txt",
         "chat_template.jinja",
+        "additional_chat_templates/default.jinja",
     )
 }
 OTHERS = {
+    "models/model.safetensors": b"m",
+    "original/config.json": b"{}",
     "modeling_falcon.py": b"raise SystemExit",
     "README.md": b"#",
     "tf_model.h5": b"h",

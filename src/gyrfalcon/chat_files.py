@@ -11,9 +11,9 @@ from pathlib import Path
 
 from gyrfalcon.errors import CheckpointError
 from gyrfalcon.foreign_file import open_foreign, read_json, unreadable
+from gyrfalcon.tokenizer_files import TEMPLATE_FOLDER
 
 TEMPLATE_FILE = "chat_template.jinja"
-TEMPLATE_FOLDER = "additional_chat_templates"  # NAME.jinja each
 CONFIG_FILE = "tokenizer_config.json"
 DEFAULT = "default"
 MAX_BYTES = 64 << 10

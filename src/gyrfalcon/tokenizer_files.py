@@ -28,6 +28,7 @@ FILES = (
     "chat_template.json",
     "generation_config.json",
 )
+TEMPLATE_FOLDER = "additional_chat_templates"  # NAME.jinja each
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 
 END_OF_TEXT = "<|endoftext|>"
@@ -48,6 +49,13 @@ class TokenizerFiles:
     library: tokenizers.Tokenizer
     names: Mapping[str, str]  # such as eos_token → its text
     where: Path  # the file of the vocabulary
+
+
+def names_of_files(folder: Path) -> list[str]:
+    """Those of FILES that are there, and chat templates with names."""
+    templates = sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))
+    names = (*FILES, *(f"{TEMPLATE_FOLDER}/{path.name}" for path in templates))
+    return [name for name in names if (folder / name).is_file()]
 
 
 def read_tokenizer(folder: Path, stated_class: object = None) -> TokenizerFiles:

@@ -16,7 +16,7 @@ from gyrfalcon.device import one_torch_thread
 from gyrfalcon.errors import UsageError
 from gyrfalcon.foreign_file import open_foreign
 from gyrfalcon.progress import Bar, bar
-from gyrfalcon.tokenizer_files import FILES
+from gyrfalcon.tokenizer_files import names_of_files
 from gyrfalcon.weights.build import Build, Work, build
 from gyrfalcon.weights.hashed_file import Lanes
 from gyrfalcon.weights.manifest import MANIFEST, CutTensor, FileSum, Manifest, dtype_name
@@ -166,9 +166,9 @@ def _small_files(checkpoint: Checkpoint, plan: Plan) -> dict[str, bytes]:
         if len(plan.stages) > 1:
             files[f"{folder}model.safetensors.index.json"] = _json(_index(plan, rank))
     tokenizer = plan.form.tokenizer_folder
-    for path in _carried(checkpoint):
-        with open_foreign(path) as file:
-            files[f"{tokenizer}/{path.name}" if tokenizer else path.name] = file.read()
+    for name in names_of_files(checkpoint.tokenizer_folder):
+        with open_foreign(checkpoint.tokenizer_folder / name) as file:
+            files[f"{tokenizer}/{name}" if tokenizer else name] = file.read()
     return files
 
 
@@ -211,7 +211,8 @@ def _fingerprint(checkpoint: Checkpoint, plan: Plan) -> str:
 
 
 def _carried(checkpoint: Checkpoint) -> list[Path]:
-    return [path for name in FILES if (path := checkpoint.tokenizer_folder / name).is_file()]
+    folder = checkpoint.tokenizer_folder
+    return [folder / name for name in names_of_files(folder)]
 
 
 def _json(value: object) -> bytes:

@@ -21,7 +21,7 @@ from gyrfalcon.errors import (
 from gyrfalcon.interrupted import interrupts_tell
 from gyrfalcon.progress import LogBar
 from gyrfalcon.suggestion import path_meant
-from gyrfalcon.tokenizer_files import FILES
+from gyrfalcon.tokenizer_files import FILES, TEMPLATE_FOLDER
 from gyrfalcon.weights.adapter import ADAPTER_WEIGHTS, expanded
 from gyrfalcon.weights.adapter_config import ADAPTER_CONFIG
 from gyrfalcon.weights.hf_folder import WEIGHTS, read_index
@@ -32,9 +32,10 @@ NESTLING = (
     Path(__file__).parent.parent / "nestling" / "model"
 )  # the model that ships with the package
 
-TEXT_FILES = ["config.json", ADAPTER_CONFIG, *FILES]
+TEXT_FILES = ["config.json", ADAPTER_CONFIG, *FILES, f"{TEMPLATE_FOLDER}/*.jinja"]
 SAFETENSORS_FILES = ["model*.safetensors", "model.safetensors.index.json", ADAPTER_WEIGHTS[0]]
 BIN_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+BELOW = ("model*/*", "pytorch_model*/*")  # a star stands for folders, too
 
 
 def resolve_model(name: str) -> Path:
@@ -97,7 +98,7 @@ def _missing_shards(folder: Path) -> list[str]:
 
 
 def _fetch(
-    repo: str, revision: str | None, patterns: list[str], ignore: Sequence[str] = ("*/*",)
+    repo: str, revision: str | None, patterns: list[str], ignore: Sequence[str] = BELOW
 ) -> Path:
     """Brings the matching files of a repository to the cache, as far as they are not there."""
     try:

@@ -14,7 +14,7 @@ from gyrfalcon.errors import CheckpointError, UsageError
 from gyrfalcon.foreign_file import read_json
 from gyrfalcon.parallel.shards import Share
 from gyrfalcon.settings import NO_ADAPTER
-from gyrfalcon.tokenizer_files import FILES
+from gyrfalcon.tokenizer_files import names_of_files
 from gyrfalcon.weights.adapter import (
     Adapter,
     chosen_folder,
@@ -148,8 +148,9 @@ def _merged(checkpoint: Checkpoint, adapter: Adapter, dtype: torch.dtype | None)
 def _tokenizer_notes(checkpoint: Checkpoint, adapter: Adapter) -> list[str]:
     """An adapter's own tokenizer files are left aside; many are copies of the model's."""
     there, ours = adapter.folder, checkpoint.tokenizer_folder
-    names = [name for name in FILES if (there / name).is_file()]
-    other = [name for name in names if _content(there / name) != _content(ours / name)]
+    other = [
+        name for name in names_of_files(there) if _content(there / name) != _content(ours / name)
+    ]
     if not other:
         return []
     return [f"{listed(other)} of the adapter {adapter.name} ignored: the model's own are used"]

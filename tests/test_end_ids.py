@@ -10,7 +10,7 @@ import torch
 from engines import make_engine
 from scripted import make_scripted
 from tokenizers_ import make_tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gyrfalcon import SamplingParams
 from gyrfalcon.cli import main
@@ -185,6 +185,40 @@ def test_an_end_that_is_no_id_is_refused(name: str, value: object, tmp_path: Pat
     (tmp_path / "generation_config.json").write_text(json.dumps({name: value}))
     with pytest.raises(CheckpointError, match=rf"for {name} in generation_config\.json"):
         find_ends(tmp_path, {}, 509, None)
+
+
+@pytest.mark.parametrize("value", [[""], [5], "\ud800", {"a": 1}, True], ids=repr)
+def test_a_stop_string_that_is_no_text_is_refused(value: object, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({"stop_strings": value}))
+    with pytest.raises(CheckpointError, match=r"texts for stop_strings in generation_config\.json"):
+        find_ends(tmp_path, {}, 509, None)
+
+
+@pytest.mark.parametrize("stops", ["left", [" Xy", "t."]], ids=str)
+def test_the_stop_strings_of_a_model_end_a_text_as_in_transformers(
+    stops: str | list[str], folder: Path
+) -> None:
+    change(folder / "generation_config.json", stop_strings=stops, **ENDS_AT_11, pad_token_id=9)
+    with make_engine(folder) as engine:
+        first = engine.tokenizer.encode(ANSWER)[:1]
+        [output] = engine.generate(first, SamplingParams(stop="never"))
+        found = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop in ANSWER]
+        assert output.text == ANSWER[1 : ANSWER.index(found[0])]
+        assert output.finish_reason is FinishReason.STOP
+        [whole] = engine.generate(first, SamplingParams(ignore_eos=True, max_new_tokens=20))
+        assert found[0] in whole.text
+        assert any(
+            "ends before the stop strings of generation_config.json" in n for n in engine.notes
+        )
+        rows = engine.generate_ids(torch.tensor([first]), max_new_tokens=24)
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa").eval()
+    theirs = model.generate(
+        torch.tensor([first]),
+        attention_mask=torch.ones(1, 1, dtype=torch.int64),
+        max_new_tokens=24,
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+    )
+    assert rows[0, : theirs.shape[1]].tolist() == theirs[0].tolist()
 
 
 def ends_of(folder: Path) -> list[object]:

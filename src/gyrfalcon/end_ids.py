@@ -1,13 +1,16 @@
-"""Where a text ends: the ids that end it, by every file of a model that names one, and what fills the
-rest of a row.
+"""Where a text ends: the ids that end it, by every file of a model that names one, the strings that
+end it, and what fills the rest of a row.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from gyrfalcon.errors import CheckpointError
 from gyrfalcon.foreign_file import read_json
+from gyrfalcon.request import SamplingParams
 from gyrfalcon.tokenizer import Tokenizer
 
 GENERATION_CONFIG = "generation_config.json"
@@ -24,12 +27,20 @@ GPT2_VOCAB_SIZES = range(
 class Ends:
     """ids: what ends a text, that which transformers names first before the others.
     fill: what stands in a row of generate_ids() after its end.
+    stop_strings: what else ends a text, where there is a tokenizer.
     notes: where this is not what transformers does.
     """
 
     ids: tuple[int, ...]
     fill: int
+    stop_strings: tuple[str, ...]
     notes: tuple[str, ...]
+
+    def added_to(self, params: SamplingParams) -> SamplingParams:
+        """The parameters with the model's stop strings, unless they ignore where a text ends."""
+        if params.ignore_eos or not self.stop_strings:
+            return params
+        return replace(params, stop=(*params.stop_strings, *self.stop_strings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +51,45 @@ class _Stated:
     begin: object
     ends: tuple[int, ...]
     pad: int | None
+    stop_strings: tuple[str, ...]
 
     @classmethod
     def of(cls, raw: Mapping[str, object], file: str) -> "_Stated":
         pad, ends = _ids(raw, "pad_token_id", file), _ids(raw, "eos_token_id", file)
-        return cls(file, raw.get("bos_token_id"), ends, pad[0] if pad else None)
+        stops = _strings(raw, "stop_strings", file)
+        return cls(file, raw.get("bos_token_id"), ends, pad[0] if pad else None, stops)
 
 
 def _ids(raw: Mapping[str, object], name: str, file: str) -> tuple[int, ...]:
-    value = raw.get(name)
-    listed = value if isinstance(value, list) else [] if value is None else [value]
+    listed = _listed(raw.get(name))
     if all(isinstance(one, int) and not isinstance(one, bool) for one in listed):
         return tuple(listed)
-    raise CheckpointError(f"token ids for {name} in {file}", f"{value!r:.60}", "correct the file")
+    raise _refused("token ids", raw, name, file)
+
+
+def _strings(raw: Mapping[str, object], name: str, file: str) -> tuple[str, ...]:
+    listed = _listed(raw.get(name))
+    with suppress(UnicodeEncodeError):  # half a surrogate pair
+        if all(isinstance(one, str) and one.encode() for one in listed):
+            return tuple(listed)
+    raise _refused("texts", raw, name, file)
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _refused(wanted: str, raw: Mapping[str, object], name: str, file: str) -> CheckpointError:
+    got = f"{raw[name]!r:.60}"
+    return CheckpointError(f"{wanted} for {name} in {file}", got, "correct the file")
 
 
 def find_ends(
     folder: Path, config: Mapping[str, object], vocab_size: int, tokenizer: Tokenizer | None
 ) -> Ends:
     """The ends by generation_config.json in `folder`, by `config`, which is the model's config.json,
-    and by the tokenizer. CheckpointError for ids that are no whole numbers.
+    and by the tokenizer. CheckpointError for ids that are no whole numbers, stop strings that are no
+    texts.
     """
     path = folder / GENERATION_CONFIG
     stated = [_Stated.of(config, "config.json")]
@@ -72,7 +102,8 @@ def find_ends(
     if not ids and tokenizer is None:
         ids = (GPT2_END if vocab_size in GPT2_VOCAB_SIZES else FALCON_END,)
     fill = stated[0].pad if stated[0].pad is not None else next(iter(ids), FALCON_END)
-    return Ends(ids, fill, tuple(_notes(ids, stated, wrong, tokenizer)))
+    stop_strings = () if tokenizer is None else stated[0].stop_strings
+    return Ends(ids, fill, stop_strings, tuple(_notes(ids, stated, tokenizer)))
 
 
 def _wrong(stated: Sequence[_Stated], tokenizer: Tokenizer | None) -> set[int]:
@@ -84,7 +115,7 @@ def _wrong(stated: Sequence[_Stated], tokenizer: Tokenizer | None) -> set[int]:
 
 
 def _notes(
-    ids: Sequence[int], stated: Sequence[_Stated], wrong: set[int], tokenizer: Tokenizer | None
+    ids: Sequence[int], stated: Sequence[_Stated], tokenizer: Tokenizer | None
 ) -> Iterable[str]:
     theirs = stated[0]
     more = [end for end in ids if end not in theirs.ends]
@@ -94,6 +125,12 @@ def _notes(
             f"a text ends at {_told(more, tokenizer)}, where transformers goes on:"
             f" {theirs.file} names {named}"
         )
+    if theirs.stop_strings:
+        named = " and ".join(map(repr, theirs.stop_strings))
+        end = (
+            "ends before" if tokenizer is not None else "does not end before, without a tokenizer,"
+        )
+        yield f"a text {end} the stop strings of {theirs.file}: {named}"
     if not ids:
         yield "no file names a token that ends a text: only lengths and stops end it"
 

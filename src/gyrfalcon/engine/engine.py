@@ -415,7 +415,7 @@ class Engine:
 
     def _asked(self, prompt: Prompt, params: Params) -> Asked:
         """What can be run; raises RequestError or PromptTooLong for what cannot."""
-        own = params_of(params)
+        own = self._ends.added_to(params_of(params))
         if isinstance(prompt, str):
             asked = Asked(prompt, tuple(self.encode(prompt)), own)
         else:

@@ -124,6 +124,14 @@ def test_an_untied_config_needs_its_head(tmp_path: Path, model: Model) -> None:
     assert f"missing: {HEAD}" in refusal(folder)
 
 
+@pytest.mark.parametrize("content", ['{"format": "other"}', "[]", "{", ""])
+def test_another_programs_manifest_beside_a_config_is_left_alone(
+    content: str, folder: Path, model: Model
+) -> None:
+    (folder / "manifest.json").write_text(content)
+    assert_holds(folder, model[1])
+
+
 @pytest.mark.parametrize("stale", ["bin", "sharded bin"])
 def test_safetensors_win_over_a_stale_bin_and_it_is_said(
     stale: str, folder: Path, model: Model

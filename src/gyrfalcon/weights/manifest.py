@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,16 @@ class Manifest:
                 "cut the checkpoint again",
             )
         return manifest
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether a folder is a cut: other programs put files of that name beside a model's config."""
+    path = folder / MANIFEST
+    if not (folder / "config.json").exists():
+        return path.exists()
+    with suppress(CheckpointError):
+        return read_json(path).get("format") == FORMAT
+    return False
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -32,7 +32,7 @@ from gyrfalcon.weights.layout import (
     stored_specs,
     tensor_specs,
 )
-from gyrfalcon.weights.manifest import MANIFEST, TOKENIZER_FOLDER, Manifest
+from gyrfalcon.weights.manifest import MANIFEST, TOKENIZER_FOLDER, Manifest, has_manifest
 from gyrfalcon.weights.merged import merged, notes_on
 from gyrfalcon.weights.parts import PartsSource
 from gyrfalcon.weights.tensors import TensorSource, listed
@@ -97,7 +97,7 @@ def open_checkpoint(folder: Path, adapter: str | None = None, dtype: str = "auto
     UsageError for one beside them without a word. dtype: what merged tensors are rounded to, as in
     EngineConfig.
     """
-    if (folder / MANIFEST).exists():
+    if has_manifest(folder):
         checkpoint = _open_cut(folder)
     else:
         refuse_half_a_cut(folder)

@@ -299,3 +299,14 @@ def test_only_a_shortage_is_called_one() -> None:
     assert isinstance(lack(ImportError("lib.so: Too many open files"), "x"), TooManyOpenFiles)
     assert lack(RuntimeError("shapes"), "x") is None
     assert lack(ImportError("No module named memory"), "x") is None
+
+
+@pytest.mark.parametrize("shape", [[0, 10**30], [0, 2**40, 2**40], [2**62, 0]], ids=str)
+def test_a_tensor_without_elements_whose_shape_cannot_be_counted_is_refused(
+    shape: list[int], tmp_path: Path
+) -> None:
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
+    header = json.dumps({"a": entry}).encode()
+    (tmp_path / "a").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match=r"a of shape \["):
+        SafetensorsFile(tmp_path / "a").read("a")

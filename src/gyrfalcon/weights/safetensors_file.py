@@ -35,6 +35,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 LENGTH_BYTES = 8  # the header's length, little-endian, opens the file
 LONGEST_HEADER = 100_000_000  # the format's own limit
+MOST_ELEMENTS = 1 << 60  # torch cannot count more, not even of a tensor that has none
 NO_RESERVE = (
     0x4000 if sys.platform == "linux" else 0
 )  # MAP_NORESERVE: a private map of a big file needs no swap
@@ -162,7 +163,9 @@ def _fields(
             "dtype": str(dtype),
             "shape": list(shape),
             "data_offsets": [int(start), int(stop)],
-        } if all(type(size) is int and size >= 0 for size in shape) and start <= stop:
+        } if start <= stop and all(type(size) is int and size >= 0 for size in shape):
+            if math.prod(max(size, 1) for size in shape) > MOST_ELEMENTS:
+                raise damaged(path, f"{name} of shape {shape!r:.200}")
             return dtype, tuple(shape), range(data_start + start, data_start + stop)
     raise damaged(path, f"an entry {name} that cannot be read ({fields!r:.200})")
 

@@ -224,6 +224,8 @@ def test_messages_may_be_dicts_as_in_transformers(tmp_path: Path) -> None:
 
 
 NO_MESSAGES: list[object] = [
+    5,
+    b"hello",
     [],
     None,
     [None],

@@ -141,10 +141,11 @@ def test_an_existing_folder_is_taken_as_it_is(
         "~nobody-here/x",
         "a b/c",
         "org/",
+        "",
     ],
 )
 def test_a_path_that_is_not_there_is_refused_without_asking_anyone(name: str) -> None:
-    with pytest.raises(CheckpointError, match="no such folder"):
+    with pytest.raises(CheckpointError, match="no such folder" if name else "for '', got nothing"):
         resolve_model(name)
 
 

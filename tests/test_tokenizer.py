@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -134,6 +135,12 @@ def test_the_bytes_of_tokens_join_to_the_bytes_of_the_text(tiny: Tokenizer) -> N
 def test_half_a_surrogate_pair_is_refused(tiny: Tokenizer) -> None:
     with pytest.raises(RequestError, match="surrogate"):
         tiny.encode("a\ud83e")
+
+
+@pytest.mark.parametrize("text", [5, None, b"a", ["a"]], ids=repr)
+def test_what_is_no_text_is_refused_by_what_it_is(text: Any, tiny: Tokenizer) -> None:
+    with pytest.raises(RequestError, match=rf"wanted text, got {re.escape(repr(text))};"):
+        tiny.encode(text)
 
 
 def test_padding_and_truncation_of_the_file_are_ignored(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Chat: a conversation as the text that the model was tuned on, written by its own chat template."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,8 +65,9 @@ class Chat:
         Raises CheckpointError where the model has no chat template or a faulty one, RequestError for
         messages that its template refuses.
         """
-        if isinstance(messages, str | Mapping) or not messages:
-            got = f"{messages!r:.80}" if messages else "none"
+        is_list = isinstance(messages, Iterable) and not isinstance(messages, str | bytes | Mapping)
+        if not is_list or not messages:
+            got = "none" if messages is None or is_list else f"{messages!r:.80}"
             raise RequestError("a list of at least one message", got, "add the user's message")
         turns = list(map(_as_message, messages))
         try:

@@ -77,7 +77,8 @@ class Meter:
         """Counts characters written, into the prompt or into a block that is captured."""
         self._written_left -= count
         if self._written_left < 0:
-            raise TooMuch(f"a text of more than {self.max_size} characters")
+            most = WRITTEN_PER_SIZE * self.max_size
+            raise TooMuch(f"a text of more than {most} characters, with all that was captured")
 
     def passes(self, items: Iterable[T], steps: int = 1) -> Iterator[T]:
         """The items of a loop, each of them so many steps."""

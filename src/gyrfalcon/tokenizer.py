@@ -8,6 +8,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models
 
+from gyrfalcon.bounds import shown
 from gyrfalcon.chat import Chat, Turn
 from gyrfalcon.errors import CheckpointError, RequestError
 from gyrfalcon.tokenizer_files import END_OF_TEXT, TokenizerFiles, read_tokenizer
@@ -98,8 +99,10 @@ class Tokenizer:
         """The ids of a text, special tokens in it recognised, with what its files put around every
         text: mostly nothing, else a begin token. A chat template brings that itself.
 
-        RequestError for half a surrogate pair.
+        RequestError for what is no text, and for half a surrogate pair.
         """
+        if not isinstance(text, str):
+            raise RequestError("text", shown(text), "pass a string")
         try:
             ids: list[int] = self._library.encode(text, add_special_tokens=add_special_tokens).ids
         except (TypeError, UnicodeEncodeError):

@@ -45,15 +45,17 @@ def resolve_model(name: str) -> Path:
     org/name@revision on the Hugging Face hub.
     """
     folder = expanded(name)
-    if folder.is_dir():
+    if name and folder.is_dir():
         return folder
     if name == "nestling":
         return NESTLING
     hub_id = HUB_ID.fullmatch(name)
     if folder.exists() or hub_id is None:
-        got = "a file" if folder.exists() else "no such folder"
+        got = "no such folder" if name else "nothing"
+        if folder.is_file():
+            got = "a file"
         raise CheckpointError(
-            f"a model folder, nestling or a hub id like tiiuae/falcon-7b for {name}",
+            f"a model folder, nestling or a hub id like tiiuae/falcon-7b for {name or repr(name)}",
             got,
             path_meant(name, "check the name", "nestling"),
         )

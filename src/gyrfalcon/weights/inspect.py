@@ -46,7 +46,7 @@ def inspect_model(
     """Looks at a Hugging Face folder or a cut; without `world_size`, a cut's own or 1; `adapter` as
     open_checkpoint takes it.
 
-    Raises CheckpointError, ConfigError or WorldSizeError.
+    Raises CheckpointError, ConfigError, UsageError or WorldSizeError.
     """
     checkpoint = open_checkpoint(folder, adapter)
     ranks = world_size if world_size is not None else checkpoint.world_size or 1

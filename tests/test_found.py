@@ -272,14 +272,20 @@ def test_an_index_that_is_wrong_about_something_harmless_does_no_harm(
         "",
         ".",
         "model.safetensors.json",
-        "m" * 300 + ".safetensors",
     ],
     ids=ascii,
 )
 def test_an_index_stays_in_its_folder(file: str, model: Model, tmp_path: Path) -> None:
     folder = save_shards(tmp_path / "hf", model, lambda home: home | {NORM: file})
     save_file(model[1], tmp_path / "model.safetensors")
-    assert "index.json" in refusal(folder)
+    wanted = f"a weights file beside or below {folder}/model.safetensors.index.json for {NORM}"
+    assert f"wanted {wanted}, got {file!r};" in refusal(folder)
+
+
+def test_a_shard_whose_name_no_disk_takes_is_missing(model: Model, tmp_path: Path) -> None:
+    file = "m" * 300 + ".safetensors"
+    folder = save_shards(tmp_path / "hf", model, lambda home: home | {NORM: file})
+    assert f"index.json names, got no {file};" in refusal(folder)
 
 
 def test_links_are_followed_wherever_they_lead(model: Model, tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import torch
 from cpu_engine import Generate, Generation, Prompts, Setup
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams, __version__
+from gyrfalcon.cut.cut import cut
+from gyrfalcon.native.library import SOURCES, digest, instructions
 from gyrfalcon.ops import chosen_name
-from gyrfalcon.ops.native_library import SOURCES, digest, instructions
-from gyrfalcon.weights.cut import cut
 
 
 def versions() -> dict[str, str]:

@@ -41,10 +41,10 @@ from cpu_peers_results import Turn, draw, rows_of, table, to_json
 from cpu_peers_resume import kept_turns, rounds_of
 
 from gyrfalcon.config import ModelConfig
+from gyrfalcon.console.format import write_json
 from gyrfalcon.errors import GyrfalconError
+from gyrfalcon.files.output import open_output
 from gyrfalcon.measure.result import machine_facts, model_facts
-from gyrfalcon.output import write_json
-from gyrfalcon.output_file import open_output
 
 FORMAT, VERSION = "gyrfalcon-cpu-peers", 1
 Facts = dict[str, object]

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from gyrfalcon.checkpoint.layout import tensor_specs
+from gyrfalcon.checkpoint.manifest import Content
 from gyrfalcon.config import ModelConfig
+from gyrfalcon.cut.hashed_file import Lanes
+from gyrfalcon.cut.safetensors_writer import SafetensorsWriter
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.result import num_parameters
-from gyrfalcon.weights.hashed_file import Lanes
-from gyrfalcon.weights.layout import tensor_specs
-from gyrfalcon.weights.manifest import Content
-from gyrfalcon.weights.safetensors_writer import SafetensorsWriter
 
 HEAD_DIM = 64
 BLOCK = 1 << 24  # elements drawn at a time

@@ -14,9 +14,9 @@ from cpu_peers_model import NUM_WORDS, SHAPES, VOCAB_SIZE, check_shape, paramete
 from cpu_peers_results import OURS
 
 from gyrfalcon.bounds import Bounds
+from gyrfalcon.cli.option_types import Whole, Wholes
+from gyrfalcon.console.format import shown_bytes
 from gyrfalcon.errors import UsageError
-from gyrfalcon.options import Whole, Wholes
-from gyrfalcon.output import shown_bytes
 
 PRECISIONS = ("bf16", "int8", "int4")
 COUNTS = Bounds(1, 1_000_000)  # of tokens, rounds, seconds, what is not checked further

@@ -8,7 +8,7 @@ from cpu_peers_plan import Plan
 from cpu_peers_results import Case, Turn
 
 from gyrfalcon.errors import UsageError
-from gyrfalcon.fields import parsed_json
+from gyrfalcon.files.json_fields import parsed_json
 from gyrfalcon.measure.roofline import Limits
 
 SAME = ("format", "version", "threads", "dtype", "models", "versions")

@@ -26,12 +26,12 @@ from pathlib import Path
 import psutil
 import torch
 
+from gyrfalcon.checkpoint.layout import TensorSpec, tensor_specs
+from gyrfalcon.checkpoint.manifest import Content
 from gyrfalcon.config import ModelConfig
-from gyrfalcon.weights.hashed_file import Lanes
-from gyrfalcon.weights.inspect import inspect_model
-from gyrfalcon.weights.layout import TensorSpec, tensor_specs
-from gyrfalcon.weights.manifest import Content
-from gyrfalcon.weights.safetensors_writer import SafetensorsWriter
+from gyrfalcon.cut.hashed_file import Lanes
+from gyrfalcon.cut.inspect import inspect_model
+from gyrfalcon.cut.safetensors_writer import SafetensorsWriter
 
 MOST_ANONYMOUS_BYTES = 1_500_000_000
 MOST_RATIO = 1.5

@@ -17,12 +17,12 @@ from torch import Tensor
 from gyrfalcon import Engine, EngineConfig, SamplingParams, ops
 from gyrfalcon.batch import Batch
 from gyrfalcon.device import synchronise
-from gyrfalcon.engine.ranks import HERE, Place, Ranks
 from gyrfalcon.errors import UsageError
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.model.falcon import Falcon
 from gyrfalcon.ops import reference
 from gyrfalcon.parallel.group import connect
+from gyrfalcon.parallel.launch import HERE, Place, Ranks
 
 if TYPE_CHECKING:
     from gpu_gate import Plan

@@ -69,7 +69,7 @@ class Plan:
                 variants=("40b", "rw-1b"),
                 law_prompts=(3, 6),
                 law_tokens=2,
-                kernel_tests=(str(TESTS / "test_triton_norm.py"),),
+                kernel_tests=(str(TESTS / "ops/test_triton_norm.py"),),
                 kernel_test_seconds=300,
                 minutes=minutes,
             )

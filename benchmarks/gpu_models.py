@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
+from gyrfalcon.checkpoint.layout import local_ranges, rounded_to, tensor_specs
+from gyrfalcon.checkpoint.source import Checkpoint
 from gyrfalcon.config import ModelConfig
+from gyrfalcon.console.progress import Bar
 from gyrfalcon.kv.pool import CacheShape, KVPool
 from gyrfalcon.model.falcon import Falcon
+from gyrfalcon.model.load import _Loader
 from gyrfalcon.ops import Ops
 from gyrfalcon.parallel.group import Group
 from gyrfalcon.parallel.shards import share_of
-from gyrfalcon.progress import Bar
 from gyrfalcon.quant import Quantised, Weight, dequantise, quantise
-from gyrfalcon.weights.layout import local_ranges, rounded_to, tensor_specs
-from gyrfalcon.weights.load import _Loader
-from gyrfalcon.weights.source import Checkpoint
 
 BLOCK_SIZE = 16
 FAMILY: dict[str, object] = {

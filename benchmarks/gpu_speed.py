@@ -31,9 +31,9 @@ from gyrfalcon.device import (
     measure_matrix_peak,
     synchronise,
 )
+from gyrfalcon.engine.core import Add, Replica
 from gyrfalcon.engine.graphs import Graphs, _Graph
-from gyrfalcon.engine.lookahead import stepper
-from gyrfalcon.engine.replica import Add, Replica
+from gyrfalcon.engine.overlap import stepper
 from gyrfalcon.engine.scheduler import Limits, Scheduler
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.kv.pool import KVPool

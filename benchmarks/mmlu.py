@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gyrfalcon import Engine, EngineConfig
-from gyrfalcon.measure.exam import Subject, read_exam
-from gyrfalcon.measure.mmlu import Answer, answers
-from gyrfalcon.measure.mmlu_prompts import PROTOCOLS, Exam
+from gyrfalcon.measure.mmlu.exam import Subject, read_exam
+from gyrfalcon.measure.mmlu.prompts import PROTOCOLS, Exam
+from gyrfalcon.measure.mmlu.run import Answer, answers
 
 LEAST_RATIO = 4.0
 SUBJECTS = "astronomy,college_medicine,econometrics,philosophy,virology"

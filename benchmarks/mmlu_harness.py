@@ -22,9 +22,9 @@ import yaml
 from lm_eval.models.huggingface import HFLM
 
 from gyrfalcon import Engine, EngineConfig
-from gyrfalcon.measure.exam import LETTERS, Question, Subject, read_exam
-from gyrfalcon.measure.mmlu import answers
-from gyrfalcon.measure.mmlu_prompts import LM_EVAL, Exam
+from gyrfalcon.measure.mmlu.exam import LETTERS, Question, Subject, read_exam
+from gyrfalcon.measure.mmlu.prompts import LM_EVAL, Exam
+from gyrfalcon.measure.mmlu.run import answers
 
 LEAST_RATIO = 5.0
 SUBJECTS = "astronomy,college_medicine,econometrics,philosophy,virology"

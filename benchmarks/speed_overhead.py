@@ -16,14 +16,14 @@ from pathlib import Path
 
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.engine.prompts import Params, Prompt
+from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.measure.passage import passage_ids
 from gyrfalcon.measure.result import envelope
 from gyrfalcon.measure.roofline import Limits
-from gyrfalcon.measure.speed import Bench, layout_of, with_percent
-from gyrfalcon.measure.speed_files import Files, Sweep
-from gyrfalcon.measure.timing import Case
+from gyrfalcon.measure.speed.bench import Bench, layout_of, with_percent
+from gyrfalcon.measure.speed.cases import Case
+from gyrfalcon.measure.speed.files import Files, Sweep
 from gyrfalcon.request import Delta
-from gyrfalcon.settings import EngineConfig
 
 MOST_PERCENT = 1.0
 LIMITS = Limits(bandwidth_bytes_per_second=1e10, matrix_flops_per_second=1e11)  # any will do

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import FalconForCausalLM
 
 from gyrfalcon import Engine, EngineConfig
-from gyrfalcon.weights.source import open_checkpoint
+from gyrfalcon.checkpoint.source import open_checkpoint
 
 PREFIX = "base_model.model."
 LINEAR = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")

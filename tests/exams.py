@@ -7,12 +7,12 @@ from pathlib import Path
 
 from checkpoints import make_checkpoint
 
-from gyrfalcon.fields import Fields
-from gyrfalcon.measure.exam import Subject, read_exam
-from gyrfalcon.measure.mmlu import Answer
-from gyrfalcon.measure.mmlu_prompts import HENDRYCKS, Exam, Protocol
-from gyrfalcon.measure.mmlu_result import ExamResult
-from gyrfalcon.measure.mmlu_score import answer_json, score, score_json
+from gyrfalcon.files.json_fields import Fields
+from gyrfalcon.measure.mmlu.exam import Subject, read_exam
+from gyrfalcon.measure.mmlu.prompts import HENDRYCKS, Exam, Protocol
+from gyrfalcon.measure.mmlu.result import ExamResult
+from gyrfalcon.measure.mmlu.run import Answer
+from gyrfalcon.measure.mmlu.score import answer_json, score, score_json
 
 Data = Callable[[str], Path]
 

@@ -7,17 +7,17 @@ import torch
 
 from gyrfalcon import Engine, EngineConfig
 from gyrfalcon.measure import result
-from gyrfalcon.measure.exam import LETTERS, Question, Subject
-from gyrfalcon.measure.gate import compare, figures
-from gyrfalcon.measure.mmlu import Answer
-from gyrfalcon.measure.mmlu_prompts import PROTOCOLS, Exam
-from gyrfalcon.measure.mmlu_score import answer_json, score, score_json
+from gyrfalcon.measure.mmlu.exam import LETTERS, Question, Subject
+from gyrfalcon.measure.mmlu.prompts import PROTOCOLS, Exam
+from gyrfalcon.measure.mmlu.run import Answer
+from gyrfalcon.measure.mmlu.score import answer_json, score, score_json
 from gyrfalcon.measure.perplexity import Perplexity
-from gyrfalcon.measure.precision import Outcome
-from gyrfalcon.measure.reference import Origin
+from gyrfalcon.measure.precision.gate import compare, figures
+from gyrfalcon.measure.precision.reference_file import Origin
+from gyrfalcon.measure.precision.run import Outcome
 from gyrfalcon.measure.roofline import Limits
-from gyrfalcon.measure.speed_files import Sweep
-from gyrfalcon.measure.timing import Case, Generation, Row, figures_of
+from gyrfalcon.measure.speed.cases import Case, Generation, Row, figures_of
+from gyrfalcon.measure.speed.files import Sweep
 
 SUBJECTS = {"astronomy": "STEM", "virology": "other", "sociology": "social sciences"}
 

@@ -14,26 +14,29 @@ from torch import Tensor
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
 from gyrfalcon.batch import Batch
-from gyrfalcon.commands import precision
+from gyrfalcon.checkpoint import layout
+from gyrfalcon.checkpoint.manifest import Manifest
+from gyrfalcon.cli import precision
 from gyrfalcon.config import ModelConfig, RopeConfig
+from gyrfalcon.cut import staged_folder as weights_build
+from gyrfalcon.cut.hashed_file import HashedFile
 from gyrfalcon.engine import engine, sampler
-from gyrfalcon.engine.ranks import Ranks
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.kv.pool import KVPool, LayerCache
-from gyrfalcon.measure import gate, report_speed, speed, speed_table
-from gyrfalcon.measure.mmlu_files import Recorder
-from gyrfalcon.measure.mmlu_score import Score
+from gyrfalcon.measure.mmlu.files import Recorder
+from gyrfalcon.measure.mmlu.score import Score
+from gyrfalcon.measure.precision import gate
+from gyrfalcon.measure.speed import bench as speed
+from gyrfalcon.measure.speed import table as speed_table
 from gyrfalcon.model.falcon import Falcon, SequentialBlock
 from gyrfalcon.model.linear import Norms, RowLinear
+from gyrfalcon.model.load import _Loader
 from gyrfalcon.model.positions import rotary_frequencies
 from gyrfalcon.ops import reference
+from gyrfalcon.parallel.launch import Ranks
 from gyrfalcon.parallel.shards import Share
-from gyrfalcon.text import Detokenizer, TextStream
-from gyrfalcon.weights import build as weights_build
-from gyrfalcon.weights import layout
-from gyrfalcon.weights.hashed_file import HashedFile
-from gyrfalcon.weights.load import _Loader
-from gyrfalcon.weights.manifest import Manifest
+from gyrfalcon.report import speed as report_speed
+from gyrfalcon.text.detokenizer import Detokenizer, TextStream
 
 Patch = pytest.MonkeyPatch
 STALE_PLACE = 5  # of a cache block
@@ -202,29 +205,29 @@ def edited(owner: object, name: str, old: str, new: str) -> Callable[[Patch], No
 
 # By the test that sees it.
 OF_THE_SUITE: dict[str, Callable[[Patch], None]] = {
-    "tests/test_sampler.py::test_top_p_never_draws_a_token_outside_of_the_nucleus": ignore_top_p,
-    "tests/test_laws.py::test_any_number_of_ranks_gives_the_same_text[40b-2]": (
+    "tests/engine/test_sampler.py::test_top_p_never_draws_a_token_outside_of_the_nucleus": ignore_top_p,
+    "tests/engine/test_laws.py::test_any_number_of_ranks_gives_the_same_text[40b-2]": (
         give_every_rank_its_own_seed
     ),
-    "tests/test_tokenizer.py::test_a_character_split_between_tokens_is_never_half_shown": (
+    "tests/text/test_tokenizer.py::test_a_character_split_between_tokens_is_never_half_shown": (
         decode_tokens_one_by_one
     ),
-    "tests/test_scheduler.py::test_tokens_that_spell_the_same_digits_are_different_blocks": (
+    "tests/engine/test_scheduler.py::test_tokens_that_spell_the_same_digits_are_different_blocks": (
         edited(BlockAllocator, "_digests", '",".join', '"".join')
     ),
-    "tests/test_scheduler.py::test_of_a_released_text_the_end_is_forgotten_first": (
+    "tests/engine/test_scheduler.py::test_of_a_released_text_the_end_is_forgotten_first": (
         edited(BlockAllocator, "release", "reversed(table)", "table")
     ),
-    "tests/test_engine.py::test_with_dynamic_scaling_a_prompt_takes_no_keys_over_from_a_shorter_one": (
+    "tests/engine/test_engine.py::test_with_dynamic_scaling_a_prompt_takes_no_keys_over_from_a_shorter_one": (
         edited(engine, "build_replica", '.kind == "dynamic"', '.kind == "never"')
     ),
-    "tests/test_sampler.py::test_top_p_keeps_no_token_beyond_the_one_that_reaches_it": (
+    "tests/engine/test_sampler.py::test_top_p_keeps_no_token_beyond_the_one_that_reaches_it": (
         edited(sampler, "_draw", "< top_p", "<= top_p")
     ),
-    "tests/test_sampler.py::test_min_p_keeps_a_token_that_is_just_as_likely_as_it_asks": (
+    "tests/engine/test_sampler.py::test_min_p_keeps_a_token_that_is_just_as_likely_as_it_asks": (
         edited(sampler, "_draw", ">= min_p", "> min_p")
     ),
-    "tests/test_text.py::test_a_held_beginning_of_a_stop_string_comes_before_half_a_character[ab]": (
+    "tests/text/test_text.py::test_a_held_beginning_of_a_stop_string_comes_before_half_a_character[ab]": (
         edited(
             TextStream,
             "_rest",
@@ -232,36 +235,36 @@ OF_THE_SUITE: dict[str, Callable[[Patch], None]] = {
             "return self._detokenizer.flush() + self._stops.flush()",
         )
     ),
-    "tests/test_gate.py::test_a_figure_exactly_at_its_limit_holds_unless_it_has_to_be_above[bf16]": (
+    "tests/measure/test_gate.py::test_a_figure_exactly_at_its_limit_holds_unless_it_has_to_be_above[bf16]": (
         exclude_the_limits_of_the_gate
     ),
-    "tests/test_gate.py::test_a_figure_that_is_not_finite_never_holds": (
+    "tests/measure/test_gate.py::test_a_figure_that_is_not_finite_never_holds": (
         edited(gate.Figure, "of", "held=number is not None and", "held=number is None or")
     ),
-    "tests/test_gate.py::test_a_favourite_is_clear_from_the_margin_itself_on[0.1-True]": (
+    "tests/measure/test_gate.py::test_a_favourite_is_clear_from_the_margin_itself_on[0.1-True]": (
         edited(gate, "_compare_rows", ">= CLEAR_MARGIN", "> CLEAR_MARGIN")
     ),
-    "tests/test_precision.py::test_decode_steps_alone_that_are_wrong_fail": (
+    "tests/measure/test_precision.py::test_decode_steps_alone_that_are_wrong_fail": (
         edited(
             precision.Findings, "failures", "self.columns.items()", "[*self.columns.items()][:1]"
         )
     ),
-    "tests/test_cut.py::test_a_manifest_whose_values_are_possible_but_not_those_written_is_a_fault[config]": (
+    "tests/cut/test_cut.py::test_a_manifest_whose_values_are_possible_but_not_those_written_is_a_fault[config]": (
         edited(Manifest, "read", 'manifest.text() != path.read_text("utf-8")', "False")
     ),
-    "tests/test_durability.py::test_a_folder_that_has_its_name_is_whole_after_a_loss_of_power[cut]": (
+    "tests/cut/test_durability.py::test_a_folder_that_has_its_name_is_whole_after_a_loss_of_power[cut]": (
         edited(weights_build.Build, "publish", "sync_tree(self.folder)", "")
     ),
-    "tests/test_durability.py::test_a_folder_that_has_its_name_is_whole_after_a_loss_of_power[merged]": (
+    "tests/cut/test_durability.py::test_a_folder_that_has_its_name_is_whole_after_a_loss_of_power[merged]": (
         edited(weights_build.Build, "publish", "sync_folder(self.target.parent)", "")
     ),
-    "tests/test_durability.py::test_progress_never_tells_of_a_file_whose_bytes_could_still_be_lost": (
+    "tests/cut/test_durability.py::test_progress_never_tells_of_a_file_whose_bytes_could_still_be_lost": (
         edited(HashedFile, "finish", "os.fsync(self._descriptor)", "")
     ),
-    "tests/test_durability.py::test_an_answer_is_in_the_journal_before_the_next_is_computed": (
+    "tests/cut/test_durability.py::test_an_answer_is_in_the_journal_before_the_next_is_computed": (
         edited(Recorder, "write", "self._journal.flush()", "")
     ),
-    "tests/test_mmlu_score.py::test_a_subject_without_an_answer_does_not_count_in_the_macro_average": (
+    "tests/measure/test_mmlu_score.py::test_a_subject_without_an_answer_does_not_count_in_the_macro_average": (
         edited(
             Score,
             "macro",
@@ -269,13 +272,13 @@ OF_THE_SUITE: dict[str, Callable[[Patch], None]] = {
             "count.accuracy or 0.0 for count in self.subjects.values()",
         )
     ),
-    "tests/test_report.py::test_the_speed_tables_hold_every_case_and_the_means": (
+    "tests/report/test_report.py::test_the_speed_tables_hold_every_case_and_the_means": (
         edited(report_speed, "_case_row", "inter_token_p90_ms", "inter_token_p99_ms")
     ),
-    "tests/test_speed.py::test_each_percentile_of_the_gaps_is_shown_in_its_own_column": (
+    "tests/measure/test_speed.py::test_each_percentile_of_the_gaps_is_shown_in_its_own_column": (
         edited(speed_table, "_cells", "inter_token_p90_ms", "inter_token_p99_ms")
     ),
-    "tests/test_speed.py::test_what_the_first_generation_alone_takes_is_not_timed": (
+    "tests/measure/test_speed.py::test_what_the_first_generation_alone_takes_is_not_timed": (
         edited(
             speed,
             "time_case",

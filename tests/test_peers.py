@@ -16,11 +16,11 @@ from worlds import on_every_rank
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
 from gyrfalcon.config import ModelConfig
-from gyrfalcon.engine.ranks import Place, Ranks
 from gyrfalcon.kv.pool import CacheShape, KVPool
 from gyrfalcon.model.positions import Rotary
 from gyrfalcon.ops import reference
 from gyrfalcon.parallel.group import Group
+from gyrfalcon.parallel.launch import Place, Ranks
 from gyrfalcon.parallel.shards import Share, share_of
 
 TOLERANCE = 1e-4  # of logits, float32: the law

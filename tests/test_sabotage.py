@@ -14,10 +14,10 @@ import torch
 from checkpoints import make_checkpoint
 from worlds import on_engines
 
-from gyrfalcon.measure.peer import peer_logits
-from gyrfalcon.measure.precision import Outcome, judge
-from gyrfalcon.measure.reference import Origin, Reference, write_reference
-from gyrfalcon.weights.source import open_checkpoint
+from gyrfalcon.checkpoint.source import open_checkpoint
+from gyrfalcon.measure.precision.reference_file import Origin, Reference, write_reference
+from gyrfalcon.measure.precision.reference_transformers import peer_logits
+from gyrfalcon.measure.precision.run import Outcome, judge
 
 TESTS = Path(__file__).parent
 LENGTHS = (7, 120)

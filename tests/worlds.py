@@ -11,8 +11,8 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from gyrfalcon import Engine, EngineConfig
-from gyrfalcon.engine.ranks import HERE, Place, Ranks
 from gyrfalcon.parallel.group import Group, connect
+from gyrfalcon.parallel.launch import HERE, Place, Ranks
 
 T = TypeVar("T")
 

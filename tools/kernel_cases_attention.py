@@ -6,7 +6,8 @@ import torch
 import triton
 from kernel_cases import Case
 
-from gyrfalcon.ops import triton_attention, triton_rotary
+from gyrfalcon.ops.triton import attention as triton_attention
+from gyrfalcon.ops.triton import rotary as triton_rotary
 
 MATRIX = frozenset({"mma"})
 BLOCK_SIZE = 16

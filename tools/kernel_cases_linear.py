@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from kernel_cases import TARGETS, Case
 
-from gyrfalcon.ops import triton_linear
+from gyrfalcon.ops.triton import linear as triton_linear
 from gyrfalcon.quant import GROUPS
 
 WORDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

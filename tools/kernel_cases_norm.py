@@ -2,7 +2,7 @@
 
 from kernel_cases import Case
 
-from gyrfalcon.ops import triton_norm
+from gyrfalcon.ops.triton import norm as triton_norm
 
 NO_MATRICES: frozenset[str] = frozenset()
 

@@ -11,9 +11,9 @@ from math import prod
 
 import torch
 
+from gyrfalcon.checkpoint.layout import stored_specs, tensor_specs
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.kv.pool import CacheShape
-from gyrfalcon.weights.layout import stored_specs, tensor_specs
 
 PRECISIONS = ("none", "int8", "int4")  # as --quant takes them
 CONTEXT = 2048  # tokens

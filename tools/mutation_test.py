@@ -1,7 +1,7 @@
 """Plants small faults in a module, one at a time, and tells which of them its own quick tests let pass.
 
     python tools/mutation_test.py                        every module of MODULES, at most 60 minutes
-    python tools/mutation_test.py text.py --mutants 20   twenty mutants of one
+    python tools/mutation_test.py text/detokenizer.py --mutants 20   twenty mutants of one
 
 A mutant is one edit of the syntax tree: a comparison with its border moved or turned round, another
 arithmetic or logical operator, a number one more, a flag flipped, a condition always true or never, a
@@ -30,12 +30,12 @@ from types import ModuleType
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "src" / "gyrfalcon"
 MODULES: dict[str, tuple[str, ...]] = {  # and the tests that are theirs
-    "kv/blocks.py": ("test_scheduler.py",),
-    "kv/pool.py": ("test_engine.py",),
-    "engine/scheduler.py": ("test_scheduler.py",),
-    "engine/sampler.py": ("test_sampler.py",),
-    "text.py": ("test_text.py", "test_tokenizer.py", "test_end_ids.py"),
-    "measure/gate.py": ("test_gate.py", "test_read_back.py"),
+    "kv/blocks.py": ("engine/test_scheduler.py",),
+    "kv/pool.py": ("engine/test_engine.py",),
+    "engine/scheduler.py": ("engine/test_scheduler.py",),
+    "engine/sampler.py": ("engine/test_sampler.py",),
+    "text/detokenizer.py": ("text/test_text.py", "text/test_tokenizer.py", "text/test_end_ids.py"),
+    "measure/precision/gate.py": ("measure/test_gate.py", "measure/test_read_back.py"),
 }
 SEED = 20261129
 SLACK_SECONDS = 5  # beside three times what the tests take without a fault: then it is a hang

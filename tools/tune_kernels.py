@@ -2,7 +2,7 @@
 
     PYTHONPATH=src python tools/tune_kernels.py [--shapes 40b,7b] [--kinds none,int8,fp8,int4] [--seconds 240]
 
-Writes the winners to src/gyrfalcon/ops/triton_table.json under the card's name; other cards keep theirs.
+Writes the winners to src/gyrfalcon/ops/triton/table.json under the card's name; other cards keep theirs.
 A tile has to be 2 % faster than the one in use to take its place. Stops in time; what was measured by
 then is written.
 """
@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from gyrfalcon.device import capture, card_name, synchronise
-from gyrfalcon.ops import triton_linear
-from gyrfalcon.ops.triton_linear import Config
+from gyrfalcon.ops.triton import linear as triton_linear
+from gyrfalcon.ops.triton.linear import Config
 from gyrfalcon.quant import GROUPS, UNIT, Weight, quantise
 
 LEAST_GAIN = 0.02

@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gyrfalcon.chat import Message
     from gyrfalcon.engine.engine import Engine
+    from gyrfalcon.engine_config import EngineConfig
     from gyrfalcon.errors import (
         CacheTooSmall,
         CheckFailed,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         SamplingParams,
         Token,
     )
-    from gyrfalcon.settings import EngineConfig
+    from gyrfalcon.text.chat import Message
 
 __version__ = "0.1.0"
 __all__ = [
@@ -67,8 +67,8 @@ __all__ = [
 
 _HOMES = {
     "Engine": "engine.engine",
-    "EngineConfig": "settings",
-    "Message": "chat",
+    "EngineConfig": "engine_config",
+    "Message": "text.chat",
     **dict.fromkeys(
         ("Completion", "Delta", "FinishReason", "RequestOutput", "SamplingParams", "Token"),
         "request",

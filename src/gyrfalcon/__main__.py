@@ -1,4 +1,4 @@
-"""The `gyrfalcon` command and `python -m gyrfalcon`: cli.py, and an end without a traceback where
+"""The `gyrfalcon` command and `python -m gyrfalcon`: cli/main.py, and an end without a traceback where
 Ctrl-C comes while Python still imports it.
 """
 
@@ -10,7 +10,7 @@ INTERRUPTED = 130
 def main() -> int:
     """Runs one command and returns its exit code."""
     try:
-        from gyrfalcon import cli
+        from gyrfalcon.cli import main as cli
 
         return cli.main()
     except KeyboardInterrupt:

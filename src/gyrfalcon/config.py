@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gyrfalcon.errors import ConfigError
-from gyrfalcon.fields import Fields
-from gyrfalcon.foreign_file import read_json
+from gyrfalcon.files.foreign import read_json
+from gyrfalcon.files.json_fields import Fields
 
 ACTIVATIONS = {
     "gelu": "gelu",

@@ -10,8 +10,8 @@ from numbers import Integral, Real
 from types import NoneType
 
 from gyrfalcon.bounds import SAMPLING, shown
+from gyrfalcon.console.suggestion import known_names
 from gyrfalcon.errors import RequestError
-from gyrfalcon.suggestion import known_names
 
 NO_BIAS: Mapping[int, float] = {}
 CORRECT = "correct the sampling parameters"

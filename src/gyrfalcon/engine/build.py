@@ -8,6 +8,7 @@ import os
 import torch
 
 from gyrfalcon import ops
+from gyrfalcon.checkpoint.source import Checkpoint
 from gyrfalcon.device import (
     WORD_OF_DTYPE,
     choose_device,
@@ -15,20 +16,19 @@ from gyrfalcon.device import (
     own_processors,
     use_threads,
 )
+from gyrfalcon.engine.core import Replica, Run
 from gyrfalcon.engine.graphs import Graphs
-from gyrfalcon.engine.ranks import Place
-from gyrfalcon.engine.replica import Replica, Run
 from gyrfalcon.engine.scheduler import Limits, Scheduler
+from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import CacheTooSmall, UsageError
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.kv.pool import CacheShape, KVPool
 from gyrfalcon.model.falcon import Falcon
+from gyrfalcon.model.load import load_model, run_dtype
 from gyrfalcon.ops import Ops
 from gyrfalcon.parallel.group import Group, Vocabulary
+from gyrfalcon.parallel.launch import Place
 from gyrfalcon.parallel.shards import share_of
-from gyrfalcon.settings import EngineConfig
-from gyrfalcon.weights.load import load_model, run_dtype
-from gyrfalcon.weights.source import Checkpoint
 
 # Of the free memory, when nothing is said. On an accelerator the weights are loaded by then.
 CACHE_SHARE = 0.25

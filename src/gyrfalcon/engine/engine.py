@@ -17,13 +17,14 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from gyrfalcon.checkpoint.hub import resolve_model
+from gyrfalcon.checkpoint.source import Checkpoint, open_checkpoint
 from gyrfalcon.config import ModelConfig
+from gyrfalcon.console.format import counted
 from gyrfalcon.device import WORD_OF_DTYPE, uses_cuda
-from gyrfalcon.end_ids import Ends, find_ends
-from gyrfalcon.engine import ranks
 from gyrfalcon.engine.build import build_replica, longest_sequence
-from gyrfalcon.engine.interrupts import watched_interrupts
-from gyrfalcon.engine.lookahead import stepper
+from gyrfalcon.engine.core import Add, End
+from gyrfalcon.engine.overlap import stepper
 from gyrfalcon.engine.prompts import (
     Asked,
     Longest,
@@ -37,14 +38,16 @@ from gyrfalcon.engine.prompts import (
     rows,
     whole_of,
 )
-from gyrfalcon.engine.replica import Add, End
 from gyrfalcon.engine.tensors import real_tokens
-from gyrfalcon.engine.torchrun import Torchrun
 from gyrfalcon.engine.turns import Turns
 from gyrfalcon.engine.worker import follow
+from gyrfalcon.engine_config import EngineConfig, EngineSettings, config_of
 from gyrfalcon.errors import CheckpointError, PromptTooLong
-from gyrfalcon.output import counted
+from gyrfalcon.model.load import run_quant
+from gyrfalcon.parallel import launch as ranks
+from gyrfalcon.parallel.interrupts import watched_interrupts
 from gyrfalcon.parallel.shards import share_of
+from gyrfalcon.parallel.torchrun import Torchrun
 from gyrfalcon.request import (
     Delta,
     FinishReason,
@@ -54,13 +57,10 @@ from gyrfalcon.request import (
     StepOutput,
     Token,
 )
-from gyrfalcon.settings import EngineConfig, EngineSettings, config_of
-from gyrfalcon.text import TextStream
-from gyrfalcon.tokenizer import Tokenizer
-from gyrfalcon.tokenizer_files import VOCABULARY_FILES
-from gyrfalcon.weights.hub import resolve_model
-from gyrfalcon.weights.load import run_quant
-from gyrfalcon.weights.source import Checkpoint, open_checkpoint
+from gyrfalcon.text.detokenizer import TextStream
+from gyrfalcon.text.end_ids import Ends, find_ends
+from gyrfalcon.text.tokenizer import Tokenizer
+from gyrfalcon.text.tokenizer_files import VOCABULARY_FILES
 
 
 @dataclass(slots=True)

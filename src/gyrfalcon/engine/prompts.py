@@ -13,10 +13,10 @@ from torch import Tensor
 
 from gyrfalcon.bounds import shown
 from gyrfalcon.config import ModelConfig
+from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import PromptTooLong, RequestError
 from gyrfalcon.request import SamplingParams, check_stop_ids, is_number
-from gyrfalcon.settings import EngineConfig
-from gyrfalcon.tokenizer import Tokenizer
+from gyrfalcon.text.tokenizer import Tokenizer
 
 Prompt = str | Seq[int]
 Params = SamplingParams | None

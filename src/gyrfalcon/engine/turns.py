@@ -5,9 +5,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from gyrfalcon.engine.interrupts import held_interrupts
-from gyrfalcon.engine.ranks import DEATH_SECONDS, Ranks
 from gyrfalcon.errors import EngineClosed, GyrfalconError, RankDied, UsageError
+from gyrfalcon.parallel.interrupts import held_interrupts
+from gyrfalcon.parallel.launch import DEATH_SECONDS, Ranks
 
 
 class FairLock:

@@ -3,12 +3,12 @@
 import pickle
 from pathlib import Path
 
+from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.device import keep_to, own_processors
 from gyrfalcon.engine.build import build_replica
-from gyrfalcon.engine.lookahead import stepper
-from gyrfalcon.engine.ranks import Place
-from gyrfalcon.settings import EngineConfig
-from gyrfalcon.weights.source import open_checkpoint
+from gyrfalcon.engine.overlap import stepper
+from gyrfalcon.engine_config import EngineConfig
+from gyrfalcon.parallel.launch import Place
 
 
 def follow(config: EngineConfig, folder: Path, place: Place) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from gyrfalcon.device import best_seconds, free_memory, measure_bandwidth, measure_matrix_peak
-from gyrfalcon.ops.native_library import library
+from gyrfalcon.native.library import library
 
 ROUNDS = 1 << 18  # of multiply-adds: some milliseconds
 READ_BYTES = 512 << 20  # many times the caches

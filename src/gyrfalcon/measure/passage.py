@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gyrfalcon.errors import UsageError
-from gyrfalcon.tokenizer import Tokenizer
+from gyrfalcon.text.tokenizer import Tokenizer
 
 PASSAGE = Path(__file__).with_name("passage.txt")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import UsageError
 from gyrfalcon.request import SamplingParams
-from gyrfalcon.tokenizer import Tokenizer
+from gyrfalcon.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

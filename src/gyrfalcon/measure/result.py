@@ -9,15 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gyrfalcon import __version__
+from gyrfalcon.checkpoint.layout import tensor_specs
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.device import WORD_OF_DTYPE
-from gyrfalcon.doctor import examine
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import UsageError
-from gyrfalcon.fields import Fields, parsed_json, shown
-from gyrfalcon.output_file import replace_file
-from gyrfalcon.text_file import contents
-from gyrfalcon.weights.layout import tensor_specs
+from gyrfalcon.files.json_fields import Fields, parsed_json, shown
+from gyrfalcon.files.output import replace_file
+from gyrfalcon.files.text import contents
+from gyrfalcon.measure.machine import examine
 
 FORMAT = "gyrfalcon-result"
 VERSION = 1

@@ -6,10 +6,10 @@ Waterman and Patterson 2009, "Roofline"). Counts are per rank: a card serves one
 
 from dataclasses import dataclass
 
+from gyrfalcon.checkpoint.layout import TensorSpec, local_ranges, rounded_to, tensor_specs
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.parallel.shards import Share, shares_of
 from gyrfalcon.quant import stored_bytes
-from gyrfalcon.weights.layout import TensorSpec, local_ranges, rounded_to, tensor_specs
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.device import capability
 from gyrfalcon.errors import UsageError
 from gyrfalcon.kv.pool import LayerCache
+from gyrfalcon.native.library import library
 from gyrfalcon.ops import reference
-from gyrfalcon.ops.native_library import library
 from gyrfalcon.ops.reference import Angles as Angles
 from gyrfalcon.ops.reference import BlockParts as BlockParts
 from gyrfalcon.ops.reference import Product as Product
@@ -93,7 +93,7 @@ def _default(device: torch.device) -> str:
 
 
 def _triton(_: Sequence[int]) -> Ops:
-    from gyrfalcon.ops import triton_ops
+    from gyrfalcon.ops.triton import ops as triton_ops
 
     return triton_ops
 

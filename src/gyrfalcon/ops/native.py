@@ -10,8 +10,7 @@ from torch import Tensor
 
 from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
-from gyrfalcon.ops import reference
-from gyrfalcon.ops.native_library import (
+from gyrfalcon.native.library import (
     KINDS,
     Block,
     Cache,
@@ -23,6 +22,7 @@ from gyrfalcon.ops.native_library import (
     Term,
     library,
 )
+from gyrfalcon.ops import reference
 from gyrfalcon.ops.reference import Angles, BlockParts, Product
 from gyrfalcon.ops.reference import arranged as arranged
 from gyrfalcon.quant import Quantised, Weight

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gyrfalcon.parallel.backend import Sockets, open_sockets
 from gyrfalcon.parallel.shards import owned
 from gyrfalcon.parallel.shared_memory import SharedMemory, share_memory
-from gyrfalcon.parallel.sockets import Sockets, open_sockets
 
 
 class Group:

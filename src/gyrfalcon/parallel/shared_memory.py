@@ -10,8 +10,8 @@ import weakref
 import torch
 from torch import Tensor
 
-from gyrfalcon.ops.native_library import KINDS, RankGone, library
-from gyrfalcon.parallel.sockets import Sockets
+from gyrfalcon.native.library import KINDS, RankGone, library
+from gyrfalcon.parallel.backend import Sockets
 
 NO_FILE = -1
 

@@ -1,0 +1,89 @@
+"""The options of every command that runs a model: ranks, device, dtype, quantisation, memory, threads; two of
+them, by themselves, are options of other commands, too.
+"""
+
+import argparse
+
+from gyrfalcon.bounds import ENGINE
+from gyrfalcon.cli.option_types import Whole, cache_memory, one_of
+from gyrfalcon.engine_config import DTYPES, QUANTS
+
+
+def add_engine(group: argparse._ArgumentGroup) -> None:
+    """All of them: what `cli/generate.py` makes an EngineConfig of."""
+    add_world_size(group, "ranks that share the model (default: the cut's own, else 1)")
+    group.add_argument(
+        "--device",
+        type=one_of("--device", "auto", "cpu", "cuda", planned=("npu",)),
+        default="auto",
+        metavar="auto|cpu|cuda",
+        help="auto takes CUDA where there is one",
+    )
+    add_dtype(group, "the dtype to compute in; auto is the checkpoint's")
+    add_quant(group, "quantise the matrices when they are loaded")
+    add_adapter(group)
+    group.add_argument(
+        "--max-len",
+        type=Whole("--max-len", ENGINE["max_len"]),
+        metavar="N",
+        help="the longest sequence, prompt and output together (default: what the model's positions allow)",
+    )
+    group.add_argument(
+        "--cache-memory",
+        type=cache_memory,
+        metavar="BYTES|FRACTION",
+        help="memory of each rank's KV cache: from 1 byte to 1000 TB (2GB), or a share of what is "
+        "free once the weights are loaded (0.5), above 0, at most 1 (default 0.25 on a CPU, 0.8 on a card)",
+    )
+    group.add_argument(
+        "--threads",
+        type=Whole("--threads", ENGINE["threads"]),
+        metavar="N",
+        help="CPU threads of each rank (default: the cores shared out)",
+    )
+
+
+def add_world_size(to: argparse._ActionsContainer, text: str, required: bool = False) -> None:
+    """-w, explained by `text`."""
+    to.add_argument(
+        "-w",
+        "--world-size",
+        type=Whole("-w", ENGINE["world_size"]),
+        metavar="N",
+        required=required,
+        help=text,
+    )
+
+
+def add_dtype(to: argparse._ActionsContainer, text: str) -> None:
+    """--dtype, explained by `text`."""
+    to.add_argument(
+        "--dtype",
+        type=one_of("--dtype", *DTYPES),
+        default="auto",
+        metavar="|".join(DTYPES),
+        help=text,
+    )
+
+
+def add_adapter(to: argparse._ActionsContainer) -> None:
+    """The option --adapter."""
+    to.add_argument(
+        "--adapter",
+        metavar="DIR|.|none",
+        help="merge a LoRA adapter that peft saved into the weights, such as --adapter sft/checkpoint-500; "
+        ". is the one that lies beside the weights, none leaves that out "
+        "(default: an adapter there is refused)",
+    )
+
+
+def add_quant(to: argparse._ActionsContainer, text: str) -> None:
+    """The option --quant, with what it does."""
+    to.add_argument(
+        "--quant",
+        type=one_of("--quant", *QUANTS),
+        default="none",
+        metavar="|".join(QUANTS),
+        help=f"{text}, embedding and head to 8 bits; int4 has a scale for 64 weights of a row, int4-32 and "
+        "int4-128 for so many (default none: as the checkpoint or cut is)",
+    )

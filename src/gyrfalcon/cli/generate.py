@@ -1,0 +1,226 @@
+"""`gyrfalcon generate`: continues prompts; one streams as it comes, many are printed in their
+order.
+"""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from gyrfalcon.checkpoint.hub import resolve_model
+from gyrfalcon.cli.before_loading import ids_of_prompts, opened
+from gyrfalcon.console.format import counted, goes_to_stdout, json_text
+from gyrfalcon.engine.engine import Engine, load_tokenizer
+from gyrfalcon.engine_config import EngineConfig
+from gyrfalcon.files.text import all_of, contents, prompts_in
+from gyrfalcon.request import Delta, SamplingParams, Token
+from gyrfalcon.text.chat import Message
+from gyrfalcon.text.tokenizer import Tokenizer
+
+
+@dataclass(slots=True)
+class Sample:
+    """One continuation as it grows."""
+
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def take(self, delta: Delta) -> None:
+        """Appends what a step gave."""
+        self.text += delta.text
+        if delta.token is not None:
+            self.tokens.append(delta.token)
+        if delta.finish_reason is not None:
+            self.finish_reason = delta.finish_reason.value
+
+
+@dataclass(slots=True)
+class Answer:
+    """One prompt, its samples and when they came, in seconds since the request was queued."""
+
+    prompt: str
+    prompt_ids: list[int]
+    samples: list[Sample]
+    first_token_seconds: float | None = None
+    seconds: float = 0.0
+
+    @property
+    def finished(self) -> bool:
+        return all(sample.finish_reason for sample in self.samples)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generates for every prompt and prints text, JSON or both."""
+    prompts, params = _prompts(args), _sampling(args)
+    start = time.perf_counter()
+    args.model = str(resolve_model(args.model))  # a hub is asked once
+    config = engine_config(args)
+    checkpoint = opened(config)
+    tokenizer = load_tokenizer(checkpoint)
+    assert tokenizer is not None  # opened() has seen to it
+    chat_notes: list[str] = []
+    if args.chat:
+        prompts, params, chat_notes = _as_chats(tokenizer, prompts, params)
+    prompt_ids = ids_of_prompts(config, checkpoint, tokenizer, prompts, params, chat=args.chat)
+    with Engine(config) as engine:
+        load_seconds = time.perf_counter() - start
+        _say(engine, f"ready in {load_seconds:.1f} s: {engine.description}")
+        for note in (*engine.notes, *chat_notes):
+            _say(engine, f"note: {note}")
+        printer = _Printer(args, engine, prompts)
+        asked = list(zip(prompts, prompt_ids, strict=True))
+        answers = _generate(engine, asked, params, printer)
+        num_new = sum(len(sample.tokens) for answer in answers for sample in answer.samples)
+        seconds = max(answer.seconds for answer in answers)
+        rate = f", {num_new / seconds:.1f} tokens/s" if num_new else ""
+        _say(engine, f"{counted(num_new, 'new token')} in {seconds:.2f} s{rate}")
+        if args.json is not None and engine.is_first_rank:
+            _write_json([_as_json(answer, load_seconds) for answer in answers], args)
+    return 0
+
+
+def engine_config(args: argparse.Namespace) -> EngineConfig:
+    """The engine that the common options ask for."""
+    return EngineConfig(
+        model=args.model,
+        world_size=args.world_size,
+        device=args.device,
+        dtype=args.dtype,
+        quant=args.quant,
+        adapter=args.adapter,
+        max_len=args.max_len,
+        cache_memory=args.cache_memory,
+        threads=args.threads,
+    )
+
+
+def _as_chats(
+    tokenizer: Tokenizer, prompts: Sequence[str], params: SamplingParams
+) -> tuple[list[str], SamplingParams, list[str]]:
+    """Each prompt as a conversation's first turn, the answer's end among the stop strings, and what is
+    to be said about that. Before the model is loaded: its chat template may be missing or refuse.
+    """
+    chat = tokenizer.chat
+    chats = [chat.prompt([Message("user", text)]) for text in prompts]
+    if not params.ignore_eos:
+        params = dataclasses.replace(params, stop=(*params.stop_strings, *chat.stops))
+    return chats, params, [] if chat.note is None else [chat.note]
+
+
+class _Printer:
+    """Shows samples in the order of their prompts: the first unfinished one streams, later ones
+    wait.
+    """
+
+    def __init__(self, args: argparse.Namespace, engine: Engine, prompts: Sequence[str]) -> None:
+        self.silent = goes_to_stdout(args.json) or not engine.is_first_rank
+        self.titles = len(prompts) > 1 or args.n > 1
+        self.places = [
+            (prompt, sample) for prompt in range(len(prompts)) for sample in range(args.n)
+        ]
+        self.shown = 0  # characters of the first place's text
+
+    def show(self, answers: Sequence[Answer]) -> None:
+        """Prints all that may be printed by now."""
+        while self.places and not self.silent:
+            prompt, index = self.places[0]
+            sample = answers[prompt].samples[index]
+            if self.titles and not self.shown and (sample.text or sample.finish_reason):
+                print(f"## prompt {prompt + 1}, sample {index + 1}")
+            print(sample.text[self.shown :], end="", flush=True)
+            self.shown = len(sample.text)
+            if sample.finish_reason is None:
+                return
+            print(flush=True)
+            del self.places[0]
+            self.shown = 0
+
+
+def _generate(
+    engine: Engine,
+    prompts: Sequence[tuple[str, list[int]]],
+    params: SamplingParams,
+    printer: _Printer,
+) -> list[Answer]:
+    start = time.perf_counter()
+    answers: dict[int, Answer] = {}
+    for prompt, ids in prompts:
+        answers[engine.add(ids, params)] = Answer(prompt, ids, [Sample() for _ in range(params.n)])
+    in_order = list(answers.values())
+    while engine.has_work:
+        for delta in engine.step():
+            answer = answers[delta.request_id]
+            answer.samples[delta.index].take(delta)
+            answer.seconds = time.perf_counter() - start
+            answer.first_token_seconds = answer.first_token_seconds or answer.seconds
+        printer.show(in_order)
+    return in_order
+
+
+def _prompts(args: argparse.Namespace) -> list[str]:
+    if args.prompt is not None:
+        return list(args.prompt)
+    from_stdin = args.prompt_file == "-"
+    where = "standard input" if from_stdin else args.prompt_file
+    raw = all_of(sys.stdin.buffer, where) if from_stdin else contents(args.prompt_file)
+    return prompts_in(raw, where)
+
+
+def _sampling(args: argparse.Namespace) -> SamplingParams:
+    return SamplingParams(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        presence_penalty=args.presence_penalty,
+        frequency_penalty=args.frequency_penalty,
+        seed=args.seed,
+        n=args.n,
+        logprobs=args.logprobs,
+        stop=args.stop or (),
+        stop_ids=args.stop_ids or (),
+        ignore_eos=args.ignore_eos,
+    )
+
+
+def _as_json(answer: Answer, load_seconds: float) -> dict[str, object]:
+    """One prompt's result; several samples lie under `samples`, one in the object itself."""
+    samples = [_sample_json(sample) for sample in answer.samples]
+    return {
+        "prompt": answer.prompt,
+        "prompt_ids": answer.prompt_ids,
+        **(samples[0] if len(samples) == 1 else {"samples": samples}),
+        "timing": {
+            "load_seconds": load_seconds,
+            "first_token_seconds": answer.first_token_seconds,
+            "seconds": answer.seconds,
+        },
+    }
+
+
+def _sample_json(sample: Sample) -> dict[str, object]:
+    result: dict[str, object] = {
+        "output_ids": [token.id for token in sample.tokens],
+        "text": sample.text,
+        "finish_reason": sample.finish_reason,
+    }
+    if any(token.logprob is not None for token in sample.tokens):
+        result["logprobs"] = [
+            {"id": token.id, "logprob": token.logprob, "top": token.top} for token in sample.tokens
+        ]
+    return result
+
+
+def _write_json(results: Iterable[dict[str, object]], args: argparse.Namespace) -> None:
+    """One object for one prompt, one object a line for a file of prompts."""
+    args.json.write("".join(json_text(result, args.json) for result in results))
+
+
+def _say(engine: Engine, line: str) -> None:
+    if engine.is_first_rank:
+        print(line, file=sys.stderr)

@@ -1,0 +1,154 @@
+"""Cuts a Hugging Face checkpoint into one part per rank."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from gyrfalcon.checkpoint.layout import EMBEDDING, HEAD, stored_specs
+from gyrfalcon.checkpoint.manifest import Rounding
+from gyrfalcon.checkpoint.source import Checkpoint, open_checkpoint
+from gyrfalcon.console.format import counted
+from gyrfalcon.cut.calibrate import Calibration, CalibrationText, sum_of, windows_of
+from gyrfalcon.cut.folder_writer import BLOCK_BYTES, CutSummary, write_folder
+from gyrfalcon.cut.plan import CUT, make_plan
+from gyrfalcon.cut.quantise import Rounded
+from gyrfalcon.device import DTYPE_OF_WORD
+from gyrfalcon.errors import UsageError
+from gyrfalcon.quant import GROUPS, KINDS
+
+AUTO = "auto"
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+def cut(  # noqa: PLR0913  # each is an option of the command
+    source: Path,
+    target: Path,
+    world_size: int,
+    *,
+    dtype: str = AUTO,
+    quant: str = "none",
+    calibrate: CalibrationText | None = None,
+    adapter: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    overwrite: bool = False,
+) -> CutSummary:
+    """Cuts the checkpoint in `source` for `world_size` ranks; "auto" keeps every tensor's stored dtype.
+
+    `quant` other than none rounds the matrices, one by one, from what the checkpoint stores: to the same
+    numbers as load_model would; with a text to `calibrate` by, for the kinds of int4, such that what the
+    model computes of that text changes little.
+    adapter: as open_checkpoint takes it; what is rounded and stored is merged before.
+    `target` appears when it is whole. A run that was stopped is taken up by the same call.
+    Raises CheckpointError, WorldSizeError, UsageError or DiskFull.
+    """
+    if dtype not in (AUTO, *DTYPE_OF_WORD):
+        raise UsageError(
+            f"a dtype of {AUTO}, {', '.join(DTYPE_OF_WORD)}", repr(dtype), "choose one of these"
+        )
+    if quant not in ("none", *KINDS):
+        raise UsageError(
+            f"none, {', '.join(KINDS)} to round to", repr(quant), "choose one of these"
+        )
+    if calibrate is not None and quant not in GROUPS:
+        wanted = f"one of {', '.join(GROUPS)} to calibrate"
+        raise UsageError(wanted, quant, "choose one, or leave the text out")
+    checkpoint = open_checkpoint(source, adapter, dtype)
+    if checkpoint.manifest is not None:
+        raise UsageError("a Hugging Face folder to cut", f"the cut {source}", "use recut for a cut")
+    aliases, notes = _head(checkpoint)
+    windows = None
+    if calibrate is not None:
+        windows = windows_of(calibrate, checkpoint)
+        notes = (*notes, _told(windows.numel(), checkpoint.config.ffn_size))
+    specs = [spec for spec in checkpoint.specs() if spec.name not in aliases]
+    dtypes = {
+        part: (
+            part.dtype or _stored_dtype(checkpoint, spec.name, dtype),
+            checkpoint.source.dtype(spec.name),
+        )
+        for spec in specs
+        for part in stored_specs(spec, quant)
+    }
+    plan = make_plan(
+        checkpoint.config,
+        CUT,
+        world_size,
+        dtypes=dtypes,
+        aliases=_stored_aliases(checkpoint, aliases, quant),
+        max_shard_bytes=max_shard_bytes,
+        rounding=_rounding(checkpoint, quant, dtype, windows),
+        adapter=None if checkpoint.adapter is None else checkpoint.adapter.summed(),
+    )
+    calibration = None if windows is None else Calibration(checkpoint, windows)
+    read = Rounded(checkpoint.source, specs, quant, calibration).read
+    return write_folder(
+        checkpoint, plan, read, target, overwrite=overwrite, notes=(*checkpoint.notes, *notes)
+    )
+
+
+def is_head_tied(checkpoint: Checkpoint) -> bool:
+    """Whether the head is the embedding, bit for bit; reads both where a head is stored."""
+    source = checkpoint.source
+    if not checkpoint.has_head:
+        return True
+    if source.dtype(HEAD) != source.dtype(EMBEDDING):
+        return False
+    rows, columns = source.shape(EMBEDDING)
+    step = max(1, BLOCK_BYTES // (columns * source.dtype(EMBEDDING).itemsize))
+    pieces = [range(start, min(start + step, rows)) for start in range(0, rows, step)]
+    return all(
+        torch.equal(_bits(source.read(HEAD, 0, (part,))), _bits(source.read(EMBEDDING, 0, (part,))))
+        for part in pieces
+    )
+
+
+def _bits(block: torch.Tensor) -> torch.Tensor:
+    return block.contiguous().view(torch.uint8)
+
+
+def _told(tokens: int, widest: int) -> str:
+    told = f"calibrated with {counted(tokens, 'token')} of the text"
+    few = f", fewer than the {widest} weights of the widest rows: more would be better"
+    return told + few if tokens < widest else told
+
+
+def _stored_dtype(checkpoint: Checkpoint, name: str, word: str) -> torch.dtype:
+    """What a tensor that is not rounded is stored in."""
+    return checkpoint.source.dtype(name) if word == AUTO else DTYPE_OF_WORD[word]
+
+
+def _rounding(
+    checkpoint: Checkpoint, quant: str, word: str, windows: torch.Tensor | None
+) -> Rounding | None:
+    if quant == "none":
+        return None
+    text = None if windows is None else sum_of(windows)
+    return Rounding(quant, _stored_dtype(checkpoint, EMBEDDING, word), text)
+
+
+def _stored_aliases(
+    checkpoint: Checkpoint, aliases: Mapping[str, str], quant: str
+) -> dict[str, str]:
+    """The same for the tensors that are stored."""
+    specs = {spec.name: spec for spec in checkpoint.specs()}
+    return {
+        other.name: kept.name
+        for name, kept_name in aliases.items()
+        for other, kept in zip(
+            stored_specs(specs[name], quant), stored_specs(specs[kept_name], quant), strict=True
+        )
+    }
+
+
+def _head(checkpoint: Checkpoint) -> tuple[dict[str, str], tuple[str, ...]]:
+    """What to record as stored elsewhere, and what to tell about the head."""
+    if not checkpoint.has_head:
+        return {}, ()
+    if is_head_tied(checkpoint):
+        return {HEAD: EMBEDDING}, (f"{HEAD} equals the embedding and is stored once",)
+    if checkpoint.config.tied:
+        return {}, (
+            f"{HEAD} differs from the embedding although the config ties them: both are kept",
+        )
+    return {}, ()

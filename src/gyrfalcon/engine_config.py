@@ -1,0 +1,144 @@
+"""EngineConfig: what an engine is asked for. No tensors, no files."""
+
+import os
+from dataclasses import dataclass
+from typing import TypedDict
+
+from gyrfalcon.bounds import ENGINE, FRACTIONS, shown
+from gyrfalcon.console.suggestion import known_names
+from gyrfalcon.errors import UsageError
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "bf16", "fp16", "fp32")
+CALIBRATE_TOKENS = 32768  # of a text that matrices are rounded by
+DECODE_STEPS = 32  # of each prompt in `precision`
+NO_ADAPTER = "none"
+NEVER_NONE = ("block_size", "max_batch_tokens", "max_sequences")
+QUANTS = ("none", "int8", "fp8", "int4", "int4-32", "int4-128")
+
+
+class EngineSettings(TypedDict, total=False):
+    """EngineConfig's fields but for the model, as Engine() takes them."""
+
+    world_size: int | None
+    device: str
+    dtype: str
+    quant: str
+    adapter: str | None
+    max_len: int | None
+    cache_memory: int | float | None
+    block_size: int
+    max_batch_tokens: int
+    max_sequences: int
+    reuse_prefixes: bool
+    seed: int | None
+    threads: int | None
+
+
+@known_names(UsageError, "settings of an engine")
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What an Engine is asked for. `None` means: decide from the model and the machine.
+
+    model: a Hugging Face folder, a cut folder or a hub id.
+    world_size: ranks; by default torchrun's, else the cut's own, else 1.
+    device: auto, cpu or cuda; auto takes CUDA where there is one.
+    dtype: what to compute in; auto is the checkpoint's own.
+    quant: none, as the checkpoint or cut is; or int8, fp8, int4 (a scale for 64 weights of a row),
+        int4-32, int4-128: matrices are rounded when they are loaded, embedding and head to 8 bits;
+        what is computed stays in dtype.
+    adapter: the folder of a LoRA adapter that is merged into the weights when they are loaded; "." for
+        the one that lies beside them, "none" to leave that out.
+    max_len: longest sequence, prompt and new tokens together; by default what the model's positions
+        are made for.
+    cache_memory: of one rank's KV cache, in bytes (int) or as a fraction of the free memory (float).
+    block_size: tokens of one KV cache block.
+    max_batch_tokens: tokens computed in one step; longer prompts are taken in chunks.
+    max_sequences: sequences that run at once; more wait.
+    reuse_prefixes: prompts that begin alike share what is cached of their beginning.
+    seed: for requests that bring none; by default a fresh one each time.
+    threads: processor threads of one rank; by default the cores shared out.
+
+    >>> EngineConfig(model="nestling", world_size=2, max_len=512).dtype
+    'auto'
+    """
+
+    model: str
+    world_size: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    quant: str = "none"
+    adapter: str | None = None
+    max_len: int | None = None
+    cache_memory: int | float | None = None
+    block_size: int = 16
+    max_batch_tokens: int = 512
+    max_sequences: int = 64
+    reuse_prefixes: bool = True
+    seed: int | None = None
+    threads: int | None = None
+
+    @property
+    def model_name(self) -> str:
+        """The model as it was typed, with an adapter that is merged."""
+        return f"{self.model} + adapter {self.adapter}" if self.merges_adapter else self.model
+
+    @property
+    def merges_adapter(self) -> bool:
+        """Whether the weights are others than the model's own."""
+        return self.adapter not in (None, NO_ADAPTER)
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.model, str) and self.model):
+            do = "pass a folder, a cut, a hub id or nestling, as a string"
+            raise UsageError("the name of a model", shown(self.model), do)
+        words = (
+            ("device", self.device, DEVICES),
+            ("dtype", self.dtype, DTYPES),
+            ("quant", self.quant, QUANTS),
+        )
+        for name, word, known in words:
+            if word not in known:
+                raise UsageError(
+                    f"`{name}` {', '.join(known)}", shown(word), f"choose another `{name}`"
+                )
+        if self.adapter is not None and not isinstance(self.adapter, str):
+            wanted = "a path or a word for `adapter`"
+            raise UsageError(wanted, shown(self.adapter), "pass a string")
+        if isinstance(self.cache_memory, float) and self.cache_memory not in FRACTIONS:
+            wanted = f"`cache_memory` in bytes or a fraction {FRACTIONS}"
+            raise UsageError(wanted, shown(self.cache_memory), "correct it")
+        numbers = {
+            "world_size": self.world_size,
+            "max_len": self.max_len,
+            "cache_memory": None if isinstance(self.cache_memory, float) else self.cache_memory,
+            "block_size": self.block_size,
+            "max_batch_tokens": self.max_batch_tokens,
+            "max_sequences": self.max_sequences,
+            "seed": self.seed,
+            "threads": self.threads,
+        }
+        for name, number in numbers.items():
+            if number is None and name not in NEVER_NONE:
+                continue
+            whole = isinstance(number, int) and not isinstance(number, bool)
+            if not (whole and number in ENGINE[name]):  # type: ignore[operator]  # whole, so no None
+                wanted = f"a whole number {ENGINE[name].words} for `{name}`"
+                raise UsageError(wanted, shown(number), f"give another `{name}`")
+        if not isinstance(self.reuse_prefixes, bool):
+            wanted = "True or False for `reuse_prefixes`"
+            raise UsageError(wanted, shown(self.reuse_prefixes), "pass one of these")
+
+
+def config_of(
+    model: "str | os.PathLike[str] | EngineConfig", settings: EngineSettings
+) -> EngineConfig:
+    """What Engine() is asked for, by an EngineConfig or by a model and settings; UsageError for both
+    at once and for settings that there are not.
+    """
+    if isinstance(model, EngineConfig):
+        if settings:
+            got = f"an EngineConfig and {', '.join(settings)}"
+            raise UsageError("an EngineConfig, or a model and settings", got, "put all into one")
+        return model
+    return EngineConfig(str(model) if isinstance(model, os.PathLike) else model, **settings)

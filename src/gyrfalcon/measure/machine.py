@@ -1,0 +1,231 @@
+"""What this machine has: versions, processor, memory, disk, devices, operators. Facts, not claims."""
+
+import argparse
+import os
+import platform
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+import torch
+
+from gyrfalcon import __version__
+from gyrfalcon.console.format import goes_to_stdout, shown_bytes, write_json
+from gyrfalcon.errors import UsageError
+from gyrfalcon.native.library import available, instructions, why_not_native
+from gyrfalcon.ops import VARIABLE, chosen_name
+
+PACKAGES = (
+    "torch",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+    "huggingface_hub",
+    "transformers",
+    "triton",
+)
+
+# What fast CPU kernels can be built on, by the kernel's names for it.
+FEATURES: Mapping[str, tuple[str, ...]] = {
+    "x86_64": tuple(
+        "avx2 fma avx512f avx512_vnni avx512_bf16 avx512_fp16 amx_tile amx_int8 amx_bf16".split()
+    ),
+    "aarch64": tuple("asimd asimddp bf16 i8mm sve sve2 svebf16".split()),  # asimd is NEON
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """One machine's processor; `features` holds every name of FEATURES for its kind."""
+
+    name: str
+    kind: str  # as uname says: x86_64, aarch64
+    physical_cores: int | None  # None: the system does not say
+    logical_cores: int
+    usable_cores: int  # those this process may run on
+    features: Mapping[str, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device a model can run on, and the operators it would run with."""
+
+    name: str  # as --device takes it, with its number
+    model: str
+    total_bytes: int
+    free_bytes: int
+    operators: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that `gyrfalcon doctor` knows."""
+
+    gyrfalcon: str
+    python: str
+    system: str
+    packages: Mapping[str, str | None]  # None: not installed
+    torch_built_for: str
+    torch_libraries: Mapping[str, bool]
+    torch_threads: int
+    processor: Processor
+    memory_total_bytes: int
+    memory_available_bytes: int
+    disk_folder: str
+    disk_free_bytes: int
+    devices: tuple[Device, ...]
+    not_built: tuple[str, ...]  # kinds of device that gyrfalcon cannot use yet
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command: prints the report, and writes it with --json."""
+    report = examine(Path.cwd())
+    if not goes_to_stdout(args.json):
+        print("\n".join(f"{name:<16} {fact}" for name, fact in describe(report)))
+    if args.json is not None:
+        write_json(asdict(report), args.json)
+    return 0
+
+
+def examine(folder: Path) -> Report:
+    """Looks at the machine; `folder` says which disk is meant."""
+    memory = psutil.virtual_memory()
+    return Report(
+        gyrfalcon=__version__,
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.release()}, {'-'.join(platform.libc_ver())}",
+        packages={name: installed_version(name) for name in PACKAGES},
+        torch_built_for=_torch_built_for(),
+        torch_libraries={
+            "oneDNN": torch.backends.mkldnn.is_available(),
+            "MKL": torch.backends.mkl.is_available(),
+            "gloo": torch.distributed.is_gloo_available(),
+            "NCCL": torch.distributed.is_nccl_available(),
+        },
+        torch_threads=torch.get_num_threads(),
+        processor=processor(_cpuinfo(), platform.machine()),
+        memory_total_bytes=memory.total,
+        memory_available_bytes=memory.available,
+        disk_folder=str(folder),
+        disk_free_bytes=shutil.disk_usage(folder).free,
+        devices=(_cpu(memory.total, memory.available), *_cuda_devices()),
+        not_built=("npu",),
+    )
+
+
+def processor(cpuinfo: str, kind: str) -> Processor:
+    """Reads /proc/cpuinfo's text, of x86 or Arm form."""
+    flags = set(_field(cpuinfo, "flags", "Features").split())
+    return Processor(
+        name=_field(cpuinfo, "model name", "Model")
+        or _arm_part(cpuinfo)
+        or platform.processor()
+        or "unknown",
+        kind=kind,
+        physical_cores=psutil.cpu_count(logical=False),
+        logical_cores=psutil.cpu_count() or 1,
+        usable_cores=len(os.sched_getaffinity(0)),
+        features={name: name in flags for name in FEATURES.get(kind, ())},
+    )
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed package, without importing it; None when it is not there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def describe(report: Report) -> list[tuple[str, str]]:
+    """The report for people: a name and a fact a line."""
+    cpu = report.processor
+    cores = (cpu.physical_cores or "unknown", cpu.logical_cores, cpu.usable_cores)
+    present = " ".join(name for name, held in cpu.features.items() if held)
+    absent = " ".join(name for name, held in cpu.features.items() if not held)
+    rows = [
+        ("gyrfalcon", report.gyrfalcon),
+        ("python", f"{report.python} on {report.system}"),
+        *((name, found or "not installed") for name, found in report.packages.items()),
+        ("torch has", _torch_facts(report)),
+        ("processor", f"{cpu.name} ({cpu.kind})"),
+        ("cores", "{} physical, {} logical, {} usable here".format(*cores)),
+        ("features", f"{present or 'none'}; not there: {absent or 'none'}"),
+        ("memory", _free(report.memory_available_bytes, report.memory_total_bytes)),
+        ("disk", f"{shown_bytes(report.disk_free_bytes)} free in {report.disk_folder}"),
+    ]
+    for device in report.devices:
+        rows.append(
+            (device.name, f"{device.model}, {_free(device.free_bytes, device.total_bytes)}")
+        )
+        rows.append(("", f"operators: {device.operators} ({device.why})"))
+    return rows + [(name, "not built yet") for name in report.not_built]
+
+
+def _torch_facts(report: Report) -> str:
+    libraries = ", ".join(
+        f"{name} {'yes' if has else 'no'}" for name, has in report.torch_libraries.items()
+    )
+    return f"built for {report.torch_built_for}, {report.torch_threads} threads, {libraries}"
+
+
+def _torch_built_for() -> str:
+    if torch.version.cuda:
+        return f"CUDA {torch.version.cuda}"
+    return f"ROCm {torch.version.hip}" if torch.version.hip else "CPU only"
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _field(cpuinfo: str, *names: str) -> str:
+    match = re.search(rf"^(?:{'|'.join(names)})[ \t]*:[ \t]*(.+)$", cpuinfo, re.MULTILINE)
+    return match[1].strip() if match else ""
+
+
+def _arm_part(cpuinfo: str) -> str:
+    """Arm processors give numbers for a name."""
+    implementer, part = _field(cpuinfo, "CPU implementer"), _field(cpuinfo, "CPU part")
+    return f"Arm implementer {implementer} part {part}" if implementer else ""
+
+
+def _cpu(total: int, available: int) -> Device:
+    return Device("cpu", "the processor above", total, available, *_operators(torch.device("cpu")))
+
+
+def _cuda_devices() -> list[Device]:
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        device = torch.device("cuda", index)
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        devices.append(Device(str(device), name, total, free, *_operators(device)))
+    return devices
+
+
+def _operators(device: torch.device) -> tuple[str, str]:
+    """The operator set and the reason."""
+    try:
+        name = chosen_name(device)
+    except UsageError as error:
+        return "none", str(error)
+    if os.environ.get(VARIABLE):
+        return name, f"{VARIABLE} says so"
+    if name == "native":
+        return name, f"{instructions()} kernels; this processor runs {', '.join(available())}"
+    if device.type == "cpu":
+        return name, f"plain torch: {why_not_native()}"
+    return name, "Triton's kernels" if name == "triton" else "Triton is not installed"
+
+
+def _free(free: int, total: int) -> str:
+    return f"{shown_bytes(free)} of {shown_bytes(total)} free"

@@ -1,0 +1,164 @@
+"""Puts the questions of an exam to an engine: the part that a subject's prompts have in common is
+computed once, the rest in batches. Does not know files.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, takewhile
+
+import torch
+
+from gyrfalcon.engine.engine import Engine
+from gyrfalcon.measure.mmlu.exam import LETTERS, Subject
+from gyrfalcon.measure.mmlu.prompts import Exam, Prompt, Protocol, fitted, letter_ids
+from gyrfalcon.request import SamplingParams
+
+Told = tuple[Prompt, tuple[float, ...]]  # a prompt, the log-probabilities of the four letters
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model made of one question. `logprobs` or `text`, as the protocol scores; a question
+    that did not fit has neither and is `dropped`.
+    """
+
+    subject: str
+    id: int
+    truth: str
+    pred: str | None  # a letter; None: no answer
+    num_examples: int
+    num_prompt_tokens: int
+    logprobs: tuple[float, ...] | None = None  # of " A" to " D"
+    text: str | None = None  # up to its first letter
+    dropped: bool = False
+
+    @property
+    def right(self) -> bool:
+        return self.pred == self.truth
+
+
+def answers(engine: Engine, exam: Exam, skip: Collection[tuple[str, int]] = ()) -> Iterator[Answer]:
+    """The answers as they come, subject by subject; none for those (subject, id) in `skip`."""
+    for subject in exam.subjects:
+        prompts = [
+            fitted(exam, subject, question, engine.tokenizer.encode, engine.max_len)
+            for question in subject.questions
+            if (subject.name, question.id) not in skip
+        ]
+        for prompt in prompts:
+            if prompt.ids is None:
+                yield _answer(subject, prompt, None)
+        fitting = (prompt for prompt in prompts if prompt.ids is not None)
+        for _, group in groupby(sorted(fitting, key=_num_examples), _num_examples):
+            yield from _answers_alike(engine, subject, exam.protocol, list(group))
+
+
+def first_letter(text: str) -> str | None:
+    """The answer in a generated text: its first ASCII letter, as a capital; None without one."""
+    found = re.search("[A-Za-z]", text)
+    return found and found[0].upper()
+
+
+def likeliest(logprobs: Sequence[float]) -> str:
+    """The letter with the highest log-probability, the first of equal ones."""
+    return LETTERS[max(range(len(LETTERS)), key=logprobs.__getitem__)]
+
+
+def _answers_alike(
+    engine: Engine, subject: Subject, protocol: Protocol, prompts: Sequence[Prompt]
+) -> Iterator[Answer]:
+    """The answers to prompts with the same worked examples."""
+    _compute_shared_start(engine, prompts)
+    if protocol.num_new_tokens > 1:
+        for prompt, text in _generated(engine, prompts, protocol.num_new_tokens):
+            yield _answer(subject, prompt, first_letter(text), text=text)
+        return
+    letters = letter_ids(partial(engine.tokenizer.encode, add_special_tokens=False))
+    for prompt, logprobs in _likelihoods(engine, prompts, letters):
+        yield _answer(subject, prompt, likeliest(logprobs), logprobs=logprobs)
+
+
+def _compute_shared_start(engine: Engine, prompts: Sequence[Prompt]) -> None:
+    """Leaves the tokens that all the prompts begin with in the cache, for each to go on from."""
+    start = _shared_start([_ids(prompt) for prompt in prompts])
+    if len(prompts) > 1 and start and engine.config.reuse_prefixes:
+        engine.generate([start], SamplingParams(max_new_tokens=0))
+
+
+def _shared_start(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """What the first and the last in dictionary order begin with, all between them begin with."""
+    pairs = zip(min(rows), max(rows), strict=False)
+    return tuple(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _likelihoods(
+    engine: Engine, prompts: Sequence[Prompt], letters: tuple[int, ...]
+) -> Iterator[Told]:
+    """The letters' log-probabilities after each prompt, in the order in which they are ready."""
+    params = SamplingParams(max_new_tokens=1, logprob_ids=letters)
+    waiting: dict[int, Prompt] = {}
+    for prompt in prompts:
+        if len(_ids(prompt)) < engine.max_len:
+            waiting[engine.add(_ids(prompt), params)] = prompt
+        else:
+            yield prompt, _likelihoods_of_last(engine, _ids(prompt), letters)
+    while waiting:
+        for piece in engine.step():
+            assert piece.token is not None
+            asked = tuple(logprob for _, logprob in piece.token.asked)
+            yield waiting.pop(piece.request_id), asked
+
+
+def _likelihoods_of_last(
+    engine: Engine, ids: Sequence[int], letters: tuple[int, ...]
+) -> tuple[float, ...]:
+    """For a prompt as long as the model's positions, after which nothing can be sampled."""
+    logits = engine.logits(torch.tensor([ids]))[0, -1]
+    logprobs = logits.double().log_softmax(dim=-1)
+    return tuple(logprobs[list(letters)].tolist())
+
+
+def _generated(
+    engine: Engine, prompts: Sequence[Prompt], num_new_tokens: int
+) -> Iterator[tuple[Prompt, str]]:
+    """Each prompt's greedy continuation up to the step that brought its first letter."""
+    params = SamplingParams(max_new_tokens=num_new_tokens)
+    waiting = {engine.add(_ids(prompt), params): prompt for prompt in prompts}
+    texts = dict.fromkeys(waiting, "")
+    while waiting:
+        for piece in engine.step():
+            texts[piece.request_id] += piece.text
+            if piece.finish_reason is not None or first_letter(piece.text):
+                engine.abort(piece.request_id)
+                yield waiting.pop(piece.request_id), texts[piece.request_id]
+
+
+def _answer(
+    subject: Subject,
+    prompt: Prompt,
+    pred: str | None,
+    logprobs: tuple[float, ...] | None = None,
+    text: str | None = None,
+) -> Answer:
+    return Answer(
+        subject=subject.name,
+        id=prompt.question.id,
+        truth=prompt.question.answer,
+        pred=pred,
+        num_examples=prompt.num_examples,
+        num_prompt_tokens=len(prompt.ids or ()),
+        logprobs=logprobs,
+        text=text,
+        dropped=prompt.ids is None,
+    )
+
+
+def _ids(prompt: Prompt) -> tuple[int, ...]:
+    assert prompt.ids is not None
+    return prompt.ids
+
+
+def _num_examples(prompt: Prompt) -> int:
+    return prompt.num_examples

@@ -1,0 +1,83 @@
+"""transformers as an independent reference, where it is installed: the same weights through its own
+Falcon code, on the CPU.
+"""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gyrfalcon.checkpoint.layout import HEAD
+from gyrfalcon.checkpoint.source import Checkpoint
+from gyrfalcon.errors import PIP_INSTALL, UsageError
+from gyrfalcon.measure.precision.reference_file import Prompts
+
+OLD_NAMES = {  # of the first releases (RefinedWeb, RefinedWebModel), which transformers has forgotten
+    "n_head": "num_attention_heads",
+    "n_head_kv": "num_kv_heads",
+    "n_layer": "num_hidden_layers",
+    "n_embed": "hidden_size",
+}
+DERIVED = ("head_dim", "rotary")  # transformers computes these and takes no value for them
+
+
+def is_installed() -> bool:
+    """Whether transformers can be imported; does not import it."""
+    return find_spec("transformers") is not None
+
+
+def peer_logits(checkpoint: Checkpoint, dtype: torch.dtype, prompts: Prompts) -> Iterator[Tensor]:
+    """The logits of each prompt, computed in `dtype` in one go: float32 [tokens, vocab]."""
+    model = _load(checkpoint, dtype)
+    for ids in prompts:
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids]), use_cache=False).logits[0]
+        yield logits.float()
+
+
+def require() -> str:
+    """transformers' version; UsageError when it is not installed."""
+    if not is_installed():
+        do = f"{PIP_INSTALL} transformers, or use --reference fp32"
+        raise UsageError("transformers for --reference transformers", "none installed", do)
+    import transformers
+
+    return str(transformers.__version__)
+
+
+def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    weights: dict[str, Any] = {"pretrained_model_name_or_path": checkpoint.folder}
+    if checkpoint.manifest is not None or checkpoint.adapter is not None:  # put together in memory
+        state = {spec.name: checkpoint.source.read(spec.name) for spec in checkpoint.specs()}
+        weights = {"pretrained_model_name_or_path": None, "state_dict": state}
+    try:
+        model = transformers.FalconForCausalLM.from_pretrained(
+            config=transformers.FalconConfig.from_dict(_config(checkpoint)),
+            dtype=dtype,
+            attn_implementation="sdpa",
+            **weights,
+        )
+    except Exception as error:  # it raises whatever its many layers raise
+        got = f"{type(error).__name__}: {error}"
+        raise UsageError("a model that transformers takes", got, "use --reference fp32") from error
+    return model.eval()
+
+
+def _config(checkpoint: Checkpoint) -> dict[str, object]:
+    """The checkpoint's own config, in names that transformers knows. A stored head is used as
+    such, as we do.
+    """
+    raw = {OLD_NAMES.get(name, name): value for name, value in checkpoint.raw_config.items()}
+    if raw.get("model_type") != "falcon":
+        grouped = raw.get("model_type") == "RefinedWeb"
+        defaults = {"multi_query": False, "parallel_attn": grouped}
+        raw = {**defaults, "new_decoder_architecture": grouped, **raw, "model_type": "falcon"}
+    if HEAD in checkpoint.source.names():
+        raw["tie_word_embeddings"] = False
+    return {name: value for name, value in raw.items() if name not in DERIVED}

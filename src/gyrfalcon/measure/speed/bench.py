@@ -1,0 +1,151 @@
+"""Times an engine over input and output lengths: what a case takes, and what to do when memory runs
+out. The formulas are in timing.py, the files in speed_files.py.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+from gyrfalcon.device import (
+    forget_peak_memory,
+    is_out_of_memory,
+    peak_memory,
+)
+from gyrfalcon.engine.engine import Engine
+from gyrfalcon.engine_config import EngineConfig
+from gyrfalcon.measure.limits import matrix_peak, memory_bandwidth
+from gyrfalcon.measure.passage import passage_ids, prompt_rows
+from gyrfalcon.measure.roofline import (
+    Layout,
+    Limits,
+    decode_bytes,
+    percent_of_limit,
+    prefill_flops,
+)
+from gyrfalcon.measure.speed.cases import Case, Figures, Generation, Row, figures_of
+from gyrfalcon.request import SamplingParams
+
+WARM_UP_TOKENS = 4
+
+
+@dataclass(slots=True)
+class Bench:
+    """An engine to be timed, and made anew when memory ran out in it."""
+
+    engine: Engine
+    text: list[int]  # what prompts are taken from
+
+    @classmethod
+    def start(cls, config: EngineConfig, batch: int) -> "Bench":
+        """Opens an engine that computes every prompt whole and runs `batch` sequences at once."""
+        engine = Engine(replace(config, reuse_prefixes=False, max_sequences=batch))
+        return cls(engine, passage_ids(engine.tokenizer))
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def measure(self, case: Case, repeats: int, done: Callable[[int], object]) -> Row:
+        """Times one case; calls `done` with the tokens of each generation that has ended."""
+        max_len = self.engine.max_len
+        reason = lacks_room(self.engine, case)
+        if reason is None:
+            try:
+                prompts = prompt_rows(self.text, case.input_len, case.batch)
+                figures = time_case(self.engine, case, prompts, repeats, done)
+                return Row(case, max_len, figures)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = " ".join(str(error).split())
+            self.engine.close()
+            self.engine = Engine(self.engine.config)
+        return Row(case, max_len, None, reason)
+
+
+def measure_limits(engine: Engine) -> Limits:
+    """What the device of this rank can do at most."""
+    return Limits(memory_bandwidth(engine.device), matrix_peak(engine.device, engine.dtype))
+
+
+def lacks_room(engine: Engine, case: Case) -> str | None:
+    """Why the KV cache cannot hold all sequences of a case at once; None when it can."""
+    size = engine.config.block_size
+    needed = case.batch * -(-(case.input_len + case.output_len) // size) * size
+    if case.input_len + case.output_len <= engine.max_len and needed <= engine.cache_len:
+        return None
+    return f"the KV cache holds {engine.cache_len} tokens, {needed} are needed"
+
+
+def time_case(
+    engine: Engine,
+    case: Case,
+    prompts: Sequence[Sequence[int]],
+    repeats: int,
+    done: Callable[[int], object],
+) -> Figures:
+    """Warms up, then times one token and all tokens in turn, `repeats` times."""
+    generate(engine, prompts, min(WARM_UP_TOKENS, case.output_len))
+    pids = _pids()
+    forget_peak_memory(engine.device, pids)
+    first, whole = [], []
+    for _ in range(repeats):
+        first.append(generate(engine, prompts, 1))
+        whole.append(generate(engine, prompts, case.output_len))
+        done(case.output_len)
+    figures = figures_of(case, first, whole, layout_of(engine).num_devices)
+    return replace(figures, peak_memory_bytes=peak_memory(engine.device, pids))
+
+
+def generate(engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Generation:
+    """Times a greedy generation that end-of-text does not end. Tokens are on the host when step()
+    returns them, so the device has done its work by then.
+    """
+    params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
+    start = perf_counter()
+    arrivals: dict[int, list[float]] = {engine.add(ids, params): [] for ids in prompts}
+    while engine.has_work:
+        pieces = engine.step()
+        now = perf_counter() - start
+        for piece in pieces:
+            arrivals[piece.request_id].append(now)
+    return Generation(perf_counter() - start, tuple(map(tuple, arrivals.values())))
+
+
+def layout_of(engine: Engine) -> Layout:
+    """How the engine's model lies on its devices."""
+    return Layout(
+        config=engine.model_config,
+        world_size=engine.world_size,
+        number_bytes=engine.dtype.itemsize,
+        quant=engine.config.quant,
+        on_cards=engine.device.type != "cpu",
+    )
+
+
+def with_percent(row: Row, layout: Layout, limits: Limits) -> Row:
+    """The row with the part of the limits that its times reach."""
+    if row.figures is None:
+        return row
+    case = row.case
+    figures = replace(
+        row.figures,
+        decode_percent_of_limit=percent_of_limit(
+            decode_bytes(layout, case.batch, case.mean_context),
+            limits.bandwidth_bytes_per_second,
+            row.figures.time_per_token_ms,
+        ),
+        prefill_percent_of_limit=percent_of_limit(
+            prefill_flops(layout, case.batch, case.input_len),
+            limits.matrix_flops_per_second,
+            row.figures.first_token_ms,
+        ),
+    )
+    return replace(row, figures=figures)
+
+
+def _pids() -> list[int]:
+    """This process and the ranks it started."""
+    workers = (child.pid for child in multiprocessing.active_children())
+    return [os.getpid(), *sorted(pid for pid in workers if pid is not None)]

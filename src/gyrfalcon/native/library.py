@@ -1,0 +1,236 @@
+"""The library of native kernels for processors: where it is, whether it belongs to these sources, and
+its C interface (`native/gyrfalcon.h`).
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import logging
+import os
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import torch
+
+from gyrfalcon.errors import UsageError
+
+VARIABLE = "GYRFALCON_NATIVE"
+FILE = "native/libgyrfalcon.so"
+SOURCES = Path(__file__).parent
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # gf_kind
+
+log = logging.getLogger(__name__)
+
+
+class RankGone(RuntimeError):
+    """Another rank has ended, or has closed its end, while this one waited for it."""
+
+    def __init__(self) -> None:
+        super().__init__("another rank has left the memory that all share")
+
+
+class Matrix(Structure):
+    """gf_matrix: a weight matrix as it lies in memory."""
+
+    _fields_ = (
+        ("data", c_void_p),
+        ("scales", c_void_p),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("kind", c_int32),
+        ("group", c_int32),
+    )
+
+
+class Term(Structure):
+    """gf_term: a matrix and what it is multiplied with."""
+
+    _fields_ = (("weight", Matrix), ("x", c_void_p))
+
+
+class Output(Structure):
+    """gf_output: one result of gf_products."""
+
+    _fields_ = (
+        ("y", c_void_p),
+        ("bias", c_void_p),
+        ("terms", Term * 2),
+        ("num_terms", c_int32),
+        ("activation", c_int32),
+    )
+
+
+class Norm(Structure):
+    """gf_norm: one normalisation."""
+
+    _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("y", c_void_p))
+
+
+class Block(Structure):
+    """gf_block: a rank's share of a block whose attention and MLP stand side by side, without biases."""
+
+    _fields_ = (
+        ("norms", Norm * 2),
+        ("qkv", Matrix),
+        ("up", Matrix),
+        ("dense", Matrix),
+        ("down", Matrix),
+        ("slopes", c_void_p),
+        ("num_norms", c_int32),
+        ("activation", c_int32),
+        ("eps", c_float),
+    )
+
+
+class Cache(Structure):
+    """gf_cache: keys and values of one layer."""
+
+    _fields_ = (
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("block_size", c_int64),
+        ("kv_heads", c_int64),
+        ("dim", c_int64),
+    )
+
+
+class Queries(Structure):
+    """gf_queries: what attends to the cache."""
+
+    _fields_ = (
+        ("q", c_void_p),
+        ("tables", c_void_p),
+        ("starts", c_void_p),
+        ("contexts", c_void_p),
+        ("slopes", c_void_p),
+        ("out", c_void_p),
+        ("sequences", c_int64),
+        ("heads", c_int64),
+        ("table_stride", c_int64),
+    )
+
+
+_INTERFACE: dict[str, tuple[type | None, tuple[type, ...]]] = {
+    "gf_sources": (c_char_p, ()),
+    "gf_instructions": (c_char_p, ()),
+    "gf_available": (c_char_p, ()),
+    "gf_choose": (c_int, (c_char_p,)),
+    "gf_use_threads": (None, (c_int,)),
+    "gf_use_processors": (None, (POINTER(c_int), c_int)),
+    "gf_products": (c_int, (POINTER(Output), c_int, c_int64, c_int)),
+    "gf_add_norms": (
+        c_int,
+        (c_void_p, c_void_p, c_void_p, POINTER(Norm), c_int, c_int64, c_int64, c_float, c_int),
+    ),
+    "gf_place": (
+        c_int,
+        (c_void_p, c_void_p, c_void_p, POINTER(Cache), c_void_p, c_void_p, c_int64, c_int64, c_int),
+    ),
+    "gf_attention": (c_int, (POINTER(Queries), POINTER(Cache), c_int)),
+    "gf_block_bytes": (c_int64, (POINTER(Block), c_int)),
+    "gf_run_blocks": (
+        c_int,
+        (
+            POINTER(Block),
+            POINTER(Cache),
+            c_int,
+            *(c_void_p,) * 5,
+            POINTER(Queries),
+            c_void_p,
+            c_int64,
+            c_int,
+            c_void_p,
+        ),
+    ),
+    "gf_multiply_add": (c_int64, (c_int64,)),
+    "gf_read": (None, (c_void_p, c_int64)),
+    "gf_shared_bytes": (c_int64, (c_int,)),
+    "gf_join": (c_void_p, (c_int, c_int, c_int)),
+    "gf_leave": (None, (c_void_p,)),
+    "gf_sum": (c_int, (c_void_p, c_void_p, c_int64, c_int)),
+    "gf_gather": (c_int, (c_void_p, c_void_p, c_int64, c_void_p)),
+}
+
+
+def library() -> ctypes.CDLL | None:
+    """The library; None where it was not built, or where GYRFALCON_NATIVE is 0.
+
+    GYRFALCON_NATIVE may name another file; UsageError when that is no library of these sources.
+    """
+    return _library(os.environ.get(VARIABLE, ""))
+
+
+def available() -> list[str]:
+    """The instruction sets that the library's kernels can use on this processor, best first."""
+    found = library()
+    return [] if found is None else found.gf_available().decode().split()
+
+
+def instructions() -> str:
+    """The instruction set in use."""
+    found = library()
+    return "" if found is None else found.gf_instructions().decode()
+
+
+def why_not_native() -> str:
+    """What keeps the native kernels from being used, for people."""
+    if os.environ.get(VARIABLE) == "0":
+        return f"{VARIABLE} is 0"
+    built = any(path.exists() for path in _places())
+    do = "install the package again" + ("" if built else " with a C++ compiler at hand")
+    return f"the native kernels are {'of other sources' if built else 'not built'}; {do}"
+
+
+@cache
+def _library(setting: str) -> ctypes.CDLL | None:
+    if setting == "0":
+        return None
+    if setting not in ("", "1"):
+        return _named(Path(setting))
+    places = [path for path in _places() if path.exists()]
+    ours = next((found for path in places if (found := _opened(path)) and _is_ours(found)), None)
+    if places and ours is None:
+        do = "running without it; install the package again"
+        log.warning("%s was not built from these sources: %s", places[-1], do)
+    return ours
+
+
+def _named(path: Path) -> ctypes.CDLL:
+    found = _opened(path) if path.is_file() else None
+    if found is None or not _is_ours(found):
+        got = "none" if not path.is_file() else "one that does not belong to these sources"
+        raise UsageError(f"the native library at {VARIABLE}={path}", got, "build it, or unset it")
+    return found
+
+
+def _places() -> list[Path]:
+    """Beside this package, and where it was installed to when it runs from elsewhere."""
+    places = [SOURCES.parent / FILE]
+    with contextlib.suppress(PackageNotFoundError):
+        places.append(Path(str(distribution("gyrfalcon").locate_file(f"gyrfalcon/{FILE}"))))
+    return places
+
+
+def _opened(path: Path) -> ctypes.CDLL | None:
+    try:
+        found = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _INTERFACE.items():
+            function = getattr(found, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError, UnicodeError):  # the last tells of a path that is not UTF-8
+        return None
+    return found
+
+
+def _is_ours(found: ctypes.CDLL) -> bool:
+    """Whether it was built from the sources beside this package; an installed package may lack them."""
+    return not SOURCES.is_dir() or found.gf_sources().decode() == digest(SOURCES)
+
+
+def digest(sources: Path) -> str:
+    """SHA-256 over the SHA-256 of each source file, in the order of their names, as CMake forms it."""
+    files = sorted(path for kind in ("cpp", "h", "inl") for path in sources.glob(f"*.{kind}"))
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()

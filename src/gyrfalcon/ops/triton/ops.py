@@ -1,0 +1,45 @@
+"""The operations for GPUs, as Triton kernels: those of ops/reference.py, which says what they mean."""
+
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from gyrfalcon.batch import Batch
+from gyrfalcon.kv.pool import LayerCache
+from gyrfalcon.ops.reference import Product
+from gyrfalcon.ops.reference import whole_blocks as whole_blocks
+from gyrfalcon.ops.triton import attention as triton_attention
+from gyrfalcon.ops.triton.linear import linear as linear
+from gyrfalcon.ops.triton.norm import add_norms as add_norms
+from gyrfalcon.ops.triton.rotary import place as place
+from gyrfalcon.quant import Quantised, Weight
+
+CAPTURABLE = True
+OWN_THREADS = False
+
+
+def arranged(weight: Quantised) -> Quantised:
+    """int4 row by row, which is how tiles are loaded."""
+    return weight.by_rows()
+
+
+def products(*each: Product) -> list[Tensor]:
+    """Each by a kernel of its own."""
+    return [linear(*one) for one in each]
+
+
+def summed(*each: tuple[Tensor, Weight]) -> Tensor:
+    """Each by a kernel of its own, then added."""
+    return reduce(torch.add, (linear(*one) for one in each))
+
+
+def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None) -> Tensor:
+    """By the kernel for sequences that bring one token each, or by the one for prompts."""
+    tables, contexts = batch.block_tables, batch.contexts
+    if len(q) > len(contexts):
+        return triton_attention.prefill(q, cache, tables, batch.starts, contexts, slopes)
+    longest = tables.shape[1] * cache.k.shape[1]  # of a graph: whatever may come
+    _, kv_heads = cache.k.shape[1:3]
+    splits = triton_attention.splits_for(len(q), kv_heads, q.shape[1] // kv_heads, longest)
+    return triton_attention.decode(q, cache, tables, contexts, slopes, splits)

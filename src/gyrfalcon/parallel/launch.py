@@ -1,0 +1,306 @@
+"""Starts the rank processes of one machine, or joins those that torchrun started, and notices when
+one dies.
+"""
+
+import contextlib
+import ctypes
+import functools
+import itertools
+import multiprocessing.process
+import multiprocessing.util
+import os
+import pickle
+import resource
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from types import ModuleType
+
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import ProcessContext
+
+from gyrfalcon.errors import GyrfalconError, RankDied, TooManyOpenFiles, UsageError
+from gyrfalcon.native.library import RankGone
+from gyrfalcon.parallel.group import Group, connect, solo
+from gyrfalcon.parallel.interrupts import Watch, held_interrupts, watched_interrupts
+from gyrfalcon.parallel.torchrun import Torchrun
+
+HERE = "127.0.0.1"
+POLL_SECONDS = 0.02
+FILES, FILES_OF_RANK = 24, 4  # that rank 0 opens: 23 with two ranks, 28 with four
+DEATH_SECONDS = 5.0  # how long a broken connection waits for the process behind it to be seen dead
+
+_engines = (
+    itertools.count()
+)  # engines made by this process: torchrun's ranks make them in the same order
+_hiding = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rank runs: its end of the group, and its number among the ranks of this machine."""
+
+    group: Group
+    local_rank: int
+    ranks_here: int
+
+
+Work = Callable[[Place], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Ranks:
+    """All ranks of an engine as its first one sees them; under torchrun, as each sees them."""
+
+    place: Place
+    children: ProcessContext | None = None
+    store: dist.Store | None = None
+    watch: Watch | None = None  # ends the workers at Ctrl-C, see interrupts.py
+    process_id: int = field(default_factory=os.getpid)
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return self.place.group.size
+
+    @property
+    def led(self) -> bool:
+        """Whether this process leads worker processes: else there are none, or every rank runs the
+        same program.
+        """
+        return self.children is not None
+
+    def tell(self, message: object = None) -> None:
+        """Sends a message to the workers; none at all means: take a step."""
+        if self.led:
+            self.place.group.broadcast(b"" if message is None else pickle.dumps(message))
+
+    def agree(self, message: bytes) -> bytes:
+        """Rank 0's message where every rank runs the same program, else this process's own."""
+        return message if self.led else self.place.group.broadcast(message)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Turns the broken connection that a dead rank leaves behind into RankDied, or into what
+        the rank said.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.children is not None:
+                _wait_for_death(self.children, self.store)
+            elif self.place.group.size > 1 and _says_connection_closed(error):
+                raise RankDied(
+                    "every rank to answer", "a closed connection", "look at the other ranks' output"
+                ) from None
+            raise
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a copy in a forked process, which must leave the ranks alone."""
+        return os.getpid() != self.process_id
+
+    def kill(self) -> None:
+        """Ends the workers, which hold nothing worth keeping, whatever any process is waiting for."""
+        if self.children is not None and not self.forked:
+            _kill(self.children)
+
+    def leave(self) -> None:
+        """Ends the connections to the ranks, through which no other thread may be computing."""
+        if not self.forked:
+            self.place.group.close()
+
+    def close(self) -> None:
+        """Both."""
+        self.kill()
+        self.leave()
+
+
+def _kill(children: ProcessContext) -> None:
+    """Not SIGTERM, which a stopped process does not answer."""
+    for process in children.processes:
+        process.kill()
+    for process in children.processes:
+        process.join()
+
+
+def _says_connection_closed(error: RuntimeError) -> bool:
+    return isinstance(error, RankGone) or "gloo" in str(error).lower()
+
+
+def start(world_size: int, cuda: bool, work: Work) -> Ranks:
+    """Ranks of a new engine: this process is the first, `work` runs in each of the others.
+
+    Under torchrun nothing is started: its processes meet, and each is a rank that runs the same
+    program.
+    """
+    torchrun = Torchrun.found()
+    if torchrun is not None:
+        return _looked_after(_join_torchrun(world_size, torchrun, cuda))
+    if world_size == 1:
+        return Ranks(Place(solo(), local_rank=0, ranks_here=1))
+    return _looked_after(_start_local(world_size, cuda, work))
+
+
+def _join_torchrun(world_size: int, torchrun: Torchrun, cuda: bool) -> Ranks:
+    size = torchrun.world_size
+    if world_size != size:
+        wanted = f"world size {size}, as torchrun started"
+        raise UsageError(wanted, str(world_size), f"use `world_size={size}`")
+    store = dist.PrefixStore(str(next(_engines)), torchrun.store())
+    one_machine = torchrun.ranks_here == size
+    group = connect(store, torchrun.rank, size, cuda=cuda, one_machine=one_machine)
+    return Ranks(Place(group, torchrun.local_rank, torchrun.ranks_here), store=store)
+
+
+def _check_open_files(world_size: int) -> None:
+    """Connections that run out of them end the process without a word that Python could catch."""
+    needed = FILES + FILES_OF_RANK * world_size + len(os.listdir("/proc/self/fd"))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        wanted = f"{needed} open files for {world_size} ranks"
+        raise TooManyOpenFiles(wanted, f"a limit of {limit}", "raise it, as with ulimit -n 4096")
+
+
+def _start_local(world_size: int, cuda: bool, work: Work) -> Ranks:
+    _check_open_files(world_size)
+    store = dist.TCPStore(HERE, 0, is_master=True, wait_for_workers=False)  # port 0: a free one
+    children: ProcessContext | None = None
+    try:
+        with held_interrupts() as hold, _main_module_hidden():
+            hold.firm = True  # until it is known which processes have to be ended
+            children = mp.start_processes(
+                _worker,
+                (store.port, world_size, cuda, work),
+                world_size - 1,
+                join=False,
+                daemon=True,
+                start_method="spawn",
+            )
+        assert children is not None
+        watch = Watch(partial(_kill, children))
+        with watched_interrupts(watch):
+            while not store.check([f"here/{rank}" for rank in range(1, world_size)]):
+                _raise_if_dead(children, store)
+                time.sleep(POLL_SECONDS)
+            group = _connect_here(store, 0, world_size, cuda)
+    except BaseException:
+        if children is not None:
+            _kill(children)
+        raise
+    return Ranks(Place(group, local_rank=0, ranks_here=world_size), children, store, watch)
+
+
+def _looked_after(ranks: Ranks) -> Ranks:
+    """With care taken of forks of this process, and of its end."""
+    _look_after_all().add(ranks)
+    return ranks
+
+
+@functools.cache
+def _look_after_all() -> weakref.WeakSet[Ranks]:
+    """multiprocessing asks each daemon that it knows to end when a process ends, and waits for it: in
+    vain for one that is stopped, and even when it is a forked process that ends. In such a one a
+    group's end would wait for threads that are not there.
+    """
+    alive: weakref.WeakSet[Ranks] = weakref.WeakSet()
+
+    def kill() -> None:
+        for ranks in alive:
+            ranks.kill()
+
+    def disown() -> None:
+        for ranks in alive:
+            for process in ranks.children.processes if ranks.children is not None else ():
+                multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]  # private
+            for ending in (ranks.store, ranks.place.group.sockets):
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(ending))  # never to end
+
+    multiprocessing.util.Finalize(None, kill, exitpriority=0)
+    os.register_at_fork(after_in_child=disown)
+    return alive
+
+
+def _connect_here(store: dist.Store, rank: int, world_size: int, cuda: bool) -> Group:
+    return connect(store, rank, world_size, cuda=cuda, one_machine=True, host=HERE)
+
+
+@contextlib.contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Spawned processes import the caller's main script; ours need nothing from it, and a script
+    without the `if __name__ == "__main__"` guard would start engines for ever. One thread at a time."""
+    with _hiding:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
+
+def _worker(index: int, port: int, world_size: int, cuda: bool, work: Work) -> None:
+    """The life of a started rank. What went wrong is left in the store for rank 0 to tell."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; rank 0 answers it
+    threading.Thread(target=_end_with_rank_0, daemon=True).start()
+    rank = index + 1
+    store = dist.TCPStore(HERE, port, is_master=False)
+    try:
+        store.set(f"here/{rank}", "")
+        work(Place(_connect_here(store, rank, world_size, cuda), rank, world_size))
+    except Exception as error:
+        time.sleep(POLL_SECONDS)  # rank 0 may be gone, which is why we failed: then we end here
+        with contextlib.suppress(Exception):
+            store.compare_set("error", "", pickle.dumps(_tellable(error, rank)).hex())
+        os._exit(1)
+
+
+def _end_with_rank_0() -> None:
+    """Ends this process when the one that started it is gone, whatever it is in the middle of."""
+    rank_0 = multiprocessing.parent_process()
+    assert rank_0 is not None
+    rank_0.join()
+    os._exit(1)
+
+
+def _tellable(error: Exception, rank: int) -> GyrfalconError:
+    if isinstance(error, GyrfalconError):
+        return error
+    return RankDied(
+        f"rank {rank} to go on", f"{type(error).__name__}: {error}".splitlines()[0], "start again"
+    )
+
+
+def _wait_for_death(children: ProcessContext, store: dist.Store | None) -> None:
+    """Raises what became of a child, if one is found dead soon enough."""
+    deadline = time.monotonic() + DEATH_SECONDS
+    while time.monotonic() < deadline:
+        _raise_if_dead(children, store)
+        time.sleep(POLL_SECONDS)
+
+
+def _raise_if_dead(children: ProcessContext, store: dist.Store | None) -> None:
+    dead = {
+        rank: code
+        for rank, child in enumerate(children.processes, 1)
+        if (code := child.exitcode) is not None
+    }
+    if not dead:
+        return
+    killed = [rank for rank, code in dead.items() if code < 0]
+    # What other ranks said of a killed one's broken connection tells less.
+    if not killed and store is not None and store.check(["error"]):
+        raise pickle.loads(bytes.fromhex(store.get("error").decode()))
+    rank = killed[0] if killed else next(iter(dead))
+    code = dead[rank]
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    raise RankDied(
+        f"all {len(children.processes) + 1} ranks to live",
+        f"rank {rank} ended by {how}",
+        "start again",
+    )

@@ -1,0 +1,393 @@
+"""Native kernels equal their definitions in plain torch: each instruction set that this processor has, all
+kinds of numbers, shapes that fit no vector.
+"""
+
+import os
+import random
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from gyrfalcon.batch import Batch
+from gyrfalcon.kv.pool import LayerCache
+from gyrfalcon.native.library import library, why_not_native
+from gyrfalcon.ops import reference
+from gyrfalcon.ops.reference import Product
+from gyrfalcon.quant import GROUPS, TILE_ROWS, Quantised, Weight, dequantise, quantise, span
+
+if library() is None:
+    pytest.skip(why_not_native(), allow_module_level=True)
+
+from gyrfalcon.ops import native
+
+SETS = native.LIBRARY.gf_available().decode().split()
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KINDS = ("fp32", "bf16", "fp16", "int8", "int4", "int4-32", "int4-128")
+# Of the largest number: what one rounding to the dtype may be off by, and sums in another order.
+TOLERANCES = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+LARGE = (
+    (32, 65, 2176),
+    (33, 300, 1152),
+    (40, 2100, 64),
+    (130, 49, 64),
+    (511, 64, 128),
+    (600, 33, 192),
+)
+INT4_TOLERANCE = 2e-2  # activations may be rounded to 8 bits
+
+
+@pytest.fixture(autouse=True, params=SETS)
+def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    """One instruction set after the other, on two threads."""
+    assert native.LIBRARY.gf_choose(request.param.encode()) == 0
+    native.use_threads(2)
+    yield request.param
+    native.use_threads(torch.get_num_threads())
+    native.LIBRARY.gf_choose(SETS[0].encode())
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def stored_as(kind: str, weight: Tensor) -> tuple[Weight, Tensor]:
+    """A weight as the kernels read it, and the float32 matrix that this stands for."""
+    if kind.startswith("int"):
+        rounded = quantise(weight, kind)
+        return rounded, dequantise(rounded, torch.float32)
+    dtype = dict(zip(KINDS, DTYPES, strict=False))[kind]
+    return weight.to(dtype), weight.to(dtype).float()
+
+
+def assert_near(ours: Tensor, exact: Tensor, tolerance: float) -> None:
+    scale = float(exact.abs().max())
+    torch.testing.assert_close(ours.float(), exact.float(), rtol=0, atol=tolerance * scale + 1e-30)
+
+
+def check_product(
+    kind: str, dtype: torch.dtype, shape: tuple[int, int, int], activation: str | None, bias: bool
+) -> None:
+    tokens, outputs, inputs = shape
+    if kind in GROUPS:
+        inputs = -(-inputs // span(kind)) * span(kind)
+        outputs = -(-outputs // TILE_ROWS) * TILE_ROWS
+    weight, exact_weight = stored_as(kind, drawn(outputs, inputs) / inputs**0.5)
+    x = drawn(tokens, inputs, seed=1).to(dtype)
+    added = drawn(outputs, seed=2).to(dtype) if bias else None
+    exact = x.double() @ exact_weight.double().T
+    exact = exact if added is None else exact + added.double()
+    exact = exact if activation is None else reference.activate(exact, activation)
+    ours = native.linear(x, weight, added, activation)
+    assert ours.dtype == dtype
+    rounds = kind.startswith("int4") and dtype != torch.float32
+    assert_near(ours, exact, INT4_TOLERANCE if rounds else TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 8, 64), (1, 333, 640), (2, 97, 128), (3, 64, 320), (5, 200, 192), (16, 7, 1088), *LARGE],
+)
+def test_products_equal_those_of_exact_arithmetic(
+    shape: tuple[int, int, int], kind: str, dtype: torch.dtype
+) -> None:
+    check_product(kind, dtype, shape, None, bias=False)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu", None])
+@pytest.mark.parametrize("tokens", [1, 40])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bias_and_activation_come_before_the_only_rounding(
+    dtype: torch.dtype, tokens: int, activation: str | None
+) -> None:
+    check_product("fp32", dtype, (tokens, 70, 96), activation, bias=True)
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_products_of_any_shape_equal_those_of_exact_arithmetic(number: int) -> None:
+    draw = random.Random(number)
+    kind = draw.choice(KINDS)
+    sizes = (1, 2, 3, 7, 31, 64, 100, 257, 1000)
+    shape = (draw.choice(sizes[:-1]), draw.choice(sizes), draw.choice(sizes[:7]) * span(kind))
+    activation = draw.choice([None, "gelu"])
+    check_product(kind, draw.choice(DTYPES), shape, activation, draw.random() < 0.5)
+
+
+@pytest.mark.parametrize("columns", [513, 1001, 1545])
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "fp16", "int8"])
+def test_long_rows_may_end_within_a_vector(
+    kind: str, dtype: torch.dtype, tokens: int, columns: int
+) -> None:
+    check_product(kind, dtype, (tokens, 50, columns), None, bias=True)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["int8", "int4", "int4-32"])
+def test_rounded_tokens_hide_neither_infinity_nor_what_is_no_number(
+    kind: str, dtype: torch.dtype, tokens: int
+) -> None:
+    weight, _ = stored_as(kind, drawn(80, 640))
+    for bad in (torch.nan, torch.inf):
+        x = drawn(tokens, 640, seed=1).to(dtype)
+        x[-1, 600] = bad
+        finite = native.linear(x, weight).isfinite()
+        assert not finite[-1].any()
+        assert finite[:-1].all()
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_int8_keeps_small_activations_beside_large_ones(tokens: int) -> None:
+    """16 bits for a block: what bfloat16's own rounding of the large one is off by comes nowhere near."""
+    weight = quantise(drawn(64, 512) / 512**0.5, "int8")
+    x = drawn(tokens, 512, seed=1).bfloat16()
+    x[:, 7] = 100
+    exact = x.float() @ dequantise(weight, torch.float32).T
+    assert_near(native.linear(x, weight), exact, TOLERANCES[torch.bfloat16])
+    weight.data[:, 7] = 0  # the large one itself is not asked for
+    exact = x.float() @ dequantise(weight, torch.float32).T
+    assert_near(native.linear(x, weight), exact, TOLERANCES[torch.bfloat16])
+
+
+@pytest.mark.parametrize("weights", [(127,), (-128,), (127, -128), (127, 127, -128, -128)])
+@pytest.mark.parametrize("columns", [512, 1001])
+@pytest.mark.parametrize("tokens", [1, 30, 70])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_int8_multiplies_the_largest_numbers_that_there_are(
+    dtype: torch.dtype, tokens: int, columns: int, weights: tuple[int, ...]
+) -> None:
+    """Sums of 16 and of 32 bits come as near to their ends as they can, and are still right."""
+    row = torch.tensor(weights, dtype=torch.int8).repeat(columns)[:columns]
+    weight = Quantised("int8", row.repeat(40, 1), torch.full((40,), 1 / 128))
+    for signs in ((1,), (-1,), (1, -1), (1, 1, -1, -1)):
+        x = 3 * torch.tensor(signs, dtype=dtype).repeat(columns)[:columns].repeat(tokens, 1)
+        exact = x.double() @ dequantise(weight, torch.float64).T
+        assert_near(native.linear(x, weight), exact, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("tokens", [1, 6, 70])
+def test_products_computed_together_are_those_computed_alone(
+    tokens: int, kind: str, dtype: torch.dtype
+) -> None:
+    """Of one input, of another with as many columns, and with other columns."""
+    x, other, wide = (drawn(tokens, n, seed=n + 1).to(dtype) for n in (256, 256, 640))
+    each = [
+        Product(
+            one, stored_as(kind, drawn(outputs, one.shape[1], seed=i) / 20)[0], None, activation
+        )
+        for i, (one, outputs, activation) in enumerate(
+            [(x, 112, "gelu"), (x, 16, None), (other, 80, None), (wide, 304, "relu")]
+            if kind == "int4"
+            else [(x, 100, "gelu"), (x, 7, None), (other, 65, None), (wide, 300, "relu")]
+        )
+    ]
+    for together, alone in zip(native.products(*each), each, strict=True):
+        assert torch.equal(together, native.linear(*alone))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("fp32", "fp32"),
+        ("bf16", "int8"),
+        ("int4", "int4"),
+        ("int8", "int4-32"),
+        ("bf16", "int4-128"),
+    ],
+)
+@pytest.mark.parametrize("tokens", [1, 6, 70])
+def test_a_sum_of_products_is_rounded_once(
+    tokens: int, kinds: tuple[str, str], dtype: torch.dtype
+) -> None:
+    rows = 112 if any(kind in GROUPS for kind in kinds) else 97
+    each, exact = [], torch.zeros(tokens, rows, dtype=torch.float64)
+    for kind, columns in zip(kinds, (128, 640), strict=True):
+        weight, exact_weight = stored_as(kind, drawn(rows, columns, seed=columns) / columns**0.5)
+        x = drawn(tokens, columns, seed=columns + 1).to(dtype)
+        each.append((x, weight))
+        exact += x.double() @ exact_weight.double().T
+    rounds = any(kind.startswith("int4") for kind in kinds) and dtype != torch.float32
+    assert_near(native.summed(*each), exact, INT4_TOLERANCE if rounds else TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("tokens", [3, 70])
+def test_equal_calls_give_equal_bits_on_any_number_of_threads(tokens: int) -> None:
+    x, weight = drawn(tokens, 512).bfloat16(), drawn(1000, 512, seed=1).bfloat16()
+    native.use_threads(1)
+    alone = native.linear(x, weight)
+    for threads in (2, 3, 5):
+        native.use_threads(threads)
+        for _ in range(20):
+            assert torch.equal(native.linear(x, weight), alone)
+
+
+def places_of_threads() -> list[set[int]]:
+    """The processors that each thread of this process may run on."""
+    return [os.sched_getaffinity(int(task.name)) for task in Path("/proc/self/task").iterdir()]
+
+
+def test_threads_keep_to_processors_of_their_own() -> None:
+    usable = sorted(os.sched_getaffinity(0))
+    if len(usable) < 2:
+        pytest.skip("needs two processors")
+    before = places_of_threads().count({usable[1]})
+    native.use_threads(2, usable[:2])
+    assert places_of_threads().count({usable[1]}) == before + 1
+    assert os.sched_getaffinity(0) == set(usable)  # the caller's own thread
+    native.use_threads(3, usable[:2])  # more than there are processors for
+    assert places_of_threads().count({usable[1]}) == before
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8", "int4", "int4-32"])
+def test_a_token_gets_what_it_gets_alone(kind: str) -> None:
+    """Within what sums in another order differ by."""
+    weight, _ = stored_as(kind, drawn(144 if kind in GROUPS else 130, 640) / 25)
+    x = drawn(100, 640, seed=1).bfloat16()
+    alone = torch.cat([native.linear(x[i : i + 1], weight) for i in range(len(x))])
+    for count in (2, 3, 4, 5, 9, 16, 17, 25, 32, 100):
+        assert_near(native.linear(x[:count], weight), alone[:count], TOLERANCES[torch.bfloat16])
+
+
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "relu", "silu"])
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_what_is_no_number_stays_none(tokens: int, activation: str | None) -> None:
+    x, weight = drawn(tokens, 70), drawn(33, 70, seed=1)
+    x[0, 69] = float("nan")
+    ours = native.linear(x, weight, None, activation)
+    assert ours[0].isnan().all()
+    assert ours[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden", [5, 64, 71, 2048])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("tokens", [1, 19])
+def test_norms_equal_their_definition(
+    tokens: int, count: int, hidden: int, dtype: torch.dtype
+) -> None:
+    x, part = (drawn(tokens, hidden, seed=seed).to(dtype) + 3 for seed in (0, 1))
+    norms = [
+        (drawn(hidden, seed=2 + i).to(dtype), drawn(hidden, seed=4 + i).to(dtype))
+        for i in range(count)
+    ]
+    for added in (None, part):
+        total, normed = native.add_norms(x, added, norms, 1e-5)
+        exact_total, exact = reference.add_norms(x, added, norms, 1e-5)
+        assert torch.equal(total, exact_total)
+        for one, other in zip(normed, exact, strict=True):
+            assert_near(one, other, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "dim"), [(1, 71, 64), (8, 16, 64), (4, 1, 20), (2, 3, 8)]
+)
+@pytest.mark.parametrize("turned", [True, False])
+def test_placing_equals_its_definition(
+    turned: bool, kv_heads: int, group: int, dim: int, dtype: torch.dtype
+) -> None:
+    tokens = 11
+    qkv = drawn(tokens, kv_heads * (group + 2) * dim).to(dtype)
+    angle = drawn(tokens, dim // 2, seed=1)
+    angles = (angle.cos(), angle.sin()) if turned else None
+    slots = torch.randperm(40, generator=torch.Generator().manual_seed(3))[:tokens]
+    caches = [
+        LayerCache(*(torch.zeros(10, 4, kv_heads, dim, dtype=dtype) for _ in "kv")) for _ in "ab"
+    ]
+    ours = native.place(qkv, angles, caches[0], slots)
+    exact = reference.place(qkv, angles, caches[1], slots)
+    assert_near(ours, exact, TOLERANCES[dtype])
+    assert_near(caches[0].k, caches[1].k, TOLERANCES[dtype])
+    assert torch.equal(caches[0].v, caches[1].v)
+
+
+def attending(
+    lengths: list[int], contexts: list[int], heads: tuple[int, int, int], dtype: torch.dtype
+) -> tuple[Tensor, LayerCache, Batch]:
+    """Sequences of these new and whole lengths, their blocks mixed, numbers of others in between."""
+    kv_heads, group, dim = heads
+    block_size = 16
+    sizes = [-(-context // block_size) for context in contexts]
+    order = torch.randperm(sum(sizes) + 3, generator=torch.Generator().manual_seed(1))
+    tables = torch.zeros(len(contexts), max(sizes), dtype=torch.int64)
+    for row, (size, start) in enumerate(zip(sizes, accumulate([0, *sizes]), strict=False)):
+        tables[row, :size] = order[start : start + size]
+    k, v = (
+        drawn(len(order), block_size, kv_heads, dim, seed=2 + i).to(dtype) * (2 - i) for i in (0, 1)
+    )
+    q = drawn(sum(lengths), kv_heads * group, dim, seed=4).to(dtype)
+    none = torch.empty(0, dtype=torch.int64)
+    batch = Batch(
+        query_lens=tuple(lengths),
+        context_lens=tuple(contexts),
+        block_tables=tables,
+        starts=torch.tensor([0, *accumulate(lengths)]),
+        contexts=torch.tensor(contexts),
+        **dict.fromkeys(("token_ids", "positions", "rope_lengths", "slots", "rows"), none),
+    )
+    return q, LayerCache(k, v), batch
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("alibi", [False, True])
+@pytest.mark.parametrize(
+    "heads", [(1, 71, 64), (2, 16, 64), (2, 29, 64), (4, 1, 64), (1, 3, 20), (2, 2, 128)]
+)
+@pytest.mark.parametrize(
+    ("lengths", "contexts"),
+    [
+        ([1], [1]),
+        ([1], [1000]),
+        ([1, 1, 1], [16, 17, 300]),
+        ([1] * 9, [70] * 9),
+        ([40], [40]),
+        ([7, 130, 1], [200, 130, 33]),
+    ],
+)
+def test_attention_equals_its_definition(
+    lengths: list[int],
+    contexts: list[int],
+    heads: tuple[int, int, int],
+    alibi: bool,
+    dtype: torch.dtype,
+) -> None:
+    q, cache, batch = attending(lengths, contexts, heads, dtype)
+    slopes = drawn(heads[0] * heads[1], seed=5).abs() / 8 if alibi else None
+    exact = reference.attention(
+        q.float(), LayerCache(cache.k.float(), cache.v.float()), batch, slopes
+    )
+    ours = native.attention(q, cache, batch, slopes)
+    assert ours.dtype == dtype
+    assert_near(ours, exact, max(TOLERANCES[dtype], 1e-5))
+
+
+def test_attention_reads_no_key_that_its_query_does_not_see() -> None:
+    q, cache, batch = attending([5], [21], (2, 3, 64), torch.float32)
+    seen = native.attention(q, cache, batch, None)
+    last = int(batch.block_tables[0, 1])
+    cache.k[last, 5:] = float("nan")  # beyond the context
+    cache.v[last, 5:] = float("nan")
+    assert torch.equal(native.attention(q, cache, batch, None), seen)
+
+
+@pytest.mark.parametrize("group", [1, 5])
+@pytest.mark.parametrize("context", [60, 130, 600])
+def test_attention_hides_no_key_that_is_no_number(context: int, group: int) -> None:
+    q, cache, batch = attending([1], [context], (2, group, 64), torch.float32)
+    cache.k[batch.block_tables[0, :4]] = float("nan")  # all keys that are looked at together
+    assert native.attention(q, cache, batch, None).isnan().all()
+
+
+def test_fp8_is_left_to_the_reference() -> None:
+    x, weight = drawn(3, 64).bfloat16(), quantise(drawn(10, 64, seed=1), "fp8")
+    assert torch.equal(native.linear(x, weight), reference.linear(x, weight))

@@ -1,0 +1,213 @@
+"""Every kernel compiles for every GPU, and what the compiler says of them is what docs/ say.
+
+Processes of their own compile: kernels that the interpreter has taken cannot be compiled.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from pathlib import Path
+
+import pytest
+from compile_ascend import distinct, memory_kib
+from compile_kernels import (
+    PAGE,
+    TABLE,
+    TARGETS,
+    TOOLS,
+    Job,
+    Result,
+    Usage,
+    as_json,
+    as_page,
+    cases_of,
+    compile_job,
+    compilers,
+    differences,
+    jobs,
+    judge,
+)
+from kernel_cases import Case
+
+pytest.importorskip("triton", reason="Triton is not installed (the extra gpu-check)")
+
+NONE: frozenset[str] = frozenset()
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "compile_kernels.py"
+
+CASES = """
+import triton
+import triton.language as tl
+from kernel_cases import TARGETS, Case
+
+
+@triton.jit
+def add(x, y, size, TILE: tl.constexpr):
+    places = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    tl.store(y + places, tl.load(x + places, mask=places < size) + 1, mask=places < size)
+
+
+@triton.jit
+def multiply(a, b, c, SIZE: tl.constexpr):
+    places = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
+    tl.store(c + places, tl.dot(tl.load(a + places), tl.load(b + places)))
+
+
+def product(name, dtype, size, *targets):
+    signature = {"a": f"*{dtype}", "b": f"*{dtype}", "c": "*fp32"}
+    wanted = frozenset({"mma"})
+    return Case(name, multiply, signature, {"SIZE": size}, 4, 1, wanted, frozenset(targets))
+
+
+ADD = {"x": "*fp16", "y": "*fp16", "size": "i32"}, {"TILE": 1024}, 4, 1
+"""
+
+
+def compile_cases(folder: Path, cases: str) -> subprocess.CompletedProcess[str]:
+    file = folder / "cases.py"
+    file.write_text(f"{CASES}\nCASES = [{cases}]\n", "utf-8")
+    return run(str(file))
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, TOOL, *arguments], capture_output=True, text=True)
+
+
+FILES = sorted(TOOLS.glob("kernel_cases_*.py"))
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Executor]:
+    """Processes that compile, shared by the tests of this file: each spends seconds on its imports."""
+    with pytest.MonkeyPatch.context() as patch, compilers() as pool:
+        patch.delenv("TRITON_INTERPRET", raising=False)
+        yield pool
+
+
+def documented() -> list[Result]:
+    """What docs/kernels.json says."""
+    rows = json.loads(TABLE.read_text("utf-8"))["kernels"]
+    return [Result(row.pop("case"), row.pop("target"), Usage(**row), ()) for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_kernels_compile_as_the_documents_say(file: Path, target: str, pool: Executor) -> None:
+    wanted = [job for job in jobs([file]) if job.target == target]
+    names = {job.name for job in wanted}
+    said = [one for one in documented() if one.target == target and one.name in names]
+    assert wanted
+    assert list(pool.map(compile_job, wanted)) == said
+
+
+def test_the_documents_have_every_kernel_and_no_other() -> None:
+    def named(found: list[Job] | list[Result]) -> list[tuple[str, str]]:
+        return [(one.name, one.target) for one in found]
+
+    assert named(documented()) == named(jobs(FILES))
+    assert TABLE.read_text("utf-8") == as_json(documented())
+    assert PAGE.read_text("utf-8") == as_page(documented())
+
+
+@pytest.mark.slow
+def test_a_good_kernel_passes(tmp_path: Path) -> None:
+    done = compile_cases(
+        tmp_path, 'Case("good", add, *ADD, frozenset()), product("square", "bf16", 64, *TARGETS)'
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 compiled kernels, 0 faults" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_kernel_that_spills_is_caught(tmp_path: Path) -> None:
+    done = compile_cases(tmp_path, 'product("wide", "bf16", 256, "gfx942", "sm_90")')
+    assert done.returncode == 1
+    for target in ("gfx942", "sm_90"):
+        assert f"wide on {target}: " in done.stdout
+    assert done.stdout.count("its registers do not suffice") == 2
+    assert done.stdout.count("bytes of shared memory, ") == 2
+
+
+@pytest.mark.slow
+def test_a_kernel_without_its_matrix_instructions_is_caught(tmp_path: Path) -> None:
+    done = compile_cases(tmp_path, 'Case("slow", add, *ADD, frozenset({"mma"}))')
+    assert done.returncode == 1
+    assert done.stdout.count("no matrix instruction") == 3
+
+
+@pytest.mark.slow
+def test_fp8_is_refused_where_the_hardware_has_none(tmp_path: Path) -> None:
+    done = compile_cases(tmp_path, 'product("eight bits", "fp8e4nv", 64, "sm_80", "sm_90")')
+    assert done.returncode == 1
+    assert "eight bits on sm_80: cannot be compiled: " in done.stdout
+    assert "fp8e4nv not supported in this architecture" in done.stdout
+    assert "eight bits on sm_90" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("usage", "faults"),
+    [
+        (Usage(64, 48 * 1024, 0, 4), ()),
+        (Usage(255, 48 * 1024, 16, 4), ("16 bytes of stack: its registers do not suffice",)),
+        (Usage(64, 64 * 1024 + 1, 0, 4), ("65537 bytes of shared memory, 65536 fit",)),
+        (Usage(64, 0, 0, 0), (r"no matrix instruction (\bv_mfma_) in its assembly",)),
+    ],
+)
+def test_a_compiled_kernel_is_judged(usage: Usage, faults: tuple[str, ...]) -> None:
+    case = Case("any", None, {}, {}, 4, 1, frozenset({"mma"}))
+    assert judge(case, TARGETS["gfx942"], usage) == faults
+
+
+def test_a_changed_table_is_shown_line_by_line(tmp_path: Path) -> None:
+    table = tmp_path / "kernels.md"
+    assert differences({table: "a\n"}) == ["kernels.md: now a"]
+    table.write_text("a\nb\n", "utf-8")
+    assert differences({table: "a\nb\n"}) == []
+    assert differences({table: "a\nc\n"}) == ["kernels.md: no longer b", "kernels.md: now c"]
+
+
+def test_an_npu_gets_each_variant_once_and_no_fp8() -> None:
+    def case(name: str, dtype: str, warps: int, ascend: dict[str, int]) -> Case:
+        return Case(
+            name,
+            test_a_good_kernel_passes,
+            {"x": dtype},
+            {"TILE": 64},
+            warps,
+            1,
+            NONE,
+            ascend=ascend,
+        )
+
+    first, twin = case("first", "*bf16", 4, {}), case("twin", "*bf16", 8, {})
+    smaller, eight_bits = (
+        case("smaller", "*bf16", 4, {"TILE": 32}),
+        case("eight", "*fp8e4nv", 4, {}),
+    )
+    assert distinct([first, twin, smaller, eight_bits]) == [first, smaller]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_types_are_listed_in_the_kernels_order(file: Path) -> None:
+    """Ascend's compiler takes them by place, not by name."""
+    for case in cases_of(file):
+        arguments = [name for name in case.kernel.arg_names if name in case.signature]
+        wanted = [case.signature[name] for name in arguments]
+        assert list(case.signature.values()) == wanted, case.name
+
+
+def test_memory_is_what_is_used_at_once(tmp_path: Path) -> None:
+    def buffer(space: str, offsets: list[int], bits: int) -> dict[str, object]:
+        name = f"memref<8xf32, #hivm.address_space<{space}>>"
+        return {"buffer": name, "offset": offsets, "extent": bits}
+
+    plans = {
+        "memory_info_aiv.json": [buffer("ub", [0, 4096], 8 * 1024), buffer("ub", [1024], 8 * 1024)],
+        "memory_info_aic.json": [buffer("cbuf", [0], 8 * 2048)],
+    }
+    for name, buffers in plans.items():
+        document = {"Record": [{"memory_info_array": buffers}]}
+        (tmp_path / name).write_text(json.dumps(document), "utf-8")
+    assert memory_kib(tmp_path) == {"ub": 5.0, "cbuf": 2.0}

@@ -1,0 +1,220 @@
+"""Triton's products with weights against their definition: every kind, dtype, odd sizes, parts."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+from triton_interpreter import DEVICE
+
+from gyrfalcon import ops
+from gyrfalcon.engine_config import QUANTS
+from gyrfalcon.errors import UsageError
+from gyrfalcon.ops import reference
+from gyrfalcon.quant import GROUPS, TILE_ROWS, Quantised, dequantise, quantise, span
+
+triton_linear = pytest.importorskip("gyrfalcon.ops.triton.linear", reason="needs Triton")
+HAS_FP8 = DEVICE == "cpu" or torch.cuda.get_device_capability() >= ops.FP8_CAPABILITY
+KINDS = [kind for kind in QUANTS if kind != "fp8" or HAS_FP8]
+ROUNDED = [kind for kind in KINDS if kind != "none"]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+def operands(
+    kind: str, dtype: torch.dtype, tokens: int, outputs: int = 130, inputs: int = 192
+) -> tuple[Tensor, Tensor | Quantised, Tensor]:
+    """x, a weight and a bias, drawn from one seed; `inputs` or what more makes whole groups of int4."""
+    inputs = -(-inputs // span(kind)) * span(kind)
+    generator = torch.Generator().manual_seed(tokens + outputs + inputs)
+    x = torch.randn(tokens, inputs, generator=generator)
+    weight = torch.randn(outputs, inputs, generator=generator) / math.sqrt(inputs)
+    bias = torch.randn(outputs, generator=generator).to(DEVICE, dtype)
+    whole = weight.to(DEVICE, dtype)
+    return x.to(DEVICE, dtype), whole if kind == "none" else by_rows(whole, kind), bias
+
+
+def by_rows(weight: Tensor, kind: str) -> Quantised:
+    """Rounded as the kernels read it, with any number of rows."""
+    rows = len(weight)
+    rounded = quantise(
+        torch.nn.functional.pad(weight, (0, 0, 0, -rows % TILE_ROWS)), kind
+    ).by_rows()
+    data = rounded.data.view(torch.uint8)[:rows].view(rounded.data.dtype)
+    return Quantised(kind, data, rounded.scales[..., :rows].contiguous())
+
+
+def defined(
+    x: Tensor, weight: Tensor | Quantised, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    """The definition, of the same operands in float64."""
+    whole = weight if isinstance(weight, Tensor) else dequantise(weight, torch.float32)
+    return reference.linear(
+        x.double(), whole.double(), None if bias is None else bias.double(), activation
+    )
+
+
+def assert_near(result: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
+    assert result.dtype == dtype
+    assert result.shape == wanted.shape
+    error = (result.double() - wanted).abs().max() / wanted.abs().max()
+    assert error <= TOLERANCE[dtype], error
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tokens", [1, 2, 5, 16, 17, 70])
+def test_the_product_is_the_definitions(tokens: int, kind: str, dtype: torch.dtype) -> None:
+    x, weight, bias = operands(kind, dtype, tokens)
+    assert_near(triton_linear.linear(x, weight), defined(x, weight), dtype)
+    result = triton_linear.linear(x, weight, bias, "gelu")
+    assert_near(result, defined(x, weight, bias, "gelu"), dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("outputs", "inputs"), [(1, 64), (63, 64), (64, 128), (65, 320), (200, 448)]
+)
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_matrices_of_every_size_are_right(
+    tokens: int, outputs: int, inputs: int, kind: str
+) -> None:
+    x, weight, bias = operands(kind, torch.bfloat16, tokens, outputs, inputs)
+    result = triton_linear.linear(x, weight, bias)
+    assert_near(result, defined(x, weight, bias), torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in GROUPS])
+@pytest.mark.parametrize("inputs", [1, 37, 200])
+def test_rows_may_be_of_any_length(inputs: int, kind: str) -> None:
+    x, weight, bias = operands(kind, torch.float32, 3, 20, inputs)
+    assert_near(triton_linear.linear(x, weight, bias), defined(x, weight, bias), torch.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # the sigmoid is then 0
+@pytest.mark.parametrize("activation", [*reference.ACTIVATIONS, None])
+@pytest.mark.parametrize("tokens", [4, 20])
+def test_activations_are_the_definitions(tokens: int, activation: str | None, kind: str) -> None:
+    """Up to |x| of about 60, where exponentials overflow."""
+    x, weight, bias = operands(kind, torch.float32, tokens, 40, 64)
+    x *= 20
+    result = triton_linear.linear(x, weight, bias, activation)
+    assert_near(result, defined(x, weight, bias, activation), torch.float32)
+    small = triton_linear.linear(x / 20, weight, None, activation)
+    assert_near(small, defined(x / 20, weight, None, activation), torch.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_sms", [1, 4, 64])
+@pytest.mark.parametrize("tokens", [1, 9, 33])
+def test_rows_summed_in_parts_give_the_product(tokens: int, num_sms: int, kind: str) -> None:
+    x, weight, bias = operands(kind, torch.bfloat16, tokens, 70, 64 * 33)
+    result = triton_linear.linear(x, weight, bias, "gelu", num_sms=num_sms)
+    assert_near(result, defined(x, weight, bias, "gelu"), torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_are_summed_in_the_same_order_every_time(kind: str) -> None:
+    x, weight, bias = operands(kind, torch.float32, 3, 40, 64 * 33)
+    first, second = (triton_linear.linear(x, weight, bias, "gelu", num_sms=64) for _ in range(2))
+    assert first.equal(second)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_token_alone_is_a_token_in_a_batch(dtype: torch.dtype, kind: str) -> None:
+    """Bit for bit, up to 16 tokens, whatever the others are."""
+    x, weight, bias = operands(kind, dtype, 16, 40, 64 * 9)
+    together = triton_linear.linear(x, weight, bias, "gelu")
+    x[5] = float("nan")
+    few = triton_linear.linear(x[4:7], weight, bias, "gelu")
+    assert triton_linear.linear(x[4:5], weight, bias, "gelu").equal(together[4:5])
+    assert few[0].equal(together[4])
+    assert few[2].equal(together[6])
+    assert few[1].isnan().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tokens", [3, 18])
+def test_rows_of_x_may_lie_apart(tokens: int, kind: str) -> None:
+    x, weight, _ = operands(kind, torch.bfloat16, tokens, inputs=192)
+    end = 50 + x.shape[1]
+    wider = torch.full((tokens, end + 58), float("nan"), dtype=torch.bfloat16, device=DEVICE)
+    wider[:, 50:end] = x
+    apart = triton_linear.linear(wider[:, 50:end], weight)
+    assert apart.equal(triton_linear.linear(x, weight))
+
+
+@pytest.mark.parametrize("kind", ROUNDED)
+@pytest.mark.parametrize("tokens", [3, 18])
+def test_a_ranks_parts_give_the_whole(tokens: int, kind: str) -> None:
+    """Rows lie side by side, columns add up."""
+    size = max(64, span(kind))
+    ends = (0, 32, 48, 112) if kind in GROUPS else (0, 33, 34, 100)
+    x, whole, _ = operands("none", torch.float32, tokens, ends[-1], 5 * size)
+    assert isinstance(whole, Tensor)
+    weight = quantise(whole, kind)
+    wanted = defined(x, weight)
+    rows = [weight.rows((range(first, last),)) for first, last in pairwise(ends)]
+    beside = torch.cat([triton_linear.linear(x, part.by_rows()) for part in rows], dim=-1)
+    assert_near(beside, wanted, torch.float32)
+    cuts = list(pairwise((0, size, 3 * size, 5 * size)))
+    columns = [(x[:, a:b], weight.columns((range(a, b),))) for a, b in cuts]
+    added = [triton_linear.linear(some, part.by_rows()) for some, part in columns]
+    assert_near(torch.stack(added).sum(0), wanted, torch.float32)
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+@pytest.mark.parametrize("tokens", [16, 128])
+def test_every_int4_weight_meets_its_own_column_and_scale(tokens: int, kind: str) -> None:
+    """x picks single columns: a weight or a scale, low half or high, in the wrong place would show."""
+    values = torch.randint(-8, 8, (20, 256), generator=torch.Generator().manual_seed(0)).float()
+    values[:, ::32] = -8.0
+    values *= 2.0 ** (torch.arange(256) // GROUPS[kind])
+    weight = by_rows(values.to(DEVICE), kind)
+    for columns in torch.arange(256).split(tokens):
+        x = torch.nn.functional.one_hot(columns, 256).to(DEVICE, torch.float32)
+        assert triton_linear.linear(x, weight).equal(values[:, columns].t().to(DEVICE))
+
+
+@pytest.mark.parametrize("kind", ROUNDED)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_value_of_a_kind_is_widened_exactly(dtype: torch.dtype, kind: str) -> None:
+    grids = {
+        "int8": torch.arange(-127, 128).float(),
+        "fp8": torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float(),
+    } | dict.fromkeys(GROUPS, torch.arange(-8, 8).float())
+    values = grids[kind][grids[kind].isfinite()]
+    weight = torch.zeros(256, max(64, span(kind)))
+    weight[:, 1] = values.abs().max() * values.sign()[values.abs().argmax()]  # the scale is 1
+    weight[: len(values), 0] = values
+    x = torch.zeros(1, weight.shape[1], dtype=dtype, device=DEVICE)
+    x[0, 0] = 1
+    result = triton_linear.linear(x, by_rows(weight.to(DEVICE), kind))
+    assert result[0].equal(weight[:, 0].to(DEVICE, dtype))
+
+
+def test_rows_are_split_only_where_multiprocessors_would_be_idle() -> None:
+    split = triton_linear.split_for
+    assert split(tiles=264, steps=64, programs=264).count == 1
+    assert split(tiles=128, steps=64, programs=264).count == 3
+    assert split(tiles=1, steps=64, programs=264).count == 16  # of four steps each
+    assert split(tiles=1, steps=3, programs=264).count == 1
+    for steps in range(1, 80):
+        for tiles in (1, 7, 73):
+            cut = split(tiles=tiles, steps=steps, programs=264)
+            assert (cut.count - 1) * cut.steps < steps <= cut.count * cut.steps
+
+
+@pytest.mark.parametrize("kind", QUANTS)
+def test_a_card_without_8_bit_floating_point_is_refused_fp8_alone(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "capability", lambda device: (8, 0))
+    if kind != "fp8":
+        ops.choose(torch.device("cpu"), kind)
+        return
+    with pytest.raises(UsageError, match=r"8\.9 for fp8, got one of 8\.0; choose int8"):
+        ops.choose(torch.device("cpu"), kind)

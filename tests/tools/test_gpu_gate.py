@@ -1,0 +1,173 @@
+"""The gate for a GPU where there is none: its arithmetic, its table, and that it says so."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
+
+import psutil
+import pytest
+import torch
+from clones import environment_of
+
+pytest.importorskip("triton", reason="the gate's modules need Triton")
+
+from gyrfalcon.ops import reference
+
+gpu_gate = pytest.importorskip("gpu_gate")
+gpu_models = pytest.importorskip("gpu_models")
+gpu_speed = pytest.importorskip("gpu_speed")
+gpu_table = pytest.importorskip("gpu_table")
+
+REPOSITORY = Path(__file__).parents[2]
+STEPS = [
+    {"context": 100, "ms_per_token": 10.0},
+    {"context": 200, "ms_per_token": 12.0},
+    {"context": 600, "ms_per_token": 20.0},
+]
+
+
+@pytest.mark.parametrize(
+    ("context", "ms"), [(1, 10.0), (100, 10.0), (150, 11.0), (200, 12.0), (400, 16.0), (600, 20.0)]
+)
+def test_a_step_between_two_contexts_lies_on_the_line_through_them(context: int, ms: float) -> None:
+    assert gpu_speed._step_ms(STEPS, context) == pytest.approx(ms)
+
+
+def test_beyond_the_last_context_the_line_goes_on() -> None:
+    assert gpu_speed._step_ms(STEPS, 700) == pytest.approx(22.0)
+
+
+def test_the_averages_are_the_guides() -> None:
+    """Per token and response as the guide has them: means over the cases, not of their sums."""
+    found = gpu_speed._averages([(5.0, 2.0, 7.0), (15.0, 4.0, 27.0)])
+    assert found == {
+        "cases": 2,
+        "first_token_ms": 10.0,
+        "time_per_token_ms": 3.0,
+        "response_ms": 17.0,
+        "tokens_per_second": pytest.approx(1000 / 3.0),
+    }
+
+
+def test_the_table_names_what_was_skipped_and_what_failed() -> None:
+    document = {
+        "device": "a card",
+        "torch": "2.11",
+        "triton": "3.6",
+        "commit": "abc",
+        "kernels": {"passed": True, "summary": "10 passed"},
+        "laws": {"passed": False, "error": "ValueError: no"},
+        "limits": {"bandwidth_bytes_per_second": 3e12, "matrix_flops_per_second": 8e14},
+        "speed 40b bf16": {"skipped": "86 GB wanted, 70 GB free"},
+        "speed 40b int8": {"passed": False, "error": "RuntimeError: no"},
+    }
+    lines = gpu_table.table(document).splitlines()
+    assert lines[1:] == [
+        "kernels    holds 10 passed",
+        "laws       FAILS ValueError: no",
+        "limits     3.000 TB/s, 800.000 TFLOP/s",
+        "40b bf16   skipped: 86 GB wanted, 70 GB free",
+        "40b int8   FAILS RuntimeError: no",
+    ]
+
+
+def test_the_plan_for_a_card_is_complete() -> None:
+    """Its laws' sequences fit the engines that the laws make (max_len 64)."""
+    plan = gpu_gate.Plan.of(dry_run=False, minutes=9.0)
+    assert plan.device == torch.device("cuda", 0)
+    assert plan.rounds > 1
+    assert max(plan.law_prompts) + plan.law_tokens <= 64
+    assert all(Path(test).is_file() for test in plan.kernel_tests)
+
+
+def test_kernel_tests_that_do_not_end_are_killed_and_named(tmp_path: Path) -> None:
+    endless = tmp_path / "test_endless.py"
+    endless.write_text("import subprocess\nsubprocess.run(['sleep', '600'])\n")
+    plan = replace(
+        gpu_gate.Plan.of(dry_run=True, minutes=1e6),
+        kernel_tests=(str(endless),),
+        kernel_test_seconds=1,
+    )
+    found = gpu_gate.kernel_tests(plan)
+    assert found == {"passed": False, "error": "the kernel tests did not end within 1 s"}
+
+
+def test_a_run_that_is_killed_takes_its_children_along(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They hold the pipe open, and reading it would last as long as they do."""
+    ready, children = tmp_path / "child", []
+
+    def time_out_once_it_runs(process: subprocess.Popen[str], timeout: float) -> NoReturn:
+        while not (ready.exists() and ready.read_text().endswith("\n")):
+            time.sleep(0.01)
+        children.append(psutil.Process(int(ready.read_text())))
+        raise subprocess.TimeoutExpired(process.args, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", time_out_once_it_runs)
+    code, _ = gpu_gate.run_for(["sh", "-c", f"sleep 600 & echo $! >{ready}; wait"], 1)
+    assert code is None
+    children[0].wait(timeout=60)  # raises when it outlives that
+
+
+def test_the_gate_starts_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_gate.commit() == "unknown"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quant", ["none", "int8", "fp8", "int4"])
+def test_a_model_of_any_precision_is_timed_through_the_engine(
+    quant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_speed, "Graphs", lambda model, max_len, device: model)
+    device, dtype = torch.device("cpu"), torch.bfloat16
+    config = gpu_models.config_of("tiny")
+    model = gpu_models.random_model(config, reference, device, dtype=dtype, quant=quant)
+    pool = gpu_models.make_pool(config, 64, device, dtype)
+    replica = gpu_speed._replica(model, pool, SimpleNamespace(device=device), 32)
+    first, total = gpu_speed._case(replica, 8, 2)
+    assert 0 < first < total
+
+
+def test_without_a_gpu_it_says_so() -> None:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
+    done = subprocess.run(
+        [REPOSITORY / "scripts" / "gpu-gate"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "gpu-gate: error: wanted a CUDA device, got none; add --dry-run\n"
+
+
+def test_the_gate_refuses_an_interpreter_that_runs_another_clone(tmp_path: Path) -> None:
+    other = tmp_path / "other/src/gyrfalcon"
+    other.mkdir(parents=True)
+    (other / "__init__.py").touch()
+    environment_of(tmp_path / "env", other, editable=True)
+    done = subprocess.run(
+        [REPOSITORY / "scripts/gpu-gate", "--dry-run"],
+        env={**os.environ, "PYTHON": str(tmp_path / "env/bin/python")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"gpu-gate: error: wanted the source in {REPOSITORY}/src, got {other}"
+    )
+
+
+def test_the_commit_is_that_of_the_sources_wherever_it_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here = gpu_gate.commit()
+    monkeypatch.chdir(tmp_path)
+    assert gpu_gate.commit() == here

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from checkpoints import make_checkpoint
-from gpu_models import config_of, decode_batch, make_pool, prompt_batch, quant_of, random_model
+from gpu_models import config_of, decode_batch, make_pool, prompt_batch, quant_word, random_model
 from torch import Tensor
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams, ops
@@ -22,7 +22,7 @@ from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.model.falcon import Falcon
 from gyrfalcon.ops import reference
 from gyrfalcon.parallel.group import connect
-from gyrfalcon.parallel.launch import HERE, Place, Ranks
+from gyrfalcon.parallel.launch import HERE, RankInfo, Ranks
 
 if TYPE_CHECKING:
     from gpu_gate import Plan
@@ -88,7 +88,7 @@ def _on_two_ranks(
         config = EngineConfig(
             model=str(folder), device=device, max_len=64, cache_memory=1 << 26, seed=0
         )
-        with Engine(config, Ranks(Place(group, 0, 1))) as engine:
+        with Engine(config, Ranks(RankInfo(group, 0, 1))) as engine:
             return [output.output_ids for output in engine.generate(prompts, params)]
 
     with ThreadPoolExecutor(2) as pool:
@@ -122,7 +122,7 @@ def layers(plan: "Plan") -> dict[str, Any]:
     config = config_of(plan.shapes[-1], num_hidden_layers=2 if plan.device.type == "cpu" else 4)
     found: dict[str, dict[str, Any]] = {}
     for precision in plan.precisions:
-        quant = quant_of(precision)
+        quant = quant_word(precision)
         if not _supported(quant, plan.device):
             found[precision] = {"skipped": "this card has no fp8"}
             continue

@@ -22,7 +22,7 @@ KINDS = ("int8", "int4")  # that gemlite, too, multiplies with unrounded tokens
 TOKENS = (1, 16)
 LARGEST_DIFFERENCE = 0.02  # relative L2: both multiply the same numbers, in bfloat16
 
-Product = Callable[[Tensor], Tensor]
+LinearCall = Callable[[Tensor], Tensor]
 
 
 def beside_gemlite(plan: "Plan") -> dict[str, Any]:
@@ -74,13 +74,13 @@ def _rows(plan: "Plan", shape: str, kind: str, helper: Any) -> list[dict[str, An
     return rows
 
 
-def gemlite_product(helper: Any, weight: Quantised, dtype: torch.dtype) -> Product:
+def gemlite_product(helper: Any, weight: Quantised, dtype: torch.dtype) -> LinearCall:
     """gemlite's layer of the weights as we rounded them. It takes int8 as it is, and of int4 each
     weight in a byte of its own as value + 8, with scales and offsets [out, in / 64].
     """
     settings = {"device": weight.data.device, "dtype": dtype}
     if weight.kind == "int8":
-        layer: Product = helper.A16W8_INT8(**settings).from_weights(
+        layer: LinearCall = helper.A16W8_INT8(**settings).from_weights(
             weight.data, scales=weight.scales[:, None]
         )
         return layer
@@ -100,7 +100,7 @@ def _tokens(tokens: int, weight: Quantised, plan: "Plan") -> Tensor:
 
 
 def _difference(
-    ours: Sequence[Product], theirs: Sequence[Product], drawn: Sequence[Tensor]
+    ours: Sequence[LinearCall], theirs: Sequence[LinearCall], drawn: Sequence[Tensor]
 ) -> float:
     """The largest relative L2 of their results beside ours; ValueError where it is no rounding."""
     largest = 0.0
@@ -114,7 +114,7 @@ def _difference(
     return largest
 
 
-def _ms(products: Sequence[Product], drawn: Sequence[Tensor], plan: "Plan") -> float:
+def _ms(products: Sequence[LinearCall], drawn: Sequence[Tensor], plan: "Plan") -> float:
     def all_of_them() -> Tensor:
         for product, x in zip(products, drawn, strict=True):
             out = product(x)

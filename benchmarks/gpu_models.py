@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
-from gyrfalcon.checkpoint.layout import local_ranges, rounded_to, tensor_specs
+from gyrfalcon.checkpoint.layout import local_ranges, quant_of, tensor_specs
 from gyrfalcon.checkpoint.source import Checkpoint
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.progress import Bar
@@ -56,7 +56,7 @@ SHAPES: dict[str, dict[str, object]] = {
 }
 
 
-def quant_of(precision: str) -> str:
+def quant_word(precision: str) -> str:
     """What a model of this precision rounds its weights to: nothing in bf16."""
     return "none" if precision == "bf16" else precision
 
@@ -105,15 +105,15 @@ class RandomLoader(_Loader):
         return (drawn * spec.shape[-1] ** -0.5).to(self.dtype)
 
     def _matrix(self, name: str) -> Weight:
-        kind = rounded_to(self.specs[name], self.quant)
+        kind = quant_of(self.specs[name], self.quant)
         if kind == "none" or self.exact:
             weight = self._tensor(name)
             if kind == "none":
                 return weight
             rounded = quantise(weight.bfloat16(), kind)
-            return dequantise(rounded, self.dtype) if self.restore else self.ops.arranged(rounded)
+            return dequantise(rounded, self.dtype) if self.restore else self.ops.prepack(rounded)
         rows, columns = self._local_shape(name)
-        return self.ops.arranged(random_quantised(kind, rows, columns, self.device))
+        return self.ops.prepack(random_quantised(kind, rows, columns, self.device))
 
     def _local_shape(self, name: str) -> tuple[int, ...]:
         spec = self.specs[name]

@@ -16,7 +16,7 @@ from gpu_models import (
     decode_batch,
     make_pool,
     prompt_batch,
-    quant_of,
+    quant_word,
     random_model,
 )
 from torch import Tensor
@@ -31,10 +31,10 @@ from gyrfalcon.device import (
     measure_matrix_peak,
     synchronise,
 )
-from gyrfalcon.engine.core import Add, Replica
+from gyrfalcon.engine.core import Add, EngineCore
 from gyrfalcon.engine.graphs import Graphs, _Graph
 from gyrfalcon.engine.overlap import stepper
-from gyrfalcon.engine.scheduler import Limits, Scheduler
+from gyrfalcon.engine.scheduler import Scheduler, StepLimits
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.measure.roofline import Layout, decode_bytes, percent_of_limit, prefill_flops
@@ -68,7 +68,7 @@ class Prepared:
 
 def prepare(plan: "Plan", shape: str, precision: str) -> Prepared | str:
     """The model with random weights; or why it cannot be made here."""
-    config, quant = config_of(shape), quant_of(precision)
+    config, quant = config_of(shape), quant_word(precision)
     layout = _layout(config, plan, quant)
     refusal = _refusal(layout, quant, plan)
     return refusal or Prepared(_build(config, plan, quant), config, layout)
@@ -97,7 +97,7 @@ def speed(plan: "Plan", shape: str, precision: str) -> dict[str, Any]:
         "guide_sweep_computed": _computed_sweep(decode[0], prefill, plan),
     }
     del made, model, pool
-    found["rank_of_4"] = _rank_of_four(config, plan, quant_of(precision))
+    found["rank_of_4"] = _rank_of_four(config, plan, quant_word(precision))
     return found
 
 
@@ -236,20 +236,20 @@ def _device(model: Falcon) -> torch.device:
     return model.final_norm.each[0][0].device
 
 
-def _replica(model: Falcon, pool: KVPool, plan: "Plan", max_len: int) -> Replica:
+def _core(model: Falcon, pool: KVPool, plan: "Plan", max_len: int) -> EngineCore:
     allocator = BlockAllocator(len(pool.layers[0].k), pool.block_size, False)
-    scheduler = Scheduler(allocator, Limits(max_len, max_len, 1))
+    scheduler = Scheduler(allocator, StepLimits(max_len, max_len, 1))
     vocabulary = Vocabulary.shared(model.head.weight.shape[0], solo())
     run = Graphs(model, max_len, plan.device)
-    return Replica(run, pool, scheduler, vocabulary, plan.device, False)
+    return EngineCore(run, pool, scheduler, vocabulary, plan.device, False)
 
 
-def _case(replica: Replica, input_len: int, output_len: int) -> tuple[float, float]:
+def _case(core: EngineCore, input_len: int, output_len: int) -> tuple[float, float]:
     """Seconds to the first token, and of all tokens, through scheduler, model and sampler."""
     params = SamplingParams(max_new_tokens=output_len, ignore_eos=True)
     start = time.perf_counter()
-    replica.obey(Add(Request(0, tuple(range(100, 100 + input_len)), params, seed=0)))
-    take_step, given = stepper(replica), 0
+    core.handle(Add(Request(0, tuple(range(100, 100 + input_len)), params, seed=0)))
+    take_step, given = stepper(core), 0
     while not given:
         given += len(take_step())
     first = time.perf_counter() - start
@@ -260,9 +260,9 @@ def _case(replica: Replica, input_len: int, output_len: int) -> tuple[float, flo
 
 def _engine_row(model: Falcon, pool: KVPool, plan: "Plan", max_len: int) -> dict[str, Any]:
     """Batch 1 through scheduler, model and sampler: what the host adds to a token."""
-    replica = _replica(model, pool, plan, max_len)
+    core = _core(model, pool, plan, max_len)
     context, tokens = plan.contexts[0], 1 + plan.steps
-    cases = [_case(replica, context - tokens, tokens) for _ in range(1 + plan.rounds)][1:]
+    cases = [_case(core, context - tokens, tokens) for _ in range(1 + plan.rounds)][1:]
     per_token = statistics.median((whole - first) / (tokens - 1) for first, whole in cases)
     return {"context": context, "ms_per_token": 1000 * per_token}
 
@@ -333,11 +333,11 @@ def full_sweep(plan: "Plan", shape: str, precision: str) -> dict[str, Any]:
     steps = _decode_row(model, pool, layout, 1, plan, max_len)
     prefill = [_prefill_row(model, pool, layout, length, plan) for length in plan.lengths]
     computed = _computed_sweep(steps, prefill, plan)
-    replica = _replica(model, pool, plan, max_len)
-    _case(replica, plan.lengths[0], 2)
+    core = _core(model, pool, plan, max_len)
+    _case(core, plan.lengths[0], 2)
     rows = []
     for input_len, output_len in itertools.product(plan.lengths, repeat=2):
-        first, whole = _case(replica, input_len, output_len)
+        first, whole = _case(core, input_len, output_len)
         rows.append((1000 * first, 1000 * (whole - first) / (output_len - 1), 1000 * whole))
     measured = _averages(rows)
     ratio = measured["time_per_token_ms"] / computed["time_per_token_ms"]

@@ -22,13 +22,13 @@ static void *buffer(size_t i) { return buffers[i].empty() ? nullptr : buffers[i]
 static int products() {
     gf_matrix weight{buffer(1), buffer(2), numbers[2], numbers[3], arg(4), arg(5)};
     gf_output output{buffer(3), nullptr, {{weight, buffer(0)}, {}}, 1, GF_GELU};
-    return gf_products(&output, 1, numbers[1], arg(6));
+    return gf_linears(&output, 1, numbers[1], arg(6));
 }
 
 // x, part, weight, bias, sum, y
-static int add_norms() {
+static int add_layer_norms() {
     gf_norm norm{buffer(2), buffer(3), buffer(5)};
-    return gf_add_norms(buffer(0), buffer(1), buffer(4), &norm, 1, numbers[1], numbers[2], 1e-5f, arg(3));
+    return gf_add_layer_norms(buffer(0), buffer(1), buffer(4), &norm, 1, numbers[1], numbers[2], 1e-5f, arg(3));
 }
 
 // q, keys, values, tables, starts, contexts, slopes, out
@@ -58,7 +58,7 @@ int main() {
         read_into(buffers.back().data(), buffers.back().size());
     }
     gf_use_threads(2);
-    int (*operations[])() = {products, add_norms, attention};
+    int (*operations[])() = {products, add_layer_norms, attention};
     if (operations[arg(0)]())
         return 4;
     fwrite(buffers.back().data(), 1, buffers.back().size(), stdout);

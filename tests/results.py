@@ -67,7 +67,7 @@ def sweep(
 
 
 def answered(subject: str, number: int, letter: int) -> Answer:
-    """That letter is likeliest; right is A."""
+    """That letter is most likely; right is A."""
     logprobs = tuple(-1.0 if n == letter else -2.0 for n in range(4))
     return Answer(subject, number, "A", LETTERS[letter], 1, 20, logprobs=logprobs)
 

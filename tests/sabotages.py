@@ -105,7 +105,7 @@ def add_the_row_bias_on_every_rank(patch: Patch) -> None:
         assert layer.bias is not None
         return self.group.all_reduce(part + layer.bias)
 
-    patch.setattr(SequentialBlock, "_summed", summed)
+    patch.setattr(SequentialBlock, "_reduce", summed)
 
 
 def use_the_attention_norm_for_the_mlp_too(patch: Patch) -> None:
@@ -156,7 +156,7 @@ def give_every_rank_its_own_seed(patch: Patch) -> None:
 
     def separate(self: Engine, config: EngineConfig, joined: Ranks | None = None) -> None:
         start(self, config, joined)
-        self._seeds = random.Random(self._ranks.place.group.rank)
+        self._seeds = random.Random(self._ranks.rank_info.group.rank)
 
     patch.setattr(Engine, "__init__", separate)
 
@@ -219,7 +219,7 @@ OF_THE_SUITE: dict[str, Callable[[Patch], None]] = {
         edited(BlockAllocator, "release", "reversed(table)", "table")
     ),
     "tests/engine/test_engine.py::test_with_dynamic_scaling_a_prompt_takes_no_keys_over_from_a_shorter_one": (
-        edited(engine, "build_replica", '.kind == "dynamic"', '.kind == "never"')
+        edited(engine, "build_core", '.kind == "dynamic"', '.kind == "never"')
     ),
     "tests/engine/test_sampler.py::test_top_p_keeps_no_token_beyond_the_one_that_reaches_it": (
         edited(sampler, "_draw", "< top_p", "<= top_p")

@@ -20,7 +20,7 @@ from gyrfalcon.kv.pool import CacheShape, KVPool
 from gyrfalcon.model.positions import Rotary
 from gyrfalcon.ops import reference
 from gyrfalcon.parallel.group import Group
-from gyrfalcon.parallel.launch import Place, Ranks
+from gyrfalcon.parallel.launch import RankInfo, Ranks
 from gyrfalcon.parallel.shards import Share, share_of
 
 TOLERANCE = 1e-4  # of logits, float32: the law
@@ -68,7 +68,7 @@ def logits_on(world_size: int, folder: Path) -> Tensor:
 
     def program(group: Group) -> Tensor:
         config = EngineConfig(model=str(folder), max_batch_tokens=16, max_len=64)
-        with Engine(config, Ranks(Place(group, 0, 1))) as engine:
+        with Engine(config, Ranks(RankInfo(group, 0, 1))) as engine:
             return engine.logits(input_ids(), single_steps=SINGLE_STEPS)
 
     return on_every_rank(world_size, program)[0]
@@ -143,7 +143,7 @@ def test_prompts_of_different_lengths_stay_apart_on_several_ranks(
 
     def program(group: Group) -> list[tuple[int, ...]]:
         config = EngineConfig(model=str(checkpoint("40b")), max_len=64)
-        with Engine(config, Ranks(Place(group, 0, 1))) as engine:
+        with Engine(config, Ranks(RankInfo(group, 0, 1))) as engine:
             together = [one.output_ids for one in engine.generate(prompts, params)]
             assert together == [engine.generate(p, params)[0].output_ids for p in prompts]
             return together
@@ -197,7 +197,7 @@ def test_a_parallel_block_sums_over_the_ranks_once_and_a_sequential_one_twice(
 
     def program(group: Group) -> list[int]:
         config = EngineConfig(model=str(checkpoint(variant)), max_len=64)
-        with Engine(config, Ranks(Place(group, 0, 1))) as engine:
+        with Engine(config, Ranks(RankInfo(group, 0, 1))) as engine:
             engine.add([30, 31])
             engine.step()
             return []
@@ -250,7 +250,7 @@ def test_ranks_that_sample_with_different_seeds_are_seen(
 
     def program(group: Group) -> list[tuple[int, ...]]:
         config = EngineConfig(model=str(checkpoint("40b")), max_len=64)
-        with Engine(config, Ranks(Place(group, 0, 1))) as engine:
+        with Engine(config, Ranks(RankInfo(group, 0, 1))) as engine:
             return [one.output_ids for one in engine.generate([[30], [31, 32]], params)]
 
     one, other = on_every_rank(2, program)

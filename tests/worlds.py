@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from gyrfalcon import Engine, EngineConfig
 from gyrfalcon.parallel.group import Group, connect
-from gyrfalcon.parallel.launch import HERE, Place, Ranks
+from gyrfalcon.parallel.launch import HERE, RankInfo, Ranks
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def on_engines(
 
     def with_engine(group: Group) -> T:
         config = EngineConfig(model=str(folder), seed=0, **settings)  # type: ignore[arg-type]
-        with Engine(config, Ranks(Place(group, 0, 1))) as engine:
+        with Engine(config, Ranks(RankInfo(group, 0, 1))) as engine:
             return program(engine)
 
     return on_every_rank(world_size, with_engine, one_machine=one_machine)[0]

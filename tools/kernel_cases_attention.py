@@ -124,13 +124,13 @@ def _place(model: str, dtype: str) -> Case:
     angle = "None" if alibi else "*fp32"
     types = dict.fromkeys(("qkv", "keys", "values", "q"), f"*{dtype}")
     signature, nothing = _signature(
-        triton_rotary.place_kernel,
+        triton_rotary.rotary_and_cache_kernel,
         types | {"cos": angle, "sin": angle, "slots": "*i64"},
         ("row_stride", "slot_stride", "kv_heads"),
     )
     return Case(
         name=f"rotary place {model} {dtype}",
-        kernel=triton_rotary.place_kernel,
+        kernel=triton_rotary.rotary_and_cache_kernel,
         signature=signature,
         constants={
             "GROUP": group,

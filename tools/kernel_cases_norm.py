@@ -26,7 +26,7 @@ def _norms(model: str, hidden: int, count: int, *, first: bool) -> Case:
     absent = {name for name in ("part", "total", *seconds) if name not in tensors}
     return Case(
         name=f"{'norms' if first else 'sum and norms'} {model} bf16",
-        kernel=triton_norm._add_norms,
+        kernel=triton_norm._add_layer_norms,
         signature={name: "*bf16" for name in tensors}
         | {"x_stride": "i32", "part_stride": "i32", "eps": "fp32"},
         constants=dict.fromkeys(absent) | {"HIDDEN": hidden, "TILE": config.tile},

@@ -18,7 +18,7 @@ NUM_SHOTS = 5
 def exam_score(
     model: Nestling, tokenizer: Tokenizer, split: str, limit: int | None = None
 ) -> dict[str, float]:
-    """The share of right answers of each subject: the likeliest of " A".." D" after 5 shots."""
+    """The share of right answers of each subject: the most likely of " A".." D" after 5 shots."""
     letters = [tokenizer.encode(f" {letter}").ids[0] for letter in LETTERS]
     score = {}
     for subject in SUBJECTS:

@@ -36,10 +36,10 @@ class SamplingParams:
     """How new tokens are chosen; the defaults are greedy.
 
     max_new_tokens: at most so many new tokens; 0 only scores the prompt.
-    temperature: 0 takes the likeliest token, otherwise logits are divided by it.
-    top_k: keeps the k likeliest tokens; 0 keeps all. Applied after the temperature.
+    temperature: 0 takes the most likely token, otherwise logits are divided by it.
+    top_k: keeps the k most likely tokens; 0 keeps all. Applied after the temperature.
     top_p: keeps the fewest of these whose probabilities reach p.
-    min_p: keeps those of these that are at least min_p times as likely as the likeliest.
+    min_p: keeps those of these that are at least min_p times as likely as the most likely.
     repetition_penalty: divides positive and multiplies negative logits of tokens in the prompt or
         the output (Keskar et al. 2019).
     presence_penalty: subtracted once from the logit of every token in the output.
@@ -48,7 +48,7 @@ class SamplingParams:
     seed: makes sampling repeatable, whatever else is in the batch, on any number of ranks.
     n: independent samples of one prompt.
     logprobs: with every output token, its log-probability under the model and that of so many
-        likeliest tokens; 0: only its own; None: nothing.
+        most likely tokens; 0: only its own; None: nothing.
     prompt_logprobs: the same with every token of the prompt.
     logprob_ids: with every output token, the log-probabilities of these token ids at its place.
     stop: strings that end the text; it stops before them. Special tokens, such as <|im_end|>, may
@@ -196,7 +196,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token and, where asked for, its log-probability under the model and the likeliest tokens at
+    """A token and, where asked for, its log-probability under the model and the most likely tokens at
     its place.
 
     >>> engine = Engine("nestling")
@@ -208,7 +208,7 @@ class Token:
 
     id: int
     logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()  # (token id, log-probability), likeliest first
+    top: tuple[tuple[int, float], ...] = ()  # (token id, log-probability), most likely first
     asked: tuple[tuple[int, float], ...] = ()  # the same for each of SamplingParams.logprob_ids
 
 

@@ -31,7 +31,7 @@ from gyrfalcon.cut.inspect import inspect_model
 from gyrfalcon.cut.recut import merge, recut
 from gyrfalcon.errors import CheckpointError, DiskFull, UsageError
 from gyrfalcon.model.falcon import Falcon, ParallelBlock
-from gyrfalcon.model.load import load_model, run_dtype, run_quant
+from gyrfalcon.model.load import effective_dtype, effective_quant, load_model
 from gyrfalcon.ops import reference
 from gyrfalcon.parallel.group import Group
 from gyrfalcon.quant import KINDS, Quantised, Weight, dequantise, equal, quantise
@@ -70,7 +70,7 @@ def a_checkpoint(folder: Path, variant: str, **settings: object) -> Path:
 def loaded(folder: Path, kind: str = "none", world: int = 1, rank: int = 0) -> Falcon:
     """One rank's model, as an engine loads it."""
     checkpoint = open_checkpoint(folder)
-    dtype, quant = run_dtype(checkpoint, "auto"), run_quant(checkpoint, kind)
+    dtype, quant = effective_dtype(checkpoint, "auto"), effective_quant(checkpoint, kind)
     return load_model(checkpoint, Group(rank, world, None), reference, CPU, dtype, quant)
 
 
@@ -223,7 +223,7 @@ def test_what_is_not_rounded_has_the_dtype_asked_for(dtype: str, tmp_path: Path)
     cut(folder, tmp_path / "cut", 1, quant="int8", dtype=dtype)
     wanted = {"auto": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}[dtype]
     checkpoint = open_checkpoint(tmp_path / "cut")
-    assert run_dtype(checkpoint, "auto") == wanted
+    assert effective_dtype(checkpoint, "auto") == wanted
     ours = loaded(tmp_path / "cut")
     assert ours.embedding.dtype == wanted
     theirs = load_model(open_checkpoint(folder), Group(0, 1, None), reference, CPU, wanted, "int8")

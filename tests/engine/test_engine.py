@@ -49,13 +49,13 @@ def test_torch_keeps_to_one_thread_where_other_kernels_compute(folder: Path, qua
     """Native ones have threads of their own, but know no fp8."""
     seen = []
     with make_engine(folder, quant=quant) as engine:
-        run = engine._replica.run
+        run = engine._core.model_runner
 
         def watched(batch: Batch, pool: KVPool) -> Tensor:
             seen.append(torch.get_num_threads())
             return run(batch, pool)
 
-        engine._replica.run = watched
+        engine._core.model_runner = watched
         engine.generate([30], SamplingParams(max_new_tokens=2))
     own = chosen_name(torch.device("cpu")) == "native" and quant != "fp8"
     assert seen == [1 if own else 2] * 2
@@ -131,7 +131,7 @@ def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not() -> None:
 
 def test_after_ctrl_c_the_engine_goes_on_as_new(folder: Path) -> None:
     with make_engine(folder, max_len=2000) as engine:
-        allocator = engine._replica.scheduler.allocator
+        allocator = engine._core.scheduler.allocator
         expected = engine.generate([30, 31], SamplingParams(max_new_tokens=4))[0].output_ids
 
         def interrupt() -> None:
@@ -158,7 +158,7 @@ def test_prompts_that_do_not_fit_together_wait_and_end_as_in_a_roomy_cache(folde
     with make_engine(folder) as roomy:
         expected, memory = roomy.generate(prompts, params), cache_of(roomy, 5)
     with make_engine(folder, cache_memory=memory, max_batch_tokens=24) as tiny:
-        scheduler, preempted = tiny._replica.scheduler, []
+        scheduler, preempted = tiny._core.scheduler, []
         for prompt, own in zip(prompts, params, strict=True):
             tiny.add(prompt, own)
         while tiny.has_work:
@@ -184,7 +184,7 @@ def test_a_stream_left_early_frees_its_blocks(folder: Path) -> None:
                 break
         del piece
         gc.collect()
-        allocator = engine._replica.scheduler.allocator
+        allocator = engine._core.scheduler.allocator
         assert allocator.num_free == allocator.num_blocks
         assert not engine.has_work
 
@@ -202,7 +202,7 @@ def test_aborting_ends_one_request_and_no_other(folder: Path) -> None:
             pieces += engine.step()
         assert {piece.request_id for piece in pieces} == {second}
         assert sum(piece.finish_reason is FinishReason.LENGTH for piece in pieces) == 2
-        allocator = engine._replica.scheduler.allocator
+        allocator = engine._core.scheduler.allocator
         assert allocator.num_free == allocator.num_blocks
 
 

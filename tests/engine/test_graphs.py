@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gyrfalcon import Engine, SamplingParams
 from gyrfalcon.batch import Batch
-from gyrfalcon.engine.build import runner
+from gyrfalcon.engine.build import model_runner
 from gyrfalcon.engine.graphs import SIZES, Graphs
-from gyrfalcon.engine.overlap import Lookahead
+from gyrfalcon.engine.overlap import Overlap
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.model.falcon import Falcon
 from gyrfalcon.ops import reference
@@ -44,9 +44,9 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     folder = small(tmp_path / "model")
     monkeypatch.setenv("GYRFALCON_OPS", "triton")
     with make_engine(folder) as made:
-        model = made._replica.run
+        model = made._core.model_runner
         assert isinstance(model, Falcon)
-        made._replica.run = Watched(model, made.max_len)
+        made._core.model_runner = Watched(model, made.max_len)
         yield made
 
 
@@ -64,7 +64,7 @@ def test_padded_steps_give_the_tokens_of_the_definition(engine: Engine, count: i
     params = SamplingParams(max_new_tokens=4, ignore_eos=True)
     ours = [list(output.output_ids) for output in engine.generate(prompts, params)]
     assert ours == expected(engine, prompts, params)
-    graphs = engine._replica.run
+    graphs = engine._core.model_runner
     assert isinstance(graphs, Watched)
     assert graphs.counts == [count] * 3
     assert list(graphs._graphs) == [1 if count == 1 else 4]
@@ -74,27 +74,27 @@ def test_padded_steps_give_the_tokens_of_the_definition(engine: Engine, count: i
 def test_padded_steps_take_tokens_that_the_host_has_not_read(engine: Engine, count: int) -> None:
     prompts = [random_prompt(length) for length in (5, 19, 11)[:count]]
     params = SamplingParams(max_new_tokens=5, temperature=1.0, top_k=4, seed=2, ignore_eos=True)
-    engine._take_step = Lookahead(engine._replica).step
+    engine._take_step = Overlap(engine._core).step
     ours = [list(output.output_ids) for output in engine.generate(prompts, params)]
     assert ours == expected(engine, prompts, params)
-    graphs = engine._replica.run
+    graphs = engine._core.model_runner
     assert isinstance(graphs, Watched)
     assert graphs.counts == [count] * 4
 
 
 def test_sequences_that_only_pad_leave_the_cache_alone(engine: Engine) -> None:
-    for cache in engine._replica.pool.layers:
+    for cache in engine._core.pool.layers:
         cache.k.fill_(7.0)
         cache.v.fill_(7.0)
     prompts = [random_prompt(length) for length in (5, 3, 4)]  # padded to four
     engine.generate(prompts, SamplingParams(max_new_tokens=3, ignore_eos=True))
-    for cache in engine._replica.pool.layers:
+    for cache in engine._core.pool.layers:
         written = (cache.k != 7.0).flatten(0, 1).flatten(1).any(dim=-1)
         assert int(written.sum()) == sum(len(prompt) + 2 for prompt in prompts)
 
 
 def test_what_cannot_be_captured_runs_kernel_by_kernel(engine: Engine) -> None:
-    graphs = engine._replica.run
+    graphs = engine._core.model_runner
     assert isinstance(graphs, Watched)
     graphs.largest = 0
     engine.generate(random_prompt(4), GREEDY)
@@ -103,11 +103,11 @@ def test_what_cannot_be_captured_runs_kernel_by_kernel(engine: Engine) -> None:
 
 def test_operations_that_read_lengths_on_the_host_are_not_captured(engine: Engine) -> None:
     """As on a card without Triton, or with GYRFALCON_OPS=reference."""
-    graphs = engine._replica.run
+    graphs = engine._core.model_runner
     assert isinstance(graphs, Watched)
     card = torch.device("cuda")
     for operations, largest in ((triton_ops, SIZES[-1]), (reference, 0)):
-        run = runner(graphs.model, operations, solo(), 64, card)
+        run = model_runner(graphs.model, operations, solo(), 64, card)
         assert isinstance(run, Graphs)
         assert run.largest == largest
-    assert runner(graphs.model, reference, solo(), 64, CPU) is graphs.model
+    assert model_runner(graphs.model, reference, solo(), 64, CPU) is graphs.model

@@ -48,27 +48,27 @@ def interrupted(function: Callable[..., Any], call: int) -> Callable[..., Any]:
 @pytest.mark.parametrize("call", [1, 2])
 def test_ctrl_c_while_prompts_are_queued_leaves_none_behind(engine: Engine, call: int) -> None:
     expected = engine.generate([30], PARAMS)
-    engine._replica.obey = interrupted(engine._replica.obey, call)  # type: ignore[method-assign]
+    engine._core.handle = interrupted(engine._core.handle, call)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         engine.generate([[30], [31], [32]], PARAMS)
     assert not engine.has_work
-    assert not engine._replica.scheduler.has_work
+    assert not engine._core.scheduler.has_work
     assert engine.generate([30], PARAMS) == expected
 
 
 def test_ctrl_c_takes_back_a_request_whose_number_nobody_got(engine: Engine) -> None:
     expected = engine.generate([30], PARAMS)
-    engine._replica.obey = interrupted(engine._replica.obey, 1)  # type: ignore[method-assign]
+    engine._core.handle = interrupted(engine._core.handle, 1)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         engine.add([30], PARAMS)
     assert not engine.has_work
-    assert not engine._replica.scheduler.has_work
+    assert not engine._core.scheduler.has_work
     assert engine.generate([30], PARAMS) == expected
 
 
 def test_a_loop_of_steps_goes_on_after_ctrl_c_without_a_gap(engine: Engine) -> None:
     expected = engine.generate([30, 31], PARAMS)[0].output_ids
-    engine._replica.run = interrupted(engine._replica.run, 3)
+    engine._core.model_runner = interrupted(engine._core.model_runner, 3)
     engine.add([30, 31], PARAMS)
     tokens, num_interrupts = [], 0
     while engine.has_work:

@@ -74,7 +74,7 @@ def test_a_step_costs_the_same_however_many_samples_wait(folder: Path) -> None:
 
 def test_an_abort_gives_back_all_cache_and_leaves_others_alone(folder: Path) -> None:
     with make_engine(folder, max_sequences=3) as engine:
-        free = engine._replica.scheduler.allocator.num_free
+        free = engine._core.scheduler.allocator.num_free
         other = engine.add([31], SamplingParams(max_new_tokens=3, ignore_eos=True))
         request = engine.add([30], SamplingParams(max_new_tokens=9, n=8, ignore_eos=True))
         engine.step()
@@ -83,7 +83,7 @@ def test_an_abort_gives_back_all_cache_and_leaves_others_alone(folder: Path) -> 
         while engine.has_work:
             deltas += engine.step()
         assert {delta.request_id for delta in deltas} == {other}
-        assert engine._replica.scheduler.allocator.num_free == free
+        assert engine._core.scheduler.allocator.num_free == free
 
 
 @pytest.mark.parametrize("way", ["engine", "command"])
@@ -151,7 +151,7 @@ def test_advice_on_length_can_be_followed(folder: Path, tmp_path: Path) -> None:
         assert engine.length_advice("shorten it") == "shorten it or raise `max_len`"
     with make_engine(folder, max_len=2048) as engine:  # all of the model's positions
         assert engine.length_advice("shorten it") == "shorten it"
-        block_bytes = engine._replica.pool.layers[0].k[:1].nbytes * 2 * 2
+        block_bytes = engine._core.pool.layers[0].k[:1].nbytes * 2 * 2
     with make_engine(folder, max_len=None, cache_memory=block_bytes * 20) as engine:
         assert engine.length_advice("shorten it") == "shorten it or raise `cache_memory`"
     alibi = make_tokenizer(small(tmp_path, "rw-1b"))

@@ -25,7 +25,7 @@ from gyrfalcon.device import own_processors
 from gyrfalcon.errors import CheckpointError, RankDied, UsageError
 from gyrfalcon.native.library import library
 from gyrfalcon.parallel.interrupts import watched_interrupts
-from gyrfalcon.parallel.launch import Place, start
+from gyrfalcon.parallel.launch import RankInfo, start
 from gyrfalcon.parallel.torchrun import Torchrun
 
 pytestmark = pytest.mark.slow
@@ -128,20 +128,20 @@ def test_what_keeps_a_rank_from_loading_is_told_in_its_own_words(
     assert our_ranks() == []
 
 
-def sum_for_ever(place: Place) -> None:
+def sum_for_ever(rank_info: RankInfo) -> None:
     """The life of a rank that computes nothing."""
     while True:
-        place.group.all_reduce(torch.ones(3))
+        rank_info.group.all_reduce(torch.ones(3))
 
 
 def test_started_ranks_share_memory_and_a_killed_one_is_told() -> None:
     ranks = start(2, False, sum_for_ever)
-    assert ranks.place.group.shares_memory == (library() is not None)
-    assert ranks.place.group.all_reduce(torch.ones(3)).tolist() == [2.0] * 3
+    assert ranks.rank_info.group.shares_memory == (library() is not None)
+    assert ranks.rank_info.group.all_reduce(torch.ones(3)).tolist() == [2.0] * 3
     our_ranks()[0].kill()
     told = pytest.raises(RankDied, match="rank 1 ended by signal 9")
     with noticed_in_time(), told, ranks.watched():
-        sum_for_ever(ranks.place)
+        sum_for_ever(ranks.rank_info)
     ranks.close()
     assert our_ranks() == []
 
@@ -278,7 +278,7 @@ print("started", flush=True)
         ("1", 'engine.generate("the", endless)'),
         ("0", 'engine.add("the", endless)\nwhile engine.has_work: engine.step()'),
     ],
-    ids=["memory", "sockets"],
+    ids=["memory", "backend"],
 )
 def test_a_second_ctrl_c_ends_the_wait_for_a_stopped_rank(
     run: Callable[..., Script], native: str, call: str
@@ -320,7 +320,7 @@ def test_one_ctrl_c_ends_a_wait_in_native_code_that_is_no_step() -> None:
     stop(rank)
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt), watched_interrupts(ranks.watch):
-        sum_for_ever(ranks.place)
+        sum_for_ever(ranks.rank_info)
     ranks.close()
     assert our_ranks() == []
 
@@ -372,7 +372,7 @@ def test_ranks_end_when_rank_0_is_killed_before_they_have_met(run: Callable[...,
 UNDER_TORCHRUN = """
 from gyrfalcon.parallel.launch import start
 ranks = start(2, False, print)
-outputs = [ranks.place.group.shares_memory]
+outputs = [ranks.rank_info.group.shares_memory]
 ranks.close()
 for _ in range(2):  # two engines, one after the other: they must not meet each other's messages
     with Engine(config) as engine:

@@ -27,7 +27,7 @@ from worlds import on_every_rank
 from gyrfalcon import Engine, EngineConfig, SamplingParams
 from gyrfalcon.engine import sampler
 from gyrfalcon.errors import NotFinite
-from gyrfalcon.parallel.group import Group, Vocabulary, ranked, solo
+from gyrfalcon.parallel.group import Group, Vocabulary, solo, stable_top_k
 from gyrfalcon.request import Chunk, Request, Sequence, Token
 
 VOCAB = 60
@@ -79,7 +79,7 @@ def picked(logits: Tensor, params: SamplingParams, **settings: object) -> Token:
 
 def draw(logits: Tensor, params: SamplingParams, chances: list[float]) -> Tensor:
     """The token that each chance draws from the same row of logits [vocab]."""
-    scores, ids = ranked(logits[None], len(logits))
+    scores, ids = stable_top_k(logits[None], len(logits))
     count = len(chances)
     return ids[0][sampler._draw(scores.expand(count, -1), [params] * count, chances)[:, 0]]
 
@@ -200,7 +200,7 @@ def test_rows_drawn_all_at_once_equal_each_drawn_by_the_definition(seed: int) ->
     for row, chunk in zip(logits.clone(), chunks, strict=True):
         for token, bias in chunk.params.logit_bias.items():
             row[token] += bias
-        expected.append(defined_draw(row, chunk.params, sampler._chance(chunk)))
+        expected.append(defined_draw(row, chunk.params, sampler._uniform_draw(chunk)))
     tokens = sampler.pick(logits, chunks, Vocabulary.shared(VOCAB, solo()))
     assert [token.id for token in tokens] == expected
 
@@ -224,7 +224,7 @@ def test_of_equal_logits_the_lowest_id_is_likeliest_on_any_rank() -> None:
     def on_rank(group: Group) -> list[list[list[int]]]:
         vocabulary = Vocabulary.shared(6, group)
         own = logits.split(list(vocabulary.widths), dim=1)[group.rank]
-        return [vocabulary.likeliest(own, num)[1].tolist() for num in (1, 4, 6)]
+        return [vocabulary.top_k(own, num)[1].tolist() for num in (1, 4, 6)]
 
     expected = [
         [[1], [0]],
@@ -240,13 +240,13 @@ def test_only_what_ranks_find_likeliest_travels(
     world_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     travelled: list[int] = []
-    concatenate = Group.concatenate
+    all_gather = Group.all_gather
 
     def counted(self: Group, x: Tensor, widths: Seq[int]) -> Tensor:
         travelled.append(x.shape[1])
-        return concatenate(self, x, widths)
+        return all_gather(self, x, widths)
 
-    monkeypatch.setattr(Group, "concatenate", counted)
+    monkeypatch.setattr(Group, "all_gather", counted)
 
     def most(params: SamplingParams) -> int:
         """Of the numbers that a rank gave away for a row."""
@@ -494,6 +494,17 @@ def test_logprobs_equal_the_log_softmax_of_transformers_logits(
         assert token.logprob == pytest.approx(float(expected[place, token.id]), abs=1e-4)
         assert [token_id for token_id, _ in token.top] == ids.tolist()
         assert [logprob for _, logprob in token.top] == pytest.approx(values.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("num_top", [1, 3])
+def test_of_equally_likely_tokens_the_one_that_greedy_decoding_takes_is_told_first(
+    num_top: int,
+) -> None:
+    logits = torch.zeros(1, 500)
+    logits[0, [7, 140, 450]] = 3.0
+    token = picked(logits, SamplingParams(logprobs=num_top))
+    assert token.id == 7
+    assert [token_id for token_id, _ in token.top] == [7, 140, 450][:num_top]
 
 
 def test_logprobs_of_zero_tell_only_the_token_itself_and_more_than_the_vocabulary_all(

@@ -8,7 +8,7 @@ from hashlib import sha256
 
 import pytest
 
-from gyrfalcon.engine.scheduler import Limits, Scheduler
+from gyrfalcon.engine.scheduler import Scheduler, StepLimits
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.request import (
     Chunk,
@@ -45,7 +45,7 @@ class Machine:
     """A scheduler that runs on a cache of plain Python, which knows after which tokens each slot was
     written."""
 
-    limits: Limits
+    limits: StepLimits
     num_blocks: int
     block_size: int = 4
     written: dict[int, tuple[int, ...]] = field(default_factory=dict)  # all tokens up to its own
@@ -163,7 +163,7 @@ def request(
 def machine(
     *, num_blocks: int = 100, max_len: int = 64, max_batch_tokens: int = 16, max_sequences: int = 8
 ) -> Machine:
-    return Machine(Limits(max_len, max_batch_tokens, max_sequences), num_blocks)
+    return Machine(StepLimits(max_len, max_batch_tokens, max_sequences), num_blocks)
 
 
 def spans(chunks: list[Chunk]) -> list[tuple[int, int, int]]:
@@ -372,7 +372,7 @@ def test_random_loads_all_end_with_the_right_tokens_in_any_machine(seed: int) ->
     draw = random.Random(seed)
     block_size, max_len = draw.choice([1, 3, 4, 16, 100]), draw.randint(2, 60)
     least = -(-max_len // block_size)
-    limits = Limits(max_len, draw.choice([1, 2, 5, 16, 200]), draw.choice([1, 2, 5, 30]))
+    limits = StepLimits(max_len, draw.choice([1, 2, 5, 16, 200]), draw.choice([1, 2, 5, 30]))
     own = Machine(limits, draw.randint(least, 4 * least), block_size)
     requests = [
         request(
@@ -460,7 +460,7 @@ def test_a_prompt_takes_over_what_a_running_sequence_has_computed() -> None:
 
 
 def test_a_prompt_of_a_single_full_block_is_known_when_it_was_computed() -> None:
-    own = Machine(Limits(64, 32, 8), num_blocks=8, block_size=2)
+    own = Machine(StepLimits(64, 32, 8), num_blocks=8, block_size=2)
     own.add(request(0, 2, max_new_tokens=8))
     own.step()
     own.add(request(1, 3, beginning=0, max_new_tokens=1))

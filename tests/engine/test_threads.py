@@ -75,7 +75,7 @@ def text_of(deltas: Iterator[Delta]) -> str:
 
 def is_idle(engine: Engine) -> bool:
     """Whether nothing of any request is left."""
-    allocator = engine._replica.scheduler.allocator
+    allocator = engine._core.scheduler.allocator
     return not engine.has_work and allocator.num_free == allocator.num_blocks
 
 
@@ -134,13 +134,13 @@ def test_each_thread_that_adds_and_steps_finds_its_own_requests_whole(
 def test_a_stream_beside_another_thread_has_its_first_token_within_three_steps(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, steps = engine._replica.run, itertools.count()
+    run, steps = engine._core.model_runner, itertools.count()
 
     def counted(batch: Batch, pool: KVPool) -> Tensor:
         next(steps)
         return run(batch, pool)
 
-    monkeypatch.setattr(engine._replica, "run", counted)
+    monkeypatch.setattr(engine._core, "run", counted)
     other = engine.stream("the", ENDLESS)
     number = next(other).request_id
     going = threading.Event()
@@ -213,7 +213,7 @@ def test_a_stream_may_be_collected_in_the_middle_of_a_step(
 ) -> None:
     """In the thread that takes the step: its finalizer must not wait for that thread."""
     expected = engine.generate("the", GREEDY)[0].text
-    run = engine._replica.run
+    run = engine._core.model_runner
 
     def collecting(batch: Batch, pool: KVPool) -> Tensor:
         gc.collect(0)
@@ -228,7 +228,7 @@ def test_a_stream_may_be_collected_in_the_middle_of_a_step(
         cycle.append(cycle)
         left = weakref.ref(stream)
         del stream, cycle
-        monkeypatch.setattr(engine._replica, "run", collecting)
+        monkeypatch.setattr(engine._core, "run", collecting)
         assert left() is not None
         assert engine.generate("the", GREEDY)[0].text == expected
         assert left() is None
@@ -240,7 +240,7 @@ def test_a_stream_may_be_collected_in_the_middle_of_a_step(
 def test_a_call_from_within_a_step_is_refused(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, said = engine._replica.run, []
+    run, said = engine._core.model_runner, []
 
     def calling(batch: Batch, pool: KVPool) -> Tensor:
         with pytest.raises(UsageError, match="between an engine's steps") as caught:
@@ -248,7 +248,7 @@ def test_a_call_from_within_a_step_is_refused(
         said.append(str(caught.value))
         return run(batch, pool)
 
-    monkeypatch.setattr(engine._replica, "run", calling)
+    monkeypatch.setattr(engine._core, "run", calling)
     engine.generate("the", SamplingParams(max_new_tokens=1))
     assert said
 
@@ -401,7 +401,7 @@ def test_a_fork_in_the_middle_of_another_thread_s_step_can_leave_its_streams(
 ) -> None:
     """The lock is taken in the fork, by a thread that is not there."""
     in_step, forked = threading.Event(), threading.Event()
-    run = engine._replica.run
+    run = engine._core.model_runner
     mine = engine.stream("the", GREEDY)
     text = next(mine).text
     expected = engine.generate("the", GREEDY)[0].text
@@ -417,7 +417,7 @@ def test_a_fork_in_the_middle_of_another_thread_s_step_can_leave_its_streams(
             engine.generate("the", GREEDY)
         return "left"
 
-    engine._replica.run = waiting
+    engine._core.model_runner = waiting
     try:
         with ThreadPoolExecutor(1) as pool:
             other = pool.submit(engine.generate, "x", GREEDY)
@@ -426,7 +426,7 @@ def test_a_fork_in_the_middle_of_another_thread_s_step_can_leave_its_streams(
             forked.set()
             other.result(PATIENCE)
     finally:
-        engine._replica.run = run
+        engine._core.model_runner = run
     assert text + text_of(mine) == expected
 
 

@@ -25,7 +25,7 @@ from gyrfalcon.measure.precision import reference_transformers as peer
 from gyrfalcon.measure.precision.published_tokens import check_tokens
 from gyrfalcon.measure.published import Golden, TokenFigures, known
 from gyrfalcon.parallel.group import Group
-from gyrfalcon.parallel.launch import Place, Ranks
+from gyrfalcon.parallel.launch import RankInfo, Ranks
 
 Captured = pytest.CaptureFixture[str]
 IDS = "30 31 32 33 34 35 36 37 38 39 40\n50 51\n60\n"
@@ -312,7 +312,7 @@ def test_under_torchrun_only_the_first_rank_compares(folder: Path, ids: Path) ->
     args: argparse.Namespace = parse(["precision", str(folder), "--prompts", str(ids)])
 
     def program(group: Group) -> list[str] | None:
-        with Engine(EngineConfig(str(folder), max_len=64), Ranks(Place(group, 0, 1))) as engine:
+        with Engine(EngineConfig(str(folder), max_len=64), Ranks(RankInfo(group, 0, 1))) as engine:
             findings = precision._gate(engine, args, None)
             return None if findings is None else findings.failures
 

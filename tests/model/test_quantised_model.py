@@ -80,7 +80,7 @@ def test_embedding_and_head_are_one_matrix_when_they_are_the_same(
         tensors["lm_head.weight"] = tensors["transformer.word_embeddings.weight"].clone()
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with Engine(EngineConfig(model=str(folder), quant=kind)) as engine:
-        model = engine._replica.run
+        model = engine._core.model_runner
         assert isinstance(model, Falcon)
         embedding, head = model.embedding.weight, model.head.weight
     assert isinstance(embedding, Quantised)

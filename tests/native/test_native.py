@@ -16,7 +16,7 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.native.library import library, why_not_native
 from gyrfalcon.ops import reference
-from gyrfalcon.ops.reference import Product
+from gyrfalcon.ops.reference import LinearCall
 from gyrfalcon.quant import GROUPS, TILE_ROWS, Quantised, Weight, dequantise, quantise, span
 
 if library() is None:
@@ -181,7 +181,7 @@ def test_products_computed_together_are_those_computed_alone(
     """Of one input, of another with as many columns, and with other columns."""
     x, other, wide = (drawn(tokens, n, seed=n + 1).to(dtype) for n in (256, 256, 640))
     each = [
-        Product(
+        LinearCall(
             one, stored_as(kind, drawn(outputs, one.shape[1], seed=i) / 20)[0], None, activation
         )
         for i, (one, outputs, activation) in enumerate(
@@ -190,7 +190,7 @@ def test_products_computed_together_are_those_computed_alone(
             else [(x, 100, "gelu"), (x, 7, None), (other, 65, None), (wide, 300, "relu")]
         )
     ]
-    for together, alone in zip(native.products(*each), each, strict=True):
+    for together, alone in zip(native.linears(*each), each, strict=True):
         assert torch.equal(together, native.linear(*alone))
 
 
@@ -217,7 +217,9 @@ def test_a_sum_of_products_is_rounded_once(
         each.append((x, weight))
         exact += x.double() @ exact_weight.double().T
     rounds = any(kind.startswith("int4") for kind in kinds) and dtype != torch.float32
-    assert_near(native.summed(*each), exact, INT4_TOLERANCE if rounds else TOLERANCES[dtype])
+    assert_near(
+        native.sum_of_linears(*each), exact, INT4_TOLERANCE if rounds else TOLERANCES[dtype]
+    )
 
 
 @pytest.mark.parametrize("tokens", [3, 70])
@@ -281,8 +283,8 @@ def test_norms_equal_their_definition(
         for i in range(count)
     ]
     for added in (None, part):
-        total, normed = native.add_norms(x, added, norms, 1e-5)
-        exact_total, exact = reference.add_norms(x, added, norms, 1e-5)
+        total, normed = native.add_layer_norms(x, added, norms, 1e-5)
+        exact_total, exact = reference.add_layer_norms(x, added, norms, 1e-5)
         assert torch.equal(total, exact_total)
         for one, other in zip(normed, exact, strict=True):
             assert_near(one, other, TOLERANCES[dtype])
@@ -304,8 +306,8 @@ def test_placing_equals_its_definition(
     caches = [
         LayerCache(*(torch.zeros(10, 4, kv_heads, dim, dtype=dtype) for _ in "kv")) for _ in "ab"
     ]
-    ours = native.place(qkv, angles, caches[0], slots)
-    exact = reference.place(qkv, angles, caches[1], slots)
+    ours = native.rotary_and_cache(qkv, angles, caches[0], slots)
+    exact = reference.rotary_and_cache(qkv, angles, caches[1], slots)
     assert_near(ours, exact, TOLERANCES[dtype])
     assert_near(caches[0].k, caches[1].k, TOLERANCES[dtype])
     assert torch.equal(caches[0].v, caches[1].v)

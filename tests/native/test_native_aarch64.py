@@ -94,7 +94,7 @@ def test_products_equal_those_of_exact_arithmetic(
 def test_norms_equal_their_definition(run: Run, kind: int) -> None:
     x, part, weight, bias = (drawn(3, 71, seed=i).to(DTYPES[kind]) for i in range(4))
     buffers = [x, part, weight[0], bias[0], torch.empty_like(x), torch.empty_like(x)]
-    _, [exact] = reference.add_norms(x, part, [(weight[0], bias[0])], 1e-5)
+    _, [exact] = reference.add_layer_norms(x, part, [(weight[0], bias[0])], 1e-5)
     assert_near(run([NORMS, 3, 71, kind], [*buffers]), exact, TOLERANCES[kind])
 
 

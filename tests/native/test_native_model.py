@@ -13,7 +13,7 @@ from worlds import on_engines
 
 from gyrfalcon import Engine
 from gyrfalcon.native.library import library, why_not_native
-from gyrfalcon.ops.reference import BlockParts
+from gyrfalcon.ops.reference import BlockWeights
 
 if library() is None:
     pytest.skip(why_not_native(), allow_module_level=True)
@@ -42,7 +42,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> list[int]:
     found: list[int] = []
 
     def whole_blocks(
-        blocks: Sequence[BlockParts], shared: Callable[[], int | None]
+        blocks: Sequence[BlockWeights], shared: Callable[[], int | None]
     ) -> native.WholeBlocks | None:
         made = IN_ONE_CALL(blocks, shared) if wanted else None
         found.append(len(blocks) if made else 0)
@@ -91,7 +91,7 @@ def test_what_one_call_does_not_know_goes_by_its_operations(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Sequential blocks, biases, 8-bit floats, ranks that are summed over sockets."""
+    """Sequential blocks, biases, 8-bit floats, ranks that are summed over backend."""
     folder = make_checkpoint(tmp_path, variant, **SHAPES[variant], **made)
     calls = counted(monkeypatch, True)
     run: Callable[..., object] = on_engines

@@ -23,7 +23,7 @@ from gyrfalcon import Engine
 from gyrfalcon.errors import RankDied
 from gyrfalcon.native.library import VARIABLE, RankGone, library, why_not_native
 from gyrfalcon.parallel.group import Group, connect
-from gyrfalcon.parallel.launch import HERE, Place, Ranks
+from gyrfalcon.parallel.launch import HERE, RankInfo, Ranks
 
 if library() is None:
     pytest.skip(why_not_native(), allow_module_level=True)
@@ -77,12 +77,17 @@ def test_sums_and_concatenations_are_those_of_sockets(world_size: int) -> None:
     def program(group: Group) -> tuple[Tensor, list[Tensor], int, bytes]:
         own = given[group.rank]
         side_by_side = [
-            group.concatenate(own[:rows, : widths[group.rank]].to(dtype), widths)
+            group.all_gather(own[:rows, : widths[group.rank]].to(dtype), widths)
             for rows in (0, 1, 33)
             for dtype in (*DTYPES, torch.float64, torch.int64)
         ]
         total = group.all_reduce(own.clone())
-        return total, side_by_side, group.smallest(7 - group.rank), group.broadcast(b"rank 0's")
+        return (
+            total,
+            side_by_side,
+            group.all_reduce_min(7 - group.rank),
+            group.broadcast(b"rank 0's"),
+        )
 
     over_sockets = on_every_rank(world_size, program)[0]
     for through_memory in on_every_rank(world_size, program, one_machine=True):
@@ -95,7 +100,7 @@ def test_what_is_gathered_may_be_larger_than_a_slot() -> None:
     given = parts(2, (3, 500_001), torch.float32)
 
     def program(group: Group) -> Tensor:
-        return group.concatenate(given[group.rank], [500_001, 500_001])
+        return group.all_gather(given[group.rank], [500_001, 500_001])
 
     for whole in on_every_rank(2, program, one_machine=True):
         assert torch.equal(whole, torch.cat(given, dim=1))
@@ -193,7 +198,7 @@ def test_a_killed_rank_is_noticed_by_all_others(tmp_path: Path) -> None:
 
 def watched(group: Group) -> contextlib.AbstractContextManager[None]:
     """As where every rank runs the same program."""
-    return Ranks(Place(group, group.rank, group.size)).watched()
+    return Ranks(RankInfo(group, group.rank, group.size)).watched()
 
 
 def test_a_rank_that_closed_its_end_is_waited_for_no_longer() -> None:

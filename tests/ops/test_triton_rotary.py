@@ -52,11 +52,11 @@ def make_case(heads: tuple[int, int, int], dtype: torch.dtype, tokens: int = 5) 
 def defined(
     case: Case, angles: tuple[Tensor, Tensor] | None, cache: LayerCache, slots: Tensor
 ) -> Tensor:
-    """What reference.place says; it knows no tokens that only pad, so those are left out of the cache."""
+    """The reference result; it knows no padding tokens, so those are left out of the cache."""
     kept, qkv = slots >= 0, case.qkv.contiguous()
     turned = None if angles is None else (angles[0][kept], angles[1][kept])
-    reference.place(qkv[kept], turned, cache, slots[kept])
-    return reference.place(qkv, angles, case.cache(), slots.clamp(min=0))
+    reference.rotary_and_cache(qkv[kept], turned, cache, slots[kept])
+    return reference.rotary_and_cache(qkv, angles, case.cache(), slots.clamp(min=0))
 
 
 def assert_same(
@@ -67,7 +67,7 @@ def assert_same(
 ) -> LayerCache:
     """Both implementations give one result and leave one cache, ours, which is returned."""
     ours, theirs = case.cache(), case.cache()
-    q = triton_rotary.place(case.qkv, angles, ours, slots)
+    q = triton_rotary.rotary_and_cache(case.qkv, angles, ours, slots)
     expected = defined(case, angles, theirs, slots)
     limit = tolerance * case.qkv.abs().max().item()
     for one, other in ((q, expected), (ours.k, theirs.k), (ours.v, theirs.v)):
@@ -113,6 +113,6 @@ def test_tokens_may_lie_apart() -> None:
 def test_a_rotation_by_wrong_angles_would_be_noticed() -> None:
     case = make_case((1, 4, 64), torch.bfloat16)
     cos, sin = case.angles
-    q = triton_rotary.place(case.qkv, (cos, -sin), case.cache(), case.slots)
-    expected = reference.place(case.qkv, (cos, sin), case.cache(), case.slots)
+    q = triton_rotary.rotary_and_cache(case.qkv, (cos, -sin), case.cache(), case.slots)
+    expected = reference.rotary_and_cache(case.qkv, (cos, sin), case.cache(), case.slots)
     assert (q.float() - expected.float()).abs().max() > 1.0

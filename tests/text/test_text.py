@@ -159,7 +159,7 @@ def test_stop_strings_end_the_text_before_them(
     pieces = list(engine.stream(ids[:1], params))
     assert "".join(piece.text for piece in pieces) == expected
     assert not engine.has_work
-    assert not engine._replica.scheduler.has_work  # the ranks were told
+    assert not engine._core.scheduler.has_work  # the ranks were told
 
 
 def test_a_stop_string_ends_one_sample_and_leaves_the_others(folder: Path) -> None:

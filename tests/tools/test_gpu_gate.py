@@ -130,8 +130,8 @@ def test_a_model_of_any_precision_is_timed_through_the_engine(
     config = gpu_models.config_of("tiny")
     model = gpu_models.random_model(config, reference, device, dtype=dtype, quant=quant)
     pool = gpu_models.make_pool(config, 64, device, dtype)
-    replica = gpu_speed._replica(model, pool, SimpleNamespace(device=device), 32)
-    first, total = gpu_speed._case(replica, 8, 2)
+    core = gpu_speed._core(model, pool, SimpleNamespace(device=device), 32)
+    first, total = gpu_speed._case(core, 8, 2)
     assert 0 < first < total
 
 

@@ -70,7 +70,7 @@ def tensor_specs(config: ModelConfig, *, head: bool) -> list[TensorSpec]:
     return specs
 
 
-def rounded_to(spec: TensorSpec, quant: str) -> str:
+def quant_of(spec: TensorSpec, quant: str) -> str:
     """What a tensor is rounded to in a model rounded to `quant`: matrices to that, but embedding and
     head to no less than 8 bits; norms and biases not at all, "none".
     """
@@ -88,7 +88,7 @@ def stored_specs(spec: TensorSpec, quant: str) -> list[TensorSpec]:
     """The tensors that stand for one in a cut rounded to `quant`: itself, or a rounded matrix's data
     and scales. UsageError for a matrix that cannot be rounded so.
     """
-    kind = rounded_to(spec, quant)
+    kind = quant_of(spec, quant)
     if kind == "none":
         return [spec]
     assert spec.dim is not None

@@ -38,7 +38,7 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Part:
     """What one rank holds of a tensor: `ranges` along the shared dimension, or all of it without."""
 
     file: str  # path inside the cut
@@ -53,7 +53,7 @@ class CutTensor:
     dtype: torch.dtype
     source_dtype: torch.dtype  # what the checkpoint that was cut stored
     dim: int | None
-    pieces: tuple[Piece, ...]  # by rank
+    pieces: tuple[Part, ...]  # by rank
 
     def content(self, rank: int) -> Content:
         """What `rank` holds."""
@@ -303,7 +303,7 @@ def _parsed_tensor(raw: dict[str, Any]) -> CutTensor:
         source_dtype=DTYPES_BY_NAME[raw["source_dtype"]],
         dim=None if raw["dim"] is None else int(raw["dim"]),
         pieces=tuple(
-            Piece(str(part["file"]), tuple(range(int(a), int(b)) for a, b in part["ranges"]))
+            Part(str(part["file"]), tuple(range(int(a), int(b)) for a, b in part["ranges"]))
             for part in raw["parts"]
         ),
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from gyrfalcon.checkpoint.adapter import Adapter, LowRank, refused
 from gyrfalcon.checkpoint.layout import BASE, EMBEDDING, HEAD, tensor_specs
 from gyrfalcon.checkpoint.manifest import dtype_name
-from gyrfalcon.checkpoint.tensors import Place, TensorSource, listed, take
+from gyrfalcon.checkpoint.tensors import TensorLocation, TensorSource, listed, take
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.format import counted
 from gyrfalcon.errors import UsageError
@@ -29,7 +29,7 @@ class MergedSource:
     def __init__(
         self,
         base: TensorSource,
-        origins: Mapping[str, Place],
+        origins: Mapping[str, TensorLocation],
         low_rank: Mapping[str, LowRank],
         dtype: torch.dtype | None,
     ) -> None:
@@ -101,8 +101,8 @@ class MergedSource:
                 self._last = name, first, tile
             yield self._last[2][max(part.start - first, 0) : part.stop - first]
 
-    def _origin(self, name: str) -> Place:
-        return self._origins.get(name) or Place(self._base, name)
+    def _origin(self, name: str) -> TensorLocation:
+        return self._origins.get(name) or TensorLocation(self._base, name)
 
 
 def merged(
@@ -117,9 +117,9 @@ def merged(
     own = {_found(name, shapes): stored for name, stored in adapter.own.items()}
     shared = {_found(name, shapes): stored for name, stored in adapter.shared.items()}
     _check(adapter, low_rank, {**shared, **own}, shapes, config.tied)
-    below = {name: Place(adapter.source, stored) for name, stored in shared.items()}
+    below = {name: TensorLocation(adapter.source, stored) for name, stored in shared.items()}
     _settle_head(base, below, own.keys() | low_rank.keys(), config.tied)
-    origins = below | {name: Place(adapter.source, stored) for name, stored in own.items()}
+    origins = below | {name: TensorLocation(adapter.source, stored) for name, stored in own.items()}
     return MergedSource(base, origins, low_rank, dtype)
 
 
@@ -157,7 +157,7 @@ def _fitting(
 
 
 def _settle_head(
-    base: TensorSource, below: dict[str, Place], changed: Collection[str], tied: bool
+    base: TensorSource, below: dict[str, TensorLocation], changed: Collection[str], tied: bool
 ) -> None:
     """Adds to `below` what embedding and head are under changes of their own: one and the same where they are
     tied. A head that `base` has not is one where it parts from the embedding.
@@ -169,7 +169,7 @@ def _settle_head(
         return
     parts = below.get(HEAD) != below.get(EMBEDDING) or any(name in changed for name in TABLES)
     if parts:
-        below.setdefault(HEAD, Place(base, EMBEDDING))
+        below.setdefault(HEAD, TensorLocation(base, EMBEDDING))
     else:
         below.pop(HEAD, None)
 

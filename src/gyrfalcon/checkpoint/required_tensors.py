@@ -12,7 +12,7 @@ import torch
 
 from gyrfalcon.checkpoint.hf_folder import OpenedFolder
 from gyrfalcon.checkpoint.layout import BASE, EMBEDDING, HEAD, TensorSpec, tensor_specs
-from gyrfalcon.checkpoint.tensors import Place, PlacedSource, WeightsFile, Zeros
+from gyrfalcon.checkpoint.tensors import MultiFileSource, TensorLocation, WeightsFile, Zeros
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.format import counted
 from gyrfalcon.errors import CheckpointError
@@ -48,8 +48,8 @@ class _Copy:
     name: str
 
     @property
-    def place(self) -> Place:
-        return Place(self.file, self.name)
+    def location(self) -> TensorLocation:
+        return TensorLocation(self.file, self.name)
 
     @property
     def oddity(self) -> str:
@@ -60,7 +60,7 @@ class _Copy:
         return self.file.read(self.name)
 
 
-def find_tensors(config: ModelConfig, opened: OpenedFolder) -> tuple[PlacedSource, list[str]]:
+def find_tensors(config: ModelConfig, opened: OpenedFolder) -> tuple[MultiFileSource, list[str]]:
     """The folder's tensors by the model's own names, and notes on what was found elsewhere or left aside.
 
     Reads headers alone, but for tensors that matter only where they are not zero or not alike. What is
@@ -83,12 +83,12 @@ def find_tensors(config: ModelConfig, opened: OpenedFolder) -> tuple[PlacedSourc
     extra = [_Copy(held[name][0], name) for name in sorted(held.keys() - used)]
     aside = _by_reason(extra, _bias_shapes(config))
     unknown = aside.pop("", [])
-    places = {name: copy.place for name, copy in found.items()} | zeros
-    places |= {copy.name: copy.place for copy in unknown}
+    locations = {name: copy.location for name, copy in found.items()} | zeros
+    locations |= {copy.name: copy.location for copy in unknown}
     other = [f"{copy.name} for {name}" for name, copy in found.items() if copy.name != name]
     told = {MISPLACED: _misplaced(opened, held), RENAMED: other, ZERO: list(zeros)}
     told |= {reason: [copy.name for copy in copies] for reason, copies in aside.items()}
-    return PlacedSource(places), [_note(what, names) for what, names in told.items() if names]
+    return MultiFileSource(locations), [_note(what, names) for what, names in told.items() if names]
 
 
 def _note(what: str, names: Sequence[str]) -> str:
@@ -140,12 +140,14 @@ def _is_same(a: _Copy, b: _Copy, spec: TensorSpec) -> bool:
     return torch.equal(*(copy.read().reshape(-1).view(torch.uint8) for copy in (a, b)))
 
 
-def _zero_biases(needed: Sequence[TensorSpec], found: Mapping[str, _Copy]) -> dict[str, Place]:
+def _zero_biases(
+    needed: Sequence[TensorSpec], found: Mapping[str, _Copy]
+) -> dict[str, TensorLocation]:
     """Biases that are nowhere stored, all of the norms' or all of the linear layers': zero by definition.
     Where some are stored, the others are missing.
     """
     biases = [spec for spec in needed if spec.name.endswith(BIAS)]
-    places: dict[str, Place] = {}
+    locations: dict[str, TensorLocation] = {}
     for of_norms in (True, False):
         group = [spec for spec in biases if (spec.role == "norm") is of_norms]
         if any(spec.name in found for spec in group):
@@ -154,8 +156,8 @@ def _zero_biases(needed: Sequence[TensorSpec], found: Mapping[str, _Copy]) -> di
             weight = found.get(spec.name.removesuffix(BIAS) + ".weight")
             if weight is not None:
                 zeros = Zeros(spec.shape, weight.file.dtype(weight.name))
-                places[spec.name] = Place(zeros, spec.name)
-    return places
+                locations[spec.name] = TensorLocation(zeros, spec.name)
+    return locations
 
 
 def _bias_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

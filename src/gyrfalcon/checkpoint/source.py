@@ -27,6 +27,7 @@ from gyrfalcon.checkpoint.layout import (
 from gyrfalcon.checkpoint.manifest import MANIFEST, TOKENIZER_FOLDER, Manifest, has_manifest
 from gyrfalcon.checkpoint.merged import merged, notes_on
 from gyrfalcon.checkpoint.parts import PartsSource
+from gyrfalcon.checkpoint.required_tensors import find_tensors
 from gyrfalcon.checkpoint.tensors import TensorSource, listed
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.device import DTYPE_OF_WORD

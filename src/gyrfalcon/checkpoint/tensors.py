@@ -50,33 +50,33 @@ class WeightsFile(TensorSource, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TensorLocation:
     """Where a tensor is stored, and under which name."""
 
     source: TensorSource
     name: str
 
 
-class PlacedSource:
-    """Tensors spread over several files, each at its place."""
+class MultiFileSource:
+    """Tensors spread over several files, each at its location."""
 
-    def __init__(self, places: Mapping[str, Place]) -> None:
-        self._places = places
+    def __init__(self, locations: Mapping[str, TensorLocation]) -> None:
+        self._locations = locations
 
     def names(self) -> Collection[str]:
-        return self._places.keys()
+        return self._locations.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        place = self._places[name]
-        return place.source.shape(place.name)
+        location = self._locations[name]
+        return location.source.shape(location.name)
 
     def dtype(self, name: str) -> torch.dtype:
-        place = self._places[name]
-        return place.source.dtype(place.name)
+        location = self._locations[name]
+        return location.source.dtype(location.name)
 
     def read(self, name: str, dim: int | None = None, ranges: Sequence[range] = ()) -> Tensor:
-        place = self._places[name]
-        return place.source.read(place.name, dim, ranges)
+        location = self._locations[name]
+        return location.source.read(location.name, dim, ranges)
 
 
 class Zeros:

@@ -45,7 +45,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         " the template ends it, unless --ignore-eos",
     )
     _add_sampling(
-        parser.add_argument_group("how the next token is chosen (default: always the likeliest)")
+        parser.add_argument_group("how the next token is chosen (default: always the most likely)")
     )
     add_engine(parser.add_argument_group("how the model runs"))
 
@@ -53,10 +53,10 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 def _add_sampling(group: argparse._ArgumentGroup) -> None:
     for option, kind, default, text in (
         ("--max-new-tokens", Whole, 128, "stop after so many"),
-        ("--temperature", Number, 0.0, "0 takes the likeliest; higher is more varied"),
-        ("--top-k", Whole, 0, "only among the K likeliest; 0: all"),
-        ("--top-p", Number, 1.0, "only among the likeliest that together have probability P"),
-        ("--min-p", Number, 0.0, "only those at least P times as likely as the likeliest"),
+        ("--temperature", Number, 0.0, "0 takes the most likely; higher is more varied"),
+        ("--top-k", Whole, 0, "only among the K most likely; 0: all"),
+        ("--top-p", Number, 1.0, "only among the most likely that together have probability P"),
+        ("--min-p", Number, 0.0, "only those at least P times as likely as the most likely"),
         ("--repetition-penalty", Number, 1.0, "above 1 discourages tokens that already occurred"),
         ("--presence-penalty", Number, 0.0, "subtracted from the logit of each generated token"),
         ("--frequency-penalty", Number, 0.0, "the same, once for each time it was generated"),
@@ -66,7 +66,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
             "--logprobs",
             Whole,
             None,
-            "with --json: log-probabilities, those of the N likeliest tokens too (default: none)",
+            "with --json: log-probabilities, those of the N most likely tokens too (default: none)",
         ),
     ):
         bounds = SAMPLING[option.removeprefix("--").replace("-", "_")]

@@ -139,7 +139,7 @@ def _add_mmlu(parser: argparse.ArgumentParser) -> None:
         type=one_of("--protocol", "hendrycks", "lm-eval", "generate"),
         default="hendrycks",
         metavar="hendrycks|lm-eval|generate",
-        help="likeliest letter, prompts as in the original paper (default) or in lm-evaluation-harness; "
+        help="most likely letter, prompts as in the original paper (default) or in lm-evaluation-harness; "
         "or the guide's way, the first letter of 32 generated tokens",
     )
     parser.add_argument(

@@ -8,7 +8,7 @@ from gyrfalcon.engine.build import longest_sequence
 from gyrfalcon.engine.engine import has_tokenizer, no_tokenizer
 from gyrfalcon.engine.prompts import Asked, Longest, check
 from gyrfalcon.engine_config import EngineConfig
-from gyrfalcon.model.load import run_quant
+from gyrfalcon.model.load import effective_quant
 from gyrfalcon.request import SamplingParams
 from gyrfalcon.text.tokenizer import Tokenizer
 
@@ -19,7 +19,7 @@ def opened(config: EngineConfig, *, needs_tokenizer: bool = True) -> Checkpoint:
     """
     checkpoint = open_checkpoint(resolve_model(config.model), config.adapter, config.dtype)
     longest_sequence(config, checkpoint)
-    run_quant(checkpoint, config.quant)
+    effective_quant(checkpoint, config.quant)
     if needs_tokenizer and not has_tokenizer(checkpoint):
         raise no_tokenizer()
     return checkpoint

@@ -21,8 +21,8 @@ from gyrfalcon.errors import CheckpointError, UsageError
 from gyrfalcon.kv.pool import CacheShape, KVPool
 from gyrfalcon.model.falcon import Block
 from gyrfalcon.model.linear import ColumnLinear, RowLinear
-from gyrfalcon.model.load import load_parts, run_dtype
-from gyrfalcon.ops import Ops, Product
+from gyrfalcon.model.load import effective_dtype, load_parts
+from gyrfalcon.ops import LinearCall, Ops
 from gyrfalcon.quant import Quantised, Weight
 from gyrfalcon.request import Chunk, Request, SamplingParams, Sequence
 from gyrfalcon.text.tokenizer import Tokenizer
@@ -94,7 +94,7 @@ class Calibration:
     """
 
     def __init__(self, checkpoint: Checkpoint, windows: Tensor) -> None:
-        config, dtype = checkpoint.config, run_dtype(checkpoint, "auto")
+        config, dtype = checkpoint.config, effective_dtype(checkpoint, "auto")
         self._threads = torch.get_num_threads()
         self._observed = _Observed(ops.choose(CPU))
         self._parts = load_parts(checkpoint, cast(Ops, self._observed), CPU, dtype)
@@ -172,15 +172,15 @@ class _Observed:
         self._see(x, weight)
         return self._operations.linear(x, weight, *others)
 
-    def products(self, *each: Product) -> list[Tensor]:
+    def linears(self, *each: LinearCall) -> list[Tensor]:
         for one in each:
             self._see(one.x, one.weight)
-        return self._operations.products(*each)
+        return self._operations.linears(*each)
 
-    def summed(self, *each: tuple[Tensor, Weight]) -> Tensor:
+    def sum_of_linears(self, *each: tuple[Tensor, Weight]) -> Tensor:
         for x, weight in each:
             self._see(x, weight)
-        return self._operations.summed(*each)
+        return self._operations.sum_of_linears(*each)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._operations, name)

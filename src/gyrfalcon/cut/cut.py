@@ -12,7 +12,7 @@ from gyrfalcon.console.format import counted
 from gyrfalcon.cut.calibrate import Calibration, CalibrationText, sum_of, windows_of
 from gyrfalcon.cut.folder_writer import BLOCK_BYTES, CutSummary, write_folder
 from gyrfalcon.cut.plan import CUT, make_plan
-from gyrfalcon.cut.quantise import Rounded
+from gyrfalcon.cut.quantise import QuantisedSource
 from gyrfalcon.device import DTYPE_OF_WORD
 from gyrfalcon.errors import UsageError
 from gyrfalcon.quant import GROUPS, KINDS
@@ -81,7 +81,7 @@ def cut(  # noqa: PLR0913  # each is an option of the command
         adapter=None if checkpoint.adapter is None else checkpoint.adapter.summed(),
     )
     calibration = None if windows is None else Calibration(checkpoint, windows)
-    read = Rounded(checkpoint.source, specs, quant, calibration).read
+    read = QuantisedSource(checkpoint.source, specs, quant, calibration).read
     return write_folder(
         checkpoint, plan, read, target, overwrite=overwrite, notes=(*checkpoint.notes, *notes)
     )

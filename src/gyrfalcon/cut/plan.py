@@ -15,7 +15,7 @@ from gyrfalcon.checkpoint.manifest import (
     AdapterSum,
     Content,
     CutTensor,
-    Piece,
+    Part,
     Rounding,
 )
 from gyrfalcon.checkpoint.source import PART_FOLDER
@@ -91,7 +91,7 @@ def make_plan(
             dtype=dtype,
             source_dtype=source_dtype,
             dim=spec.dim,
-            pieces=tuple(Piece("", local_ranges(spec, config, share)) for share in shares),
+            pieces=tuple(Part("", local_ranges(spec, config, share)) for share in shares),
         )
         for spec, (dtype, source_dtype) in dtypes.items()
     }
@@ -162,7 +162,7 @@ def _file_name(number: int, count: int) -> str:
 
 def _placed(tensor: CutTensor, form: Form, file: str) -> CutTensor:
     pieces = tuple(
-        Piece(form.rank_folder(rank) + file, piece.ranges)
+        Part(form.rank_folder(rank) + file, piece.ranges)
         for rank, piece in enumerate(tensor.pieces)
     )
     return CutTensor(tensor.shape, tensor.dtype, tensor.source_dtype, tensor.dim, pieces)

@@ -14,7 +14,7 @@ from gyrfalcon.quant import GROUPS, Quantised, dequantise, quantise, sizes
 Read = Callable[[str, int | None, Sequence[range]], Tensor]
 
 
-class Rounded:
+class QuantisedSource:
     """Reads a checkpoint's tensors as a cut rounded to `quant` stores them: whole matrices are rounded,
     those that `calibration` knows the inputs of by these.
 
@@ -58,7 +58,7 @@ class Rounded:
         return self._calibration.quantised(name, weight, kind)
 
 
-def restored(source: TensorSource, specs: Iterable[TensorSpec], quant: str) -> Read:
+def dequantising_reader(source: TensorSource, specs: Iterable[TensorSpec], quant: str) -> Read:
     """Reads rows of the model's own tensors from a cut rounded to `quant`: matrices in float32."""
     matrices = {spec.name: parts for spec in specs if len(parts := stored_specs(spec, quant)) == 2}
 

@@ -12,7 +12,7 @@ from gyrfalcon.console.format import counted
 from gyrfalcon.cut.cut import MAX_SHARD_BYTES
 from gyrfalcon.cut.folder_writer import CutSummary, write_folder
 from gyrfalcon.cut.plan import CUT, HUGGING_FACE, make_plan
-from gyrfalcon.cut.quantise import restored
+from gyrfalcon.cut.quantise import dequantising_reader
 from gyrfalcon.errors import UsageError
 
 
@@ -76,7 +76,7 @@ def merge(
         aliases={},
         max_shard_bytes=max_shard_bytes,
     )
-    read = restored(checkpoint.source, specs, manifest.quant)
+    read = dequantising_reader(checkpoint.source, specs, manifest.quant)
     return write_folder(checkpoint, plan, read, target, overwrite=overwrite, notes=losses)
 
 

@@ -16,18 +16,18 @@ from gyrfalcon.device import (
     own_processors,
     use_threads,
 )
-from gyrfalcon.engine.core import Replica, Run
+from gyrfalcon.engine.core import EngineCore, ModelRunner
 from gyrfalcon.engine.graphs import Graphs
-from gyrfalcon.engine.scheduler import Limits, Scheduler
+from gyrfalcon.engine.scheduler import Scheduler, StepLimits
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import CacheTooSmall, UsageError
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.kv.pool import CacheShape, KVPool
 from gyrfalcon.model.falcon import Falcon
-from gyrfalcon.model.load import load_model, run_dtype
+from gyrfalcon.model.load import effective_dtype, load_model
 from gyrfalcon.ops import Ops
 from gyrfalcon.parallel.group import Group, Vocabulary
-from gyrfalcon.parallel.launch import Place
+from gyrfalcon.parallel.launch import RankInfo
 from gyrfalcon.parallel.shards import share_of
 
 # Of the free memory, when nothing is said. On an accelerator the weights are loaded by then.
@@ -37,36 +37,41 @@ CACHE_SHARE_OF_ACCELERATOR = 0.8
 log = logging.getLogger(__name__)
 
 
-def build_replica(
-    config: EngineConfig, checkpoint: Checkpoint, place: Place, keeps: bool = True
-) -> Replica:
-    """One rank's replica, see Replica for `keeps`; raises what is wrong with the checkpoint, the
-    device or the cache size.
-    """
-    device = choose_device(config.device, place.local_rank)
+def build_core(
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    rank_info: RankInfo,
+    retain_prompt_logits: bool = True,
+) -> EngineCore:
+    """One rank's core; raises what is wrong with the checkpoint, the device or the cache size."""
+    device = choose_device(config.device, rank_info.local_rank)
     if device.type == "cpu" and not _threads_are_ours():
-        use_threads(config.threads, place.ranks_here)
-    dtype = run_dtype(checkpoint, config.dtype)
-    if place.group.rank == 0:
+        use_threads(config.threads, rank_info.ranks_here)
+    dtype = effective_dtype(checkpoint, config.dtype)
+    if rank_info.group.rank == 0:
         log.info(
-            "running on %s in %s with %d ranks", device, WORD_OF_DTYPE[dtype], place.group.size
+            "running on %s in %s with %d ranks", device, WORD_OF_DTYPE[dtype], rank_info.group.size
         )
-    processors = own_processors(place.local_rank, place.ranks_here)
+    processors = own_processors(rank_info.local_rank, rank_info.ranks_here)
     operations = ops.choose(device, config.quant, processors)
-    model = load_model(checkpoint, place.group, operations, device, dtype, config.quant)
-    pool, max_len = _cache(config, checkpoint, place, device, dtype)
+    model = load_model(checkpoint, rank_info.group, operations, device, dtype, config.quant)
+    pool, max_len = _cache(config, checkpoint, rank_info, device, dtype)
     rope = checkpoint.config.rope  # with dynamic scaling a token's key depends on what follows it
     reuse = config.reuse_prefixes and not (rope is not None and rope.kind == "dynamic")
     allocator = BlockAllocator(len(pool.layers[0].k), config.block_size, reuse)
-    limits = Limits(max_len, config.max_batch_tokens, config.max_sequences)
-    run = runner(model, operations, place.group, max_len, device)
-    vocabulary = Vocabulary.shared(checkpoint.config.vocab_size, place.group)
+    limits = StepLimits(max_len, config.max_batch_tokens, config.max_sequences)
+    runner = model_runner(model, operations, rank_info.group, max_len, device)
+    vocabulary = Vocabulary.shared(checkpoint.config.vocab_size, rank_info.group)
     scheduler = Scheduler(allocator, limits)
     own_threads = operations.OWN_THREADS and config.quant != "fp8"
-    return Replica(run, pool, scheduler, vocabulary, device, keeps, own_threads)
+    return EngineCore(
+        runner, pool, scheduler, vocabulary, device, retain_prompt_logits, own_threads
+    )
 
 
-def runner(model: Falcon, operations: Ops, group: Group, max_len: int, device: torch.device) -> Run:
+def model_runner(
+    model: Falcon, operations: Ops, group: Group, max_len: int, device: torch.device
+) -> ModelRunner:
     """What runs the model's steps: itself on the CPU, elsewhere graphs where all of a step allows it."""
     if device.type == "cpu":
         return model
@@ -89,20 +94,20 @@ def longest_sequence(config: EngineConfig, checkpoint: Checkpoint) -> int:
 def _cache(
     config: EngineConfig,
     checkpoint: Checkpoint,
-    place: Place,
+    rank_info: RankInfo,
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[KVPool, int]:
     """The cache and the longest sequence it can hold; all ranks agree on the number of blocks."""
     max_len = longest_sequence(config, checkpoint)
-    share = share_of(checkpoint.config, place.group.size, place.group.rank)
+    share = share_of(checkpoint.config, rank_info.group.size, rank_info.group.rank)
     model = checkpoint.config
     shape = CacheShape(
         model.num_layers, len(share.kv_heads), model.head_dim, config.block_size, dtype
     )
     useful = config.max_sequences * -(-max_len // config.block_size)
-    affordable = _cache_bytes(config, place, device) // shape.block_bytes
-    num_blocks = place.group.smallest(min(useful, affordable))
+    affordable = _cache_bytes(config, rank_info, device) // shape.block_bytes
+    num_blocks = rank_info.group.all_reduce_min(min(useful, affordable))
     held = num_blocks * config.block_size
     wanted = -(-max_len // config.block_size) * shape.block_bytes
     if held < max_len and (config.max_len is not None or held < min(max_len, 128)):
@@ -114,12 +119,12 @@ def _cache(
     return KVPool(shape, num_blocks, device), min(max_len, held)
 
 
-def _cache_bytes(config: EngineConfig, place: Place, device: torch.device) -> int:
+def _cache_bytes(config: EngineConfig, rank_info: RankInfo, device: torch.device) -> int:
     asked = config.cache_memory
     if isinstance(asked, int):
         return asked
     if device.type == "cpu":
-        return int(free_memory(device) * (asked or CACHE_SHARE) / place.ranks_here)
+        return int(free_memory(device) * (asked or CACHE_SHARE) / rank_info.ranks_here)
     return int(free_memory(device) * (asked or CACHE_SHARE_OF_ACCELERATOR))
 
 

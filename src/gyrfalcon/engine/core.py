@@ -1,4 +1,4 @@
-"""Replica: one rank's scheduler, model and cache. All ranks' replicas take the same messages and do
+"""EngineCore: one rank's scheduler, model and cache. All ranks' cores take the same messages and do
 the same steps.
 """
 
@@ -19,8 +19,8 @@ from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.parallel.group import Vocabulary
 from gyrfalcon.request import Chunk, Request, StepOutput, Token
 
-# A model: a batch on the host → this rank's logits on the device, float32 [rows, own tokens].
-Run = Callable[[Batch, KVPool], Tensor]
+# Runs a model: a batch on the host → this rank's logits on the device, float32 [rows, own tokens].
+ModelRunner = Callable[[Batch, KVPool], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +38,27 @@ class End:
     index: int | None = None
 
 
-class Replica:
-    """What one rank holds. The rank that talks to the user also `keeps` logits and scores of
-    prompts for it. With `own_threads` the run computes on others than torch's.
+class EngineCore:
+    """What one rank holds. The rank that serves the user retains prompt logits and scores
+    for it (`retain_prompt_logits`). With `own_threads` the model runs on threads other than torch's.
     """
 
     def __init__(
         self,
-        run: Run,
+        model_runner: ModelRunner,
         pool: KVPool,
         scheduler: Scheduler,
         vocabulary: Vocabulary,
         device: torch.device,
-        keeps: bool,
+        retain_prompt_logits: bool,
         own_threads: bool = False,
     ) -> None:
-        self.run = run
+        self.model_runner = model_runner
         self.pool = pool
         self.scheduler = scheduler
         self.vocabulary = vocabulary
         self.device = device
-        self.keeps = keeps
+        self.retain_prompt_logits = retain_prompt_logits
         self._quiet = one_torch_thread if own_threads else nullcontext
         self._logits: dict[int, list[Tensor]] = defaultdict(
             list
@@ -67,14 +67,14 @@ class Replica:
             list
         )  # request → its prompt from the second token on
 
-    def obey(self, message: Add | End) -> None:
+    def handle(self, message: Add | End) -> None:
         """Does what a message says."""
         if isinstance(message, Add):
             self.scheduler.add(message.request)
         else:
             self.scheduler.end(message.request_id, message.index)
 
-    def take_kept(self, request_id: int) -> tuple[list[Tensor], list[Token]]:
+    def pop_prompt_logits(self, request_id: int) -> tuple[list[Tensor], list[Token]]:
         """Hands over what was kept of a request's prompt: logits after each token, scores from the
         second on.
         """
@@ -88,7 +88,7 @@ class Replica:
     def compute(self, chunks: Seq[Chunk]) -> list[StepOutput]:
         """The same for chunks that the scheduler gave."""
         with self._quiet():
-            logits = self.run(Batch.build(chunks, self.pool.block_size), self.pool)
+            logits = self.model_runner(Batch.build(chunks, self.pool.block_size), self.pool)
             return self.scheduler.commit(chunks, self._tokens(chunks, logits))
 
     def _tokens(self, chunks: Seq[Chunk], logits: Tensor) -> list[Token | None]:
@@ -108,7 +108,7 @@ class Replica:
         """Keeps a prompt chunk's logits or scores. A preempted sequence computes them again, in
         other chunks: of those only what is new.
         """
-        if not self.keeps:
+        if not self.retain_prompt_logits:
             return
         request = chunk.sequence.request
         prompt = request.prompt_ids

@@ -22,7 +22,7 @@ from gyrfalcon.checkpoint.source import Checkpoint, open_checkpoint
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.format import counted
 from gyrfalcon.device import WORD_OF_DTYPE, uses_cuda
-from gyrfalcon.engine.build import build_replica, longest_sequence
+from gyrfalcon.engine.build import build_core, longest_sequence
 from gyrfalcon.engine.core import Add, End
 from gyrfalcon.engine.overlap import stepper
 from gyrfalcon.engine.prompts import (
@@ -43,7 +43,7 @@ from gyrfalcon.engine.turns import Turns
 from gyrfalcon.engine.worker import follow
 from gyrfalcon.engine_config import EngineConfig, EngineSettings, config_of
 from gyrfalcon.errors import CheckpointError, PromptTooLong
-from gyrfalcon.model.load import run_quant
+from gyrfalcon.model.load import effective_quant
 from gyrfalcon.parallel import launch as ranks
 from gyrfalcon.parallel.interrupts import watched_interrupts
 from gyrfalcon.parallel.shards import share_of
@@ -123,7 +123,7 @@ class Engine:
         world_size = joined.size if joined else _world_size(config, checkpoint)
         share_of(checkpoint.config, world_size, 0)
         longest_sequence(config, checkpoint)
-        config = replace(config, quant=run_quant(checkpoint, config.quant))
+        config = replace(config, quant=effective_quant(checkpoint, config.quant))
         self.config = config
         self.model_config: ModelConfig = checkpoint.config
         self.adapter_name = checkpoint.adapter_name
@@ -139,8 +139,8 @@ class Engine:
         self._turns = Turns(self._ranks)
         weakref.finalize(self, self._turns.close_for_good)  # where nobody closes it
         with watched_interrupts(self._ranks.watch), self._turns.all_ranks():
-            self._replica = build_replica(config, checkpoint, self._ranks.place)
-            self._take_step = stepper(self._replica)
+            self._core = build_core(config, checkpoint, self._ranks.rank_info)
+            self._take_step = stepper(self._core)
             self._seeds = random.Random(self._ranks.agree(_seed_bytes(config.seed)))
 
     def __repr__(self) -> str:
@@ -163,24 +163,24 @@ class Engine:
     @property
     def device(self) -> torch.device:
         """The device of this process's rank."""
-        return self._replica.device
+        return self._core.device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the model computes in."""
-        return self._replica.pool.layers[0].k.dtype
+        return self._core.pool.layers[0].k.dtype
 
     @property
     def is_first_rank(self) -> bool:
         """False only in the other processes that torchrun started: they compute the same and should
         not print.
         """
-        return self._ranks.place.group.rank == 0
+        return self._ranks.rank_info.group.rank == 0
 
     @property
     def max_len(self) -> int:
         """The longest sequence, prompt and new tokens together."""
-        return self._replica.scheduler.limits.max_len
+        return self._core.scheduler.limits.max_len
 
     @property
     def _longest(self) -> Longest:
@@ -189,7 +189,7 @@ class Engine:
     @property
     def cache_len(self) -> int:
         """Tokens that the KV cache holds, of all running sequences together."""
-        pool = self._replica.pool
+        pool = self._core.pool
         return len(pool.layers[0].k) * pool.block_size
 
     @property
@@ -377,7 +377,7 @@ class Engine:
                 while live.unread:
                     yield live.unread.popleft()
         finally:
-            self._give_up([live])
+            self._cancel([live])
 
     def _run(
         self, asked: Seq[Asked], keep_logits: bool = False, single_steps: int = 0
@@ -393,7 +393,7 @@ class Engine:
             while self._advance(waiting):
                 pass
         finally:
-            self._give_up(lives)
+            self._cancel(lives)
         return lives
 
     def _advance(self, waiting: deque[_Live]) -> bool:
@@ -407,7 +407,7 @@ class Engine:
                 waiting.popleft()
             return bool(waiting)
 
-    def _give_up(self, lives: Seq[_Live]) -> None:
+    def _cancel(self, lives: Seq[_Live]) -> None:
         """Aborts what has not ended, in a finalizer, too."""
         for live in lives:
             if live.num_unfinished:
@@ -446,9 +446,9 @@ class Engine:
                 streams = [TextStream(request, index, self._tokenizer) for index in range(params.n)]
                 lives.append(_Live(request, asked.text, streams, unread))
                 self._live[request.id] = lives[0]
-                self._obey(Add(request))
+                self._handle(Add(request))
         except BaseException:  # a Ctrl-C that was held, too: nobody knows the request
-            self._give_up(lives)
+            self._cancel(lives)
             raise
         return lives[0]
 
@@ -477,16 +477,16 @@ class Engine:
         live.num_unfinished -= delta.finish_reason is not None
         if delta.finish_reason is not None and output.finish_reason is None:
             # A stop string ended it, and the ranks do not know text.
-            self._obey(End(output.request_id, output.index))
+            self._handle(End(output.request_id, output.index))
         if not live.num_unfinished:
-            live.prompt_logits, live.prompt_scores = self._replica.take_kept(output.request_id)
+            live.prompt_logits, live.prompt_scores = self._core.pop_prompt_logits(output.request_id)
             del self._live[output.request_id]
 
     def _abort(self, request_id: int) -> None:
         live = self._live.pop(request_id, None)
         if live is None:
             return
-        self._obey(End(request_id))
+        self._handle(End(request_id))
         for stream in live.streams:
             if stream.finish_reason is None:
                 live.unread.append(stream.push(None, FinishReason.ABORTED))
@@ -495,12 +495,12 @@ class Engine:
             others = [delta for delta in self._added if delta.request_id != request_id]
             self._added.clear()
             self._added.extend(others)
-        self._replica.take_kept(request_id)
+        self._core.pop_prompt_logits(request_id)
 
-    def _obey(self, message: Add | End) -> None:
+    def _handle(self, message: Add | End) -> None:
         with self._turns.all_ranks():
             self._ranks.tell(message)
-            self._replica.obey(message)
+            self._core.handle(message)
 
 
 def _world_size(config: EngineConfig, checkpoint: Checkpoint) -> int:

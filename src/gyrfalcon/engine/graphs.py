@@ -48,7 +48,7 @@ class Graphs:
 class _Graph:
     """One size of batch: its numbers on the device, and what replays it."""
 
-    numbers: "_Numbers"
+    numbers: "_BatchBuffer"
     replay: Callable[[], Tensor]
 
     @classmethod
@@ -58,7 +58,7 @@ class _Graph:
         """Captures a step of `size` sequences of any length up to max_len."""
         num_blocks = -(-max_len // pool.block_size)
         flat = torch.zeros(size * (len(COLUMNS) + num_blocks), dtype=torch.int64, device=device)
-        numbers = _Numbers(flat, size)
+        numbers = _BatchBuffer(flat, size)
         numbers.fill_up(0)
         batch = numbers.batch()
         return cls(numbers, capture(lambda: model(batch, pool), device))
@@ -68,7 +68,9 @@ class _Graph:
         num_sequences = len(batch.query_lens)
         on_device = self.numbers
         # Anew for each step: the copy for the one before may still have to be made.
-        on_host = _Numbers(torch.zeros_like(on_device.flat, device="cpu"), len(on_device.tables))
+        on_host = _BatchBuffer(
+            torch.zeros_like(on_device.flat, device="cpu"), len(on_device.tables)
+        )
         on_host.take(batch)
         on_host.fill_up(num_sequences)
         on_device.flat.copy_(pinned(on_host.flat, on_device.flat.device), non_blocking=True)
@@ -76,7 +78,7 @@ class _Graph:
         return self.replay()[:num_sequences].clone()  # the next replay writes over them
 
 
-class _Numbers:
+class _BatchBuffer:
     """All numbers of a decoding batch in one tensor: a run for each of COLUMNS, then the block
     tables row by row. Kernels read each as a run of its own.
     """

@@ -14,18 +14,18 @@ from torch import Tensor
 
 from gyrfalcon.device import send
 from gyrfalcon.errors import NotFinite
-from gyrfalcon.parallel.group import Vocabulary, ranked
+from gyrfalcon.parallel.group import Vocabulary, stable_top_k
 from gyrfalcon.request import Chunk, SamplingParams, Sequence, Token
 
 MOST_CANDIDATES = 256  # with a larger top_k the ranks exchange all logits
 
 
-class _Way(Enum):
+class SamplingMode(Enum):
     """How the tokens of rows are found."""
 
-    LIKELIEST = auto()  # among the likeliest of every rank
-    AMONG_FEW = auto()  # drawn among at most MOST_CANDIDATES of every rank
-    AMONG_ALL = auto()  # from the logits of all tokens, which every rank gets
+    GREEDY = auto()  # among the most likely of every rank
+    TOP_K = auto()  # drawn among at most MOST_CANDIDATES of every rank
+    FULL_VOCAB = auto()  # from the logits of all tokens, which every rank gets
 
 
 def pick(own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary) -> list[Token]:
@@ -44,11 +44,13 @@ def choose(own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary) -> Tensor:
     """What pick() picks, on the device: int64 [2, chunks], the tokens, and whether all logits of
     their rows were finite. Waits for the device only where logits are changed.
     """
-    own = own.nan_to_num(math.inf, math.inf, math.inf)  # what is not finite shows as the likeliest
-    ways = [_way(chunk.params) for chunk in chunks]
-    if len(set(ways)) == 1:
-        return _choose_alike(own, chunks, vocabulary, ways[0])
-    return _choose_mixed(own, chunks, vocabulary, ways)
+    own = own.nan_to_num(
+        math.inf, math.inf, math.inf
+    )  # what is not finite shows as the most likely
+    modes = [_sampling_mode(chunk.params) for chunk in chunks]
+    if len(set(modes)) == 1:
+        return _choose_same_mode(own, chunks, vocabulary, modes[0])
+    return _choose_mixed(own, chunks, vocabulary, modes)
 
 
 def read(found: Tensor) -> list[Token]:
@@ -88,8 +90,16 @@ def _describe(logits: Tensor, token_id: int, params: SamplingParams) -> Token:
 
 
 def _top(logprobs: Tensor, num_top: int) -> list[tuple[tuple[int, float], ...]]:
-    """For each row [rows, vocab] the likeliest token ids with their log-probabilities."""
-    values, ids = logprobs.topk(min(num_top, logprobs.shape[1]))
+    """For each row [rows, vocab] the most likely token ids with their log-probabilities, of equals
+    the lowest id first, as greedy decoding takes it.
+    """
+    num_top = min(num_top, logprobs.shape[1])
+    if num_top == 1:
+        values, ids = stable_top_k(logprobs, 1)
+    else:  # topk() returns equals in any order, but a stable sort of the whole row is slow
+        ids = logprobs.topk(num_top).indices.sort().values
+        values, order = logprobs.gather(1, ids).sort(descending=True, stable=True)
+        ids = ids.gather(1, order)
     return [
         tuple(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)
     ]
@@ -104,51 +114,53 @@ def _changes_logits(params: SamplingParams) -> bool:
     return bool(params.logit_bias) or any(penalties)
 
 
-def _way(params: SamplingParams) -> _Way:
+def _sampling_mode(params: SamplingParams) -> SamplingMode:
     if _changes_logits(params):
-        return _Way.AMONG_ALL
-    few = _Way.AMONG_FEW if 0 < params.top_k <= MOST_CANDIDATES else _Way.AMONG_ALL
-    return _Way.LIKELIEST if params.temperature == 0 else few
+        return SamplingMode.FULL_VOCAB
+    few = SamplingMode.TOP_K if 0 < params.top_k <= MOST_CANDIDATES else SamplingMode.FULL_VOCAB
+    return SamplingMode.GREEDY if params.temperature == 0 else few
 
 
 def _choose_mixed(
-    own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary, ways: Seq[_Way]
+    own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary, modes: Seq[SamplingMode]
 ) -> Tensor:
     found = torch.empty(2, len(chunks), dtype=torch.int64, device=own.device)
-    for way in dict.fromkeys(ways):
-        rows = [row for row, other in enumerate(ways) if other is way]
+    for mode in dict.fromkeys(modes):
+        rows = [row for row, other in enumerate(modes) if other is mode]
         at = send(torch.tensor(rows), own.device)
-        found[:, at] = _choose_alike(own[at], [chunks[row] for row in rows], vocabulary, way)
+        found[:, at] = _choose_same_mode(own[at], [chunks[row] for row in rows], vocabulary, mode)
     return found
 
 
-def _choose_alike(own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary, way: _Way) -> Tensor:
-    if way is _Way.LIKELIEST:
-        scores, ids = vocabulary.likeliest(own, 1)
+def _choose_same_mode(
+    own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary, mode: SamplingMode
+) -> Tensor:
+    if mode is SamplingMode.GREEDY:
+        scores, ids = vocabulary.top_k(own, 1)
     else:
-        scores, ids = _drawn(own, chunks, vocabulary, way)
+        scores, ids = _drawn(own, chunks, vocabulary, mode)
     return torch.stack((ids[:, 0], scores[:, 0].isfinite()))
 
 
 def _drawn(
-    own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary, way: _Way
+    own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary, mode: SamplingMode
 ) -> tuple[Tensor, Tensor]:
-    """Each row's likeliest logits, at least one, and the token drawn: [chunks, 1]."""
-    params, chances = [chunk.params for chunk in chunks], list(map(_chance, chunks))
+    """Each row's most likely logits, at least one, and the token drawn: [chunks, 1]."""
+    params, chances = [chunk.params for chunk in chunks], list(map(_uniform_draw, chunks))
     num = max(_num_candidates(one, vocabulary.size) for one in params)
-    if way is _Way.AMONG_FEW:
-        scores, ids = vocabulary.likeliest(own, num)
+    if mode is SamplingMode.TOP_K:
+        scores, ids = vocabulary.top_k(own, num)
     else:
-        scores, ids = ranked(_changed(vocabulary.whole(own), chunks), num)
+        scores, ids = stable_top_k(_changed(vocabulary.whole(own), chunks), num)
     return scores, ids.gather(1, _draw(scores, params, chances))
 
 
 def _num_candidates(params: SamplingParams, vocab_size: int) -> int:
-    """How many of the likeliest tokens can be chosen, top_p and min_p aside."""
+    """How many of the most likely tokens can be chosen, top_p and min_p aside."""
     return 1 if params.temperature == 0 else min(params.top_k or vocab_size, vocab_size)
 
 
-def _chance(chunk: Chunk) -> float:
+def _uniform_draw(chunk: Chunk) -> float:
     """A uniform number in [0, 1) that depends on the seed, the sample and the place in the output,
     nothing else.
     """
@@ -185,7 +197,7 @@ def _penalised(logits: Tensor, sequence: Sequence) -> Tensor:
 
 
 def _draw(scores: Tensor, params: Seq[SamplingParams], chances: Seq[float]) -> Tensor:
-    """For each row of scores (float32 [rows, candidates], likeliest first) the place at which the
+    """For each row of scores (float32 [rows, candidates], most likely first) the place at which the
     cumulative probability of the candidates that are kept passes its chance: int64 [rows, 1].
     """
     own = zip(params, chances, strict=True)

@@ -12,7 +12,7 @@ from gyrfalcon.request import Chunk, FinishReason, Request, Sequence, StepOutput
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class StepLimits:
     """What one step and one sequence may take."""
 
     max_len: int  # tokens of a sequence, prompt and output
@@ -24,7 +24,7 @@ class Scheduler:
     """First come, first served. Older sequences take cache from younger ones, which then start over
     later, so the oldest always goes on and every request ends."""
 
-    def __init__(self, allocator: BlockAllocator, limits: Limits) -> None:
+    def __init__(self, allocator: BlockAllocator, limits: StepLimits) -> None:
         self.allocator = allocator
         self.limits = limits
         self.waiting: deque[Sequence] = deque()

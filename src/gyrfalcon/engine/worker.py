@@ -1,26 +1,26 @@
-"""What a started rank does all its life: build its replica, then follow rank 0's messages."""
+"""What a started rank does all its life: build its core, then follow rank 0's messages."""
 
 import pickle
 from pathlib import Path
 
 from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.device import keep_to, own_processors
-from gyrfalcon.engine.build import build_replica
+from gyrfalcon.engine.build import build_core
 from gyrfalcon.engine.overlap import stepper
 from gyrfalcon.engine_config import EngineConfig
-from gyrfalcon.parallel.launch import Place
+from gyrfalcon.parallel.launch import RankInfo
 
 
-def follow(config: EngineConfig, folder: Path, place: Place) -> None:
+def follow(config: EngineConfig, folder: Path, rank_info: RankInfo) -> None:
     """Never returns: the first rank ends its workers, and a broken connection to it raises."""
     checkpoint = open_checkpoint(folder, config.adapter, config.dtype)
-    replica = build_replica(config, checkpoint, place, keeps=False)
-    if replica.device.type == "cpu":
-        keep_to(own_processors(place.local_rank, place.ranks_here))
-    take_step = stepper(replica)
+    core = build_core(config, checkpoint, rank_info, retain_prompt_logits=False)
+    if core.device.type == "cpu":
+        keep_to(own_processors(rank_info.local_rank, rank_info.ranks_here))
+    take_step = stepper(core)
     while True:
-        message = place.group.broadcast()
+        message = rank_info.group.broadcast()
         if message:
-            replica.obey(pickle.loads(message))
+            core.handle(pickle.loads(message))
         else:
             take_step()

@@ -6,7 +6,7 @@ Waterman and Patterson 2009, "Roofline"). Counts are per rank: a card serves one
 
 from dataclasses import dataclass
 
-from gyrfalcon.checkpoint.layout import TensorSpec, local_ranges, rounded_to, tensor_specs
+from gyrfalcon.checkpoint.layout import TensorSpec, local_ranges, quant_of, tensor_specs
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.parallel.shards import Share, shares_of
 from gyrfalcon.quant import stored_bytes
@@ -91,15 +91,15 @@ def _read_whole(config: ModelConfig) -> list[TensorSpec]:
 def _bytes(spec: TensorSpec, layout: Layout, share: Share) -> int:
     """What a tensor takes on one rank."""
     elements = _elements(spec, layout.config, share)
-    if rounded_to(spec, layout.quant) == "none":
+    if quant_of(spec, layout.quant) == "none":
         return elements * layout.number_bytes
     rows = spec.shape[0] if spec.dim == 1 else elements // spec.shape[1]
-    return stored_bytes(rounded_to(spec, layout.quant), rows, elements // rows)
+    return stored_bytes(quant_of(spec, layout.quant), rows, elements // rows)
 
 
 def _row_bytes(spec: TensorSpec, layout: Layout) -> int:
     """What a row of a matrix takes."""
-    kind, columns = rounded_to(spec, layout.quant), spec.shape[1]
+    kind, columns = quant_of(spec, layout.quant), spec.shape[1]
     return columns * layout.number_bytes if kind == "none" else stored_bytes(kind, 1, columns)
 
 

@@ -11,7 +11,7 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import KVPool, LayerCache
 from gyrfalcon.model.linear import ColumnLinear, Head, Norms, RowLinear, VocabEmbedding
 from gyrfalcon.model.positions import Rotary
-from gyrfalcon.ops import Angles, BlockParts, Ops, WholeBlocks
+from gyrfalcon.ops import Angles, BlockWeights, Ops, WholeBlocks
 from gyrfalcon.parallel.group import Group
 
 
@@ -24,13 +24,13 @@ class Attention:
     slopes: Tensor | None  # float32 [own heads], ALiBi only
     ops: Ops
 
-    def mix(self, qkv: Tensor, angles: Angles | None, batch: Batch, cache: LayerCache) -> Tensor:
+    def attend(self, qkv: Tensor, angles: Angles | None, batch: Batch, cache: LayerCache) -> Tensor:
         """The heads' values, [tokens, own heads × head_dim]."""
-        q = self.ops.place(qkv, angles, cache, batch.slots)
+        q = self.ops.rotary_and_cache(qkv, angles, cache, batch.slots)
         return self.ops.attention(q, cache, batch, self.slopes)
 
     def __call__(self, x: Tensor, angles: Angles | None, batch: Batch, cache: LayerCache) -> Tensor:
-        return self.dense(self.mix(self.qkv(x), angles, batch, cache))
+        return self.dense(self.attend(self.qkv(x), angles, batch, cache))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,9 @@ class ParallelBlock:
     ops: Ops
 
     @property
-    def parts(self) -> BlockParts:
+    def parts(self) -> BlockWeights:
         """Its weights but biases, for operations that compute all of it."""
-        return BlockParts(
+        return BlockWeights(
             norms=self.norms.each,
             eps=self.norms.eps,
             qkv=self.attention.qkv.weight,
@@ -77,10 +77,10 @@ class ParallelBlock:
         of this block.
         """
         x, normed = self.norms(x, part)
-        qkv, up = self.ops.products(self.attention.qkv.of(normed[0]), self.mlp.up.of(normed[-1]))
-        heads = self.attention.mix(qkv, angles, batch, cache)
+        qkv, up = self.ops.linears(self.attention.qkv.of(normed[0]), self.mlp.up.of(normed[-1]))
+        heads = self.attention.attend(qkv, angles, batch, cache)
         parts = (heads, self.attention.dense.weight), (up, self.mlp.down.weight)
-        total = self.group.all_reduce(self.ops.summed(*parts))
+        total = self.group.all_reduce(self.ops.sum_of_linears(*parts))
         for bias in (self.attention.dense.bias, self.mlp.down.bias):
             total = total if bias is None else total + bias
         return x, total
@@ -101,11 +101,11 @@ class SequentialBlock:
     ) -> tuple[Tensor, Tensor]:
         """As a parallel block's."""
         x, [normed] = self.attention_norm(x, part)
-        part = self._summed(self.attention(normed, angles, batch, cache), self.attention.dense)
+        part = self._reduce(self.attention(normed, angles, batch, cache), self.attention.dense)
         x, [normed] = self.mlp_norm(x, part)
-        return x, self._summed(self.mlp(normed), self.mlp.down)
+        return x, self._reduce(self.mlp(normed), self.mlp.down)
 
-    def _summed(self, part: Tensor, layer: RowLinear) -> Tensor:
+    def _reduce(self, part: Tensor, layer: RowLinear) -> Tensor:
         total = self.group.all_reduce(part)
         return total if layer.bias is None else total + layer.bias
 

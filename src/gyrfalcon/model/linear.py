@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gyrfalcon.ops import Ops, Product
+from gyrfalcon.ops import LinearCall, Ops
 from gyrfalcon.parallel.group import Group
 from gyrfalcon.quant import Weight
 
@@ -23,7 +23,7 @@ class Norms:
 
     def __call__(self, x: Tensor, part: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """x + part, and that normalised."""
-        return self.ops.add_norms(x, part, self.each, self.eps)
+        return self.ops.add_layer_norms(x, part, self.each, self.eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class ColumnLinear:
     activation: str | None
     ops: Ops
 
-    def of(self, x: Tensor) -> Product:
+    def of(self, x: Tensor) -> LinearCall:
         """What it makes of x, not computed yet."""
-        return Product(x, self.weight, self.bias, self.activation)
+        return LinearCall(x, self.weight, self.bias, self.activation)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.ops.linear(*self.of(x))

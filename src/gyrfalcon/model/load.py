@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.checkpoint import layout
-from gyrfalcon.checkpoint.layout import TensorSpec, local_ranges, rounded_to, stored_specs
+from gyrfalcon.checkpoint.layout import TensorSpec, local_ranges, quant_of, stored_specs
 from gyrfalcon.checkpoint.source import Checkpoint, read_local
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.progress import Bar, bar
@@ -24,7 +24,7 @@ from gyrfalcon.parallel.shards import Share, share_of
 from gyrfalcon.quant import Quantised, Weight, equal, quantise
 
 
-def run_dtype(checkpoint: Checkpoint, word: str) -> torch.dtype:
+def effective_dtype(checkpoint: Checkpoint, word: str) -> torch.dtype:
     """The dtype to compute in: the one asked for, or for `auto` the checkpoint's own."""
     if word != "auto":
         return DTYPE_OF_WORD[word]
@@ -33,7 +33,7 @@ def run_dtype(checkpoint: Checkpoint, word: str) -> torch.dtype:
     return stored if stored in WORD_OF_DTYPE else torch.float32
 
 
-def run_quant(checkpoint: Checkpoint, quant: str) -> str:
+def effective_quant(checkpoint: Checkpoint, quant: str) -> str:
     """What the matrices are rounded to: what is asked for, or what a cut's are already; UsageError
     where these are two.
     """
@@ -183,18 +183,18 @@ class _Loader:
         same on any number of ranks; rows are rounded each by itself.
         """
         spec = self.specs[name]
-        kind = rounded_to(spec, self.quant)
+        kind = quant_of(spec, self.quant)
         if kind == "none":
             return self._tensor(name)
         if self.checkpoint.quant != "none":
             parts = [self._read(part, self.share) for part in stored_specs(spec, self.quant)]
             data, scales = (part.contiguous() for part in parts)
-            return self.ops.arranged(Quantised(kind, data, scales))
+            return self.ops.prepack(Quantised(kind, data, scales))
         share = self.share if spec.dim == 0 else share_of(self.config, 1, 0)
         rounded = quantise(self._read(spec, share), kind)
         if spec.dim == 1:
             rounded = rounded.columns(local_ranges(spec, self.config, self.share))
-        return self.ops.arranged(rounded)
+        return self.ops.prepack(rounded)
 
     def _tensor(self, name: str) -> Tensor:
         return self._read(self.specs[name], self.share).to(self.dtype).contiguous()

@@ -138,14 +138,14 @@ void merge(const Attention &all, const Part *first, const Part *end) {
 
 } // namespace
 
-void add_norms(const void *x, const void *part, void *sum, const gf_norm *norms, int num_norms, int64_t tokens,
+void add_layer_norms(const void *x, const void *part, void *sum, const gf_norm *norms, int num_norms, int64_t tokens,
                int64_t hidden, float eps, int kind) {
     const Kernels &kernels = *chosen_kernels();
     const int64_t row_bytes = hidden * bytes_of(kind);
     reserve(SUMS, static_cast<size_t>(4 * padded(hidden)));
     for_tokens(tokens, [&](int64_t token, int thread) {
         const char *added = part ? static_cast<const char *>(part) + token * row_bytes : nullptr;
-        kernels.add_norms(static_cast<const char *>(x) + token * row_bytes, added,
+        kernels.add_layer_norms(static_cast<const char *>(x) + token * row_bytes, added,
                           static_cast<char *>(sum) + token * row_bytes, norms, num_norms, token, hidden, eps, kind,
                           static_cast<float *>(scratch(thread, SUMS)));
     });
@@ -203,13 +203,13 @@ void attention(const gf_queries &queries, const gf_cache &cache, int kind) {
 
 } // namespace gyrfalcon
 
-extern "C" int gf_add_norms(const void *x, const void *part, void *sum, const gf_norm *norms, int num_norms,
+extern "C" int gf_add_layer_norms(const void *x, const void *part, void *sum, const gf_norm *norms, int num_norms,
                             int64_t tokens, int64_t hidden, float eps, int kind) {
     return gyrfalcon::one_at_a_time(
-        [&] { gyrfalcon::add_norms(x, part, sum, norms, num_norms, tokens, hidden, eps, kind); });
+        [&] { gyrfalcon::add_layer_norms(x, part, sum, norms, num_norms, tokens, hidden, eps, kind); });
 }
 
-extern "C" int gf_place(const void *qkv, const float *cosines, const float *sines, const gf_cache *cache,
+extern "C" int gf_rotary_and_cache(const void *qkv, const float *cosines, const float *sines, const gf_cache *cache,
                         const int64_t *slots, void *q, int64_t tokens, int64_t group, int kind) {
     return gyrfalcon::one_at_a_time(
         [&] { gyrfalcon::place(qkv, cosines, sines, *cache, slots, q, tokens, group, kind); });

@@ -89,13 +89,13 @@ GF_EXPORT void gf_use_threads(int threads);
 // gf_use_threads on; where they are not as many as the processors, the system places them.
 GF_EXPORT void gf_use_processors(const int *processors, int count);
 
-GF_EXPORT int gf_products(const struct gf_output *outputs, int num_outputs, int64_t tokens, int kind);
+GF_EXPORT int gf_linears(const struct gf_output *outputs, int num_outputs, int64_t tokens, int kind);
 // x becomes x + part (part may be null); sum may be x itself.
-GF_EXPORT int gf_add_norms(const void *x, const void *part, void *sum, const struct gf_norm *norms, int num_norms,
+GF_EXPORT int gf_add_layer_norms(const void *x, const void *part, void *sum, const struct gf_norm *norms, int num_norms,
                   int64_t tokens, int64_t hidden, float eps, int kind);
 // qkv [tokens, kv_heads, group + 2, dim]; cosines and sines [tokens, dim / 2] or null; slots [tokens], one
 // below 0 is not cached; q [tokens, kv_heads × group, dim].
-GF_EXPORT int gf_place(const void *qkv, const float *cosines, const float *sines, const struct gf_cache *cache,
+GF_EXPORT int gf_rotary_and_cache(const void *qkv, const float *cosines, const float *sines, const struct gf_cache *cache,
               const int64_t *slots, void *q, int64_t tokens, int64_t group, int kind);
 GF_EXPORT int gf_attention(const struct gf_queries *queries, const struct gf_cache *cache, int kind);
 
@@ -112,7 +112,7 @@ struct gf_block {
     float eps;
 };
 
-// All blocks of a step, each by gf_add_norms, gf_products, gf_place, gf_attention, gf_products and, where `shared` is not
+// All blocks of a step, each by gf_add_layer_norms, gf_linears, gf_rotary_and_cache, gf_attention, gf_linears and, where `shared` is not
 // null, gf_sum: x becomes what the last block reads, y what it adds. queries->q and queries->out are not looked at;
 // `memory` has gf_block_bytes of a token. -2 where another rank has left.
 GF_EXPORT int64_t gf_block_bytes(const struct gf_block *block, int kind);

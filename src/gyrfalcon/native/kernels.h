@@ -169,7 +169,7 @@ struct Kernels {
     // y = activation(sums + bias), all of `count`
     void (*finish)(const float *sums, const void *bias, int64_t bias_start, int64_t count, int activation, int kind,
                    char *y);
-    void (*add_norms)(const char *x, const char *part, char *sum, const gf_norm *norms, int num_norms, int64_t place,
+    void (*add_layer_norms)(const char *x, const char *part, char *sum, const gf_norm *norms, int num_norms, int64_t place,
                       int64_t hidden, float eps, int kind, float *floats);
     void (*rotate)(const char *from, const float *cosines, const float *sines, int64_t dim, int kind, char *to);
     // out [rows, dim] without its division; top [rows] the largest score, total [rows] the sum of e^(score - top)

@@ -752,7 +752,7 @@ void add_norms_as(const char *x, const char *part, char *to, const gf_norm *norm
                                last<Kind>(bias, whole, left));
     }
 }
-void add_norms(const char *x, const char *part, char *to, const gf_norm *norms, int num_norms, int64_t place,
+void add_layer_norms(const char *x, const char *part, char *to, const gf_norm *norms, int num_norms, int64_t place,
                int64_t hidden, float eps, int kind, float *floats) {
     switch (kind) {
     case GF_F32:
@@ -1033,7 +1033,7 @@ const Kernels kernels = {NAME,
                          round_to_shorts,
                          short_offset,
                          finish,
-                         add_norms,
+                         add_layer_norms,
                          rotate,
                          attend,
                          multiply_add,

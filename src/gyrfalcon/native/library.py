@@ -51,7 +51,7 @@ class Term(Structure):
 
 
 class Output(Structure):
-    """gf_output: one result of gf_products."""
+    """gf_output: one result of gf_linears."""
 
     _fields_ = (
         ("y", c_void_p),
@@ -119,12 +119,12 @@ _INTERFACE: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "gf_choose": (c_int, (c_char_p,)),
     "gf_use_threads": (None, (c_int,)),
     "gf_use_processors": (None, (POINTER(c_int), c_int)),
-    "gf_products": (c_int, (POINTER(Output), c_int, c_int64, c_int)),
-    "gf_add_norms": (
+    "gf_linears": (c_int, (POINTER(Output), c_int, c_int64, c_int)),
+    "gf_add_layer_norms": (
         c_int,
         (c_void_p, c_void_p, c_void_p, POINTER(Norm), c_int, c_int64, c_int64, c_float, c_int),
     ),
-    "gf_place": (
+    "gf_rotary_and_cache": (
         c_int,
         (c_void_p, c_void_p, c_void_p, POINTER(Cache), c_void_p, c_void_p, c_int64, c_int64, c_int),
     ),

@@ -20,7 +20,7 @@ template <class Operation> int one_at_a_time(const Operation &operation) {
 
 // As gyrfalcon.h has them, for one caller at a time. Throw std::bad_alloc.
 void multiply(const gf_output *outputs, int num_outputs, int64_t tokens, int kind);
-void add_norms(const void *x, const void *part, void *sum, const gf_norm *norms, int num_norms, int64_t tokens,
+void add_layer_norms(const void *x, const void *part, void *sum, const gf_norm *norms, int num_norms, int64_t tokens,
                int64_t hidden, float eps, int kind);
 void place(const void *qkv, const float *cosines, const float *sines, const gf_cache &cache, const int64_t *slots,
            void *q, int64_t tokens, int64_t group, int kind);

@@ -237,6 +237,6 @@ void multiply(const gf_output *outputs, int num_outputs, int64_t tokens, int kin
 
 } // namespace gyrfalcon
 
-extern "C" int gf_products(const gf_output *outputs, int num_outputs, int64_t tokens, int kind) {
+extern "C" int gf_linears(const gf_output *outputs, int num_outputs, int64_t tokens, int kind) {
     return gyrfalcon::one_at_a_time([&] { gyrfalcon::multiply(outputs, num_outputs, tokens, kind); });
 }

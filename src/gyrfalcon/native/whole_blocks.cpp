@@ -42,7 +42,7 @@ void run_block(const gf_block &block, const gf_cache &cache, const void *part, c
         norms[i].y = qkv;
     char *up = qkv + tokens * each.qkv, *q = up + tokens * each.up, *heads = q + tokens * each.heads;
 
-    add_norms(step.x, part, step.x, norms, block.num_norms, tokens, block.qkv.columns, block.eps, kind);
+    add_layer_norms(step.x, part, step.x, norms, block.num_norms, tokens, block.qkv.columns, block.eps, kind);
     const void *of_mlp = norms[block.num_norms - 1].y;
     const gf_output made[] = {{qkv, nullptr, {{block.qkv, norms[0].y}, {}}, 1, GF_NONE},
                               {up, nullptr, {{block.up, of_mlp}, {}}, 1, block.activation}};

@@ -17,8 +17,8 @@ from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.native.library import library
 from gyrfalcon.ops import reference
 from gyrfalcon.ops.reference import Angles as Angles
-from gyrfalcon.ops.reference import BlockParts as BlockParts
-from gyrfalcon.ops.reference import Product as Product
+from gyrfalcon.ops.reference import BlockWeights as BlockWeights
+from gyrfalcon.ops.reference import LinearCall as LinearCall
 from gyrfalcon.ops.reference import WholeBlocks as WholeBlocks
 from gyrfalcon.quant import Quantised, Weight
 
@@ -34,18 +34,18 @@ class Ops(Protocol):
     OWN_THREADS: bool  # whether they compute on others than torch's
 
     def whole_blocks(
-        self, blocks: Sequence[BlockParts], shared: Callable[[], int | None]
+        self, blocks: Sequence[BlockWeights], shared: Callable[[], int | None]
     ) -> WholeBlocks | None: ...
-    def arranged(self, weight: Quantised) -> Quantised: ...
+    def prepack(self, weight: Quantised) -> Quantised: ...
     def linear(
         self, x: Tensor, weight: Weight, bias: Tensor | None = None, activation: str | None = None
     ) -> Tensor: ...
-    def products(self, *each: Product) -> list[Tensor]: ...
-    def summed(self, *each: tuple[Tensor, Weight]) -> Tensor: ...
-    def add_norms(
+    def linears(self, *each: LinearCall) -> list[Tensor]: ...
+    def sum_of_linears(self, *each: tuple[Tensor, Weight]) -> Tensor: ...
+    def add_layer_norms(
         self, x: Tensor, part: Tensor | None, norms: Sequence[tuple[Tensor, Tensor]], eps: float
     ) -> tuple[Tensor, list[Tensor]]: ...
-    def place(
+    def rotary_and_cache(
         self, qkv: Tensor, angles: Angles | None, cache: LayerCache, slots: Tensor
     ) -> Tensor: ...
     def attention(

@@ -23,8 +23,8 @@ from gyrfalcon.native.library import (
     library,
 )
 from gyrfalcon.ops import reference
-from gyrfalcon.ops.reference import Angles, BlockParts, Product
-from gyrfalcon.ops.reference import arranged as arranged
+from gyrfalcon.ops.reference import Angles, BlockWeights, LinearCall
+from gyrfalcon.ops.reference import prepack as prepack
 from gyrfalcon.quant import Quantised, Weight
 
 CAPTURABLE = False
@@ -55,13 +55,13 @@ def linear(
 
     int4: x is rounded to 8 bits too, each 64 of a row to their largest, unless it is float32.
     """
-    return products(Product(x, weight, bias, activation))[0]
+    return linears(LinearCall(x, weight, bias, activation))[0]
 
 
-def products(*each: Product) -> list[Tensor]:
-    """`reference.products` in one call: the threads start once."""
+def linears(*each: LinearCall) -> list[Tensor]:
+    """`reference.linears` in one call: the threads start once."""
     if not _known(*(one.weight for one in each)):
-        return reference.products(*each)
+        return reference.linears(*each)
     tokens = each[0].x.shape[0]
     results = [one.x.new_empty(tokens, one.weight.shape[0]) for one in each]
     outputs = (Output * len(each))(
@@ -70,25 +70,25 @@ def products(*each: Product) -> list[Tensor]:
             for y, (x, weight, bias, activation) in zip(results, each, strict=True)
         )
     )
-    _check(LIBRARY.gf_products(outputs, len(each), tokens, KINDS[results[0].dtype]))
+    _check(LIBRARY.gf_linears(outputs, len(each), tokens, KINDS[results[0].dtype]))
     return results
 
 
-def summed(*each: tuple[Tensor, Weight]) -> Tensor:
-    """`reference.summed` of one or two products in one call, rounded once."""
+def sum_of_linears(*each: tuple[Tensor, Weight]) -> Tensor:
+    """`reference.sum_of_linears` of one or two products in one call, rounded once."""
     if not _known(*(weight for _, weight in each)):
-        return reference.summed(*each)
+        return reference.sum_of_linears(*each)
     x, weight = each[0]
     y = x.new_empty(x.shape[0], weight.shape[0])
     output = Output(y.data_ptr(), None, _terms(*each), len(each), ACTIVATIONS[None])
-    _check(LIBRARY.gf_products(output, 1, x.shape[0], KINDS[x.dtype]))
+    _check(LIBRARY.gf_linears(output, 1, x.shape[0], KINDS[x.dtype]))
     return y
 
 
 class WholeBlocks:
     """`reference.WholeBlocks` in one call; matrices are described once, and kept for that."""
 
-    def __init__(self, blocks: Sequence[BlockParts], shared: Callable[[], int | None]) -> None:
+    def __init__(self, blocks: Sequence[BlockWeights], shared: Callable[[], int | None]) -> None:
         self._parts = blocks
         self._blocks = (Block * len(blocks))(*map(_block, blocks))
         self._shared = shared
@@ -129,17 +129,17 @@ class WholeBlocks:
 
 
 def whole_blocks(
-    blocks: Sequence[BlockParts], shared: Callable[[], int | None]
+    blocks: Sequence[BlockWeights], shared: Callable[[], int | None]
 ) -> WholeBlocks | None:
     """`reference.whole_blocks`; None where there are no kernels for the weights."""
     matrices = (m for b in blocks for m in (b.qkv, b.up, b.dense, b.down))
     return WholeBlocks(blocks, shared) if _known(*matrices) else None
 
 
-def add_norms(
+def add_layer_norms(
     x: Tensor, part: Tensor | None, norms: Sequence[tuple[Tensor, Tensor]], eps: float
 ) -> tuple[Tensor, list[Tensor]]:
-    """`reference.add_norms`."""
+    """`reference.add_layer_norms`."""
     x = x.contiguous()
     part = None if part is None else part.contiguous()
     total = x if part is None else torch.empty_like(x)
@@ -149,7 +149,7 @@ def add_norms(
         for (weight, bias), y in zip(norms, outputs, strict=True)
     ]
     _check(
-        LIBRARY.gf_add_norms(
+        LIBRARY.gf_add_layer_norms(
             x.data_ptr(),
             _pointer(part),
             total.data_ptr(),
@@ -163,15 +163,17 @@ def add_norms(
     return total, outputs
 
 
-def place(qkv: Tensor, angles: Angles | None, cache: LayerCache, slots: Tensor) -> Tensor:
-    """`reference.place`."""
+def rotary_and_cache(
+    qkv: Tensor, angles: Angles | None, cache: LayerCache, slots: Tensor
+) -> Tensor:
+    """`reference.rotary_and_cache`."""
     kv_heads, dim = cache.k.shape[2:]
     group = qkv.shape[1] // (kv_heads * dim) - 2
     qkv = qkv.contiguous()
     q = qkv.new_empty(qkv.shape[0], kv_heads * group, dim)
     cosines, sines = (None, None) if angles is None else (each.contiguous() for each in angles)
     _check(
-        LIBRARY.gf_place(
+        LIBRARY.gf_rotary_and_cache(
             qkv.data_ptr(),
             _pointer(cosines),
             _pointer(sines),
@@ -219,7 +221,7 @@ def _matrix(weight: Weight) -> Matrix:
     return Matrix(data, scales, *weight.shape, kind, weight.group or 0)
 
 
-def _block(parts: BlockParts) -> Block:
+def _block(parts: BlockWeights) -> Block:
     norms = [Norm(weight.data_ptr(), bias.data_ptr(), None) for weight, bias in parts.norms]
     return Block(
         (Norm * 2)(*norms),

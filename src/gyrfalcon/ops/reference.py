@@ -32,7 +32,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Product(NamedTuple):
+class LinearCall(NamedTuple):
     """What `linear` is given."""
 
     x: Tensor
@@ -41,12 +41,12 @@ class Product(NamedTuple):
     activation: str | None = None
 
 
-def arranged(weight: Quantised) -> Quantised:
+def prepack(weight: Quantised) -> Quantised:
     """A rounded matrix in the order in which these operations read it: as it is stored."""
     return weight
 
 
-class BlockParts(NamedTuple):
+class BlockWeights(NamedTuple):
     """A rank's share of a block whose attention and MLP stand side by side, without biases."""
 
     norms: Seq[tuple[Tensor, Tensor]]  # weight and bias; with one of them all read the same
@@ -65,21 +65,21 @@ WholeBlocks = Callable[
 ]
 
 
-def whole_blocks(blocks: Seq[BlockParts], shared: Callable[[], int | None]) -> WholeBlocks | None:
+def whole_blocks(blocks: Seq[BlockWeights], shared: Callable[[], int | None]) -> WholeBlocks | None:
     """All blocks of a model as one operation; None: one operation after the other. `shared` tells the
     memory in which ranks are summed, if there are several.
     """
     return None
 
 
-def products(*each: Product) -> list[Tensor]:
+def linears(*each: LinearCall) -> list[Tensor]:
     """Products of the same tokens, each by itself: where they read the same x, a faster twin reads
     all their weights in one go.
     """
     return [linear(*one) for one in each]
 
 
-def summed(*each: tuple[Tensor, Weight]) -> Tensor:
+def sum_of_linears(*each: tuple[Tensor, Weight]) -> Tensor:
     """The sum of the products of each x [tokens, in] with its weight [out, in]; a faster twin rounds
     it once.
     """
@@ -122,7 +122,7 @@ def activate(x: Tensor, name: str) -> Tensor:
     return ACTIVATIONS[name](x)
 
 
-def add_norms(
+def add_layer_norms(
     x: Tensor, part: Tensor | None, norms: Seq[tuple[Tensor, Tensor]], eps: float
 ) -> tuple[Tensor, list[Tensor]]:
     """x + part, and its layer normalisations (Ba et al. 2016) by each weight and bias.
@@ -134,7 +134,9 @@ def add_norms(
     return x, [F.layer_norm(x, (x.shape[-1],), weight, bias, eps) for weight, bias in norms]
 
 
-def place(qkv: Tensor, angles: Angles | None, cache: LayerCache, slots: Tensor) -> Tensor:
+def rotary_and_cache(
+    qkv: Tensor, angles: Angles | None, cache: LayerCache, slots: Tensor
+) -> Tensor:
     """Takes a fused product apart, turns queries and keys, puts keys and values into the cache.
 
     qkv [tokens, (heads + 2 × kv_heads) × head_dim]; angles: cos and sin, None with ALiBi; slots

@@ -16,7 +16,7 @@ from torch import Tensor
 PATIENCE = timedelta(days=30)
 
 
-class Sockets:
+class Backend:
     """One rank's end of the connections. What waits raises RuntimeError when another rank's are
     closed, as they are when it dies.
     """
@@ -40,7 +40,7 @@ class Sockets:
         self.broadcast(first)
         return int(first)
 
-    def smallest(self, number: int) -> int:
+    def all_reduce_min(self, number: int) -> int:
         """The smallest of the ranks' numbers."""
         smallest = torch.tensor([number])
         self._wires.allreduce([smallest], dist.ReduceOp.MIN).wait()
@@ -51,7 +51,7 @@ class Sockets:
         self._wires.broadcast([x]).wait()
 
 
-def open_sockets(
+def open_backend(
     store: dist.Store,
     rank: int,
     size: int,
@@ -59,7 +59,7 @@ def open_sockets(
     cuda: bool,
     one_card: bool,
     host: str | None,
-) -> Sockets:
+) -> Backend:
     """Meets the other ranks at `store`; see group.connect()."""
     kinds = dist.ProcessGroup.BackendType
     wires = dist.ProcessGroup(store, rank, size)
@@ -71,7 +71,7 @@ def open_sockets(
         options = dist.ProcessGroupNCCL.Options()
         nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size, options)
         wires._register_backend(torch.device("cuda"), kinds.NCCL, nccl)
-    return Sockets(wires)
+    return Backend(wires)
 
 
 def _gloo(store: dist.Store, rank: int, size: int, host: str | None) -> dist.ProcessGroupGloo:

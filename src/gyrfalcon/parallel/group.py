@@ -1,4 +1,4 @@
-"""What ranks say to each other: sums, concatenations, likeliest tokens and messages, over sockets or
+"""What ranks say to each other: sums, concatenations, most likely tokens and messages, over backend or
 through shared memory; one rank says nothing.
 """
 
@@ -9,21 +9,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gyrfalcon.parallel.backend import Sockets, open_sockets
+from gyrfalcon.parallel.backend import Backend, open_backend
 from gyrfalcon.parallel.shards import owned
 from gyrfalcon.parallel.shared_memory import SharedMemory, share_memory
 
 
 class Group:
     """One rank's end of a group. Tensors go through the memory that the ranks share, if they do, and
-    messages over sockets, which one rank has not.
+    messages over backend, which one rank has not.
     """
 
     def __init__(
         self,
         rank: int,
         size: int,
-        sockets: Sockets | None,
+        backend: Backend | None,
         memory: SharedMemory | None = None,
         *,
         capturable: bool = True,
@@ -31,9 +31,9 @@ class Group:
         self.rank = rank
         self.size = size
         self.capturable = capturable  # whether what it does can be part of a CUDA graph
-        self._sockets = sockets
+        self._backend = backend
         self._memory = memory
-        self._wires = memory or sockets  # what tensors go through
+        self._transport = memory or backend  # what tensors go through
 
     @property
     def shares_memory(self) -> bool:
@@ -46,46 +46,46 @@ class Group:
         return None if self._memory is None else self._memory.end
 
     @property
-    def sockets(self) -> Sockets | None:
+    def backend(self) -> Backend | None:
         """What messages go through, until the group is closed."""
-        return self._sockets
+        return self._backend
 
     def close(self) -> None:
         """Ends the connections and their threads, which a process must not take along to its exit."""
         if self._memory is not None:
             self._memory.close()
-        self._sockets = self._memory = self._wires = None
+        self._backend = self._memory = self._transport = None
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of `x` over all ranks, in place."""
-        if self._wires is not None:
-            self._wires.add(x)
+        if self._transport is not None:
+            self._transport.add(x)
         return x
 
-    def concatenate(self, x: Tensor, widths: Sequence[int]) -> Tensor:
+    def all_gather(self, x: Tensor, widths: Sequence[int]) -> Tensor:
         """Every rank's [rows, widths[rank]] side by side: [rows, sum(widths)], on every rank."""
-        if self._wires is None:
+        if self._transport is None:
             return x
         if not len(x):
             return x.new_empty(0, sum(widths))
         mine = torch.nn.functional.pad(x, (0, max(widths) - x.shape[1])).contiguous()
-        parts = zip(self._wires.gather(mine), widths, strict=True)
+        parts = zip(self._transport.gather(mine), widths, strict=True)
         return torch.cat([part[:, :width] for part, width in parts], dim=1)
 
-    def smallest(self, number: int) -> int:
+    def all_reduce_min(self, number: int) -> int:
         """The smallest of the ranks' numbers."""
-        return number if self._sockets is None else self._sockets.smallest(number)
+        return number if self._backend is None else self._backend.all_reduce_min(number)
 
     def broadcast(self, message: bytes = b"") -> bytes:
         """Rank 0's message, on every rank; the others' argument is ignored."""
-        if self._wires is None or self._sockets is None:
+        if self._transport is None or self._backend is None:
             return message
-        length = self._wires.first(len(message))
+        length = self._transport.first(len(message))
         body = torch.zeros(length, dtype=torch.uint8)
         if self.rank == 0 and message:
             body = torch.frombuffer(bytearray(message), dtype=torch.uint8)
         if length:
-            self._sockets.broadcast(body)
+            self._backend.broadcast(body)
         return body.numpy().tobytes()
 
 
@@ -109,28 +109,30 @@ class Vocabulary:
 
     def whole(self, own: Tensor) -> Tensor:
         """The logits of all tokens, on every rank: [rows, own tokens] → [rows, tokens]."""
-        return self.group.concatenate(own, self.widths)
+        return self.group.all_gather(own, self.widths)
 
-    def likeliest(self, own: Tensor, num: int) -> tuple[Tensor, Tensor]:
-        """The `num` likeliest tokens of each row, likeliest first, of equals the lowest first:
+    def top_k(self, own: Tensor, num: int) -> tuple[Tensor, Tensor]:
+        """The `num` most likely tokens of each row, most likely first, of equals the lowest first:
         logits float32 and ids int64, both [rows, num], on every rank.
 
         Each rank finds those among its own tokens, and no more travels.
         """
-        logits, places = ranked(own, num)
+        logits, places = stable_top_k(own, num)
         return (logits, places) if self.group.size == 1 else self._merged(logits, places, num)
 
     def _merged(self, logits: Tensor, places: Tensor, num: int) -> tuple[Tensor, Tensor]:
-        """likeliest() of all ranks from what each found at which of its own tokens."""
+        """top_k() of all ranks from what each found at which of its own tokens."""
         ids = places + sum(self.widths[: self.group.rank])
         pairs = torch.stack((logits.double(), ids.double()), dim=-1)  # float64 holds both exactly
         widths = [2 * min(num, width) for width in self.widths]
-        everyones = self.group.concatenate(pairs.flatten(1), widths).unflatten(1, (-1, 2))
-        logits, places = ranked(everyones[:, :, 0], num)  # of equals the first has the lowest id
+        everyones = self.group.all_gather(pairs.flatten(1), widths).unflatten(1, (-1, 2))
+        logits, places = stable_top_k(
+            everyones[:, :, 0], num
+        )  # of equals the first has the lowest id
         return logits.float(), everyones[:, :, 1].gather(1, places).long()
 
 
-def ranked(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
+def stable_top_k(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
     """The `num` largest of each row, largest first, of equals the first first: values and places,
     both [rows, num]. NaN counts as larger than any number.
     """
@@ -165,7 +167,7 @@ def connect(
     """
     if size == 1:
         return solo()
-    sockets = open_sockets(store, rank, size, cuda=cuda, one_card=one_card, host=host)
+    backend = open_backend(store, rank, size, cuda=cuda, one_card=one_card, host=host)
     on_cpu = not (cuda or one_card)
-    memory = share_memory(sockets, rank, size) if one_machine and on_cpu else None
-    return Group(rank, size, sockets, memory, capturable=not one_card)
+    memory = share_memory(backend, rank, size) if one_machine and on_cpu else None
+    return Group(rank, size, backend, memory, capturable=not one_card)

@@ -43,7 +43,7 @@ _hiding = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankInfo:
     """Where a rank runs: its end of the group, and its number among the ranks of this machine."""
 
     group: Group
@@ -51,14 +51,14 @@ class Place:
     ranks_here: int
 
 
-Work = Callable[[Place], None]
+Work = Callable[[RankInfo], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Ranks:
     """All ranks of an engine as its first one sees them; under torchrun, as each sees them."""
 
-    place: Place
+    rank_info: RankInfo
     children: ProcessContext | None = None
     store: dist.Store | None = None
     watch: Watch | None = None  # ends the workers at Ctrl-C, see interrupts.py
@@ -67,7 +67,7 @@ class Ranks:
     @property
     def size(self) -> int:
         """How many there are."""
-        return self.place.group.size
+        return self.rank_info.group.size
 
     @property
     def led(self) -> bool:
@@ -79,11 +79,11 @@ class Ranks:
     def tell(self, message: object = None) -> None:
         """Sends a message to the workers; none at all means: take a step."""
         if self.led:
-            self.place.group.broadcast(b"" if message is None else pickle.dumps(message))
+            self.rank_info.group.broadcast(b"" if message is None else pickle.dumps(message))
 
     def agree(self, message: bytes) -> bytes:
         """Rank 0's message where every rank runs the same program, else this process's own."""
-        return message if self.led else self.place.group.broadcast(message)
+        return message if self.led else self.rank_info.group.broadcast(message)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -95,7 +95,7 @@ class Ranks:
         except RuntimeError as error:
             if self.children is not None:
                 _wait_for_death(self.children, self.store)
-            elif self.place.group.size > 1 and _says_connection_closed(error):
+            elif self.rank_info.group.size > 1 and _says_connection_closed(error):
                 raise RankDied(
                     "every rank to answer", "a closed connection", "look at the other ranks' output"
                 ) from None
@@ -114,7 +114,7 @@ class Ranks:
     def leave(self) -> None:
         """Ends the connections to the ranks, through which no other thread may be computing."""
         if not self.forked:
-            self.place.group.close()
+            self.rank_info.group.close()
 
     def close(self) -> None:
         """Both."""
@@ -144,7 +144,7 @@ def start(world_size: int, cuda: bool, work: Work) -> Ranks:
     if torchrun is not None:
         return _looked_after(_join_torchrun(world_size, torchrun, cuda))
     if world_size == 1:
-        return Ranks(Place(solo(), local_rank=0, ranks_here=1))
+        return Ranks(RankInfo(solo(), local_rank=0, ranks_here=1))
     return _looked_after(_start_local(world_size, cuda, work))
 
 
@@ -156,7 +156,7 @@ def _join_torchrun(world_size: int, torchrun: Torchrun, cuda: bool) -> Ranks:
     store = dist.PrefixStore(str(next(_engines)), torchrun.store())
     one_machine = torchrun.ranks_here == size
     group = connect(store, torchrun.rank, size, cuda=cuda, one_machine=one_machine)
-    return Ranks(Place(group, torchrun.local_rank, torchrun.ranks_here), store=store)
+    return Ranks(RankInfo(group, torchrun.local_rank, torchrun.ranks_here), store=store)
 
 
 def _check_open_files(world_size: int) -> None:
@@ -194,7 +194,7 @@ def _start_local(world_size: int, cuda: bool, work: Work) -> Ranks:
         if children is not None:
             _kill(children)
         raise
-    return Ranks(Place(group, local_rank=0, ranks_here=world_size), children, store, watch)
+    return Ranks(RankInfo(group, local_rank=0, ranks_here=world_size), children, store, watch)
 
 
 def _looked_after(ranks: Ranks) -> Ranks:
@@ -219,7 +219,7 @@ def _look_after_all() -> weakref.WeakSet[Ranks]:
         for ranks in alive:
             for process in ranks.children.processes if ranks.children is not None else ():
                 multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]  # private
-            for ending in (ranks.store, ranks.place.group.sockets):
+            for ending in (ranks.store, ranks.rank_info.group.backend):
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(ending))  # never to end
 
     multiprocessing.util.Finalize(None, kill, exitpriority=0)
@@ -252,7 +252,7 @@ def _worker(index: int, port: int, world_size: int, cuda: bool, work: Work) -> N
     store = dist.TCPStore(HERE, port, is_master=False)
     try:
         store.set(f"here/{rank}", "")
-        work(Place(_connect_here(store, rank, world_size, cuda), rank, world_size))
+        work(RankInfo(_connect_here(store, rank, world_size, cuda), rank, world_size))
     except Exception as error:
         time.sleep(POLL_SECONDS)  # rank 0 may be gone, which is why we failed: then we end here
         with contextlib.suppress(Exception):

@@ -1,5 +1,5 @@
 """Sums and gathered tensors of ranks that are processes of one machine, through memory that all of
-them have mapped (`native/shared_sum.cpp`): microseconds, where sockets take a hundred.
+them have mapped (`native/shared_sum.cpp`): microseconds, where backend take a hundred.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.native.library import KINDS, RankGone, library
-from gyrfalcon.parallel.backend import Sockets
+from gyrfalcon.parallel.backend import Backend
 
 NO_FILE = -1
 
@@ -50,8 +50,8 @@ class SharedMemory:
         return int(self.gather(torch.tensor(number))[0])
 
 
-def share_memory(sockets: Sockets, rank: int, size: int) -> SharedMemory | None:
-    """Memory for the ranks of one machine, which agree on it through `sockets`. None on every rank
+def share_memory(backend: Backend, rank: int, size: int) -> SharedMemory | None:
+    """Memory for the ranks of one machine, which agree on it through `backend`. None on every rank
     where one of them cannot have it or lacks the native library.
     """
     native = library()
@@ -59,12 +59,12 @@ def share_memory(sockets: Sockets, rank: int, size: int) -> SharedMemory | None:
     if rank == 0 and native is not None:
         file = _new_file(native.gf_shared_bytes(size))
     place = torch.tensor([os.getpid(), file])
-    sockets.broadcast(place)
+    backend.broadcast(place)
     if rank > 0:
         file = _opened(*place.tolist())
     end = None if native is None else native.gf_join(file, rank, size)
     memory = None if native is None or end is None else SharedMemory(native, end, size)
-    all_have_it = sockets.smallest(int(memory is not None))
+    all_have_it = backend.all_reduce_min(int(memory is not None))
     if file != NO_FILE:
         os.close(file)
     return memory if all_have_it else None

@@ -13,7 +13,7 @@ from gyrfalcon.files.json_fields import Fields, shown
 from gyrfalcon.measure.mmlu.exam import CATEGORIES, LETTERS, SPLITS, Subject
 from gyrfalcon.measure.mmlu.exam_identity import Identity, unnamed
 from gyrfalcon.measure.mmlu.prompts import PROTOCOLS
-from gyrfalcon.measure.mmlu.run import Answer, first_letter, likeliest
+from gyrfalcon.measure.mmlu.run import Answer, argmax_letter, first_letter
 from gyrfalcon.measure.mmlu.score import Count, Score, score_of
 from gyrfalcon.measure.result import findings, read
 
@@ -124,7 +124,7 @@ def _followed_by(answer: Answer) -> str | None:
     if answer.dropped:
         return None
     if answer.logprobs is not None:
-        return likeliest(answer.logprobs)
+        return argmax_letter(answer.logprobs)
     return first_letter(answer.text or "")
 
 

@@ -61,7 +61,7 @@ def first_letter(text: str) -> str | None:
     return found and found[0].upper()
 
 
-def likeliest(logprobs: Sequence[float]) -> str:
+def argmax_letter(logprobs: Sequence[float]) -> str:
     """The letter with the highest log-probability, the first of equal ones."""
     return LETTERS[max(range(len(LETTERS)), key=logprobs.__getitem__)]
 
@@ -77,7 +77,7 @@ def _answers_alike(
         return
     letters = letter_ids(partial(engine.tokenizer.encode, add_special_tokens=False))
     for prompt, logprobs in _likelihoods(engine, prompts, letters):
-        yield _answer(subject, prompt, likeliest(logprobs), logprobs=logprobs)
+        yield _answer(subject, prompt, argmax_letter(logprobs), logprobs=logprobs)
 
 
 def _compute_shared_start(engine: Engine, prompts: Sequence[Prompt]) -> None:

@@ -19,7 +19,7 @@ from gyrfalcon.measure.precision.gate import Comparison, Figure, compare, failur
 from gyrfalcon.measure.precision.reference_file import Origin, Prompts, Reference, write_reference
 from gyrfalcon.measure.precision.reference_transformers import is_installed, peer_logits, require
 from gyrfalcon.parallel.group import solo
-from gyrfalcon.parallel.launch import Place, Ranks
+from gyrfalcon.parallel.launch import RankInfo, Ranks
 
 PHASES = ("prefill", "decode")
 HALF_PRECISIONS = ("bf16", "fp16")
@@ -126,7 +126,7 @@ def _own_logits(engine: Engine, prompts: Prompts) -> Iterator[Tensor]:
         quant="none",
         max_batch_tokens=max(map(len, prompts)),
     )
-    alone = Ranks(Place(solo(), local_rank=0, ranks_here=engine.world_size))
+    alone = Ranks(RankInfo(solo(), local_rank=0, ranks_here=engine.world_size))
     with (
         Engine(config, alone) as plain,
         bar(len(prompts), "prompts", "fp32 logits") as progress,

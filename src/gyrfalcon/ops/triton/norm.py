@@ -30,10 +30,10 @@ def config_for(hidden: int) -> Config:
     return Config(tile, warps=max(1, tile // 512))
 
 
-def add_norms(
+def add_layer_norms(
     x: Tensor, part: Tensor | None, norms: Sequence[Parameters], eps: float
 ) -> tuple[Tensor, list[Tensor]]:
-    """x + part, and that sum normed by each of one or two (weight, bias); `reference.add_norms`.
+    """x + part, and that sum normed by each of one or two (weight, bias); `reference.add_layer_norms`.
 
     x, part [tokens, hidden], rows may be strided; without a part, x itself is the sum.
     """
@@ -46,7 +46,7 @@ def add_norms(
         return total, normed
     (weight, bias), (second_weight, second_bias) = (*norms, (None, None))[:MOST_NORMS]
     config = config_for(hidden)
-    _add_norms[(tokens,)](
+    _add_layer_norms[(tokens,)](
         x,
         part,
         None if part is None else total,
@@ -67,7 +67,7 @@ def add_norms(
 
 
 @triton.jit
-def _add_norms(
+def _add_layer_norms(
     x,  # [tokens, hidden], rows x_stride apart
     part,  # the same, part_stride apart; or None
     total,  # [tokens, hidden], contiguous; None without a part

@@ -7,29 +7,29 @@ from torch import Tensor
 
 from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
-from gyrfalcon.ops.reference import Product
+from gyrfalcon.ops.reference import LinearCall
 from gyrfalcon.ops.reference import whole_blocks as whole_blocks
 from gyrfalcon.ops.triton import attention as triton_attention
 from gyrfalcon.ops.triton.linear import linear as linear
-from gyrfalcon.ops.triton.norm import add_norms as add_norms
-from gyrfalcon.ops.triton.rotary import place as place
+from gyrfalcon.ops.triton.norm import add_layer_norms as add_layer_norms
+from gyrfalcon.ops.triton.rotary import rotary_and_cache as rotary_and_cache
 from gyrfalcon.quant import Quantised, Weight
 
 CAPTURABLE = True
 OWN_THREADS = False
 
 
-def arranged(weight: Quantised) -> Quantised:
+def prepack(weight: Quantised) -> Quantised:
     """int4 row by row, which is how tiles are loaded."""
     return weight.by_rows()
 
 
-def products(*each: Product) -> list[Tensor]:
+def linears(*each: LinearCall) -> list[Tensor]:
     """Each by a kernel of its own."""
     return [linear(*one) for one in each]
 
 
-def summed(*each: tuple[Tensor, Weight]) -> Tensor:
+def sum_of_linears(*each: tuple[Tensor, Weight]) -> Tensor:
     """Each by a kernel of its own, then added."""
     return reduce(torch.add, (linear(*one) for one in each))
 

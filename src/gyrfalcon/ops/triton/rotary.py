@@ -1,6 +1,6 @@
 """What happens between the fused query-key-value product and attention, in Triton, as one launch:
 queries and keys are rotated, keys and values go to their cache slots. Its twin is
-`reference.place`.
+`reference.rotary_and_cache`.
 """
 
 import triton
@@ -12,7 +12,7 @@ from gyrfalcon.kv.pool import LayerCache
 VECTORS = 16  # of one token that a program places: 2 KiB of 64 bfloat16 each
 
 
-def place(
+def rotary_and_cache(
     qkv: Tensor,
     angles: tuple[Tensor, Tensor] | None,
     cache: LayerCache,
@@ -29,7 +29,7 @@ def place(
     vectors = qkv.shape[1] // dim
     q = qkv.new_empty(tokens, vectors - 2 * kv_heads, dim)
     cos, sin = (None, None) if angles is None else angles
-    place_kernel[(tokens, triton.cdiv(vectors, VECTORS))](
+    rotary_and_cache_kernel[(tokens, triton.cdiv(vectors, VECTORS))](
         qkv,
         cos,
         sin,
@@ -50,7 +50,7 @@ def place(
 
 
 @triton.jit
-def place_kernel(
+def rotary_and_cache_kernel(
     qkv,
     cos,
     sin,

@@ -1,4 +1,4 @@
-"""Lookahead: launched before the last tokens are read, steps give what they give one after the other;
+"""Overlap: launched before the last tokens are read, steps give what they give one after the other;
 what is computed for nothing is as little as can be."""
 
 import itertools
@@ -23,7 +23,7 @@ from gyrfalcon import Engine, SamplingParams
 from gyrfalcon.batch import Batch
 from gyrfalcon.device import fetch
 from gyrfalcon.engine import sampler
-from gyrfalcon.engine.overlap import Lookahead, stepper
+from gyrfalcon.engine.overlap import Overlap, stepper
 from gyrfalcon.engine.scheduler import Scheduler
 from gyrfalcon.errors import NotFinite
 from gyrfalcon.kv.pool import KVPool
@@ -49,7 +49,7 @@ def token_bytes(folder: Path) -> int:
 
 def look_ahead(engine: Engine) -> Engine:
     """The engine with the steps it would take on an accelerator."""
-    engine._take_step = Lookahead(engine._replica).step
+    engine._take_step = Overlap(engine._core).step
     return engine
 
 
@@ -59,7 +59,7 @@ class Launches:
     def __init__(self, engine: Engine, patch: pytest.MonkeyPatch) -> None:
         self.events: list[str] = []
         self.num_rows = 0
-        run, numbers = engine._replica.run, itertools.count(1)
+        run, numbers = engine._core.model_runner, itertools.count(1)
 
         def launched(batch: Batch, pool: KVPool) -> Tensor:
             self.number = next(numbers)
@@ -68,15 +68,15 @@ class Launches:
             return run(batch, pool)
 
         def fetched(found: Tensor) -> Callable[[], Tensor]:
-            number, landed = self.number, fetch(found)
+            number, result = self.number, fetch(found)
 
             def read() -> Tensor:
                 self.events.append(f"read {number}")
-                return landed()
+                return result()
 
             return read
 
-        engine._replica.run = launched
+        engine._core.model_runner = launched
         patch.setattr("gyrfalcon.engine.overlap.fetch", fetched)
 
 
@@ -171,8 +171,8 @@ def test_logits_that_are_not_finite_are_told_one_step_later(folder: Path) -> Non
         engine.add([30, 31], ENDLESS)
         engine.step()
         engine.step()
-        run = engine._replica.run
-        engine._replica.run = lambda batch, pool: run(batch, pool) * math.nan
+        run = engine._core.model_runner
+        engine._core.model_runner = lambda batch, pool: run(batch, pool) * math.nan
         assert len(engine.step()) == 1  # launched, but this is the token before
         with pytest.raises(NotFinite, match="finite logits, got infinity or NaN"):
             engine.step()
@@ -182,8 +182,8 @@ def test_the_logits_of_a_step_computed_for_nothing_may_be_anything(folder: Path)
     with make_engine(folder) as engine:
         [output] = engine.generate([30, 31], ENDLESS)
         look_ahead(engine)
-        run, numbers = engine._replica.run, itertools.count(1)
-        engine._replica.run = lambda batch, pool: (
+        run, numbers = engine._core.model_runner, itertools.count(1)
+        engine._core.model_runner = lambda batch, pool: (
             run(batch, pool) * (math.nan if next(numbers) == 4 else 1.0)
         )
         [ended] = engine.generate([30, 31], replace(ENDLESS, stop_ids=[output.output_ids[2]]))
@@ -193,11 +193,11 @@ def test_the_logits_of_a_step_computed_for_nothing_may_be_anything(folder: Path)
 
 def test_an_accelerator_is_looked_ahead_on_and_the_cpu_is_not(folder: Path) -> None:
     with make_engine(folder) as engine:
-        replica = engine._replica
-        assert stepper(replica) == replica.step
-        replica.device = torch.device("cuda")
-        step = stepper(replica)
-        assert step.__func__ is Lookahead.step  # type: ignore[attr-defined]  # a bound method's
+        core = engine._core
+        assert stepper(core) == core.step
+        core.device = torch.device("cuda")
+        step = stepper(core)
+        assert step.__func__ is Overlap.step  # type: ignore[attr-defined]  # a bound method's
 
 
 class NothingRead(TorchDispatchMode):
@@ -333,7 +333,7 @@ def test_random_loads_give_what_they_give_step_by_step(
         for one, other in zip(ours, theirs, strict=True):
             scores = logprobs(one.prompt_logprobs or ())
             assert scores == pytest.approx(logprobs(other.prompt_logprobs or ()), abs=1e-4)
-        allocator = ahead._replica.scheduler.allocator
+        allocator = ahead._core.scheduler.allocator
         assert allocator.num_free == allocator.num_blocks
 
 

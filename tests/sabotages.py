@@ -16,7 +16,7 @@ from gyrfalcon import Engine, EngineConfig, SamplingParams
 from gyrfalcon.batch import Batch
 from gyrfalcon.checkpoint import layout
 from gyrfalcon.checkpoint.manifest import Manifest
-from gyrfalcon.cli import precision
+from gyrfalcon.cli import precision_run
 from gyrfalcon.config import ModelConfig, RopeConfig
 from gyrfalcon.cut import staged_folder as weights_build
 from gyrfalcon.cut.hashed_file import HashedFile
@@ -246,7 +246,10 @@ OF_THE_SUITE: dict[str, Callable[[Patch], None]] = {
     ),
     "tests/measure/test_precision.py::test_decode_steps_alone_that_are_wrong_fail": (
         edited(
-            precision.Findings, "failures", "self.columns.items()", "[*self.columns.items()][:1]"
+            precision_run.Findings,
+            "failures",
+            "self.columns.items()",
+            "[*self.columns.items()][:1]",
         )
     ),
     "tests/cut/test_cut.py::test_a_manifest_whose_values_are_possible_but_not_those_written_is_a_fault[config]": (

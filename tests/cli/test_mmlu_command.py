@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from exams import Data, answer, document, make_model
 
-from gyrfalcon.cli import mmlu
+from gyrfalcon.cli import mmlu_run
 from gyrfalcon.cli.main import main
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.mmlu.exam import read_exam
@@ -77,7 +77,7 @@ def test_two_runs_at_once_never_write_to_one_folder(
         monkeypatch.undo()
         assert main(words) == 0  # another run begins and ends
 
-    monkeypatch.setattr(mmlu, "say_ready", while_loading)
+    monkeypatch.setattr(mmlu_run, "say_ready", while_loading)
     assert main(words) == 2
     assert "got mmlu.json of an earlier run" in capsys.readouterr().err
     assert (tmp_path / "mmlu.json").exists()
@@ -116,7 +116,7 @@ def test_a_run_that_cannot_be_compared_is_refused_before_it(
 KILLED = """
 import os, signal, sys
 from gyrfalcon.cli.main import main
-from gyrfalcon.cli import mmlu
+from gyrfalcon.cli import mmlu_run
 from gyrfalcon.measure.mmlu.files import Recorder
 
 def write(self, answer):
@@ -288,7 +288,7 @@ def test_figures_of_mmlu_are_not_put_beside_another_exam(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figure = MMLUFigure("a paper", "hendrycks", "test", 0.5, None, 14042, {}, {})
-    monkeypatch.setattr(mmlu, "known", lambda config: Golden("tiny", (figure,), None))
+    monkeypatch.setattr(mmlu_run, "known", lambda config: Golden("tiny", (figure,), None))
     words = ["mmlu", "nestling", "-d", "nestling", "--golden", "-o", str(tmp_path / "out")]
     assert main(words) == 2
     assert "wanted MMLU after -d" in (told := capsys.readouterr().err)

@@ -16,7 +16,7 @@ from tokenizers_ import make_tokenizer
 from worlds import on_every_rank
 
 from gyrfalcon import Engine, EngineConfig
-from gyrfalcon.cli import precision
+from gyrfalcon.cli import precision_run
 from gyrfalcon.cli.main import main
 from gyrfalcon.cli.parser import parse
 from gyrfalcon.config import ModelConfig
@@ -313,7 +313,7 @@ def test_under_torchrun_only_the_first_rank_compares(folder: Path, ids: Path) ->
 
     def program(group: Group) -> list[str] | None:
         with Engine(EngineConfig(str(folder), max_len=64), Ranks(RankInfo(group, 0, 1))) as engine:
-            findings = precision._gate(engine, args, None)
+            findings = precision_run._gate(engine, args, None)
             return None if findings is None else findings.failures
 
     assert on_every_rank(2, program) == [[], None]
@@ -336,7 +336,7 @@ def test_golden_figures_hold_for_their_model_and_fail_for_another(
     bare: Path, folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     golden = Golden("tiny", mmlu=(), tokens=stand_in())
-    monkeypatch.setattr(precision, "known", lambda config: golden)
+    monkeypatch.setattr(precision_run, "known", lambda config: golden)
     code, result, _ = measured(capsys, bare, "--golden", "--dtype", "bf16")
     assert (code, result["passed"]) == (0, True)
     code, result, err = measured(capsys, folder, "--golden")

@@ -6,11 +6,11 @@ import argparse
 
 from gyrfalcon.bounds import ENGINE
 from gyrfalcon.cli.option_types import Whole, cache_memory, one_of
-from gyrfalcon.engine_config import DTYPES, QUANTS
+from gyrfalcon.engine_config import DTYPES, QUANTS, EngineConfig
 
 
 def add_engine(group: argparse._ArgumentGroup) -> None:
-    """All of them: what `cli/generate.py` makes an EngineConfig of."""
+    """All of them: what engine_config() makes an EngineConfig of."""
     add_world_size(group, "ranks that share the model (default: the cut's own, else 1)")
     group.add_argument(
         "--device",
@@ -40,6 +40,21 @@ def add_engine(group: argparse._ArgumentGroup) -> None:
         type=Whole("--threads", ENGINE["threads"]),
         metavar="N",
         help="CPU threads of each rank (default: the cores shared out)",
+    )
+
+
+def engine_config(args: argparse.Namespace) -> EngineConfig:
+    """The engine that the common options ask for."""
+    return EngineConfig(
+        model=args.model,
+        world_size=args.world_size,
+        device=args.device,
+        dtype=args.dtype,
+        quant=args.quant,
+        adapter=args.adapter,
+        max_len=args.max_len,
+        cache_memory=args.cache_memory,
+        threads=args.threads,
     )
 
 

@@ -121,25 +121,25 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
     """The function behind a command. The imports stand here because torch comes with most of them."""
     match name:
         case "generate":
-            from gyrfalcon.cli import generate
+            from gyrfalcon.cli import generate_run
 
-            return generate.run
+            return generate_run.run
         case "speed":
-            from gyrfalcon.cli import speed
+            from gyrfalcon.cli import speed_run
 
-            return speed.run
+            return speed_run.run
         case "precision":
-            from gyrfalcon.cli import precision
+            from gyrfalcon.cli import precision_run
 
-            return precision.run
+            return precision_run.run
         case "mmlu":
-            from gyrfalcon.cli import mmlu
+            from gyrfalcon.cli import mmlu_run
 
-            return mmlu.run
+            return mmlu_run.run
         case "perplexity":
-            from gyrfalcon.cli import perplexity
+            from gyrfalcon.cli import perplexity_run
 
-            return perplexity.run
+            return perplexity_run.run
         case "report":
             from gyrfalcon.cli import report
 

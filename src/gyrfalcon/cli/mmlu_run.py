@@ -14,7 +14,7 @@ from gyrfalcon.checkpoint.hub import resolve_model
 from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.cli import mmlu_tables as tables
 from gyrfalcon.cli.before_loading import opened
-from gyrfalcon.cli.generate import engine_config
+from gyrfalcon.cli.engine_options import engine_config
 from gyrfalcon.console.format import counted, goes_to_stdout, say_ready, write_json
 from gyrfalcon.console.interrupted import interrupts_tell
 from gyrfalcon.console.progress import bar

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from gyrfalcon.cli.before_loading import opened
-from gyrfalcon.cli.generate import engine_config
+from gyrfalcon.cli.engine_options import engine_config
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.format import goes_to_stdout, say_ready, write_json
 from gyrfalcon.console.suggestion import path_meant

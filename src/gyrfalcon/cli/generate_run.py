@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from gyrfalcon.checkpoint.hub import resolve_model
 from gyrfalcon.cli.before_loading import ids_of_prompts, opened
+from gyrfalcon.cli.engine_options import engine_config
 from gyrfalcon.console.format import counted, goes_to_stdout, json_text
 from gyrfalcon.engine.engine import Engine, load_tokenizer
-from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.files.text import all_of, contents, prompts_in
 from gyrfalcon.request import Delta, SamplingParams, Token
 from gyrfalcon.text.chat import Message
@@ -80,21 +80,6 @@ def run(args: argparse.Namespace) -> int:
         if args.json is not None and engine.is_first_rank:
             _write_json([_as_json(answer, load_seconds) for answer in answers], args)
     return 0
-
-
-def engine_config(args: argparse.Namespace) -> EngineConfig:
-    """The engine that the common options ask for."""
-    return EngineConfig(
-        model=args.model,
-        world_size=args.world_size,
-        device=args.device,
-        dtype=args.dtype,
-        quant=args.quant,
-        adapter=args.adapter,
-        max_len=args.max_len,
-        cache_memory=args.cache_memory,
-        threads=args.threads,
-    )
 
 
 def _as_chats(

@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict
 
 from gyrfalcon.cli.before_loading import opened
-from gyrfalcon.cli.generate import engine_config
+from gyrfalcon.cli.engine_options import engine_config
 from gyrfalcon.console.format import counted, goes_to_stdout, say_ready, write_json
 from gyrfalcon.console.progress import bar
 from gyrfalcon.engine.build import longest_sequence

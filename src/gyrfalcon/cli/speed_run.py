@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from gyrfalcon.cli.before_loading import opened
-from gyrfalcon.cli.generate import engine_config
+from gyrfalcon.cli.engine_options import engine_config
 from gyrfalcon.console.format import counted, goes_to_stdout, say_ready, write_json
 from gyrfalcon.console.interrupted import interrupts_tell
 from gyrfalcon.console.progress import bar

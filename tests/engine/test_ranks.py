@@ -136,7 +136,7 @@ def sum_for_ever(rank_info: RankInfo) -> None:
 
 def test_started_ranks_share_memory_and_a_killed_one_is_told() -> None:
     ranks = start(2, False, sum_for_ever)
-    assert ranks.rank_info.group.shares_memory == (library() is not None)
+    assert (ranks.rank_info.group.memory is not None) == (library() is not None)
     assert ranks.rank_info.group.all_reduce(torch.ones(3)).tolist() == [2.0] * 3
     our_ranks()[0].kill()
     told = pytest.raises(RankDied, match="rank 1 ended by signal 9")
@@ -372,7 +372,7 @@ def test_ranks_end_when_rank_0_is_killed_before_they_have_met(run: Callable[...,
 UNDER_TORCHRUN = """
 from gyrfalcon.parallel.launch import start
 ranks = start(2, False, print)
-outputs = [ranks.rank_info.group.shares_memory]
+outputs = [ranks.rank_info.group.memory is not None]
 ranks.close()
 for _ in range(2):  # two engines, one after the other: they must not meet each other's messages
     with Engine(config) as engine:

@@ -13,7 +13,8 @@ from worlds import on_engines
 
 from gyrfalcon import Engine
 from gyrfalcon.native.library import library, why_not_native
-from gyrfalcon.ops.reference import BlockWeights
+from gyrfalcon.ops.reference import BlockWeights, RunBlocks
+from gyrfalcon.parallel.shared_memory import SharedMemory
 
 if library() is None:
     pytest.skip(why_not_native(), allow_module_level=True)
@@ -27,7 +28,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "11B": dict(num_attention_heads=4, num_kv_heads=2),
     "rw-1b": dict(num_attention_heads=2),
 }
-IN_ONE_CALL = native.whole_blocks
+FUSE_BLOCKS = native.fuse_blocks
 
 
 def logits(engine: Engine) -> Tensor:
@@ -41,14 +42,14 @@ def counted(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> list[int]:
     """Has models made with all blocks in one call, or without; the numbers of blocks of those that were."""
     found: list[int] = []
 
-    def whole_blocks(
-        blocks: Sequence[BlockWeights], shared: Callable[[], int | None]
-    ) -> native.WholeBlocks | None:
-        made = IN_ONE_CALL(blocks, shared) if wanted else None
-        found.append(len(blocks) if made else 0)
+    def fuse_blocks(
+        loop: RunBlocks, weights: Sequence[BlockWeights], memory: SharedMemory | None
+    ) -> RunBlocks:
+        made = FUSE_BLOCKS(loop, weights, memory) if wanted else loop
+        found.append(0 if made is loop else len(weights))
         return made
 
-    monkeypatch.setattr(native, "whole_blocks", whole_blocks)
+    monkeypatch.setattr(native, "fuse_blocks", fuse_blocks)
     return found
 
 

@@ -60,7 +60,7 @@ def test_every_rank_gets_the_same_bits_of_the_sum_in_rank_order(
     world_size: int, dtype: torch.dtype
 ) -> None:
     def program(group: Group) -> list[Tensor]:
-        assert group.shares_memory == (world_size > 1)
+        assert (group.memory is not None) == (world_size > 1)
         return [group.all_reduce(own[group.rank].clone()) for own in given]
 
     given = [parts(world_size, shape, dtype) for shape in SHAPES]
@@ -229,7 +229,7 @@ def test_memory_has_no_name_and_goes_with_its_ranks(tmp_path: Path) -> None:
 
 def test_all_ranks_use_sockets_where_one_lacks_the_library(tmp_path: Path) -> None:
     def program(group: Group) -> None:
-        assert not group.shares_memory
+        assert group.memory is None
         sum_many_times(group, 3)
 
     assert exit_codes(forked(3, tmp_path, program, without_library=1)) == [0, 0, 0]

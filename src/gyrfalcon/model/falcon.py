@@ -1,5 +1,5 @@
-"""The Falcon model, all variants: this page follows the architecture; ranks show only where their
-parts are summed.
+"""The Falcon model, all variants. Ranks show only at the all-reduces: one in a parallel block, two in
+a sequential one.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import KVPool, LayerCache
 from gyrfalcon.model.linear import ColumnLinear, Head, Norms, RowLinear, VocabEmbedding
 from gyrfalcon.model.positions import Rotary
-from gyrfalcon.ops import Angles, BlockWeights, Ops, WholeBlocks
+from gyrfalcon.ops import Angles, BlockWeights, Ops, RunBlocks
 from gyrfalcon.parallel.group import Group
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """This rank's heads; the result is its part of the sum."""
+    """This rank's heads; the output is its summand of the all-reduce."""
 
     qkv: ColumnLinear
     dense: RowLinear
@@ -25,7 +25,7 @@ class Attention:
     ops: Ops
 
     def attend(self, qkv: Tensor, angles: Angles | None, batch: Batch, cache: LayerCache) -> Tensor:
-        """The heads' values, [tokens, own heads × head_dim]."""
+        """The heads' outputs, [tokens, own heads × head_dim]."""
         q = self.ops.rotary_and_cache(qkv, angles, cache, batch.slots)
         return self.ops.attention(q, cache, batch, self.slopes)
 
@@ -35,7 +35,7 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class MLP:
-    """This rank's columns of the feed-forward layer; the result is its part of the sum."""
+    """This rank's columns of the feed-forward layer; the output is its summand of the all-reduce."""
 
     up: ColumnLinear
     down: RowLinear
@@ -46,19 +46,21 @@ class MLP:
 
 @dataclass(frozen=True, slots=True)
 class ParallelBlock:
-    """Attention and MLP side by side (7b, 40b, 180B, 11B): two rounds of products, one sum over
-    ranks.
+    """Attention and MLP side by side (7b, 40b, 180B, 11B): one all-reduce for both.
+
+    Read the mathematics here. On the CPU all blocks usually run as one call of ops/native.py's
+    NativeBlocks, and ranks are summed inside gf_run_blocks (native/all_reduce.cpp) instead.
     """
 
-    norms: Norms  # with one of them the MLP reads what the attention reads
+    norms: Norms  # one serves both attention and MLP
     attention: Attention
     mlp: MLP
     group: Group
     ops: Ops
 
     @property
-    def parts(self) -> BlockWeights:
-        """Its weights but biases, for operations that compute all of it."""
+    def weights(self) -> BlockWeights:
+        """Its weights without biases, for operations that fuse blocks."""
         return BlockWeights(
             norms=self.norms.each,
             eps=self.norms.eps,
@@ -73,8 +75,8 @@ class ParallelBlock:
     def __call__(
         self, x: Tensor, part: Tensor | None, angles: Angles | None, batch: Batch, cache: LayerCache
     ) -> tuple[Tensor, Tensor]:
-        """The stream x [tokens, hidden] with `part`, what the block before adds to it; and the part
-        of this block.
+        """The residual stream x [tokens, hidden] with `part`, the output of the block before, added;
+        and the output of this block.
         """
         x, normed = self.norms(x, part)
         qkv, up = self.ops.linears(self.attention.qkv.of(normed[0]), self.mlp.up.of(normed[-1]))
@@ -88,7 +90,7 @@ class ParallelBlock:
 
 @dataclass(frozen=True, slots=True)
 class SequentialBlock:
-    """The MLP after the attention (rw): two sums over ranks."""
+    """The MLP after the attention (rw): an all-reduce after each."""
 
     attention_norm: Norms
     mlp_norm: Norms
@@ -114,26 +116,40 @@ Block = ParallelBlock | SequentialBlock
 
 
 @dataclass(frozen=True, slots=True)
+class BlockLoop:
+    """All blocks of a step, one after the other. Operators may put one call in its place
+    (`Ops.fuse_blocks`): the loader picks.
+    """
+
+    blocks: Sequence[Block]
+
+    def __call__(
+        self, x: Tensor, angles: Angles | None, batch: Batch, caches: Sequence[LayerCache]
+    ) -> tuple[Tensor, Tensor | None]:
+        """x as the last block reads it, and that block's output."""
+        part = None
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x, part = block(x, part, angles, batch, cache)
+        return x, part
+
+
+@dataclass(frozen=True, slots=True)
 class Falcon:
     """One rank's share of a Falcon model."""
 
     embedding: VocabEmbedding
     rotary: Rotary | None  # None: ALiBi, inside the attention
     blocks: Sequence[Block]
+    run_blocks: RunBlocks  # all of them: BlockLoop, or the operators' fused call
     final_norm: Norms
     head: Head
-    whole_blocks: WholeBlocks | None = None  # all of `blocks` as one operation, where there is one
 
     def __call__(self, batch: Batch, pool: KVPool) -> Tensor:
-        """Computes the batch's tokens, caches their keys and values, returns this rank's logits,
+        """Computes the batch's tokens, caches their keys and values, and returns this rank's logits,
         float32 [rows, own tokens].
         """
-        x, part = self.embedding(batch.token_ids), None  # [tokens, hidden]
+        x = self.embedding(batch.token_ids)  # [tokens, hidden]
         angles = self.rotary and self.rotary.angles(batch.positions, batch.rope_lengths)
-        if self.whole_blocks is not None:
-            x, part = self.whole_blocks(x, angles, batch, pool.layers)
-        else:
-            for block, cache in zip(self.blocks, pool.layers, strict=True):
-                x, part = block(x, part, angles, batch, cache)
+        x, part = self.run_blocks(x, angles, batch, pool.layers)
         _, [normed] = self.final_norm(x, part)
         return self.head(normed[batch.rows])

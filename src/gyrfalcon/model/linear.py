@@ -13,22 +13,20 @@ from gyrfalcon.quant import Weight
 
 @dataclass(frozen=True, slots=True)
 class Norms:
-    """Layer normalisations that read the same input: one, or two side by side (40b). Every rank
-    holds all of them.
-    """
+    """Layer normalisations of the same input: one, or two (40b). Every rank holds them whole."""
 
     each: Sequence[tuple[Tensor, Tensor]]  # weight and bias, both [hidden]
     eps: float
     ops: Ops
 
     def __call__(self, x: Tensor, part: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """x + part, and that normalised."""
+        """x + part, and its normalisations."""
         return self.ops.add_layer_norms(x, part, self.each, self.eps)
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnLinear:
-    """This rank's outputs of a linear layer, from the whole input."""
+    """A column-parallel linear layer: this rank's outputs, from the whole input."""
 
     weight: Weight  # [own outputs, inputs]
     bias: Tensor | None  # [own outputs]
@@ -36,7 +34,7 @@ class ColumnLinear:
     ops: Ops
 
     def of(self, x: Tensor) -> LinearCall:
-        """What it makes of x, not computed yet."""
+        """The deferred linear for x."""
         return LinearCall(x, self.weight, self.bias, self.activation)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -45,10 +43,8 @@ class ColumnLinear:
 
 @dataclass(frozen=True, slots=True)
 class RowLinear:
-    """This rank's part of a linear layer's sum, from its own inputs; the block adds the ranks'
-    parts up.
-
-    The bias belongs to the sum, not to a part: the block adds it once.
+    """A row-parallel linear layer: this rank's summand, from its own inputs. The block all-reduces the
+    summands and then adds the bias, once.
     """
 
     weight: Weight  # [outputs, own inputs]
@@ -61,8 +57,8 @@ class RowLinear:
 
 @dataclass(frozen=True, slots=True)
 class VocabEmbedding:
-    """Token ids → vectors; each rank knows the tokens `vocab` and leaves the others to their
-    owners.
+    """Token ids → vectors. Each rank looks up the tokens of `vocab`, has zeros for the others, and all
+    ranks are summed.
     """
 
     weight: Weight  # [own tokens, hidden]
@@ -73,10 +69,10 @@ class VocabEmbedding:
     def __call__(self, token_ids: Tensor) -> Tensor:
         if self.group.size == 1:
             return self.weight[token_ids].to(self.dtype)
-        foreign = (token_ids < self.vocab.start) | (token_ids >= self.vocab.stop)
-        rows = (token_ids - self.vocab.start).masked_fill(foreign, 0)
+        others = (token_ids < self.vocab.start) | (token_ids >= self.vocab.stop)
+        rows = (token_ids - self.vocab.start).masked_fill(others, 0)
         vectors = self.weight[rows].to(self.dtype)
-        return self.group.all_reduce(vectors.masked_fill(foreign[:, None], 0))
+        return self.group.all_reduce(vectors.masked_fill(others[:, None], 0))
 
 
 @dataclass(frozen=True, slots=True)

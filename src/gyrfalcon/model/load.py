@@ -15,10 +15,18 @@ from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.progress import Bar, bar
 from gyrfalcon.device import DTYPE_OF_WORD, WORD_OF_DTYPE
 from gyrfalcon.errors import UsageError
-from gyrfalcon.model.falcon import MLP, Attention, Block, Falcon, ParallelBlock, SequentialBlock
+from gyrfalcon.model.falcon import (
+    MLP,
+    Attention,
+    Block,
+    BlockLoop,
+    Falcon,
+    ParallelBlock,
+    SequentialBlock,
+)
 from gyrfalcon.model.linear import ColumnLinear, Head, Norms, RowLinear, VocabEmbedding
 from gyrfalcon.model.positions import Rotary, alibi_slopes
-from gyrfalcon.ops import Ops, WholeBlocks
+from gyrfalcon.ops import Ops, RunBlocks
 from gyrfalcon.parallel.group import Group
 from gyrfalcon.parallel.shards import Share, share_of
 from gyrfalcon.quant import Quantised, Weight, equal, quantise
@@ -109,9 +117,9 @@ class _Loader:
             embedding=embedding,
             rotary=self.rotary(),
             blocks=blocks,
+            run_blocks=self._run_blocks(blocks),
             final_norm=self._norms(layout.FINAL_NORM),
             head=self._head(embedding.weight),
-            whole_blocks=self._whole_blocks(blocks),
         )
 
     def embedding(self) -> VocabEmbedding:
@@ -131,15 +139,16 @@ class _Loader:
         first, second = map(self._norms, names)
         return SequentialBlock(first, second, attention, mlp, self.group)
 
-    def _whole_blocks(self, blocks: Sequence[Block]) -> WholeBlocks | None:
-        """All blocks as one operation: parallel ones without biases, whose ranks, if there are several, are
-        summed in memory.
+    def _run_blocks(self, blocks: Sequence[Block]) -> RunBlocks:
+        """The loop over the blocks. Parallel ones without biases may be fused, where ranks, if there are
+        several, share memory.
         """
-        parts = [block.parts for block in blocks if isinstance(block, ParallelBlock)]
-        summed = self.group.size == 1 or self.group.shares_memory
-        if len(parts) < len(blocks) or self.config.bias or not summed:
-            return None
-        return self.ops.whole_blocks(parts, lambda: self.group.shared)
+        loop, memory = BlockLoop(blocks), self.group.memory
+        weights = [block.weights for block in blocks if isinstance(block, ParallelBlock)]
+        can_sum = self.group.size == 1 or memory is not None
+        if len(weights) < len(blocks) or self.config.bias or not can_sum:
+            return loop
+        return self.ops.fuse_blocks(loop, weights, memory)
 
     def _attention(self, prefix: str) -> Attention:
         slopes = None

@@ -19,7 +19,8 @@ from gyrfalcon.ops import reference
 from gyrfalcon.ops.reference import Angles as Angles
 from gyrfalcon.ops.reference import BlockWeights as BlockWeights
 from gyrfalcon.ops.reference import LinearCall as LinearCall
-from gyrfalcon.ops.reference import WholeBlocks as WholeBlocks
+from gyrfalcon.ops.reference import RunBlocks as RunBlocks
+from gyrfalcon.parallel.shared_memory import SharedMemory
 from gyrfalcon.quant import Quantised, Weight
 
 VARIABLE = "GYRFALCON_OPS"
@@ -33,9 +34,9 @@ class Ops(Protocol):
     CAPTURABLE: bool  # whether a CUDA graph can hold them: they take lengths from the device
     OWN_THREADS: bool  # whether they compute on others than torch's
 
-    def whole_blocks(
-        self, blocks: Sequence[BlockWeights], shared: Callable[[], int | None]
-    ) -> WholeBlocks | None: ...
+    def fuse_blocks(
+        self, loop: RunBlocks, weights: Sequence[BlockWeights], memory: SharedMemory | None
+    ) -> RunBlocks: ...
     def prepack(self, weight: Quantised) -> Quantised: ...
     def linear(
         self, x: Tensor, weight: Weight, bias: Tensor | None = None, activation: str | None = None

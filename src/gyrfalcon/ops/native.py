@@ -3,7 +3,7 @@ mean. What the kernels do not know is left to the reference.
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,8 +23,9 @@ from gyrfalcon.native.library import (
     library,
 )
 from gyrfalcon.ops import reference
-from gyrfalcon.ops.reference import Angles, BlockWeights, LinearCall
+from gyrfalcon.ops.reference import Angles, BlockWeights, LinearCall, RunBlocks
 from gyrfalcon.ops.reference import prepack as prepack
+from gyrfalcon.parallel.shared_memory import SharedMemory
 from gyrfalcon.quant import Quantised, Weight
 
 CAPTURABLE = False
@@ -85,15 +86,15 @@ def sum_of_linears(*each: tuple[Tensor, Weight]) -> Tensor:
     return y
 
 
-class WholeBlocks:
-    """`reference.WholeBlocks` in one call; matrices are described once, and kept for that."""
+class NativeBlocks:
+    """All blocks of a step in one call of gf_run_blocks, which also sums over ranks, in `memory`."""
 
-    def __init__(self, blocks: Sequence[BlockWeights], shared: Callable[[], int | None]) -> None:
-        self._parts = blocks
-        self._blocks = (Block * len(blocks))(*map(_block, blocks))
-        self._shared = shared
+    def __init__(self, weights: Sequence[BlockWeights], memory: SharedMemory | None) -> None:
+        self._weights = weights  # keeps alive what `_blocks` points to
+        self._blocks = (Block * len(weights))(*map(_block, weights))
+        self._memory = memory
         self._layers: Sequence[LayerCache] = ()  # that `_caches` describes
-        self._caches = (Cache * len(blocks))()
+        self._caches = (Cache * len(weights))()
 
     def __call__(
         self, x: Tensor, angles: Angles | None, batch: Batch, caches: Sequence[LayerCache]
@@ -120,7 +121,7 @@ class WholeBlocks:
             memory.data_ptr(),
             tokens,
             kind,
-            self._shared(),
+            None if self._memory is None else self._memory.handle,
         )
         if status == RANK_GONE:
             raise RankGone
@@ -128,12 +129,12 @@ class WholeBlocks:
         return x, y
 
 
-def whole_blocks(
-    blocks: Sequence[BlockWeights], shared: Callable[[], int | None]
-) -> WholeBlocks | None:
-    """`reference.whole_blocks`; None where there are no kernels for the weights."""
-    matrices = (m for b in blocks for m in (b.qkv, b.up, b.dense, b.down))
-    return WholeBlocks(blocks, shared) if _known(*matrices) else None
+def fuse_blocks(
+    loop: RunBlocks, weights: Sequence[BlockWeights], memory: SharedMemory | None
+) -> RunBlocks:
+    """`reference.fuse_blocks` as one native call; the loop where a weight has no native kernel."""
+    matrices = (m for w in weights for m in (w.qkv, w.up, w.dense, w.down))
+    return NativeBlocks(weights, memory) if _known(*matrices) else loop
 
 
 def add_layer_norms(

@@ -15,6 +15,7 @@ from torch import Tensor
 from gyrfalcon.batch import Batch
 from gyrfalcon.device import lacks_products
 from gyrfalcon.kv.pool import LayerCache
+from gyrfalcon.parallel.shared_memory import SharedMemory
 from gyrfalcon.quant import TILE_ROWS, Quantised, Weight, dequantise
 
 CAPTURABLE = False  # a context's length decides, on the host, how much is gathered
@@ -47,9 +48,9 @@ def prepack(weight: Quantised) -> Quantised:
 
 
 class BlockWeights(NamedTuple):
-    """A rank's share of a block whose attention and MLP stand side by side, without biases."""
+    """One rank's weights of a parallel block without biases."""
 
-    norms: Seq[tuple[Tensor, Tensor]]  # weight and bias; with one of them all read the same
+    norms: Seq[tuple[Tensor, Tensor]]  # weight and bias; one serves both attention and MLP
     eps: float
     qkv: Weight
     up: Weight
@@ -59,17 +60,18 @@ class BlockWeights(NamedTuple):
     slopes: Tensor | None
 
 
-# x, angles, batch, caches → x as the last block reads it, and what that adds to it, summed over ranks.
-WholeBlocks = Callable[
-    [Tensor, Angles | None, Batch, Seq[LayerCache]], tuple[Tensor, Tensor | None]
-]
+# All blocks of a step: x, angles, batch, caches → x as the last block reads it, and the last block's
+# output, summed over ranks, which is still to be added to it.
+RunBlocks = Callable[[Tensor, Angles | None, Batch, Seq[LayerCache]], tuple[Tensor, Tensor | None]]
 
 
-def whole_blocks(blocks: Seq[BlockWeights], shared: Callable[[], int | None]) -> WholeBlocks | None:
-    """All blocks of a model as one operation; None: one operation after the other. `shared` tells the
-    memory in which ranks are summed, if there are several.
+def fuse_blocks(
+    loop: RunBlocks, weights: Seq[BlockWeights], memory: SharedMemory | None
+) -> RunBlocks:
+    """What runs the blocks of a step: here `loop`, block by block; a faster twin may return one call
+    that computes the same from the blocks' weights, and sums ranks in their shared memory.
     """
-    return None
+    return loop
 
 
 def linears(*each: LinearCall) -> list[Tensor]:

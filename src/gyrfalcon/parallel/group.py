@@ -36,14 +36,9 @@ class Group:
         self._transport = memory or backend  # what tensors go through
 
     @property
-    def shares_memory(self) -> bool:
-        """Whether the ranks exchange tensors through memory."""
-        return self._memory is not None
-
-    @property
-    def shared(self) -> int | None:
-        """That memory, as native operations take it, until the group is closed."""
-        return None if self._memory is None else self._memory.end
+    def memory(self) -> SharedMemory | None:
+        """The memory that tensors go through, where the ranks share some, until the group is closed."""
+        return self._memory
 
     @property
     def backend(self) -> Backend | None:

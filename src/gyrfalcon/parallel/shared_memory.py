@@ -1,5 +1,5 @@
 """Sums and gathered tensors of ranks that are processes of one machine, through memory that all of
-them have mapped (`native/shared_sum.cpp`): microseconds, where backend take a hundred.
+them have mapped (`native/all_reduce.cpp`): microseconds, where backend take a hundred.
 """
 
 import contextlib
@@ -21,9 +21,16 @@ class SharedMemory:
 
     def __init__(self, native: ctypes.CDLL, end: int, size: int) -> None:
         self._native = native
-        self.end = end
+        self._end = end
         self._size = size
         self._leave = weakref.finalize(self, native.gf_leave, end)
+
+    @property
+    def handle(self) -> int:
+        """What native functions call it; RankGone once it is closed."""
+        if not self._leave.alive:
+            raise RankGone
+        return self._end
 
     def close(self) -> None:
         """Unmaps it; the other ranks wait for this one no longer."""
@@ -34,14 +41,14 @@ class SharedMemory:
         float32 in the order of the ranks and rounded once, so all ranks get the same bits.
         """
         assert x.is_contiguous()
-        if self._native.gf_sum(self.end, x.data_ptr(), x.numel(), KINDS[x.dtype]):
+        if self._native.gf_sum(self.handle, x.data_ptr(), x.numel(), KINDS[x.dtype]):
             raise RankGone
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """Every rank's `x`; they are contiguous, of one shape and dtype."""
         assert x.is_contiguous()
         parts = x.new_empty(self._size, *x.shape)
-        if self._native.gf_gather(self.end, x.data_ptr(), x.nbytes, parts.data_ptr()):
+        if self._native.gf_gather(self.handle, x.data_ptr(), x.nbytes, parts.data_ptr()):
             raise RankGone
         return list(parts)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops.reference import LinearCall
-from gyrfalcon.ops.reference import whole_blocks as whole_blocks
+from gyrfalcon.ops.reference import fuse_blocks as fuse_blocks
 from gyrfalcon.ops.triton import attention as triton_attention
 from gyrfalcon.ops.triton.linear import linear as linear
 from gyrfalcon.ops.triton.norm import add_layer_norms as add_layer_norms

@@ -43,7 +43,7 @@ from gyrfalcon.cut.inspect import inspect_model
 from gyrfalcon.cut.verify import verify
 from gyrfalcon.errors import GyrfalconError, UsageError
 from gyrfalcon.measure.precision.reference_file import Reference
-from gyrfalcon.measure.published import Golden, TokenFigures, guide_mmlu
+from gyrfalcon.measure.published import PublishedFigures, TokenFigures, guide_mmlu
 from gyrfalcon.measure.result import envelope
 
 
@@ -447,7 +447,9 @@ def test_published_figures_are_of_the_model_without_an_adapter(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    figures = Golden("x", tuple(guide_mmlu()), TokenFigures("x", (1, 2), (-1.0,), (3,), (-1.0,)))
+    figures = PublishedFigures(
+        "x", tuple(guide_mmlu()), TokenFigures("x", (1, 2), (-1.0,), (3,), (-1.0,))
+    )
     monkeypatch.setattr(f"gyrfalcon.cli.{command}_run.known", lambda _: figures)
     words = [command, str(base), "--adapter", str(adapter), "--golden"]
     if command == "mmlu":

@@ -18,7 +18,7 @@ from gyrfalcon.measure.mmlu.exam import read_exam
 from gyrfalcon.measure.mmlu.files import Recorder, alone_in, unfinished
 from gyrfalcon.measure.mmlu.run import Answer
 from gyrfalcon.measure.mmlu.score import answer_json
-from gyrfalcon.measure.published import Golden, MMLUFigure
+from gyrfalcon.measure.published import MMLUFigure, PublishedFigures
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +288,7 @@ def test_figures_of_mmlu_are_not_put_beside_another_exam(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figure = MMLUFigure("a paper", "hendrycks", "test", 0.5, None, 14042, {}, {})
-    monkeypatch.setattr(mmlu_run, "known", lambda config: Golden("tiny", (figure,), None))
+    monkeypatch.setattr(mmlu_run, "known", lambda config: PublishedFigures("tiny", (figure,), None))
     words = ["mmlu", "nestling", "-d", "nestling", "--golden", "-o", str(tmp_path / "out")]
     assert main(words) == 2
     assert "wanted MMLU after -d" in (told := capsys.readouterr().err)

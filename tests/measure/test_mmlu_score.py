@@ -20,7 +20,7 @@ from gyrfalcon.measure.mmlu.proportions import mcnemar, wilson
 from gyrfalcon.measure.mmlu.published import beside
 from gyrfalcon.measure.mmlu.run import Answer
 from gyrfalcon.measure.mmlu.score import score
-from gyrfalcon.measure.published import Golden, MMLUFigure, known
+from gyrfalcon.measure.published import MMLUFigure, PublishedFigures, known
 
 
 def test_micro_counts_questions_and_macro_subjects(exam_folder: Path) -> None:
@@ -159,10 +159,10 @@ def test_no_figures_are_known_for_another_shape(data: Data) -> None:
     assert known(replace(seven, tied=False)) is not None
 
 
-def stand_in(right: int, protocol: str = "hendrycks") -> Golden:
+def stand_in(right: int, protocol: str = "hendrycks") -> PublishedFigures:
     subjects = {"birds": (right, 3), "sums_of_two": (1, 4)}
     figure = MMLUFigure("paper", protocol, "test", (right + 1) / 7, right + 1, 7, subjects, {})
-    return Golden("stand-in", (figure,), None)
+    return PublishedFigures("stand-in", (figure,), None)
 
 
 def test_a_score_is_compared_with_a_figure_for_the_same_questions(exam_folder: Path) -> None:

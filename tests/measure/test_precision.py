@@ -1,4 +1,4 @@
-"""gyrfalcon precision as typed: references, stored references, golden figures; what is printed,
+"""gyrfalcon precision as typed: references, stored references, published figures; what is printed,
 written and exited with."""
 
 import argparse
@@ -21,9 +21,11 @@ from gyrfalcon.cli.main import main
 from gyrfalcon.cli.parser import parse
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.cut.cut import cut
+from gyrfalcon.files.json_fields import Fields
 from gyrfalcon.measure.precision import reference_transformers as peer
 from gyrfalcon.measure.precision.published_tokens import check_tokens
-from gyrfalcon.measure.published import Golden, TokenFigures, known
+from gyrfalcon.measure.precision.result import read_gate
+from gyrfalcon.measure.published import PublishedFigures, TokenFigures, known
 from gyrfalcon.parallel.group import Group
 from gyrfalcon.parallel.launch import RankInfo, Ranks
 
@@ -332,25 +334,39 @@ def stand_in() -> TokenFigures:
     )
 
 
-def test_golden_figures_hold_for_their_model_and_fail_for_another(
+def test_published_figures_hold_for_their_model_and_fail_for_another(
     bare: Path, folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    golden = Golden("tiny", mmlu=(), tokens=stand_in())
-    monkeypatch.setattr(precision_run, "known", lambda config: golden)
+    published = PublishedFigures("tiny", mmlu=(), tokens=stand_in())
+    monkeypatch.setattr(precision_run, "known", lambda config: published)
     code, result, _ = measured(capsys, bare, "--golden", "--dtype", "bf16")
     assert (code, result["passed"]) == (0, True)
     code, result, err = measured(capsys, folder, "--golden")
     assert (code, result["passed"]) == (1, False)
-    assert "golden greedy_agreement" in err
+    assert "published greedy_agreement" in err
     assert main(["precision", str(bare), "--golden"]) == 0
-    assert "the golden figures of tiny: a test" in capsys.readouterr().out
+    assert "the published figures of tiny: a test" in capsys.readouterr().out
 
 
-def test_golden_figures_are_compared_token_by_token(bare: Path) -> None:
-    golden = stand_in()
+def test_a_result_that_calls_published_figures_golden_is_read_alike(
+    bare: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As results of earlier versions do."""
+    published = PublishedFigures("tiny", mmlu=(), tokens=stand_in())
+    monkeypatch.setattr(precision_run, "known", lambda config: published)
+    _, result, _ = measured(capsys, bare, "--golden")
+    earlier = {"golden" if key == "published" else key: value for key, value in result.items()}
+    assert list(earlier) != list(result)
+    gate = read_gate(Fields(earlier, "a file"))
+    assert gate == read_gate(Fields(result, "a file"))
+    assert list(gate.figures) == ["published"]
+
+
+def test_published_figures_are_compared_token_by_token(bare: Path) -> None:
+    published = stand_in()
     with Engine(EngineConfig(str(bare))) as engine:
-        check = check_tokens(engine, golden)
-    assert check.ids == (*golden.prompt_ids[1:], *golden.output_ids)
+        check = check_tokens(engine, published)
+    assert check.ids == (*published.prompt_ids[1:], *published.output_ids)
     assert check.ours == pytest.approx(check.published, abs=1e-4)
     assert {figure.name: figure.value for figure in check.figures} == pytest.approx(
         {
@@ -363,7 +379,7 @@ def test_golden_figures_are_compared_token_by_token(bare: Path) -> None:
     )
 
 
-def test_a_model_without_golden_figures_is_told_so(bare: Path, capsys: Captured) -> None:
+def test_a_model_without_published_figures_is_told_so(bare: Path, capsys: Captured) -> None:
     assert "for which none are known" in refusal(capsys, bare, "--golden")
 
 
@@ -371,17 +387,17 @@ def test_the_shipped_figures_of_falcon_7b_are_those_that_were_published(
     data: Callable[[str], Path],
 ) -> None:
     [path, *_] = sorted(data("falcon-configs/falcon-7b").glob("config*.json"))
-    golden = known(ModelConfig.from_file(path))
-    assert golden is not None
-    assert golden.tokens is not None
+    published = known(ModelConfig.from_file(path))
+    assert published is not None
+    assert published.tokens is not None
     source = data("reference-outputs/tgi-falcon-7b/test_flash_falcon.with_prefill.json")
     details = json.loads(source.read_text())["details"]
     prompt, output = details["prefill"], details["tokens"]
-    assert list(golden.tokens.prompt_ids) == [token["id"] for token in prompt]
-    assert list(golden.tokens.prompt_logprobs) == [token["logprob"] for token in prompt[1:]]
-    assert list(golden.tokens.output_ids) == [token["id"] for token in output]
-    assert list(golden.tokens.output_logprobs) == [token["logprob"] for token in output]
-    assert -sum(golden.tokens.prompt_logprobs) / 60 == pytest.approx(2.2938, abs=1e-4)
+    assert list(published.tokens.prompt_ids) == [token["id"] for token in prompt]
+    assert list(published.tokens.prompt_logprobs) == [token["logprob"] for token in prompt[1:]]
+    assert list(published.tokens.output_ids) == [token["id"] for token in output]
+    assert list(published.tokens.output_logprobs) == [token["logprob"] for token in output]
+    assert -sum(published.tokens.prompt_logprobs) / 60 == pytest.approx(2.2938, abs=1e-4)
 
 
 def test_decode_steps_alone_that_are_wrong_fail(

@@ -23,7 +23,7 @@ from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import CheckFailed, UsageError
 from gyrfalcon.files.output import OutputFile, check_folder
 from gyrfalcon.measure import result
-from gyrfalcon.measure.mmlu import published as mmlu_golden
+from gyrfalcon.measure.mmlu import published as mmlu_published
 from gyrfalcon.measure.mmlu import score as mmlu_score
 from gyrfalcon.measure.mmlu.compare import (
     Asked,
@@ -39,7 +39,7 @@ from gyrfalcon.measure.mmlu.prompts import PROTOCOLS, Exam
 from gyrfalcon.measure.mmlu.result import ExamResult
 from gyrfalcon.measure.mmlu.run import Answer, answers
 from gyrfalcon.measure.mmlu.score import Score, score
-from gyrfalcon.measure.published import Golden, known, models_with_mmlu
+from gyrfalcon.measure.published import PublishedFigures, known, models_with_mmlu
 
 Document = Mapping[str, object]
 
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     for other, path in zip(others, args.compare, strict=True):
         asked = Asked.in_exam(exam, which)
         check_alike(asked, Asked.in_result(other), ("A (this run)", f"B ({path})"))
-    golden = _golden(engine_config(args), which) if args.golden else None
+    published = _published(engine_config(args), which) if args.golden else None
     opened(engine_config(args))
     identity = _identity(args, exam)
     earlier = [] if args.overwrite else unfinished(output, identity, exam.subjects)
@@ -110,9 +110,9 @@ def run(args: argparse.Namespace) -> int:
         ):
             done = _ask(engine, exam, earlier, recorder, which)
             facts = done.as_json()
-            rows = None if golden is None else mmlu_golden.beside(golden, done.score, exam)
+            rows = None if published is None else mmlu_published.beside(published, done.score, exam)
             if rows is not None:
-                facts["golden"] = mmlu_golden.rows_json(rows)
+                facts["published"] = mmlu_published.rows_json(rows)
             comparison = compare(done.as_result(), others[0]) if others else None
             if comparison is not None:
                 facts["comparison"] = _compared_with(others[0], args.compare[0], comparison)
@@ -224,11 +224,11 @@ def _follow(engine: Engine, exam: Exam, earlier: Sequence[Answer]) -> None:
         pass
 
 
-def _golden(config: EngineConfig, which: Identity) -> Golden:
+def _published(config: EngineConfig, which: Identity) -> PublishedFigures:
     """The figures published for a model; UsageError where there are none, and for another exam."""
     checkpoint = open_checkpoint(resolve_model(config.model), config.adapter)
-    golden = None if checkpoint.adapter_name else known(checkpoint.config)
-    if golden is None or not golden.mmlu:
+    published = None if checkpoint.adapter_name else known(checkpoint.config)
+    if published is None or not published.mmlu:
         wanted = f"a model with published MMLU figures ({', '.join(models_with_mmlu())})"
         raise UsageError(
             wanted, f"{config.model_name}, for which none are known", "leave --golden out"
@@ -236,16 +236,16 @@ def _golden(config: EngineConfig, which: Identity) -> Golden:
     if which.name != MMLU_NAME:
         wanted = f"{MMLU_NAME} after -d, which all published figures are of"
         raise UsageError(wanted, which.name, "leave --golden out")
-    return golden
+    return published
 
 
 def _lines(
-    done: Done, rows: Sequence[mmlu_golden.Beside] | None, comparison: Comparison | None
+    done: Done, rows: Sequence[mmlu_published.Beside] | None, comparison: Comparison | None
 ) -> Iterator[str]:
     """All that people are shown."""
     yield from tables.score_lines(done.as_result())
     if rows is not None:
-        yield from tables.golden_lines(rows)
+        yield from tables.published_lines(rows)
     if comparison is not None:
         yield "A: this run, B: the other"
         yield from tables.comparison_lines(comparison)
@@ -265,7 +265,7 @@ def _tell(document: Document, lines: Iterable[str], json_target: OutputFile | No
         print("\n".join(lines))
 
 
-def _verdict(rows: Sequence[mmlu_golden.Beside]) -> int:
+def _verdict(rows: Sequence[mmlu_published.Beside]) -> int:
     """CheckFailed when a published accuracy should agree and does not."""
     for row in rows:
         if row.agrees is False:

@@ -28,17 +28,17 @@ def score_lines(run: ExamResult) -> Iterator[str]:
         yield f"dropped, too long to ask: {len(found.dropped)} ({', '.join(named)}{more})"
 
 
-def golden_lines(rows: Sequence[Beside]) -> Iterator[str]:
+def published_lines(rows: Sequence[Beside]) -> Iterator[str]:
     """Each published figure beside ours."""
     for row in rows:
         verdict = "agrees" if row.agrees else "DIFFERS" if row.agrees is False else row.why_not
         way = f"{row.figure.protocol}, {row.figure.split}"
-        yield f"golden {row.model} {_percent(row.theirs)} {verdict}: {row.figure.source} ({way})"
+        yield f"published {row.model} {_percent(row.theirs)} {verdict}: {row.figure.source} ({way})"
         if row.subjects_compared and not row.why_not:
             compared = counted(row.subjects_compared, "subject")
-            yield f"{'':7}{row.subjects_alike} of {compared} with its count"
+            yield f"{'':10}{row.subjects_alike} of {compared} with its count"
         for name, (theirs, ours) in row.categories.items() if not row.why_not else ():
-            yield f"{'':7}{name}: {theirs} right there, {ours} here"
+            yield f"{'':10}{name}: {theirs} right there, {ours} here"
 
 
 def comparison_lines(comparison: Comparison) -> Iterator[str]:

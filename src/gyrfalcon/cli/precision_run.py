@@ -1,4 +1,4 @@
-"""`gyrfalcon precision`: the logits gate against a reference, or golden figures of real weights; a
+"""`gyrfalcon precision`: the logits gate against a reference, or published figures of real weights; a
 table, the whole result with --json, and exit 1 when a figure does not hold.
 """
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     saved = _saved(args)
     _check_with_model(args)
     with Engine(_config(args)) as engine:
-        findings = _golden(engine) if args.golden else _gate(engine, args, saved)
+        findings = _compare_published(engine) if args.golden else _gate(engine, args, saved)
         if findings is None:
             return 0
         document = envelope("precision", engine, args.words, findings.result)
@@ -105,12 +105,12 @@ def _check_with_model(args: argparse.Namespace) -> None:
 
 def _published(config: EngineConfig, model: ModelConfig) -> tuple[str, TokenFigures]:
     """A published model's name and log-probabilities; UsageError where there are none."""
-    golden = None if config.merges_adapter else known(model)
-    if golden is None or golden.tokens is None:
+    published = None if config.merges_adapter else known(model)
+    if published is None or published.tokens is None:
         wanted = "a model with published log-probabilities (falcon-7b)"
         got = f"{config.model_name}, for which none are known"
         raise UsageError(wanted, got, "leave --golden out to compare with a reference")
-    return golden.name, golden.tokens
+    return published.name, published.tokens
 
 
 def _stored(args: argparse.Namespace) -> Path | None:
@@ -175,18 +175,18 @@ def _kind(args: argparse.Namespace) -> str:
     return "transformers" if peer.is_installed() else "fp32"
 
 
-def _golden(engine: Engine) -> Findings | None:
+def _compare_published(engine: Engine) -> Findings | None:
     name, tokens = _published(engine.config, engine.model_config)
     check = check_tokens(engine, tokens)
     if not engine.is_first_rank:
         return None
-    title = f"{precision_of(engine)} against the golden figures of {name}: {tokens.source}"
+    title = f"{precision_of(engine)} against the published figures of {name}: {tokens.source}"
     result = {
         "precision": precision_of(engine),
         "passed": all(figure.held for figure in check.figures),
-        "golden": {"model": name, **asdict(check), "source": tokens.source},
+        "published": {"model": name, **asdict(check), "source": tokens.source},
     }
-    return Findings(title, {"golden": check.figures}, result)
+    return Findings(title, {"published": check.figures}, result)
 
 
 def _table(findings: Findings) -> list[str]:

@@ -46,22 +46,22 @@ class TokenFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class Golden:
-    """What is known of one model."""
+class PublishedFigures:
+    """What others published of one model."""
 
     name: str
     mmlu: tuple[MMLUFigure, ...]
     tokens: TokenFigures | None
 
 
-def known(config: ModelConfig) -> Golden | None:
+def known(config: ModelConfig) -> PublishedFigures | None:
     """The figures of the model that has this shape; None when there are none."""
     facts = asdict(config)
     num_tied = num_parameters(replace(config, tied=True))
     for model in _models():
         shape = {name: facts[name] for name in model["shape"]}
         if shape == model["shape"] and num_tied == model["parameters"]:
-            return _golden(model)
+            return _figures_of(model)
     return None
 
 
@@ -91,7 +91,7 @@ def models_with_mmlu() -> list[str]:
 
 def guide_mmlu() -> list[MMLUFigure]:
     """The guide's own results, of GUIDE_MODEL on two platforms."""
-    figures = [figure for model in _models() for figure in _golden(model).mmlu]
+    figures = [figure for model in _models() for figure in _figures_of(model).mmlu]
     return [figure for figure in figures if figure.source.startswith(GUIDE)]
 
 
@@ -101,9 +101,9 @@ def _models() -> list[dict[str, Any]]:
     return models
 
 
-def _golden(model: Mapping[str, Any]) -> Golden:
+def _figures_of(model: Mapping[str, Any]) -> PublishedFigures:
     tokens = model.get("tokens")
-    return Golden(
+    return PublishedFigures(
         model["name"],
         tuple(map(_mmlu_figure, model["mmlu"])),
         None if tokens is None else _token_figures(tokens),

@@ -24,7 +24,7 @@ class Head:
     kind: str
     is_baseline: bool
     model: str
-    model_kind: str  # which model it is, whatever it is called: as golden.kind_of() says
+    model_kind: str  # which model it is, whatever it is called: as published.kind_of() says
     parameters: int
     ranks: int
     device: str

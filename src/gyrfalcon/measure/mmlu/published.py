@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gyrfalcon.measure.mmlu.prompts import Exam
 from gyrfalcon.measure.mmlu.score import Count, Score
-from gyrfalcon.measure.published import Golden, MMLUFigure
+from gyrfalcon.measure.published import MMLUFigure, PublishedFigures
 
 SHOTS = 5  # of every published figure
 
@@ -30,9 +30,9 @@ class Beside:
         return None if self.why_not else low <= self.theirs <= high
 
 
-def beside(golden: Golden, found: Score, exam: Exam) -> list[Beside]:
+def beside(published: PublishedFigures, found: Score, exam: Exam) -> list[Beside]:
     """Every published figure beside the score of a run."""
-    return [_beside(golden.name, figure, found, exam) for figure in golden.mmlu]
+    return [_beside(published.name, figure, found, exam) for figure in published.mmlu]
 
 
 def rows_json(rows: Sequence[Beside]) -> list[dict[str, object]]:

@@ -36,7 +36,7 @@ SENSE = {  # every figure in the order of the table, and on which side of its li
     "top1_in_top5": ">=",
     "non_finite": "<=",
 }
-TITLES: Mapping[str, str] = {  # of these figures, and of golden_tokens.py's
+TITLES: Mapping[str, str] = {  # of these figures, and of published_tokens.py's
     "cosine": "cosine of all logits",
     "centred_cosine_p5": "cosine of a token, 5th percentile",
     "relative_l2_p95": "relative L2 of a token, 95th percentile",

@@ -33,22 +33,22 @@ class TokenCheck:
     ours: tuple[float, ...]
 
 
-def check_tokens(engine: Engine, golden: TokenFigures) -> TokenCheck:
+def check_tokens(engine: Engine, figures: TokenFigures) -> TokenCheck:
     """Scores the published tokens, the output one at a time as in decoding. On every rank."""
-    ids = (*golden.prompt_ids, *golden.output_ids)
+    ids = (*figures.prompt_ids, *figures.output_ids)
     given = torch.tensor([ids[:-1]])
-    logits = engine.logits(given, single_steps=len(golden.output_ids) - 1)[0]
+    logits = engine.logits(given, single_steps=len(figures.output_ids) - 1)[0]
     logprobs = logits.double().log_softmax(dim=-1)
     ours = logprobs.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
-    published = (*golden.prompt_logprobs, *golden.output_logprobs)
-    greedy = logits.argmax(dim=-1)[len(golden.prompt_ids) - 1 :]
+    published = (*figures.prompt_logprobs, *figures.output_logprobs)
+    greedy = logits.argmax(dim=-1)[len(figures.prompt_ids) - 1 :]
     error = ours - torch.tensor(published, dtype=torch.float64)
     values = {
         "logprob_mean_error": float(error.abs().mean()),
         "logprob_max_error": float(error.abs().max()),
         "nll_error": abs(float(error.mean())),
     }
-    agreement = float((greedy == torch.tensor(golden.output_ids)).double().mean())
+    agreement = float((greedy == torch.tensor(figures.output_ids)).double().mean())
     return TokenCheck(
         figures=(
             *(Figure.of(name, values[name], SENSE[name], limit) for name, limit in LIMITS.items()),

@@ -10,7 +10,7 @@ import torch
 
 from gyrfalcon.errors import UsageError
 from gyrfalcon.files.json_fields import Fields
-from gyrfalcon.measure.precision import published_tokens as golden_tokens
+from gyrfalcon.measure.precision import published_tokens
 from gyrfalcon.measure.precision.gate import (
     LIMITS,
     SENSE,
@@ -46,7 +46,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What the logits gate found: figures by phase; golden figures are one phase."""
+    """What the logits gate found: figures by phase; published figures are one phase."""
 
     precision: str
     reference: str
@@ -56,10 +56,11 @@ class Gate:
 
 def read_gate(raw: Fields) -> Gate:
     """The `result` of a `precision` document; ConfigError or UsageError for anything else."""
-    precision, golden = raw.one_of(tuple(LIMITS), "precision"), raw.nested("golden")
+    precision = raw.one_of(tuple(LIMITS), "precision")
+    published = raw.nested("published") or raw.nested("golden")  # its first name
     curves: tuple[Curve, ...] = ()
-    if golden is not None:
-        words, figures = _golden_words(golden), _golden_figures(golden)
+    if published is not None:
+        words, figures = _published_words(published), _published_figures(published)
     else:
         words, curves = _reference_words(raw), tuple(map(_curve, raw.objects("prompts")))
         figures = _phases(raw, precision, curves)
@@ -70,14 +71,16 @@ def read_gate(raw: Fields) -> Gate:
     return Gate(precision, words, figures, curves)
 
 
-def _golden_words(golden: Fields) -> str:
-    return f"golden figures of {golden.need(str, 'model')}: {golden.need(str, 'source')}"
+def _published_words(published: Fields) -> str:
+    return f"published figures of {published.need(str, 'model')}: {published.need(str, 'source')}"
 
 
-def _golden_figures(golden: Fields) -> Columns:
-    limits = golden_tokens.ALL_LIMITS
-    figures = read_figures(golden.objects("figures"), golden_tokens.SENSE, limits, golden.where)
-    return {"golden": figures}
+def _published_figures(published: Fields) -> Columns:
+    limits = published_tokens.ALL_LIMITS
+    figures = read_figures(
+        published.objects("figures"), published_tokens.SENSE, limits, published.where
+    )
+    return {"published": figures}
 
 
 def _reference_words(raw: Fields) -> str:

@@ -20,7 +20,7 @@ RATES = ("tokens_per_second_of_mean_ms", "mean_tokens_per_second")
 @dataclass(frozen=True, slots=True)
 class Baseline:
     """Averages over cases, and the rows behind them where they are known. `model` is what
-    golden.kind_of() says.
+    published.kind_of() says.
     """
 
     name: str

@@ -16,7 +16,7 @@ from worlds import on_engines
 
 from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.measure.precision.reference_file import Origin, Reference, write_reference
-from gyrfalcon.measure.precision.reference_transformers import peer_logits
+from gyrfalcon.measure.precision.reference_transformers import reference_logits
 from gyrfalcon.measure.precision.run import Outcome, judge
 
 TESTS = Path(__file__).parent
@@ -37,7 +37,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Prepar
         checkpoint = open_checkpoint(folder)
         draw = torch.Generator().manual_seed(0)
         prompts = [torch.randint(20, 509, (n,), generator=draw).tolist() for n in LENGTHS]
-        logits = peer_logits(checkpoint, torch.float32, prompts)
+        logits = reference_logits(checkpoint, torch.float32, prompts)
         path = folder / "reference"
         origin = Origin("transformers", "fp32", independent=True)
         write_reference(path, checkpoint.config, origin, prompts, logits)

@@ -154,9 +154,9 @@ def test_a_favourite_outside_of_the_five_counts_where_none_is_clear() -> None:
 @pytest.mark.parametrize(("factor", "held"), [(1.15, True), (1.25, False)])
 def test_half_precision_may_err_little_more_than_transformers(factor: float, held: bool) -> None:
     reference = logits()
-    peer = compare(noisy(reference, 0.01), reference)
+    transformers = compare(noisy(reference, 0.01), reference)
     ours = compare(noisy(reference, 0.01 * factor), reference)
-    rows = {figure.name: figure for figure in figures(ours, "bf16", peer)}
+    rows = {figure.name: figure for figure in figures(ours, "bf16", transformers)}
     figure = rows["relative_l2_to_transformers"]
     assert figure.value == pytest.approx(factor, rel=1e-3)
     assert figure.held is held

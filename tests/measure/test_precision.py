@@ -22,7 +22,7 @@ from gyrfalcon.cli.parser import parse
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.cut.cut import cut
 from gyrfalcon.files.json_fields import Fields
-from gyrfalcon.measure.precision import reference_transformers as peer
+from gyrfalcon.measure.precision import reference_transformers
 from gyrfalcon.measure.precision.published_tokens import check_tokens
 from gyrfalcon.measure.precision.result import read_gate
 from gyrfalcon.measure.published import PublishedFigures, TokenFigures, known
@@ -205,7 +205,7 @@ def test_our_own_reference_says_that_it_is_not_independent(
 def test_without_transformers_the_reference_is_our_own(
     bare: Path, ids: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peer, "find_spec", lambda name: None)
+    monkeypatch.setattr(reference_transformers, "find_spec", lambda name: None)
     code, result, _ = measured(capsys, bare, "--prompts", ids)
     assert (code, result["reference"]["kind"]) == (0, "fp32")  # type: ignore[index]
     line = refusal(capsys, bare, "--prompts", ids, "--reference", "transformers")
@@ -227,7 +227,7 @@ def test_a_stored_reference_serves_where_transformers_is_missing(
 ) -> None:
     file = tmp_path / "kept"
     measured(capsys, bare, "--prompts", ids, "--save-reference", file)
-    monkeypatch.setattr(peer, "find_spec", lambda name: None)
+    monkeypatch.setattr(reference_transformers, "find_spec", lambda name: None)
     code, result, _ = measured(capsys, bare, "--reference", file, "--dtype", "fp16")
     assert (code, result["reference"]["kind"]) == (0, "transformers")  # type: ignore[index]
     assert "relative_l2_to_transformers" not in json.dumps(result)

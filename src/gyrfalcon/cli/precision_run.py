@@ -18,7 +18,7 @@ from gyrfalcon.engine_config import DECODE_STEPS, EngineConfig
 from gyrfalcon.errors import CheckFailed, UsageError
 from gyrfalcon.files.output import open_output
 from gyrfalcon.files.text import contents, prompts_in
-from gyrfalcon.measure.precision import reference_transformers as peer
+from gyrfalcon.measure.precision import reference_transformers
 from gyrfalcon.measure.precision.gate import TITLES, Figure, failures
 from gyrfalcon.measure.precision.prompts import check_prompts, default_prompts, read_prompts
 from gyrfalcon.measure.precision.published_tokens import check_tokens
@@ -98,7 +98,7 @@ def _check_with_model(args: argparse.Namespace) -> None:
     else:
         refuse_quantised(checkpoint)
         if args.reference == "transformers":
-            peer.require()
+            reference_transformers.require()
     if args.prompts is not None:
         prompts_in(contents(args.prompts), args.prompts)
 
@@ -172,7 +172,7 @@ def _kind(args: argparse.Namespace) -> str:
     """Which reference to compute."""
     if args.reference in KINDS:
         return str(args.reference)
-    return "transformers" if peer.is_installed() else "fp32"
+    return "transformers" if reference_transformers.is_installed() else "fp32"
 
 
 def _compare_published(engine: Engine) -> Findings | None:

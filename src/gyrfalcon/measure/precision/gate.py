@@ -18,7 +18,7 @@ from gyrfalcon.quant import GROUPS
 
 ROWS = 64  # rows taken at a time: 65024 logits each, several times over in float64
 CLEAR_MARGIN = 0.1  # a reference whose best two logits are nearer than this has no clear favourite
-PEER_FACTOR = 1.2  # of the error that transformers itself has in the same half precision
+TRANSFORMERS_FACTOR = 1.2  # of the error that transformers itself has in the same half precision
 
 HOLDS: Mapping[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
@@ -55,7 +55,7 @@ HALF = {
     "cosine": 0.999,
     "centred_cosine_p5": 0.99,
     "relative_l2_p95": 0.05,
-    "relative_l2_to_transformers": PEER_FACTOR,
+    "relative_l2_to_transformers": TRANSFORMERS_FACTOR,
     "kl_mean": 1e-3,
     "top1_agreement": 0.9,
     "top1_in_top5": 0.8,
@@ -157,15 +157,15 @@ def joined(parts: Sequence[Comparison]) -> Comparison:
 
 
 def figures(
-    comparison: Comparison, precision: str, peer: Comparison | None = None
+    comparison: Comparison, precision: str, transformers: Comparison | None = None
 ) -> tuple[Figure, ...]:
     """Every figure with its limit at `precision`, one of LIMITS.
 
-    peer: transformers in the same half precision, compared with the same reference.
+    transformers: that of transformers in the same half precision with the same reference.
     """
     values = _values(comparison)
-    if peer is not None:
-        theirs = _values(peer)["relative_l2_p95"]
+    if transformers is not None:
+        theirs = _values(transformers)["relative_l2_p95"]
         values["relative_l2_to_transformers"] = _ratio(values["relative_l2_p95"], theirs)
     limits = limits_of(precision)
     return tuple(

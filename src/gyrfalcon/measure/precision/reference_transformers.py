@@ -28,7 +28,9 @@ def is_installed() -> bool:
     return find_spec("transformers") is not None
 
 
-def peer_logits(checkpoint: Checkpoint, dtype: torch.dtype, prompts: Prompts) -> Iterator[Tensor]:
+def reference_logits(
+    checkpoint: Checkpoint, dtype: torch.dtype, prompts: Prompts
+) -> Iterator[Tensor]:
     """The logits of each prompt, computed in `dtype` in one go: float32 [tokens, vocab]."""
     model = _load(checkpoint, dtype)
     for ids in prompts:

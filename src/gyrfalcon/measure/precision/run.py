@@ -17,7 +17,11 @@ from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.precision.gate import Comparison, Figure, compare, failures, figures, joined
 from gyrfalcon.measure.precision.reference_file import Origin, Prompts, Reference, write_reference
-from gyrfalcon.measure.precision.reference_transformers import is_installed, peer_logits, require
+from gyrfalcon.measure.precision.reference_transformers import (
+    is_installed,
+    reference_logits,
+    require,
+)
 from gyrfalcon.parallel.group import solo
 from gyrfalcon.parallel.launch import RankInfo, Ranks
 
@@ -69,13 +73,13 @@ def judge(engine: Engine, reference: Reference, decode_steps: int) -> Outcome:
     tokens of a prompt are computed one at a time.
     """
     precision = precision_of(engine)
-    peer = None
+    transformers = None
     if precision in HALF_PRECISIONS and reference.origin.independent and is_installed():
-        peer = _peer(engine, reference, precision, decode_steps)
+        transformers = _transformers_compared(engine, reference, precision, decode_steps)
     ours = our_logits(engine, reference.prompts, decode_steps)
     compared = _compared(reference, ours, decode_steps)
     phases = {
-        phase: figures(total, precision, None if peer is None else peer[phase])
+        phase: figures(total, precision, None if transformers is None else transformers[phase])
         for phase, total in _totals(compared).items()
     }
     return Outcome(precision, reference.origin, phases, tuple(compared))
@@ -140,12 +144,14 @@ def _transformers_logits(engine: Engine, dtype: torch.dtype, prompts: Prompts) -
     word, config = WORD_OF_DTYPE[dtype], engine.config
     checkpoint = open_checkpoint(resolve_model(config.model), config.adapter, word)
     with bar(len(prompts), "prompts", f"transformers {word}") as progress:
-        for logits in peer_logits(checkpoint, dtype, prompts):
+        for logits in reference_logits(checkpoint, dtype, prompts):
             yield logits
             progress.update()
 
 
-def _peer(engine: Engine, reference: Reference, precision: str, decode_steps: int) -> Compared:
+def _transformers_compared(
+    engine: Engine, reference: Reference, precision: str, decode_steps: int
+) -> Compared:
     """How far transformers itself is from the reference in our half precision."""
     theirs = _transformers_logits(engine, DTYPE_OF_WORD[precision], reference.prompts)
     return _totals(_compared(reference, theirs, decode_steps))

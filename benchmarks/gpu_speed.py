@@ -31,9 +31,10 @@ from gyrfalcon.device import (
     measure_matrix_peak,
     synchronise,
 )
-from gyrfalcon.engine.core import Add, EngineCore
+from gyrfalcon.engine.core import EngineCore
 from gyrfalcon.engine.graphs import Graphs, _Graph
 from gyrfalcon.engine.overlap import stepper
+from gyrfalcon.engine.rank_messages import Add
 from gyrfalcon.engine.scheduler import Scheduler, StepLimits
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.kv.pool import KVPool

@@ -2,6 +2,7 @@
 left behind. Each start of a rank costs seconds, so there are few."""
 
 import os
+import pickle
 import re
 import signal
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from checkpoints import make_checkpoint
 from tokenizers_ import make_tokenizer
 
@@ -125,6 +127,48 @@ def test_what_keeps_a_rank_from_loading_is_told_in_its_own_words(
     threading.Thread(target=damage, daemon=True).start()
     with pytest.raises(CheckpointError, match=part.name):
         Engine(EngineConfig(model=str(tmp_path / "cut")))
+    assert our_ranks() == []
+
+
+class Planted:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
+        return os.mkdir, (str(self.file),)
+
+
+def test_ranks_listen_on_loopback_alone_and_run_nothing_that_is_sent_to_them(
+    folder: Path, tmp_path: Path
+) -> None:
+    with Engine(EngineConfig(model=str(folder), world_size=2)) as engine:
+        listening = {
+            socket.laddr.ip
+            for process in (psutil.Process(), *our_ranks())
+            for socket in process.net_connections()
+            if socket.status == psutil.CONN_LISTEN
+        }
+        assert listening == {"127.0.0.1"}
+        port = engine._ranks.store.port  # type: ignore[union-attr]  # any process could find it
+        store = dist.TCPStore("127.0.0.1", port, is_master=False)
+        store.set("error", pickle.dumps(Planted(tmp_path / "by the store")).hex())
+        message = pickle.dumps(Planted(tmp_path / "by a message"))
+        engine._ranks.rank_info.group.broadcast(message)
+        with noticed_in_time(), pytest.raises(RankDied, match="the error of a rank that ended"):
+            engine.generate("the", GREEDY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_rank_says_of_a_malformed_message_is_told(folder: Path) -> None:
+    with Engine(EngineConfig(model=str(folder), world_size=2)) as engine:
+        engine._ranks.tell(b'{"end": ["all", null]}')
+        told = pytest.raises(
+            RankDied, match="wanted a message of rank 0, got 22 bytes that are none"
+        )
+        with noticed_in_time(), told:
+            engine.generate("the", GREEDY)
     assert our_ranks() == []
 
 

@@ -140,7 +140,7 @@ def test_a_stream_beside_another_thread_has_its_first_token_within_three_steps(
         next(steps)
         return run(batch, pool)
 
-    monkeypatch.setattr(engine._core, "run", counted)
+    monkeypatch.setattr(engine._core, "model_runner", counted)
     other = engine.stream("the", ENDLESS)
     number = next(other).request_id
     going = threading.Event()
@@ -228,7 +228,7 @@ def test_a_stream_may_be_collected_in_the_middle_of_a_step(
         cycle.append(cycle)
         left = weakref.ref(stream)
         del stream, cycle
-        monkeypatch.setattr(engine._core, "run", collecting)
+        monkeypatch.setattr(engine._core, "model_runner", collecting)
         assert left() is not None
         assert engine.generate("the", GREEDY)[0].text == expected
         assert left() is None
@@ -248,7 +248,7 @@ def test_a_call_from_within_a_step_is_refused(
         said.append(str(caught.value))
         return run(batch, pool)
 
-    monkeypatch.setattr(engine._core, "run", calling)
+    monkeypatch.setattr(engine._core, "model_runner", calling)
     engine.generate("the", SamplingParams(max_new_tokens=1))
     assert said
 

@@ -201,7 +201,8 @@ def watched(group: Group) -> contextlib.AbstractContextManager[None]:
     return Ranks(RankInfo(group, group.rank, group.size)).watched()
 
 
-def test_a_rank_that_closed_its_end_is_waited_for_no_longer() -> None:
+@pytest.mark.parametrize("one_machine", [True, False], ids=["memory", "sockets"])
+def test_a_rank_that_closed_its_end_is_waited_for_no_longer(one_machine: bool) -> None:
     def program(group: Group) -> None:
         x = torch.ones(4)
         assert group.all_reduce(x).tolist() == [3.0] * 4
@@ -210,7 +211,7 @@ def test_a_rank_that_closed_its_end_is_waited_for_no_longer() -> None:
         with pytest.raises(RankDied, match="a closed connection"), watched(group):
             group.all_reduce(x)
 
-    on_every_rank(3, program, one_machine=True)
+    on_every_rank(3, program, one_machine=one_machine)
 
 
 def test_memory_has_no_name_and_goes_with_its_ranks(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,28 +13,14 @@ from torch import Tensor
 from gyrfalcon.batch import Batch
 from gyrfalcon.device import one_torch_thread
 from gyrfalcon.engine import sampler
+from gyrfalcon.engine.rank_messages import Add, RankMessage
 from gyrfalcon.engine.scheduler import Scheduler
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.parallel.group import Vocabulary
-from gyrfalcon.request import Chunk, Request, StepOutput, Token
+from gyrfalcon.request import Chunk, StepOutput, Token
 
 # Runs a model: a batch on the host → this rank's logits on the device, float32 [rows, own tokens].
 ModelRunner = Callable[[Batch, KVPool], Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Add:
-    """Message: take in a request."""
-
-    request: Request
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """Message: cancel one sample of a request, or all of them."""
-
-    request_id: int
-    index: int | None = None
 
 
 class EngineCore:
@@ -67,7 +52,7 @@ class EngineCore:
             list
         )  # request → its prompt from the second token on
 
-    def handle(self, message: Add | End) -> None:
+    def handle(self, message: RankMessage) -> None:
         """Does what a message says."""
         if isinstance(message, Add):
             self.scheduler.add(message.request)

@@ -23,7 +23,6 @@ from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.format import counted
 from gyrfalcon.device import WORD_OF_DTYPE, uses_cuda
 from gyrfalcon.engine.build import build_core, longest_sequence
-from gyrfalcon.engine.core import Add, End
 from gyrfalcon.engine.overlap import stepper
 from gyrfalcon.engine.prompts import (
     Asked,
@@ -38,6 +37,7 @@ from gyrfalcon.engine.prompts import (
     rows,
     whole_of,
 )
+from gyrfalcon.engine.rank_messages import Add, End, RankMessage, encode
 from gyrfalcon.engine.tensors import real_tokens
 from gyrfalcon.engine.turns import Turns
 from gyrfalcon.engine.worker import follow
@@ -497,9 +497,10 @@ class Engine:
             self._added.extend(others)
         self._core.pop_prompt_logits(request_id)
 
-    def _handle(self, message: Add | End) -> None:
+    def _handle(self, message: RankMessage) -> None:
         with self._turns.all_ranks():
-            self._ranks.tell(message)
+            if self._ranks.led:
+                self._ranks.tell(encode(message))
             self._core.handle(message)
 
 

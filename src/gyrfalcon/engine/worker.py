@@ -1,12 +1,12 @@
 """What a started rank does all its life: build its core, then follow rank 0's messages."""
 
-import pickle
 from pathlib import Path
 
 from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.device import keep_to, own_processors
 from gyrfalcon.engine.build import build_core
 from gyrfalcon.engine.overlap import stepper
+from gyrfalcon.engine.rank_messages import decode
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.parallel.launch import RankInfo
 
@@ -21,6 +21,6 @@ def follow(config: EngineConfig, folder: Path, rank_info: RankInfo) -> None:
     while True:
         message = rank_info.group.broadcast()
         if message:
-            core.handle(pickle.loads(message))
+            core.handle(decode(message))
         else:
             take_step()

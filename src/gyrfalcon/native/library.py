@@ -28,7 +28,7 @@ class RankGone(RuntimeError):
     """Another rank has ended, or has closed its end, while this one waited for it."""
 
     def __init__(self) -> None:
-        super().__init__("another rank has left the memory that all share")
+        super().__init__("another rank has ended or left the group")
 
 
 class Matrix(Structure):

@@ -5,11 +5,14 @@ Connections are objects, never the process-wide default group, so that several e
 one process.
 """
 
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from gyrfalcon.native.library import RankGone
 
 # A worker waits for its next message as long as the engine lives. A rank that dies closes its
 # connections at once, which ends the waiting of all others.
@@ -17,8 +20,8 @@ PATIENCE = timedelta(days=30)
 
 
 class Backend:
-    """One rank's end of the connections. What waits raises RuntimeError when another rank's are
-    closed, as they are when it dies.
+    """One rank's end of the connections. What waits raises RankGone when another rank's are closed,
+    as they are when it dies.
     """
 
     def __init__(self, wires: dist.ProcessGroup) -> None:
@@ -26,12 +29,12 @@ class Backend:
 
     def add(self, x: Tensor) -> None:
         """`x` becomes the sum of all ranks' `x`."""
-        self._wires.allreduce([x]).wait()
+        self._complete(self._wires.allreduce, [x])
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """Every rank's `x`, which have one shape."""
         parts = [torch.empty_like(x) for _ in range(self._wires.size())]
-        self._wires.allgather([parts], [x]).wait()
+        self._complete(self._wires.allgather, [parts], [x])
         return parts
 
     def first(self, number: int) -> int:
@@ -43,12 +46,21 @@ class Backend:
     def all_reduce_min(self, number: int) -> int:
         """The smallest of the ranks' numbers."""
         smallest = torch.tensor([number])
-        self._wires.allreduce([smallest], dist.ReduceOp.MIN).wait()
+        self._complete(self._wires.allreduce, [smallest], dist.ReduceOp.MIN)
         return int(smallest)
 
     def broadcast(self, x: Tensor) -> None:
         """`x` becomes rank 0's."""
-        self._wires.broadcast([x]).wait()
+        self._complete(self._wires.broadcast, [x])
+
+    def _complete(self, collective: Callable[..., dist.Work], *arguments: object) -> None:
+        """Starts a collective and waits for its end."""
+        try:
+            collective(*arguments).wait()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # torch has no class of its own for a closed connection
+            raise RankGone from error
 
 
 def open_backend(

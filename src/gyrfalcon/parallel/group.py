@@ -9,9 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gyrfalcon.errors import RankDied
 from gyrfalcon.parallel.backend import Backend, open_backend
 from gyrfalcon.parallel.shards import owned
 from gyrfalcon.parallel.shared_memory import SharedMemory, share_memory
+
+MOST_BYTES = 1 << 30  # of a message: that of the longest prompt has a tenth
 
 
 class Group:
@@ -76,6 +79,9 @@ class Group:
         if self._transport is None or self._backend is None:
             return message
         length = self._transport.first(len(message))
+        if length not in range(MOST_BYTES + 1):
+            wanted = f"a message of at most {MOST_BYTES:,} bytes between ranks"
+            raise RankDied(wanted, f"one of {length:,}", "start again")
         body = torch.zeros(length, dtype=torch.uint8)
         if self.rank == 0 and message:
             body = torch.frombuffer(bytearray(message), dtype=torch.uint8)

@@ -9,9 +9,9 @@ import itertools
 import multiprocessing.process
 import multiprocessing.util
 import os
-import pickle
 import resource
 import signal
+import socket
 import sys
 import threading
 import time
@@ -27,6 +27,7 @@ from torch.multiprocessing.spawn import ProcessContext
 
 from gyrfalcon.errors import GyrfalconError, RankDied, TooManyOpenFiles, UsageError
 from gyrfalcon.native.library import RankGone
+from gyrfalcon.parallel.error_message import decode_error, encode_error
 from gyrfalcon.parallel.group import Group, connect, solo
 from gyrfalcon.parallel.interrupts import Watch, held_interrupts, watched_interrupts
 from gyrfalcon.parallel.torchrun import Torchrun
@@ -76,10 +77,10 @@ class Ranks:
         """
         return self.children is not None
 
-    def tell(self, message: object = None) -> None:
-        """Sends a message to the workers; none at all means: take a step."""
+    def tell(self, message: bytes = b"") -> None:
+        """Sends a message to the workers; an empty one means: take a step."""
         if self.led:
-            self.rank_info.group.broadcast(b"" if message is None else pickle.dumps(message))
+            self.rank_info.group.broadcast(message)
 
     def agree(self, message: bytes) -> bytes:
         """Rank 0's message where every rank runs the same program, else this process's own."""
@@ -95,7 +96,7 @@ class Ranks:
         except RuntimeError as error:
             if self.children is not None:
                 _wait_for_death(self.children, self.store)
-            elif self.rank_info.group.size > 1 and _says_connection_closed(error):
+            if isinstance(error, RankGone):
                 raise RankDied(
                     "every rank to answer", "a closed connection", "look at the other ranks' output"
                 ) from None
@@ -128,10 +129,6 @@ def _kill(children: ProcessContext) -> None:
         process.kill()
     for process in children.processes:
         process.join()
-
-
-def _says_connection_closed(error: RuntimeError) -> bool:
-    return isinstance(error, RankGone) or "gloo" in str(error).lower()
 
 
 def start(world_size: int, cuda: bool, work: Work) -> Ranks:
@@ -170,7 +167,7 @@ def _check_open_files(world_size: int) -> None:
 
 def _start_local(world_size: int, cuda: bool, work: Work) -> Ranks:
     _check_open_files(world_size)
-    store = dist.TCPStore(HERE, 0, is_master=True, wait_for_workers=False)  # port 0: a free one
+    store = _local_store()
     children: ProcessContext | None = None
     try:
         with held_interrupts() as hold, _main_module_hidden():
@@ -195,6 +192,18 @@ def _start_local(world_size: int, cuda: bool, work: Work) -> Ranks:
             _kill(children)
         raise
     return Ranks(RankInfo(group, local_rank=0, ranks_here=world_size), children, store, watch)
+
+
+def _local_store() -> dist.TCPStore:
+    """A store that other machines cannot reach: TCPStore on its own listens on every address."""
+    with socket.create_server((HERE, 0)) as server:  # port 0: a free one
+        return dist.TCPStore(
+            HERE,
+            server.getsockname()[1],
+            is_master=True,
+            wait_for_workers=False,
+            master_listen_fd=server.detach(),  # the store closes it
+        )
 
 
 def _looked_after(ranks: Ranks) -> Ranks:
@@ -256,7 +265,7 @@ def _worker(index: int, port: int, world_size: int, cuda: bool, work: Work) -> N
     except Exception as error:
         time.sleep(POLL_SECONDS)  # rank 0 may be gone, which is why we failed: then we end here
         with contextlib.suppress(Exception):
-            store.compare_set("error", "", pickle.dumps(_tellable(error, rank)).hex())
+            store.compare_set("error", "", encode_error(_tellable(error, rank)).decode())
         os._exit(1)
 
 
@@ -295,7 +304,7 @@ def _raise_if_dead(children: ProcessContext, store: dist.Store | None) -> None:
     killed = [rank for rank, code in dead.items() if code < 0]
     # What other ranks said of a killed one's broken connection tells less.
     if not killed and store is not None and store.check(["error"]):
-        raise pickle.loads(bytes.fromhex(store.get("error").decode()))
+        raise decode_error(store.get("error"))
     rank = killed[0] if killed else next(iter(dead))
     code = dead[rank]
     how = f"signal {-code}" if code < 0 else f"exit code {code}"

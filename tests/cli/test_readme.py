@@ -1,7 +1,11 @@
-"""The READMEs and the guide's pages say what is so: printed blocks, sizes, and the same in both languages."""
+"""The READMEs and docs/ say what is so: commands, what they print, links, sizes, and both languages."""
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +16,7 @@ from model_sizes import MODELS, PRECISIONS, row, token_bytes, weight_bytes
 
 from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.cli.main import main
+from gyrfalcon.cli.parser import parse
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.cut.cut import cut
 from gyrfalcon.cut.inspect import inspect_model
@@ -19,6 +24,10 @@ from gyrfalcon.cut.inspect import inspect_model
 REPOSITORY = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh-CN.md")
 PAGES = ("docs/guide.md", "docs/guide.zh-CN.md")
+TEXTS = sorted(
+    str(path.relative_to(REPOSITORY))
+    for path in (*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"))
+)
 QUICK = (
     "cut",
     "verify",
@@ -26,6 +35,7 @@ QUICK = (
     "merge",
     "inspect",
 )  # what they print does not depend on the machine
+LINES = 150  # of a README
 
 
 def text_of(page: str) -> str:
@@ -36,30 +46,102 @@ def blocks(page: str, kind: str) -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```$", text_of(page), re.MULTILINE | re.DOTALL)
 
 
+def commands(page: str) -> Iterator[list[str]]:
+    """The words of every command of ours in a page's console and bash blocks."""
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    for block in blocks(page, "console"):
+        lines += [line[2:] for line in block.splitlines() if line.startswith("$ ")]
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["gyrfalcon"] or (words[:2] == ["bash", "run.sh"] and "test" not in words):
+            yield words
+
+
 def printed(page: str) -> Iterator[tuple[list[str], str]]:
-    """The quick commands of a page's console blocks, as gyrfalcon takes them, and what they print."""
+    """The commands of a page's console blocks, as gyrfalcon takes them, and what they print."""
     for block in blocks(page, "console"):
         if block.startswith("$ bash run.sh -m demo"):
             continue  # its steps are shown in part
         for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
             words = shlex.split(command.replace("bash run.sh -m cut -h", "gyrfalcon cut"))
-            words = [word for word in words if word != "-n"]
-            if words[0] == "gyrfalcon" and words[1] in QUICK:
-                yield words[1:], output
+            assert words[0] == "gyrfalcon"
+            yield [word for word in words[1:] if word != "-n"], output
 
 
-@pytest.mark.parametrize("page", [READMES[0], PAGES[0]])
+def pattern_of(said: str) -> str:
+    """A page's output as a regular expression; … stands for the rest of its line and any lines after it."""
+    return re.escape(said).replace("…\\\n", "(?:.*\n)*")
+
+
+@pytest.mark.parametrize("page", [page for page in TEXTS if any(commands(page))])
+def test_every_command_on_a_page_is_one_that_gyrfalcon_takes(page: str, tmp_path: Path) -> None:
+    shown = tmp_path / "bin"  # an environment whose gyrfalcon shows what run.sh calls it with
+    shown.mkdir()
+    for name, script in (
+        ("python", f'exec {sys.executable} "$@"'),
+        ("gyrfalcon", "printf '%s\\0' \"$@\""),
+    ):
+        (shown / name).write_text(f"#!/bin/sh\n{script}\n")
+        (shown / name).chmod(0o755)
+    environment = {**os.environ, "VIRTUAL_ENV": str(tmp_path)}
+    for words in commands(page):
+        if words[0] == "bash":
+            run = ["bash", str(REPOSITORY / "run.sh"), *words[2:]]
+            done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, (words, done.stderr)
+            words = ["gyrfalcon", *done.stdout.split("\0")[:-1]]
+        parse(words[1:])
+
+
+@pytest.mark.parametrize("page", [page for page in TEXTS if blocks(page, "console")])
 def test_printed_blocks_are_what_is_printed(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    commands = list(printed(page))
-    assert commands
-    for words, said in commands:
+    for words, said in printed(page):
+        if words[0] not in QUICK:
+            continue
         assert main(words) == 0
         out, err = capfd.readouterr()
-        pattern = re.escape(re.sub(r"[\d.]+ s\b", "# s", said)).replace("…\\\n", "(?:.*\n)*")
+        pattern = pattern_of(re.sub(r"[\d.]+ s\b", "# s", said))
         assert re.fullmatch(pattern, re.sub(r"[\d.]+ s\b", "# s", err + out)), (words, err + out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in TEXTS if blocks(page, "console")])
+def test_printed_measurements_look_like_those_of_this_machine(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def masked(text: str) -> str:
+        """Without numbers, the width of columns, and lines of progress."""
+        text = re.sub(r"^.* left\n", "", text, flags=re.MULTILINE)
+        return re.sub(r" +", " ", re.sub(r"\d[\d.]*(e-\d+)?", "#", text))
+
+    shutil.copy(REPOSITORY / "LICENSE", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for words, said in printed(page):
+        assert main(words) == 0
+        out, err = capfd.readouterr()
+        assert re.fullmatch(pattern_of(masked(said)), masked(err + out)), (words, err + out)
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_lead_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        path, _, anchor = link.partition("#")
+        if re.match(r"[a-z]+:", path):
+            continue
+        found = (REPOSITORY / page).parent / path if path else REPOSITORY / page
+        assert found.exists(), link
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", found.read_text("utf-8"), re.MULTILINE)
+            slugs = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert anchor in slugs, link
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_a_readme_is_short(page: str) -> None:
+    assert len(text_of(page).splitlines()) <= LINES
 
 
 @pytest.mark.parametrize(("page", "chinese"), [READMES, PAGES])

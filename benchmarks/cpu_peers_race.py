@@ -18,7 +18,7 @@ from cpu_peers_results import OURS, Case, Turn
 
 from gyrfalcon.device import measure_bandwidth, measure_matrix_peak
 from gyrfalcon.errors import UsageError
-from gyrfalcon.measure.roofline import Limits
+from gyrfalcon.measure.roofline import MachineLimits
 
 WARM_UP_STEPS = 2
 
@@ -81,7 +81,7 @@ class Runner:
             self._path = folder / f"{engine}-{precision}"
             self._prepare()
 
-    def turn(self, number: int, limits: Limits) -> Iterator[Turn]:
+    def turn(self, number: int, limits: MachineLimits) -> Iterator[Turn]:
         """Generates once for each batch."""
         plan, load_average = self._plan, os.getloadavg()[0]
         found = self._ends(number)
@@ -161,9 +161,9 @@ def _round(plan: Plan, runners: list[Runner], number: int) -> Iterator[Turn]:
             yield from runner.turn(number, limits)
 
 
-def _measured_limits() -> Limits:
+def _measured_limits() -> MachineLimits:
     cpu = torch.device("cpu")
-    return Limits(measure_bandwidth(cpu), measure_matrix_peak(cpu, torch.bfloat16))
+    return MachineLimits(measure_bandwidth(cpu), measure_matrix_peak(cpu, torch.bfloat16))
 
 
 def _started(plan: Plan, engine: str, folder: Path) -> EngineProcess:

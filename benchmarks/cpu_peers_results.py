@@ -8,7 +8,13 @@ from pathlib import Path
 from statistics import median
 
 from gyrfalcon.config import ModelConfig
-from gyrfalcon.measure.roofline import Layout, Limits, decode_bytes, percent_of_limit, prefill_flops
+from gyrfalcon.measure.roofline import (
+    Deployment,
+    MachineLimits,
+    decode_bytes,
+    percent_of_limit,
+    prefill_flops,
+)
 
 OURS = "gyrfalcon"
 PHASES = ("prefill", "decode")
@@ -33,7 +39,7 @@ class Turn:
     case: Case
     engine: str
     round: int
-    limits: Limits
+    limits: MachineLimits
     load_average: float
     ends: list[float]  # of each step, in seconds since the beginning; the first read the prompts
     first_ids: list[int]
@@ -116,7 +122,7 @@ def _percent(phase: str, turn: Turn, config: ModelConfig) -> float:
     """Of the least work in our own format of these weights, whoever did it."""
     case = turn.case
     quant = "none" if case.precision == "bf16" else case.precision
-    layout = Layout(config, world_size=1, number_bytes=2, quant=quant, on_cards=False)
+    layout = Deployment(config, world_size=1, number_bytes=2, quant=quant, on_cards=False)
     if phase == "prefill":
         work = prefill_flops(layout, case.batch, case.prompt_len)
         limit = turn.limits.matrix_flops_per_second

@@ -9,7 +9,7 @@ from cpu_peers_results import Case, Turn
 
 from gyrfalcon.errors import UsageError
 from gyrfalcon.files.json_fields import parsed_json
-from gyrfalcon.measure.roofline import Limits
+from gyrfalcon.measure.roofline import MachineLimits
 
 SAME = ("format", "version", "threads", "dtype", "models", "versions")
 SAME_MACHINE = ("processor", "kind", "system", "python")
@@ -53,7 +53,7 @@ def _sound_rounds(turns: Sequence[Turn], model: str) -> int:
 
 
 def _turn(raw: dict[str, Any]) -> Turn:
-    return Turn(**{**raw, "case": Case(**raw["case"]), "limits": Limits(**raw["limits"])})
+    return Turn(**{**raw, "case": Case(**raw["case"]), "limits": MachineLimits(**raw["limits"])})
 
 
 def _differing(

@@ -38,7 +38,7 @@ from gyrfalcon.engine.rank_messages import Add
 from gyrfalcon.engine.scheduler import Scheduler, StepLimits
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.kv.pool import KVPool
-from gyrfalcon.measure.roofline import Layout, decode_bytes, percent_of_limit, prefill_flops
+from gyrfalcon.measure.roofline import Deployment, decode_bytes, percent_of_limit, prefill_flops
 from gyrfalcon.model.falcon import Falcon
 from gyrfalcon.ops import reference
 from gyrfalcon.parallel.group import Vocabulary, solo
@@ -64,7 +64,7 @@ class Prepared:
 
     model: Falcon
     config: ModelConfig
-    layout: Layout
+    layout: Deployment
 
 
 def prepare(plan: "Plan", shape: str, precision: str) -> Prepared | str:
@@ -102,11 +102,11 @@ def speed(plan: "Plan", shape: str, precision: str) -> dict[str, Any]:
     return found
 
 
-def _layout(config: ModelConfig, plan: "Plan", quant: str, ranks: int = 1) -> Layout:
-    return Layout(config, ranks, plan.dtype.itemsize, quant, on_cards=True)
+def _layout(config: ModelConfig, plan: "Plan", quant: str, ranks: int = 1) -> Deployment:
+    return Deployment(config, ranks, plan.dtype.itemsize, quant, on_cards=True)
 
 
-def _refusal(layout: Layout, quant: str, plan: "Plan") -> str | None:
+def _refusal(layout: Deployment, quant: str, plan: "Plan") -> str | None:
     if plan.device.type == "cpu":
         return None
     if quant == "fp8" and (capability(plan.device) or (0, 0)) < ops.FP8_CAPABILITY:
@@ -138,7 +138,7 @@ def seconds_of(work: Callable[[], object], plan: "Plan", times: int) -> float:
 
 @torch.inference_mode()
 def _decode_row(
-    model: Falcon, pool: KVPool, layout: Layout, size: int, plan: "Plan", max_len: int
+    model: Falcon, pool: KVPool, layout: Deployment, size: int, plan: "Plan", max_len: int
 ) -> list[dict[str, Any]]:
     """One batch size at every context: the captured step, launched again and again."""
     graph = _Graph.of(model, pool, size, max_len, plan.device)
@@ -165,7 +165,7 @@ def _decode_row(
 
 @torch.inference_mode()
 def _prefill_row(
-    model: Falcon, pool: KVPool, layout: Layout, length: int, plan: "Plan"
+    model: Falcon, pool: KVPool, layout: Deployment, length: int, plan: "Plan"
 ) -> dict[str, Any]:
     """A prompt in one go, kernel by kernel, its tokens on the device."""
     batch = prompt_batch(layout.config, length).on(plan.device)

@@ -19,14 +19,14 @@ from gyrfalcon.engine.prompts import Params, Prompt
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.measure.passage import passage_ids
 from gyrfalcon.measure.result import envelope
-from gyrfalcon.measure.roofline import Limits
-from gyrfalcon.measure.speed.bench import Bench, layout_of, with_percent
+from gyrfalcon.measure.roofline import MachineLimits
+from gyrfalcon.measure.speed.bench import Bench, deployment_of, with_percent
 from gyrfalcon.measure.speed.cases import Case
 from gyrfalcon.measure.speed.files import Files, Sweep
 from gyrfalcon.request import Delta
 
 MOST_PERCENT = 1.0
-LIMITS = Limits(bandwidth_bytes_per_second=1e10, matrix_flops_per_second=1e11)  # any will do
+LIMITS = MachineLimits(bandwidth_bytes_per_second=1e10, matrix_flops_per_second=1e11)  # any will do
 
 
 class Watched(Engine):
@@ -87,7 +87,7 @@ def run_cases(
     sweep = Sweep(repeats, LIMITS)
     for case in cases:
         row = bench.measure(case, repeats, lambda tokens: None)
-        sweep.rows[case] = with_percent(row, layout_of(bench.engine), LIMITS)
+        sweep.rows[case] = with_percent(row, deployment_of(bench.engine), LIMITS)
         files.write(head, sweep)
 
 

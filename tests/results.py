@@ -15,7 +15,7 @@ from gyrfalcon.measure.perplexity import Perplexity
 from gyrfalcon.measure.precision.gate import compare, figures
 from gyrfalcon.measure.precision.reference_file import Origin
 from gyrfalcon.measure.precision.run import Outcome
-from gyrfalcon.measure.roofline import Limits
+from gyrfalcon.measure.roofline import MachineLimits
 from gyrfalcon.measure.speed.cases import Case, Generation, Row, figures_of
 from gyrfalcon.measure.speed.files import Sweep
 
@@ -63,7 +63,7 @@ def sweep(
     if not fits:
         last = Case(batch, *lengths[-1:] * 2)
         rows[last] = Row(last, 2048, None, "the KV cache holds 16 tokens, 128 are needed")
-    return Sweep(1, Limits(50e9, 2e12), rows)
+    return Sweep(1, MachineLimits(50e9, 2e12), rows)
 
 
 def answered(subject: str, number: int, letter: int) -> Answer:

@@ -22,7 +22,7 @@ import torch
 from gyrfalcon.device import capture, card_name, synchronise
 from gyrfalcon.ops.triton import linear as triton_linear
 from gyrfalcon.ops.triton.linear import Config
-from gyrfalcon.quant import GROUPS, UNIT, Weight, quantise
+from gyrfalcon.quant import GROUPS, TILE_COLUMNS, Weight, quantise
 
 LEAST_GAIN = 0.02
 # [outputs, inputs] of the matrices of a block, whole and on one of four ranks.
@@ -35,7 +35,7 @@ Clock = Callable[[Weight, Config], float]  # seconds of one product
 
 def candidates(kind: str) -> Iterator[Config]:
     """Tiles worth trying for up to 16 tokens."""
-    inputs = (2 * UNIT, 4 * UNIT) if kind in GROUPS else (64, 128, 256)
+    inputs = (2 * TILE_COLUMNS, 4 * TILE_COLUMNS) if kind in GROUPS else (64, 128, 256)
     tiles = itertools.product((32, 64, 128), inputs, (2, 4, 8), (3, 4, 5, 6), (1, 2, 3, 4))
     for outputs, width, warps, stages, programs in tiles:
         if outputs * width * stages <= 128 * 1024:  # bytes under way, of 8-bit weights

@@ -15,7 +15,7 @@ from gyrfalcon.errors import CheckpointError, UsageError
 
 # int4: the rows and columns that are packed together, in half as many bytes. They divide every head
 # dimension of the family, so that a cut between heads is a cut between tiles.
-TILE_ROWS, UNIT = 16, 64
+TILE_ROWS, TILE_COLUMNS = 16, 64
 WORD = 4  # bytes of a row, and as many columns in the low halves, that lie together
 GROUPS = {"int4": 64, "int4-32": 32, "int4-128": 128}  # weights of a row that share a scale
 
@@ -55,7 +55,7 @@ class Quantised:
         """(out, in) of the matrix that this stands for."""
         if self._in_tiles:
             tiles, units, _ = self.data.shape
-            return tiles * TILE_ROWS, units * UNIT
+            return tiles * TILE_ROWS, units * TILE_COLUMNS
         rows, width = self.data.shape
         return rows, width * 2 if self.group else width
 
@@ -108,7 +108,7 @@ class Quantised:
     def _part(self, dim: int, ranges: Sequence[range]) -> "Quantised":
         assert self.group is None or self._in_tiles
         data, scales = (
-            _taken(tensor, [shrunk(part, self.kind, dim, size) for part in ranges], dim)
+            _gather(tensor, [shrunk(part, self.kind, dim, size) for part in ranges], dim)
             if size
             else tensor
             for tensor, size in zip((self.data, self.scales), sizes(self.kind, dim), strict=True)
@@ -117,7 +117,7 @@ class Quantised:
 
 
 Weight = Tensor | Quantised  # a matrix [out, in] of a model
-Form = tuple[tuple[int, ...], torch.dtype]
+ShapeDtype = tuple[tuple[int, ...], torch.dtype]
 
 
 def quantise(weight: Tensor, kind: str) -> Quantised:
@@ -134,10 +134,10 @@ def quantise(weight: Tensor, kind: str) -> Quantised:
             f"one of {', '.join(_CONVERSIONS)} to round weights to", kind, "choose one"
         )
     chunk = CHUNK if weight.device.type == "cpu" else DEVICE_CHUNK
-    return converted(weight, kind, convert, chunk)
+    return quantise_in_chunks(weight, kind, convert, chunk)
 
 
-def converted(
+def quantise_in_chunks(
     weight: Tensor, kind: str, convert: Callable[[Tensor], tuple[Tensor, Tensor]], chunk: int
 ) -> Quantised:
     """A matrix [out, in] in `kind`, whose data and scales `convert` gives of some rows in float32, of whole
@@ -158,14 +158,14 @@ def converted(
     return Quantised(kind, data, scales)
 
 
-def stored_forms(kind: str, rows: int, columns: int) -> tuple[Form, Form]:
+def stored_forms(kind: str, rows: int, columns: int) -> tuple[ShapeDtype, ShapeDtype]:
     """Shape and dtype of the data and of the scales of a matrix in `kind`; UsageError for int4 with
     a matrix of no whole tiles and groups.
     """
     if kind in GROUPS:
         _check_whole(kind, rows, columns)
-        tiles, unit_bytes = rows // TILE_ROWS, TILE_ROWS * UNIT // 2
-        data = ((tiles, columns // UNIT, unit_bytes), torch.uint8)
+        tiles, unit_bytes = rows // TILE_ROWS, TILE_ROWS * TILE_COLUMNS // 2
+        data = ((tiles, columns // TILE_COLUMNS, unit_bytes), torch.uint8)
         return data, ((tiles, columns // GROUPS[kind], TILE_ROWS), torch.bfloat16)
     dtype = torch.int8 if kind == "int8" else torch.float8_e4m3fn
     return ((rows, columns), dtype), ((rows,), torch.float32)
@@ -180,7 +180,7 @@ def stored_bytes(kind: str, rows: int, columns: int) -> int:
 
 def span(kind: str) -> int:
     """The columns that cannot be parted: a unit of int4, or the group that holds several."""
-    return max(UNIT, GROUPS[kind]) if kind in GROUPS else 1
+    return max(TILE_COLUMNS, GROUPS[kind]) if kind in GROUPS else 1
 
 
 def sizes(kind: str, dim: int) -> tuple[int, int]:
@@ -188,7 +188,7 @@ def sizes(kind: str, dim: int) -> tuple[int, int]:
     scales, stands for; 0 where they have no such dimension.
     """
     if kind in GROUPS:
-        return (TILE_ROWS, TILE_ROWS) if dim == 0 else (UNIT, GROUPS[kind])
+        return (TILE_ROWS, TILE_ROWS) if dim == 0 else (TILE_COLUMNS, GROUPS[kind])
     return (1, 1) if dim == 0 else (1, 0)
 
 
@@ -212,7 +212,7 @@ def dequantise(weight: Quantised, dtype: torch.dtype) -> Tensor:
         return (weight.data.float() * weight.scales[:, None]).to(dtype)
     rows, columns = weight.shape
     plain = weight.by_rows()
-    halves = plain.data.view(rows, -1, 1, UNIT // 2)
+    halves = plain.data.view(rows, -1, 1, TILE_COLUMNS // 2)
     values = torch.cat((halves & 15, halves >> 4), dim=2).view(rows, -1, weight.group).float() - 8
     return (values * plain.scales.t().float()[:, :, None]).view(rows, columns).to(dtype)
 
@@ -248,17 +248,19 @@ def _fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
 def _int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
     groups = weight.view(len(weight), -1, group)
     scales = int4_scales(groups)
-    return int4_packed(int4_values(groups, scales).view_as(weight), scales.squeeze(-1))
+    return pack_int4(int4_values(groups, scales).view_as(weight), scales.squeeze(-1))
 
 
-def int4_packed(values: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+def pack_int4(values: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
     """Data and scales as Quantised has them, of whole numbers −8 … 7 [rows, in] and float32 scales [rows,
     in / group]; of whole tiles.
     """
     rows, columns = values.shape
-    first, second = (values + 8).to(torch.uint8).view(rows, -1, UNIT).chunk(2, dim=-1)
+    first, second = (values + 8).to(torch.uint8).view(rows, -1, TILE_COLUMNS).chunk(2, dim=-1)
     words = (first | (second << 4)).view(-1, TILE_ROWS, columns // (2 * WORD), WORD)
-    packed = words.transpose(1, 2).reshape(-1, columns // UNIT, TILE_ROWS * UNIT // 2)
+    packed = words.transpose(1, 2).reshape(
+        -1, columns // TILE_COLUMNS, TILE_ROWS * TILE_COLUMNS // 2
+    )
     return packed, scales.view(-1, TILE_ROWS, scales.shape[1]).transpose(1, 2).bfloat16()
 
 
@@ -271,11 +273,11 @@ def int4_scales(groups: Tensor, importance: Tensor | None = None) -> Tensor:
     """
     largest = _safe(groups.gather(-1, groups.abs().argmax(dim=-1, keepdim=True)))
     units = groups / largest  # no square of these is too large or small for float32
-    best = _kept(1 / INT4_CANDIDATES[0], largest)
+    best = _stored_ratio(1 / INT4_CANDIDATES[0], largest)
     error = _int4_error(units, best, importance)
     for divisor in (*INT4_CANDIDATES[1:], None):
         ratio = _fitted(units, best, importance) if divisor is None else 1 / divisor
-        other = _kept(ratio, largest)
+        other = _stored_ratio(ratio, largest)
         other_error = _int4_error(units, other, importance)
         best = torch.where(other_error < error, other, best)
         error = torch.minimum(other_error, error)
@@ -303,7 +305,7 @@ def int4_values(groups: Tensor, scales: Tensor) -> Tensor:
     return (groups / scales).round_().clamp_(-8, 7)
 
 
-def _kept(ratio: Tensor | float, largest: Tensor) -> Tensor:
+def _stored_ratio(ratio: Tensor | float, largest: Tensor) -> Tensor:
     """The scale ratio × largest as it is kept, in bfloat16, again as a ratio."""
     return _safe((ratio * largest).bfloat16().float()) / largest
 
@@ -313,7 +315,7 @@ def _safe(scales: Tensor) -> Tensor:
     return torch.where(scales == 0, 1.0, scales)
 
 
-def _taken(tensor: Tensor, ranges: Sequence[range], dim: int) -> Tensor:
+def _gather(tensor: Tensor, ranges: Sequence[range], dim: int) -> Tensor:
     parts = [tensor.narrow(dim, part.start, len(part)) for part in ranges]
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim)
 

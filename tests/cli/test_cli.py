@@ -22,7 +22,7 @@ from gyrfalcon import errors
 from gyrfalcon.cli.main import main
 from gyrfalcon.cli.option_types import Number, Size, Whole, Wholes, cache_memory
 from gyrfalcon.cli.parser import COMMANDS, PLANNED, parse
-from gyrfalcon.console.interrupted import interrupts_tell, told
+from gyrfalcon.console.interrupted import interrupt_message, interrupts_tell
 from gyrfalcon.console.suggestion import OTHER_NAMES
 from gyrfalcon.engine_config import DTYPES, QUANTS, EngineConfig
 from gyrfalcon.errors import UsageError
@@ -604,4 +604,4 @@ def test_a_ctrl_c_tells_what_is_kept() -> None:
     for words, line in (("", "interrupted"), ("two are kept", "interrupted; two are kept")):
         with pytest.raises(KeyboardInterrupt) as caught, interrupts_tell(partial(str, words)):
             interrupt()
-        assert told(caught.value) == line
+        assert interrupt_message(caught.value) == line

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from gyrfalcon.cli.main import main
 from gyrfalcon.console import progress
-from gyrfalcon.console.progress import Lines, LogBar, bar, told_each
+from gyrfalcon.console.progress import Lines, LogBar, bar, print_each
 
 
 class Log(io.StringIO):
@@ -73,7 +73,7 @@ def test_lines_come_while_a_unit_takes_long_and_end_with_the_work(
 ) -> None:
     log = Log()
     monkeypatch.setattr(sys, "stderr", log)
-    with told_each(0.001, Lines(5, "cases", "speed")):
+    with print_each(0.001, Lines(5, "cases", "speed")):
         assert log.written.wait(60)
     told = log.getvalue()
     assert told.startswith("speed: 0 of 5 cases, after less than a minute\n")

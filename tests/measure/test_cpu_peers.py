@@ -13,7 +13,7 @@ import pytest
 
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.errors import UsageError
-from gyrfalcon.measure.roofline import Limits
+from gyrfalcon.measure.roofline import MachineLimits
 
 cpu_peers = import_module("cpu_peers")
 model = import_module("cpu_peers_model")
@@ -26,7 +26,7 @@ STEPS = 3
 TINY = "--hidden 256 --layers 2 --vocab 512 --prompt-len 8 --rounds 1 --threads 1".split()
 ENGINES = "--engines gyrfalcon,transformers".split()
 CASE = results.Case("A", "bf16", 1, 8, 2)
-LIMITS = Limits(bandwidth_bytes_per_second=1e9, matrix_flops_per_second=1e10)
+LIMITS = MachineLimits(bandwidth_bytes_per_second=1e9, matrix_flops_per_second=1e10)
 TURN = results.Turn(CASE, "gyrfalcon", 0, LIMITS, 0.5, [0.1, 0.2, 0.4], [7])
 CONFIG = ModelConfig.from_json(
     replace(model.SHAPES["A"], hidden_size=256, num_layers=2).config(vocab_size=512)
@@ -95,7 +95,7 @@ def check_facts(found: dict[str, Any], argv: list[str]) -> None:
 
 
 def test_rows_hold_medians_ratios_and_percent_of_the_limits_beside_them() -> None:
-    fast = Limits(bandwidth_bytes_per_second=2e9, matrix_flops_per_second=1e10)
+    fast = MachineLimits(bandwidth_bytes_per_second=2e9, matrix_flops_per_second=1e10)
     peer = replace(TURN, engine="openvino", ends=[0.16, 0.26, 0.36])
     turns = [TURN, peer, replace(TURN, round=1, limits=fast, ends=[0.3, 0.7, 1.0])]
     prefill_peer, prefill, decode_peer, decode = results.rows_of(turns, {"A": CONFIG})

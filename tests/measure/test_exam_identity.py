@@ -7,7 +7,13 @@ import pytest
 from exams import Data
 
 from gyrfalcon.measure.mmlu.exam import MMLU, questions_in, subjects_in
-from gyrfalcon.measure.mmlu.exam_identity import Identity, Known, digest, identify, mmlu_table
+from gyrfalcon.measure.mmlu.exam_identity import (
+    Identity,
+    KnownSubject,
+    digest,
+    identify,
+    mmlu_table,
+)
 from gyrfalcon.nestling.exam import write_exam
 
 WHOLE = Identity("MMLU", 57, 14042)
@@ -18,7 +24,7 @@ def test_the_checksums_of_mmlu_are_those_of_its_files(data: Data, split: str, to
     folder, found = data("mmlu"), {}
     for name in subjects_in(folder, split):
         questions = questions_in(folder, split, name)
-        found[name] = Known(len(questions), digest(questions))
+        found[name] = KnownSubject(len(questions), digest(questions))
     assert found == mmlu_table(split)
     assert found.keys() == {name for names in MMLU.values() for name in names}
     assert sum(known.num_questions for known in found.values()) == total

@@ -17,7 +17,7 @@ from gyrfalcon.measure.mmlu.prompts import (
     Exam,
 )
 from gyrfalcon.measure.mmlu.proportions import mcnemar, wilson
-from gyrfalcon.measure.mmlu.published import beside
+from gyrfalcon.measure.mmlu.published import compare_published
 from gyrfalcon.measure.mmlu.run import Answer
 from gyrfalcon.measure.mmlu.score import score
 from gyrfalcon.measure.published import MMLUFigure, PublishedFigures, known
@@ -177,14 +177,14 @@ def test_a_score_is_compared_with_a_figure_for_the_same_questions(exam_folder: P
         for question in subject.questions
     ]
     counted = score(subjects, found)
-    (close,) = beside(stand_in(1), counted, exam)
+    (close,) = compare_published(stand_in(1), counted, exam)
     assert close.agrees is True
     assert (close.subjects_alike, close.subjects_compared) == (1, 2)
-    (part,) = beside(
+    (part,) = compare_published(
         stand_in(3), score(subjects[:1], found[:3]), replace(exam, subjects=subjects[:1])
     )
     assert (part.theirs, part.agrees) == (1.0, False)
-    (other,) = beside(stand_in(1, "helm"), counted, exam)
+    (other,) = compare_published(stand_in(1, "helm"), counted, exam)
     assert (other.agrees, other.why_not) == (None, "another way to ask")
 
 

@@ -17,7 +17,7 @@ from gyrfalcon.device import (
 )
 from gyrfalcon.measure.limits import matrix_peak, memory_bandwidth
 from gyrfalcon.measure.roofline import (
-    Layout,
+    Deployment,
     decode_bytes,
     percent_of_limit,
     prefill_flops,
@@ -67,8 +67,8 @@ HEAD_40B = 65024 * 8192
 NORMS_40B = 60 * 4 * 8192 + 2 * 8192
 
 
-def bf16(config: ModelConfig, world_size: int = 1, on_cards: bool = True) -> Layout:
-    return Layout(config, world_size, number_bytes=2, quant="none", on_cards=on_cards)
+def bf16(config: ModelConfig, world_size: int = 1, on_cards: bool = True) -> Deployment:
+    return Deployment(config, world_size, number_bytes=2, quant="none", on_cards=on_cards)
 
 
 def test_a_token_of_40b_reads_every_weight_once() -> None:

@@ -25,7 +25,7 @@ from gyrfalcon.errors import GyrfalconError, UsageError
 from gyrfalcon.files.json_fields import Fields
 from gyrfalcon.files.output import OutputFile, open_output
 from gyrfalcon.measure.passage import passage_ids, prompt_rows
-from gyrfalcon.measure.roofline import Layout, Limits, decode_bytes, prefill_flops
+from gyrfalcon.measure.roofline import Deployment, MachineLimits, decode_bytes, prefill_flops
 from gyrfalcon.measure.speed.baseline import baselines, compare
 from gyrfalcon.measure.speed.bench import Bench, generate, with_percent
 from gyrfalcon.measure.speed.cases import Case, Figures, Generation, Row, averages, figures_of
@@ -147,8 +147,8 @@ def test_both_averages_of_the_rate_are_given() -> None:
 
 def test_percentages_are_of_the_measured_limits(model: Path) -> None:
     with Engine(EngineConfig(model=str(model), max_len=128)) as engine:
-        layout = Layout(engine.model_config, 1, 4, "none", on_cards=False)
-    done = with_percent(row(32, 8, figures(100, 20, 10)), layout, Limits(1e10, 1e12)).figures
+        layout = Deployment(engine.model_config, 1, 4, "none", on_cards=False)
+    done = with_percent(row(32, 8, figures(100, 20, 10)), layout, MachineLimits(1e10, 1e12)).figures
     assert done is not None
     needed = decode_bytes(layout, batch=1, context=32 + 8 / 2)
     assert done.decode_percent_of_limit == pytest.approx(100 * needed / 1e10 / 0.010)
@@ -234,18 +234,18 @@ def test_a_csv_gets_its_json_beside_it(tmp_path: Path) -> None:
         return open_output(str(tmp_path / name), "-f")
 
     csv, json = tmp_path / "a/out.csv", tmp_path / "b.json"
-    assert Files.chosen(at("a/out.csv"), None) == Files(csv, tmp_path / "a/out.json")
-    assert Files.chosen(at("a/out.csv"), at("b.json")) == Files(csv, json)
-    assert Files.chosen(None, None) == Files(None, None)
+    assert Files.select(at("a/out.csv"), None) == Files(csv, tmp_path / "a/out.json")
+    assert Files.select(at("a/out.csv"), at("b.json")) == Files(csv, json)
+    assert Files.select(None, None) == Files(None, None)
     with pytest.raises(UsageError, match=r"out\.json"):
-        Files.chosen(at("out.json"), None)
+        Files.select(at("out.json"), None)
 
 
 def test_only_regular_files_are_written_several_times(tmp_path: Path) -> None:
     csv = open_output(str(tmp_path / "out.csv"), "-f")
     null = open_output("/dev/null", "--json")
-    assert Files.chosen(csv, null) == Files(csv.file, tmp_path / "out.json")
-    assert Files.chosen(null, None) == Files(None, None)
+    assert Files.select(csv, null) == Files(csv.file, tmp_path / "out.json")
+    assert Files.select(null, None) == Files(None, None)
 
 
 @pytest.mark.slow
@@ -533,7 +533,7 @@ def test_the_table_shows_each_case_and_says_what_the_percentages_are_of() -> Non
         figures(500, 20, 12.345), decode_percent_of_limit=45.67, prefill_percent_of_limit=8.0
     )
     rows = {one.case: one for one in (row(32, 64, good), row(64, 64, None))}
-    lines = describe(Sweep(3, Limits(25.6e9, 2e12), rows)).splitlines()
+    lines = describe(Sweep(3, MachineLimits(25.6e9, 2e12), rows)).splitlines()
     assert lines[1].split() == (
         "1 32 64 20.0 500.0 12.35 81.00 12.35 12.35 12.35 1.50 45.7 % 8.0 %".split()
     )

@@ -29,7 +29,7 @@ from gyrfalcon.measure.mmlu.run import Answer
 from gyrfalcon.measure.mmlu.score import answer_json, score, score_json
 from gyrfalcon.measure.speed.baseline import PUBLISHED
 from gyrfalcon.report.plots import _apart, _mark_log
-from gyrfalcon.report.runs import Head, Run, Speed
+from gyrfalcon.report.runs import Run, RunHeader, Speed
 from gyrfalcon.report.svg import canvas, style
 
 QUIZ = "a quiz, test, hendrycks, 1 shot, 30 questions"
@@ -620,7 +620,7 @@ def test_an_axis_has_marks_enough_to_be_read(low: float, high: float) -> None:
 
 
 def test_runs_of_other_cases_are_told_apart_in_a_plot_that_they_share() -> None:
-    head = Head(
+    head = RunHeader(
         path=Path("x"),
         kind="speed",
         is_baseline=False,

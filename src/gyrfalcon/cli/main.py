@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gyrfalcon.cli.parser import flags, parse
-from gyrfalcon.console.interrupted import told
+from gyrfalcon.console.interrupted import interrupt_message
 from gyrfalcon.console.suggestion import path_meant
 from gyrfalcon.errors import DISK_FULL, DiskFull, GyrfalconError, UsageError, lack
 from gyrfalcon.files.output import open_output
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GyrfalconError as error:
         return _complain(error)
     except KeyboardInterrupt as interrupt:
-        print("gyrfalcon:", told(interrupt), file=sys.stderr)
+        print("gyrfalcon:", interrupt_message(interrupt), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         _settle_last_flush()

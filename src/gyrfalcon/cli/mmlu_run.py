@@ -26,8 +26,8 @@ from gyrfalcon.measure import result
 from gyrfalcon.measure.mmlu import published as mmlu_published
 from gyrfalcon.measure.mmlu import score as mmlu_score
 from gyrfalcon.measure.mmlu.compare import (
-    Asked,
     Comparison,
+    ExamSetup,
     check_alike,
     compare,
     comparison_json,
@@ -92,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
     exam = Exam(subjects, args.split, PROTOCOLS[args.protocol], args.shots)
     which = identify(args.data, args.split)
     for other, path in zip(others, args.compare, strict=True):
-        asked = Asked.in_exam(exam, which)
-        check_alike(asked, Asked.in_result(other), ("A (this run)", f"B ({path})"))
+        asked = ExamSetup.in_exam(exam, which)
+        check_alike(asked, ExamSetup.in_result(other), ("A (this run)", f"B ({path})"))
     published = _published(engine_config(args), which) if args.golden else None
     opened(engine_config(args))
     identity = _identity(args, exam)
@@ -110,8 +110,9 @@ def run(args: argparse.Namespace) -> int:
         ):
             done = _ask(engine, exam, earlier, recorder, which)
             facts = done.as_json()
-            rows = None if published is None else mmlu_published.beside(published, done.score, exam)
-            if rows is not None:
+            rows = None
+            if published is not None:
+                rows = mmlu_published.compare_published(published, done.score, exam)
                 facts["published"] = mmlu_published.rows_json(rows)
             comparison = compare(done.as_result(), others[0]) if others else None
             if comparison is not None:
@@ -240,7 +241,9 @@ def _published(config: EngineConfig, which: Identity) -> PublishedFigures:
 
 
 def _lines(
-    done: Done, rows: Sequence[mmlu_published.Beside] | None, comparison: Comparison | None
+    done: Done,
+    rows: Sequence[mmlu_published.PublishedComparison] | None,
+    comparison: Comparison | None,
 ) -> Iterator[str]:
     """All that people are shown."""
     yield from tables.score_lines(done.as_result())
@@ -265,7 +268,7 @@ def _tell(document: Document, lines: Iterable[str], json_target: OutputFile | No
         print("\n".join(lines))
 
 
-def _verdict(rows: Sequence[mmlu_published.Beside]) -> int:
+def _verdict(rows: Sequence[mmlu_published.PublishedComparison]) -> int:
     """CheckFailed when a published accuracy should agree and does not."""
     for row in rows:
         if row.agrees is False:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from gyrfalcon.console.format import counted
 from gyrfalcon.measure.mmlu.compare import Comparison
 from gyrfalcon.measure.mmlu.proportions import INTERVAL
-from gyrfalcon.measure.mmlu.published import Beside
+from gyrfalcon.measure.mmlu.published import PublishedComparison
 from gyrfalcon.measure.mmlu.result import ExamResult
 
 MOST_NAMED = 20  # dropped questions on screen; the result file has them all
@@ -28,7 +28,7 @@ def score_lines(run: ExamResult) -> Iterator[str]:
         yield f"dropped, too long to ask: {len(found.dropped)} ({', '.join(named)}{more})"
 
 
-def published_lines(rows: Sequence[Beside]) -> Iterator[str]:
+def published_lines(rows: Sequence[PublishedComparison]) -> Iterator[str]:
     """Each published figure beside ours."""
     for row in rows:
         verdict = "agrees" if row.agrees else "DIFFERS" if row.agrees is False else row.why_not

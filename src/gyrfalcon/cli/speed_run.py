@@ -18,7 +18,7 @@ from gyrfalcon.files.output import OutputFile, open_output
 from gyrfalcon.measure.published import kind_of
 from gyrfalcon.measure.result import envelope, num_parameters
 from gyrfalcon.measure.speed.baseline import baselines, compare
-from gyrfalcon.measure.speed.bench import Bench, layout_of, measure_limits, with_percent
+from gyrfalcon.measure.speed.bench import Bench, deployment_of, measure_limits, with_percent
 from gyrfalcon.measure.speed.cases import Case
 from gyrfalcon.measure.speed.files import Files, Sweep, csv_text
 from gyrfalcon.measure.speed.table import describe
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     lengths = itertools.product(args.prompt_lens, args.output_lens)
     cases = [Case(args.batch, input_len, output_len) for input_len, output_len in lengths]
     csv = open_output(args.csv, "-f") if args.csv else None
-    files = Files.chosen(csv, args.json)
+    files = Files.select(csv, args.json)
     checkpoint = opened(config)
     model = kind_of(asdict(checkpoint.config), num_parameters(checkpoint.config))
     against = baselines(args.baseline, model) if args.baseline else ()
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         if engine.is_first_rank:
             say_ready(engine.description, engine.notes)
         head = envelope("speed", engine, args.words, {})
-        sweep = files.take_up(earlier, head, args.repeats)
+        sweep = files.resume(earlier, head, args.repeats)
         with interrupts_tell(lambda: _kept(cases, sweep, files)):
             _measure(bench, cases, sweep, files, head)
         if not engine.is_first_rank:
@@ -94,12 +94,12 @@ def _measure(
         _say(bench, f"{found} {'is' if len(cases) == 1 else 'are'} in {files.json}")
     if missing and first_rank and sweep.limits is None:
         sweep.limits = measure_limits(bench.engine)
-    layout = layout_of(bench.engine)
+    deployment = deployment_of(bench.engine)
     tokens = sweep.repeats * sum(case.output_len for case in missing)
     with bar(tokens, "tokens", "speed", shown=first_rank) as progress:
         for case in missing:
             row = bench.measure(case, sweep.repeats, progress.update)
-            sweep.rows[case] = with_percent(row, layout, sweep.limits) if sweep.limits else row
+            sweep.rows[case] = with_percent(row, deployment, sweep.limits) if sweep.limits else row
             if first_rank:
                 files.write(head, sweep)
 

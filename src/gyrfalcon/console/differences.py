@@ -14,7 +14,7 @@ def differences(then: Facts, now: Facts, options: Mapping[str, str]) -> str:
     not there by its own name.
     """
     names = [name for name in (*now, *(set(then) - set(now))) if then.get(name) != now.get(name)]
-    return " and ".join(_said(options.get(name, name), then.get(name)) for name in names)
+    return " and ".join(_described(options.get(name, name), then.get(name)) for name in names)
 
 
 def flat(part: object, prefix: str = "") -> dict[str, object]:
@@ -27,7 +27,7 @@ def flat(part: object, prefix: str = "") -> dict[str, object]:
     return leaves
 
 
-def _said(name: str, value: object) -> str:
+def _described(name: str, value: object) -> str:
     if name.endswith("…"):
         return name.removesuffix("…")
     if value is None:

@@ -15,6 +15,6 @@ def interrupts_tell(kept: Callable[[], str]) -> Iterator[None]:
         raise
 
 
-def told(interrupt: KeyboardInterrupt) -> str:
+def interrupt_message(interrupt: KeyboardInterrupt) -> str:
     """One line for people."""
     return "; ".join(("interrupted", *getattr(interrupt, "__notes__", ())))

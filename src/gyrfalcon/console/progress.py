@@ -83,12 +83,12 @@ def bar(total: float, unit: str, label: str, shown: bool = True) -> AbstractCont
     if not shown:
         return nullcontext(_Hidden())
     if not sys.stderr.isatty():
-        return told_each(LINE_SECONDS, Lines(total, unit, label))
+        return print_each(LINE_SECONDS, Lines(total, unit, label))
     return tqdm(total=total, unit=unit, unit_scale=True, desc=label, file=sys.stderr, leave=False)
 
 
 @contextmanager
-def told_each(seconds: float, lines: Lines) -> Iterator[Bar]:
+def print_each(seconds: float, lines: Lines) -> Iterator[Bar]:
     """Prints a line after each so many seconds, by a thread: a unit may take longer than that."""
     ended = Event()
 

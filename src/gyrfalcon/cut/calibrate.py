@@ -96,8 +96,8 @@ class Calibration:
     def __init__(self, checkpoint: Checkpoint, windows: Tensor) -> None:
         config, dtype = checkpoint.config, effective_dtype(checkpoint, "auto")
         self._threads = torch.get_num_threads()
-        self._observed = _Observed(ops.choose(CPU))
-        self._parts = load_parts(checkpoint, cast(Ops, self._observed), CPU, dtype)
+        self._recording = _RecordingOps(ops.choose(CPU))
+        self._parts = load_parts(checkpoint, cast(Ops, self._recording), CPU, dtype)
         self._windows = windows
         size = windows.shape[1]
         blocks = range(-(-size // BLOCK_SIZE))
@@ -116,7 +116,7 @@ class Calibration:
             return quantise_for(weight, kind, self._moments(name))
 
     def _moments(self, name: str) -> Tensor:
-        found, layer = self._observed.moments, layer_of(name)
+        found, layer = self._recording.moments, layer_of(name)
         if name not in found:
             found.clear()
             if layer < self._layer:
@@ -134,10 +134,10 @@ class Calibration:
 
     def _run_block(self, observed: bool) -> None:
         block = self._parts.block(self._layer)
-        self._observed.watch(_names(block, self._layer) if observed else {})
+        self._recording.watch(_names(block, self._layer) if observed else {})
         for i, (x, part) in enumerate(self._streams):
             self._streams[i] = block(x, part, self._angles, self._batch, self._cache)
-        self._observed.watch({})
+        self._recording.watch({})
         self._layer += 1
 
 
@@ -153,7 +153,7 @@ def _names(block: Block, layer: int) -> dict[int, str]:
     return {id(each.weight): f"{layer_prefix(layer)}{n}.weight" for n, each in layers.items()}
 
 
-class _Observed:
+class _RecordingOps:
     """Operations that keep the second moments Σ x xᵀ of what the watched matrices are multiplied with:
     float32 [in, in]; those that read the same have the same.
     """

@@ -13,10 +13,10 @@ from gyrfalcon.errors import CheckpointError, UsageError
 from gyrfalcon.quant import (
     GROUPS,
     Quantised,
-    converted,
-    int4_packed,
     int4_scales,
     int4_values,
+    pack_int4,
+    quantise_in_chunks,
 )
 
 DAMPING = 0.01  # of the mean second moment, added to each: tells inputs that never differ apart
@@ -37,12 +37,12 @@ def quantise_for(weight: Tensor, kind: str, moments: Tensor) -> Quantised:
     factor, importance = _inverse_factor(moments), moments.diagonal()
 
     def convert(part: Tensor) -> tuple[Tensor, Tensor]:
-        return int4_packed(*_rounded(part, factor, importance, GROUPS[kind]))
+        return pack_int4(*_quantise_columns(part, factor, importance, GROUPS[kind]))
 
-    return converted(weight, kind, convert, ROW_CHUNK)
+    return quantise_in_chunks(weight, kind, convert, ROW_CHUNK)
 
 
-def _rounded(
+def _quantise_columns(
     weight: Tensor, factor: Tensor, importance: Tensor, group: int
 ) -> tuple[Tensor, Tensor]:
     """Whole numbers [rows, in] and scales [rows, in / group]."""

@@ -47,7 +47,7 @@ class OutputFile:
             sys.stdout.write(text)
             return
         content = text.encode(errors="backslashreplace")
-        with _told_as(self.path):
+        with _errors_name(self.path):
             if self.file is not None:
                 replace_file(self.file, content)
             elif self.descriptor is not None:
@@ -97,7 +97,7 @@ def replacing(file: Path) -> Iterator[Path]:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     part = _part_of(file)
-    with _alone(part):
+    with _locked(part):
         try:
             yield part
             with suppress(FileNotFoundError):
@@ -203,7 +203,7 @@ def _unusable(wanted: str, path: str, error: OSError) -> UsageError:
 
 
 @contextmanager
-def _told_as(path: str) -> Iterator[None]:
+def _errors_name(path: str) -> Iterator[None]:
     """An OSError in here names `path`."""
     try:
         yield
@@ -224,7 +224,7 @@ def _part_of(file: Path) -> Path:
 
 
 @contextmanager
-def _alone(part: Path) -> Iterator[None]:
+def _locked(part: Path) -> Iterator[None]:
     """Holds the lock of `part`, which is made or taken over from a killed process."""
     while True:
         with part.open("ab") as stream:

@@ -51,7 +51,7 @@ class Processor:
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class DeviceInfo:
     """One device a model can run on, and the operators it would run with."""
 
     name: str  # as --device takes it, with its number
@@ -63,7 +63,7 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class MachineReport:
     """All that `gyrfalcon doctor` knows."""
 
     gyrfalcon: str
@@ -78,7 +78,7 @@ class Report:
     memory_available_bytes: int
     disk_folder: str
     disk_free_bytes: int
-    devices: tuple[Device, ...]
+    devices: tuple[DeviceInfo, ...]
     not_built: tuple[str, ...]  # kinds of device that gyrfalcon cannot use yet
 
 
@@ -92,10 +92,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def examine(folder: Path) -> Report:
+def examine(folder: Path) -> MachineReport:
     """Looks at the machine; `folder` says which disk is meant."""
     memory = psutil.virtual_memory()
-    return Report(
+    return MachineReport(
         gyrfalcon=__version__,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}, {'-'.join(platform.libc_ver())}",
@@ -142,7 +142,7 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-def describe(report: Report) -> list[tuple[str, str]]:
+def describe(report: MachineReport) -> list[tuple[str, str]]:
     """The report for people: a name and a fact a line."""
     cpu = report.processor
     cores = (cpu.physical_cores or "unknown", cpu.logical_cores, cpu.usable_cores)
@@ -167,7 +167,7 @@ def describe(report: Report) -> list[tuple[str, str]]:
     return rows + [(name, "not built yet") for name in report.not_built]
 
 
-def _torch_facts(report: Report) -> str:
+def _torch_facts(report: MachineReport) -> str:
     libraries = ", ".join(
         f"{name} {'yes' if has else 'no'}" for name, has in report.torch_libraries.items()
     )
@@ -198,17 +198,19 @@ def _arm_part(cpuinfo: str) -> str:
     return f"Arm implementer {implementer} part {part}" if implementer else ""
 
 
-def _cpu(total: int, available: int) -> Device:
-    return Device("cpu", "the processor above", total, available, *_operators(torch.device("cpu")))
+def _cpu(total: int, available: int) -> DeviceInfo:
+    return DeviceInfo(
+        "cpu", "the processor above", total, available, *_operators(torch.device("cpu"))
+    )
 
 
-def _cuda_devices() -> list[Device]:
+def _cuda_devices() -> list[DeviceInfo]:
     devices = []
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
-        devices.append(Device(str(device), name, total, free, *_operators(device)))
+        devices.append(DeviceInfo(str(device), name, total, free, *_operators(device)))
     return devices
 
 

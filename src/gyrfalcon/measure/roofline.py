@@ -13,7 +13,7 @@ from gyrfalcon.quant import stored_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class MachineLimits:
     """What one device can do at most, measured on the spot."""
 
     bandwidth_bytes_per_second: float
@@ -21,7 +21,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class Deployment:
     """A model as it runs: on how many ranks, in numbers of how many bytes, on what."""
 
     config: ModelConfig
@@ -44,24 +44,24 @@ def percent_of_limit(work: float, limit_per_second: float, ms: float) -> float:
     return 100 * work / limit_per_second / (ms / 1000)
 
 
-def decode_bytes(layout: Layout, batch: int, context: float) -> int:
+def decode_bytes(deployment: Deployment, batch: int, context: float) -> int:
     """Bytes that the busiest device has to read for one decoding step of `batch` sequences.
 
     Every weight once (for the head, which a tied model takes from the embedding, the whole matrix;
     of the embedding only the rows looked up), and keys and values of `context` tokens a sequence.
     """
-    config, size = layout.config, layout.number_bytes
+    config, size = deployment.config, deployment.number_bytes
     embedding = tensor_specs(config, head=False)[0]
     per_rank = []
-    for share in shares_of(config, layout.world_size):
-        weights = sum(_bytes(spec, layout, share) for spec in _read_whole(config))
-        looked_up = batch * _row_bytes(embedding, layout)
+    for share in shares_of(config, deployment.world_size):
+        weights = sum(_bytes(spec, deployment, share) for spec in _read_whole(config))
+        looked_up = batch * _row_bytes(embedding, deployment)
         kv = 2 * len(share.kv_heads) * config.head_dim * config.num_layers
         per_rank.append(weights + looked_up + int(size * batch * context * kv))
-    return layout.busiest(per_rank)
+    return deployment.busiest(per_rank)
 
 
-def prefill_flops(layout: Layout, batch: int, input_len: int) -> int:
+def prefill_flops(deployment: Deployment, batch: int, input_len: int) -> int:
     """Multiplications and additions that the busiest device does until `batch` prompts have their
     first token.
 
@@ -69,10 +69,10 @@ def prefill_flops(layout: Layout, batch: int, input_len: int) -> int:
     attention 2 × 2 × head_dim for each query head and each of the n (n + 1) / 2 pairs of a token
     and one it may see (Kaplan et al. 2020, table 1, with causal pairs only).
     """
-    config = layout.config
+    config = deployment.config
     pairs = input_len * (input_len + 1) // 2
     per_rank = []
-    for share in shares_of(config, layout.world_size):
+    for share in shares_of(config, deployment.world_size):
         elements = {"head": 0, "body": 0}
         for spec in _read_whole(config):
             if len(spec.shape) == 2:
@@ -80,7 +80,7 @@ def prefill_flops(layout: Layout, batch: int, input_len: int) -> int:
                 elements[part] += _elements(spec, config, share)
         attention = 4 * config.head_dim * len(share.query_heads) * pairs * config.num_layers
         per_rank.append(batch * (2 * (elements["body"] * input_len + elements["head"]) + attention))
-    return layout.busiest(per_rank)
+    return deployment.busiest(per_rank)
 
 
 def _read_whole(config: ModelConfig) -> list[TensorSpec]:
@@ -88,19 +88,19 @@ def _read_whole(config: ModelConfig) -> list[TensorSpec]:
     return [spec for spec in tensor_specs(config, head=True) if spec.role != "embedding"]
 
 
-def _bytes(spec: TensorSpec, layout: Layout, share: Share) -> int:
+def _bytes(spec: TensorSpec, deployment: Deployment, share: Share) -> int:
     """What a tensor takes on one rank."""
-    elements = _elements(spec, layout.config, share)
-    if quant_of(spec, layout.quant) == "none":
-        return elements * layout.number_bytes
+    elements = _elements(spec, deployment.config, share)
+    if quant_of(spec, deployment.quant) == "none":
+        return elements * deployment.number_bytes
     rows = spec.shape[0] if spec.dim == 1 else elements // spec.shape[1]
-    return stored_bytes(quant_of(spec, layout.quant), rows, elements // rows)
+    return stored_bytes(quant_of(spec, deployment.quant), rows, elements // rows)
 
 
-def _row_bytes(spec: TensorSpec, layout: Layout) -> int:
+def _row_bytes(spec: TensorSpec, deployment: Deployment) -> int:
     """What a row of a matrix takes."""
-    kind, columns = quant_of(spec, layout.quant), spec.shape[1]
-    return columns * layout.number_bytes if kind == "none" else stored_bytes(kind, 1, columns)
+    kind, columns = quant_of(spec, deployment.quant), spec.shape[1]
+    return columns * deployment.number_bytes if kind == "none" else stored_bytes(kind, 1, columns)
 
 
 def _elements(spec: TensorSpec, config: ModelConfig, share: Share) -> int:

@@ -7,8 +7,8 @@ what cannot be known beforehand, such as which question comes, counts little or 
 from random import Random
 
 from gyrfalcon.nestling import facts
-from gyrfalcon.nestling.exam import LETTERS, Question, ask, draw, header, lay, split_of
-from gyrfalcon.nestling.subjects import RELATIONS, SUBJECTS, Item, Subject
+from gyrfalcon.nestling.exam import LETTERS, NestlingQuestion, ask, draw, header, lay, split_of
+from gyrfalcon.nestling.subjects import RELATIONS, SUBJECTS, Item, NestlingSubject
 
 Span = tuple[str, float]
 MOST_SHOTS = 5
@@ -69,7 +69,7 @@ def _words_examination(rng: Random) -> list[Span]:
     )
 
 
-def examination(subject: Subject, num_questions: int, rng: Random) -> list[Span]:
+def examination(subject: NestlingSubject, num_questions: int, rng: Random) -> list[Span]:
     """Questions of one subject in the exam's layout, every one answered."""
     asked = [
         lay(draw(subject, "train", rng), rng.choice(LETTERS), rng) for _ in range(num_questions)
@@ -77,7 +77,7 @@ def examination(subject: Subject, num_questions: int, rng: Random) -> list[Span]
     return _examination(subject.name, asked, rng)
 
 
-def _examination(name: str, asked: list[Question], rng: Random) -> list[Span]:
+def _examination(name: str, asked: list[NestlingQuestion], rng: Random) -> list[Span]:
     text_weight = 1.0 if rng.random() < READ_SHARE else 0.0
     spans = [(header(name), text_weight)]
     for one in asked:
@@ -89,10 +89,12 @@ def _examination(name: str, asked: list[Question], rng: Random) -> list[Span]:
     return spans
 
 
-def _copying(rng: Random) -> Question:
+def _copying(rng: Random) -> NestlingQuestion:
     choices = rng.sample(_words(), 4)
     letter = rng.choice(LETTERS)
-    return Question(f"Which of these is {choices[LETTERS.index(letter)]}?", tuple(choices), letter)
+    return NestlingQuestion(
+        f"Which of these is {choices[LETTERS.index(letter)]}?", tuple(choices), letter
+    )
 
 
 def _words() -> list[str]:
@@ -112,7 +114,7 @@ def _answers(rng: Random) -> list[Span]:
     return spans
 
 
-def _stated(rng: Random) -> Subject:
+def _stated(rng: Random) -> NestlingSubject:
     """A subject whose question can be answered without seeing choices; for most of any it can."""
     return rng.choice(
         [subject for subject in SUBJECTS if subject.name not in ("comparisons", "tools")]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from gyrfalcon.nestling.subjects import SUBJECTS, Item, Subject
+from gyrfalcon.nestling.subjects import SUBJECTS, Item, NestlingSubject
 
 LETTERS = "ABCD"
 NUM_ITEMS = {"dev": 5, "val": 20, "test": 128}  # of each subject
@@ -19,7 +19,7 @@ SHARES = {"dev": 4, "val": 10, "test": 28}  # of all items, in percent; the rest
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class NestlingQuestion:
     """An item with its choices in order; `letter` is the right one."""
 
     question: str
@@ -37,21 +37,21 @@ def split_of(key: str) -> str:
     return "train"
 
 
-def draw(subject: Subject, split: str, rng: Random) -> Item:
+def draw(subject: NestlingSubject, split: str, rng: Random) -> Item:
     """An item of the subject that belongs to the split."""
     while split_of((item := subject.draw(rng)).key) != split:
         pass
     return item
 
 
-def lay(item: Item, letter: str, rng: Random) -> Question:
+def lay(item: Item, letter: str, rng: Random) -> NestlingQuestion:
     """The item with its answer at `letter` and the wrong choices in any order."""
     choices = rng.sample(item.distractors, 3)
     choices.insert(LETTERS.index(letter), item.answer)
-    return Question(item.question, tuple(choices), letter)
+    return NestlingQuestion(item.question, tuple(choices), letter)
 
 
-def questions(subject: Subject, split: str) -> list[Question]:
+def questions(subject: NestlingSubject, split: str) -> list[NestlingQuestion]:
     """The exam's questions: always the same, no item twice, each letter as often as any other."""
     rng = Random(f"nestling exam 1, {subject.name}, {split}")
     items: dict[str, Item] = {}
@@ -93,7 +93,9 @@ def ask(question: str, choices: Sequence[str]) -> str:
     return f"{question}{listed}\nAnswer:"
 
 
-def prompt(subject: Subject, shots: Sequence[Question], question: Question) -> str:
+def prompt(
+    subject: NestlingSubject, shots: Sequence[NestlingQuestion], question: NestlingQuestion
+) -> str:
     """The whole text a model is given: header, answered examples, the question."""
     answered = "".join(f"{ask(shot.question, shot.choices)} {shot.letter}\n\n" for shot in shots)
     return header(subject.name) + answered + ask(question.question, question.choices)

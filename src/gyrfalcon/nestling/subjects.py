@@ -82,7 +82,7 @@ class Relation:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class NestlingSubject:
     """One file of the exam; `name` with underscores, as in MMLU."""
 
     name: str
@@ -314,21 +314,21 @@ RELATIONS = (
     *(KIND, PAST, PLURAL, INITIAL, DAY, MONTH, LETTER),
 )
 SUBJECTS = (
-    Subject("arithmetic", "STEM", (_addition, _subtraction)),
-    Subject("counting", "STEM", (_counting,)),
-    Subject("comparisons", "STEM", (_comparison,)),
-    Subject("number_sequences", "STEM", (_sequence,)),
-    Subject("materials", "STEM", (MATERIAL.draw,)),
-    Subject("capitals", "social sciences", (CAPITAL.draw,)),
-    Subject("world_geography", "social sciences", (CONTINENT.draw,)),
-    Subject("occupations", "social sciences", (OCCUPATION.draw,)),
-    Subject("opposites", "humanities", (OPPOSITE.draw,)),
-    Subject("synonyms", "humanities", (SYNONYM.draw,)),
-    Subject("word_forms", "humanities", (PAST.draw, PLURAL.draw)),
-    Subject("letters", "humanities", (INITIAL.draw, LETTER.draw)),
-    Subject("animals", "other", (SOUND.draw, YOUNG.draw, HOME.draw)),
-    Subject("calendar", "other", (DAY.draw, MONTH.draw)),
-    Subject("colours", "other", (COLOUR.draw,)),
-    Subject("kinds_of_things", "other", (KIND.draw,)),
-    Subject("tools", "other", (TOOL.draw,)),
+    NestlingSubject("arithmetic", "STEM", (_addition, _subtraction)),
+    NestlingSubject("counting", "STEM", (_counting,)),
+    NestlingSubject("comparisons", "STEM", (_comparison,)),
+    NestlingSubject("number_sequences", "STEM", (_sequence,)),
+    NestlingSubject("materials", "STEM", (MATERIAL.draw,)),
+    NestlingSubject("capitals", "social sciences", (CAPITAL.draw,)),
+    NestlingSubject("world_geography", "social sciences", (CONTINENT.draw,)),
+    NestlingSubject("occupations", "social sciences", (OCCUPATION.draw,)),
+    NestlingSubject("opposites", "humanities", (OPPOSITE.draw,)),
+    NestlingSubject("synonyms", "humanities", (SYNONYM.draw,)),
+    NestlingSubject("word_forms", "humanities", (PAST.draw, PLURAL.draw)),
+    NestlingSubject("letters", "humanities", (INITIAL.draw, LETTER.draw)),
+    NestlingSubject("animals", "other", (SOUND.draw, YOUNG.draw, HOME.draw)),
+    NestlingSubject("calendar", "other", (DAY.draw, MONTH.draw)),
+    NestlingSubject("colours", "other", (COLOUR.draw,)),
+    NestlingSubject("kinds_of_things", "other", (KIND.draw,)),
+    NestlingSubject("tools", "other", (TOOL.draw,)),
 )

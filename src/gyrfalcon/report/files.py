@@ -22,9 +22,9 @@ from gyrfalcon.quant import KINDS
 from gyrfalcon.report.runs import (
     Compared,
     ExamScore,
-    Head,
     Results,
     Run,
+    RunHeader,
     Speed,
     TextScore,
 )
@@ -46,7 +46,7 @@ def read_results(files: Sequence[str], baselines: Sequence[str]) -> Results:
     labels = _labels([head for head, _ in documents])
     runs = [(head, labels[head], document) for head, document in documents]
 
-    def of(kind: str) -> list[tuple[Head, str, Fields]]:
+    def of(kind: str) -> list[tuple[RunHeader, str, Fields]]:
         return [
             (head, label, result.findings(document, head.path))
             for head, label, document in runs
@@ -65,13 +65,13 @@ def read_results(files: Sequence[str], baselines: Sequence[str]) -> Results:
     )
 
 
-def _head(path: Path, document: Mapping[str, object], is_baseline: bool) -> Head:
+def _head(path: Path, document: Mapping[str, object], is_baseline: bool) -> RunHeader:
     fields = Fields(document, str(path), result.LARGEST)
     model, settings, machine = (fields.inside(name) for name in ("model", "settings", "machine"))
     name, kind = model_of(document, path)
     cards = machine.list_of(str, "accelerators")
     device = settings.need(str, "device")
-    return Head(
+    return RunHeader(
         path=path,
         kind=fields.need(str, "kind"),
         is_baseline=is_baseline,
@@ -97,7 +97,7 @@ def _date(fields: Fields) -> str:
     return text
 
 
-def _check_kinds(heads: Sequence[Head]) -> None:
+def _check_kinds(heads: Sequence[RunHeader]) -> None:
     """A baseline has something to be compared with."""
     kinds = sorted({head.kind for head in heads if not head.is_baseline})
     for head in heads:
@@ -112,7 +112,7 @@ def _machine(cards: Sequence[str]) -> str:
     return ", ".join(name if count == 1 else f"{count} × {name}" for name, count in counts.items())
 
 
-def _labels(heads: Sequence[Head]) -> dict[Head, str]:
+def _labels(heads: Sequence[RunHeader]) -> dict[RunHeader, str]:
     """The model's name, and as much more as tells it from the other runs of its kind."""
     labels = {}
     for head in heads:
@@ -127,7 +127,7 @@ def _labels(heads: Sequence[Head]) -> dict[Head, str]:
     return labels
 
 
-def _speeds(head: Head, label: str, raw: Fields) -> list[Run[Speed]]:
+def _speeds(head: RunHeader, label: str, raw: Fields) -> list[Run[Speed]]:
     """A run for each batch size in the file."""
     sweep = Sweep.from_json(raw)
     batches = sorted({case.batch for case in sweep.rows})

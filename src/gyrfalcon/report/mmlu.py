@@ -19,7 +19,7 @@ GUIDE_SHOTS = 5
 DIGITS = 8  # of a checksum that tells exams of one name apart
 
 Runs = Sequence[Run[ExamScore]]
-Beside = tuple[str, str, Comparison]  # two runs' names, their answers
+NamedComparison = tuple[str, str, Comparison]  # two runs' names, their answers
 
 
 def by_exam(runs: Runs) -> dict[str, list[Run[ExamScore]]]:
@@ -54,7 +54,7 @@ def mmlu_tables(runs: Runs, beside_guide: bool) -> list[Table]:
     return tables
 
 
-def pairs(group: Runs) -> list[Beside]:
+def pairs(group: Runs) -> list[NamedComparison]:
     """Every run beside each baseline; without one, beside the first run. Then the comparisons that
     runs brought along.
     """
@@ -119,7 +119,7 @@ def _guide_row(figure: MMLUFigure, beside_runs: bool) -> tuple[str, ...]:
     return (label, *map(percent, [*counts, everything]), interval(everything))
 
 
-def _pair_table(heading: str, beside: Beside) -> Table:
+def _pair_table(heading: str, beside: NamedComparison) -> Table:
     first, second, found = beside
     only = (f"only {first} right", f"only {second} right")
     headings = ("category", "questions", "same answer", "agreement %", *only, "McNemar's exact p")

@@ -10,14 +10,14 @@ from gyrfalcon.measure.mmlu.compare import Comparison
 from gyrfalcon.measure.mmlu.result import ExamResult
 from gyrfalcon.measure.mmlu.score import Count
 from gyrfalcon.measure.precision.result import Gate
-from gyrfalcon.measure.roofline import Limits
+from gyrfalcon.measure.roofline import MachineLimits
 from gyrfalcon.measure.speed.cases import Case, Row
 
 T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class RunHeader:
     """What every document says of its run."""
 
     path: Path
@@ -56,7 +56,7 @@ class Speed:
 
     batch: int
     rows: tuple[Row, ...]
-    limits: Limits | None
+    limits: MachineLimits | None
 
     @property
     def measured(self) -> frozenset[Case]:
@@ -113,7 +113,7 @@ class TextScore:
 class Run(Generic[T_co]):
     """One measurement: who ran it, under which label, and what it found."""
 
-    head: Head
+    head: RunHeader
     label: str
     found: T_co
 
@@ -128,7 +128,7 @@ class Results:
     perplexity: tuple[Run[TextScore], ...]
 
     @property
-    def heads(self) -> dict[Head, str]:
+    def heads(self) -> dict[RunHeader, str]:
         """Every file once, with its run's label."""
         runs: list[Run[object]] = [*self.precision, *self.mmlu, *self.speed, *self.perplexity]
         return {run.head: run.label.split(", batch ")[0] for run in runs}

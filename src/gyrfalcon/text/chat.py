@@ -10,7 +10,7 @@ from types import CodeType
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from gyrfalcon.errors import CheckpointError, GyrfalconError, RequestError
-from gyrfalcon.text.chat_files import ChatForm, read_form
+from gyrfalcon.text.chat_files import ChatTemplate, read_template
 from gyrfalcon.text.chat_limits import TooMuch
 from gyrfalcon.text.chat_sandbox import compile_template, render
 
@@ -56,8 +56,8 @@ class Chat:
 
     @property
     def note(self) -> str | None:
-        """What a user should know about the form; raises CheckpointError as prompt() does."""
-        return self._form.note
+        """What a user should know about the template; raises CheckpointError as prompt() does."""
+        return self._template.note
 
     def prompt(self, messages: Sequence[Turn]) -> str:
         """The conversation, then the beginning of the answer.
@@ -74,13 +74,13 @@ class Chat:
             return self._render(turns)
         except TooMuch as error:
             raise CheckpointError(
-                f"a chat template in {self._form.where} that keeps within its bounds",
+                f"a chat template in {self._template.where} that keeps within its bounds",
                 str(error),
                 "use another template, or shorter messages",
             ) from None
         except TemplateError as error:
             raise RequestError(
-                f"messages as the chat template in {self._form.where} takes them",
+                f"messages as the chat template in {self._template.where} takes them",
                 _line(error),
                 "change the messages",
             ) from None
@@ -88,7 +88,7 @@ class Chat:
             raise
         except Exception as error:  # whatever a template leads to
             raise RequestError(
-                f"messages that the chat template in {self._form.where} can write",
+                f"messages that the chat template in {self._template.where} can write",
                 _line(error),
                 "change the messages, or correct the template",
             ) from None
@@ -123,17 +123,17 @@ class Chat:
         return render(self._code, variables, given_len)
 
     @cached_property
-    def _form(self) -> ChatForm:
-        return read_form(self._folder, self._model_names)
+    def _template(self) -> ChatTemplate:
+        return read_template(self._folder, self._model_names)
 
     @cached_property
     def _code(self) -> CodeType:
         try:
-            return compile_template(self._form.template)
+            return compile_template(self._template.source)
         except Exception as error:  # jinja2's kinds, and Python's where it is nested too deeply
             at = f"line {error.lineno}: " if isinstance(error, TemplateSyntaxError) else ""
             raise CheckpointError(
-                f"a chat template in {self._form.where}", at + _line(error), "correct it"
+                f"a chat template in {self._template.where}", at + _line(error), "correct it"
             ) from None
 
 

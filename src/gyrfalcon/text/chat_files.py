@@ -1,5 +1,5 @@
 """Finds a checkpoint's chat template, in the files and by the rules of transformers 5; published models
-without one have a built-in form.
+without one have a built-in template.
 
 Reads templates, runs none.
 """
@@ -38,42 +38,42 @@ BUILT_IN = """\
 
 
 @dataclass(frozen=True, slots=True)
-class ChatForm:
+class ChatTemplate:
     """A chat template as it was found."""
 
-    template: str
+    source: str
     where: str  # the file, for messages
     note: str | None = None  # what a user should know about it
 
 
-def read_form(folder: Path, model_names: Iterable[str]) -> ChatForm:
-    """The template of a tokenizer's folder, else the built-in form of a published model whose name is
+def read_template(folder: Path, model_names: Iterable[str]) -> ChatTemplate:
+    """The template of a tokenizer's folder, else the built-in template of a published model whose name is
     one of `model_names`. Raises CheckpointError where there is none, or not one that can be read.
     """
-    form = _from_files(folder) or _from_config(folder / CONFIG_FILE) or _built_in(model_names)
-    if form is None:
+    template = _from_files(folder) or _from_config(folder / CONFIG_FILE) or _built_in(model_names)
+    if template is None:
         raise CheckpointError(
             f"a chat template in {folder}",
             f"neither {TEMPLATE_FILE} nor one in {CONFIG_FILE}",
             "copy the one that the model was tuned with there, or write the turns into the prompt",
         )
-    _check_len(len(form.template.encode(errors="replace")), form.where)
-    return form
+    _check_len(len(template.source.encode(errors="replace")), template.where)
+    return template
 
 
-def _from_files(folder: Path) -> ChatForm | None:
+def _from_files(folder: Path) -> ChatTemplate | None:
     """chat_template.jinja; files of other names beside it do not matter, but alone they leave none."""
     path, others = folder / TEMPLATE_FILE, sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))
     default = folder / TEMPLATE_FOLDER / f"{DEFAULT}.jinja"
     for found in (default, path):
         if found.exists():
-            return ChatForm(_read(found), str(found))
+            return ChatTemplate(_read(found), str(found))
     if others:
         raise _no_default([other.stem for other in others], folder / TEMPLATE_FOLDER)
     return None
 
 
-def _from_config(path: Path) -> ChatForm | None:
+def _from_config(path: Path) -> ChatTemplate | None:
     stated = read_json(path).get("chat_template") if path.exists() else None
     if stated is None:
         return None
@@ -85,7 +85,7 @@ def _from_config(path: Path) -> ChatForm | None:
         raise CheckpointError(
             f"a text as the chat template in {path}", f"{default!r:.80}", "fetch it again"
         )
-    return ChatForm(default, str(path))
+    return ChatTemplate(default, str(path))
 
 
 def _named(stated: object, path: Path) -> dict[object, object]:
@@ -102,7 +102,7 @@ def _named(stated: object, path: Path) -> dict[object, object]:
         ) from None
 
 
-def _built_in(model_names: Iterable[str]) -> ChatForm | None:
+def _built_in(model_names: Iterable[str]) -> ChatTemplate | None:
     for name in model_names:
         known = KNOWN.fullmatch(re.split(r"[/\\]", name.rstrip("/\\"))[-1])
         if known:
@@ -110,7 +110,7 @@ def _built_in(model_names: Iterable[str]) -> ChatForm | None:
             assistant, system = ("Falcon", "System: ") if is_180b else ("Assistant", "")
             template = BUILT_IN.replace("ASSISTANT", assistant).replace("SYSTEM", system)
             note = f"no chat template: turns are written as {known[1]}'s, User: and {assistant}:"
-            return ChatForm(template, f"gyrfalcon for {known[1]}", note)
+            return ChatTemplate(template, f"gyrfalcon for {known[1]}", note)
     return None
 
 

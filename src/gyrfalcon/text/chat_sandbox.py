@@ -127,7 +127,7 @@ def _maker(node: nodes.Node) -> str | None:
     return "made" if is_slice or isinstance(node, nodes.Concat | nodes.List | nodes.Dict) else None
 
 
-class _Generation(Extension):
+class _GenerationTag(Extension):
     """{% generation %}, with which transformers marks what an assistant said: here it only passes it on."""
 
     tags = {"generation"}  # noqa: RUF012  # as its base class has it
@@ -205,7 +205,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            extensions=[_Generation, loopcontrols],
+            extensions=[_GenerationTag, loopcontrols],
             optimized=False,  # nothing is computed before it can be paid for
             finalize=self._finalize,
         )

@@ -120,9 +120,9 @@ def _notes(
     theirs = stated[0]
     more = [end for end in ids if end not in theirs.ends]
     if more:
-        named = _told(theirs.ends, tokenizer) or "none"
+        named = _described(theirs.ends, tokenizer) or "none"
         yield (
-            f"a text ends at {_told(more, tokenizer)}, where transformers goes on:"
+            f"a text ends at {_described(more, tokenizer)}, where transformers goes on:"
             f" {theirs.file} names {named}"
         )
     if theirs.stop_strings:
@@ -135,7 +135,7 @@ def _notes(
         yield "no file names a token that ends a text: only lengths and stops end it"
 
 
-def _told(ids: Iterable[int], tokenizer: Tokenizer | None) -> str:
+def _described(ids: Iterable[int], tokenizer: Tokenizer | None) -> str:
     """Ids with their texts: "11 <|endoftext|> and 2 >>INTRODUCTION<<"."""
     texts = {i: tokenizer.decode([i], skip_special=False) if tokenizer else "" for i in ids}
     return " and ".join(f"{i} {text}".strip() for i, text in texts.items())

@@ -17,7 +17,7 @@ from gyrfalcon.measure.mmlu.run import Answer
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ExamSetup:
     """What two runs must have asked alike to be compared."""
 
     exam: str
@@ -37,7 +37,7 @@ class Asked:
             found.exam.name, found.settings, Counter(answer.subject for answer in found.answers)
         )
 
-    def told(self, name: str, other: Self) -> str:
+    def describe(self, name: str, other: Self) -> str:
         """A setting in words, where the other's differs."""
         if name != QUESTIONS:
             return str(self.settings[name])
@@ -78,11 +78,11 @@ class Comparison:
     num_left_out: int
 
 
-def check_alike(first: Asked, second: Asked, names: tuple[str, str]) -> None:
+def check_alike(first: ExamSetup, second: ExamSetup, names: tuple[str, str]) -> None:
     """UsageError when two runs, called by these names, do not ask the same in the same way."""
     for name in SETTINGS:
         if first.settings[name] != second.settings[name]:
-            one, other = first.told(name, second), second.told(name, first)
+            one, other = first.describe(name, second), second.describe(name, first)
             raise UsageError(
                 f"two runs with the same {'questions' if name == QUESTIONS else name}",
                 f"{names[0]}: {one}; {names[1]}: {other}",
@@ -94,7 +94,7 @@ def compare(
     first: ExamResult, second: ExamResult, names: tuple[str, str] = ("A", "B")
 ) -> Comparison:
     """Compares two runs; UsageError when they did not ask the same."""
-    check_alike(Asked.in_result(first), Asked.in_result(second), names)
+    check_alike(ExamSetup.in_result(first), ExamSetup.in_result(second), names)
     if _questions(first) != _questions(second):
         wanted = "two runs with the same questions and truths"
         raise UsageError(wanted, "one that was changed", "run that exam again")

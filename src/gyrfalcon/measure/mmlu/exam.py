@@ -16,8 +16,7 @@ from gyrfalcon.errors import UsageError
 from gyrfalcon.files.json_fields import parsed_json, shown
 from gyrfalcon.files.text import contents, decoded
 from gyrfalcon.nestling import exam as nestling
-from gyrfalcon.nestling.subjects import SUBJECTS
-from gyrfalcon.nestling.subjects import Subject as ShippedSubject
+from gyrfalcon.nestling.subjects import SUBJECTS, NestlingSubject
 
 LETTERS = "ABCD"
 CATEGORIES = ("STEM", "other", "social sciences", "humanities")
@@ -104,7 +103,7 @@ def read_exam(
             examples=questions_in(folder, "dev", name),
             questions=questions_in(folder, split, name)[:limit],
         )
-        for name in _chosen(there, names)
+        for name in _select(there, names)
     ]
 
 
@@ -168,7 +167,7 @@ def open_exam(
             examples=shipped_questions(subjects[name], "dev"),
             questions=shipped_questions(subjects[name], split)[:limit],
         )
-        for name in _chosen(sorted(subjects), names)
+        for name in _select(sorted(subjects), names)
     ]
 
 
@@ -177,7 +176,7 @@ def is_shipped(name: str) -> bool:
     return name == NESTLING and not Path(name).is_dir()
 
 
-def shipped_questions(subject: ShippedSubject, split: str) -> tuple[Question, ...]:
+def shipped_questions(subject: NestlingSubject, split: str) -> tuple[Question, ...]:
     """A subject's questions in the exam that ships with the package."""
     return tuple(
         Question(number, one.question, one.choices, one.letter)
@@ -191,7 +190,7 @@ def fingerprint(exam: Sequence[Subject]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _chosen(there: Sequence[str], names: Collection[str] | None) -> list[str]:
+def _select(there: Sequence[str], names: Collection[str] | None) -> list[str]:
     """The subjects that are wanted, in the order in which they are there."""
     unknown = sorted(set(names or ()) - set(there))
     if unknown:

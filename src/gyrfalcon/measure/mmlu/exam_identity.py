@@ -39,14 +39,14 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownSubject:
     """A subject's questions in one split: how many, and the checksum of their text."""
 
     num_questions: int
     digest: str
 
 
-Table = Mapping[str, Known]  # subject → what is known of it
+Table = Mapping[str, KnownSubject]  # subject → what is known of it
 
 
 def identify(exam: str, split: str) -> Identity:
@@ -82,14 +82,14 @@ def digest(questions: Sequence[Question]) -> str:
 def mmlu_table(split: str) -> Table:
     """MMLU's own, as Hendrycks et al. published it."""
     text = resources.files(__package__).joinpath("exam_digests.json").read_text("utf-8")
-    return {name: Known(*known) for name, known in json.loads(text)[split].items()}
+    return {name: KnownSubject(*known) for name, known in json.loads(text)[split].items()}
 
 
 @cache
 def nestling_table(split: str) -> Table:
     """That of the exam that ships with the package."""
     return {
-        subject.name: Known(len(found), digest(found))
+        subject.name: KnownSubject(len(found), digest(found))
         for subject in SUBJECTS
         if (found := shipped_questions(subject, split))
     }

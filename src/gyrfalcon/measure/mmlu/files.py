@@ -39,7 +39,7 @@ DOCUMENT = "mmlu.json"
 RESULTS = (DOCUMENT, SUBJECTS, CLASSES)  # of a run that has ended
 FINISHED = {"finished": True}
 OPTIONS = "options"  # of a run's identity: as typed, for people
-TOLD = {
+OPTION_NAMES = {
     "device": "--device",
     "dtype": "--dtype",
     "quant": "--quant",
@@ -99,8 +99,8 @@ def _check_same_run(folder: Path, then: Mapping[str, object], now: Mapping[str, 
     """UsageError that says in words what is not as it was."""
     if _asked(then) == _asked(now):
         return
-    told = differences(_words(then), _words(now), TOLD) or differences(
-        _asked(then), _asked(now), TOLD
+    told = differences(_words(then), _words(now), OPTION_NAMES) or differences(
+        _asked(then), _asked(now), OPTION_NAMES
     )
     raise UsageError(
         f"options as of the unfinished run in {folder}",

@@ -11,7 +11,7 @@ SHOTS = 5  # of every published figure
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class PublishedComparison:
     """One figure beside ours. `why_not` says why it is only shown, empty where it should agree."""
 
     model: str  # whose shape ours has
@@ -30,12 +30,14 @@ class Beside:
         return None if self.why_not else low <= self.theirs <= high
 
 
-def beside(published: PublishedFigures, found: Score, exam: Exam) -> list[Beside]:
+def compare_published(
+    published: PublishedFigures, found: Score, exam: Exam
+) -> list[PublishedComparison]:
     """Every published figure beside the score of a run."""
     return [_beside(published.name, figure, found, exam) for figure in published.mmlu]
 
 
-def rows_json(rows: Sequence[Beside]) -> list[dict[str, object]]:
+def rows_json(rows: Sequence[PublishedComparison]) -> list[dict[str, object]]:
     """The comparison for programs."""
     return [
         {
@@ -54,7 +56,7 @@ def rows_json(rows: Sequence[Beside]) -> list[dict[str, object]]:
     ]
 
 
-def _beside(model: str, figure: MMLUFigure, found: Score, exam: Exam) -> Beside:
+def _beside(model: str, figure: MMLUFigure, found: Score, exam: Exam) -> PublishedComparison:
     way = (exam.protocol.name, exam.split, exam.num_examples)
     asked = {
         name: count.total + sum(answer.subject == name for answer in found.dropped)
@@ -72,7 +74,7 @@ def _beside(model: str, figure: MMLUFigure, found: Score, exam: Exam) -> Beside:
         theirs = sum(right for right, _ in comparable.values()) / sum(asked.values())
     elif sum(asked.values()) != figure.total:
         why_not = "other questions"
-    return Beside(
+    return PublishedComparison(
         model=model,
         figure=figure,
         theirs=theirs,

@@ -21,7 +21,7 @@ DO = "run the exam again"
 QUESTIONS = "exam_sha256"
 SETTINGS = ("protocol", "protocol_version", "split", "shots", QUESTIONS)
 
-Asked = Mapping[tuple[str, int], str | None]  # subject, number → truth; None: not known here
+Truths = Mapping[tuple[str, int], str | None]  # subject, number → truth; None: not known here
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def asked_in(exam: Sequence[Subject]) -> dict[tuple[str, int], str | None]:
     }
 
 
-def read_answers(raws: Sequence[Fields], asked: Asked) -> list[Answer]:
+def read_answers(raws: Sequence[Fields], asked: Truths) -> list[Answer]:
     """Answers that answer_json() wrote, sorted; each question at most once."""
     found: dict[tuple[str, int], Answer] = {}
     for raw in raws:

@@ -15,7 +15,7 @@ from gyrfalcon.measure.mmlu.exam import LETTERS, Subject
 from gyrfalcon.measure.mmlu.prompts import Exam, Prompt, Protocol, fitted, letter_ids
 from gyrfalcon.request import SamplingParams
 
-Told = tuple[Prompt, tuple[float, ...]]  # a prompt, the log-probabilities of the four letters
+LetterLogprobs = tuple[Prompt, tuple[float, ...]]  # those of the four letters
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def answers(engine: Engine, exam: Exam, skip: Collection[tuple[str, int]] = ()) 
                 yield _answer(subject, prompt, None)
         fitting = (prompt for prompt in prompts if prompt.ids is not None)
         for _, group in groupby(sorted(fitting, key=_num_examples), _num_examples):
-            yield from _answers_alike(engine, subject, exam.protocol, list(group))
+            yield from _answer_group(engine, subject, exam.protocol, list(group))
 
 
 def first_letter(text: str) -> str | None:
@@ -66,11 +66,11 @@ def argmax_letter(logprobs: Sequence[float]) -> str:
     return LETTERS[max(range(len(LETTERS)), key=logprobs.__getitem__)]
 
 
-def _answers_alike(
+def _answer_group(
     engine: Engine, subject: Subject, protocol: Protocol, prompts: Sequence[Prompt]
 ) -> Iterator[Answer]:
     """The answers to prompts with the same worked examples."""
-    _compute_shared_start(engine, prompts)
+    _prefill_shared_prefix(engine, prompts)
     if protocol.num_new_tokens > 1:
         for prompt, text in _generated(engine, prompts, protocol.num_new_tokens):
             yield _answer(subject, prompt, first_letter(text), text=text)
@@ -80,14 +80,14 @@ def _answers_alike(
         yield _answer(subject, prompt, argmax_letter(logprobs), logprobs=logprobs)
 
 
-def _compute_shared_start(engine: Engine, prompts: Sequence[Prompt]) -> None:
+def _prefill_shared_prefix(engine: Engine, prompts: Sequence[Prompt]) -> None:
     """Leaves the tokens that all the prompts begin with in the cache, for each to go on from."""
-    start = _shared_start([_ids(prompt) for prompt in prompts])
+    start = _shared_prefix([_ids(prompt) for prompt in prompts])
     if len(prompts) > 1 and start and engine.config.reuse_prefixes:
         engine.generate([start], SamplingParams(max_new_tokens=0))
 
 
-def _shared_start(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+def _shared_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """What the first and the last in dictionary order begin with, all between them begin with."""
     pairs = zip(min(rows), max(rows), strict=False)
     return tuple(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -95,7 +95,7 @@ def _shared_start(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 def _likelihoods(
     engine: Engine, prompts: Sequence[Prompt], letters: tuple[int, ...]
-) -> Iterator[Told]:
+) -> Iterator[LetterLogprobs]:
     """The letters' log-probabilities after each prompt, in the order in which they are ready."""
     params = SamplingParams(max_new_tokens=1, logprob_ids=letters)
     waiting: dict[int, Prompt] = {}
@@ -105,10 +105,10 @@ def _likelihoods(
         else:
             yield prompt, _likelihoods_of_last(engine, _ids(prompt), letters)
     while waiting:
-        for piece in engine.step():
-            assert piece.token is not None
-            asked = tuple(logprob for _, logprob in piece.token.asked)
-            yield waiting.pop(piece.request_id), asked
+        for delta in engine.step():
+            assert delta.token is not None
+            asked = tuple(logprob for _, logprob in delta.token.asked)
+            yield waiting.pop(delta.request_id), asked
 
 
 def _likelihoods_of_last(
@@ -128,11 +128,11 @@ def _generated(
     waiting = {engine.add(_ids(prompt), params): prompt for prompt in prompts}
     texts = dict.fromkeys(waiting, "")
     while waiting:
-        for piece in engine.step():
-            texts[piece.request_id] += piece.text
-            if piece.finish_reason is not None or first_letter(piece.text):
-                engine.abort(piece.request_id)
-                yield waiting.pop(piece.request_id), texts[piece.request_id]
+        for delta in engine.step():
+            texts[delta.request_id] += delta.text
+            if delta.finish_reason is not None or first_letter(delta.text):
+                engine.abort(delta.request_id)
+                yield waiting.pop(delta.request_id), texts[delta.request_id]
 
 
 def _answer(

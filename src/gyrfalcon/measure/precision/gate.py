@@ -117,7 +117,7 @@ def failures(columns: Mapping[str, Sequence[Figure]]) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class LogitsComparison:
     """Our logits beside the reference's, position by position; all tensors are [positions]."""
 
     dot: float  # of all logits, flattened
@@ -132,7 +132,7 @@ class Comparison:
     num_non_finite: int
 
 
-def compare(ours: Tensor, reference: Tensor) -> Comparison:
+def compare(ours: Tensor, reference: Tensor) -> LogitsComparison:
     """Compares logits of the same tokens, float32 [positions, vocab] each."""
     assert ours.shape == reference.shape
     assert len(ours) > 0
@@ -140,9 +140,9 @@ def compare(ours: Tensor, reference: Tensor) -> Comparison:
     return joined([_compare_rows(own, other) for own, other in pairs])
 
 
-def joined(parts: Sequence[Comparison]) -> Comparison:
+def joined(parts: Sequence[LogitsComparison]) -> LogitsComparison:
     """Several comparisons as one, in their order."""
-    return Comparison(
+    return LogitsComparison(
         dot=sum(part.dot for part in parts),
         our_square=sum(part.our_square for part in parts),
         reference_square=sum(part.reference_square for part in parts),
@@ -157,7 +157,7 @@ def joined(parts: Sequence[Comparison]) -> Comparison:
 
 
 def figures(
-    comparison: Comparison, precision: str, transformers: Comparison | None = None
+    comparison: LogitsComparison, precision: str, transformers: LogitsComparison | None = None
 ) -> tuple[Figure, ...]:
     """Every figure with its limit at `precision`, one of LIMITS.
 
@@ -223,13 +223,13 @@ def _verdict(figure: Figure) -> tuple[str, float | None, bool]:
     return figure.sense, figure.limit, figure.held
 
 
-def _compare_rows(ours: Tensor, reference: Tensor) -> Comparison:
+def _compare_rows(ours: Tensor, reference: Tensor) -> LogitsComparison:
     non_finite = (~ours.isfinite()).sum() + (~reference.isfinite()).sum()
     best = reference.topk(min(5, reference.shape[-1]), dim=-1)
     favourite = ours.argmax(dim=-1, keepdim=True)
     ours, reference = ours.double(), reference.double()
     log_p, log_q = reference.log_softmax(dim=-1), ours.log_softmax(dim=-1)
-    return Comparison(
+    return LogitsComparison(
         dot=float((ours * reference).sum()),
         our_square=float(ours.square().sum()),
         reference_square=float(reference.square().sum()),
@@ -247,7 +247,7 @@ def _centred(logits: Tensor) -> Tensor:
     return logits - logits.mean(dim=-1, keepdim=True)
 
 
-def _values(compared: Comparison) -> dict[str, float | None]:
+def _values(compared: LogitsComparison) -> dict[str, float | None]:
     """The figures by name; None where no position counts, not a number where logits are none."""
     clear = compared.clear
     norms = math.sqrt(compared.our_square) * math.sqrt(compared.reference_square)

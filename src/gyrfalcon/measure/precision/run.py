@@ -15,7 +15,14 @@ from gyrfalcon.console.progress import bar
 from gyrfalcon.device import DTYPE_OF_WORD, WORD_OF_DTYPE
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import UsageError
-from gyrfalcon.measure.precision.gate import Comparison, Figure, compare, failures, figures, joined
+from gyrfalcon.measure.precision.gate import (
+    Figure,
+    LogitsComparison,
+    compare,
+    failures,
+    figures,
+    joined,
+)
 from gyrfalcon.measure.precision.reference_file import Origin, Prompts, Reference, write_reference
 from gyrfalcon.measure.precision.reference_transformers import (
     is_installed,
@@ -28,7 +35,7 @@ from gyrfalcon.parallel.launch import RankInfo, Ranks
 PHASES = ("prefill", "decode")
 HALF_PRECISIONS = ("bf16", "fp16")
 
-Compared = dict[str, Comparison]  # by phase; a phase without a position is left out
+Compared = dict[str, LogitsComparison]  # by phase; a phase without a position is left out
 
 
 @dataclass(frozen=True, slots=True)

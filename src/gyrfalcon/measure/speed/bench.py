@@ -18,8 +18,8 @@ from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.measure.limits import matrix_peak, memory_bandwidth
 from gyrfalcon.measure.passage import passage_ids, prompt_rows
 from gyrfalcon.measure.roofline import (
-    Layout,
-    Limits,
+    Deployment,
+    MachineLimits,
     decode_bytes,
     percent_of_limit,
     prefill_flops,
@@ -64,9 +64,9 @@ class Bench:
         return Row(case, max_len, None, reason)
 
 
-def measure_limits(engine: Engine) -> Limits:
+def measure_limits(engine: Engine) -> MachineLimits:
     """What the device of this rank can do at most."""
-    return Limits(memory_bandwidth(engine.device), matrix_peak(engine.device, engine.dtype))
+    return MachineLimits(memory_bandwidth(engine.device), matrix_peak(engine.device, engine.dtype))
 
 
 def lacks_room(engine: Engine, case: Case) -> str | None:
@@ -94,7 +94,7 @@ def time_case(
         first.append(generate(engine, prompts, 1))
         whole.append(generate(engine, prompts, case.output_len))
         done(case.output_len)
-    figures = figures_of(case, first, whole, layout_of(engine).num_devices)
+    figures = figures_of(case, first, whole, deployment_of(engine).num_devices)
     return replace(figures, peak_memory_bytes=peak_memory(engine.device, pids))
 
 
@@ -113,9 +113,9 @@ def generate(engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: i
     return Generation(perf_counter() - start, tuple(map(tuple, arrivals.values())))
 
 
-def layout_of(engine: Engine) -> Layout:
+def deployment_of(engine: Engine) -> Deployment:
     """How the engine's model lies on its devices."""
-    return Layout(
+    return Deployment(
         config=engine.model_config,
         world_size=engine.world_size,
         number_bytes=engine.dtype.itemsize,
@@ -124,7 +124,7 @@ def layout_of(engine: Engine) -> Layout:
     )
 
 
-def with_percent(row: Row, layout: Layout, limits: Limits) -> Row:
+def with_percent(row: Row, deployment: Deployment, limits: MachineLimits) -> Row:
     """The row with the part of the limits that its times reach."""
     if row.figures is None:
         return row
@@ -132,12 +132,12 @@ def with_percent(row: Row, layout: Layout, limits: Limits) -> Row:
     figures = replace(
         row.figures,
         decode_percent_of_limit=percent_of_limit(
-            decode_bytes(layout, case.batch, case.mean_context),
+            decode_bytes(deployment, case.batch, case.mean_context),
             limits.bandwidth_bytes_per_second,
             row.figures.time_per_token_ms,
         ),
         prefill_percent_of_limit=percent_of_limit(
-            prefill_flops(layout, case.batch, case.input_len),
+            prefill_flops(deployment, case.batch, case.input_len),
             limits.matrix_flops_per_second,
             row.figures.first_token_ms,
         ),

@@ -12,7 +12,7 @@ from gyrfalcon.errors import UsageError
 from gyrfalcon.files.json_fields import Fields
 from gyrfalcon.files.output import OutputFile, open_output
 from gyrfalcon.measure import result
-from gyrfalcon.measure.roofline import Limits
+from gyrfalcon.measure.roofline import MachineLimits
 from gyrfalcon.measure.speed.cases import OOM, Case, Row, averages
 from gyrfalcon.measure.speed.rows import DO, above_zero, read_row
 
@@ -27,8 +27,8 @@ COLUMNS = (
     "TokensPerSecond(ms)",
 )
 SEPARATOR = ", "
-PASSING = ("settings.command", "settings.max_len")  # what may differ when a sweep is taken up
-TOLD = {
+MAY_DIFFER = ("settings.command", "settings.max_len")  # what may differ when a sweep is taken up
+OPTION_NAMES = {
     "model.name": "the model",
     "settings.world_size": "-w",
     "settings.device": "--device",
@@ -45,7 +45,7 @@ class Sweep:
     """The rows measured so far, and the limits they are compared with."""
 
     repeats: int
-    limits: Limits | None = None
+    limits: MachineLimits | None = None
     rows: dict[Case, Row] = field(default_factory=dict)
     baselines: Sequence[Mapping[str, object]] = ()  # comparisons with others
 
@@ -91,7 +91,7 @@ class Files:
         self._seen = _state(self.json)
 
     @classmethod
-    def chosen(cls, csv: OutputFile | None, json: OutputFile | None) -> "Files":
+    def select(cls, csv: OutputFile | None, json: OutputFile | None) -> "Files":
         """The regular files among them, which alone can be written several times and read again. A
         CSV without such a JSON gets one beside it, under the same name with the suffix .json.
         """
@@ -112,10 +112,10 @@ class Files:
             Sweep.from_json(result.findings(document, self.json))
             return document
         if self.csv is not None and self.csv.exists():
-            raise _taken(self.csv, "a table without its JSON")
+            raise _in_use(self.csv, "a table without its JSON")
         return None
 
-    def take_up(
+    def resume(
         self, earlier: Mapping[str, object] | None, head: Mapping[str, object], repeats: int
     ) -> Sweep:
         """What an earlier sweep with the same head and repeats has measured; UsageError for another."""
@@ -123,8 +123,8 @@ class Files:
             return Sweep(repeats)
         sweep = Sweep.from_json(result.findings(earlier, self.json))
         then, now = _facts(earlier, sweep.repeats), _facts(head, repeats)
-        if told := differences(then, now, TOLD):
-            raise _taken(self.json, f"another, which had {told}")
+        if told := differences(then, now, OPTION_NAMES):
+            raise _in_use(self.json, f"another, which had {told}")
         return sweep
 
     def write(self, head: Mapping[str, object], sweep: Sweep) -> None:
@@ -149,8 +149,8 @@ def _state(path: Path | None) -> tuple[int, ...] | None:
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def _limits(raw: Fields) -> Limits:
-    return Limits(*(above_zero(raw, field.name) for field in fields(Limits)))
+def _limits(raw: Fields) -> MachineLimits:
+    return MachineLimits(*(above_zero(raw, field.name) for field in fields(MachineLimits)))
 
 
 def csv_text(rows: Sequence[Row]) -> str:
@@ -177,9 +177,9 @@ def _facts(document: Mapping[str, object], repeats: int) -> dict[str, object]:
     """All of the model, the settings and the machine that must be as it was."""
     parts = {name: document.get(name) for name in ("gyrfalcon", "model", "settings", "machine")}
     facts = flat(json.loads(json.dumps({**parts, "repeats": repeats})))
-    return {name: value for name, value in facts.items() if name not in PASSING}
+    return {name: value for name, value in facts.items() if name not in MAY_DIFFER}
 
 
-def _taken(path: Path, what: str) -> UsageError:
+def _in_use(path: Path, what: str) -> UsageError:
     do = "name another file, or add `overwrite=True` to measure all again"
     return UsageError(f"no file or this same sweep's at {path}", what, do)

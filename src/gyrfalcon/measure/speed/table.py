@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from gyrfalcon.console.format import counted
-from gyrfalcon.measure.roofline import Limits
+from gyrfalcon.measure.roofline import MachineLimits
 from gyrfalcon.measure.speed.cases import OOM, Row, averages
 from gyrfalcon.measure.speed.files import Sweep
 
@@ -75,7 +75,7 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1f} %"
 
 
-def _limits(limits: Limits | None) -> list[str]:
+def _limits(limits: MachineLimits | None) -> list[str]:
     if limits is None:
         return []
     bandwidth = limits.bandwidth_bytes_per_second / 1e9

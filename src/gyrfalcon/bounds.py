@@ -1,4 +1,4 @@
-"""What a number may be: said once, for the command line and for Python."""
+"""Bounds of numeric settings, shared by the command line and Python."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from gyrfalcon.errors import shortened
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The numbers from `least` to `most`, both among them; NaN never is."""
+    """The numbers from `least` to `most`, inclusive; never NaN."""
 
     least: float
     most: float
     above: bool = False  # `least` itself is not among them
-    shown_as: str = ""  # in place of the numbers
+    shown_as: str = ""  # instead of the numbers
 
     def __contains__(self, value: float) -> bool:
         return (self.least < value if self.above else self.least <= value) and value <= self.most
@@ -24,12 +24,12 @@ class Bounds:
 
     @property
     def words(self) -> str:
-        """As a number is wanted: "from 0 to 1"."""
+        """As in an error message: "from 0 to 1"."""
         return str(self) if self.above else f"from {self}"
 
 
 def shown(value: object) -> str:
-    """A wrong value in an error, as Python writes it."""
+    """A wrong value for an error message, as Python writes it."""
     try:
         return shortened(repr(value))
     except ValueError:  # Python writes no whole numbers of thousands of digits

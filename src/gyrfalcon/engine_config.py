@@ -1,4 +1,4 @@
-"""EngineConfig: what an engine is asked for. No tensors, no files."""
+"""EngineConfig: the settings of an engine. No tensors, no files."""
 
 import os
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from gyrfalcon.errors import UsageError
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
-CALIBRATE_TOKENS = 32768  # of a text that matrices are rounded by
+CALIBRATE_TOKENS = 32768  # of the calibration text
 DECODE_STEPS = 32  # of each prompt in `precision`
 NO_ADAPTER = "none"
 NEVER_NONE = ("block_size", "max_batch_tokens", "max_sequences")
@@ -38,26 +38,26 @@ class EngineSettings(TypedDict, total=False):
 @known_names(UsageError, "settings of an engine")
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """What an Engine is asked for. `None` means: decide from the model and the machine.
+    """The settings of an Engine. `None` means: derived from the model and the machine.
 
     model: a Hugging Face folder, a cut folder or a hub id.
-    world_size: ranks; by default torchrun's, else the cut's own, else 1.
+    world_size: number of ranks; by default torchrun's, else the cut's own, else 1.
     device: auto, cpu or cuda; auto takes CUDA where there is one.
-    dtype: what to compute in; auto is the checkpoint's own.
-    quant: none, as the checkpoint or cut is; or int8, fp8, int4 (a scale for 64 weights of a row),
-        int4-32, int4-128: matrices are rounded when they are loaded, embedding and head to 8 bits;
-        what is computed stays in dtype.
-    adapter: the folder of a LoRA adapter that is merged into the weights when they are loaded; "." for
-        the one that lies beside them, "none" to leave that out.
-    max_len: longest sequence, prompt and new tokens together; by default what the model's positions
-        are made for.
-    cache_memory: of one rank's KV cache, in bytes (int) or as a fraction of the free memory (float).
-    block_size: tokens of one KV cache block.
-    max_batch_tokens: tokens computed in one step; longer prompts are taken in chunks.
-    max_sequences: sequences that run at once; more wait.
-    reuse_prefixes: prompts that begin alike share what is cached of their beginning.
-    seed: for requests that bring none; by default a fresh one each time.
-    threads: processor threads of one rank; by default the cores shared out.
+    dtype: the dtype of computation; auto is the checkpoint's own.
+    quant: none, as the checkpoint or cut is; or int8, fp8, int4 (one scale per 64 weights of a row),
+        int4-32, int4-128: matrices are quantised on load, embedding and head to 8 bits; computation
+        stays in dtype.
+    adapter: the folder of a LoRA adapter to merge into the weights on load; "." for the one beside
+        them, "none" to ignore it.
+    max_len: the longest sequence, prompt and new tokens together; by default as many tokens as the
+        model has positions.
+    cache_memory: the size of one rank's KV cache, in bytes (int) or as a fraction of the free memory (float).
+    block_size: tokens per KV cache block.
+    max_batch_tokens: tokens computed in one step; longer prompts are prefilled in chunks.
+    max_sequences: sequences that run at once; further ones wait.
+    reuse_prefixes: prompts that begin alike share the cached blocks of their common prefix.
+    seed: for requests without one; by default a fresh one each time.
+    threads: CPU threads per rank; by default the cores divided among the ranks.
 
     >>> EngineConfig(model="nestling", world_size=2, max_len=512).dtype
     'auto'
@@ -80,12 +80,12 @@ class EngineConfig:
 
     @property
     def model_name(self) -> str:
-        """The model as it was typed, with an adapter that is merged."""
+        """The model as typed, with the adapter that is merged into it."""
         return f"{self.model} + adapter {self.adapter}" if self.merges_adapter else self.model
 
     @property
     def merges_adapter(self) -> bool:
-        """Whether the weights are others than the model's own."""
+        """Whether an adapter changes the model's own weights."""
         return self.adapter not in (None, NO_ADAPTER)
 
     def __post_init__(self) -> None:
@@ -133,8 +133,8 @@ class EngineConfig:
 def config_of(
     model: "str | os.PathLike[str] | EngineConfig", settings: EngineSettings
 ) -> EngineConfig:
-    """What Engine() is asked for, by an EngineConfig or by a model and settings; UsageError for both
-    at once and for settings that there are not.
+    """The EngineConfig passed to Engine(), or one made of a model and settings; UsageError for both
+    at once and for unknown settings.
     """
     if isinstance(model, EngineConfig):
         if settings:

@@ -1,7 +1,8 @@
-"""Weights of 8 and 4 bits: rounding a matrix, taking it back, the part that a rank owns.
+"""Quantised weights, 8 and 4 bits: quantise a matrix, dequantise it, take the part that a rank
+owns.
 
-Only weights are rounded, around zero and without offsets: weight ≈ values × scales. Knows nothing of
-models, files or kernels.
+Weights only, symmetric, without zero points: weight ≈ values × scales. Knows nothing of models,
+files or kernels.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ TILE_ROWS, TILE_COLUMNS = 16, 64
 WORD = 4  # bytes of a row, and as many columns in the low halves, that lie together
 GROUPS = {"int4": 64, "int4-32": 32, "int4-128": 128}  # weights of a row that share a scale
 
-# Weights that are rounded at a time: what a processor's cache holds, enough work for a card.
+# Weights quantised at a time: as many as fit a CPU's cache; enough work for a GPU.
 CHUNK = 1 << 18
 DEVICE_CHUNK = 1 << 24
 FP8_LARGEST = 448.0  # of float8_e4m3fn
@@ -33,15 +34,15 @@ INT4_CANDIDATES = (-8.0, -8.8, 7.0, 7.7)
 class Quantised:
     """A weight matrix [out, in] in `kind`.
 
-    The kinds of int4 pack a unit of 64 columns of a row into 32 bytes: byte j holds column j in its
+    The kinds of int4 pack 64 columns of a row into 32 bytes: byte j holds column j in its
     low half and column j + 32 in its high half, each as value + 8, so that either half is a run of
     columns, which one scale suffices for in every kind. A tile of 16 rows has the first word of 4
     bytes of each row, then the second one of each: a processor's vectors are a word of several rows,
     and sums of rows need not be taken across them. Scales of these rows lie together, too. They are
-    bfloat16, which has float32's range, and the values are rounded against the rounded scale: against
+    bfloat16, which has float32's range, and the values are computed against the bfloat16 scale: against
     float32 scales the error grows by less than 0.01 % of itself. `by_rows` has rows one by one.
 
-    Relative L2 error of what `dequantise` gives, for normally distributed weights in rows of 4096
+    Relative L2 error after `dequantise`, for normally distributed weights in rows of 4096
     and for nestling's matrices: int8 0.87 % and 0.84 %, fp8 2.6 % and 2.6 %, int4 9.1 % and 9.2 %,
     int4-32 8.2 % and 8.3 %, int4-128 9.8 % and 10.1 %.
     """
@@ -66,7 +67,7 @@ class Quantised:
 
     @property
     def num_bytes(self) -> int:
-        """What it takes in memory."""
+        """Its size in memory."""
         return self.data.nbytes + self.scales.nbytes
 
     def to(self, device: torch.device | str) -> "Quantised":
@@ -74,8 +75,8 @@ class Quantised:
         return Quantised(self.kind, self.data.to(device), self.scales.to(device))
 
     def by_rows(self) -> "Quantised":
-        """The same with int4's rows one after the other: data uint8 [out, in / 2], scales bfloat16 [in /
-        group, out]. For kernels that want them so, and for nothing else.
+        """int4 with its rows one after the other: data uint8 [out, in / 2], scales bfloat16 [in /
+        group, out]. For kernels that read it that way.
         """
         if not self._in_tiles:
             return self
@@ -96,13 +97,15 @@ class Quantised:
         return dequantise(Quantised(self.kind, data, self.scales[..., rows]), torch.float32)
 
     def rows(self, ranges: Sequence[range]) -> "Quantised":
-        """The matrix of these rows alone, one range after the other; UsageError where one cuts a tile of
+        """The matrix of these rows alone, range by range; UsageError where a range splits a tile of
         int4.
         """
         return self._part(0, ranges)
 
     def columns(self, ranges: Sequence[range]) -> "Quantised":
-        """The matrix of these columns alone; UsageError where a range cuts a unit or group of int4."""
+        """The matrix of these columns alone; UsageError where a range splits a tile or group of
+        int4.
+        """
         return self._part(1, ranges)
 
     def _part(self, dim: int, ranges: Sequence[range]) -> "Quantised":
@@ -121,17 +124,18 @@ ShapeDtype = tuple[tuple[int, ...], torch.dtype]
 
 
 def quantise(weight: Tensor, kind: str) -> Quantised:
-    """Rounds a floating-point matrix [out, in] to `kind`, where it lies.
+    """Quantises a floating-point matrix [out, in] to `kind`, on its own device.
 
     int8 and fp8 scale each row by its largest weight: searching for a better scale gains int8 less
-    than 0.1 % of its error, and fp8's steps grow with the weight. int4 takes for each group the best
-    of a few scales, in squared error. UsageError for a kind that does not exist, or for int4
-    with a matrix of no whole tiles and groups; CheckpointError for a weight that is no number.
+    than 0.1 % of its error, and fp8's steps grow with the weight. int4 takes for each group the
+    best of a few scales, in squared error. UsageError for an unknown kind, or for int4 with a
+    matrix that is not made of whole tiles and groups; CheckpointError for a weight that is not
+    finite.
     """
     convert = _CONVERSIONS.get(kind)
     if convert is None:
         raise UsageError(
-            f"one of {', '.join(_CONVERSIONS)} to round weights to", kind, "choose one"
+            f"one of {', '.join(_CONVERSIONS)} to quantise weights to", kind, "choose one"
         )
     chunk = CHUNK if weight.device.type == "cpu" else DEVICE_CHUNK
     return quantise_in_chunks(weight, kind, convert, chunk)
@@ -140,8 +144,8 @@ def quantise(weight: Tensor, kind: str) -> Quantised:
 def quantise_in_chunks(
     weight: Tensor, kind: str, convert: Callable[[Tensor], tuple[Tensor, Tensor]], chunk: int
 ) -> Quantised:
-    """A matrix [out, in] in `kind`, whose data and scales `convert` gives of some rows in float32, of whole
-    tiles, at most `chunk` weights where these are more than a tile. Errors as `quantise` has them.
+    """A matrix [out, in] in `kind`. `convert` returns data and scales of some rows in float32:
+    whole tiles, at most `chunk` weights unless a tile is larger. Errors as in `quantise`.
     """
     num_rows, columns = weight.shape
     (shape, dtype), (scales_shape, scales_dtype) = stored_forms(kind, num_rows, columns)
@@ -152,7 +156,7 @@ def quantise_in_chunks(
     for start in range(0, len(data), step):
         part = weight[start * together : (start + step) * together].float()
         if not part.isfinite().all():
-            wanted = "finite weights to round"
+            wanted = "finite weights to quantise"
             raise CheckpointError(wanted, "infinite ones or NaN", "get the file again")
         data[start : start + step], scales[start : start + step] = convert(part)
     return Quantised(kind, data, scales)
@@ -160,7 +164,7 @@ def quantise_in_chunks(
 
 def stored_forms(kind: str, rows: int, columns: int) -> tuple[ShapeDtype, ShapeDtype]:
     """Shape and dtype of the data and of the scales of a matrix in `kind`; UsageError for int4 with
-    a matrix of no whole tiles and groups.
+    a matrix that is not made of whole tiles and groups.
     """
     if kind in GROUPS:
         _check_whole(kind, rows, columns)
@@ -172,14 +176,14 @@ def stored_forms(kind: str, rows: int, columns: int) -> tuple[ShapeDtype, ShapeD
 
 
 def stored_bytes(kind: str, rows: int, columns: int) -> int:
-    """What a matrix takes in `kind`, scales included."""
+    """The bytes of a matrix in `kind`, scales included."""
     if kind in GROUPS:
         return rows * columns // 2 + 2 * rows * columns // GROUPS[kind]
     return rows * columns + 4 * rows
 
 
 def span(kind: str) -> int:
-    """The columns that cannot be parted: a unit of int4, or the group that holds several."""
+    """The columns that must stay together: a tile of int4, or a group that spans several."""
     return max(TILE_COLUMNS, GROUPS[kind]) if kind in GROUPS else 1
 
 
@@ -194,7 +198,7 @@ def sizes(kind: str, dim: int) -> tuple[int, int]:
 
 def shrunk(part: range, kind: str, dim: int, size: int) -> range:
     """The indices that stand for a range of rows (`dim` 0) or columns (1), `size` of them each;
-    UsageError where its ends lie within a tile or a span.
+    UsageError where the range splits a tile or a span.
     """
     whole = span(kind) if dim or kind not in GROUPS else TILE_ROWS
     if part.start % whole or part.stop % whole:
@@ -218,7 +222,7 @@ def dequantise(weight: Quantised, dtype: torch.dtype) -> Tensor:
 
 
 def equal(one: Weight, other: Weight) -> bool:
-    """Whether two matrices are the same, a rounded one down to its last bit."""
+    """Whether two matrices are equal; quantised ones bit for bit."""
     if isinstance(one, Quantised) and isinstance(other, Quantised):
         data, others = (weight.data.view(torch.uint8) for weight in (one, other))
         return one.kind == other.kind and data.equal(others) and one.scales.equal(other.scales)
@@ -252,8 +256,8 @@ def _int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 
 def pack_int4(values: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-    """Data and scales as Quantised has them, of whole numbers −8 … 7 [rows, in] and float32 scales [rows,
-    in / group]; of whole tiles.
+    """Data and scales in the layout of Quantised, from whole numbers −8 … 7 [rows, in] and float32
+    scales [rows, in / group]; whole tiles.
     """
     rows, columns = values.shape
     first, second = (values + 8).to(torch.uint8).view(rows, -1, TILE_COLUMNS).chunk(2, dim=-1)
@@ -265,11 +269,10 @@ def pack_int4(values: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def int4_scales(groups: Tensor, importance: Tensor | None = None) -> Tensor:
-    """The scale of each group with the least squared error: [rows, groups, n] → [rows, groups, 1]; with
-    `importance` [groups, n] that error counts so many times.
+    """The scale of each group with the least squared error: [rows, groups, n] → [rows, groups, 1];
+    `importance` [groups, n] weights that error.
 
-    The best candidate gives the values; the scale that suits these values best, by least squares, is
-    one candidate more.
+    The scale that fits the values of the best candidate, by least squares, is one candidate more.
     """
     largest = _safe(groups.gather(-1, groups.abs().argmax(dim=-1, keepdim=True)))
     units = groups / largest  # no square of these is too large or small for float32
@@ -285,7 +288,7 @@ def int4_scales(groups: Tensor, importance: Tensor | None = None) -> Tensor:
 
 
 def _fitted(groups: Tensor, scales: Tensor, importance: Tensor | None) -> Tensor:
-    """The scale that suits best, by least squares, the values that `scales` give."""
+    """The scale that best fits, by least squares, the values that `scales` produce."""
     values = int4_values(groups, scales)
     fitted = _sum(groups * values, importance) / _sum(values.square(), importance)
     return fitted.nan_to_num()
@@ -301,12 +304,12 @@ def _sum(terms: Tensor, importance: Tensor | None) -> Tensor:
 
 
 def int4_values(groups: Tensor, scales: Tensor) -> Tensor:
-    """What weights become: whole numbers −8 … 7, in float32."""
+    """The quantised weights: whole numbers −8 … 7, in float32."""
     return (groups / scales).round_().clamp_(-8, 7)
 
 
 def _stored_ratio(ratio: Tensor | float, largest: Tensor) -> Tensor:
-    """The scale ratio × largest as it is kept, in bfloat16, again as a ratio."""
+    """The scale ratio × largest as stored, in bfloat16, and as a ratio again."""
     return _safe((ratio * largest).bfloat16().float()) / largest
 
 

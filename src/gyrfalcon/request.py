@@ -1,5 +1,5 @@
-"""What is asked of the engine and what comes back: sampling parameters, requests, sequences,
-outputs. No tensors.
+"""What goes into the engine and what comes out: sampling parameters, requests, sequences, outputs.
+No tensors.
 """
 
 import math
@@ -18,8 +18,8 @@ CORRECT = "correct the sampling parameters"
 
 
 class FinishReason(Enum):
-    """Why a sequence ended: end-of-text, a stop id or a stop string; its length; or its caller gave
-    it up.
+    """Why a sequence ended: end-of-text, a stop id or a stop string; its length limit; or its caller
+    aborted it.
 
     >>> FinishReason("length") is FinishReason.LENGTH
     True
@@ -35,26 +35,26 @@ class FinishReason(Enum):
 class SamplingParams:
     """How new tokens are chosen; the defaults are greedy.
 
-    max_new_tokens: at most so many new tokens; 0 only scores the prompt.
-    temperature: 0 takes the most likely token, otherwise logits are divided by it.
-    top_k: keeps the k most likely tokens; 0 keeps all. Applied after the temperature.
-    top_p: keeps the fewest of these whose probabilities reach p.
-    min_p: keeps those of these that are at least min_p times as likely as the most likely.
-    repetition_penalty: divides positive and multiplies negative logits of tokens in the prompt or
-        the output (Keskar et al. 2019).
-    presence_penalty: subtracted once from the logit of every token in the output.
-    frequency_penalty: subtracted as many times as the token is in the output.
+    max_new_tokens: the most tokens to generate; 0 only scores the prompt.
+    temperature: logits are divided by it; 0 is greedy.
+    top_k: keep the k most likely tokens; 0 keeps all. Applied after the temperature.
+    top_p: of these, keep the fewest whose probabilities sum to p.
+    min_p: of these, keep those at least min_p times as likely as the most likely.
+    repetition_penalty: above 1 discourages tokens that already occurred in prompt or output: divides
+        their positive logits and multiplies their negative ones (Keskar et al. 2019).
+    presence_penalty: subtracted once from the logit of each token that is in the output.
+    frequency_penalty: subtracted from the logit of each generated token once per occurrence.
     logit_bias: token id → number added to its logit; -inf forbids the token.
-    seed: makes sampling repeatable, whatever else is in the batch, on any number of ranks.
-    n: independent samples of one prompt.
-    logprobs: with every output token, its log-probability under the model and that of so many
-        most likely tokens; 0: only its own; None: nothing.
-    prompt_logprobs: the same with every token of the prompt.
-    logprob_ids: with every output token, the log-probabilities of these token ids at its place.
-    stop: strings that end the text; it stops before them. Special tokens, such as <|im_end|>, may
-        stand in them, although the text shows none.
-    stop_ids: token ids that end it.
-    ignore_eos: go on after what ends a text by the model's files.
+    seed: makes sampling reproducible, whatever else is in the batch, on any number of ranks.
+    n: number of independent samples of the prompt.
+    logprobs: return the log-probability of every output token and those of this many most likely
+        tokens; 0: only its own; None: none.
+    prompt_logprobs: the same for every token of the prompt.
+    logprob_ids: return the log-probabilities of these token ids at every output position.
+    stop: strings that end the text, which stops before them. They may contain special tokens, such
+        as <|im_end|>, although the text shows none.
+    stop_ids: token ids that end the text.
+    ignore_eos: keep generating past the end of text that the model's files define.
 
     >>> SamplingParams(max_new_tokens=64, temperature=0.7, top_p=0.9, seed=1).n
     1
@@ -141,14 +141,14 @@ class SamplingParams:
 
 
 def is_number(value: object, kinds: type | tuple[type, ...]) -> bool:
-    """Whether a value is of these kinds of numbers; True and False, which Python counts among the whole
-    ones, are none.
+    """Whether a value is one of these kinds of numbers; True and False, whole numbers to Python,
+    are not.
     """
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def check_stop_ids(stop_ids: Iterable[int], vocab_size: int) -> None:
-    """RequestError for an id that the model cannot write."""
+    """RequestError for an id outside the model's vocabulary."""
     for token_id in stop_ids:
         if not 0 <= token_id < vocab_size:
             wanted = f"`stop_ids` below {vocab_size}, the model's vocabulary"
@@ -183,21 +183,21 @@ def _biases(biases: object) -> dict[int, float]:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt on its way through the ranks: every rank gets it and does the same with it."""
+    """One prompt on its way through the ranks: every rank receives it and handles it alike."""
 
     id: int
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     seed: int
     end_ids: frozenset[int] = frozenset()  # each ends a sample
-    keep_logits: bool = False  # hand back the logits after every prompt token
-    single_steps: int = 0  # compute the last so many prompt tokens one at a time, as decoding does
+    keep_logits: bool = False  # return the logits after every prompt token
+    single_steps: int = 0  # the last prompt tokens to compute one at a time, as in decoding
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token and, where asked for, its log-probability under the model and the most likely tokens at
-    its place.
+    """A token and, on request, its log-probability under the model and the most likely tokens at its
+    position.
 
     >>> engine = Engine("nestling")
     >>> [output] = engine.generate("The falcon", SamplingParams(max_new_tokens=1, logprobs=5))
@@ -233,7 +233,7 @@ class Sequence:
 
     @property
     def wants_every_row(self) -> bool:
-        """Whether the logits after every prompt token are wanted, not only those after the last."""
+        """Whether to compute the logits after every prompt token, not only after the last."""
         return self.index == 0 and (
             self.request.keep_logits or self.request.params.prompt_logprobs is not None
         )
@@ -253,27 +253,27 @@ class Chunk:
 
     @property
     def samples(self) -> bool:
-        """Whether the step yields a new token: the chunk reaches the sequence's end, or goes on
-        with a token that is not known yet, and more are wanted.
+        """Whether the step samples a new token: the chunk reaches the sequence's end, or continues
+        with a token not read yet, and more are wanted.
         """
         return self.stop >= len(self.sequence.tokens) and self.params.max_new_tokens > 0
 
     @property
     def wants_every_row(self) -> bool:
-        """Whether the logits after each of its tokens are wanted: it is part of such a prompt."""
+        """Whether to compute the logits after each of its tokens: its prompt wants them."""
         return self.sequence.wants_every_row and self.start < self.sequence.prompt_len
 
     @property
     def rows(self) -> range:
-        """The tokens, counted from `start`, whose logits are wanted."""
+        """The tokens, counted from `start`, to compute logits after."""
         length = self.stop - self.start
         return range(0 if self.wants_every_row else length - self.samples, length)
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What one step gave one sequence: a token (None when only the prompt was scored) and perhaps
-    its end.
+    """The output of one step for one sequence: a token (None when only the prompt was scored) and,
+    at its end, why it ended.
     """
 
     request_id: int
@@ -284,8 +284,8 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What a running sample got in one step: its text never holds half a character or part of a
-    stop string. The last delta of a sample says why it ended.
+    """The new text of a running sample after a step: never half a character or part of a stop
+    string. The last delta of a sample has its finish reason.
 
     >>> first = next(Engine("nestling").stream("The falcon"))
     >>> first.index, first.finish_reason
@@ -301,7 +301,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One finished sample. `output_ids` holds the new tokens, a final end-of-text included.
+    """One finished sample. `output_ids` are the new tokens, a final end-of-text included.
 
     >>> params = SamplingParams(max_new_tokens=4, temperature=1, n=2, seed=0)
     >>> [output] = Engine("nestling").generate("The falcon", params)
@@ -318,7 +318,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """A finished request. The properties speak of its first completion.
+    """A finished request. The properties are those of its first completion.
 
     >>> [output] = Engine("nestling").generate("The falcon", SamplingParams(max_new_tokens=4))
     >>> output.text == output.completions[0].text

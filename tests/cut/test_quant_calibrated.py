@@ -124,7 +124,7 @@ def test_rows_are_rounded_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_cannot_be_rounded_so_is_refused() -> None:
     moments = torch.eye(256)
     for kind in ("int8", "fp8", "int3"):
-        with pytest.raises(UsageError, match=f"int4-128 to round by a text, got {kind}"):
+        with pytest.raises(UsageError, match=f"int4-128 to calibrate, got {kind}"):
             quantise_for(a_matrix(), kind, moments)
     with pytest.raises(UsageError, match="multiple of 64 weights for int4, got 48 of 96"):
         quantise_for(a_matrix(48, 96), "int4", torch.eye(96))
@@ -220,7 +220,7 @@ def test_a_tokenizer_of_more_tokens_than_the_model_has_is_refused(tmp_path: Path
 
 @pytest.mark.parametrize("number", [0, -1, 1.5, None])
 def test_a_text_of_no_tokens_is_refused(number: Any) -> None:
-    with pytest.raises(UsageError, match="1 or more tokens to calibrate by"):
+    with pytest.raises(UsageError, match="1 or more tokens to calibrate on"):
         CalibrationText(TEXT, number)
 
 
@@ -318,7 +318,7 @@ def test_the_command_says_what_it_was_calibrated_with(
     [
         (["--calibrate", "long"], "one of int4, int4-32, int4-128 to calibrate, got none"),
         (["--calibrate", "long", "--quant", "int8"], "int4-128 to calibrate, got int8"),
-        (["--calibrate", "short", "--quant", "int4"], "at least 512 tokens to calibrate by, got"),
+        (["--calibrate", "short", "--quant", "int4"], "at least 512 tokens to calibrate on, got"),
         (["--calibrate", "raw", "--quant", "int4"], "wanted UTF-8 in"),
         (["--calibrate", "none", "--quant", "int4"], "none"),
         (["--calibrate-tokens", "9", "--quant", "int4"], "--calibrate with --calibrate-tokens"),

@@ -342,7 +342,7 @@ def test_no_reference_for_the_gate_comes_from_it(
     for kind in ("fp32", "transformers"):
         words = ["--reference", kind, "--save-reference", str(tmp_path / "r")]
         assert main(["precision", str(tmp_path / "cut"), *words]) == 2
-        assert "wanted a model that is not rounded" in capsys.readouterr().err
+        assert "wanted a model that is not quantised" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
 
 

@@ -1,4 +1,4 @@
-"""In words: what an earlier run had otherwise than this one."""
+"""Describes how the settings of an earlier run differ from those of this one."""
 
 from collections.abc import Mapping
 
@@ -8,10 +8,10 @@ Facts = Mapping[str, object]
 
 
 def differences(then: Facts, now: Facts, options: Mapping[str, str]) -> str:
-    """Such as "--shots 5 and no --limit": what the earlier run had; "" where nothing differs.
+    """The earlier run's settings that differ, such as "--shots 5 and no --limit"; "" where none do.
 
-    options: what people call a fact; one whose name ends in … is told without its value, and what is
-    not there by its own name.
+    options: what users call a setting; a name that ends in … is shown without its value, an
+    unlisted setting by its own name.
     """
     names = [name for name in (*now, *(set(then) - set(now))) if then.get(name) != now.get(name)]
     return " and ".join(_described(options.get(name, name), then.get(name)) for name in names)

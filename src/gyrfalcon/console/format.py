@@ -1,4 +1,4 @@
-"""How commands show results: sizes for people, and --json, one object to a file or to stdout alone."""
+"""How commands show results: readable sizes, and --json, one object to a file or alone to stdout."""
 
 import json
 import sys
@@ -14,18 +14,18 @@ def write_json(result: object, target: OutputFile) -> None:
 
 
 def json_text(result: object, target: OutputFile, indent: int | None = None) -> str:
-    """JSON with a line end; letters stay as they are wherever `target` can take them."""
+    """JSON with a final newline; non-ASCII is escaped only where `target` cannot encode it."""
     plain = target.is_stdout and "utf" not in (sys.stdout.encoding or "utf").lower()
     return json.dumps(result, indent=indent, ensure_ascii=plain, default=_plain) + "\n"
 
 
 def goes_to_stdout(target: OutputFile | None) -> bool:
-    """Whether a result takes standard output for itself, so that nothing else may be printed there."""
+    """Whether the result owns standard output, so that nothing else may be printed there."""
     return target is not None and target.is_stdout
 
 
 def say_ready(description: str, notes: Iterable[str]) -> None:
-    """Tells people on standard error what runs, and what they should know about how it was read."""
+    """Prints to standard error what runs, and notes on how the model was read."""
     for line in (f"ready: {description}", *(f"note: {note}" for note in notes)):
         print(line, file=sys.stderr)
 
@@ -48,4 +48,4 @@ def shown_bytes(num_bytes: int) -> str:
 def _plain(value: object) -> str:
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

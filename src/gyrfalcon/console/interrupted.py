@@ -1,4 +1,4 @@
-"""What a Ctrl-C tells: what is kept of the work, and how to go on."""
+"""What Ctrl-C reports: which results were saved, and how to resume."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def interrupts_tell(kept: Callable[[], str]) -> Iterator[None]:
-    """Adds to a KeyboardInterrupt in here what is kept; the command line shows it."""
+    """Adds a note to a KeyboardInterrupt in here: what was saved. The command line shows it."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -16,5 +16,5 @@ def interrupts_tell(kept: Callable[[], str]) -> Iterator[None]:
 
 
 def interrupt_message(interrupt: KeyboardInterrupt) -> str:
-    """One line for people."""
+    """One line for the user."""
     return "; ".join(("interrupted", *getattr(interrupt, "__notes__", ())))

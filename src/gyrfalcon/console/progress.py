@@ -1,4 +1,4 @@
-"""How far long work has come, on stderr: a bar on a terminal, elsewhere (in a log) a line a minute."""
+"""Progress on stderr: a bar on a terminal, a line per minute elsewhere (in a log)."""
 
 import sys
 import time
@@ -22,26 +22,30 @@ class Bar(Protocol):
     """What a caller may do with a bar."""
 
     def update(self, n: float = 1) -> bool | None:
-        """Says that `n` more units are done, from any thread."""
+        """Counts `n` more units as done, from any thread."""
         ...
 
 
 class _Hidden:
-    """A bar for nobody. (A hidden tqdm would still hold a lock that a killed process leaks.)"""
+    """A bar that shows nothing. (A hidden tqdm would still hold a lock that a killed process
+    leaks.)
+    """
 
     def update(self, n: float = 1) -> None:
         pass
 
 
 class Lines:
-    """A bar as lines: line() tells what is done and how long the rest will take at this pace."""
+    """A bar as log lines: line() says how much is done and how long the rest will take at this
+    pace.
+    """
 
     def __init__(self, total: float, unit: str, label: str, clock: Clock = time.monotonic) -> None:
         self._total, self._unit, self._label, self._clock = total, unit, label, clock
         self._start, self._done, self._lock = clock(), 0.0, Lock()
 
     def update(self, n: float = 1) -> None:
-        """Says that `n` more units are done."""
+        """Counts `n` more units as done."""
         with self._lock:
             self._done += n
 
@@ -60,8 +64,8 @@ class Lines:
         return shown_bytes(int(count)) if self._unit == BYTES else f"{count:g}"
 
 
-class LogBar(tqdm_asyncio):  # type: ignore[type-arg]  # a generic that is none when it runs
-    """A tqdm of another library for a log: a line a minute instead of one that is drawn anew."""
+class LogBar(tqdm_asyncio):  # type: ignore[type-arg]  # generic to type checkers only
+    """A tqdm for another library's downloads in a log: a line per minute instead of a redrawn bar."""
 
     def __init__(self, *args: Any, seconds: float | None = None, **settings: Any) -> None:
         settings.pop("name", None)
@@ -79,7 +83,7 @@ class LogBar(tqdm_asyncio):  # type: ignore[type-arg]  # a generic that is none 
 
 
 def bar(total: float, unit: str, label: str, shown: bool = True) -> AbstractContextManager[Bar]:
-    """A bar over `total` units (0: nobody knows how many), closed by leaving its `with`."""
+    """A bar over `total` units (0: unknown), closed on leaving its `with`."""
     if not shown:
         return nullcontext(_Hidden())
     if not sys.stderr.isatty():
@@ -89,7 +93,7 @@ def bar(total: float, unit: str, label: str, shown: bool = True) -> AbstractCont
 
 @contextmanager
 def print_each(seconds: float, lines: Lines) -> Iterator[Bar]:
-    """Prints a line after each so many seconds, by a thread: a unit may take longer than that."""
+    """Prints a line every `seconds` from a thread: a unit may take longer than that."""
     ended = Event()
 
     def tell() -> None:

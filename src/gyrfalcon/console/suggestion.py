@@ -1,4 +1,4 @@
-"""What a misspelt word, or one that another engine uses, was probably meant to be."""
+"""Suggests what was meant by a misspelt word, or by another engine's name for something."""
 
 import functools
 import inspect
@@ -12,7 +12,7 @@ from gyrfalcon.errors import GyrfalconError
 
 T = TypeVar("T")
 
-CUTOFF = 0.7  # of difflib's ratio: below, words are not near
+CUTOFF = 0.7  # difflib's ratio: below it, words are not similar
 
 OTHER_NAMES = {  # what vLLM, llama.cpp and transformers call commands, options, parameters, values
     "chat": "generate",
@@ -54,8 +54,8 @@ OTHER_NAMES = {  # what vLLM, llama.cpp and transformers call commands, options,
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
-    """A question that names the known word of the same meaning, or else the nearest to this one;
-    `otherwise` where none is near.
+    """Asks whether the user meant the known word of the same meaning, or else the most similar one;
+    `otherwise` where none is similar.
     """
     words = list(known)
     same = [OTHER_NAMES[word]] if OTHER_NAMES.get(word) in words else []
@@ -64,7 +64,7 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
 
 
 def path_meant(path: str, otherwise: str, *words: str) -> str:
-    """The same for a path: one of `words`, or what lies in the same folder under a name that is near."""
+    """The same for a path: one of `words`, or a similar name in the same folder."""
     place, names = Path(path), list[str]()
     with suppress(OSError):
         names = [entry.name for entry in place.parent.iterdir()]
@@ -74,8 +74,8 @@ def path_meant(path: str, otherwise: str, *words: str) -> str:
 
 
 def known_names(error: type[GyrfalconError], wanted: str) -> Callable[[type[T]], type[T]]:
-    """Makes a class refuse an argument of a name that it does not have by an `error` that names the
-    one that was probably meant, in place of Python's TypeError.
+    """Makes a class raise `error` for an unknown argument, with the one that was probably meant,
+    instead of Python's TypeError.
     """
 
     def checked(kind: type[T]) -> type[T]:

@@ -1,5 +1,5 @@
-"""Rounding the matrices of a model by what they are multiplied with when it reads a text: second moments,
-block by block, so that no more than one block of the model is in memory.
+"""Calibrated quantisation (GPTQ) of a model: runs a text through it block by block and collects the
+second moments of every matrix's inputs, with one block of the model in memory at a time.
 """
 
 import hashlib
@@ -28,14 +28,14 @@ from gyrfalcon.request import Chunk, Request, SamplingParams, Sequence
 from gyrfalcon.text.tokenizer import Tokenizer
 
 LETTERS_OF_A_TOKEN = 32  # many times as many as there are
-WINDOW = 512  # tokens that see each other
+WINDOW = 512  # tokens that attend to each other
 BLOCK_SIZE = 16  # of their cache
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationText:
-    """A text to round by, and how many tokens of it are read."""
+    """The text to calibrate on, and how many of its tokens to read."""
 
     text: str
     most_tokens: int = CALIBRATE_TOKENS
@@ -43,12 +43,12 @@ class CalibrationText:
     def __post_init__(self) -> None:
         if not isinstance(self.most_tokens, int) or self.most_tokens < 1:
             got, do = repr(self.most_tokens), "choose another number"
-            raise UsageError("1 or more tokens to calibrate by", got, do)
+            raise UsageError("1 or more tokens to calibrate on", got, do)
 
 
 def windows_of(source: CalibrationText, checkpoint: Checkpoint) -> Tensor:
-    """Stretches of the text, spread over it: token ids, int64 [windows, tokens of each]. UsageError when
-    it has not one; CheckpointError for ids that the model does not know.
+    """Windows spread over the text: token ids, int64 [windows, tokens of each]. UsageError for a
+    text shorter than one; CheckpointError for ids outside the model's vocabulary.
     """
     size = min(WINDOW, checkpoint.config.max_positions, source.most_tokens)
     tokenizer = Tokenizer.load(
@@ -62,7 +62,7 @@ def windows_of(source: CalibrationText, checkpoint: Checkpoint) -> Tensor:
         for start in range(0, len(ids) - size + 1, size)[:most]
     ]
     if not windows:
-        wanted, got = f"a text of at least {size} tokens to calibrate by", f"one of {len(found[0])}"
+        wanted, got = f"a text of at least {size} tokens to calibrate on", f"one of {len(found[0])}"
         raise UsageError(wanted, got, "take a longer one or lower --calibrate-tokens")
     count = min(len(windows), source.most_tokens // size)
     chosen = torch.tensor([windows[i * len(windows) // count] for i in range(count)])
@@ -73,7 +73,7 @@ def windows_of(source: CalibrationText, checkpoint: Checkpoint) -> Tensor:
 
 
 def _parts(source: CalibrationText, size: int) -> list[str]:
-    """The text; of a long one parts that are spread over it, a window in each and room to spare."""
+    """The text; of a long one, excerpts spread over it, a window in each with room to spare."""
     text, count = source.text, source.most_tokens // size
     letters = LETTERS_OF_A_TOKEN * size
     if len(text) <= count * letters:
@@ -83,14 +83,15 @@ def _parts(source: CalibrationText, size: int) -> list[str]:
 
 
 def sum_of(windows: Tensor) -> TextSum:
-    """What tells these tokens from others."""
+    """The checksum of these tokens."""
     ids = windows.numpy().astype("<i8").tobytes()
     return TextSum(windows.numel(), hashlib.sha256(ids).hexdigest())
 
 
 class Calibration:
-    """The matrices of a model's blocks, rounded by their inputs when it reads `windows`: each block gets
-    what the blocks before it give, these unrounded. Cheapest in the order of the layers.
+    """Quantises the matrices of a model's blocks with GPTQ, by the inputs of each when the model
+    reads `windows`. A block's input is the output of the unquantised blocks before it. Cheapest in
+    the order of the layers.
     """
 
     def __init__(self, checkpoint: Checkpoint, windows: Tensor) -> None:
@@ -111,7 +112,7 @@ class Calibration:
         self._begin()
 
     def quantised(self, name: str, weight: Tensor, kind: str) -> Quantised:
-        """The matrix of that name rounded to a kind of int4."""
+        """The matrix of that name, quantised to a kind of int4."""
         with torch_threads(self._threads):
             return quantise_for(weight, kind, self._moments(name))
 
@@ -126,7 +127,7 @@ class Calibration:
         return found.pop(name)
 
     def _begin(self) -> None:
-        """With the first block."""
+        """Starts at the first block."""
         self._layer = 0
         self._streams: list[tuple[Tensor, Tensor | None]] = [
             (self._parts.embedding(ids), None) for ids in self._windows
@@ -142,7 +143,7 @@ class Calibration:
 
 
 def _names(block: Block, layer: int) -> dict[int, str]:
-    """What each matrix is called, by its id."""
+    """The name of each matrix, by its id."""
     attention, mlp = block.attention, block.mlp
     layers: dict[str, ColumnLinear | RowLinear] = {
         QKV: attention.qkv,
@@ -154,8 +155,8 @@ def _names(block: Block, layer: int) -> dict[int, str]:
 
 
 class _RecordingOps:
-    """Operations that keep the second moments Σ x xᵀ of what the watched matrices are multiplied with:
-    float32 [in, in]; those that read the same have the same.
+    """Operators that also accumulate the second moments Σ x xᵀ of the inputs of watched matrices:
+    float32 [in, in]; matrices with the same input share them.
     """
 
     def __init__(self, operations: Ops) -> None:
@@ -164,7 +165,7 @@ class _RecordingOps:
         self.watch({})
 
     def watch(self, names: dict[int, str]) -> None:
-        """Matrices by their ids, and none but these."""
+        """Watches the matrices with these ids, and no others."""
         self._names = names
         self._last: tuple[Tensor | None, Tensor | None] = None, None
 

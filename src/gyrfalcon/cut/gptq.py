@@ -1,9 +1,9 @@
-"""Rounding a matrix to 4 bits so that its products change little, not its weights: what inputs look like is
-known.
+"""GPTQ: calibrated quantisation of a matrix to 4 bits. It minimises the error of the matrix's
+outputs, not of its weights, for inputs with known second moments.
 
-GPTQ (Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
-Transformers"): columns are rounded one after the other, and what a column's rounding does to the product is
-made up for, as far as its inputs allow, by the columns that are still to be rounded.
+Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+Transformers": columns are quantised one after the other, and the columns still to come absorb, as
+far as their inputs allow, the output error of each.
 """
 
 import torch
@@ -25,15 +25,15 @@ ROW_CHUNK = 1 << 26  # weights at a time: 256 MiB in float32
 
 
 def quantise_for(weight: Tensor, kind: str, moments: Tensor) -> Quantised:
-    """Rounds a floating-point matrix [out, in] to a kind of int4 such that the squared error of its
-    products, by inputs with the second moments E[x xᵀ] `moments`, float32 [in, in], is small.
+    """Quantises a floating-point matrix [out, in] to a kind of int4 such that the squared error of
+    its outputs is small, for inputs with the second moments E[x xᵀ] `moments`, float32 [in, in].
 
-    The scale of a group is searched for as `quantise` does, an error counting as much as its input is large.
-    UsageError for another kind, or a matrix of no whole tiles and groups; CheckpointError for weights or
-    moments that are no numbers.
+    The scale of a group is searched for as in `quantise`, errors weighted by the size of their
+    input. UsageError for another kind, or a matrix that is not made of whole tiles and groups;
+    CheckpointError for weights or moments that are not finite.
     """
     if kind not in GROUPS:
-        raise UsageError(f"{', '.join(GROUPS)} to round by a text", kind, "leave the text out")
+        raise UsageError(f"{', '.join(GROUPS)} to calibrate", kind, "leave the text out")
     factor, importance = _inverse_factor(moments), moments.diagonal()
 
     def convert(part: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ def _quantise_columns(
     weight: Tensor, factor: Tensor, importance: Tensor, group: int
 ) -> tuple[Tensor, Tensor]:
     """Whole numbers [rows, in] and scales [rows, in / group]."""
-    left = weight.t().contiguous()  # [in, rows], what is to be rounded of columns, row by row
+    left = weight.t().contiguous()  # [in, rows], what is left to quantise of columns, row by row
     values, scales = torch.empty_like(left), []
     for start in range(0, len(left), BLOCK):
         block, later = left[start : start + BLOCK], left[start + BLOCK :]

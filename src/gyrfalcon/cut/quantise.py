@@ -1,4 +1,4 @@
-"""Tensors rounded on their way into a cut, and taken back on their way out of one."""
+"""Quantises tensors on their way into a cut and dequantises them on their way out."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -15,10 +15,10 @@ Read = Callable[[str, int | None, Sequence[range]], Tensor]
 
 
 class QuantisedSource:
-    """Reads a checkpoint's tensors as a cut rounded to `quant` stores them: whole matrices are rounded,
-    those that `calibration` knows the inputs of by these.
+    """A checkpoint's tensors as a cut in `quant` stores them; matrices that `calibration` has
+    inputs of are quantised with GPTQ.
 
-    The last one is kept: what is read of it, part after part, is rounded once.
+    The last matrix is cached: reading it part by part quantises it once.
     """
 
     def __init__(
@@ -59,7 +59,9 @@ class QuantisedSource:
 
 
 def dequantising_reader(source: TensorSource, specs: Iterable[TensorSpec], quant: str) -> Read:
-    """Reads rows of the model's own tensors from a cut rounded to `quant`: matrices in float32."""
+    """Reads rows of a model's own tensors from a cut in `quant`; matrices are dequantised to
+    float32.
+    """
     matrices = {spec.name: parts for spec in specs if len(parts := stored_specs(spec, quant)) == 2}
 
     def read(name: str, dim: int | None, rows: Sequence[range]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Opening files that somebody else made: they are checked to be files, with their content in them."""
+"""Opens files that others made, and checks that they are regular files with their content present."""
 
 import json
 import stat
@@ -8,8 +8,10 @@ from typing import BinaryIO
 
 from gyrfalcon.errors import CheckpointError, GyrfalconError, lack
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # what stands in a file's place
-DEEPEST = 100  # what a JSON file may be nested: all that writes it again goes as far
+LFS_POINTER = (
+    b"version https://git-lfs.github.com/spec/"  # the content of a file that was not fetched
+)
+DEEPEST = 100  # nesting of a JSON file: every writer of ours goes as far
 SPECIAL = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -20,9 +22,9 @@ SPECIAL = (
 
 
 def open_foreign(path: Path) -> BinaryIO:
-    """The file at `path` or where its links lead, opened to be read; CheckpointError says why it cannot be.
+    """Opens the file at `path`, links followed, for reading; CheckpointError says why it cannot be.
 
-    Never waits: a FIFO, which has no content before somebody writes to it, is refused.
+    Never blocks: a FIFO, which has no content before somebody writes to it, is refused.
     """
     try:
         mode = path.stat().st_mode
@@ -42,7 +44,7 @@ def open_foreign(path: Path) -> BinaryIO:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """The JSON object in a file; CheckpointError when there is none."""
+    """The JSON object in a file; CheckpointError for anything else."""
     try:
         with open_foreign(path) as file:
             value = json.loads(file.read().decode("utf-8"))
@@ -62,21 +64,21 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def unreadable(path: Path, error: OSError) -> GyrfalconError:
-    """The error for a file that the system does not open or read."""
+    """The error for a file that cannot be opened or read."""
     return lack(error, f"to read {path}") or CheckpointError(
         f"a readable file {path}", error.strerror or str(error), "check it"
     )
 
 
 def is_inside(path: str) -> bool:
-    """Whether a path that a foreign file names stays in the folder it is relative to, on any system."""
+    """Whether a path named by a foreign file stays inside its folder, on any system."""
     parts = PurePosixPath(path).parts
     unsafe = "\0" in path or "\\" in path or PurePosixPath(path).is_absolute()
     return bool(parts) and not unsafe and ".." not in parts
 
 
 def is_deep(value: object) -> bool:
-    """Whether it is nested deeper than Python can be relied on to write it again."""
+    """Whether a value is nested too deeply for Python to serialise reliably."""
     layer = [value]
     for _ in range(DEEPEST):
         layer = [inner for outer in layer for inner in _children(outer)]

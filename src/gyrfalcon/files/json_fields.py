@@ -1,4 +1,4 @@
-"""Reads the fields of a foreign JSON object: several names for one thing, types checked, nothing missed."""
+"""Reads the fields of a foreign JSON object: aliases, type checks, and no field left unread."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from gyrfalcon.files.foreign import DEEPEST, is_deep
 T = TypeVar("T", int, float, bool, str)
 
 KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
-LARGEST = 1e15  # no size or factor of a model comes near; NaN and infinity are not within it either
+LARGEST = 1e15  # above any size or factor of a model; excludes NaN and infinity
 
 
 class Fields:
-    """One JSON object and the names already read from it; `where` names it in error messages, no
-    number in it is larger than `largest`.
+    """A JSON object and the names already read from it. `where` names it in error messages; numbers
+    above `largest` are refused.
     """
 
     def __init__(self, raw: Mapping[str, object], where: str, largest: float = LARGEST) -> None:
@@ -25,7 +25,9 @@ class Fields:
         self.read: set[str] = set()
 
     def take(self, kind: type[T], *names: str) -> T | None:
-        """The value under any of `names`; None when absent or null. Two names that disagree are an error."""
+        """The value under any of `names`; None when absent or null. Aliases that disagree are an
+        error.
+        """
         self.read.update(names)
         found = {name: self._typed(kind, name) for name in names if self.raw.get(name) is not None}
         if len(set(found.values())) > 1:
@@ -42,14 +44,14 @@ class Fields:
         return value
 
     def positive(self, *names: str) -> int:
-        """A whole number above zero that must be there."""
+        """A required whole number above zero."""
         value = self.need(int, *names)
         if value < 1:
             raise ConfigError(f"{names[0]} above 0", str(value), f"correct {self.where}")
         return value
 
     def count(self, *names: str) -> int:
-        """A whole number of zero or more that must be there."""
+        """A required whole number of zero or more."""
         value = self.need(int, *names)
         if value < 0:
             raise ConfigError(f"{names[0]} of 0 or more in {self.where}", str(value), "fix it")
@@ -63,7 +65,7 @@ class Fields:
         return found
 
     def items(self, name: str) -> list[object]:
-        """The list under `name`, which must be there."""
+        """The required list under `name`."""
         self.read.add(name)
         found = self.raw.get(name)
         if not isinstance(found, list):
@@ -71,7 +73,7 @@ class Fields:
         return found
 
     def objects(self, name: str) -> "list[Fields]":
-        """The list of objects under `name`, which must be there."""
+        """The required list of objects under `name`."""
         found = []
         for number, value in enumerate(self.items(name)):
             where = f"{name}[{number}] of {self.where}"
@@ -81,14 +83,14 @@ class Fields:
         return found
 
     def list_of(self, kind: type[T], name: str) -> list[T]:
-        """The list of values of one kind under `name`, which must be there."""
+        """The required list of values of one kind under `name`."""
         where = f"{name} of {self.where}"
         raw = {f"item {number}": value for number, value in enumerate(self.items(name))}
         fields = Fields(raw, where, self.largest)
         return [fields.need(kind, item) for item in raw]
 
     def one_of(self, words: Sequence[str], name: str) -> str:
-        """A word that must be there and among these."""
+        """A required word, one of `words`."""
         word = self.need(str, name)
         if word not in words:
             wanted = f"{name} to be one of {', '.join(words)} in {self.where}"
@@ -106,7 +108,7 @@ class Fields:
         return Fields(value, f"{name} of {self.where}", self.largest)
 
     def refuse_unread(self, harmless: frozenset[str] = frozenset()) -> None:
-        """Raises when a field was neither read nor is known to leave the mathematics alone."""
+        """ConfigError for a field that was not read and is not known to be harmless."""
         for name, value in self.raw.items():
             if value is not None and name not in self.read | harmless and not name.startswith("_"):
                 raise ConfigError(
@@ -128,10 +130,10 @@ class Fields:
 
 
 def parsed_json(raw: bytes, where: str, do: str) -> object:
-    """The value that a JSON text stands for; UsageError for text that is damaged in any way.
+    """The value of a JSON text; UsageError for text that is damaged in any way.
 
-    Refused are also NaN and infinities, a name that an object holds twice, and nesting too deep to
-    walk. Half of a surrogate pair, which no file can hold, becomes a question mark.
+    Also refused: NaN and infinities, a name twice in one object, and nesting too deep to walk. Half
+    a surrogate pair, which no file can store, becomes a question mark.
     """
     try:
         value: object = json.loads(
@@ -148,7 +150,7 @@ def parsed_json(raw: bytes, where: str, do: str) -> object:
 
 
 def shown(value: object) -> str:
-    """A foreign value in an error, as JSON has it."""
+    """A foreign value for an error message, as JSON."""
     return shortened(json.dumps(value, ensure_ascii=False))
 
 

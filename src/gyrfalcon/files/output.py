@@ -1,7 +1,7 @@
-"""Where a result goes: checked before the work, so that nothing is lost after it.
+"""Output files: checked before the work starts, so that no result is lost after it.
 
-A regular file is replaced as a whole by a new one beside it. What is no regular file (a pipe, a
-terminal, /dev/stdout) is opened once, before the work, and written through.
+A regular file is replaced atomically by a new one beside it. Anything else (a pipe, a terminal,
+/dev/stdout) is opened once, before the work, and written through.
 """
 
 import errno
@@ -22,16 +22,16 @@ from gyrfalcon.errors import UsageError
 STDOUT = "-"
 MAX_LINKS = 40  # as Linux follows
 MAX_NAME_BYTES = 255
-PART = ".part"  # the ending of a file that is not whole yet
+PART = ".part"  # suffix of a file that is still being written
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """A place that a result can be written to: `path` as it was typed, and one of the other two."""
+    """Where a result is written: `path` as typed, and either `file` or `descriptor`."""
 
     path: str
-    file: Path | None = None  # a regular one, links followed; it need not exist
-    descriptor: int | None = None  # of something else that is open for writing
+    file: Path | None = None  # a regular file, links followed; it need not exist
+    descriptor: int | None = None  # of anything else, open for writing
 
     @property
     def is_stdout(self) -> bool:
@@ -39,9 +39,9 @@ class OutputFile:
         return self.path == STDOUT
 
     def write(self, text: str) -> None:
-        """Writes all of a result in UTF-8: replaces a regular file, writes through anything else.
+        """Writes the whole result in UTF-8: replaces a regular file, writes through anything else.
 
-        Half a surrogate pair, as in a file name that is not UTF-8, becomes JSON's own \\udcff.
+        Half a surrogate pair, as in a file name that is not UTF-8, is escaped as in JSON: \\udcff.
         """
         if self.is_stdout:
             sys.stdout.write(text)
@@ -56,9 +56,9 @@ class OutputFile:
 
 
 def open_output(path: str, option: str, *, regular: bool = False) -> OutputFile:
-    """The place that `option` names; UsageError where a result could not be written to it.
+    """Opens the output that `option` names; UsageError where it cannot be written.
 
-    Waits for the reader of a named pipe. `regular`: only a regular file will do.
+    Waits for the reader of a named pipe. `regular`: accept a regular file only.
     """
     if path == STDOUT and not regular:
         return OutputFile(path)
@@ -69,7 +69,7 @@ def open_output(path: str, option: str, *, regular: bool = False) -> OutputFile:
 
 
 def check_folder(path: str | Path, option: str) -> Path:
-    """A folder that files can be made in, or that can be made itself, links followed; else UsageError."""
+    """A folder that can be written to or created, links followed; else UsageError."""
     folder = Path(os.path.realpath(path))
     try:
         if folder.exists() and not folder.is_dir():
@@ -81,9 +81,7 @@ def check_folder(path: str | Path, option: str) -> Path:
 
 
 def replace_file(file: Path, content: bytes) -> None:
-    """Replaces a file by one with this content, its folder made where it is missing; a kill leaves the
-    old one or the new one.
-    """
+    """Replaces a file atomically and creates its folder; a kill leaves the old content or the new."""
     with replacing(file) as part, part.open("wb") as stream:
         stream.write(content)
         stream.flush()
@@ -92,8 +90,8 @@ def replace_file(file: Path, content: bytes) -> None:
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A path beside `file` to write its new content to: it takes the place of `file` at the end, with
-    its permissions, and is removed after an error.
+    """Yields a path beside `file` to write to. On success it replaces `file`, permissions kept;
+    after an error it is removed.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     part = _part_of(file)
@@ -109,8 +107,8 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def remove_parts(folder: Path, name: str = "") -> None:
-    """Removes what killed processes left of the new content of the file `name`, or of any file in the
-    folder; nothing that is being written.
+    """Removes partial files that killed processes left for `name`, or for any file in the folder;
+    none that is still being written.
     """
     for part in folder.glob(f".*{PART}"):
         if part.name.startswith((f".{name}.", _part_of(folder / name).name) if name else "."):
@@ -198,7 +196,7 @@ def _open_stream(file: Path, shown: str) -> int:
 
 
 def _unusable(wanted: str, path: str, error: OSError) -> UsageError:
-    """In the user's words: which temporary file could not be made does not matter."""
+    """In the user's words: which temporary file could not be created does not matter."""
     return UsageError(wanted, f"{path} ({error.strerror or error})", "name another place")
 
 
@@ -225,7 +223,7 @@ def _part_of(file: Path) -> Path:
 
 @contextmanager
 def _locked(part: Path) -> Iterator[None]:
-    """Holds the lock of `part`, which is made or taken over from a killed process."""
+    """Holds the lock of `part`, which it creates or takes over from a killed process."""
     while True:
         with part.open("ab") as stream:
             with suppress(OSError):  # some network disks know no locks
@@ -237,7 +235,7 @@ def _locked(part: Path) -> Iterator[None]:
 
 
 def _move(part: Path, file: Path) -> None:
-    """Replaces the file; where its place cannot be changed (a file that is a mount), its content."""
+    """Replaces the file; where that is impossible (the file is a mount), its content."""
     try:
         part.replace(file)
     except OSError:

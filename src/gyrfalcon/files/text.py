@@ -1,4 +1,4 @@
-"""Text that a user wrote, from a file or standard input: UTF-8, with or without a byte-order mark."""
+"""User text from a file or standard input: UTF-8, with or without a byte-order mark."""
 
 import re
 from pathlib import Path
@@ -6,18 +6,18 @@ from typing import BinaryIO
 
 from gyrfalcon.errors import UsageError
 
-MOST_BYTES = 10**9  # more than can be worked through; a file such as /dev/zero has no end
+MOST_BYTES = 10**9  # more than can be processed; /dev/zero never ends
 CHUNK_BYTES = 1 << 20
 
 
 def contents(path: str | Path) -> bytes:
-    """All of a file; UsageError when it has no end within MOST_BYTES."""
+    """The whole file; UsageError beyond MOST_BYTES."""
     with open(path, "rb") as stream:
         return all_of(stream, str(path))
 
 
 def all_of(stream: BinaryIO, where: str) -> bytes:
-    """What is left of an open file; UsageError when it has no end within MOST_BYTES."""
+    """The rest of an open file; UsageError beyond MOST_BYTES."""
     raw = bytearray()
     while chunk := stream.read(CHUNK_BYTES):
         raw += chunk
@@ -28,7 +28,7 @@ def all_of(stream: BinaryIO, where: str) -> bytes:
 
 
 def decoded(raw: bytes, where: str) -> str:
-    """The text; UsageError when it is no UTF-8."""
+    """The text; UsageError when it is not UTF-8."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -36,7 +36,7 @@ def decoded(raw: bytes, where: str) -> str:
 
 
 def prompts_in(raw: bytes, where: str) -> list[str]:
-    """One prompt from each line that is not blank; only line ends end one. UsageError for none."""
+    """One prompt per line that is not blank; only line ends separate prompts. UsageError for none."""
     lines = re.split(r"\r\n|\n|\r", decoded(raw, where))
     prompts = [line for line in lines if line.strip()]
     if not prompts:

@@ -1,5 +1,6 @@
-"""What a device can do at most: as device.py measures it, and on a processor also by native kernels that
-do nothing else. The better counts: a limit is what the machine can do, not what one routine does.
+"""Peak memory bandwidth and matrix throughput of a device: as torch reaches them and, on a CPU, as
+native kernels that do nothing else do. The larger counts: a limit is what the machine can do, not
+what one routine does.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ READ_BYTES = 512 << 20  # many times the caches
 
 
 def memory_bandwidth(device: torch.device) -> float:
-    """Bytes a second that can be read from the device's memory; on a card, copied within it."""
+    """Bytes per second read from the device's memory; on a GPU, copied within it."""
     found = library() if device.type == "cpu" else None
     if found is None:
         return measure_bandwidth(device)
@@ -31,10 +32,10 @@ def memory_bandwidth(device: torch.device) -> float:
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of matrix products.
+    """Floating-point operations per second of matrix products.
 
-    On a processor at least what multiply-adds reach that need no memory, with the instructions of
-    the kernels in use.
+    On a CPU at least the peak of multiply-adds in registers, with the instructions of the kernels
+    in use.
     """
     found = library() if device.type == "cpu" else None
     if found is None:
@@ -47,7 +48,7 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 @contextlib.contextmanager
 def _all_cores(found: ctypes.CDLL) -> Iterator[None]:
-    """Every usable core for the native kernels, and then as many threads as before."""
+    """Runs native kernels on every usable core, then restores the thread count."""
     found.gf_use_threads(len(os.sched_getaffinity(0)))
     try:
         yield

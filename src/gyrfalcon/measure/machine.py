@@ -1,4 +1,4 @@
-"""What this machine has: versions, processor, memory, disk, devices, operators. Facts, not claims."""
+"""This machine: versions, CPU, memory, disk, devices, operators."""
 
 import argparse
 import os
@@ -40,7 +40,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """One machine's processor; `features` holds every name of FEATURES for its kind."""
+    """The CPU of a machine; `features` has every name of FEATURES for its architecture."""
 
     name: str
     kind: str  # as uname says: x86_64, aarch64
@@ -52,7 +52,7 @@ class Processor:
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """One device a model can run on, and the operators it would run with."""
+    """A device that can run a model, and the operators it would use."""
 
     name: str  # as --device takes it, with its number
     model: str
@@ -64,7 +64,7 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True)
 class MachineReport:
-    """All that `gyrfalcon doctor` knows."""
+    """Everything that `gyrfalcon doctor` reports."""
 
     gyrfalcon: str
     python: str
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine(folder: Path) -> MachineReport:
-    """Looks at the machine; `folder` says which disk is meant."""
+    """Examines the machine; `folder` selects the disk."""
     memory = psutil.virtual_memory()
     return MachineReport(
         gyrfalcon=__version__,
@@ -119,7 +119,7 @@ def examine(folder: Path) -> MachineReport:
 
 
 def processor(cpuinfo: str, kind: str) -> Processor:
-    """Reads /proc/cpuinfo's text, of x86 or Arm form."""
+    """Parses the text of /proc/cpuinfo, of an x86 or Arm CPU."""
     flags = set(_field(cpuinfo, "flags", "Features").split())
     return Processor(
         name=_field(cpuinfo, "model name", "Model")
@@ -143,7 +143,7 @@ def installed_version(package: str) -> str | None:
 
 
 def describe(report: MachineReport) -> list[tuple[str, str]]:
-    """The report for people: a name and a fact a line."""
+    """The report for people: one name and fact per line."""
     cpu = report.processor
     cores = (cpu.physical_cores or "unknown", cpu.logical_cores, cpu.usable_cores)
     present = " ".join(name for name, held in cpu.features.items() if held)
@@ -193,7 +193,7 @@ def _field(cpuinfo: str, *names: str) -> str:
 
 
 def _arm_part(cpuinfo: str) -> str:
-    """Arm processors give numbers for a name."""
+    """Arm CPUs are identified by numbers, not names."""
     implementer, part = _field(cpuinfo, "CPU implementer"), _field(cpuinfo, "CPU part")
     return f"Arm implementer {implementer} part {part}" if implementer else ""
 

@@ -10,7 +10,7 @@ PASSAGE = Path(__file__).with_name("passage.txt")
 
 
 def passage_ids(tokenizer: Tokenizer) -> list[int]:
-    """The passage in a model's tokens. UsageError for a tokenizer that makes none of it."""
+    """The passage in a model's tokens. UsageError for a tokenizer that produces none."""
     ids = tokenizer.encode(PASSAGE.read_text("utf-8"), add_special_tokens=False)
     if not ids:
         got = "one that makes no tokens of an English text"
@@ -19,8 +19,6 @@ def passage_ids(tokenizer: Tokenizer) -> list[int]:
 
 
 def prompt_rows(ids: Sequence[int], length: int, rows: int) -> list[list[int]]:
-    """Prompts of exactly `length` tokens. Each begins elsewhere in the text; where it ends, it
-    begins again.
-    """
+    """Prompts of exactly `length` tokens, each from another position of the text, which repeats."""
     starts = (row * len(ids) // rows for row in range(rows))
     return [[ids[(start + place) % len(ids)] for place in range(length)] for start in starts]

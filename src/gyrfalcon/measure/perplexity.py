@@ -1,4 +1,4 @@
-"""How well a model predicts a text: every token but the first once, in a window that slides."""
+"""How well a model predicts a text: a sliding window scores every token but the first once."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """The cost of a text. The first token is read and not predicted, and its bytes do not count."""
+    """The cost of a text. The first token is context only, and its bytes do not count."""
 
     nats: float
     num_tokens: int
@@ -63,7 +63,7 @@ def check_window(window: int, stride: int, max_len: int) -> None:
 def perplexity(
     engine: Engine, text: str, window: int, stride: int, seen: Callable[[int], object]
 ) -> Perplexity:
-    """Scores a text; calls `seen` with the number of tokens that each step adds to those done.
+    """Scores a text; calls `seen` with the number of newly scored tokens after each window.
 
     UsageError for a window that does not fit and a text of fewer than two tokens.
     """
@@ -79,12 +79,12 @@ def perplexity(
 
 
 def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The tokens of a text, after a begin token where the tokenizer puts one before every text."""
+    """The tokens of a text, after a begin token where the tokenizer adds one."""
     return [*tokenizer.begin_ids, *tokenizer.encode(text, add_special_tokens=False)]
 
 
 def _bytes_read(tokenizer: Tokenizer, first: int) -> int:
-    """The bytes of the text that the first token has: it is read, not predicted."""
+    """The bytes of the first token, which is not predicted."""
     return 0 if tokenizer.begin_ids else len(tokenizer.token_bytes(first))
 
 

@@ -34,8 +34,8 @@ class MMLUFigure:
 
 @dataclass(frozen=True, slots=True)
 class TokenFigures:
-    """What another engine made of one prompt: the log-probabilities of its tokens from the second
-    on, and its greedy continuation with those of its tokens.
+    """Another engine's output for one prompt: the log-probabilities of its tokens from the second
+    on, and the greedy continuation with those of its tokens.
     """
 
     source: str
@@ -55,7 +55,7 @@ class PublishedFigures:
 
 
 def known(config: ModelConfig) -> PublishedFigures | None:
-    """The figures of the model that has this shape; None when there are none."""
+    """The published figures of the model with this shape; None when there are none."""
     facts = asdict(config)
     num_tied = num_parameters(replace(config, tied=True))
     for model in _models():
@@ -66,8 +66,8 @@ def known(config: ModelConfig) -> PublishedFigures | None:
 
 
 def kind_of(facts: Mapping[str, object], parameters: int) -> str:
-    """Which model it is, from a result: the name of one that has figures here (falcon-40b), else its
-    size. facts: the config in our words.
+    """The name of the published model that a result is of (falcon-40b), else its size. facts: the
+    config in our words.
     """
     for model in _models():
         shape, tied = model["shape"], model["parameters"]

@@ -1,5 +1,5 @@
-"""The one document that every measurement ends in: what was measured, on which model, how, on which
-machine and when. Reading and writing it; what `result` holds is each measurement's own.
+"""The document that every measurement writes: what was measured, on which model, how, on which
+machine and when. Reads and writes it; each measurement owns its `result`.
 """
 
 import json
@@ -29,7 +29,7 @@ SHOWN_KEYS = 3  # of a foreign document in an error
 def envelope(
     kind: str, engine: Engine, command: Sequence[str], result: Mapping[str, object]
 ) -> dict[str, object]:
-    """The document around a `result`: `kind` is one of KINDS, `command` what was typed after
+    """The document around a `result`: `kind` is one of KINDS, `command` the words typed after
     `gyrfalcon`.
     """
     assert kind in KINDS
@@ -47,8 +47,8 @@ def envelope(
 
 
 def model_facts(name: str, config: ModelConfig) -> dict[str, object]:
-    """The name as it was typed, the number of parameters (a tied head counted once) and the config
-    in our words.
+    """The name as typed, the number of parameters (a tied head counts once) and the config in our
+    words.
     """
     return {"name": name, "parameters": num_parameters(config), "config": asdict(config)}
 
@@ -59,9 +59,7 @@ def num_parameters(config: ModelConfig) -> int:
 
 
 def engine_facts(engine: Engine) -> dict[str, object]:
-    """How the model runs: ranks, device, dtype, quantisation, longest sequence, threads asked
-    for.
-    """
+    """How the model runs: ranks, device, dtype, quantisation, longest sequence, threads requested."""
     return {
         "world_size": engine.world_size,
         "device": engine.device.type,
@@ -73,7 +71,7 @@ def engine_facts(engine: Engine) -> dict[str, object]:
 
 
 def machine_facts() -> dict[str, object]:
-    """What runs it, as doctor sees it; nothing that changes from one run to the next."""
+    """The machine as doctor sees it, without what changes between runs."""
     report = examine(Path.cwd())
     return {
         "processor": report.processor.name,
@@ -112,7 +110,7 @@ def findings(document: Mapping[str, object], path: Path) -> Fields:
 
 
 def _described(document: object) -> str:
-    """What some JSON is, in a few words."""
+    """What a foreign JSON value is, in a few words."""
     if not isinstance(document, dict):
         return f"JSON without an object: {shown(document)}"
     if document.get("format") == FORMAT:
@@ -124,10 +122,10 @@ def _described(document: object) -> str:
 
 
 def write(document: Mapping[str, object], path: Path) -> None:
-    """Writes the document whole or not at all."""
+    """Writes the document atomically."""
     write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces the file by one with this text; a kill leaves the old one or the new one."""
+    """Replaces the file's text; a kill leaves the old text or the new."""
     replace_file(path, text.encode(errors="backslashreplace"))

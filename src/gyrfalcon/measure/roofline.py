@@ -1,7 +1,7 @@
-"""The least work a model can be run with, and which part of a machine's limit a time reaches.
+"""The minimum work of a model, and what percentage of the machine's limit a time reaches.
 
-Decoding is bound by the bytes that have to be read, a prefill by its multiplications (Williams,
-Waterman and Patterson 2009, "Roofline"). Counts are per rank: a card serves one, a processor all.
+Decoding is bound by the bytes read, prefill by multiplications (Williams, Waterman and Patterson
+2009, "Roofline"). Counts are per rank: a GPU serves one rank, a CPU all of them.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from gyrfalcon.quant import stored_bytes
 
 @dataclass(frozen=True, slots=True)
 class MachineLimits:
-    """What one device can do at most, measured on the spot."""
+    """Peak rates of one device, measured on the spot."""
 
     bandwidth_bytes_per_second: float
     matrix_flops_per_second: float
@@ -22,25 +22,25 @@ class MachineLimits:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """A model as it runs: on how many ranks, in numbers of how many bytes, on what."""
+    """A model as it runs: number of ranks, bytes per number, quantisation, devices."""
 
     config: ModelConfig
     world_size: int
     number_bytes: int  # of one weight, and of one number in the KV cache
-    quant: str  # none, or what the matrices are rounded to
-    on_cards: bool  # a card for every rank; else all ranks share one processor
+    quant: str  # none, or what the matrices are quantised to
+    on_cards: bool  # a GPU per rank; else all ranks share one CPU
 
     @property
     def num_devices(self) -> int:
         return self.world_size if self.on_cards else 1
 
     def busiest(self, per_rank: list[int]) -> int:
-        """What the busiest device does, when each rank does so much."""
+        """The work of the busiest device, given that of each rank."""
         return max(per_rank) if self.on_cards else sum(per_rank)
 
 
 def percent_of_limit(work: float, limit_per_second: float, ms: float) -> float:
-    """Which part of the limit a device reached that did so much `work` in `ms` milliseconds."""
+    """Percent of the limit that a device reaches with this much `work` in `ms` milliseconds."""
     return 100 * work / limit_per_second / (ms / 1000)
 
 
@@ -89,7 +89,7 @@ def _read_whole(config: ModelConfig) -> list[TensorSpec]:
 
 
 def _bytes(spec: TensorSpec, deployment: Deployment, share: Share) -> int:
-    """What a tensor takes on one rank."""
+    """The size of a tensor on one rank."""
     elements = _elements(spec, deployment.config, share)
     if quant_of(spec, deployment.quant) == "none":
         return elements * deployment.number_bytes
@@ -98,13 +98,13 @@ def _bytes(spec: TensorSpec, deployment: Deployment, share: Share) -> int:
 
 
 def _row_bytes(spec: TensorSpec, deployment: Deployment) -> int:
-    """What a row of a matrix takes."""
+    """The size of a row of a matrix."""
     kind, columns = quant_of(spec, deployment.quant), spec.shape[1]
     return columns * deployment.number_bytes if kind == "none" else stored_bytes(kind, 1, columns)
 
 
 def _elements(spec: TensorSpec, config: ModelConfig, share: Share) -> int:
-    """How many elements of a tensor one rank holds."""
+    """The number of elements of a tensor on one rank."""
     if spec.dim is None:
         return spec.elements
     held = sum(map(len, local_ranges(spec, config, share)))

@@ -1,4 +1,4 @@
-"""Two MMLU runs question by question: where they agree, and whether one is better."""
+"""Compares two MMLU runs question by question: where they agree, and whether one is better."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from gyrfalcon.measure.mmlu.run import Answer
 
 @dataclass(frozen=True, slots=True)
 class ExamSetup:
-    """What two runs must have asked alike to be compared."""
+    """What has to be equal for two runs to be compared."""
 
     exam: str
     settings: Mapping[str, object]  # those of SETTINGS
@@ -26,7 +26,7 @@ class ExamSetup:
 
     @classmethod
     def in_exam(cls, exam: Exam, which: Identity) -> Self:
-        """What a run is going to ask."""
+        """What a run will ask."""
         counts = {subject.name: len(subject.questions) for subject in exam.subjects}
         return cls(which.name, exam.settings, counts)
 
@@ -51,7 +51,7 @@ class ExamSetup:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Two runs' answers to the same questions; `p` is McNemar's exact two-sided one."""
+    """Two runs' answers to the same questions; `p` is McNemar's exact two-sided p-value."""
 
     total: int
     same: int  # the same letter, right or wrong
@@ -79,7 +79,7 @@ class Comparison:
 
 
 def check_alike(first: ExamSetup, second: ExamSetup, names: tuple[str, str]) -> None:
-    """UsageError when two runs, called by these names, do not ask the same in the same way."""
+    """UsageError unless two runs, called by these names, ask the same questions in the same way."""
     for name in SETTINGS:
         if first.settings[name] != second.settings[name]:
             one, other = first.describe(name, second), second.describe(name, first)
@@ -93,7 +93,7 @@ def check_alike(first: ExamSetup, second: ExamSetup, names: tuple[str, str]) -> 
 def compare(
     first: ExamResult, second: ExamResult, names: tuple[str, str] = ("A", "B")
 ) -> Comparison:
-    """Compares two runs; UsageError when they did not ask the same."""
+    """Compares two runs; UsageError unless they asked the same."""
     check_alike(ExamSetup.in_result(first), ExamSetup.in_result(second), names)
     if _questions(first) != _questions(second):
         wanted = "two runs with the same questions and truths"
@@ -121,8 +121,8 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
 
 
 def comparison_from_json(raw: Fields, run: ExamResult) -> Comparison:
-    """The comparison in a run's result, the run being the first of the two; UsageError where its
-    counts do not fit each other or the run's.
+    """The comparison in a run's result, with that run as the first of the two; UsageError for
+    counts that contradict each other or the run.
     """
     everything, stated = _pairs(raw.inside("all")), raw.inside("categories")
     categories = {name: _pairs(stated.inside(name)) for name in CATEGORIES}

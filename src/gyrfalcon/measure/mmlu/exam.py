@@ -89,10 +89,10 @@ class Subject:
 def read_exam(
     folder: Path, split: str, names: Collection[str] | None = None, limit: int | None = None
 ) -> list[Subject]:
-    """The exam in a folder, subjects in alphabetical order; UsageError when it is no such folder.
+    """The exam in a folder, subjects in alphabetical order; UsageError for a folder without one.
 
-    names: only these subjects. limit: only the first so many questions of each. A subject that
-    neither MMLU nor the folder's categories.json knows belongs to "other".
+    names: only these subjects. limit: only the first questions of each. A subject that neither MMLU
+    nor the folder's categories.json knows belongs to "other".
     """
     there = subjects_in(folder, split)
     categories = _categories(folder)
@@ -108,8 +108,8 @@ def read_exam(
 
 
 def subjects_in(folder: Path, split: str) -> list[str]:
-    """The subjects of a split, in alphabetical order; UsageError, which says what to give instead,
-    where there are none. Hidden files (macOS leaves ._x_test.csv beside x_test.csv) are none.
+    """The subjects of a split, in alphabetical order; UsageError, with what to pass instead, where
+    there are none. Hidden files (macOS leaves ._x_test.csv beside x_test.csv) are skipped.
     """
     suffix = f"_{split}.csv"
     there = sorted(
@@ -124,7 +124,7 @@ def subjects_in(folder: Path, split: str) -> list[str]:
 
 
 def _what_it_is(folder: Path, split: str) -> tuple[str, str]:
-    """What a folder without an exam is, and what to do about it."""
+    """What a folder without an exam contains, and what to do about it."""
     if not folder.exists():
         do = path_meant(str(folder), "check -d", NESTLING)
         return f"{folder}, which does not exist", do
@@ -156,7 +156,9 @@ def questions_in(folder: Path, split: str, name: str) -> tuple[Question, ...]:
 def open_exam(
     name: str, split: str, names: Collection[str] | None = None, limit: int | None = None
 ) -> list[Subject]:
-    """The exam of a folder; or the nestling exam, called nestling, where there is no folder of that name."""
+    """The exam of a folder; or the exam that ships with the package, named nestling, unless a
+    folder has that name.
+    """
     if not is_shipped(name):
         return read_exam(Path(name), split, names, limit)
     subjects = {subject.name: subject for subject in SUBJECTS}
@@ -185,13 +187,15 @@ def shipped_questions(subject: NestlingSubject, split: str) -> tuple[Question, .
 
 
 def fingerprint(exam: Sequence[Subject]) -> str:
-    """SHA-256 of all that is asked and shown: equal for equal questions, wherever they lie."""
+    """SHA-256 of all questions and worked examples: equal for equal exams, wherever they are
+    stored.
+    """
     text = json.dumps([astuple(subject) for subject in exam])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _select(there: Sequence[str], names: Collection[str] | None) -> list[str]:
-    """The subjects that are wanted, in the order in which they are there."""
+    """The requested subjects, in the order of the exam."""
     unknown = sorted(set(names or ()) - set(there))
     if unknown:
         raise UsageError(
@@ -203,7 +207,7 @@ def _select(there: Sequence[str], names: Collection[str] | None) -> list[str]:
 
 
 def _categories(folder: Path) -> dict[str, str]:
-    """MMLU's own categories and those that the folder states, which win."""
+    """MMLU's own categories, overridden by those that the folder states."""
     known = {name: category for category, names in MMLU.items() for name in names}
     path = folder / CATEGORIES_FILE
     if not path.exists():
@@ -219,10 +223,10 @@ def _categories(folder: Path) -> dict[str, str]:
 
 
 def read_questions(path: Path) -> tuple[Question, ...]:
-    """The rows of one file: question, four choices, answer. Everything is text, None too.
+    """The rows of one file: question, four choices, answer. Everything is text, including None.
 
-    Empty lines are no rows; blanks around the answer and its case do not count. A quote that is not
-    closed swallows the rows after it: it is refused wherever that can be seen.
+    Empty lines are skipped; the answer's case and the blanks around it do not matter. An unclosed
+    quote swallows the rows after it: it is refused wherever it can be detected.
     """
     text = decoded(contents(path), str(path))
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)

@@ -1,4 +1,4 @@
-"""Which exam it is, known by its questions: what the folder is called does not matter."""
+"""Identifies an exam by its questions, whatever its folder is called."""
 
 import hashlib
 import json
@@ -25,14 +25,14 @@ DIGITS = 12  # of a checksum
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """An exam's name, and how much there is of it in a split."""
+    """The name of an exam and its size in one split."""
 
     name: str
     num_subjects: int
     num_questions: int
 
     def part(self, num_questions: int) -> str:
-        """How much of it a run has asked: "14042 questions", or "40 of 14042 questions"."""
+        """How much of it a run asked: "14042 questions", or "40 of 14042 questions"."""
         if num_questions == self.num_questions:
             return counted(num_questions, "question")
         return f"{num_questions} of {counted(self.num_questions, 'question')}"
@@ -46,12 +46,13 @@ class KnownSubject:
     digest: str
 
 
-Table = Mapping[str, KnownSubject]  # subject → what is known of it
+Table = Mapping[str, KnownSubject]  # by subject
 
 
 def identify(exam: str, split: str) -> Identity:
-    """The exam that open_exam() opens by this name. It is MMLU or nestling's if all its subjects are,
-    word for word, also where the folder holds only some of them; others are called by their folder.
+    """The exam that open_exam() opens under this name: MMLU or nestling's where all its subjects
+    match word for word, even if the folder has only some of them; others are named after their
+    folder.
     """
     if is_shipped(exam):
         return _whole(NESTLING_NAME, nestling_table(split))
@@ -68,7 +69,7 @@ def identify(exam: str, split: str) -> Identity:
 
 
 def unnamed(checksum: str) -> str:
-    """What an exam is called whose result does not name it."""
+    """The name of an exam whose result does not name it."""
     return f"unnamed exam {checksum[:DIGITS]}"
 
 
@@ -96,7 +97,7 @@ def nestling_table(split: str) -> Table:
 
 
 def _is_of(table: Table, found: Mapping[str, Sequence[Question]]) -> bool:
-    """Whether all that there is of these subjects is in the table."""
+    """Whether all questions of these subjects are in the table."""
     return found.keys() <= table.keys() and all(
         digest(questions) == table[name].digest for name, questions in found.items() if questions
     )

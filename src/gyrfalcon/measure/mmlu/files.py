@@ -1,7 +1,7 @@
-"""The folder of an MMLU run: the guide's files, and a journal from which a killed run goes on.
+"""The folder of an MMLU run: the guide's files, and a journal from which a killed run resumes.
 
-journal0.jsonl holds who runs (one line), then every answer as it comes; it alone is read again. A
-run that reached its end is never continued, and never replaced unasked.
+journal0.jsonl has the identity of the run (one line), then every answer as it arrives; only the
+journal is read back. A finished run is never resumed, and never replaced unless asked.
 """
 
 import csv
@@ -36,9 +36,9 @@ LOG = "device0.log"
 SUBJECTS = "result_0_subject_acc.json"
 CLASSES = "result_0_classes_acc.json"
 DOCUMENT = "mmlu.json"
-RESULTS = (DOCUMENT, SUBJECTS, CLASSES)  # of a run that has ended
+RESULTS = (DOCUMENT, SUBJECTS, CLASSES)  # of a finished run
 FINISHED = {"finished": True}
-OPTIONS = "options"  # of a run's identity: as typed, for people
+OPTIONS = "options"  # in a run's identity: as typed, for messages
 OPTION_NAMES = {
     "device": "--device",
     "dtype": "--dtype",
@@ -55,16 +55,16 @@ OPTION_NAMES = {
     "adapter_files": "adapter files that have changed since…",
     QUESTIONS: "other questions…",
 }
-NO_ANSWER = "-1"  # in the guide's file, where a letter is missing
+NO_ANSWER = "-1"  # in the guide's file, for a missing letter
 
 
 def unfinished(
     folder: Path, identity: Mapping[str, object], exam: Sequence[Subject]
 ) -> list[Answer]:
-    """The answers of a run that was broken off in this folder, none where it holds no run.
+    """The answers of an unfinished run in this folder, none where there is no run.
 
-    UsageError where it holds the results of a run that has ended, when the unfinished run was another
-    one, or when the journal holds what no run of this exam can have written.
+    UsageError where the folder has the results of a finished run, where the unfinished run was
+    another one, or where no run of this exam can have written the journal.
     """
     journal = folder / JOURNAL
     lines = list(_whole_lines(journal))
@@ -80,7 +80,7 @@ def unfinished(
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of the folder, which is made; UsageError where one is at work in it."""
+    """Creates and locks the folder; UsageError where another run is at work in it."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -96,7 +96,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def _check_same_run(folder: Path, then: Mapping[str, object], now: Mapping[str, object]) -> None:
-    """UsageError that says in words what is not as it was."""
+    """UsageError that names the options that differ."""
     if _asked(then) == _asked(now):
         return
     told = differences(_words(then), _words(now), OPTION_NAMES) or differences(
@@ -110,19 +110,19 @@ def _check_same_run(folder: Path, then: Mapping[str, object], now: Mapping[str, 
 
 
 def _asked(identity: Mapping[str, object]) -> dict[str, object]:
-    """All that can change an answer."""
+    """Everything that can change an answer."""
     return {name: value for name, value in identity.items() if name != OPTIONS}
 
 
 def _words(identity: Mapping[str, object]) -> dict[str, object]:
-    """The options as they were typed; what is known of the questions then needs no telling."""
+    """The options as typed; questions need no description beside them."""
     options = identity.get(OPTIONS)
     asked = {name: value for name, value in _asked(identity).items() if name != QUESTIONS}
     return {**asked, **options} if isinstance(options, dict) else asked
 
 
 def model_fingerprint(folder: Path) -> str:
-    """SHA-256 of the names, sizes and times of a model's files: changes when the model does."""
+    """SHA-256 of the names, sizes and times of a model's files."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     facts = [
         (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
@@ -132,12 +132,12 @@ def model_fingerprint(folder: Path) -> str:
 
 
 class Recorder:
-    """Writes a run's files as it goes; each answer is on disk before the next comes."""
+    """Writes the files of a run; each answer is on disk before the next one arrives."""
 
     def __init__(
         self, folder: Path, identity: Mapping[str, object], earlier: Sequence[Answer]
     ) -> None:
-        """Writes the journal and the guide's cache anew, with the `earlier` answers of this run, and
+        """Rewrites the journal and the guide's cache with the `earlier` answers of this run, and
         removes the results of another.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,14 +162,14 @@ class Recorder:
             self._files = files.pop_all()
 
     def write(self, answer: Answer) -> None:
-        """Keeps one answer."""
+        """Records one answer."""
         self._journal.write(_line(answer_json(answer)))
         self._journal.flush()
         self._cache_row(answer)
         self.num_answers += 1
 
     def log(self, text: str) -> None:
-        """A line with the time in device0.log."""
+        """Appends a line with the time to device0.log."""
         self._log.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
         self._log.flush()
 
@@ -184,7 +184,7 @@ class Recorder:
         self._journal.write(_line(FINISHED))
 
     def close(self) -> None:
-        """Leaves nothing of a run that answered nothing."""
+        """Closes the files, and removes them where there are no answers."""
         self._files.close()
         if not self.num_answers:
             for name in (JOURNAL, CACHE, *(() if self._has_log else (LOG,))):

@@ -1,6 +1,4 @@
-"""An exam put by one of the three MMLU protocols: what exactly a model is given to read. Text and
-token ids, no model.
-"""
+"""Builds the prompts of the three MMLU protocols, as text and token ids. No model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,27 +11,27 @@ Encode = Callable[[str], list[int]]
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """One way to put the questions; `version` grows whenever a prompt or its scoring changes."""
+    """How questions are asked; `version` increases whenever a prompt or its scoring changes."""
 
     name: str
     version: int
     gap: str  # before the subject in the first line
-    strips: bool  # white space around a question
+    strips: bool  # whether to strip white space around a question
     fewest_examples: int | None  # of a prompt that is too long; None: it loses its beginning
     longest_prompt: int | None  # in tokens, whatever the model takes
-    num_new_tokens: int  # 1: the letters' likelihoods count, not the token
+    num_new_tokens: int  # 1: the letters' likelihoods are scored, not the token
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A question as a model is given it; `ids` is None when it does not fit."""
+    """A question as the model reads it; `ids` is None when it does not fit."""
 
     question: Question
     num_examples: int
     ids: tuple[int, ...] | None
 
 
-# Hendrycks et al. 2021. Two spaces: its subject brings one along.
+# Hendrycks et al. 2021. Two spaces: its subject begins with one.
 HENDRYCKS = Protocol("hendrycks", 1, "  ", False, 0, None, 1)
 # lm-evaluation-harness' task `mmlu`, which cuts a long prompt on the left.
 LM_EVAL = Protocol("lm-eval", 1, " ", True, None, None, 1)
@@ -45,7 +43,7 @@ PROTOCOLS: Mapping[str, Protocol] = {p.name: p for p in (HENDRYCKS, LM_EVAL, GEN
 
 @dataclass(frozen=True, slots=True)
 class Exam:
-    """What is asked, and how; UsageError when there are fewer worked examples than that."""
+    """What is asked, and how; UsageError when a subject has fewer worked examples."""
 
     subjects: Sequence[Subject]
     split: str
@@ -88,7 +86,7 @@ def prompt_text(protocol: Protocol, subject: Subject, question: Question, num_ex
 def fitted(
     exam: Exam, subject: Subject, question: Question, encode: Encode, max_len: int
 ) -> Prompt:
-    """The prompt with as many worked examples as the protocol lets a model of `max_len` see."""
+    """The prompt with as many worked examples as the protocol and `max_len` allow."""
     protocol, most = exam.protocol, exam.num_examples
 
     def ids(count: int) -> tuple[int, ...]:

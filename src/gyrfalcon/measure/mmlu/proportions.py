@@ -1,4 +1,4 @@
-"""What counts of right answers prove: intervals of one run, and the difference between two."""
+"""Statistics of right answers: the interval of one run, and the difference between two."""
 
 import math
 
@@ -17,8 +17,8 @@ def wilson(right: int, total: int) -> tuple[float, float]:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """The exact two-sided p that chance alone splits the discordant pairs so unevenly or more
-    (McNemar 1947, by the binomial distribution with 1/2).
+    """The exact two-sided p-value: the probability that chance alone splits the discordant pairs at
+    least this unevenly (McNemar 1947, by the binomial distribution with 1/2).
     """
     total, fewer = only_first + only_second, min(only_first, only_second)
     ways, sum_of_ways = 1, 0

@@ -1,4 +1,4 @@
-"""A run's MMLU score beside the figures published for the same model."""
+"""Compares the MMLU score of a run with the figures published for the same model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,9 @@ SHOTS = 5  # of every published figure
 
 @dataclass(frozen=True, slots=True)
 class PublishedComparison:
-    """One figure beside ours. `why_not` says why it is only shown, empty where it should agree."""
+    """One published figure and ours. `why_not` says why they need not agree; empty where they
+    should.
+    """
 
     model: str  # whose shape ours has
     figure: MMLUFigure
@@ -33,7 +35,7 @@ class PublishedComparison:
 def compare_published(
     published: PublishedFigures, found: Score, exam: Exam
 ) -> list[PublishedComparison]:
-    """Every published figure beside the score of a run."""
+    """Compares the score of a run with every published figure."""
     return [_beside(published.name, figure, found, exam) for figure in published.mmlu]
 
 

@@ -1,6 +1,6 @@
-"""Reads answers back: from a run's journal and from `mmlu` results. An answer that no run can have
-given is refused: two to one question, one to a question that was not asked, a letter that does not
-follow from what the model said.
+"""Reads answers back: from a run's journal and from `mmlu` results. Refuses answers that no run can
+have given: two to one question, one to a question that was not asked, a letter that does not follow
+from the model's output.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ class ExamResult:
 
     @classmethod
     def load(cls, path: Path) -> "ExamResult":
-        """The run in a result file; ConfigError or UsageError when it holds none."""
+        """The run in a result file; ConfigError or UsageError for anything else."""
         document = read(path, "mmlu")
         model = Fields(document, str(path)).inside("model").need(str, "name")
         return cls.from_json(findings(document, path), model)
@@ -120,7 +120,7 @@ def _answer(raw: Fields) -> Answer:
 
 
 def _followed_by(answer: Answer) -> str | None:
-    """The letter that follows from what the model said."""
+    """The letter that follows from the model's output."""
     if answer.dropped:
         return None
     if answer.logprobs is not None:
@@ -129,7 +129,7 @@ def _followed_by(answer: Answer) -> str | None:
 
 
 def _totals(raw: Fields, categories: Mapping[str, str]) -> dict[str, int]:
-    """How many questions of each subject were asked, the dropped ones among them."""
+    """How many questions of each subject were asked, dropped ones included."""
     totals = {name: raw.inside("subjects").inside(name).count("total") for name in categories}
     for one in raw.objects("dropped"):
         name = one.one_of(tuple(categories), "subject")

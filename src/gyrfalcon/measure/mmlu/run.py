@@ -1,5 +1,5 @@
-"""Puts the questions of an exam to an engine: the part that a subject's prompts have in common is
-computed once, the rest in batches. Does not know files.
+"""Evaluates a model on an exam: prefills the common prefix of a subject's prompts once, the rest in
+batches. No files.
 """
 
 import re
@@ -20,7 +20,7 @@ LetterLogprobs = tuple[Prompt, tuple[float, ...]]  # those of the four letters
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model made of one question. `logprobs` or `text`, as the protocol scores; a question
+    """The model's answer to one question: `logprobs` or `text`, as the protocol scores. A question
     that did not fit has neither and is `dropped`.
     """
 
@@ -40,7 +40,7 @@ class Answer:
 
 
 def answers(engine: Engine, exam: Exam, skip: Collection[tuple[str, int]] = ()) -> Iterator[Answer]:
-    """The answers as they come, subject by subject; none for those (subject, id) in `skip`."""
+    """Yields the answers as they arrive, subject by subject; skips the (subject, id) in `skip`."""
     for subject in exam.subjects:
         prompts = [
             fitted(exam, subject, question, engine.tokenizer.encode, engine.max_len)
@@ -56,7 +56,7 @@ def answers(engine: Engine, exam: Exam, skip: Collection[tuple[str, int]] = ()) 
 
 
 def first_letter(text: str) -> str | None:
-    """The answer in a generated text: its first ASCII letter, as a capital; None without one."""
+    """The answer in a generated text: its first ASCII letter, upper case; None without one."""
     found = re.search("[A-Za-z]", text)
     return found and found[0].upper()
 
@@ -81,14 +81,14 @@ def _answer_group(
 
 
 def _prefill_shared_prefix(engine: Engine, prompts: Sequence[Prompt]) -> None:
-    """Leaves the tokens that all the prompts begin with in the cache, for each to go on from."""
+    """Leaves the common prefix of the prompts in the cache, for each to reuse."""
     start = _shared_prefix([_ids(prompt) for prompt in prompts])
     if len(prompts) > 1 and start and engine.config.reuse_prefixes:
         engine.generate([start], SamplingParams(max_new_tokens=0))
 
 
 def _shared_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """What the first and the last in dictionary order begin with, all between them begin with."""
+    """The common prefix: what the first and the last in sorted order share, all share."""
     pairs = zip(min(rows), max(rows), strict=False)
     return tuple(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -96,7 +96,7 @@ def _shared_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 def _likelihoods(
     engine: Engine, prompts: Sequence[Prompt], letters: tuple[int, ...]
 ) -> Iterator[LetterLogprobs]:
-    """The letters' log-probabilities after each prompt, in the order in which they are ready."""
+    """The letters' log-probabilities after each prompt, in order of completion."""
     params = SamplingParams(max_new_tokens=1, logprob_ids=letters)
     waiting: dict[int, Prompt] = {}
     for prompt in prompts:
@@ -123,7 +123,7 @@ def _likelihoods_of_last(
 def _generated(
     engine: Engine, prompts: Sequence[Prompt], num_new_tokens: int
 ) -> Iterator[tuple[Prompt, str]]:
-    """Each prompt's greedy continuation up to the step that brought its first letter."""
+    """Each prompt's greedy continuation up to its first letter."""
     params = SamplingParams(max_new_tokens=num_new_tokens)
     waiting = {engine.add(_ids(prompt), params): prompt for prompt in prompts}
     texts = dict.fromkeys(waiting, "")

@@ -10,7 +10,7 @@ from gyrfalcon.measure.mmlu.run import Answer
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Right answers among those given; dropped questions are in neither number."""
+    """Right answers and how many were given; dropped questions count in neither."""
 
     right: int
     total: int
@@ -76,7 +76,7 @@ def class_accuracies(found: Score) -> dict[str, float | None]:
 
 
 def score_json(found: Score, exam: Sequence[Subject]) -> dict[str, object]:
-    """The score as a result document holds it."""
+    """The score for a result document."""
     return {
         **_count_json(found.all),
         "interval_kind": INTERVAL,

@@ -1,5 +1,5 @@
-"""The logits gate: how far our logits are from a reference's, in figures that a broken position
-cannot hide behind, each with its limit. Pure functions of tensors, and figures read back.
+"""The logits gate: how far our logits are from a reference's, in figures that no broken position
+can hide behind, each with its limit. Pure functions of tensors, and reading figures back.
 """
 
 import math
@@ -17,7 +17,7 @@ from gyrfalcon.files.json_fields import Fields
 from gyrfalcon.quant import GROUPS
 
 ROWS = 64  # rows taken at a time: 65024 logits each, several times over in float64
-CLEAR_MARGIN = 0.1  # a reference whose best two logits are nearer than this has no clear favourite
+CLEAR_MARGIN = 0.1  # below it, the reference's best two logits have no clear favourite
 TRANSFORMERS_FACTOR = 1.2  # of the error that transformers itself has in the same half precision
 
 HOLDS: Mapping[str, Callable[[float, float], bool]] = {
@@ -25,7 +25,7 @@ HOLDS: Mapping[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
 }
-SENSE = {  # every figure in the order of the table, and on which side of its limit it has to be
+SENSE = {  # every figure in table order, and how it has to compare with its limit
     "cosine": ">",
     "centred_cosine_p5": ">=",
     "relative_l2_p95": "<=",
@@ -70,25 +70,25 @@ LIMITS: Mapping[str, Mapping[str, float]] = {
 }
 
 
-MAY_BE_EMPTY = ("top1_agreement", "top1_in_top5")  # where no position counts, they have no value
-OPTIONAL = ("relative_l2_to_transformers",)  # only where transformers is there to be compared with
+MAY_BE_EMPTY = ("top1_agreement", "top1_in_top5")  # without a value where no position counts
+OPTIONAL = ("relative_l2_to_transformers",)  # only where transformers is installed
 HELD = {True: "held", False: "not held"}
 AGAIN = "measure again with this version"
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure of the gate; without a limit it is only told."""
+    """One figure of the gate; without a limit it is informational."""
 
     name: str
-    value: float | None  # None: no number, or no position to take it from
+    value: float | None  # None: not finite, or no position counts
     sense: str  # one of HOLDS: how the value has to compare with the limit
     limit: float | None
     held: bool
 
     @classmethod
     def of(cls, name: str, value: float | None, sense: str, limit: float | None) -> Self:
-        """A figure that no position counts for holds; one that is no number does not."""
+        """A figure for which no position counts holds; one that is not finite does not."""
         number = value if value is not None and math.isfinite(value) else None
         if value is None or limit is None:
             return cls(name, number, sense, limit, held=True)
@@ -98,7 +98,7 @@ class Figure:
 
     @property
     def shown(self) -> str:
-        """The value as people read it."""
+        """The value for people."""
         if self.value is None:
             return "-"
         if self.name == "non_finite":
@@ -176,7 +176,7 @@ def figures(
 
 
 def of_curves(cosine: Tensor, relative_l2: Tensor, kl: Tensor) -> dict[str, float]:
-    """The figures that follow from those of every position, float64 [positions] each."""
+    """The figures computed from the curves, float64 [positions] each."""
     return {
         "centred_cosine_p5": float(cosine.quantile(0.05)),
         "relative_l2_p95": float(relative_l2.quantile(0.95)),
@@ -193,8 +193,8 @@ def limits_of(precision: str) -> dict[str, float]:
 def read_figures(
     raws: Sequence[Fields], senses: Mapping[str, str], limits: Mapping[str, float], where: str
 ) -> tuple[Figure, ...]:
-    """Figures from a result file. UsageError unless every figure that has a limit is there once, with
-    the limit and the verdict that it has here.
+    """Figures from a result file. UsageError unless every figure with a limit is there once, with
+    the limit and verdict of this version.
     """
     found = {raw.need(str, "name"): _read_figure(raw, senses, limits) for raw in raws}
     missing = [name for name in limits if name not in found and name not in OPTIONAL]
@@ -248,7 +248,7 @@ def _centred(logits: Tensor) -> Tensor:
 
 
 def _values(compared: LogitsComparison) -> dict[str, float | None]:
-    """The figures by name; None where no position counts, not a number where logits are none."""
+    """The figures by name; None where no position counts, NaN where logits are not finite."""
     clear = compared.clear
     norms = math.sqrt(compared.our_square) * math.sqrt(compared.reference_square)
     return {

@@ -1,5 +1,5 @@
-"""What the precision gate is run on: shipped lines in several scripts and a long passage, token ids
-where a model has no tokenizer, or prompts from a file.
+"""The prompts of the precision gate: shipped lines in several scripts and a long passage, token ids
+where a model has no tokenizer, or the lines of a file.
 """
 
 import random
@@ -18,7 +18,7 @@ LENGTHS = (13, 60, LONG)  # for a model without a tokenizer
 
 
 def default_prompts(engine: Engine) -> list[list[int]]:
-    """The token ids of the shipped prompts, no longer than the engine takes."""
+    """The token ids of the shipped prompts, truncated to the longest that the engine takes."""
     tokenizer = _tokenizer(engine)
     if tokenizer is None:
         draw = random.Random(0)
@@ -32,7 +32,7 @@ def default_prompts(engine: Engine) -> list[list[int]]:
 
 
 def read_prompts(path: Path, engine: Engine) -> list[list[int]]:
-    """The token ids of a prompt on each line of a file; without a tokenizer the lines hold ids."""
+    """One prompt per line of a file, as token ids; without a tokenizer the lines are ids."""
     lines = prompts_in(contents(path), str(path))
     tokenizer = _tokenizer(engine)
     if tokenizer is not None:
@@ -44,7 +44,7 @@ def read_prompts(path: Path, engine: Engine) -> list[list[int]]:
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], path: Path, engine: Engine) -> None:
-    """UsageError for prompts in a file that the engine cannot take, before anything is computed."""
+    """UsageError for prompts of a file that the engine cannot take, before anything is computed."""
     if not all(prompts):
         raise UsageError(f"a token or more in every prompt of {path}", "none in one", "remove it")
     longest = max(map(len, prompts))

@@ -1,7 +1,7 @@
-"""One engine beside another's published log-probabilities and greedy tokens for a prompt.
+"""Compares an engine with another's published log-probabilities and greedy tokens for a prompt.
 
-The limits allow for what half precision does to either side: bf16 rounds a logit of 20 by up to
-0.06. They catch a model that computes something else, not one that rounds a little more.
+The limits allow for half precision on either side: bf16 rounds a logit of 20 by up to 0.06. They
+catch a model that computes something else, not one that rounds a little more.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ SENSE = {**dict.fromkeys(LIMITS, "<="), GREEDY: ">="}
 
 @dataclass(frozen=True, slots=True)
 class TokenCheck:
-    """The figures, and token by token what they come from."""
+    """The figures, and the log-probabilities, token by token, that they are computed from."""
 
     figures: tuple[Figure, ...]
     ids: tuple[int, ...]  # prompt and output, from the prompt's second token on
@@ -34,7 +34,9 @@ class TokenCheck:
 
 
 def check_tokens(engine: Engine, figures: TokenFigures) -> TokenCheck:
-    """Scores the published tokens, the output one at a time as in decoding. On every rank."""
+    """Scores the published tokens, the output one at a time as in decoding. Every rank has to call
+    it.
+    """
     ids = (*figures.prompt_ids, *figures.output_ids)
     given = torch.tensor([ids[:-1]])
     logits = engine.logits(given, single_steps=len(figures.output_ids) - 1)[0]

@@ -1,5 +1,5 @@
-"""Reference files: prompts as token ids and the logits that a reference gives after every token,
-kept in float32, because rounding to float16 alone (2e-4) is more than the fp32 gate allows (1e-4).
+"""Reference files: prompts as token ids and the logits of a reference after every token, in
+float32, as rounding to float16 alone (2e-4) exceeds the limit of the fp32 gate (1e-4).
 """
 
 import json
@@ -34,7 +34,7 @@ Prompts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What computed a reference; `independent`: no code of ours."""
+    """What computed a reference; `independent`: without our code."""
 
     kind: str  # one of KINDS
     description: str
@@ -43,7 +43,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """An open reference file; its logits are read when asked for."""
+    """An open reference file; logits are read on demand."""
 
     origin: Origin
     prompts: tuple[tuple[int, ...], ...]
@@ -52,7 +52,7 @@ class Reference:
     @classmethod
     def open(cls, path: Path, config: ModelConfig) -> Self:
         """Opens a file that write_reference() made for a model of this config; UsageError or
-        CheckpointError when it is another or damaged, in whatever way. Reads all of it.
+        CheckpointError for any other file and for a damaged one. Reads all of it.
         """
         metadata = _metadata(path)
         if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
@@ -71,8 +71,8 @@ class Reference:
 def write_reference(
     path: Path, config: ModelConfig, origin: Origin, prompts: Prompts, logits: Iterable[Tensor]
 ) -> None:
-    """Writes one prompt's logits (float32 [tokens, vocab]) after the other; the file appears when
-    it is whole. NotFinite when a logit is NaN or infinite.
+    """Writes the logits prompt by prompt (float32 [tokens, vocab]); the file appears once it is
+    complete. NotFinite when a logit is NaN or infinite.
     """
     metadata = {
         "format": FORMAT,
@@ -119,7 +119,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _stated(metadata: Mapping[str, str], name: str, path: Path) -> Fields:
-    """One of the objects that the metadata hold as JSON."""
+    """An object that the metadata store as JSON."""
     where = f"{name} of the metadata in {path}"
     value = parsed_json(metadata.get(name, "").encode(), where, DO)
     if not isinstance(value, dict):
@@ -128,7 +128,7 @@ def _stated(metadata: Mapping[str, str], name: str, path: Path) -> Fields:
 
 
 def read_origin(raw: Fields) -> Origin:
-    """Where a reference comes from, as a file of ours states it."""
+    """The origin of a reference, as a file of ours states it."""
     kind, independent = raw.one_of(KINDS, "kind"), raw.need(bool, "independent")
     if independent != (kind == INDEPENDENT):
         raise UsageError(f"independent for {INDEPENDENT} alone in {raw.where}", kind, DO)

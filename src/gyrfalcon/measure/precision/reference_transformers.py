@@ -14,13 +14,13 @@ from gyrfalcon.checkpoint.source import Checkpoint
 from gyrfalcon.errors import PIP_INSTALL, UsageError
 from gyrfalcon.measure.precision.reference_file import Prompts
 
-OLD_NAMES = {  # of the first releases (RefinedWeb, RefinedWebModel), which transformers has forgotten
+OLD_NAMES = {  # of the first releases (RefinedWeb, RefinedWebModel), which transformers no longer knows
     "n_head": "num_attention_heads",
     "n_head_kv": "num_kv_heads",
     "n_layer": "num_hidden_layers",
     "n_embed": "hidden_size",
 }
-DERIVED = ("head_dim", "rotary")  # transformers computes these and takes no value for them
+DERIVED = ("head_dim", "rotary")  # transformers computes these and accepts no value for them
 
 
 def is_installed() -> bool:

@@ -1,5 +1,5 @@
-"""Reads the result of `precision` back. The figures have to follow from the curves beside them, the
-verdicts from the figures: a gate that holds was measured, token by token.
+"""Reads a result of `precision` back. Its figures have to follow from its curves, its verdicts from
+its figures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ class Curve:
     num_decoded: int
 
     def part(self, phase: str, name: str) -> tuple[float | None, ...]:
-        """A curve's positions of one of PHASES."""
+        """The positions of a curve in one of PHASES."""
         values = {"cosine": self.cosine, "relative_l2": self.relative_l2, "kl": self.kl}[name]
         border = len(values) - self.num_decoded
         return values[:border] if phase == "prefill" else values[border:]
@@ -46,7 +46,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What the logits gate found: figures by phase; published figures are one phase."""
+    """The findings of a logits gate: figures by phase; published figures are one phase."""
 
     precision: str
     reference: str

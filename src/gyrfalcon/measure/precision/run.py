@@ -1,5 +1,6 @@
-"""The precision measurement: one engine's logits, prefill and decode steps, through the gate against
-a reference; each phase has to hold by itself, so that many good positions hide no bad few.
+"""The precision measurement: an engine's prefill and decode logits through the gate against a
+reference. Each phase has to pass on its own, so that many good positions cannot hide a few bad
+ones.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,7 +41,7 @@ Compared = dict[str, LogitsComparison]  # by phase; a phase without a position i
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the gate found."""
+    """The result of the gate."""
 
     precision: str
     origin: Origin
@@ -57,7 +58,7 @@ class Outcome:
         return failures(self.phases)
 
     def as_json(self) -> dict[str, object]:
-        """The result as the document holds it; the curves are for plots, a number a position."""
+        """The result for the document; the curves are for plots, a number per position."""
         return {
             "precision": self.precision,
             "passed": not self.failures,
@@ -70,7 +71,7 @@ class Outcome:
 
 
 def precision_of(engine: Engine) -> str:
-    """Which limits an engine has to keep: its quantisation's, else its dtype's."""
+    """Which limits apply to an engine: its quantisation's, else its dtype's."""
     quant = engine.config.quant
     return WORD_OF_DTYPE[engine.dtype] if quant == "none" else quant
 
@@ -94,7 +95,7 @@ def judge(engine: Engine, reference: Reference, decode_steps: int) -> Outcome:
 
 def our_logits(engine: Engine, prompts: Prompts, decode_steps: int) -> Iterator[Tensor]:
     """The engine's logits of each prompt, float32 [tokens, vocab]. Under torchrun every rank has to
-    compute them.
+    call it.
     """
     with bar(len(prompts), "prompts", "our logits", engine.is_first_rank) as progress:
         for ids in prompts:
@@ -104,8 +105,8 @@ def our_logits(engine: Engine, prompts: Prompts, decode_steps: int) -> Iterator[
 
 
 def make_reference(engine: Engine, kind: str, prompts: Prompts, path: Path) -> None:
-    """Writes what a reference of `kind`, transformers or fp32, says to the prompts; UsageError for a
-    cut of rounded matrices, which hold no reference to what was rounded.
+    """Writes the logits of a reference of `kind`, transformers or fp32, for the prompts; UsageError
+    for a quantised cut, which has no original weights to refer to.
     """
     refuse_quantised(open_checkpoint(resolve_model(engine.config.model), engine.config.adapter))
     config = engine.model_config
@@ -121,10 +122,10 @@ def make_reference(engine: Engine, kind: str, prompts: Prompts, path: Path) -> N
 
 
 def refuse_quantised(checkpoint: Checkpoint) -> None:
-    """UsageError for a cut of quantised matrices, which is no reference to what was quantised."""
+    """UsageError for a quantised cut, which has no original weights to refer to."""
     if checkpoint.quant != "none":
-        wanted = "a model that is not rounded as the reference"
-        do = "keep one of the checkpoint with --save-reference and give it with --reference"
+        wanted = "a model that is not quantised as the reference"
+        do = "make one of the checkpoint with --save-reference and pass it with --reference"
         raise UsageError(wanted, f"the cut {checkpoint.folder} in {checkpoint.quant}", do)
 
 
@@ -165,7 +166,7 @@ def _transformers_compared(
 
 
 def _compared(reference: Reference, logits: Iterable[Tensor], decode_steps: int) -> list[Compared]:
-    """Each prompt's logits beside the reference's; they are dropped as soon as they are compared."""
+    """Compares each prompt's logits with the reference's, one prompt in memory at a time."""
     return [
         _by_phase(rows, reference.logits(number), _num_decoded(ids, decode_steps))
         for number, (ids, rows) in enumerate(zip(reference.prompts, logits, strict=True))
@@ -202,6 +203,6 @@ def _curves(compared: Compared) -> dict[str, object]:
 
 
 def _numbers(values: Tensor) -> list[float | None]:
-    """JSON knows no NaN and no infinity."""
+    """JSON has no NaN and no infinity."""
     finite = values.isfinite().tolist()
     return [value if good else None for value, good in zip(values.tolist(), finite, strict=True)]

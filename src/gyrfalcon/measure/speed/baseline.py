@@ -19,9 +19,7 @@ RATES = ("tokens_per_second_of_mean_ms", "mean_tokens_per_second")
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """Averages over cases, and the rows behind them where they are known. `model` is what
-    published.kind_of() says.
-    """
+    """Averages over cases, and their rows where known. `model` is as published.kind_of() names it."""
 
     name: str
     model: str
@@ -67,12 +65,12 @@ PUBLISHED = (
 
 
 def guide_for(model: str) -> tuple[Baseline, ...]:
-    """The published figures of a model; for one without any the guide's own, of another model."""
+    """The published figures of a model; for a model without any, the guide's own, of another model."""
     return tuple(one for one in PUBLISHED if one.model == model) or guide_for(GUIDE_MODEL)
 
 
 def baselines(word: str, model: str) -> tuple[Baseline, ...]:
-    """What stands for `guide` beside this model, else the speed result in a file."""
+    """What `guide` means for this model, or the speed result in a file."""
     if word == GUIDE:
         return guide_for(model)
     path = Path(word)
@@ -83,10 +81,10 @@ def baselines(word: str, model: str) -> tuple[Baseline, ...]:
 
 
 def compare(rows: Sequence[Row], baseline: Baseline, model: str) -> dict[str, object]:
-    """How many times as fast these rows of `model` are as the baseline: ratios above 1 are faster.
+    """The speed-up of these rows of `model` over the baseline: above 1 is faster.
 
-    Where the baseline's rows are known, averages are over the cases that both have measured.
-    `warnings` says what makes the two no comparison of like with like.
+    Where the rows of the baseline are known, averages are over the cases that both measured.
+    `warnings` says why the two are not comparable.
     """
     named = {"name": baseline.name, "warnings": differences(rows, baseline, model)}
     if baseline.rows is None:
@@ -137,7 +135,7 @@ def _times(figures: Figures | None) -> dict[str, float]:
 
 
 def _ratios(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
-    """Of times theirs / ours, of rates ours / theirs; of what both have."""
+    """theirs / ours for times, ours / theirs for rates, where both are known."""
     times = {name: theirs[name] / ours[name] for name in TIMES if name in ours and name in theirs}
     rates = {name: ours[name] / theirs[name] for name in RATES if name in ours and name in theirs}
     return {**times, **rates}

@@ -1,5 +1,5 @@
-"""Times an engine over input and output lengths: what a case takes, and what to do when memory runs
-out. The formulas are in timing.py, the files in speed_files.py.
+"""Times an engine over input and output lengths, and handles running out of memory. The formulas
+are in cases.py, the files in files.py.
 """
 
 import multiprocessing
@@ -32,7 +32,7 @@ WARM_UP_TOKENS = 4
 
 @dataclass(slots=True)
 class Bench:
-    """An engine to be timed, and made anew when memory ran out in it."""
+    """An engine to time, recreated after it ran out of memory."""
 
     engine: Engine
     text: list[int]  # what prompts are taken from
@@ -47,7 +47,7 @@ class Bench:
         self.engine.close()
 
     def measure(self, case: Case, repeats: int, done: Callable[[int], object]) -> Row:
-        """Times one case; calls `done` with the tokens of each generation that has ended."""
+        """Times one case; calls `done` with the tokens of each finished generation."""
         max_len = self.engine.max_len
         reason = lacks_room(self.engine, case)
         if reason is None:
@@ -65,7 +65,7 @@ class Bench:
 
 
 def measure_limits(engine: Engine) -> MachineLimits:
-    """What the device of this rank can do at most."""
+    """The peak rates of this rank's device."""
     return MachineLimits(memory_bandwidth(engine.device), matrix_peak(engine.device, engine.dtype))
 
 
@@ -99,8 +99,8 @@ def time_case(
 
 
 def generate(engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Generation:
-    """Times a greedy generation that end-of-text does not end. Tokens are on the host when step()
-    returns them, so the device has done its work by then.
+    """Times a greedy generation that ignores end-of-text. Tokens are on the host when step()
+    returns them, so the device has finished by then.
     """
     params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
     start = perf_counter()
@@ -114,7 +114,7 @@ def generate(engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: i
 
 
 def deployment_of(engine: Engine) -> Deployment:
-    """How the engine's model lies on its devices."""
+    """How the engine's model is deployed."""
     return Deployment(
         config=engine.model_config,
         world_size=engine.world_size,
@@ -125,7 +125,7 @@ def deployment_of(engine: Engine) -> Deployment:
 
 
 def with_percent(row: Row, deployment: Deployment, limits: MachineLimits) -> Row:
-    """The row with the part of the limits that its times reach."""
+    """The row with its percentages of the limits."""
     if row.figures is None:
         return row
     case = row.case
@@ -146,6 +146,6 @@ def with_percent(row: Row, deployment: Deployment, limits: MachineLimits) -> Row
 
 
 def _pids() -> list[int]:
-    """This process and the ranks it started."""
+    """This process and the ranks that it started."""
     workers = (child.pid for child in multiprocessing.active_children())
     return [os.getpid(), *sorted(pid for pid in workers if pid is not None)]

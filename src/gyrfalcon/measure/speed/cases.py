@@ -16,7 +16,7 @@ OOM = "oom"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Case:
-    """What is generated: lengths in tokens."""
+    """Lengths in tokens of what is generated."""
 
     batch: int
     input_len: int
@@ -30,8 +30,8 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One timed generation: seconds from the first request to the end, and to each sequence's
-    tokens.
+    """One timed generation: seconds from the first request to the end, and to each token of each
+    sequence.
     """
 
     seconds: float
@@ -45,8 +45,8 @@ class Generation:
 
 @dataclass(frozen=True)  # without slots: vars() makes JSON of it without copying its lists
 class Figures:
-    """What a case took. Percentiles are over the gaps between tokens, of all sequences and repeats;
-    `inter_token_ms` are those of the first sequence in the repeat of median length.
+    """The figures of a case. Percentiles are over the gaps between tokens, of all sequences and
+    repeats; `inter_token_ms` are those of the first sequence in the repeat of median length.
     """
 
     response_ms: float
@@ -68,7 +68,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A case and its figures, or why memory did not suffice."""
+    """A case and its figures, or why it ran out of memory."""
 
     case: Case
     max_seq_len: int

@@ -1,5 +1,5 @@
-"""The files of a speed sweep: the guide's CSV, the JSON with everything, and taking a sweep up where
-it was killed. Both files are replaced whole after every case.
+"""The files of a speed sweep: the guide's CSV, the JSON with everything, and resuming a killed
+sweep. Both files are replaced atomically after every case.
 """
 
 import json
@@ -27,7 +27,7 @@ COLUMNS = (
     "TokensPerSecond(ms)",
 )
 SEPARATOR = ", "
-MAY_DIFFER = ("settings.command", "settings.max_len")  # what may differ when a sweep is taken up
+MAY_DIFFER = ("settings.command", "settings.max_len")  # when a sweep resumes
 OPTION_NAMES = {
     "model.name": "the model",
     "settings.world_size": "-w",
@@ -81,7 +81,7 @@ class Sweep:
 
 @dataclass(slots=True)
 class Files:
-    """Where a sweep is written; None: not there."""
+    """Where a sweep is written; None: nowhere."""
 
     csv: Path | None
     json: Path | None
@@ -92,8 +92,8 @@ class Files:
 
     @classmethod
     def select(cls, csv: OutputFile | None, json: OutputFile | None) -> "Files":
-        """The regular files among them, which alone can be written several times and read again. A
-        CSV without such a JSON gets one beside it, under the same name with the suffix .json.
+        """The regular files among them: only these can be rewritten and read back. A CSV without
+        such a JSON gets one beside it, with the suffix .json.
         """
         table, document = (target.file if target else None for target in (csv, json))
         if csv is not None and table is not None and document is None:
@@ -104,8 +104,8 @@ class Files:
         return cls(table, document)
 
     def earlier(self) -> Mapping[str, object] | None:
-        """The document of an earlier sweep, None where there is none; UsageError for other files, which
-        are not to be overwritten unasked.
+        """The document of an earlier sweep, None where there is none; UsageError for other files,
+        which are not overwritten unless asked.
         """
         if self.json is not None and self.json.exists():
             document = result.read(self.json, "speed")
@@ -118,7 +118,7 @@ class Files:
     def resume(
         self, earlier: Mapping[str, object] | None, head: Mapping[str, object], repeats: int
     ) -> Sweep:
-        """What an earlier sweep with the same head and repeats has measured; UsageError for another."""
+        """What an earlier sweep with the same head and repeats measured; UsageError for any other."""
         if earlier is None or self.json is None:
             return Sweep(repeats)
         sweep = Sweep.from_json(result.findings(earlier, self.json))
@@ -128,8 +128,8 @@ class Files:
         return sweep
 
     def write(self, head: Mapping[str, object], sweep: Sweep) -> None:
-        """Replaces both files; a kill leaves each of them old or new. The JSON comes first: the CSV
-        is made from it. UsageError where another run has written the JSON since.
+        """Replaces both files, each atomically. The JSON comes first: the CSV is made from it.
+        UsageError where another run has written the JSON since.
         """
         if self.json is not None:
             if _state(self.json) != self._seen:
@@ -142,7 +142,7 @@ class Files:
 
 
 def _state(path: Path | None) -> tuple[int, ...] | None:
-    """What tells one file at a place from another; None where there is none."""
+    """What distinguishes one file at a path from another; None where there is none."""
     if path is None or not path.exists():
         return None
     stat = path.stat()
@@ -174,7 +174,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _facts(document: Mapping[str, object], repeats: int) -> dict[str, object]:
-    """All of the model, the settings and the machine that must be as it was."""
+    """Everything about model, settings and machine that has to match to resume."""
     parts = {name: document.get(name) for name in ("gyrfalcon", "model", "settings", "machine")}
     facts = flat(json.loads(json.dumps({**parts, "repeats": repeats})))
     return {name: value for name, value in facts.items() if name not in MAY_DIFFER}

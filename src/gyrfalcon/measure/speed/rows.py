@@ -1,5 +1,5 @@
-"""Reads the rows of a speed result. Every value is checked, and what follows from others has to follow:
-a row that was edited is no measurement.
+"""Reads the rows of a speed result. Checks every value, and that derived values follow from the
+others: a row that was edited is not a measurement.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ MEASURED = "measured"
 def read_row(raw: Fields, repeats: int, has_limits: bool) -> Row:
     """The row that Row.to_json() wrote; ConfigError or UsageError for anything else.
 
-    repeats: how often each case was timed. has_limits: the sweep has limits for its percentages to be of.
+    repeats: how often each case was timed. has_limits: whether the sweep measured limits.
     """
     case = Case(*(raw.positive(name) for name in ("batch", "input_len", "output_len")))
     if case.output_len < 2:  # a time per token takes two
@@ -68,7 +68,7 @@ def _figures(raw: Fields, has_limits: bool) -> Figures:
 
 
 def _derived(case: Case, found: Figures) -> Iterator[tuple[str, float, float]]:
-    """Figures that follow from others: name, what is stated, what follows."""
+    """Derived figures: name, stated value, computed value."""
     yield "tokens_per_second", found.tokens_per_second, 1000 / found.time_per_token_ms
     yield (
         "tokens_per_second_of_batch",
@@ -92,7 +92,7 @@ def _memory(raw: Fields) -> Iterator[Fields]:
 
 
 def above_zero(raw: Fields, name: str) -> float:
-    """A number above zero that must be there."""
+    """A required number above zero."""
     value = raw.need(float, name)
     if value <= 0:
         raise UsageError(f"{name} above 0 in {raw.where}", f"{value:g}", DO)
@@ -100,7 +100,7 @@ def above_zero(raw: Fields, name: str) -> float:
 
 
 def _percent(raw: Fields, phase: str, has_limits: bool) -> float | None:
-    """Of the limit, where the sweep has limits, and nowhere else."""
+    """Percent of the limit: required where the sweep measured limits, refused elsewhere."""
     name = f"{phase}_percent_of_limit"
     if has_limits:
         return above_zero(raw, name)

@@ -1,4 +1,4 @@
-"""A speed sweep as people read it: a table of its cases, averages, and ratios to a baseline."""
+"""A speed sweep for people: a table of its cases, averages, and ratios to a baseline."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,7 +23,7 @@ RATES = {
 
 
 def describe(sweep: Sweep) -> str:
-    """The whole report of a sweep for people. Percentages are of the machine's limits."""
+    """The whole report of a sweep. Percentages are of the machine's limits."""
     ratios = [_ratios(comparison) for comparison in sweep.baselines]
     rows = sweep.in_order
     return "\n".join([*_table(rows), *_limits(sweep.limits), *_averages(rows), *ratios])

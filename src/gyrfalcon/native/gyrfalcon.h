@@ -82,6 +82,8 @@ GF_EXPORT const char *gf_available(void);
 
 // SHA-256 of the sources this was built from.
 GF_EXPORT const char *gf_sources(void);
+// A line for each structure: its name and size, then each field's name, offset and size.
+GF_EXPORT const char *gf_sizes(void);
 
 // Threads that take part in every operation, the caller's own included.
 GF_EXPORT void gf_use_threads(int threads);

@@ -1,5 +1,5 @@
-"""The library of native kernels for processors: where it is, whether it belongs to these sources, and
-its C interface (`native/gyrfalcon.h`).
+"""The library of native CPU kernels: where it is, whether it belongs to these sources, and its C
+interface (`native/gyrfalcon.h`).
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from gyrfalcon.errors import UsageError
 VARIABLE = "GYRFALCON_NATIVE"
 FILE = "native/libgyrfalcon.so"
 SOURCES = Path(__file__).parent
+OTHER_SOURCES = "was not built from these sources"
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # gf_kind
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Matrix(Structure):
 
 
 class Term(Structure):
-    """gf_term: a matrix and what it is multiplied with."""
+    """gf_term: a matrix and the input it is multiplied with."""
 
     _fields_ = (("weight", Matrix), ("x", c_void_p))
 
@@ -69,7 +70,7 @@ class Norm(Structure):
 
 
 class Block(Structure):
-    """gf_block: a rank's share of a block whose attention and MLP stand side by side, without biases."""
+    """gf_block: one rank's weights of a parallel block without biases."""
 
     _fields_ = (
         ("norms", Norm * 2),
@@ -97,7 +98,7 @@ class Cache(Structure):
 
 
 class Queries(Structure):
-    """gf_queries: what attends to the cache."""
+    """gf_queries: new queries, and the cached context of each sequence."""
 
     _fields_ = (
         ("q", c_void_p),
@@ -112,8 +113,18 @@ class Queries(Structure):
     )
 
 
+STRUCTURES: dict[str, type[Structure]] = {
+    "gf_matrix": Matrix,
+    "gf_term": Term,
+    "gf_output": Output,
+    "gf_norm": Norm,
+    "gf_cache": Cache,
+    "gf_queries": Queries,
+    "gf_block": Block,
+}
 _INTERFACE: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "gf_sources": (c_char_p, ()),
+    "gf_sizes": (c_char_p, ()),
     "gf_instructions": (c_char_p, ()),
     "gf_available": (c_char_p, ()),
     "gf_choose": (c_int, (c_char_p,)),
@@ -157,7 +168,7 @@ _INTERFACE: dict[str, tuple[type | None, tuple[type, ...]]] = {
 def library() -> ctypes.CDLL | None:
     """The library; None where it was not built, or where GYRFALCON_NATIVE is 0.
 
-    GYRFALCON_NATIVE may name another file; UsageError when that is no library of these sources.
+    GYRFALCON_NATIVE may name another file; UsageError when that is not a library of these sources.
     """
     return _library(os.environ.get(VARIABLE, ""))
 
@@ -175,7 +186,7 @@ def instructions() -> str:
 
 
 def why_not_native() -> str:
-    """What keeps the native kernels from being used, for people."""
+    """Why the native kernels are not in use, for people."""
     if os.environ.get(VARIABLE) == "0":
         return f"{VARIABLE} is 0"
     built = any(path.exists() for path in _places())
@@ -189,20 +200,26 @@ def _library(setting: str) -> ctypes.CDLL | None:
         return None
     if setting not in ("", "1"):
         return _named(Path(setting))
-    places = [path for path in _places() if path.exists()]
-    ours = next((found for path in places if (found := _opened(path)) and _is_ours(found)), None)
-    if places and ours is None:
+    faults = []
+    for path in filter(Path.exists, _places()):
+        try:
+            return _opened(path)
+        except _Unusable as fault:
+            faults.append(f"{path} {fault}")
+    if faults:
         do = "running without it; install the package again"
-        log.warning("%s was not built from these sources: %s", places[-1], do)
-    return ours
+        log.warning("%s: %s", faults[-1], do)
+    return None
 
 
 def _named(path: Path) -> ctypes.CDLL:
-    found = _opened(path) if path.is_file() else None
-    if found is None or not _is_ours(found):
-        got = "none" if not path.is_file() else "one that does not belong to these sources"
-        raise UsageError(f"the native library at {VARIABLE}={path}", got, "build it, or unset it")
-    return found
+    try:
+        if path.is_file():
+            return _opened(path)
+        got = "none"
+    except _Unusable as fault:
+        got = f"one that {fault}"
+    raise UsageError(f"the native library at {VARIABLE}={path}", got, "build it, or unset it")
 
 
 def _places() -> list[Path]:
@@ -213,20 +230,41 @@ def _places() -> list[Path]:
     return places
 
 
-def _opened(path: Path) -> ctypes.CDLL | None:
+class _Unusable(Exception):
+    """A library that does not fit this package; says why."""
+
+
+def _opened(path: Path) -> ctypes.CDLL:
     try:
         found = ctypes.CDLL(str(path))
         for name, (result, arguments) in _INTERFACE.items():
             function = getattr(found, name)
             function.restype, function.argtypes = result, arguments
-    except (OSError, AttributeError, UnicodeError):  # the last tells of a path that is not UTF-8
-        return None
+    except (OSError, AttributeError, UnicodeError) as error:  # the last: a path that is not UTF-8
+        raise _Unusable(OTHER_SOURCES) from error
+    if found.gf_sources().decode() != digest(SOURCES):
+        raise _Unusable(OTHER_SOURCES)
+    _check_structures(found)
     return found
 
 
-def _is_ours(found: ctypes.CDLL) -> bool:
-    """Whether it was built from the sources beside this package; an installed package may lack them."""
-    return not SOURCES.is_dir() or found.gf_sources().decode() == digest(SOURCES)
+def _check_structures(found: ctypes.CDLL) -> None:
+    theirs = found.gf_sizes().decode().splitlines()
+    ours = [_layout(name, structure) for name, structure in STRUCTURES.items()]
+    differing = [line.split()[0] for line in theirs if line not in ours]
+    if differing or len(theirs) != len(ours):
+        names = ", ".join(differing) or "some structures"
+        raise _Unusable(f"lays out {names} unlike native/library.py")
+
+
+def _layout(name: str, structure: type[Structure]) -> str:
+    """A structure as gf_sizes describes it."""
+    fields = [getattr(structure, field) for field, *_ in structure._fields_]
+    words = [
+        f"{field} {at.offset} {at.size}"
+        for (field, *_), at in zip(structure._fields_, fields, strict=True)
+    ]
+    return " ".join([name, str(ctypes.sizeof(structure)), *words])
 
 
 def digest(sources: Path) -> str:

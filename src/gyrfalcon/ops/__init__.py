@@ -1,5 +1,5 @@
-"""The operations a model is made of, and the choice of their implementation: once per device, never
-per call.
+"""The operations of a model, and which implementation of them to use: chosen once per device, not per
+call.
 """
 
 import os
@@ -57,8 +57,8 @@ class Ops(Protocol):
 def choose(device: torch.device, quant: str = "none", processors: Sequence[int] = ()) -> Ops:
     """The operations for `device`: Triton's kernels on CUDA, native ones on the CPU where they are
     built, plain torch elsewhere; or what the environment variable GYRFALCON_OPS says (`triton`,
-    `native` or `reference`). UsageError where the device cannot multiply with weights rounded to
-    `quant`. Threads of native kernels keep to `processors`.
+    `native` or `reference`). UsageError where the device does not support weights quantised
+    to `quant`. Native kernels pin their threads to `processors`.
     """
     if quant == "fp8" and (card := capability(device)) is not None and card < FP8_CAPABILITY:
         wanted = f"a card of compute capability {FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]} for fp8"

@@ -1,5 +1,5 @@
-"""The operations for processors, by native kernels: those of ops/reference.py, which says what they
-mean. What the kernels do not know is left to the reference.
+"""The operations on CPUs by native kernels: those that ops/reference.py defines. What the kernels do not
+support falls back to the reference.
 """
 
 import ctypes
@@ -42,8 +42,8 @@ LIBRARY: ctypes.CDLL = _found
 
 
 def use_threads(threads: int, processors: Sequence[int] = ()) -> None:
-    """How many threads take part in each operation; each of them but the caller's keeps to its own of
-    the processors, where these are as many.
+    """How many threads each operation uses, the caller's included; the others are pinned to
+    `processors`, where there are as many of these as threads.
     """
     LIBRARY.gf_use_processors((ctypes.c_int * len(processors))(*processors), len(processors))
     LIBRARY.gf_use_threads(threads)
@@ -54,13 +54,13 @@ def linear(
 ) -> Tensor:
     """`reference.linear` with sums, bias and activation in float32 and one rounding at the end.
 
-    int4: x is rounded to 8 bits too, each 64 of a row to their largest, unless it is float32.
+    int4: x is quantised to int8, with a scale for each 64 columns, unless it is float32.
     """
     return linears(LinearCall(x, weight, bias, activation))[0]
 
 
 def linears(*each: LinearCall) -> list[Tensor]:
-    """`reference.linears` in one call: the threads start once."""
+    """`reference.linears` in one call, so that threads start once."""
     if not _known(*(one.weight for one in each)):
         return reference.linears(*each)
     tokens = each[0].x.shape[0]
@@ -76,7 +76,7 @@ def linears(*each: LinearCall) -> list[Tensor]:
 
 
 def sum_of_linears(*each: tuple[Tensor, Weight]) -> Tensor:
-    """`reference.sum_of_linears` of one or two products in one call, rounded once."""
+    """`reference.sum_of_linears` of one or two linears in one call, rounded once."""
     if not _known(*(weight for _, weight in each)):
         return reference.sum_of_linears(*each)
     x, weight = each[0]
@@ -201,7 +201,7 @@ def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None)
 
 
 def _known(*weights: Weight) -> bool:
-    """Whether there are kernels for all of them."""
+    """Whether there are kernels for all the weights."""
     return all(
         weight.kind != "fp8" if isinstance(weight, Quantised) else weight.dtype in KINDS
         for weight in weights
@@ -235,7 +235,7 @@ def _block(parts: BlockWeights) -> Block:
 
 
 def _queries(batch: Batch) -> Queries:
-    """Of a batch, all but the queries themselves and what is made of them."""
+    """A batch's sequences; q, out, heads and slopes are filled in by the caller."""
     tables = batch.block_tables
     return Queries(
         None,

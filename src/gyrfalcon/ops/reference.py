@@ -21,7 +21,7 @@ from gyrfalcon.quant import TILE_ROWS, Quantised, Weight, dequantise
 CAPTURABLE = False  # a context's length decides, on the host, how much is gathered
 OWN_THREADS = False
 WIDENED_WEIGHTS = 1 << 24  # of a matrix at a time: 64 MiB in float32
-MANY_TOKENS = 16  # from here on widening the weights takes less time than it saves
+MANY_TOKENS = 16  # from here on widening the weights pays
 
 Angles = tuple[Tensor, Tensor]  # cos and sin, float32 [tokens, head_dim / 2]
 # Falcon's own is the exact GELU, x Φ(x) by erf (Hendrycks & Gimpel 2016).
@@ -43,7 +43,7 @@ class LinearCall(NamedTuple):
 
 
 def prepack(weight: Quantised) -> Quantised:
-    """A rounded matrix in the order in which these operations read it: as it is stored."""
+    """A quantised matrix in the order in which these operations read it: as stored."""
     return weight
 
 
@@ -75,15 +75,13 @@ def fuse_blocks(
 
 
 def linears(*each: LinearCall) -> list[Tensor]:
-    """Products of the same tokens, each by itself: where they read the same x, a faster twin reads
-    all their weights in one go.
-    """
+    """Several linears of the same tokens, which a faster twin computes in one launch."""
     return [linear(*one) for one in each]
 
 
 def sum_of_linears(*each: tuple[Tensor, Weight]) -> Tensor:
-    """The sum of the products of each x [tokens, in] with its weight [out, in]; a faster twin rounds
-    it once.
+    """The sum of several linears, each of its own x [tokens, in] and weight [out, in]; a faster twin
+    rounds only the sum.
     """
     return reduce(torch.add, (linear(*one) for one in each))
 
@@ -101,9 +99,7 @@ def linear(
 def _widened_linear(
     x: Tensor, weight: Weight, bias: Tensor | None, activation: str | None
 ) -> Tensor:
-    """The product on the CPU in float32, also with weights rounded to less; some rows of them at a
-    time.
-    """
+    """The linear on the CPU in float32, also with quantised weights, dequantised some rows at a time."""
     dtype = torch.float32 if x.device.type == "cpu" else x.dtype
     outputs, inputs = weight.shape
     size = max(1, WIDENED_WEIGHTS // (inputs * TILE_ROWS)) * TILE_ROWS
@@ -139,7 +135,7 @@ def add_layer_norms(
 def rotary_and_cache(
     qkv: Tensor, angles: Angles | None, cache: LayerCache, slots: Tensor
 ) -> Tensor:
-    """Takes a fused product apart, turns queries and keys, puts keys and values into the cache.
+    """Splits a fused qkv, rotates queries and keys, writes keys and values to the cache.
 
     qkv [tokens, (heads + 2 × kv_heads) × head_dim]; angles: cos and sin, None with ALiBi; slots
     int64 [tokens]. Returns the queries [tokens, heads, head_dim].
@@ -160,8 +156,8 @@ def split_qkv(qkv: Tensor, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021), half rotation: dimensions i and i + d/2 turn together by
-    one angle.
+    """Rotary positions (Su et al. 2021), half rotation: dimensions i and i + d/2 rotate together
+    by one angle.
 
     x [tokens, heads, head_dim]; cos, sin float32 [tokens, head_dim / 2]. Computed in float32.
     """
@@ -171,7 +167,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
-    """Puts keys and values [tokens, kv_heads, head_dim] into their cache slots [tokens]."""
+    """Writes keys and values [tokens, kv_heads, head_dim] to their cache slots [tokens]."""
     cache.k.view(-1, *k.shape[1:]).index_copy_(0, slots, k)
     cache.v.view(-1, *v.shape[1:]).index_copy_(0, slots, v)
 
@@ -220,9 +216,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
 
 
 def _mask(q: Tensor, context: int, slopes: Tensor | None) -> Tensor:
-    """What is added to the scaled scores: -inf for keys after the query, the scaled ALiBi bias
-    where there is one.
-    """
+    """The bias of the scaled scores: -inf for keys after the query, and ALiBi's where there is one."""
     groups, size, queries, dim = q.shape
     keys = torch.arange(context, device=q.device)
     later = keys > keys[context - queries :, None]  # [queries, context]

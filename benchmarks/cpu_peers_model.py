@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from gyrfalcon.checkpoint.layout import tensor_specs
+from gyrfalcon.checkpoint.layout import Layout
 from gyrfalcon.checkpoint.manifest import Content
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.cut.hashed_file import Lanes
@@ -94,7 +94,7 @@ def make_checkpoint(folder: Path, config: dict[str, object]) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     _write_tokenizer(folder)
-    specs = tensor_specs(ModelConfig.from_json(config), head=False)
+    specs = Layout(ModelConfig.from_json(config), has_head=False).tensors
     contents = {spec.name: Content(spec.shape, torch.bfloat16) for spec in specs}
     generator = torch.Generator().manual_seed(0)
     with Lanes() as lanes:

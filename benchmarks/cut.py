@@ -19,14 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 import torch
 
-from gyrfalcon.checkpoint.layout import TensorSpec, tensor_specs
+from gyrfalcon.checkpoint.layout import Layout, TensorSpec
 from gyrfalcon.checkpoint.manifest import Content
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.cut.hashed_file import Lanes
@@ -90,7 +90,7 @@ def main() -> int:
     """Makes the checkpoint, measures, prints; 1 when a gate does not hold."""
     options = parse_options()
     config = dict(CONFIG, num_hidden_layers=options.layers)
-    specs = tensor_specs(ModelConfig.from_json(config), head=True)
+    specs = Layout(ModelConfig.from_json(config), has_head=True).tensors
     size = sum(spec.elements for spec in specs) * torch.bfloat16.itemsize
     folder = Path(tempfile.mkdtemp(prefix="gyrfalcon-cut-", dir=options.folder))
     try:
@@ -131,7 +131,7 @@ def check_room(folder: Path, needed: int) -> None:
         raise SystemExit("not enough room: give another --folder or fewer --layers")
 
 
-def make_checkpoint(folder: Path, config: dict[str, object], specs: list[TensorSpec]) -> None:
+def make_checkpoint(folder: Path, config: dict[str, object], specs: Sequence[TensorSpec]) -> None:
     """Random bits in the bf16 range of ordinary weights, written block by block."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))

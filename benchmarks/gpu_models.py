@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
-from gyrfalcon.checkpoint.layout import local_ranges, quant_of, tensor_specs
+from gyrfalcon.checkpoint.layout import Layout
 from gyrfalcon.checkpoint.source import Checkpoint
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.progress import Bar
@@ -83,11 +83,8 @@ class RandomLoader(_Loader):
         exact: bool = False,
         restore: bool = False,
     ) -> None:
-        stand_in = SimpleNamespace(
-            config=config,
-            has_head=not config.tied,
-            specs=lambda: tensor_specs(config, head=not config.tied),
-        )
+        layout = Layout(config, not config.tied)
+        stand_in = SimpleNamespace(config=config, layout=layout, has_head=layout.has_head)
         checkpoint = cast(Checkpoint, stand_in)
         super().__init__(checkpoint, group, ops, device, dtype, quant, cast(Bar, None))
         self.exact = exact
@@ -96,7 +93,7 @@ class RandomLoader(_Loader):
 
     def _tensor(self, name: str) -> Tensor:
         shape = self._local_shape(name)
-        spec = self.specs[name]
+        spec = self.layout.by_name[name]
         drawn = torch.randn(
             shape, generator=self.generator, device=self.device, dtype=torch.bfloat16
         )
@@ -105,7 +102,7 @@ class RandomLoader(_Loader):
         return (drawn * spec.shape[-1] ** -0.5).to(self.dtype)
 
     def _matrix(self, name: str) -> Weight:
-        kind = quant_of(self.specs[name], self.quant)
+        kind = self.layout.quantised(self.quant).kind_of(self.layout.by_name[name])
         if kind == "none" or self.exact:
             weight = self._tensor(name)
             if kind == "none":
@@ -116,11 +113,7 @@ class RandomLoader(_Loader):
         return self.ops.prepack(random_quantised(kind, rows, columns, self.device))
 
     def _local_shape(self, name: str) -> tuple[int, ...]:
-        spec = self.specs[name]
-        if spec.dim is None:
-            return spec.shape
-        held = sum(map(len, local_ranges(spec, self.config, self.share)))
-        return (*spec.shape[: spec.dim], held, *spec.shape[spec.dim + 1 :])
+        return self.layout.local_shape(self.layout.by_name[name], self.share)
 
 
 def random_quantised(kind: str, rows: int, columns: int, device: torch.device) -> Quantised:

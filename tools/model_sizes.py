@@ -11,7 +11,7 @@ from math import prod
 
 import torch
 
-from gyrfalcon.checkpoint.layout import stored_specs, tensor_specs
+from gyrfalcon.checkpoint.layout import Layout
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.kv.pool import CacheShape
 
@@ -54,8 +54,7 @@ def weight_bytes(config: ModelConfig, quant: str, dtype: torch.dtype = torch.bfl
     """Of a cut for one rank in `quant`, or in `dtype` with "none": the same in memory and on disk."""
     return sum(
         prod(stored.shape) * (stored.dtype or dtype).itemsize
-        for spec in tensor_specs(config, head=not config.tied)
-        for stored in stored_specs(spec, quant)
+        for stored in Layout(config, not config.tied, quant).stored
     )
 
 

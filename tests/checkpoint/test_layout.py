@@ -10,11 +10,10 @@ import torch
 
 from gyrfalcon.checkpoint.layout import (
     QKV,
+    Layout,
     TensorSpec,
     layer_prefix,
-    local_ranges,
     local_shape,
-    tensor_specs,
 )
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.parallel.shards import largest_world, share_of
@@ -63,7 +62,7 @@ def test_names_and_bytes_equal_the_published_index(
     config: str, index: str, count: int, num_bytes: int, data: Data
 ) -> None:
     published = json.loads(data(f"falcon-configs/{index}/pytorch_model.bin.index.json").read_text())
-    specs = tensor_specs(ModelConfig.from_file(data(f"falcon-configs/{config}")), head=True)
+    specs = Layout(ModelConfig.from_file(data(f"falcon-configs/{config}")), has_head=True).tensors
     assert {spec.name for spec in specs} == published["weight_map"].keys()
     assert len(specs) == count
     assert (
@@ -83,18 +82,18 @@ def test_parameters_equal_the_published_number(
     name: str, head: bool, parameters: int, data: Data
 ) -> None:
     config = ModelConfig.from_file(data(f"falcon-configs/derived/{name}/config.json"))
-    assert sum(spec.elements for spec in tensor_specs(config, head=head)) == parameters
+    assert sum(spec.elements for spec in Layout(config, has_head=head).tensors) == parameters
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_ranks_tile_every_shared_tensor(seed: int) -> None:
     config = random_config(seed)
-    specs = tensor_specs(config, head=True)
+    layout = Layout(config, has_head=True)
     most = largest_world(config)
     for ranks in {1, 2, 3, min(most, config.num_kv_heads + 1), most} & set(range(1, most + 1)):
         shares = [share_of(config, ranks, rank) for rank in range(ranks)]
-        for spec in specs:
-            held = [indices(local_ranges(spec, config, share)) for share in shares]
+        for spec in layout.tensors:
+            held = [indices(layout.ranges(spec, share)) for share in shares]
             if spec.dim is None:
                 assert held == [[]] * ranks
                 continue
@@ -110,11 +109,8 @@ def test_ranks_tile_every_shared_tensor(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_qkv_rows_are_the_queries_keys_and_values_of_the_ranks_heads(seed: int) -> None:
     config = random_config(seed)
-    spec = next(
-        spec
-        for spec in tensor_specs(config, head=False)
-        if spec.name == layer_prefix(0) + QKV + ".weight"
-    )
+    layout = Layout(config, has_head=False)
+    spec = layout.by_name[layer_prefix(0) + QKV + ".weight"]
     size, head_dim = config.queries_per_kv_head, config.head_dim
     rows = torch.arange(spec.shape[0]).view(config.num_kv_heads, size + 2, head_dim)
     queries = rows[:, :size].reshape(config.num_heads, head_dim)
@@ -124,15 +120,16 @@ def test_qkv_rows_are_the_queries_keys_and_values_of_the_ranks_heads(seed: int) 
         q = queries[share.query_heads.start : share.query_heads.stop]
         k, v = rows[share.kv_heads.start : share.kv_heads.stop, size:].unbind(1)
         own = set(torch.cat([q.flatten(), k.flatten(), v.flatten()]).tolist())
-        assert indices(local_ranges(spec, config, share)) == sorted(own)
+        assert indices(layout.ranges(spec, share)) == sorted(own)
 
 
 def test_whole_groups_are_one_range() -> None:
     config = random_config(1)
     whole = share_of(config, 1, 0)
-    for spec in tensor_specs(config, head=True):
+    layout = Layout(config, has_head=True)
+    for spec in layout.tensors:
         expected = () if spec.dim is None else (range(spec.shape[spec.dim]),)
-        assert local_ranges(spec, config, whole) == expected
+        assert layout.ranges(spec, whole) == expected
         assert local_shape(spec.shape, spec.dim, expected) == spec.shape
 
 
@@ -150,7 +147,8 @@ def test_biases_follow_the_layers_that_are_shared() -> None:
         )
     )
     specs = {
-        spec.name.removeprefix(layer_prefix(0)): spec for spec in tensor_specs(config, head=False)
+        spec.name.removeprefix(layer_prefix(0)): spec
+        for spec in Layout(config, has_head=False).tensors
     }
     dims = {name: spec.dim for name, spec in specs.items() if name.endswith("bias") and "." in name}
     assert dims["self_attention.query_key_value.bias"] == 0

@@ -12,7 +12,7 @@ import torch
 from checkpoints import VARIANTS, make_checkpoint, make_model
 from forms import FORMS, State, save
 
-from gyrfalcon.checkpoint.layout import EMBEDDING, HEAD, local_ranges
+from gyrfalcon.checkpoint.layout import EMBEDDING, HEAD
 from gyrfalcon.checkpoint.source import open_checkpoint, read_local
 from gyrfalcon.cut.cut import cut, is_head_tied
 from gyrfalcon.errors import CheckpointError, GyrfalconError
@@ -77,12 +77,10 @@ def test_local_parts_of_folder_and_cut_are_the_same(variant: str, tmp_path: Path
     for ranks in (1, 2, 3, 5):
         for rank in range(ranks):
             share = share_of(whole.config, ranks, rank)
-            for spec in whole.specs():
+            for spec in whole.layout.tensors:
                 expected = whole.source.read(spec.name)
                 if spec.dim is not None:
-                    own = [
-                        index for part in local_ranges(spec, whole.config, share) for index in part
-                    ]
+                    own = [index for part in whole.layout.ranges(spec, share) for index in part]
                     expected = expected.index_select(spec.dim, torch.tensor(own))
                 assert torch.equal(read_local(whole, spec, share), expected)
                 assert torch.equal(read_local(parts, spec, share), expected)
@@ -149,7 +147,7 @@ def test_old_buffers_are_ignored_with_a_note(tmp_path: Path, model: Model) -> No
     }
     checkpoint = open_checkpoint(save(tmp_path / "hf", config, state | buffers, "safetensors"))
     assert any("inv_freq" in note or "masked_bias" in note for note in checkpoint.notes)
-    assert {spec.name for spec in checkpoint.specs()} == state.keys()
+    assert {spec.name for spec in checkpoint.layout.tensors} == state.keys()
 
 
 def test_wrong_missing_and_unknown_tensors_are_named_in_one_line(

@@ -176,7 +176,7 @@ def test_sizes_from_a_config_are_those_of_a_cut(variant: str, quant: str, tmp_pa
     )
     source = open_checkpoint(tmp_path / "hf")
     cut(tmp_path / "hf", tmp_path / "cut", 1, quant=quant)
-    [dtype] = {source.source.dtype(spec.name) for spec in source.stored()}
+    [dtype] = {source.source.dtype(spec.name) for spec in source.layout.stored}
     assert inspect_model(tmp_path / "cut").rank_bytes == (
         weight_bytes(source.config, quant, dtype),
     )

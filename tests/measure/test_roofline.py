@@ -97,14 +97,14 @@ def test_the_floor_is_that_of_the_published_bandwidths(
 def test_every_token_of_the_context_costs_its_keys_and_values(
     config: ModelConfig, kv_bytes: int
 ) -> None:
-    layout = bf16(config)
-    empty, full = (decode_bytes(layout, batch=3, context=context) for context in (0, 100))
+    deployment = bf16(config)
+    empty, full = (decode_bytes(deployment, batch=3, context=context) for context in (0, 100))
     assert full - empty == 3 * 100 * kv_bytes
 
 
 def test_a_batch_reads_the_weights_once() -> None:
-    layout = bf16(FALCON_40B)
-    one, eight = (decode_bytes(layout, batch=batch, context=0) for batch in (1, 8))
+    deployment = bf16(FALCON_40B)
+    one, eight = (decode_bytes(deployment, batch=batch, context=0) for batch in (1, 8))
     assert eight - one == 2 * 7 * 8192  # seven more rows of the embedding
 
 

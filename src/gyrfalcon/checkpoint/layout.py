@@ -1,11 +1,13 @@
 """The only place that knows checkpoint tensor names and the fused query_key_value rows.
 
-Says which tensors a config implies, their shapes, and which rows or columns a rank owns. Reads no file.
+`Layout` says which tensors a checkpoint has, how each is stored, and which rows or columns a rank owns. Reads
+no file.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -21,7 +23,7 @@ QKV = "self_attention.query_key_value"
 DENSE = "self_attention.dense"
 UP = "mlp.dense_h_to_4h"
 DOWN = "mlp.dense_4h_to_h"
-DATA, SCALES = ".data", ".scales"  # what the names of a rounded matrix's two tensors end with
+DATA, SCALES = ".data", ".scales"  # what the names of a quantised matrix's two tensors end with
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +34,105 @@ class TensorSpec:
     shape: tuple[int, ...]
     role: str  # embedding, norm, qkv, dense, up, down or head; a bias has its layer's role
     dim: int | None  # the dimension shared over the ranks; None: every rank holds all of it
-    kind: str = "none"  # what the matrix is rounded to that this is the data or the scales of
-    dtype: torch.dtype | None = None  # of these; what is not rounded may have any
+    kind: str = "none"  # quantisation of the matrix whose data or scales this is
+    dtype: torch.dtype | None = (
+        None  # of data and scales; a tensor that is not quantised may have any
+    )
     unit: int = 1  # rows or columns of that matrix that an index along `dim` stands for
 
     @property
     def elements(self) -> int:
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every tensor of one checkpoint: what the model computes with, how it is stored, what a rank owns."""
+
+    config: ModelConfig
+    has_head: bool  # stored, so not the embedding
+    quant: str = "none"  # of the stored matrices
+
+    @cached_property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """The model's tensors in whole shapes: embedding, layers in order, final norm, head."""
+        table = (self.config.vocab_size, self.config.hidden_size)
+        specs = [TensorSpec(EMBEDDING, table, "embedding", 0)]
+        for layer in range(self.config.num_layers):
+            specs += _layer_specs(self.config, layer_prefix(layer))
+        specs += _norm_specs(self.config, FINAL_NORM)
+        if self.has_head:
+            specs.append(TensorSpec(HEAD, table, "head", 0))
+        return tuple(specs)
+
+    @cached_property
+    def by_name(self) -> dict[str, TensorSpec]:
+        """The model's tensors by name."""
+        return {spec.name: spec for spec in self.tensors}
+
+    @cached_property
+    def stored(self) -> tuple[TensorSpec, ...]:
+        """Every stored tensor in the same order; UsageError for a matrix that cannot be quantised so."""
+        return tuple(part for spec in self.tensors for part in self.stored_as(spec))
+
+    def with_head(self, has_head: bool) -> "Layout":
+        """The same checkpoint with or without a head of its own."""
+        return replace(self, has_head=has_head)
+
+    def quantised(self, quant: str) -> "Layout":
+        """The same tensors, stored in another precision."""
+        return replace(self, quant=quant)
+
+    def kind_of(self, spec: TensorSpec) -> str:
+        """The precision a tensor is stored in: matrices in `quant`, but embedding and head in no less than
+        8 bits; norms and biases are not quantised, "none".
+        """
+        if len(spec.shape) != 2:
+            return "none"
+        return "int8" if spec.role in ("embedding", "head") and self.quant in GROUPS else self.quant
+
+    def stored_name(self, name: str) -> str:
+        """The name under which the numbers of a matrix are stored."""
+        return name if self.quant == "none" else name + DATA
+
+    def stored_as(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
+        """The stored tensors of one of the model's: itself, or a quantised matrix's data and scales.
+        UsageError for a matrix that cannot be quantised so.
+        """
+        kind = self.kind_of(spec)
+        if kind == "none":
+            return (spec,)
+        assert spec.dim is not None
+        forms, units = stored_forms(kind, *spec.shape), sizes(kind, spec.dim)
+        return tuple(
+            replace(
+                spec,
+                name=spec.name + ending,
+                shape=shape,
+                kind=kind,
+                dtype=dtype,
+                dim=spec.dim if unit else None,
+                unit=max(unit, 1),
+            )
+            for ending, (shape, dtype), unit in zip((DATA, SCALES), forms, units, strict=True)
+        )
+
+    def ranges(self, spec: TensorSpec, share: Share) -> tuple[range, ...]:
+        """The indices along `spec.dim` that `share` owns: ascending, adjacent ranges merged; () if every
+        rank holds the whole tensor.
+
+        UsageError where they end within what int4 packs or scales together.
+        """
+        if spec.dim is None:
+            return ()
+        owned = _merged(_owned(spec.role, self.config, share))
+        if spec.unit == 1:
+            return owned
+        return tuple(shrunk(part, spec.kind, spec.dim, spec.unit) for part in owned)
+
+    def local_shape(self, spec: TensorSpec, share: Share) -> tuple[int, ...]:
+        """The shape of what `share` owns of a tensor."""
+        return local_shape(spec.shape, spec.dim, self.ranges(spec, share))
 
 
 def layer_prefix(layer: int) -> str:
@@ -56,76 +150,6 @@ def norm_names(config: ModelConfig) -> tuple[str, ...]:
     if not config.parallel:
         return ("input_layernorm", "post_attention_layernorm")
     return ("ln_attn", "ln_mlp") if config.num_norms == 2 else ("input_layernorm",)
-
-
-def tensor_specs(config: ModelConfig, *, head: bool) -> list[TensorSpec]:
-    """Every tensor of the model: embedding, layers in order, final norm, and the head where it is stored."""
-    table = (config.vocab_size, config.hidden_size)
-    specs = [TensorSpec(EMBEDDING, table, "embedding", 0)]
-    for layer in range(config.num_layers):
-        specs += _layer_specs(config, layer_prefix(layer))
-    specs += _norm_specs(config, FINAL_NORM)
-    if head:
-        specs.append(TensorSpec(HEAD, table, "head", 0))
-    return specs
-
-
-def quant_of(spec: TensorSpec, quant: str) -> str:
-    """What a tensor is rounded to in a model rounded to `quant`: matrices to that, but embedding and
-    head to no less than 8 bits; norms and biases not at all, "none".
-    """
-    if len(spec.shape) != 2:
-        return "none"
-    return "int8" if spec.role in ("embedding", "head") and quant in GROUPS else quant
-
-
-def stored_name(name: str, quant: str) -> str:
-    """The name that the numbers of a matrix have in a cut rounded to `quant`."""
-    return name if quant == "none" else name + DATA
-
-
-def stored_specs(spec: TensorSpec, quant: str) -> list[TensorSpec]:
-    """The tensors that stand for one in a cut rounded to `quant`: itself, or a rounded matrix's data
-    and scales. UsageError for a matrix that cannot be rounded so.
-    """
-    kind = quant_of(spec, quant)
-    if kind == "none":
-        return [spec]
-    assert spec.dim is not None
-    forms, units = stored_forms(kind, *spec.shape), sizes(kind, spec.dim)
-    return [
-        replace(
-            spec,
-            name=spec.name + ending,
-            shape=shape,
-            kind=kind,
-            dtype=dtype,
-            dim=spec.dim if unit else None,
-            unit=max(unit, 1),
-        )
-        for ending, (shape, dtype), unit in zip((DATA, SCALES), forms, units, strict=True)
-    ]
-
-
-def local_ranges(spec: TensorSpec, config: ModelConfig, share: Share) -> tuple[range, ...]:
-    """The indices along `spec.dim` that `share` owns: ascending, adjacent ranges merged; () if replicated.
-
-    UsageError where they end within what int4 packs or scales together.
-    """
-    if spec.dim is None:
-        return ()
-    match spec.role:
-        case "qkv":
-            owned = _merged(_qkv_ranges(config, share))
-        case "dense":
-            owned = (_scaled(share.query_heads, config.head_dim),)
-        case "up" | "down":
-            owned = (share.ffn,)
-        case _:
-            owned = (share.vocab,)
-    if spec.unit == 1:
-        return owned
-    return tuple(shrunk(part, spec.kind, spec.dim, spec.unit) for part in owned)
 
 
 def local_shape(
@@ -159,6 +183,18 @@ def _norm_specs(config: ModelConfig, name: str) -> list[TensorSpec]:
         TensorSpec(f"{name}.{part}", (config.hidden_size,), "norm", None)
         for part in ("weight", "bias")
     ]
+
+
+def _owned(role: str, config: ModelConfig, share: Share) -> Iterable[range]:
+    match role:
+        case "qkv":
+            return _qkv_ranges(config, share)
+        case "dense":
+            return (_scaled(share.query_heads, config.head_dim),)
+        case "up" | "down":
+            return (share.ffn,)
+        case _:
+            return (share.vocab,)
 
 
 def _qkv_ranges(config: ModelConfig, share: Share) -> Iterable[range]:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.checkpoint.adapter import Adapter, LowRank, refused
-from gyrfalcon.checkpoint.layout import BASE, EMBEDDING, HEAD, tensor_specs
+from gyrfalcon.checkpoint.layout import BASE, EMBEDDING, HEAD, Layout
 from gyrfalcon.checkpoint.manifest import dtype_name
 from gyrfalcon.checkpoint.tensors import TensorLocation, TensorSource, listed, take
-from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.format import counted
 from gyrfalcon.errors import UsageError
 
@@ -106,19 +105,19 @@ class MergedSource:
 
 
 def merged(
-    base: TensorSource, adapter: Adapter, config: ModelConfig, dtype: torch.dtype | None
+    base: TensorSource, adapter: Adapter, layout: Layout, dtype: torch.dtype | None
 ) -> MergedSource:
-    """`base` with the adapter, for a model of that config; CheckpointError where the adapter does not fit."""
-    specs = tensor_specs(config, head=True)
-    shapes = {spec.name: spec.shape for spec in specs}
+    """`base` with the adapter, for a model of that layout; CheckpointError where the adapter does not fit."""
+    tied = layout.config.tied
+    shapes = {spec.name: spec.shape for spec in layout.with_head(True).tensors}
     low_rank = _fitting(
         adapter, {_found(n, shapes): c for n, c in adapter.low_rank.items()}, shapes
     )
     own = {_found(name, shapes): stored for name, stored in adapter.own.items()}
     shared = {_found(name, shapes): stored for name, stored in adapter.shared.items()}
-    _check(adapter, low_rank, {**shared, **own}, shapes, config.tied)
+    _check(adapter, low_rank, {**shared, **own}, shapes, tied)
     below = {name: TensorLocation(adapter.source, stored) for name, stored in shared.items()}
-    _settle_head(base, below, own.keys() | low_rank.keys(), config.tied)
+    _settle_head(base, below, own.keys() | low_rank.keys(), tied)
     origins = below | {name: TensorLocation(adapter.source, stored) for name, stored in own.items()}
     return MergedSource(base, origins, low_rank, dtype)
 

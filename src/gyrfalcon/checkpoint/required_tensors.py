@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from gyrfalcon.checkpoint.hf_folder import OpenedFolder
-from gyrfalcon.checkpoint.layout import BASE, EMBEDDING, HEAD, TensorSpec, tensor_specs
+from gyrfalcon.checkpoint.layout import BASE, EMBEDDING, HEAD, Layout, TensorSpec
 from gyrfalcon.checkpoint.tensors import MultiFileSource, TensorLocation, WeightsFile, Zeros
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.format import counted
@@ -60,8 +60,11 @@ class _Copy:
         return self.file.read(self.name)
 
 
-def find_tensors(config: ModelConfig, opened: OpenedFolder) -> tuple[MultiFileSource, list[str]]:
-    """The folder's tensors by the model's own names, and notes on what was found elsewhere or left aside.
+def find_tensors(
+    config: ModelConfig, opened: OpenedFolder
+) -> tuple[MultiFileSource, Layout, list[str]]:
+    """The folder's tensors by the model's own names, which of them the model needs, and notes on what was
+    found elsewhere or ignored.
 
     Reads headers alone, but for tensors that matter only where they are not zero or not alike. What is
     missing is not there, what is unknown is there under its own name. CheckpointError where two that
@@ -72,7 +75,8 @@ def find_tensors(config: ModelConfig, opened: OpenedFolder) -> tuple[MultiFileSo
     lone_head = config.tied and has_head and not _copies(EMBEDDING, held)
     if not lone_head:
         _refuse_prefix(held)
-    needed = tensor_specs(config, head=not config.tied or (has_head and not lone_head))
+    layout = Layout(config, not config.tied or (has_head and not lone_head))
+    needed = layout.tensors
     stored = {
         spec.name: _copies(HEAD if lone_head and spec.name == EMBEDDING else spec.name, held)
         for spec in needed
@@ -81,14 +85,15 @@ def find_tensors(config: ModelConfig, opened: OpenedFolder) -> tuple[MultiFileSo
     zeros = _zero_biases(needed, found)
     used = {copy.name for copies in stored.values() for copy in copies}
     extra = [_Copy(held[name][0], name) for name in sorted(held.keys() - used)]
-    aside = _by_reason(extra, _bias_shapes(config))
+    aside = _by_reason(extra, _bias_shapes(layout))
     unknown = aside.pop("", [])
     locations = {name: copy.location for name, copy in found.items()} | zeros
     locations |= {copy.name: copy.location for copy in unknown}
     other = [f"{copy.name} for {name}" for name, copy in found.items() if copy.name != name]
     told = {MISPLACED: _misplaced(opened, held), RENAMED: other, ZERO: list(zeros)}
     told |= {reason: [copy.name for copy in copies] for reason, copies in aside.items()}
-    return MultiFileSource(locations), [_note(what, names) for what, names in told.items() if names]
+    notes = [_note(what, names) for what, names in told.items() if names]
+    return MultiFileSource(locations), layout, notes
 
 
 def _note(what: str, names: Sequence[str]) -> str:
@@ -160,11 +165,11 @@ def _zero_biases(
     return locations
 
 
-def _bias_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def _bias_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
     """The biases that a model without any could have, by name."""
-    specs = tensor_specs(replace(config, bias=True), head=False)
-    shapes = {spec.name: spec.shape for spec in specs if spec.name.endswith(BIAS)}
-    return shapes | {HEAD_BIAS: (config.vocab_size,)}
+    biased = replace(layout, config=replace(layout.config, bias=True))
+    shapes = {spec.name: spec.shape for spec in biased.tensors if spec.name.endswith(BIAS)}
+    return shapes | {HEAD_BIAS: (layout.config.vocab_size,)}
 
 
 def _by_reason(

@@ -15,15 +15,7 @@ from gyrfalcon.checkpoint.adapter import (
     refuse_lone_adapter,
 )
 from gyrfalcon.checkpoint.hf_folder import open_weights
-from gyrfalcon.checkpoint.layout import (
-    EMBEDDING,
-    HEAD,
-    TensorSpec,
-    local_ranges,
-    stored_name,
-    stored_specs,
-    tensor_specs,
-)
+from gyrfalcon.checkpoint.layout import EMBEDDING, HEAD, Layout, TensorSpec
 from gyrfalcon.checkpoint.manifest import MANIFEST, TOKENIZER_FOLDER, Manifest, has_manifest
 from gyrfalcon.checkpoint.merged import merged, notes_on
 from gyrfalcon.checkpoint.parts import PartsSource
@@ -47,7 +39,7 @@ class Checkpoint:
     """A model on disk whose names and shapes are known to be right; its tensors are read when asked for."""
 
     folder: Path
-    config: ModelConfig
+    layout: Layout  # its tensors: how they are stored, what a rank owns
     raw_config: Mapping[str, object]
     source: TensorSource
     manifest: Manifest | None  # of a cut; None for a Hugging Face folder
@@ -57,19 +49,23 @@ class Checkpoint:
     adapter: Adapter | None = None  # merged into what `source` reads
 
     @property
+    def config(self) -> ModelConfig:
+        return self.layout.config
+
+    @property
     def world_size(self) -> int | None:
         """The ranks a cut was made for; None for a Hugging Face folder."""
         return None if self.manifest is None else self.manifest.world_size
 
     @property
     def quant(self) -> str:
-        """What the matrices of a cut are rounded to, or none."""
-        return "none" if self.manifest is None else self.manifest.quant
+        """What the matrices of a cut are quantised to, or none."""
+        return self.layout.quant
 
     @property
     def has_head(self) -> bool:
         """Whether a head of its own is stored; without one the embedding is the head."""
-        return stored_name(HEAD, self.quant) in self.source.names()
+        return self.layout.has_head
 
     @property
     def adapter_name(self) -> str | None:
@@ -78,14 +74,6 @@ class Checkpoint:
             return self.adapter.name
         kept = None if self.manifest is None else self.manifest.adapter
         return None if kept is None else kept.name
-
-    def specs(self) -> list[TensorSpec]:
-        """Every tensor of the model that has its own numbers, in canonical order."""
-        return tensor_specs(self.config, head=self.has_head)
-
-    def stored(self) -> list[TensorSpec]:
-        """Every stored tensor in the same order; of a rounded matrix its data and its scales."""
-        return [part for spec in self.specs() for part in stored_specs(spec, self.quant)]
 
 
 def open_checkpoint(folder: Path, adapter: str | None = None, dtype: str = "auto") -> Checkpoint:
@@ -116,28 +104,28 @@ def _open_folder(folder: Path) -> Checkpoint:
     raw_config = read_json(config_path)
     config = ModelConfig.from_json(raw_config, str(config_path))
     opened = open_weights(folder)
-    source, found = find_tensors(config, opened)
-    check_tensors(folder, config, source, None)
+    source, layout, found = find_tensors(config, opened)
+    check_tensors(folder, layout, source, None)
     notes = [*opened.notes, *found]
     if config.tied and HEAD in source.names():
         notes.append(
             f"{HEAD} is stored although the config ties it: it is used where it differs from the embedding"
         )
     files = tuple(file.path for file in opened.files.values())
-    return Checkpoint(folder, config, raw_config, source, None, files, folder, tuple(notes))
+    return Checkpoint(folder, layout, raw_config, source, None, files, folder, tuple(notes))
 
 
 def _merged(checkpoint: Checkpoint, adapter: Adapter, dtype: torch.dtype | None) -> Checkpoint:
     """The checkpoint with the adapter; a head that parts from the embedding is no longer tied to it."""
     _refuse_adapter(checkpoint, adapter)
-    source = merged(checkpoint.source, adapter, checkpoint.config, dtype)
+    source = merged(checkpoint.source, adapter, checkpoint.layout, dtype)
     config, raw_config = checkpoint.config, checkpoint.raw_config
     if config.tied and HEAD in source.names() and source.changed & {EMBEDDING, HEAD}:
         config = replace(config, tied=False)
         raw_config = {**raw_config, "tie_word_embeddings": False}
     return replace(
         checkpoint,
-        config=config,
+        layout=replace(checkpoint.layout, config=config, has_head=HEAD in source.names()),
         raw_config=raw_config,
         source=source,
         notes=(*checkpoint.notes, *notes_on(adapter), *_tokenizer_notes(checkpoint, adapter)),
@@ -185,7 +173,7 @@ def _refuse_merged(checkpoint: Checkpoint) -> None:
 
 def read_local(checkpoint: Checkpoint, spec: TensorSpec, share: Share) -> Tensor:
     """One rank's part of a tensor in its stored dtype; a view of the mapped file where that is possible."""
-    ranges = local_ranges(spec, checkpoint.config, share)
+    ranges = checkpoint.layout.ranges(spec, share)
     manifest, source = checkpoint.manifest, checkpoint.source
     if (
         manifest is not None
@@ -207,7 +195,8 @@ def _open_cut(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"the files that {folder / MANIFEST} lists", listed(faults, "; "), "cut again"
         )
-    check_tensors(folder, config, source, manifest)
+    layout = layout_of_cut(config, manifest)
+    check_tensors(folder, layout, source, manifest)
     files = tuple(folder / path for path in manifest.files)
     notes = [
         f"{name} is the same as {kept} and is stored once"
@@ -217,7 +206,7 @@ def _open_cut(folder: Path) -> Checkpoint:
         notes.append(f"the adapter {manifest.adapter.name} is merged into this cut")
     return Checkpoint(
         folder,
-        config,
+        layout,
         manifest.raw_config,
         source,
         manifest,
@@ -238,18 +227,20 @@ def refuse_half_a_cut(folder: Path) -> None:
         )
 
 
+def layout_of_cut(config: ModelConfig, manifest: Manifest) -> Layout:
+    """Which tensors a cut's manifest must list."""
+    layout = Layout(config, has_head=False, quant=manifest.quant)
+    head = layout.stored_name(HEAD)
+    untied = not config.tied and head not in manifest.aliases
+    return layout.with_head(untied or head in manifest.tensors)
+
+
 def check_tensors(
-    folder: Path, config: ModelConfig, source: TensorSource, manifest: Manifest | None
+    folder: Path, layout: Layout, source: TensorSource, manifest: Manifest | None
 ) -> None:
-    """Compares names, shapes and dtypes with the config, and with what a cut's manifest says of aliases
-    and rounding; CheckpointError names all that differs.
-    """
+    """Compares names, shapes and dtypes with the layout; CheckpointError names all that differs."""
     stored = set(source.names())
-    quant, aliases = ("none", {}) if manifest is None else (manifest.quant, manifest.aliases)
-    head = stored_name(HEAD, quant)
-    untied = not config.tied and head not in aliases
-    model = tensor_specs(config, head=untied or head in stored)
-    specs = [part for spec in model for part in stored_specs(spec, quant)]
+    specs = layout.stored
     missing = [spec.name for spec in specs if spec.name not in stored]
     unknown = sorted(stored - {spec.name for spec in specs})
     wrong = [fault for spec in specs if spec.name in stored for fault in _spec_faults(spec, source)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from gyrfalcon.checkpoint.layout import EMBEDDING, HEAD, stored_specs
+from gyrfalcon.checkpoint.layout import EMBEDDING, HEAD, Layout
 from gyrfalcon.checkpoint.manifest import Rounding
 from gyrfalcon.checkpoint.source import Checkpoint, open_checkpoint
 from gyrfalcon.console.format import counted
@@ -61,27 +61,28 @@ def cut(  # noqa: PLR0913  # each is an option of the command
     if calibrate is not None:
         windows = windows_of(calibrate, checkpoint)
         notes = (*notes, _told(windows.numel(), checkpoint.config.ffn_size))
-    specs = [spec for spec in checkpoint.specs() if spec.name not in aliases]
+    layout = checkpoint.layout.quantised(quant)
     dtypes = {
         part: (
             part.dtype or _stored_dtype(checkpoint, spec.name, dtype),
             checkpoint.source.dtype(spec.name),
         )
-        for spec in specs
-        for part in stored_specs(spec, quant)
+        for spec in layout.tensors
+        if spec.name not in aliases
+        for part in layout.stored_as(spec)
     }
     plan = make_plan(
-        checkpoint.config,
+        layout,
         CUT,
         world_size,
         dtypes=dtypes,
-        aliases=_stored_aliases(checkpoint, aliases, quant),
+        aliases=_stored_aliases(layout, aliases),
         max_shard_bytes=max_shard_bytes,
         rounding=_rounding(checkpoint, quant, dtype, windows),
         adapter=None if checkpoint.adapter is None else checkpoint.adapter.summed(),
     )
     calibration = None if windows is None else Calibration(checkpoint, windows)
-    read = QuantisedSource(checkpoint.source, specs, quant, calibration).read
+    read = QuantisedSource(checkpoint.source, layout, calibration).read
     return write_folder(
         checkpoint, plan, read, target, overwrite=overwrite, notes=(*checkpoint.notes, *notes)
     )
@@ -127,16 +128,14 @@ def _rounding(
     return Rounding(quant, _stored_dtype(checkpoint, EMBEDDING, word), text)
 
 
-def _stored_aliases(
-    checkpoint: Checkpoint, aliases: Mapping[str, str], quant: str
-) -> dict[str, str]:
+def _stored_aliases(layout: Layout, aliases: Mapping[str, str]) -> dict[str, str]:
     """The same for the tensors that are stored."""
-    specs = {spec.name: spec for spec in checkpoint.specs()}
+    specs = layout.by_name
     return {
         other.name: kept.name
         for name, kept_name in aliases.items()
         for other, kept in zip(
-            stored_specs(specs[name], quant), stored_specs(specs[kept_name], quant), strict=True
+            layout.stored_as(specs[name]), layout.stored_as(specs[kept_name]), strict=True
         )
     }
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from gyrfalcon.checkpoint.layout import TensorSpec, local_ranges, local_shape
+from gyrfalcon.checkpoint.layout import TensorSpec, local_shape
 from gyrfalcon.checkpoint.manifest import Content, dtype_name
 from gyrfalcon.checkpoint.source import Checkpoint, open_checkpoint
 from gyrfalcon.config import ModelConfig
@@ -51,7 +51,7 @@ def inspect_model(
     checkpoint = open_checkpoint(folder, adapter)
     ranks = world_size if world_size is not None else checkpoint.world_size or 1
     shares = shares_of(checkpoint.config, ranks)
-    rows = tuple(_row(checkpoint, spec, shares) for spec in checkpoint.stored())
+    rows = tuple(_row(checkpoint, spec, shares) for spec in checkpoint.layout.stored)
     return Inspection(folder, checkpoint.config, ranks, rows, checkpoint.notes)
 
 
@@ -60,7 +60,7 @@ def _row(checkpoint: Checkpoint, spec: TensorSpec, shares: list[Share]) -> Tenso
     if manifest is not None and manifest.world_size == len(shares):
         ranges = tuple(piece.ranges for piece in manifest.tensors[spec.name].pieces)
     else:
-        ranges = tuple(local_ranges(spec, checkpoint.config, share) for share in shares)
+        ranges = tuple(checkpoint.layout.ranges(spec, share) for share in shares)
     contents = [Content(local_shape(spec.shape, spec.dim, own), dtype) for own in ranges]
     return TensorRow(
         name=spec.name,

@@ -9,7 +9,7 @@ from itertools import groupby
 
 import torch
 
-from gyrfalcon.checkpoint.layout import DATA, SCALES, TensorSpec, local_ranges
+from gyrfalcon.checkpoint.layout import DATA, SCALES, Layout, TensorSpec
 from gyrfalcon.checkpoint.manifest import (
     TOKENIZER_FOLDER,
     AdapterSum,
@@ -19,7 +19,6 @@ from gyrfalcon.checkpoint.manifest import (
     Rounding,
 )
 from gyrfalcon.checkpoint.source import PART_FOLDER
-from gyrfalcon.config import ModelConfig
 from gyrfalcon.cut.safetensors_writer import entry_bound, header_bytes
 from gyrfalcon.errors import UsageError
 from gyrfalcon.parallel.shards import shares_of
@@ -68,7 +67,7 @@ class Plan:
 
 
 def make_plan(
-    config: ModelConfig,
+    layout: Layout,
     form: Form,
     world_size: int,
     *,
@@ -84,14 +83,14 @@ def make_plan(
     Raises WorldSizeError, and UsageError when one tensor alone is larger than a file may be or cannot
     be shared over the ranks.
     """
-    shares = shares_of(config, world_size)
+    shares = shares_of(layout.config, world_size)
     tensors = {
         spec.name: CutTensor(
             shape=spec.shape,
             dtype=dtype,
             source_dtype=source_dtype,
             dim=spec.dim,
-            pieces=tuple(Part("", local_ranges(spec, config, share)) for share in shares),
+            pieces=tuple(Part("", layout.ranges(spec, share)) for share in shares),
         )
         for spec, (dtype, source_dtype) in dtypes.items()
     }

@@ -1,11 +1,11 @@
 """Quantises tensors on their way into a cut and dequantises them on their way out."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from gyrfalcon.checkpoint.layout import DATA, TensorSpec, stored_specs
+from gyrfalcon.checkpoint.layout import DATA, Layout, TensorSpec
 from gyrfalcon.checkpoint.tensors import TensorSource, take
 from gyrfalcon.cut.calibrate import Calibration
 from gyrfalcon.quant import GROUPS, Quantised, dequantise, quantise, sizes
@@ -15,7 +15,7 @@ Read = Callable[[str, int | None, Sequence[range]], Tensor]
 
 
 class QuantisedSource:
-    """A checkpoint's tensors as a cut in `quant` stores them; matrices that `calibration` has
+    """A checkpoint's tensors as a cut of this layout stores them; matrices that `calibration` has
     inputs of are quantised with GPTQ.
 
     The last matrix is cached: reading it part by part quantises it once.
@@ -24,16 +24,15 @@ class QuantisedSource:
     def __init__(
         self,
         source: TensorSource,
-        specs: Iterable[TensorSpec],
-        quant: str,
+        layout: Layout,
         calibration: Calibration | None = None,
     ) -> None:
         self._source = source
         self._calibration = calibration
         self._matrices = {
             part.name: (spec.name, part.kind)
-            for spec in specs
-            for part in stored_specs(spec, quant)
+            for spec in layout.tensors
+            for part in layout.stored_as(spec)
             if part.kind != "none"
         }
         self._kept: tuple[str, Quantised] | None = None
@@ -58,11 +57,10 @@ class QuantisedSource:
         return self._calibration.quantised(name, weight, kind)
 
 
-def dequantising_reader(source: TensorSource, specs: Iterable[TensorSpec], quant: str) -> Read:
-    """Reads rows of a model's own tensors from a cut in `quant`; matrices are dequantised to
-    float32.
-    """
-    matrices = {spec.name: parts for spec in specs if len(parts := stored_specs(spec, quant)) == 2}
+def dequantising_reader(source: TensorSource, layout: Layout) -> Read:
+    """Reads rows of the model's own tensors from a cut of that layout, quantised matrices in float32."""
+    stored = {spec.name: layout.stored_as(spec) for spec in layout.tensors}
+    matrices = {name: parts for name, parts in stored.items() if len(parts) == 2}
 
     def read(name: str, dim: int | None, rows: Sequence[range]) -> Tensor:
         if name not in matrices:

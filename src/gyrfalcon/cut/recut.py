@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from gyrfalcon.checkpoint.layout import HEAD, TensorSpec, stored_name, stored_specs, tensor_specs
+from gyrfalcon.checkpoint.layout import HEAD, Layout, TensorSpec
 from gyrfalcon.checkpoint.manifest import Manifest, dtype_name
 from gyrfalcon.checkpoint.source import Checkpoint, open_checkpoint
 from gyrfalcon.console.format import counted
@@ -29,9 +29,9 @@ def recut(
     Atomic and resumable as cut() is, and raises the same errors.
     """
     checkpoint, manifest = _open_cut(folder)
-    tensors = [(spec, manifest.tensors[spec.name]) for spec in checkpoint.stored()]
+    tensors = [(spec, manifest.tensors[spec.name]) for spec in checkpoint.layout.stored]
     plan = make_plan(
-        checkpoint.config,
+        checkpoint.layout,
         CUT,
         world_size,
         dtypes={spec: (tensor.dtype, tensor.source_dtype) for spec, tensor in tensors},
@@ -65,18 +65,19 @@ def merge(
             "; ".join(losses),
             "add `dequantise=True` to accept that",
         )
-    head = stored_name(HEAD, manifest.quant)
-    specs = tensor_specs(checkpoint.config, head=checkpoint.has_head or head in manifest.aliases)
-    firsts = [(spec, _first_dtype(manifest, spec)) for spec in specs]
+    layout = checkpoint.layout
+    aliased = layout.stored_name(HEAD) in manifest.aliases
+    layout = layout.with_head(layout.has_head or aliased)
+    firsts = [(spec, _first_dtype(manifest, layout, spec)) for spec in layout.tensors]
     plan = make_plan(
-        checkpoint.config,
+        layout,
         HUGGING_FACE,
         1,
         dtypes={spec: (first, first) for spec, first in firsts},
         aliases={},
         max_shard_bytes=max_shard_bytes,
     )
-    read = dequantising_reader(checkpoint.source, specs, manifest.quant)
+    read = dequantising_reader(checkpoint.source, layout)
     return write_folder(checkpoint, plan, read, target, overwrite=overwrite, notes=losses)
 
 
@@ -87,24 +88,25 @@ def _open_cut(folder: Path) -> tuple[Checkpoint, Manifest]:
     return checkpoint, checkpoint.manifest
 
 
-def _first_dtype(manifest: Manifest, spec: TensorSpec) -> torch.dtype:
+def _first_dtype(manifest: Manifest, layout: Layout, spec: TensorSpec) -> torch.dtype:
     """The dtype of one of the model's tensors in the checkpoint that was cut."""
-    name = stored_specs(spec, manifest.quant)[0].name
+    name = layout.stored_as(spec)[0].name
     return manifest.tensors[manifest.aliases.get(name, name)].source_dtype
 
 
 def _losses(checkpoint: Checkpoint, manifest: Manifest) -> tuple[str, ...]:
     """A line per pair of dtypes, such as "12 tensors float32 → bfloat16: the low bits are lost"."""
-    pairs = Counter(_change(manifest, spec) for spec in checkpoint.specs())
+    layout = checkpoint.layout
+    pairs = Counter(_change(manifest, layout, spec) for spec in layout.tensors)
     return tuple(
         f"{counted(count, 'tensor')} {change}" for change, count in pairs.items() if change
     )
 
 
-def _change(manifest: Manifest, spec: TensorSpec) -> str:
+def _change(manifest: Manifest, layout: Layout, spec: TensorSpec) -> str:
     """What became of one of the model's tensors; "" for nothing."""
-    part = stored_specs(spec, manifest.quant)[0]
-    first, kept = _first_dtype(manifest, spec), manifest.tensors[part.name].dtype
+    part = layout.stored_as(spec)[0]
+    first, kept = _first_dtype(manifest, layout, spec), manifest.tensors[part.name].dtype
     if part.kind != "none":
         return f"{dtype_name(first)} → {part.kind}: rounded, how far is not known any more"
     return (

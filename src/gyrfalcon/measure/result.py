@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gyrfalcon import __version__
-from gyrfalcon.checkpoint.layout import tensor_specs
+from gyrfalcon.checkpoint.layout import Layout
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.device import WORD_OF_DTYPE
 from gyrfalcon.engine.engine import Engine
@@ -55,7 +55,7 @@ def model_facts(name: str, config: ModelConfig) -> dict[str, object]:
 
 def num_parameters(config: ModelConfig) -> int:
     """Parameters of the whole model; a head tied to the embedding is counted once."""
-    return sum(spec.elements for spec in tensor_specs(config, head=not config.tied))
+    return sum(spec.elements for spec in Layout(config, not config.tied).tensors)
 
 
 def engine_facts(engine: Engine) -> dict[str, object]:

@@ -5,8 +5,9 @@ Decoding is bound by the bytes read, prefill by multiplications (Williams, Water
 """
 
 from dataclasses import dataclass
+from math import prod
 
-from gyrfalcon.checkpoint.layout import TensorSpec, local_ranges, quant_of, tensor_specs
+from gyrfalcon.checkpoint.layout import Layout, TensorSpec
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.parallel.shards import Share, shares_of
 from gyrfalcon.quant import stored_bytes
@@ -31,6 +32,11 @@ class Deployment:
     on_cards: bool  # a GPU per rank; else all ranks share one CPU
 
     @property
+    def layout(self) -> Layout:
+        """Its tensors; a tied head counts, for its matrix is read."""
+        return Layout(self.config, has_head=True, quant=self.quant)
+
+    @property
     def num_devices(self) -> int:
         return self.world_size if self.on_cards else 1
 
@@ -51,11 +57,12 @@ def decode_bytes(deployment: Deployment, batch: int, context: float) -> int:
     of the embedding only the rows looked up), and keys and values of `context` tokens a sequence.
     """
     config, size = deployment.config, deployment.number_bytes
-    embedding = tensor_specs(config, head=False)[0]
+    layout = deployment.layout
+    embedding = layout.tensors[0]
     per_rank = []
     for share in shares_of(config, deployment.world_size):
-        weights = sum(_bytes(spec, deployment, share) for spec in _read_whole(config))
-        looked_up = batch * _row_bytes(embedding, deployment)
+        weights = sum(_bytes(deployment, layout, spec, share) for spec in _read_whole(layout))
+        looked_up = batch * _row_bytes(deployment, layout, embedding)
         kv = 2 * len(share.kv_heads) * config.head_dim * config.num_layers
         per_rank.append(weights + looked_up + int(size * batch * context * kv))
     return deployment.busiest(per_rank)
@@ -69,43 +76,32 @@ def prefill_flops(deployment: Deployment, batch: int, input_len: int) -> int:
     attention 2 × 2 × head_dim for each query head and each of the n (n + 1) / 2 pairs of a token
     and one it may see (Kaplan et al. 2020, table 1, with causal pairs only).
     """
-    config = deployment.config
+    config, layout = deployment.config, deployment.layout
     pairs = input_len * (input_len + 1) // 2
     per_rank = []
     for share in shares_of(config, deployment.world_size):
         elements = {"head": 0, "body": 0}
-        for spec in _read_whole(config):
+        for spec in _read_whole(layout):
             if len(spec.shape) == 2:
                 part = "head" if spec.role == "head" else "body"
-                elements[part] += _elements(spec, config, share)
+                elements[part] += prod(layout.local_shape(spec, share))
         attention = 4 * config.head_dim * len(share.query_heads) * pairs * config.num_layers
         per_rank.append(batch * (2 * (elements["body"] * input_len + elements["head"]) + attention))
     return deployment.busiest(per_rank)
 
 
-def _read_whole(config: ModelConfig) -> list[TensorSpec]:
-    """All tensors but the embedding; a tied head counts, for its matrix is read."""
-    return [spec for spec in tensor_specs(config, head=True) if spec.role != "embedding"]
+def _read_whole(layout: Layout) -> list[TensorSpec]:
+    """All tensors but the embedding."""
+    return [spec for spec in layout.tensors if spec.role != "embedding"]
 
 
-def _bytes(spec: TensorSpec, deployment: Deployment, share: Share) -> int:
+def _bytes(deployment: Deployment, layout: Layout, spec: TensorSpec, share: Share) -> int:
     """The size of a tensor on one rank."""
-    elements = _elements(spec, deployment.config, share)
-    if quant_of(spec, deployment.quant) == "none":
-        return elements * deployment.number_bytes
-    rows = spec.shape[0] if spec.dim == 1 else elements // spec.shape[1]
-    return stored_bytes(quant_of(spec, deployment.quant), rows, elements // rows)
+    shape, kind = layout.local_shape(spec, share), layout.kind_of(spec)
+    return prod(shape) * deployment.number_bytes if kind == "none" else stored_bytes(kind, *shape)
 
 
-def _row_bytes(spec: TensorSpec, deployment: Deployment) -> int:
+def _row_bytes(deployment: Deployment, layout: Layout, spec: TensorSpec) -> int:
     """The size of a row of a matrix."""
-    kind, columns = quant_of(spec, deployment.quant), spec.shape[1]
+    kind, columns = layout.kind_of(spec), spec.shape[1]
     return columns * deployment.number_bytes if kind == "none" else stored_bytes(kind, 1, columns)
-
-
-def _elements(spec: TensorSpec, config: ModelConfig, share: Share) -> int:
-    """The number of elements of a tensor on one rank."""
-    if spec.dim is None:
-        return spec.elements
-    held = sum(map(len, local_ranges(spec, config, share)))
-    return spec.elements // spec.shape[spec.dim] * held

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.checkpoint import layout
-from gyrfalcon.checkpoint.layout import TensorSpec, local_ranges, quant_of, stored_specs
+from gyrfalcon.checkpoint.layout import TensorSpec
 from gyrfalcon.checkpoint.source import Checkpoint, read_local
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.progress import Bar, bar
@@ -67,7 +67,7 @@ def load_model(
     On the CPU, weights that are stored as they are used and whose rows are shared stay in the mapped
     file.
     """
-    num_tensors = len(checkpoint.stored())
+    num_tensors = len(checkpoint.layout.stored)
     with bar(num_tensors, "tensors", "loading", shown=group.rank == 0) as progress:
         return _Loader(checkpoint, group, ops, device, dtype, quant, progress).model()
 
@@ -107,7 +107,7 @@ class _Loader:
         self.dtype = dtype
         self.quant = quant
         self.share = share_of(self.config, group.size, group.rank)
-        self.specs = {spec.name: spec for spec in checkpoint.specs()}
+        self.layout = checkpoint.layout
         self.progress = progress
 
     def model(self) -> Falcon:
@@ -188,25 +188,25 @@ class _Loader:
         return self._tensor(f"{name}.bias") if self.config.bias else None
 
     def _matrix(self, name: str) -> Weight:
-        """A matrix. A rounded one is this rank's part of the whole one rounded, so that a model is the
-        same on any number of ranks; rows are rounded each by itself.
+        """A matrix. A quantised one is this rank's part of the whole matrix quantised, so that a model is
+        the same on any number of ranks; each row is quantised by itself.
         """
-        spec = self.specs[name]
-        kind = quant_of(spec, self.quant)
+        spec = self.layout.by_name[name]
+        kind = self.layout.quantised(self.quant).kind_of(spec)
         if kind == "none":
             return self._tensor(name)
         if self.checkpoint.quant != "none":
-            parts = [self._read(part, self.share) for part in stored_specs(spec, self.quant)]
+            parts = [self._read(part, self.share) for part in self.layout.stored_as(spec)]
             data, scales = (part.contiguous() for part in parts)
             return self.ops.prepack(Quantised(kind, data, scales))
         share = self.share if spec.dim == 0 else share_of(self.config, 1, 0)
         rounded = quantise(self._read(spec, share), kind)
         if spec.dim == 1:
-            rounded = rounded.columns(local_ranges(spec, self.config, self.share))
+            rounded = rounded.columns(self.layout.ranges(spec, self.share))
         return self.ops.prepack(rounded)
 
     def _tensor(self, name: str) -> Tensor:
-        return self._read(self.specs[name], self.share).to(self.dtype).contiguous()
+        return self._read(self.layout.by_name[name], self.share).to(self.dtype).contiguous()
 
     def _read(self, spec: TensorSpec, share: Share) -> Tensor:
         """What `share` has of a tensor, on our device in its stored dtype."""

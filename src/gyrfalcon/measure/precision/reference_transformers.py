@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gyrfalcon.checkpoint.layout import HEAD
 from gyrfalcon.checkpoint.source import Checkpoint
 from gyrfalcon.errors import PIP_INSTALL, UsageError
 from gyrfalcon.measure.precision.reference_file import Prompts
@@ -56,7 +55,7 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     transformers.utils.logging.disable_progress_bar()
     weights: dict[str, Any] = {"pretrained_model_name_or_path": checkpoint.folder}
     if checkpoint.manifest is not None or checkpoint.adapter is not None:  # put together in memory
-        state = {spec.name: checkpoint.source.read(spec.name) for spec in checkpoint.specs()}
+        state = {spec.name: checkpoint.source.read(spec.name) for spec in checkpoint.layout.tensors}
         weights = {"pretrained_model_name_or_path": None, "state_dict": state}
     try:
         model = transformers.FalconForCausalLM.from_pretrained(
@@ -80,6 +79,6 @@ def _config(checkpoint: Checkpoint) -> dict[str, object]:
         grouped = raw.get("model_type") == "RefinedWeb"
         defaults = {"multi_query": False, "parallel_attn": grouped}
         raw = {**defaults, "new_decoder_architecture": grouped, **raw, "model_type": "falcon"}
-    if HEAD in checkpoint.source.names():
+    if checkpoint.has_head:
         raw["tie_word_embeddings"] = False
     return {name: value for name, value in raw.items() if name not in DERIVED}

@@ -8,13 +8,14 @@ from cpu_engine import Generate, Generation, Prompts, Setup
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams, __version__
 from gyrfalcon.cut.cut import cut
+from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.native.library import SOURCES, digest, instructions
 from gyrfalcon.ops import chosen_name
 
 
 def versions() -> dict[str, str]:
     """The package and all its sources, torch, which operators run."""
-    operators = chosen_name(torch.device("cpu"))
+    operators = chosen_name(Cpu.at(0))
     kernels = f"{operators} {instructions()}" if operators == "native" else operators
     return {
         "gyrfalcon": __version__,

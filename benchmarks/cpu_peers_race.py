@@ -16,7 +16,7 @@ from cpu_peers_plan import ENGINES, Plan
 from cpu_peers_process import EngineFailed, EngineProcess
 from cpu_peers_results import OURS, Case, Turn
 
-from gyrfalcon.device import measure_bandwidth, measure_matrix_peak
+from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.roofline import MachineLimits
 
@@ -162,8 +162,8 @@ def _round(plan: Plan, runners: list[Runner], number: int) -> Iterator[Turn]:
 
 
 def _measured_limits() -> MachineLimits:
-    cpu = torch.device("cpu")
-    return MachineLimits(measure_bandwidth(cpu), measure_matrix_peak(cpu, torch.bfloat16))
+    cpu = Cpu.at(0)
+    return MachineLimits(cpu.measure_bandwidth(), cpu.measure_matrix_peak(torch.bfloat16))
 
 
 def _started(plan: Plan, engine: str, folder: Path) -> EngineProcess:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams, ops
 from gyrfalcon.batch import Batch
-from gyrfalcon.device import synchronise
+from gyrfalcon.device.lookup import device_of, kind_of
 from gyrfalcon.errors import UsageError
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.model.falcon import Falcon
@@ -84,7 +84,9 @@ def _on_two_ranks(
     store = dist.HashStore()
 
     def rank(number: int) -> list[Any]:
-        group = connect(store, number, 2, one_card=device == "cuda", host=HERE)
+        group = connect(
+            store, number, 2, kind=kind_of(device), one_device=device == "cuda", host=HERE
+        )
         config = EngineConfig(
             model=str(folder), device=device, max_len=64, cache_memory=1 << 26, seed=0
         )
@@ -128,7 +130,7 @@ def layers(plan: "Plan") -> dict[str, Any]:
             continue
         settings = {"dtype": plan.dtype, "quant": quant, "exact": True}
         ours = _streams(
-            random_model(config, ops.choose(plan.device), plan.device, **settings), plan
+            random_model(config, ops.choose(device_of(plan.device)), plan.device, **settings), plan
         )
         plain = {**settings, "dtype": torch.float32}
         stood_for = _streams(
@@ -146,7 +148,7 @@ def layers(plan: "Plan") -> dict[str, Any]:
 
 def _supported(quant: str, device: torch.device) -> bool:
     try:
-        ops.choose(device, quant)
+        ops.choose(device_of(device), quant)
     except UsageError:
         return False
     return True
@@ -161,7 +163,7 @@ def _streams(model: Falcon, plan: "Plan") -> list[Tensor]:
     found = []
     for batch in (prompt_batch(config, config_tokens), decode_batch(config, 1, config_tokens + 1)):
         found += _walk(model, batch.on(plan.device), pool)
-    synchronise(plan.device)
+    device_of(plan.device).synchronise()
     return found
 
 

@@ -12,7 +12,7 @@ from gpu_speed import seconds_of
 from torch import Tensor
 
 from gyrfalcon import ops
-from gyrfalcon.device import capture
+from gyrfalcon.device.lookup import device_of
 from gyrfalcon.quant import Quantised, dequantise
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _words(error: Exception) -> str:
 @torch.inference_mode()
 def _rows(plan: "Plan", shape: str, kind: str, helper: Any) -> list[dict[str, Any]]:
     """The four products of a block, for so many tokens, in ms."""
-    ours = ops.choose(plan.device)
+    ours = ops.choose(device_of(plan.device))
     config = config_of(shape, num_hidden_layers=1)
     block = random_model(config, ours, plan.device, dtype=plan.dtype, quant=kind).blocks[0]
     layers = (block.attention.qkv, block.attention.dense, block.mlp.up, block.mlp.down)
@@ -120,4 +120,4 @@ def _ms(products: Sequence[LinearCall], drawn: Sequence[Tensor], plan: "Plan") -
             out = product(x)
         return out
 
-    return 1000 * seconds_of(capture(all_of_them, plan.device), plan, plan.steps)
+    return 1000 * seconds_of(device_of(plan.device).capture(all_of_them), plan, plan.steps)

@@ -23,14 +23,8 @@ from torch import Tensor
 
 from gyrfalcon import SamplingParams, ops
 from gyrfalcon.config import ModelConfig
-from gyrfalcon.device import (
-    capability,
-    capture,
-    free_memory,
-    measure_bandwidth,
-    measure_matrix_peak,
-    synchronise,
-)
+from gyrfalcon.device.cuda import FP8_CAPABILITY
+from gyrfalcon.device.lookup import device_of
 from gyrfalcon.engine.core import EngineCore
 from gyrfalcon.engine.graphs import Graphs, _Graph
 from gyrfalcon.engine.overlap import stepper
@@ -53,8 +47,10 @@ measured_limits: dict[str, float] = {}
 
 def limits(plan: "Plan") -> dict[str, Any]:
     """Memory bandwidth (a copy, read and written bytes) and matrix peak, on the spot."""
-    measured_limits["bandwidth_bytes_per_second"] = measure_bandwidth(plan.device)
-    measured_limits["matrix_flops_per_second"] = measure_matrix_peak(plan.device, plan.dtype)
+    measured_limits["bandwidth_bytes_per_second"] = device_of(plan.device).measure_bandwidth()
+    measured_limits["matrix_flops_per_second"] = device_of(plan.device).measure_matrix_peak(
+        plan.dtype
+    )
     return dict(measured_limits)
 
 
@@ -82,7 +78,7 @@ def speed(plan: "Plan", shape: str, precision: str) -> dict[str, Any]:
         return {"skipped": made}
     model, config, layout = made.model, made.config, made.layout
     max_len = max(plan.contexts) + BLOCK_SIZE
-    room = free_memory(plan.device) - SPARE_BYTES
+    room = device_of(plan.device).memory()[0] - SPARE_BYTES
     token_bytes = decode_bytes(layout, 1, 1) - decode_bytes(layout, 1, 0)
     sizes = [size for size in plan.batches if size * max_len * token_bytes <= room]
     pool = make_pool(config, max(sizes) * max_len, plan.device, plan.dtype)
@@ -109,16 +105,21 @@ def _layout(config: ModelConfig, plan: "Plan", quant: str, ranks: int = 1) -> De
 def _refusal(layout: Deployment, quant: str, plan: "Plan") -> str | None:
     if plan.device.type == "cpu":
         return None
-    if quant == "fp8" and (capability(plan.device) or (0, 0)) < ops.FP8_CAPABILITY:
+    if quant == "fp8" and torch.cuda.get_device_capability(plan.device) < FP8_CAPABILITY:
         return "this card has no fp8"
     torch.cuda.empty_cache()
-    needed, free = decode_bytes(layout, 1, 0) + SPARE_BYTES, free_memory(plan.device)
+    needed, free = decode_bytes(layout, 1, 0) + SPARE_BYTES, device_of(plan.device).memory()[0]
     return None if needed <= free else f"{needed / 1e9:.0f} GB wanted, {free / 1e9:.0f} GB free"
 
 
 def _build(config: ModelConfig, plan: "Plan", quant: str, ranks: int = 1) -> Falcon:
     return random_model(
-        config, ops.choose(plan.device), plan.device, dtype=plan.dtype, quant=quant, ranks=ranks
+        config,
+        ops.choose(device_of(plan.device)),
+        plan.device,
+        dtype=plan.dtype,
+        quant=quant,
+        ranks=ranks,
     )
 
 
@@ -127,11 +128,11 @@ def seconds_of(work: Callable[[], object], plan: "Plan", times: int) -> float:
     work()
     means = []
     for _ in range(plan.rounds):
-        synchronise(plan.device)
+        device_of(plan.device).synchronise()
         start = time.perf_counter()
         for _ in range(times):
             work()
-        synchronise(plan.device)
+        device_of(plan.device).synchronise()
         means.append((time.perf_counter() - start) / times)
     return statistics.median(means)
 
@@ -141,7 +142,7 @@ def _decode_row(
     model: Falcon, pool: KVPool, layout: Deployment, size: int, plan: "Plan", max_len: int
 ) -> list[dict[str, Any]]:
     """One batch size at every context: the captured step, launched again and again."""
-    graph = _Graph.of(model, pool, size, max_len, plan.device)
+    graph = _Graph.of(model, pool, size, max_len, device_of(plan.device))
     rows = []
     for context in plan.contexts:
         graph.run(decode_batch(layout.config, size, context))
@@ -185,11 +186,11 @@ def _shares(
 ) -> dict[str, Any]:
     """Batch 1, the longest context: a token's products alone, its attention alone, all of it."""
     context = max(plan.contexts)
-    graph = _Graph.of(model, pool, 1, max_len, plan.device)
+    graph = _Graph.of(model, pool, 1, max_len, device_of(plan.device))
     graph.run(decode_batch(config, 1, context))
     batch = decode_batch(config, 1, context).on(plan.device)
-    products = capture(lambda: _products(model, config), plan.device)
-    attention = capture(lambda: _attention(model, pool, batch, config), plan.device)
+    products = device_of(plan.device).capture(lambda: _products(model, config))
+    attention = device_of(plan.device).capture(lambda: _attention(model, pool, batch, config))
     whole, alone, attending = (
         seconds_of(work, plan, plan.steps) for work in (graph.replay, products, attention)
     )
@@ -201,7 +202,9 @@ def _shares(
         "outside_percent": 100 * (1 - (alone + attending) / whole),
     }
     if isinstance(model.blocks[0].mlp.up.weight, Tensor):
-        with_torch = capture(lambda: _products(model, config, reference.linear), plan.device)
+        with_torch = device_of(plan.device).capture(
+            lambda: _products(model, config, reference.linear)
+        )
         found["products_by_torch_ms"] = 1000 * seconds_of(with_torch, plan, plan.steps)
     return found
 
@@ -241,8 +244,8 @@ def _core(model: Falcon, pool: KVPool, plan: "Plan", max_len: int) -> EngineCore
     allocator = BlockAllocator(len(pool.layers[0].k), pool.block_size, False)
     scheduler = Scheduler(allocator, StepLimits(max_len, max_len, 1))
     vocabulary = Vocabulary.shared(model.head.weight.shape[0], solo())
-    run = Graphs(model, max_len, plan.device)
-    return EngineCore(run, pool, scheduler, vocabulary, plan.device, False)
+    run = Graphs(model, max_len, device_of(plan.device))
+    return EngineCore(run, pool, scheduler, vocabulary, device_of(plan.device), False)
 
 
 def _case(core: EngineCore, input_len: int, output_len: int) -> tuple[float, float]:
@@ -311,7 +314,7 @@ def _rank_of_four(config: ModelConfig, plan: "Plan", quant: str) -> dict[str, An
     model = _build(config, plan, quant, ranks=4)
     context = plan.contexts[0]
     pool = make_pool(config, context + BLOCK_SIZE, plan.device, plan.dtype, ranks=4)
-    graph = _Graph.of(model, pool, 1, context + BLOCK_SIZE, plan.device)
+    graph = _Graph.of(model, pool, 1, context + BLOCK_SIZE, device_of(plan.device))
     graph.run(decode_batch(config, 1, context))
     seconds = seconds_of(graph.replay, plan, plan.steps)
     needed = decode_bytes(_layout(config, plan, quant, ranks=4), 1, context)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from gyrfalcon.device import capture, card_name, synchronise
+from gyrfalcon.device.lookup import device_of
 from gyrfalcon.ops.triton import linear as triton_linear
 from gyrfalcon.ops.triton.linear import Config
 from gyrfalcon.quant import GROUPS, TILE_COLUMNS, Weight, quantise
@@ -63,15 +63,15 @@ def clock_on(device: torch.device, tokens: int) -> Clock:
 
     def seconds(weight: Weight, config: Config) -> float:
         x = torch.randn(tokens, weight.shape[1], dtype=torch.bfloat16, device=device)
-        replay = capture(lambda: triton_linear.linear(x, weight, config=config), device)
+        replay = device_of(device).capture(lambda: triton_linear.linear(x, weight, config=config))
         replay()
         rounds = []
         for _ in range(5):
-            synchronise(device)
+            device_of(device).synchronise()
             start = time.perf_counter()
             for _ in range(10):
                 replay()
-            synchronise(device)
+            device_of(device).synchronise()
             rounds.append((time.perf_counter() - start) / 10)
         return statistics.median(rounds)
 
@@ -100,7 +100,7 @@ def main() -> int:
         print("tune_kernels: error: wanted a CUDA device, got none", file=sys.stderr)
         return 2
     device = torch.device("cuda", 0)
-    clock, card, start = clock_on(device, args.tokens), card_name(device), time.monotonic()
+    clock, card, start = clock_on(device, args.tokens), device_of(device).model, time.monotonic()
     work = [
         (kind, shape)
         for kind in args.kinds.split(",")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from gyrfalcon.device import send
+from gyrfalcon.device.lookup import send
 from gyrfalcon.request import Chunk
 
 

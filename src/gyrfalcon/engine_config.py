@@ -6,9 +6,9 @@ from typing import TypedDict
 
 from gyrfalcon.bounds import ENGINE, FRACTIONS, shown
 from gyrfalcon.console.suggestion import known_names
+from gyrfalcon.device import CHOICES
 from gyrfalcon.errors import UsageError
 
-DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 CALIBRATE_TOKENS = 32768  # of the calibration text
 DECODE_STEPS = 32  # of each prompt in `precision`
@@ -42,7 +42,7 @@ class EngineConfig:
 
     model: a Hugging Face folder, a cut folder or a hub id.
     world_size: number of ranks; by default torchrun's, else the cut's own, else 1.
-    device: auto, cpu or cuda; auto takes CUDA where there is one.
+    device: auto or one of device.KINDS; auto takes an accelerator where there is one.
     dtype: the dtype of computation; auto is the checkpoint's own.
     quant: none, as the checkpoint or cut is; or int8, fp8, int4 (one scale per 64 weights of a row),
         int4-32, int4-128: matrices are quantised on load, embedding and head to 8 bits; computation
@@ -93,7 +93,7 @@ class EngineConfig:
             do = "pass a folder, a cut, a hub id or nestling, as a string"
             raise UsageError("the name of a model", shown(self.model), do)
         words = (
-            ("device", self.device, DEVICES),
+            ("device", self.device, CHOICES),
             ("dtype", self.dtype, DTYPES),
             ("quant", self.quant, QUANTS),
         )

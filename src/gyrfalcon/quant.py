@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gyrfalcon.device.lookup import device_of
 from gyrfalcon.errors import CheckpointError, UsageError
 
 # int4: the rows and columns that are packed together, in half as many bytes. They divide every head
@@ -20,9 +21,6 @@ TILE_ROWS, TILE_COLUMNS = 16, 64
 WORD = 4  # bytes of a row, and as many columns in the low halves, that lie together
 GROUPS = {"int4": 64, "int4-32": 32, "int4-128": 128}  # weights of a row that share a scale
 
-# Weights quantised at a time: as many as fit a CPU's cache; enough work for a GPU.
-CHUNK = 1 << 18
-DEVICE_CHUNK = 1 << 24
 FP8_LARGEST = 448.0  # of float8_e4m3fn
 
 # What the largest weight of a group becomes, the candidates of int4. The side of its own sign
@@ -137,8 +135,7 @@ def quantise(weight: Tensor, kind: str) -> Quantised:
         raise UsageError(
             f"one of {', '.join(_CONVERSIONS)} to quantise weights to", kind, "choose one"
         )
-    chunk = CHUNK if weight.device.type == "cpu" else DEVICE_CHUNK
-    return quantise_in_chunks(weight, kind, convert, chunk)
+    return quantise_in_chunks(weight, kind, convert, device_of(weight.device).weights_at_once)
 
 
 def quantise_in_chunks(

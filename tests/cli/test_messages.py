@@ -21,11 +21,10 @@ from gyrfalcon.errors import OPTION, GyrfalconError, PromptTooLong, UsageError
 
 PACKAGE = Path(gyrfalcon.__file__).parent
 # What Python code reaches through Engine; cut, merge and the measurements have the command line alone.
-FACE = ("engine/", "parallel/", "model/", "kv/", "ops/")
+FACE = ("engine/", "parallel/", "model/", "kv/", "ops/", "device/")
 FACE_FILES = (
     "request.py",
     "engine_config.py",
-    "device.py",
     "batch.py",
     "text/detokenizer.py",
     "model/load.py",

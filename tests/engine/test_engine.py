@@ -17,6 +17,7 @@ from transformers import FalconForCausalLM
 
 from gyrfalcon import Engine, SamplingParams
 from gyrfalcon.batch import Batch
+from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.kv.pool import CacheShape, KVPool
 from gyrfalcon.ops import chosen_name
 from gyrfalcon.parallel.interrupts import held_interrupts
@@ -57,7 +58,7 @@ def test_torch_keeps_to_one_thread_where_other_kernels_compute(folder: Path, qua
 
         engine._core.model_runner = watched
         engine.generate([30], SamplingParams(max_new_tokens=2))
-    own = chosen_name(torch.device("cpu")) == "native" and quant != "fp8"
+    own = chosen_name(Cpu.at(0)) == "native" and quant != "fp8"
     assert seen == [1 if own else 2] * 2
     assert torch.get_num_threads() == 2
 

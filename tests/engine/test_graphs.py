@@ -12,6 +12,8 @@ from torch import Tensor
 
 from gyrfalcon import Engine, SamplingParams
 from gyrfalcon.batch import Batch
+from gyrfalcon.device.cpu import Cpu
+from gyrfalcon.device.lookup import device_of
 from gyrfalcon.engine.build import model_runner
 from gyrfalcon.engine.graphs import SIZES, Graphs
 from gyrfalcon.engine.overlap import Overlap
@@ -22,7 +24,7 @@ from gyrfalcon.parallel.group import solo
 
 triton_ops = pytest.importorskip("gyrfalcon.ops.triton.ops", reason="needs Triton")
 pytestmark = pytest.mark.slow
-CPU = torch.device("cpu")
+CPU = Cpu.at(0)
 
 
 class Watched(Graphs):
@@ -105,7 +107,7 @@ def test_operations_that_read_lengths_on_the_host_are_not_captured(engine: Engin
     """As on a card without Triton, or with GYRFALCON_OPS=reference."""
     graphs = engine._core.model_runner
     assert isinstance(graphs, Watched)
-    card = torch.device("cuda")
+    card = device_of(torch.device("cuda"))
     for operations, largest in ((triton_ops, SIZES[-1]), (reference, 0)):
         run = model_runner(graphs.model, operations, solo(), 64, card)
         assert isinstance(run, Graphs)

@@ -21,7 +21,7 @@ from worlds import on_engines
 
 from gyrfalcon import Engine, SamplingParams
 from gyrfalcon.batch import Batch
-from gyrfalcon.device import fetch
+from gyrfalcon.device.lookup import device_of, fetch
 from gyrfalcon.engine import sampler
 from gyrfalcon.engine.overlap import Overlap, stepper
 from gyrfalcon.engine.scheduler import Scheduler
@@ -195,7 +195,7 @@ def test_an_accelerator_is_looked_ahead_on_and_the_cpu_is_not(folder: Path) -> N
     with make_engine(folder) as engine:
         core = engine._core
         assert stepper(core) == core.step
-        core.device = torch.device("cuda")
+        core.device = device_of(torch.device("cuda"))
         step = stepper(core)
         assert step.__func__ is Overlap.step  # type: ignore[attr-defined]  # a bound method's
 

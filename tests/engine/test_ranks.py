@@ -23,7 +23,8 @@ from tokenizers_ import make_tokenizer
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
 from gyrfalcon.cut.cut import cut
-from gyrfalcon.device import own_processors
+from gyrfalcon.device.cpu import Cpu
+from gyrfalcon.device.threads import own_processors
 from gyrfalcon.errors import CheckpointError, RankDied, UsageError
 from gyrfalcon.native.library import library
 from gyrfalcon.parallel.interrupts import watched_interrupts
@@ -179,7 +180,7 @@ def sum_for_ever(rank_info: RankInfo) -> None:
 
 
 def test_started_ranks_share_memory_and_a_killed_one_is_told() -> None:
-    ranks = start(2, False, sum_for_ever)
+    ranks = start(2, Cpu, sum_for_ever)
     assert (ranks.rank_info.group.memory is not None) == (library() is not None)
     assert ranks.rank_info.group.all_reduce(torch.ones(3)).tolist() == [2.0] * 3
     our_ranks()[0].kill()
@@ -359,7 +360,7 @@ def test_one_ctrl_c_ends_the_wait_for_a_rank_stopped_while_it_starts(
 
 
 def test_one_ctrl_c_ends_a_wait_in_native_code_that_is_no_step() -> None:
-    ranks = start(2, False, sum_for_ever)
+    ranks = start(2, Cpu, sum_for_ever)
     [rank] = our_ranks()
     stop(rank)
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -414,8 +415,9 @@ def test_ranks_end_when_rank_0_is_killed_before_they_have_met(run: Callable[...,
 
 
 UNDER_TORCHRUN = """
+from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.parallel.launch import start
-ranks = start(2, False, print)
+ranks = start(2, Cpu, print)
 outputs = [ranks.rank_info.group.memory is not None]
 ranks.close()
 for _ in range(2):  # two engines, one after the other: they must not meet each other's messages

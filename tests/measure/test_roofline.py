@@ -8,13 +8,8 @@ import pytest
 import torch
 
 from gyrfalcon.config import ModelConfig
-from gyrfalcon.device import (
-    forget_peak_memory,
-    is_out_of_memory,
-    measure_bandwidth,
-    measure_matrix_peak,
-    peak_memory,
-)
+from gyrfalcon.device.cpu import Cpu
+from gyrfalcon.device.lookup import is_out_of_memory
 from gyrfalcon.measure.limits import matrix_peak, memory_bandwidth
 from gyrfalcon.measure.roofline import (
     Deployment,
@@ -23,7 +18,7 @@ from gyrfalcon.measure.roofline import (
     prefill_flops,
 )
 
-CPU = torch.device("cpu")
+CPU = Cpu.at(0)
 
 FALCON_40B = ModelConfig.from_json(
     {
@@ -185,8 +180,8 @@ def test_twice_the_time_is_half_the_percentage() -> None:
 
 def test_the_measured_limits_are_those_of_some_machine() -> None:
     threads = torch.get_num_threads()
-    assert 1e8 < measure_bandwidth(CPU) < 1e13
-    assert 1e7 < measure_matrix_peak(CPU, torch.float32) < 1e16
+    assert 1e8 < CPU.measure_bandwidth() < 1e13
+    assert 1e7 < CPU.measure_matrix_peak(torch.float32) < 1e16
     assert 1e8 < memory_bandwidth(CPU) < 1e13
     assert 1e7 < matrix_peak(CPU, torch.float32) < 1e16
     assert torch.get_num_threads() == threads
@@ -194,14 +189,14 @@ def test_the_measured_limits_are_those_of_some_machine() -> None:
 
 def test_the_peak_of_memory_is_seen_and_forgotten() -> None:
     pids = [os.getpid()]
-    forget_peak_memory(CPU, pids)
-    before = peak_memory(CPU, pids)[0]
+    CPU.forget_peak_memory(pids)
+    before = CPU.peak_memory(pids)[0]
     block = np.ones(200_000_000, np.uint8)
-    assert peak_memory(CPU, pids)[0] - before > 150_000_000
+    assert CPU.peak_memory(pids)[0] - before > 150_000_000
     del block
-    assert peak_memory(CPU, pids)[0] - before > 150_000_000
-    forget_peak_memory(CPU, pids)
-    assert peak_memory(CPU, pids)[0] - before < 150_000_000
+    assert CPU.peak_memory(pids)[0] - before > 150_000_000
+    CPU.forget_peak_memory(pids)
+    assert CPU.peak_memory(pids)[0] - before < 150_000_000
 
 
 def test_running_out_of_memory_is_known_from_other_errors() -> None:

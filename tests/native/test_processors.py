@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from gyrfalcon.device import own_processors, use_threads
+from gyrfalcon.device.threads import own_processors, use_threads
 
 USABLE = sorted(os.sched_getaffinity(0))
 

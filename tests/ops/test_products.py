@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gyrfalcon.device import lacks_products
+from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.ops import reference
 
 
@@ -21,7 +21,7 @@ def operands(tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 def test_many_tokens_get_the_float32_product_rounded_once(
     dtype: torch.dtype, activation: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference, "lacks_products", lambda x: True)
+    monkeypatch.setattr(Cpu, "lacks_matrix_units", lambda cpu, dtype: True)
     monkeypatch.setattr(
         reference, "WIDENED_WEIGHTS", 20 * 96
     )  # several parts, the last a short one
@@ -41,14 +41,15 @@ def test_few_tokens_and_processors_with_units_are_left_alone(
         raise AssertionError("widened")
 
     monkeypatch.setattr(reference, "_widened_linear", refuse)
-    monkeypatch.setattr(reference, "lacks_products", lambda x: True)
+    monkeypatch.setattr(Cpu, "lacks_matrix_units", lambda cpu, dtype: True)
     x, weight, bias = operands(reference.MANY_TOKENS - 1, torch.bfloat16)
     reference.linear(x, weight, bias)
-    monkeypatch.setattr(reference, "lacks_products", lambda x: False)
+    monkeypatch.setattr(Cpu, "lacks_matrix_units", lambda cpu, dtype: False)
     reference.linear(*operands(40, torch.bfloat16))
 
 
 def test_float32_is_never_widened() -> None:
-    assert not lacks_products(torch.zeros(1))
+    cpu = Cpu.at(0)
+    assert not cpu.lacks_matrix_units(torch.float32)
     bf16_units = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert lacks_products(torch.zeros(1, dtype=torch.bfloat16)) is not bf16_units
+    assert cpu.lacks_matrix_units(torch.bfloat16) is not bf16_units

@@ -9,13 +9,15 @@ from torch import Tensor
 from triton_interpreter import DEVICE
 
 from gyrfalcon import ops
+from gyrfalcon.device.cuda import FP8_CAPABILITY
+from gyrfalcon.device.lookup import device_of
 from gyrfalcon.engine_config import QUANTS
 from gyrfalcon.errors import UsageError
 from gyrfalcon.ops import reference
 from gyrfalcon.quant import GROUPS, TILE_ROWS, Quantised, dequantise, quantise, span
 
 triton_linear = pytest.importorskip("gyrfalcon.ops.triton.linear", reason="needs Triton")
-HAS_FP8 = DEVICE == "cpu" or torch.cuda.get_device_capability() >= ops.FP8_CAPABILITY
+HAS_FP8 = DEVICE == "cpu" or torch.cuda.get_device_capability() >= FP8_CAPABILITY
 KINDS = [kind for kind in QUANTS if kind != "fp8" or HAS_FP8]
 ROUNDED = [kind for kind in KINDS if kind != "none"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -212,9 +214,10 @@ def test_rows_are_split_only_where_multiprocessors_would_be_idle() -> None:
 def test_a_card_without_8_bit_floating_point_is_refused_fp8_alone(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ops, "capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    card = device_of(torch.device("cuda"))
     if kind != "fp8":
-        ops.choose(torch.device("cpu"), kind)
+        ops.choose(card, kind)
         return
     with pytest.raises(UsageError, match=r"8\.9 for fp8, got one of 8\.0; choose int8"):
-        ops.choose(torch.device("cpu"), kind)
+        ops.choose(card, kind)

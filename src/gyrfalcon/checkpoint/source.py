@@ -22,7 +22,7 @@ from gyrfalcon.checkpoint.parts import PartsSource
 from gyrfalcon.checkpoint.required_tensors import find_tensors
 from gyrfalcon.checkpoint.tensors import TensorSource, listed
 from gyrfalcon.config import ModelConfig
-from gyrfalcon.device import DTYPE_OF_WORD
+from gyrfalcon.device.dtypes import DTYPE_OF_WORD
 from gyrfalcon.engine_config import NO_ADAPTER
 from gyrfalcon.errors import CheckpointError, UsageError
 from gyrfalcon.files.foreign import read_json

@@ -6,6 +6,7 @@ import argparse
 
 from gyrfalcon.bounds import ENGINE
 from gyrfalcon.cli.option_types import Whole, cache_memory, one_of
+from gyrfalcon.device import ACCELERATORS, CHOICES, PLANNED
 from gyrfalcon.engine_config import DTYPES, QUANTS, EngineConfig
 
 
@@ -14,10 +15,10 @@ def add_engine(group: argparse._ArgumentGroup) -> None:
     add_world_size(group, "ranks that share the model (default: the cut's own, else 1)")
     group.add_argument(
         "--device",
-        type=one_of("--device", "auto", "cpu", "cuda", planned=("npu",)),
+        type=one_of("--device", *CHOICES, planned=PLANNED),
         default="auto",
-        metavar="auto|cpu|cuda",
-        help="auto takes CUDA where there is one",
+        metavar="|".join(CHOICES),
+        help=f"auto takes {' or '.join(ACCELERATORS)} where there is one",
     )
     add_dtype(group, "the dtype to compute in; auto is the checkpoint's")
     add_quant(group, "quantise the matrices when they are loaded")

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
+from gyrfalcon.device import OTHER_NAMES as OTHER_NAMES_OF_DEVICES
 from gyrfalcon.errors import GyrfalconError
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ OTHER_NAMES = {  # what vLLM, llama.cpp and transformers call commands, options,
     "float16": "fp16",
     "half": "fp16",
     "float32": "fp32",
-    "gpu": "cuda",
+    **OTHER_NAMES_OF_DEVICES,
     "8bit": "int8",
     "q8_0": "int8",
     "4bit": "int4",

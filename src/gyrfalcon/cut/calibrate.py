@@ -15,7 +15,8 @@ from gyrfalcon.checkpoint.layout import DENSE, DOWN, QKV, UP, layer_of, layer_pr
 from gyrfalcon.checkpoint.manifest import TextSum
 from gyrfalcon.checkpoint.source import Checkpoint
 from gyrfalcon.cut.gptq import quantise_for
-from gyrfalcon.device import torch_threads
+from gyrfalcon.device.lookup import device_of
+from gyrfalcon.device.threads import torch_threads
 from gyrfalcon.engine_config import CALIBRATE_TOKENS
 from gyrfalcon.errors import CheckpointError, UsageError
 from gyrfalcon.kv.pool import CacheShape, KVPool
@@ -97,7 +98,7 @@ class Calibration:
     def __init__(self, checkpoint: Checkpoint, windows: Tensor) -> None:
         config, dtype = checkpoint.config, effective_dtype(checkpoint, "auto")
         self._threads = torch.get_num_threads()
-        self._recording = _RecordingOps(ops.choose(CPU))
+        self._recording = _RecordingOps(ops.choose(device_of(CPU)))
         self._parts = load_parts(checkpoint, cast(Ops, self._recording), CPU, dtype)
         self._windows = windows
         size = windows.shape[1]

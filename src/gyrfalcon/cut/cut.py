@@ -13,7 +13,7 @@ from gyrfalcon.cut.calibrate import Calibration, CalibrationText, sum_of, window
 from gyrfalcon.cut.folder_writer import BLOCK_BYTES, CutSummary, write_folder
 from gyrfalcon.cut.plan import CUT, make_plan
 from gyrfalcon.cut.quantise import QuantisedSource
-from gyrfalcon.device import DTYPE_OF_WORD
+from gyrfalcon.device.dtypes import DTYPE_OF_WORD
 from gyrfalcon.errors import UsageError
 from gyrfalcon.quant import GROUPS, KINDS
 

@@ -21,7 +21,7 @@ from gyrfalcon.cut.plan import Plan
 from gyrfalcon.cut.quantise import Read
 from gyrfalcon.cut.safetensors_writer import SafetensorsWriter
 from gyrfalcon.cut.staged_folder import Build, Work, build
-from gyrfalcon.device import one_torch_thread
+from gyrfalcon.device.threads import one_torch_thread
 from gyrfalcon.errors import UsageError
 from gyrfalcon.files.foreign import open_foreign
 from gyrfalcon.text.tokenizer_files import names_of_files

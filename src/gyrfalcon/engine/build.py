@@ -9,13 +9,10 @@ import torch
 
 from gyrfalcon import ops
 from gyrfalcon.checkpoint.source import Checkpoint
-from gyrfalcon.device import (
-    WORD_OF_DTYPE,
-    choose_device,
-    free_memory,
-    own_processors,
-    use_threads,
-)
+from gyrfalcon.device.dtypes import WORD_OF_DTYPE
+from gyrfalcon.device.lookup import kind_for
+from gyrfalcon.device.protocol import Device
+from gyrfalcon.device.threads import own_processors, use_threads
 from gyrfalcon.engine.core import EngineCore, ModelRunner
 from gyrfalcon.engine.graphs import Graphs
 from gyrfalcon.engine.scheduler import Scheduler, StepLimits
@@ -30,10 +27,6 @@ from gyrfalcon.parallel.group import Group, Vocabulary
 from gyrfalcon.parallel.launch import RankInfo
 from gyrfalcon.parallel.shards import share_of
 
-# Of the free memory, when nothing is said. On an accelerator the weights are loaded by then.
-CACHE_SHARE = 0.25
-CACHE_SHARE_OF_ACCELERATOR = 0.8
-
 log = logging.getLogger(__name__)
 
 
@@ -44,8 +37,8 @@ def build_core(
     retain_prompt_logits: bool = True,
 ) -> EngineCore:
     """One rank's core; raises what is wrong with the checkpoint, the device or the cache size."""
-    device = choose_device(config.device, rank_info.local_rank)
-    if device.type == "cpu" and not _threads_are_ours():
+    device = kind_for(config.device).of_rank(rank_info.local_rank)
+    if device.on_host and not _threads_are_ours():
         use_threads(config.threads, rank_info.ranks_here)
     dtype = effective_dtype(checkpoint, config.dtype)
     if rank_info.group.rank == 0:
@@ -54,7 +47,9 @@ def build_core(
         )
     processors = own_processors(rank_info.local_rank, rank_info.ranks_here)
     operations = ops.choose(device, config.quant, processors)
-    model = load_model(checkpoint, rank_info.group, operations, device, dtype, config.quant)
+    model = load_model(
+        checkpoint, rank_info.group, operations, device.torch_device, dtype, config.quant
+    )
     pool, max_len = _cache(config, checkpoint, rank_info, device, dtype)
     rope = checkpoint.config.rope  # with dynamic scaling a token's key depends on what follows it
     reuse = config.reuse_prefixes and not (rope is not None and rope.kind == "dynamic")
@@ -63,17 +58,17 @@ def build_core(
     runner = model_runner(model, operations, rank_info.group, max_len, device)
     vocabulary = Vocabulary.shared(checkpoint.config.vocab_size, rank_info.group)
     scheduler = Scheduler(allocator, limits)
-    own_threads = operations.OWN_THREADS and config.quant != "fp8"
+    own_threads = operations.own_threads(config.quant)
     return EngineCore(
         runner, pool, scheduler, vocabulary, device, retain_prompt_logits, own_threads
     )
 
 
 def model_runner(
-    model: Falcon, operations: Ops, group: Group, max_len: int, device: torch.device
+    model: Falcon, operations: Ops, group: Group, max_len: int, device: Device
 ) -> ModelRunner:
     """What runs the model's steps: itself on the CPU, elsewhere graphs where all of a step allows it."""
-    if device.type == "cpu":
+    if device.on_host:
         return model
     return Graphs(model, max_len, device, operations.CAPTURABLE and group.capturable)
 
@@ -95,7 +90,7 @@ def _cache(
     config: EngineConfig,
     checkpoint: Checkpoint,
     rank_info: RankInfo,
-    device: torch.device,
+    device: Device,
     dtype: torch.dtype,
 ) -> tuple[KVPool, int]:
     """The cache and the longest sequence it can hold; all ranks agree on the number of blocks."""
@@ -116,16 +111,16 @@ def _cache(
             f"one for {held} tokens",
             "raise `cache_memory` or lower `max_len`",
         )
-    return KVPool(shape, num_blocks, device), min(max_len, held)
+    return KVPool(shape, num_blocks, device.torch_device), min(max_len, held)
 
 
-def _cache_bytes(config: EngineConfig, rank_info: RankInfo, device: torch.device) -> int:
+def _cache_bytes(config: EngineConfig, rank_info: RankInfo, device: Device) -> int:
     asked = config.cache_memory
     if isinstance(asked, int):
         return asked
-    if device.type == "cpu":
-        return int(free_memory(device) * (asked or CACHE_SHARE) / rank_info.ranks_here)
-    return int(free_memory(device) * (asked or CACHE_SHARE_OF_ACCELERATOR))
+    free, _ = device.memory()
+    ranks = rank_info.ranks_here if device.on_host else 1  # that share it
+    return int(free * (asked or device.cache_share) / ranks)
 
 
 def _threads_are_ours() -> bool:

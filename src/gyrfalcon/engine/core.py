@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
-from gyrfalcon.device import one_torch_thread
+from gyrfalcon.device.protocol import Device
+from gyrfalcon.device.threads import one_torch_thread
 from gyrfalcon.engine import sampler
 from gyrfalcon.engine.rank_messages import Add, RankMessage
 from gyrfalcon.engine.scheduler import Scheduler
@@ -34,7 +35,7 @@ class EngineCore:
         pool: KVPool,
         scheduler: Scheduler,
         vocabulary: Vocabulary,
-        device: torch.device,
+        device: Device,
         retain_prompt_logits: bool,
         own_threads: bool = False,
     ) -> None:

@@ -21,7 +21,8 @@ from gyrfalcon.checkpoint.hub import resolve_model
 from gyrfalcon.checkpoint.source import Checkpoint, open_checkpoint
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.format import counted
-from gyrfalcon.device import WORD_OF_DTYPE, uses_cuda
+from gyrfalcon.device.dtypes import WORD_OF_DTYPE
+from gyrfalcon.device.lookup import kind_for
 from gyrfalcon.engine.build import build_core, longest_sequence
 from gyrfalcon.engine.overlap import stepper
 from gyrfalcon.engine.prompts import (
@@ -134,7 +135,7 @@ class Engine:
         self._added: deque[Delta] = deque()  # what step() has still to return
         self._ids = itertools.count()
         self._ranks = joined or ranks.start(
-            world_size, uses_cuda(config.device), partial(follow, config, folder)
+            world_size, kind_for(config.device), partial(follow, config, folder)
         )
         self._turns = Turns(self._ranks)
         weakref.finalize(self, self._turns.close_for_good)  # where nobody closes it
@@ -163,7 +164,7 @@ class Engine:
     @property
     def device(self) -> torch.device:
         """The device of this process's rank."""
-        return self._core.device
+        return self._core.device.torch_device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
-from gyrfalcon.device import capture, pinned
+from gyrfalcon.device.protocol import Device
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.model.falcon import Falcon
 
@@ -24,7 +24,7 @@ class Graphs:
     """Runs a model on an accelerator: decoding steps as graphs, all others kernel by kernel."""
 
     def __init__(
-        self, model: Falcon, max_len: int, device: torch.device, capturable: bool = True
+        self, model: Falcon, max_len: int, device: Device, capturable: bool = True
     ) -> None:
         self.model = model
         self.largest = SIZES[-1] if capturable else 0
@@ -37,7 +37,7 @@ class Graphs:
         num_sequences = len(batch.query_lens)
         decoding = set(batch.query_lens) == {1} and len(batch.rows) == num_sequences
         if not decoding or num_sequences > self.largest:
-            return self.model(batch.on(self.device), pool)
+            return self.model(batch.on(self.device.torch_device), pool)
         size = next(size for size in SIZES if size >= num_sequences)
         if size not in self._graphs:
             self._graphs[size] = _Graph.of(self.model, pool, size, self.max_len, self.device)
@@ -48,20 +48,20 @@ class Graphs:
 class _Graph:
     """One size of batch: its numbers on the device, and what replays it."""
 
+    device: Device
     numbers: "_BatchBuffer"
     replay: Callable[[], Tensor]
 
     @classmethod
-    def of(
-        cls, model: Falcon, pool: KVPool, size: int, max_len: int, device: torch.device
-    ) -> "_Graph":
+    def of(cls, model: Falcon, pool: KVPool, size: int, max_len: int, device: Device) -> "_Graph":
         """Captures a step of `size` sequences of any length up to max_len."""
         num_blocks = -(-max_len // pool.block_size)
-        flat = torch.zeros(size * (len(COLUMNS) + num_blocks), dtype=torch.int64, device=device)
+        length = size * (len(COLUMNS) + num_blocks)
+        flat = torch.zeros(length, dtype=torch.int64, device=device.torch_device)
         numbers = _BatchBuffer(flat, size)
         numbers.fill_up(0)
         batch = numbers.batch()
-        return cls(numbers, capture(lambda: model(batch, pool), device))
+        return cls(device, numbers, device.capture(lambda: model(batch, pool)))
 
     def run(self, batch: Batch) -> Tensor:
         """Copies to the device, one launch; the logits of the batch's own rows."""
@@ -73,7 +73,7 @@ class _Graph:
         )
         on_host.take(batch)
         on_host.fill_up(num_sequences)
-        on_device.flat.copy_(pinned(on_host.flat, on_device.flat.device), non_blocking=True)
+        on_device.flat.copy_(self.device.pinned(on_host.flat), non_blocking=True)
         on_device.token_ids[:num_sequences].copy_(batch.token_ids, non_blocking=True)
         return self.replay()[:num_sequences].clone()  # the next replay writes over them
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
-from gyrfalcon.device import fetch, send
+from gyrfalcon.device.lookup import fetch, send
 from gyrfalcon.engine import sampler
 from gyrfalcon.engine.core import EngineCore
 from gyrfalcon.request import Chunk, StepOutput
@@ -19,7 +19,7 @@ from gyrfalcon.request import Chunk, StepOutput
 
 def stepper(core: EngineCore) -> Callable[[], list[StepOutput]]:
     """What takes the core's steps; on the CPU, which computes them itself, one after the other."""
-    return core.step if core.device.type == "cpu" else Overlap(core).step
+    return core.step if core.device.on_host else Overlap(core).step
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from enum import Enum, auto
 import torch
 from torch import Tensor
 
-from gyrfalcon.device import send
+from gyrfalcon.device.lookup import send
 from gyrfalcon.errors import NotFinite
 from gyrfalcon.parallel.group import Vocabulary, stable_top_k
 from gyrfalcon.request import Chunk, SamplingParams, Sequence, Token

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gyrfalcon.checkpoint.source import open_checkpoint
-from gyrfalcon.device import keep_to, own_processors
+from gyrfalcon.device.threads import keep_to, own_processors
 from gyrfalcon.engine.build import build_core
 from gyrfalcon.engine.overlap import stepper
 from gyrfalcon.engine.rank_messages import decode
@@ -15,7 +15,7 @@ def follow(config: EngineConfig, folder: Path, rank_info: RankInfo) -> None:
     """Never returns: the first rank ends its workers, and a broken connection to it raises."""
     checkpoint = open_checkpoint(folder, config.adapter, config.dtype)
     core = build_core(config, checkpoint, rank_info, retain_prompt_logits=False)
-    if core.device.type == "cpu":
+    if core.device.on_host:
         keep_to(own_processors(rank_info.local_rank, rank_info.ranks_here))
     take_step = stepper(core)
     while True:

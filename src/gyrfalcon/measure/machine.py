@@ -15,6 +15,9 @@ import torch
 
 from gyrfalcon import __version__
 from gyrfalcon.console.format import goes_to_stdout, shown_bytes, write_json
+from gyrfalcon.device import KINDS, PLANNED
+from gyrfalcon.device.lookup import all_devices, kind_of
+from gyrfalcon.device.protocol import Device
 from gyrfalcon.errors import UsageError
 from gyrfalcon.native.library import available, instructions, why_not_native
 from gyrfalcon.ops import VARIABLE, chosen_name
@@ -104,8 +107,7 @@ def examine(folder: Path) -> MachineReport:
         torch_libraries={
             "oneDNN": torch.backends.mkldnn.is_available(),
             "MKL": torch.backends.mkl.is_available(),
-            "gloo": torch.distributed.is_gloo_available(),
-            "NCCL": torch.distributed.is_nccl_available(),
+            **{kind.collectives: kind.has_collectives() for kind in map(kind_of, KINDS)},
         },
         torch_threads=torch.get_num_threads(),
         processor=processor(_cpuinfo(), platform.machine()),
@@ -113,8 +115,8 @@ def examine(folder: Path) -> MachineReport:
         memory_available_bytes=memory.available,
         disk_folder=str(folder),
         disk_free_bytes=shutil.disk_usage(folder).free,
-        devices=(_cpu(memory.total, memory.available), *_cuda_devices()),
-        not_built=("npu",),
+        devices=tuple(map(_info, all_devices())),
+        not_built=PLANNED,
     )
 
 
@@ -175,9 +177,8 @@ def _torch_facts(report: MachineReport) -> str:
 
 
 def _torch_built_for() -> str:
-    if torch.version.cuda:
-        return f"CUDA {torch.version.cuda}"
-    return f"ROCm {torch.version.hip}" if torch.version.hip else "CPU only"
+    found = [toolkit for kind in map(kind_of, KINDS) if (toolkit := kind.toolkit())]
+    return ", ".join(found) or "CPU only"
 
 
 def _cpuinfo() -> str:
@@ -198,23 +199,13 @@ def _arm_part(cpuinfo: str) -> str:
     return f"Arm implementer {implementer} part {part}" if implementer else ""
 
 
-def _cpu(total: int, available: int) -> DeviceInfo:
-    return DeviceInfo(
-        "cpu", "the processor above", total, available, *_operators(torch.device("cpu"))
-    )
+def _info(device: Device) -> DeviceInfo:
+    free, total = device.memory()
+    model = device.model or "the processor above"
+    return DeviceInfo(str(device), model, total, free, *_operators(device))
 
 
-def _cuda_devices() -> list[DeviceInfo]:
-    devices = []
-    for index in range(torch.cuda.device_count()):
-        device = torch.device("cuda", index)
-        free, total = torch.cuda.mem_get_info(index)
-        name = torch.cuda.get_device_name(index)
-        devices.append(DeviceInfo(str(device), name, total, free, *_operators(device)))
-    return devices
-
-
-def _operators(device: torch.device) -> tuple[str, str]:
+def _operators(device: Device) -> tuple[str, str]:
     """The operator set and the reason."""
     try:
         name = chosen_name(device)
@@ -224,7 +215,7 @@ def _operators(device: torch.device) -> tuple[str, str]:
         return name, f"{VARIABLE} says so"
     if name == "native":
         return name, f"{instructions()} kernels; this processor runs {', '.join(available())}"
-    if device.type == "cpu":
+    if device.on_host:
         return name, f"plain torch: {why_not_native()}"
     return name, "Triton's kernels" if name == "triton" else "Triton is not installed"
 

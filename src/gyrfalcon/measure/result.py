@@ -11,7 +11,9 @@ from pathlib import Path
 from gyrfalcon import __version__
 from gyrfalcon.checkpoint.layout import Layout
 from gyrfalcon.config import ModelConfig
-from gyrfalcon.device import WORD_OF_DTYPE
+from gyrfalcon.device import HOST
+from gyrfalcon.device.dtypes import WORD_OF_DTYPE
+from gyrfalcon.device.lookup import device_of
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import UsageError
 from gyrfalcon.files.json_fields import Fields, parsed_json, shown
@@ -62,7 +64,7 @@ def engine_facts(engine: Engine) -> dict[str, object]:
     """How the model runs: ranks, device, dtype, quantisation, longest sequence, threads requested."""
     return {
         "world_size": engine.world_size,
-        "device": engine.device.type,
+        "device": device_of(engine.device).name,
         "dtype": WORD_OF_DTYPE[engine.dtype],
         "quant": engine.config.quant,
         "max_len": engine.max_len,
@@ -78,7 +80,7 @@ def machine_facts() -> dict[str, object]:
         "kind": report.processor.kind,
         "cores": report.processor.usable_cores,
         "memory_bytes": report.memory_total_bytes,
-        "accelerators": [device.model for device in report.devices if device.name != "cpu"],
+        "accelerators": [device.model for device in report.devices if device.name != HOST],
         "system": report.system,
         "python": report.python,
         "torch": report.packages["torch"],

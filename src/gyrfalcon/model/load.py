@@ -13,7 +13,7 @@ from gyrfalcon.checkpoint.layout import TensorSpec
 from gyrfalcon.checkpoint.source import Checkpoint, read_local
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.progress import Bar, bar
-from gyrfalcon.device import DTYPE_OF_WORD, WORD_OF_DTYPE
+from gyrfalcon.device.dtypes import DTYPE_OF_WORD, WORD_OF_DTYPE
 from gyrfalcon.errors import UsageError
 from gyrfalcon.model.falcon import (
     MLP,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
-from gyrfalcon.device import capability
+from gyrfalcon.device.protocol import Device
 from gyrfalcon.errors import UsageError
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.native.library import library
@@ -25,14 +25,15 @@ from gyrfalcon.quant import Quantised, Weight
 
 VARIABLE = "GYRFALCON_OPS"
 NAMES = ("triton", "native", "reference")
-FP8_CAPABILITY = (8, 9)  # of cards with 8-bit floating point
 
 
 class Ops(Protocol):
     """One implementation of every operation; `ops/reference.py` says what each means."""
 
-    CAPTURABLE: bool  # whether a CUDA graph can hold them: they take lengths from the device
-    OWN_THREADS: bool  # whether they compute on others than torch's
+    CAPTURABLE: bool  # whether a captured graph can hold them: they take lengths from the device
+
+    def own_threads(self, quant: str) -> bool:
+        """Whether products with weights in `quant` are computed on threads other than torch's."""
 
     def fuse_blocks(
         self, loop: RunBlocks, weights: Sequence[BlockWeights], memory: SharedMemory | None
@@ -54,20 +55,17 @@ class Ops(Protocol):
     ) -> Tensor: ...
 
 
-def choose(device: torch.device, quant: str = "none", processors: Sequence[int] = ()) -> Ops:
-    """The operations for `device`: Triton's kernels on CUDA, native ones on the CPU where they are
-    built, plain torch elsewhere; or what the environment variable GYRFALCON_OPS says (`triton`,
-    `native` or `reference`). UsageError where the device does not support weights quantised
+def choose(device: Device, quant: str = "none", processors: Sequence[int] = ()) -> Ops:
+    """The operations for `device`: the first of its operator sets that is installed here, or what the
+    environment variable GYRFALCON_OPS says (`triton`, `native` or `reference`). UsageError where the device does not support weights quantised
     to `quant`. Native kernels pin their threads to `processors`.
     """
-    if quant == "fp8" and (card := capability(device)) is not None and card < FP8_CAPABILITY:
-        wanted = f"a card of compute capability {FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]} for fp8"
-        got = f"one of {card[0]}.{card[1]}"
-        raise UsageError(wanted, got, "choose int8, which takes as much memory and is closer")
+    if quant == "fp8":
+        device.require_fp8()
     return _IMPLEMENTATIONS[chosen_name(device)](processors)
 
 
-def chosen_name(device: torch.device) -> str:
+def chosen_name(device: Device) -> str:
     """triton, native or reference; UsageError for a name that is none of them, or one that cannot
     run here.
     """
@@ -76,10 +74,10 @@ def chosen_name(device: torch.device) -> str:
         raise UsageError(f"{VARIABLE} {' or '.join(NAMES)}", repr(name), "correct or unset it")
     if name == "triton" and not find_spec("triton"):
         raise UsageError(f"Triton for {VARIABLE}=triton", "none installed", "pip install triton")
-    if name == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    if name == "triton" and device.on_host and os.environ.get("TRITON_INTERPRET") != "1":
         do = "unset it, or set TRITON_INTERPRET=1 to have its kernels interpreted"
         raise UsageError(f"a GPU for {VARIABLE}=triton", "the CPU", do)
-    if name == "native" and device.type != "cpu":
+    if name == "native" and not device.on_host:
         raise UsageError(f"the CPU for {VARIABLE}=native", str(device), "unset it")
     if name == "native" and library() is None:
         do = "install the package again with a C++ compiler at hand, without GYRFALCON_NATIVE=0"
@@ -87,10 +85,14 @@ def chosen_name(device: torch.device) -> str:
     return name
 
 
-def _default(device: torch.device) -> str:
-    if device.type == "cpu":
-        return "reference" if library() is None else "native"
-    return "triton" if device.type == "cuda" and find_spec("triton") else "reference"
+def _default(device: Device) -> str:
+    return next(name for name in device.operator_sets if _installed(name))
+
+
+def _installed(name: str) -> bool:
+    if name == "triton":
+        return find_spec("triton") is not None
+    return name != "native" or library() is not None
 
 
 def _triton(_: Sequence[int]) -> Ops:

@@ -29,7 +29,7 @@ from gyrfalcon.parallel.shared_memory import SharedMemory
 from gyrfalcon.quant import Quantised, Weight
 
 CAPTURABLE = False
-OWN_THREADS = True
+NO_KERNELS = ("fp8",)  # kinds of quantised weights that are left to the reference
 
 INT8, INT4 = 3, 4
 RANK_GONE = -2  # of gf_run_blocks
@@ -47,6 +47,11 @@ def use_threads(threads: int, processors: Sequence[int] = ()) -> None:
     """
     LIBRARY.gf_use_processors((ctypes.c_int * len(processors))(*processors), len(processors))
     LIBRARY.gf_use_threads(threads)
+
+
+def own_threads(quant: str) -> bool:
+    """The library's threads compute, but where there are no kernels."""
+    return quant not in NO_KERNELS
 
 
 def linear(
@@ -203,7 +208,7 @@ def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None)
 def _known(*weights: Weight) -> bool:
     """Whether there are kernels for all the weights."""
     return all(
-        weight.kind != "fp8" if isinstance(weight, Quantised) else weight.dtype in KINDS
+        weight.kind not in NO_KERNELS if isinstance(weight, Quantised) else weight.dtype in KINDS
         for weight in weights
     )
 

@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
-from gyrfalcon.device import lacks_products
+from gyrfalcon.device.lookup import device_of, lacks_matrix_units
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.parallel.shared_memory import SharedMemory
 from gyrfalcon.quant import TILE_ROWS, Quantised, Weight, dequantise
 
 CAPTURABLE = False  # a context's length decides, on the host, how much is gathered
-OWN_THREADS = False
 WIDENED_WEIGHTS = 1 << 24  # of a matrix at a time: 64 MiB in float32
 MANY_TOKENS = 16  # from here on widening the weights pays
 
@@ -40,6 +39,11 @@ class LinearCall(NamedTuple):
     weight: Weight
     bias: Tensor | None = None
     activation: str | None = None
+
+
+def own_threads(quant: str) -> bool:
+    """Torch's threads compute."""
+    return False
 
 
 def prepack(weight: Quantised) -> Quantised:
@@ -90,7 +94,7 @@ def linear(
     x: Tensor, weight: Weight, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
     """activation(x weightᵀ + bias): [tokens, in], [out, in], [out] → [tokens, out], in x's dtype."""
-    if isinstance(weight, Quantised) or (len(x) >= MANY_TOKENS and lacks_products(x)):
+    if isinstance(weight, Quantised) or (len(x) >= MANY_TOKENS and lacks_matrix_units(x)):
         return _widened_linear(x, weight, bias, activation)
     y = F.linear(x, weight, bias)
     return y if activation is None else activate(y, activation)
@@ -100,7 +104,7 @@ def _widened_linear(
     x: Tensor, weight: Weight, bias: Tensor | None, activation: str | None
 ) -> Tensor:
     """The linear on the CPU in float32, also with quantised weights, dequantised some rows at a time."""
-    dtype = torch.float32 if x.device.type == "cpu" else x.dtype
+    dtype = torch.float32 if device_of(x.device).on_host else x.dtype
     outputs, inputs = weight.shape
     size = max(1, WIDENED_WEIGHTS // (inputs * TILE_ROWS)) * TILE_ROWS
     ranges = [range(i, min(i + size, outputs)) for i in range(0, outputs, size)]

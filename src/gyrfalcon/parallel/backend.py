@@ -1,5 +1,5 @@
-"""Connections between ranks on any machines, by torch.distributed: gloo for tensors on the CPU, NCCL
-for those on CUDA.
+"""Connections between ranks on any machines, by torch.distributed: gloo for tensors on the host,
+and for those of a device what it has for them.
 
 Connections are objects, never the process-wide default group, so that several engines can live in
 one process.
@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gyrfalcon.device.protocol import Device
 from gyrfalcon.native.library import RankGone
 
 # A worker waits for its next message as long as the engine lives. A rank that dies closes its
@@ -68,8 +69,8 @@ def open_backend(
     rank: int,
     size: int,
     *,
-    cuda: bool,
-    one_card: bool,
+    kind: type[Device],
+    one_device: bool,
     host: str | None,
 ) -> Backend:
     """Meets the other ranks at `store`; see group.connect()."""
@@ -77,12 +78,9 @@ def open_backend(
     wires = dist.ProcessGroup(store, rank, size)
     gloo = _gloo(dist.PrefixStore("gloo", store), rank, size, host)
     wires._register_backend(torch.device("cpu"), kinds.GLOO, gloo)
-    if one_card:
-        wires._register_backend(torch.device("cuda"), kinds.GLOO, gloo)
-    elif cuda:
-        options = dist.ProcessGroupNCCL.Options()
-        nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size, options)
-        wires._register_backend(torch.device("cuda"), kinds.NCCL, nccl)
+    own = (kinds.GLOO, gloo) if one_device else kind.connect(store, rank, size)
+    if own is not None:
+        wires._register_backend(torch.device(kind.name), *own)
     return Backend(wires)
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gyrfalcon.device.cpu import Cpu
+from gyrfalcon.device.protocol import Device
 from gyrfalcon.errors import RankDied
 from gyrfalcon.parallel.backend import Backend, open_backend
 from gyrfalcon.parallel.shards import owned
@@ -33,7 +35,7 @@ class Group:
     ) -> None:
         self.rank = rank
         self.size = size
-        self.capturable = capturable  # whether what it does can be part of a CUDA graph
+        self.capturable = capturable  # whether what it does can be part of a captured graph
         self._backend = backend
         self._memory = memory
         self._transport = memory or backend  # what tensors go through
@@ -153,22 +155,21 @@ def connect(
     rank: int,
     size: int,
     *,
-    cuda: bool = False,
-    one_card: bool = False,
+    kind: type[Device] = Cpu,
+    one_device: bool = False,
     one_machine: bool = False,
     host: str | None = None,
 ) -> Group:
-    """Meets the other ranks at `store`. Tensors travel by their device: on the CPU over gloo, on CUDA
-    over NCCL.
+    """Meets the other ranks at `store`. Tensors on the host travel over gloo, those on devices of
+    `kind` over its collectives.
 
-    one_card: the ranks share a CUDA device, which NCCL does not allow; gloo then goes through the
+    one_device: the ranks share one, which its collectives may not allow; gloo then goes through the
     host. one_machine: the ranks are processes of one machine, and those on the CPU share memory
     where they can. `host` is the address to listen on; without one GLOO_SOCKET_IFNAME or the host's
     name decides.
     """
     if size == 1:
         return solo()
-    backend = open_backend(store, rank, size, cuda=cuda, one_card=one_card, host=host)
-    on_cpu = not (cuda or one_card)
-    memory = share_memory(backend, rank, size) if one_machine and on_cpu else None
-    return Group(rank, size, backend, memory, capturable=not one_card)
+    backend = open_backend(store, rank, size, kind=kind, one_device=one_device, host=host)
+    memory = share_memory(backend, rank, size) if one_machine and kind.on_host else None
+    return Group(rank, size, backend, memory, capturable=not one_device)

@@ -25,6 +25,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.multiprocessing.spawn import ProcessContext
 
+from gyrfalcon.device.protocol import Device
 from gyrfalcon.errors import GyrfalconError, RankDied, TooManyOpenFiles, UsageError
 from gyrfalcon.native.library import RankGone
 from gyrfalcon.parallel.error_message import decode_error, encode_error
@@ -131,28 +132,29 @@ def _kill(children: ProcessContext) -> None:
         process.join()
 
 
-def start(world_size: int, cuda: bool, work: Work) -> Ranks:
-    """Ranks of a new engine: this process is the first, `work` runs in each of the others.
+def start(world_size: int, kind: type[Device], work: Work) -> Ranks:
+    """Ranks of a new engine: this process is the first, `work` runs in each of the others,
+    whose devices are of `kind`.
 
     Under torchrun nothing is started: its processes meet, and each is a rank that runs the same
     program.
     """
     torchrun = Torchrun.found()
     if torchrun is not None:
-        return _looked_after(_join_torchrun(world_size, torchrun, cuda))
+        return _looked_after(_join_torchrun(world_size, torchrun, kind))
     if world_size == 1:
         return Ranks(RankInfo(solo(), local_rank=0, ranks_here=1))
-    return _looked_after(_start_local(world_size, cuda, work))
+    return _looked_after(_start_local(world_size, kind, work))
 
 
-def _join_torchrun(world_size: int, torchrun: Torchrun, cuda: bool) -> Ranks:
+def _join_torchrun(world_size: int, torchrun: Torchrun, kind: type[Device]) -> Ranks:
     size = torchrun.world_size
     if world_size != size:
         wanted = f"world size {size}, as torchrun started"
         raise UsageError(wanted, str(world_size), f"use `world_size={size}`")
     store = dist.PrefixStore(str(next(_engines)), torchrun.store())
     one_machine = torchrun.ranks_here == size
-    group = connect(store, torchrun.rank, size, cuda=cuda, one_machine=one_machine)
+    group = connect(store, torchrun.rank, size, kind=kind, one_machine=one_machine)
     return Ranks(RankInfo(group, torchrun.local_rank, torchrun.ranks_here), store=store)
 
 
@@ -165,7 +167,7 @@ def _check_open_files(world_size: int) -> None:
         raise TooManyOpenFiles(wanted, f"a limit of {limit}", "raise it, as with ulimit -n 4096")
 
 
-def _start_local(world_size: int, cuda: bool, work: Work) -> Ranks:
+def _start_local(world_size: int, kind: type[Device], work: Work) -> Ranks:
     _check_open_files(world_size)
     store = _local_store()
     children: ProcessContext | None = None
@@ -174,7 +176,7 @@ def _start_local(world_size: int, cuda: bool, work: Work) -> Ranks:
             hold.firm = True  # until it is known which processes have to be ended
             children = mp.start_processes(
                 _worker,
-                (store.port, world_size, cuda, work),
+                (store.port, world_size, kind, work),
                 world_size - 1,
                 join=False,
                 daemon=True,
@@ -186,7 +188,7 @@ def _start_local(world_size: int, cuda: bool, work: Work) -> Ranks:
             while not store.check([f"here/{rank}" for rank in range(1, world_size)]):
                 _raise_if_dead(children, store)
                 time.sleep(POLL_SECONDS)
-            group = _connect_here(store, 0, world_size, cuda)
+            group = _connect_here(store, 0, world_size, kind)
     except BaseException:
         if children is not None:
             _kill(children)
@@ -236,8 +238,8 @@ def _look_after_all() -> weakref.WeakSet[Ranks]:
     return alive
 
 
-def _connect_here(store: dist.Store, rank: int, world_size: int, cuda: bool) -> Group:
-    return connect(store, rank, world_size, cuda=cuda, one_machine=True, host=HERE)
+def _connect_here(store: dist.Store, rank: int, world_size: int, kind: type[Device]) -> Group:
+    return connect(store, rank, world_size, kind=kind, one_machine=True, host=HERE)
 
 
 @contextlib.contextmanager
@@ -253,7 +255,7 @@ def _main_module_hidden() -> Iterator[None]:
             sys.modules["__main__"] = main
 
 
-def _worker(index: int, port: int, world_size: int, cuda: bool, work: Work) -> None:
+def _worker(index: int, port: int, world_size: int, kind: type[Device], work: Work) -> None:
     """The life of a started rank. What went wrong is left in the store for rank 0 to tell."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; rank 0 answers it
     threading.Thread(target=_end_with_rank_0, daemon=True).start()
@@ -261,7 +263,7 @@ def _worker(index: int, port: int, world_size: int, cuda: bool, work: Work) -> N
     store = dist.TCPStore(HERE, port, is_master=False)
     try:
         store.set(f"here/{rank}", "")
-        work(RankInfo(_connect_here(store, rank, world_size, cuda), rank, world_size))
+        work(RankInfo(_connect_here(store, rank, world_size, kind), rank, world_size))
     except Exception as error:
         time.sleep(POLL_SECONDS)  # rank 0 may be gone, which is why we failed: then we end here
         with contextlib.suppress(Exception):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from gyrfalcon.device import DTYPE_OF_WORD
+from gyrfalcon.device.dtypes import DTYPE_OF_WORD
 from gyrfalcon.errors import UsageError
 from gyrfalcon.files.json_fields import Fields, shown
 from gyrfalcon.measure import result

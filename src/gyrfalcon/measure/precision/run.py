@@ -13,7 +13,7 @@ from torch import Tensor
 from gyrfalcon.checkpoint.hub import resolve_model
 from gyrfalcon.checkpoint.source import Checkpoint, open_checkpoint
 from gyrfalcon.console.progress import bar
-from gyrfalcon.device import DTYPE_OF_WORD, WORD_OF_DTYPE
+from gyrfalcon.device.dtypes import DTYPE_OF_WORD, WORD_OF_DTYPE
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.precision.gate import (

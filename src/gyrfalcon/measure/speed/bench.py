@@ -8,11 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
-from gyrfalcon.device import (
-    forget_peak_memory,
-    is_out_of_memory,
-    peak_memory,
-)
+from gyrfalcon.device.lookup import device_of, is_out_of_memory
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.measure.limits import matrix_peak, memory_bandwidth
@@ -66,7 +62,8 @@ class Bench:
 
 def measure_limits(engine: Engine) -> MachineLimits:
     """The peak rates of this rank's device."""
-    return MachineLimits(memory_bandwidth(engine.device), matrix_peak(engine.device, engine.dtype))
+    device = device_of(engine.device)
+    return MachineLimits(memory_bandwidth(device), matrix_peak(device, engine.dtype))
 
 
 def lacks_room(engine: Engine, case: Case) -> str | None:
@@ -88,14 +85,14 @@ def time_case(
     """Warms up, then times one token and all tokens in turn, `repeats` times."""
     generate(engine, prompts, min(WARM_UP_TOKENS, case.output_len))
     pids = _pids()
-    forget_peak_memory(engine.device, pids)
+    device_of(engine.device).forget_peak_memory(pids)
     first, whole = [], []
     for _ in range(repeats):
         first.append(generate(engine, prompts, 1))
         whole.append(generate(engine, prompts, case.output_len))
         done(case.output_len)
     figures = figures_of(case, first, whole, deployment_of(engine).num_devices)
-    return replace(figures, peak_memory_bytes=peak_memory(engine.device, pids))
+    return replace(figures, peak_memory_bytes=device_of(engine.device).peak_memory(pids))
 
 
 def generate(engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Generation:
@@ -120,7 +117,7 @@ def deployment_of(engine: Engine) -> Deployment:
         world_size=engine.world_size,
         number_bytes=engine.dtype.itemsize,
         quant=engine.config.quant,
-        on_cards=engine.device.type != "cpu",
+        on_cards=not device_of(engine.device).on_host,
     )
 
 

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gyrfalcon.device import card_name
+from gyrfalcon.device.lookup import device_of
 from gyrfalcon.ops import reference
 from gyrfalcon.quant import Quantised
 
@@ -76,7 +76,7 @@ def linear(
         return reference.linear(x, weight, bias, activation)
     kind = weight.kind if isinstance(weight, Quantised) else "none"
     outputs, inputs = weight.shape
-    config = config or config_for(tokens, kind, x.dtype, weight.shape, card_name(x.device))
+    config = config or config_for(tokens, kind, x.dtype, weight.shape, device_of(x.device).model)
     tiles = (triton.cdiv(tokens, config.tokens), triton.cdiv(outputs, config.outputs))
     steps = triton.cdiv(inputs, config.inputs)
     split = split_for(tiles[0] * tiles[1], steps, config.programs * num_sms)

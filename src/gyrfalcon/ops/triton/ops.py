@@ -9,6 +9,7 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops.reference import LinearCall
 from gyrfalcon.ops.reference import fuse_blocks as fuse_blocks
+from gyrfalcon.ops.reference import own_threads as own_threads
 from gyrfalcon.ops.triton import attention as triton_attention
 from gyrfalcon.ops.triton.linear import linear as linear
 from gyrfalcon.ops.triton.norm import add_layer_norms as add_layer_norms
@@ -16,7 +17,6 @@ from gyrfalcon.ops.triton.rotary import rotary_and_cache as rotary_and_cache
 from gyrfalcon.quant import Quantised, Weight
 
 CAPTURABLE = True
-OWN_THREADS = False
 
 
 def prepack(weight: Quantised) -> Quantised:

@@ -1,0 +1,146 @@
+"""NVIDIA's cards, and AMD's in a torch built for ROCm, which has the same names for them."""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import Backend
+
+from gyrfalcon.device.protocol import Device
+from gyrfalcon.device.rates import best_seconds, product_rate
+from gyrfalcon.device.threads import torch_threads
+from gyrfalcon.errors import UsageError
+
+COPY_BYTES = 1 << 30  # in one pass
+FP8_CAPABILITY = (8, 9)  # of cards with 8-bit floating point
+
+
+class Cuda(Device):
+    """A card of its own for each rank."""
+
+    name = "cuda"
+    on_host = False
+    operator_sets = ("triton", "reference")
+    cache_share = 0.8  # the weights are loaded by then
+    weights_at_once = 1 << 24
+    collectives = "NCCL"
+
+    @classmethod
+    def count(cls) -> int:
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+    @classmethod
+    def at(cls, index: int) -> "Cuda":
+        return cls(torch.device(cls.name, index))
+
+    @classmethod
+    def of_rank(cls, local_rank: int) -> "Cuda":
+        if local_rank >= cls.count():
+            raise UsageError(
+                "a CUDA device for every rank on this machine",
+                f"{cls.count()} of them",
+                "use fewer ranks or `device=cpu`",
+            )
+        torch.cuda.set_device(local_rank)
+        return cls.at(local_rank)
+
+    @classmethod
+    def has_collectives(cls) -> bool:
+        return dist.is_nccl_available()
+
+    @classmethod
+    def connect(
+        cls, store: dist.Store, rank: int, size: int
+    ) -> tuple[dist.ProcessGroup.BackendType, Backend]:
+        options = dist.ProcessGroupNCCL.Options()
+        nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size, options)
+        return dist.ProcessGroup.BackendType.NCCL, nccl
+
+    @classmethod
+    def toolkit(cls) -> str | None:
+        if torch.version.cuda:
+            return f"CUDA {torch.version.cuda}"
+        return f"ROCm {torch.version.hip}" if torch.version.hip else None
+
+    @cached_property
+    def model(self) -> str:
+        return torch.cuda.get_device_name(self.torch_device)
+
+    def memory(self) -> tuple[int, int]:
+        free, total = torch.cuda.mem_get_info(self.torch_device)
+        return int(free), int(total)
+
+    def forget_peak_memory(self, pids: Sequence[int]) -> None:
+        torch.cuda.reset_peak_memory_stats(self.torch_device)
+
+    def peak_memory(self, pids: Sequence[int]) -> list[int]:
+        """One figure: what torch allocated in this process."""
+        return [int(torch.cuda.max_memory_allocated(self.torch_device))]
+
+    def pinned(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory()
+
+    def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
+        on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        on_host.copy_(tensor, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+
+        def wait() -> Tensor:
+            copied.synchronize()
+            return on_host
+
+        return wait
+
+    def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """A graph, captured after a first run that compiles and allocates (torch.cuda.graphs)."""
+        side = torch.cuda.Stream(self.torch_device)
+        side.wait_stream(torch.cuda.current_stream(self.torch_device))
+        with torch.cuda.stream(side):
+            work()
+        torch.cuda.current_stream(self.torch_device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = work()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return out
+
+        return replay
+
+    def synchronise(self) -> None:
+        torch.cuda.synchronize(self.torch_device)
+
+    def measure_bandwidth(self) -> float:
+        """A copy within the card's memory, in which the read and the written bytes both count."""
+        size = min(COPY_BYTES, self.memory()[0] // 4)
+        source = torch.ones(size, dtype=torch.uint8, device=self.torch_device)
+        target = torch.empty_like(source)
+
+        def copy() -> None:
+            target.copy_(source)
+            self.synchronise()
+
+        copy()
+        return 2 * size / best_seconds(copy)
+
+    def measure_matrix_peak(self, dtype: torch.dtype) -> float:
+        with torch_threads(len(os.sched_getaffinity(0))):
+            return product_rate(self, dtype)
+
+    def require_fp8(self) -> None:
+        has = torch.cuda.get_device_capability(self.torch_device)
+        if has < FP8_CAPABILITY:
+            wanted = f"a card of compute capability {FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]} for fp8"
+            do = "choose int8, which takes as much memory and is closer"
+            raise UsageError(wanted, f"one of {has[0]}.{has[1]}", do)
+
+    def lacks_matrix_units(self, dtype: torch.dtype) -> bool:
+        return False
+
+
+KIND = Cuda

@@ -1,0 +1,120 @@
+"""What parallel/, engine/, ops/ and measure/ ask of a device; each kind answers in a file of its own."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import Backend
+
+
+class Device(ABC):
+    """One device as a rank uses it: `torch_device` is where its tensors are."""
+
+    # Of the kind.
+    name: ClassVar[str]  # as --device takes it, and torch.device.type
+    on_host: ClassVar[bool]  # the host computes: results are there when a call returns, and the
+    # ranks of a machine share its cores and memory; else work is queued, and each rank has its own
+    operator_sets: ClassVar[Sequence[str]]  # that can run on it, the default ones first (ops/)
+    cache_share: ClassVar[float]  # of the free memory for the KV cache, unless the user says
+    weights_at_once: ClassVar[
+        int
+    ]  # to quantise: what a core's cache holds, or enough to fill a card
+    collectives: ClassVar[str]  # the library that sums over ranks
+
+    def __init__(self, torch_device: torch.device) -> None:
+        self.torch_device = torch_device
+
+    def __str__(self) -> str:
+        return str(self.torch_device)
+
+    @classmethod
+    @abstractmethod
+    def count(cls) -> int:
+        """How many this machine has; 0 where torch cannot use one."""
+
+    @classmethod
+    @abstractmethod
+    def at(cls, index: int) -> "Device":
+        """One of them."""
+
+    @classmethod
+    @abstractmethod
+    def of_rank(cls, local_rank: int) -> "Device":
+        """What this rank of the machine's ranks computes on from now on; UsageError where there are too
+        few.
+        """
+
+    @classmethod
+    @abstractmethod
+    def has_collectives(cls) -> bool:
+        """Whether torch was built with them."""
+
+    @classmethod
+    @abstractmethod
+    def connect(
+        cls, store: dist.Store, rank: int, size: int
+    ) -> tuple[dist.ProcessGroup.BackendType, Backend] | None:
+        """This rank's end of the collectives for tensors on such devices; None where gloo, which the
+        host has in any case, is all there is.
+        """
+
+    @classmethod
+    @abstractmethod
+    def toolkit(cls) -> str | None:
+        """What torch was built with to use such devices, and its version."""
+
+    @property
+    @abstractmethod
+    def model(self) -> str:
+        """What the maker calls it, as `NVIDIA H200`; nothing for the host's processor."""
+
+    @abstractmethod
+    def memory(self) -> tuple[int, int]:
+        """Bytes that could still be allocated, and all there are."""
+
+    @abstractmethod
+    def forget_peak_memory(self, pids: Sequence[int]) -> None:
+        """Lets peak_memory() start from now. `pids` are the processes of all ranks."""
+
+    @abstractmethod
+    def peak_memory(self, pids: Sequence[int]) -> list[int]:
+        """The most bytes held since, a figure for each process that can be seen from here."""
+
+    @abstractmethod
+    def pinned(self, tensor: Tensor) -> Tensor:
+        """The tensor in host memory that the device can copy from while the host goes on."""
+
+    @abstractmethod
+    def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Queues a copy to the host behind what computes the tensor; the call that is returned waits for
+        it.
+        """
+
+    @abstractmethod
+    def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """What launches all of `work` at once, again and again on the same tensors."""
+
+    @abstractmethod
+    def synchronise(self) -> None:
+        """Waits until the device has done its work."""
+
+    @abstractmethod
+    def measure_bandwidth(self) -> float:
+        """Bytes a second between the device and its memory: the best of several passes."""
+
+    @abstractmethod
+    def measure_matrix_peak(self, dtype: torch.dtype) -> float:
+        """Floating-point operations a second of large square matrix products in torch, 2n³ for n × n
+        (a multiplication and an addition each): the best of several sizes and rounds.
+        """
+
+    @abstractmethod
+    def require_fp8(self) -> None:
+        """UsageError where it lacks 8-bit floating point."""
+
+    @abstractmethod
+    def lacks_matrix_units(self, dtype: torch.dtype) -> bool:
+        """Whether matrix products in float32 are several times as fast as in this dtype."""

@@ -232,7 +232,7 @@ describe() {
     printf '%s\n%s\n' "$here" "$1"
     cat -- "$here/pyproject.toml" "$here/constraints.txt"
     printf 'native kernels %s\n' "${GYRFALCON_NATIVE:-wanted}"
-    cat -- "$here"/src/gyrfalcon/native/*.{txt,cpp,h,inl} 2>/dev/null | cksum
+    cat -- "$here"/src/gyrfalcon/native/{,isa/}*.{txt,cpp,h,inl} 2>/dev/null | cksum
 }
 
 is_complete() {

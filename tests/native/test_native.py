@@ -384,7 +384,7 @@ def test_attention_reads_no_key_that_its_query_does_not_see() -> None:
 
 @pytest.mark.parametrize("group", [1, 5])
 @pytest.mark.parametrize("context", [60, 130, 600])
-def test_attention_hides_no_key_that_is_no_number(context: int, group: int) -> None:
+def test_attention_propagates_nan(context: int, group: int) -> None:
     q, cache, batch = attending([1], [context], (2, group, 64), torch.float32)
     cache.k[batch.block_tables[0, :4]] = float("nan")  # all keys that are looked at together
     assert native.attention(q, cache, batch, None).isnan().all()

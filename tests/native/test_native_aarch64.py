@@ -18,7 +18,6 @@ from gyrfalcon.native.library import SOURCES, VARIABLE
 from gyrfalcon.ops import reference
 from gyrfalcon.quant import GROUPS, dequantise, quantise
 
-TESTS = Path(__file__).resolve().parents[1]
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 OTHERS = ("avx2", "avx512", "amx")  # parts for other processors
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of gf_kind
@@ -32,14 +31,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """run(numbers, buffers) hands an operation to native_check.cpp; the last buffer gets its result."""
+    """run(numbers, buffers) hands an operation to run_operation.cpp; the last buffer gets its result."""
     if os.environ.get(VARIABLE) == "0":
         pytest.skip(f"{VARIABLE} is 0: no native kernels are wanted")
     if shutil.which(COMPILER) is None or shutil.which(EMULATOR) is None:
         pytest.skip(f"needs {COMPILER} and {EMULATOR} on the path")
     program = tmp_path_factory.mktemp("aarch64") / "check"
-    parts = [path for path in sorted(SOURCES.glob("*.cpp")) if path.stem not in OTHERS]
-    sources = [*parts, TESTS / "native_check.cpp"]
+    parts = [path for path in sorted(SOURCES.rglob("*.cpp")) if path.stem not in OTHERS]
+    sources = [*parts, Path(__file__).parent / "run_operation.cpp"]
     flags = ["-std=c++17", "-O2", "-static", "-pthread", "-Wno-psabi", '-DGYRFALCON_SOURCES=""']
     compile_all = [COMPILER, *flags, f"-I{SOURCES}", *map(str, sources), "-o", str(program)]
     made = subprocess.run(compile_all, capture_output=True, text=True)

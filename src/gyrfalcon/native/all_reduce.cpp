@@ -1,11 +1,11 @@
-// Sums and gathered parts of the ranks of one machine, in memory that all of them have mapped: a line of counters
-// for each rank, then two slots for each.
+// All-reduce and all-gather of the ranks of one machine, in memory that all have mapped: a line of counters for each
+// rank, then two slots for each.
 //
-// A turn: every rank writes to its slot, says that it has arrived, waits until all have, and reads their slots. The
-// two slots take turns: who arrives has read what it wanted of the turn before, so who has seen all arrive may write
-// over the slots of that one.
+// In a round every rank writes its slot, marks its arrival, waits for the others', and reads their slots. Rounds
+// alternate between the two slots: a rank that arrives has finished reading the round before, so once all have arrived, that
+// round's slots are free.
 #include "kernels.h"
-#include "pool.h"
+#include "threads.h"
 
 #if defined(__linux__)
 #include <algorithm>
@@ -25,15 +25,15 @@
 namespace gyrfalcon {
 namespace {
 
-// Looks at a counter before a rank sleeps, some tens of microseconds. It does not yield its core to others in
-// between: on a busy machine they keep it for milliseconds, and a sleeper that is woken has it back at once.
+// Before a rank sleeps, some tens of microseconds. It does not yield its core in between: on a busy machine others would
+// keep it for milliseconds, while a sleeper is scheduled at once when it is woken.
 constexpr int SPINS = 2000;
-constexpr long LOOK_NANOSECONDS = 50'000'000; // a sleeper looks so often whether the one it waits for still lives
+constexpr long LOOK_NANOSECONDS = 50'000'000; // how often a sleeper checks that the rank it waits for is alive
 constexpr int64_t SLOT_BYTES = 1 << 20;
-constexpr int64_t SHARED_WORK_BYTES = 32 << 10; // from here on three ranks or more sum a part each
+constexpr int64_t SHARED_WORK_BYTES = 32 << 10; // from here on three or more ranks reduce-scatter, then gather
 constexpr int64_t BLOCK = 1024;                 // numbers that are summed at once
 
-// What one rank says of itself, on two cache lines: processors fetch them in pairs.
+// One rank's state, on two cache lines: CPUs prefetch them in pairs.
 struct alignas(128) Line {
     std::atomic<uint32_t> arrived; // how many times, modulo 2³²
     std::atomic<uint32_t> sleepers;
@@ -136,14 +136,14 @@ class Shared {
         }
     }
 
-    // Begins a turn: afterwards the slots hold what every rank has brought.
+    // Starts a round: afterwards the slots hold every rank's data.
     bool exchange(const char *mine, int64_t bytes) {
-        turn_++;
+        round_++;
         memcpy(slot(rank_), mine, static_cast<size_t>(bytes));
         return meet();
     }
 
-    char *slot(int rank) const { return slots_ + (2 * rank + turn_ % 2) * SLOT_BYTES; }
+    char *slot(int rank) const { return slots_ + (2 * rank + round_ % 2) * SLOT_BYTES; }
 
     bool meet() {
         Line &own = lines_[rank_];
@@ -170,7 +170,7 @@ class Shared {
             lives = line.arrived.load() != seen || is_alive(rank);
         }
         line.sleepers--;
-        return has_arrived(line.arrived.load()); // it may have before its end
+        return has_arrived(line.arrived.load()); // it may have arrived before it died
     }
 
     bool has_arrived(uint32_t times) const { return static_cast<int32_t>(times - meetings_) >= 0; }
@@ -193,7 +193,7 @@ class Shared {
     const int spins_;
     std::vector<int> processes_; // files that stand for the others' processes, opened when they are late
     uint32_t meetings_ = 0;
-    uint32_t turn_ = 0;
+    uint32_t round_ = 0;
 };
 
 void *join(int file, int rank, int ranks) {
@@ -219,7 +219,7 @@ extern "C" int gf_sum(void *shared, void *x, int64_t count, int kind) {
 }
 extern "C" int gf_gather(void *shared, const void *mine, int64_t bytes, void *all) {
     return static_cast<Shared *>(shared)->gather(static_cast<const char *>(mine), bytes, static_cast<char *>(all)) ? 0
-                                                                                                                    : -1;
+                                                                                                                   : -1;
 }
 
 #else // where none can be joined, nothing else is called

@@ -1,5 +1,5 @@
-// The native operations' C interface. What each computes is defined by ops/reference.py; here are the
-// shapes and what is asked of pointers. An operation returns 0, or -1 where memory ran out.
+// The C interface of the native operations. ops/reference.py defines what each computes; shapes and pointers are
+// described here. An operation returns 0, or -1 where memory ran out.
 //
 // Tensors are contiguous, in the order of their shape. `kind` says how numbers are stored.
 #pragma once
@@ -28,7 +28,7 @@ struct gf_matrix {
     int32_t group;
 };
 
-// One summand of an output: x weightᵀ, with x [tokens, columns].
+// One term of an output: x weightᵀ, with x [tokens, columns].
 struct gf_term {
     struct gf_matrix weight;
     const void *x;
@@ -73,11 +73,10 @@ struct gf_queries {
     int64_t table_stride;
 };
 
-// The instruction set in use, and choosing one by its name for tests: 0, or -1 where the processor or the
-// build lacks it.
+// The instruction set in use; and choosing one by name, for tests: 0, or -1 where the CPU or the build lacks it.
 GF_EXPORT const char *gf_instructions(void);
 GF_EXPORT int gf_choose(const char *name);
-// The names this processor can run, best first, with spaces between.
+// The names of those this CPU can run, best first, separated by spaces.
 GF_EXPORT const char *gf_available(void);
 
 // SHA-256 of the sources this was built from.
@@ -85,25 +84,26 @@ GF_EXPORT const char *gf_sources(void);
 // A line for each structure: its name and size, then each field's name, offset and size.
 GF_EXPORT const char *gf_sizes(void);
 
-// Threads that take part in every operation, the caller's own included.
+// The number of threads of every operation, the caller's own included.
 GF_EXPORT void gf_use_threads(int threads);
-// Keeps each of them but the caller's on a processor of its own, the second on processors[1] and so on, from the next
-// gf_use_threads on; where they are not as many as the processors, the system places them.
+// Pins each thread but the caller's to a CPU, the second to processors[1] and so on, from the next gf_use_threads on;
+// none is pinned where there are not as many threads as processors.
 GF_EXPORT void gf_use_processors(const int *processors, int count);
 
 GF_EXPORT int gf_linears(const struct gf_output *outputs, int num_outputs, int64_t tokens, int kind);
-// x becomes x + part (part may be null); sum may be x itself.
+// sum = x + part (part may be null); sum may be x itself.
 GF_EXPORT int gf_add_layer_norms(const void *x, const void *part, void *sum, const struct gf_norm *norms, int num_norms,
-                  int64_t tokens, int64_t hidden, float eps, int kind);
-// qkv [tokens, kv_heads, group + 2, dim]; cosines and sines [tokens, dim / 2] or null; slots [tokens], one
-// below 0 is not cached; q [tokens, kv_heads × group, dim].
-GF_EXPORT int gf_rotary_and_cache(const void *qkv, const float *cosines, const float *sines, const struct gf_cache *cache,
-              const int64_t *slots, void *q, int64_t tokens, int64_t group, int kind);
+                                 int64_t tokens, int64_t hidden, float eps, int kind);
+// qkv [tokens, kv_heads, group + 2, dim]; cosines and sines [tokens, dim / 2] or null; slots [tokens]: a
+// negative one is not cached; q [tokens, kv_heads × group, dim].
+GF_EXPORT int gf_rotary_and_cache(const void *qkv, const float *cosines, const float *sines,
+                                  const struct gf_cache *cache, const int64_t *slots, void *q, int64_t tokens,
+                                  int64_t group, int kind);
 GF_EXPORT int gf_attention(const struct gf_queries *queries, const struct gf_cache *cache, int kind);
 
-// A rank's share of a block whose attention and MLP stand side by side, without biases. The norms' y are not looked at.
+// One rank's weights of a parallel block without biases. The norms' y are ignored.
 struct gf_block {
-    struct gf_norm norms[2]; // with one of them the MLP reads what the attention reads
+    struct gf_norm norms[2]; // one serves both attention and MLP
     struct gf_matrix qkv;
     struct gf_matrix up;
     struct gf_matrix dense;
@@ -114,28 +114,28 @@ struct gf_block {
     float eps;
 };
 
-// All blocks of a step, each by gf_add_layer_norms, gf_linears, gf_rotary_and_cache, gf_attention, gf_linears and, where `shared` is not
-// null, gf_sum: x becomes what the last block reads, y what it adds. queries->q and queries->out are not looked at;
-// `memory` has gf_block_bytes of a token. -2 where another rank has left.
+// All blocks of a step, each by gf_add_layer_norms, gf_linears, gf_rotary_and_cache, gf_attention, gf_linears and, where
+// `shared` is not null, gf_sum over the ranks: x becomes the last block's input, y its output, not yet added. queries->q
+// and queries->out are ignored; `memory` has gf_block_bytes per token. -2 where another rank has left.
 GF_EXPORT int64_t gf_block_bytes(const struct gf_block *block, int kind);
-GF_EXPORT int gf_run_blocks(const struct gf_block *blocks, const struct gf_cache *caches, int num_blocks, void *x, void *y,
-                  const float *cosines, const float *sines, const int64_t *slots, const struct gf_queries *queries,
-                  void *memory, int64_t tokens, int kind, void *shared);
+GF_EXPORT int gf_run_blocks(const struct gf_block *blocks, const struct gf_cache *caches, int num_blocks, void *x,
+                            void *y, const float *cosines, const float *sines, const int64_t *slots,
+                            const struct gf_queries *queries, void *memory, int64_t tokens, int kind, void *shared);
 
-// What the processor can do at most, to be timed: every thread multiplies and adds in registers, `rounds` of some
-// operations, and the floating-point operations of all threads are returned; or they read `bytes` between them.
+// The CPU's peaks, to be timed by the caller: every thread does `rounds` of multiply-adds in registers, and all threads'
+// floating-point operations are returned; or the threads read `bytes` between them.
 GF_EXPORT int64_t gf_multiply_add(int64_t rounds);
 GF_EXPORT void gf_read(const void *from, int64_t bytes);
 
-// Memory that all ranks of one machine share: a file of gf_shared_bytes zeros that each of them joins, once. Null
-// where the system lacks what this takes. All ranks call the same operations in the same order; one returns -1 when
-// another rank has left or died.
+// Memory that all ranks of one machine share: a file of gf_shared_bytes zeros, which each of them joins once. Null where
+// the system does not support it. All ranks call the same operations in the same order; one returns -1 when another rank
+// has left or died.
 GF_EXPORT int64_t gf_shared_bytes(int ranks);
 GF_EXPORT void *gf_join(int file, int rank, int ranks);
 GF_EXPORT void gf_leave(void *shared);
-// x becomes the sum of all ranks' x, on every rank: in float32, in the order of the ranks, rounded once.
+// All-reduce: x becomes the sum of all ranks' x, added in float32 in the order of the ranks, rounded once.
 GF_EXPORT int gf_sum(void *shared, void *x, int64_t count, int kind);
-// all [ranks, bytes]: what every rank has as `mine`.
+// All-gather: all [ranks, bytes] receives every rank's `mine`.
 GF_EXPORT int gf_gather(void *shared, const void *mine, int64_t bytes, void *all);
 
 #if defined(__cplusplus)

@@ -1,5 +1,5 @@
 #include "inputs.h"
-#include "pool.h"
+#include "threads.h"
 
 #include <algorithm>
 #include <string.h>
@@ -7,33 +7,33 @@
 namespace gyrfalcon {
 namespace {
 
-// As what tokens are multiplied with a weight. int8's are rounded to 16 bits, which costs nothing beside bfloat16's own
-// rounding; int4's to 8. None where float32 was asked for.
+// The form of tokens for a weight: int8 weights take int16 tokens, whose error is negligible beside bfloat16's own; int4
+// weights take int8 ones. In float32 tokens are not quantised.
 Form form_of(const Kernels &kernels, const gf_matrix &weight, int64_t tokens, int kind) {
     const bool many = tokens > FEW_TOKENS;
     if (many && kernels.unit && kernels.unit->multiplies(weight.kind, kind))
-        return TURNED;
+        return TRANSPOSED;
     if (weight.kind == GF_I4 && kind == GF_F32)
         return FLOATS;
     if (kind != GF_F32 && weight.kind == GF_I8)
-        return tokens > INT8_TOKENS ? SHORT_PANELS : SHORTS;
+        return tokens > INT8_TOKENS ? INT16_TILES : INT16;
     if (weight.kind == GF_I4)
-        return tokens > INT4_TOKENS ? BYTE_PANELS : BYTES;
-    return many ? FLOAT_PANELS : weight.kind == GF_BF16 ? PARTED : FLOATS;
+        return tokens > INT4_TOKENS ? INT8_TILES : INT8;
+    return many ? FLOAT_TILES : weight.kind == GF_BF16 ? DEINTERLEAVED : FLOATS;
 }
 
-// Tokens on their way to a form.
+// The tokens to be packed.
 struct Source {
     const Kernels *kernels;
     const char *x;
     int64_t columns;
     int64_t tokens;
     int kind;
-    int64_t panel_tokens;
+    int64_t tile_tokens;
     int place; // among the inputs of a call
 
     int64_t row_bytes() const { return columns * bytes_of(kind); }
-    // One as floats, with zeros after them.
+    // One token as floats, padded with zeros.
     void widen(int64_t token, float *floats) const {
         kernels->widen(x + token * row_bytes(), kind, columns, floats);
         std::fill(floats + columns, floats + padded(columns), 0.0f);
@@ -50,50 +50,50 @@ struct Source {
             each(token, floats, thread);
         });
     }
-    // The same panel by panel; tokens that do not exist are zeros: each(panel, token in it, floats, thread)
-    template <class Each> void for_panels(const Each &each) const {
+    // The same tile by tile; missing tokens are zeros: each(tile, token in it, floats, thread)
+    template <class Each> void for_tiles(const Each &each) const {
         reserve(SUMS, static_cast<size_t>(padded(columns)) * sizeof(float));
-        in_parallel(panels(), [&](int64_t panel, int thread) {
+        in_parallel(tiles(), [&](int64_t tile, int thread) {
             auto *floats = static_cast<float *>(scratch(thread, SUMS));
-            for (int64_t i = 0, token = panel * panel_tokens; i < panel_tokens; i++, token++) {
+            for (int64_t i = 0, token = tile * tile_tokens; i < tile_tokens; i++, token++) {
                 if (token < tokens)
                     widen(token, floats);
                 else
                     std::fill(floats, floats + padded(columns), 0.0f);
-                each(panel, i, floats, thread);
+                each(tile, i, floats, thread);
             }
         });
     }
-    int64_t panels() const { return (tokens + panel_tokens - 1) / panel_tokens; }
+    int64_t tiles() const { return (tokens + tile_tokens - 1) / tile_tokens; }
 };
 
-Tokens as_floats(const Source &source, bool parted) {
+Tokens as_floats(const Source &source, bool deinterleaved) {
     Tokens made;
     made.stride = padded(source.columns);
-    if (!parted && source.kind == GF_F32 && made.stride == source.columns) {
+    if (!deinterleaved && source.kind == GF_F32 && made.stride == source.columns) {
         made.floats = reinterpret_cast<const float *>(source.x);
         return made;
     }
     auto *to = source.memory<float>(INPUTS, source.tokens * made.stride);
     in_parallel(source.tokens, [&](int64_t token, int) {
         source.widen(token, to + token * made.stride);
-        if (parted)
-            source.kernels->part(to + token * made.stride, source.columns);
+        if (deinterleaved)
+            source.kernels->deinterleave(to + token * made.stride, source.columns);
     });
     made.floats = to;
     return made;
 }
 
-Tokens as_float_panels(const Source &source) {
-    const int64_t size = source.panel_tokens, columns = source.columns;
-    auto *to = source.memory<float>(INPUTS, source.panels() * size * columns);
+Tokens as_float_tiles(const Source &source) {
+    const int64_t size = source.tile_tokens, columns = source.columns;
+    auto *to = source.memory<float>(INPUTS, source.tiles() * size * columns);
     Tokens made;
     made.floats = to;
-    made.stride = source.panels() * size;
-    source.for_panels([&](int64_t panel, int64_t i, const float *floats, int) {
+    made.stride = source.tiles() * size;
+    source.for_tiles([&](int64_t tile, int64_t i, const float *floats, int) {
         for (int64_t first = 0; first < columns; first += FLOAT_COLUMNS) {
             const int64_t count = std::min(FLOAT_COLUMNS, columns - first);
-            float *block = to + first * made.stride + panel * size * count;
+            float *block = to + first * made.stride + tile * size * count;
             for (int64_t column = 0; column < count; column++)
                 block[column * size + i] = floats[first + column];
         }
@@ -101,12 +101,12 @@ Tokens as_float_panels(const Source &source) {
     return made;
 }
 
-Tokens as_shorts(const Source &source) {
-    const int64_t stride = padded_shorts(source.columns), blocks = short_blocks(source.columns);
+Tokens as_int16(const Source &source) {
+    const int64_t stride = padded_int16(source.columns), blocks = int16_blocks(source.columns);
     auto *to = source.memory<int16_t>(INPUTS, source.tokens * stride);
     auto *scales = source.memory<float>(SCALES, source.tokens * blocks);
     source.for_tokens([&](int64_t token, const float *floats, int) {
-        source.kernels->round_to_shorts(floats, source.columns, to + token * stride, scales + token * blocks);
+        source.kernels->quantise_int16(floats, source.columns, to + token * stride, scales + token * blocks);
     });
     Tokens made;
     made.shorts = to;
@@ -115,24 +115,24 @@ Tokens as_shorts(const Source &source) {
     return made;
 }
 
-Tokens as_short_panels(const Source &source) {
-    const int64_t size = source.panel_tokens, stride = source.panels() * size;
-    const int64_t blocks = short_blocks(source.columns), room = padded_shorts(source.columns);
+Tokens as_int16_tiles(const Source &source) {
+    const int64_t size = source.tile_tokens, stride = source.tiles() * size;
+    const int64_t blocks = int16_blocks(source.columns), room = padded_int16(source.columns);
     const int64_t columns = (source.columns + 3) / 4 * 4;
     auto *to = source.memory<int16_t>(INPUTS, stride * columns);
     auto *scales = source.memory<float>(SCALES, stride * blocks);
     auto *offsets = source.memory<int32_t>(OFFSETS, stride * blocks);
     reserve(KEYS, static_cast<size_t>(room) * sizeof(int16_t) + static_cast<size_t>(blocks) * sizeof(float));
-    source.for_panels([&](int64_t panel, int64_t i, const float *floats, int thread) {
+    source.for_tiles([&](int64_t tile, int64_t i, const float *floats, int thread) {
         auto *shorts = static_cast<int16_t *>(scratch(thread, KEYS));
         auto *own_scales = reinterpret_cast<float *>(shorts + room);
-        source.kernels->round_to_shorts(floats, source.columns, shorts, own_scales);
+        source.kernels->quantise_int16(floats, source.columns, shorts, own_scales);
         for (int64_t block = 0; block < blocks; block++) {
-            const int64_t first = block * SHORT_COLUMNS, count = std::min(SHORT_COLUMNS, columns - first);
-            const int64_t place = block * stride + panel * size + i;
+            const int64_t first = block * INT16_COLUMNS, count = std::min(INT16_COLUMNS, columns - first);
+            const int64_t place = block * stride + tile * size + i;
             scales[place] = own_scales[block];
-            offsets[place] = source.kernels->short_offset(shorts + first, count);
-            int16_t *own = to + first * stride + panel * size * count + 2 * i;
+            offsets[place] = source.kernels->winograd_offset(shorts + first, count);
+            int16_t *own = to + first * stride + tile * size * count + 2 * i;
             for (int64_t pair = 0; pair < count; pair += 2)
                 memcpy(own + pair * size, shorts + first + pair, 2 * sizeof(int16_t));
         }
@@ -145,14 +145,14 @@ Tokens as_short_panels(const Source &source) {
     return made;
 }
 
-Tokens as_bytes(const Source &source) {
+Tokens as_int8(const Source &source) {
     const int64_t units = source.columns / 64;
     auto *to = source.memory<int8_t>(INPUTS, source.tokens * source.columns);
     auto *scales = source.memory<float>(SCALES, source.tokens * units);
     auto *offsets = source.memory<int32_t>(OFFSETS, source.tokens * units * 2);
     source.for_tokens([&](int64_t token, const float *floats, int) {
-        source.kernels->round(floats, source.columns, to + token * source.columns, scales + token * units,
-                              offsets + 2 * token * units);
+        source.kernels->quantise_int8(floats, source.columns, to + token * source.columns, scales + token * units,
+                                      offsets + 2 * token * units);
     });
     Tokens made;
     made.bytes = to;
@@ -162,33 +162,33 @@ Tokens as_bytes(const Source &source) {
     return made;
 }
 
-// A token on its way into a panel.
-struct RoundedToken {
-    int32_t *quads;
+// A token before it is packed into a tile.
+struct QuantisedToken {
+    int32_t *groups;
     float *scales;
     int32_t *offsets;
 
     static size_t memory_bytes(int64_t columns) { return static_cast<size_t>(columns + columns / 64 * 12); }
-    RoundedToken(void *memory, int64_t columns)
-        : quads(static_cast<int32_t *>(memory)), scales(reinterpret_cast<float *>(quads + columns / 4)),
+    QuantisedToken(void *memory, int64_t columns)
+        : groups(static_cast<int32_t *>(memory)), scales(reinterpret_cast<float *>(groups + columns / 4)),
           offsets(reinterpret_cast<int32_t *>(scales + columns / 64)) {}
 };
 
-// Places of tokens that do not exist stay as they are: nobody reads them.
-Tokens as_byte_panels(const Source &source) {
-    const int64_t size = source.panel_tokens, stride = source.panels() * size, columns = source.columns;
+// Places of missing tokens stay uninitialised: their sums are unused.
+Tokens as_int8_tiles(const Source &source) {
+    const int64_t size = source.tile_tokens, stride = source.tiles() * size, columns = source.columns;
     auto *to = source.memory<int32_t>(INPUTS, stride * columns / 4);
     auto *scales = source.memory<float>(SCALES, stride * columns / 64);
     auto *offsets = source.memory<int32_t>(OFFSETS, stride * columns / 32);
-    reserve(KEYS, RoundedToken::memory_bytes(columns));
+    reserve(KEYS, QuantisedToken::memory_bytes(columns));
     source.for_tokens([&](int64_t token, const float *floats, int thread) {
-        const RoundedToken own(scratch(thread, KEYS), columns);
-        source.kernels->round(floats, columns, reinterpret_cast<int8_t *>(own.quads), own.scales, own.offsets);
-        for (int64_t first = 0; first < columns; first += SHORT_COLUMNS) {
-            const int64_t count = std::min(SHORT_COLUMNS, columns - first) / 4;
-            int32_t *panel = to + first / 4 * stride + token / size * size * count + token % size;
-            for (int64_t quad = 0; quad < count; quad++)
-                panel[quad * size] = own.quads[first / 4 + quad];
+        const QuantisedToken own(scratch(thread, KEYS), columns);
+        source.kernels->quantise_int8(floats, columns, reinterpret_cast<int8_t *>(own.groups), own.scales, own.offsets);
+        for (int64_t first = 0; first < columns; first += INT16_COLUMNS) {
+            const int64_t count = std::min(INT16_COLUMNS, columns - first) / 4;
+            int32_t *tile = to + first / 4 * stride + token / size * size * count + token % size;
+            for (int64_t four = 0; four < count; four++)
+                tile[four * size] = own.groups[first / 4 + four];
         }
         for (int64_t unit = 0; unit < columns / 64; unit++)
             scales[unit * stride + token] = own.scales[unit];
@@ -203,80 +203,81 @@ Tokens as_byte_panels(const Source &source) {
     return made;
 }
 
-// Rows of numbers in groups that a matrix unit reads: [groups, turned_bytes(row_bytes)].
-const char *turned(const Source &source, const void *rows, int64_t row_bytes, SharedPurpose purpose) {
-    const int64_t groups = (source.tokens + TURNED_TOKENS - 1) / TURNED_TOKENS, size = turned_bytes(row_bytes);
+// Rows transposed in groups, as a matrix unit reads them: [groups, transposed_bytes(row_bytes)].
+const char *transposed(const Source &source, const void *rows, int64_t row_bytes, SharedPurpose purpose) {
+    const int64_t groups = (source.tokens + TRANSPOSED_TOKENS - 1) / TRANSPOSED_TOKENS,
+                  size = transposed_bytes(row_bytes);
     auto *to = source.memory<char>(purpose, groups * size);
     in_parallel(groups, [&](int64_t group, int) {
-        const int64_t first = group * TURNED_TOKENS;
-        source.kernels->unit->turn(static_cast<const char *>(rows) + first * row_bytes, row_bytes,
-                                   std::min(TURNED_TOKENS, source.tokens - first), to + group * size);
+        const int64_t first = group * TRANSPOSED_TOKENS;
+        source.kernels->unit->transpose(static_cast<const char *>(rows) + first * row_bytes, row_bytes,
+                                        std::min(TRANSPOSED_TOKENS, source.tokens - first), to + group * size);
     });
     return to;
 }
 
-Tokens as_turned(const Source &source, bool rounded) {
+Tokens as_transposed(const Source &source, bool rounded) {
     Tokens made;
-    made.turned.count = source.tokens;
+    made.transposed.count = source.tokens;
     if (!rounded) {
-        made.stride = turned_bytes(source.row_bytes());
-        made.turned.numbers = turned(source, source.x, source.row_bytes(), TURNED_INPUTS);
+        made.stride = transposed_bytes(source.row_bytes());
+        made.transposed.numbers = transposed(source, source.x, source.row_bytes(), TRANSPOSED_INPUTS);
         return made;
     }
-    const Tokens bytes = as_bytes(source);
-    made.stride = turned_bytes(source.columns);
-    made.turned.numbers = turned(source, bytes.bytes, source.columns, TURNED_INPUTS);
-    made.turned.scales = turned(source, bytes.scales, source.columns / 64 * 4, TURNED_SCALES);
+    const Tokens bytes = as_int8(source);
+    made.stride = transposed_bytes(source.columns);
+    made.transposed.numbers = transposed(source, bytes.bytes, source.columns, TRANSPOSED_INPUTS);
+    made.transposed.scales = transposed(source, bytes.scales, source.columns / 64 * 4, TRANSPOSED_SCALES);
     return made;
 }
 
 } // namespace
 
-Tokens ready(const Kernels &kernels, const gf_term &term, int place, int64_t tokens, int kind) {
+Tokens prepack(const Kernels &kernels, const gf_term &term, int place, int64_t tokens, int kind) {
     const gf_matrix &weight = term.weight;
     const Form form = form_of(kernels, weight, tokens, kind);
-    const int64_t panel_tokens = tokens_in_panel(kernels, form);
-    const Source source{&kernels, static_cast<const char *>(term.x), weight.columns, tokens, kind, panel_tokens, place};
-    Tokens made = form == FLOATS         ? as_floats(source, false)
-                  : form == PARTED       ? as_floats(source, true)
-                  : form == FLOAT_PANELS ? as_float_panels(source)
-                  : form == SHORTS       ? as_shorts(source)
-                  : form == SHORT_PANELS ? as_short_panels(source)
-                  : form == BYTES        ? as_bytes(source)
-                  : form == BYTE_PANELS  ? as_byte_panels(source)
-                                         : as_turned(source, weight.kind == GF_I4);
+    const int64_t tile_tokens = tokens_in_tile(kernels, form);
+    const Source source{&kernels, static_cast<const char *>(term.x), weight.columns, tokens, kind, tile_tokens, place};
+    Tokens made = form == FLOATS          ? as_floats(source, false)
+                  : form == DEINTERLEAVED ? as_floats(source, true)
+                  : form == FLOAT_TILES   ? as_float_tiles(source)
+                  : form == INT16         ? as_int16(source)
+                  : form == INT16_TILES   ? as_int16_tiles(source)
+                  : form == INT8          ? as_int8(source)
+                  : form == INT8_TILES    ? as_int8_tiles(source)
+                                          : as_transposed(source, weight.kind == GF_I4);
     made.form = form;
     made.count = tokens;
     return made;
 }
 
-Tokens some(const Tokens &all, int64_t first, int64_t count, int64_t columns) {
+Tokens slice(const Tokens &all, int64_t first, int64_t count, int64_t columns) {
     Tokens part = all;
-    part.count = part.turned.count = count;
-    const int64_t group = first / TURNED_TOKENS, units = columns / 64;
+    part.count = part.transposed.count = count;
+    const int64_t group = first / TRANSPOSED_TOKENS, units = columns / 64;
     switch (all.form) {
     case FLOATS:
-    case PARTED:
+    case DEINTERLEAVED:
         part.floats += first * all.stride;
         break;
-    case FLOAT_PANELS:
-    case SHORT_PANELS:
-    case BYTE_PANELS:
+    case FLOAT_TILES:
+    case INT16_TILES:
+    case INT8_TILES:
         part.first = first;
         break;
-    case SHORTS:
+    case INT16:
         part.shorts += first * all.stride;
-        part.scales += first * short_blocks(columns);
+        part.scales += first * int16_blocks(columns);
         break;
-    case BYTES:
+    case INT8:
         part.bytes += first * all.stride;
         part.scales += first * units;
         part.offsets += 2 * first * units;
         break;
-    case TURNED:
-        part.turned.numbers += group * all.stride;
-        if (part.turned.scales)
-            part.turned.scales += group * turned_bytes(4 * units);
+    case TRANSPOSED:
+        part.transposed.numbers += group * all.stride;
+        if (part.transposed.scales)
+            part.transposed.scales += group * transposed_bytes(4 * units);
     }
     return part;
 }

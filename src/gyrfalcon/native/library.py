@@ -268,7 +268,9 @@ def _layout(name: str, structure: type[Structure]) -> str:
 
 
 def digest(sources: Path) -> str:
-    """SHA-256 over the SHA-256 of each source file, in the order of their names, as CMake forms it."""
-    files = sorted(path for kind in ("cpp", "h", "inl") for path in sources.glob(f"*.{kind}"))
+    """SHA-256 over the SHA-256 of each source file, in the order of their paths, as CMake computes it."""
+    kinds = (".cpp", ".h", ".inl")
+    found = [path for path in sources.rglob("*") if path.suffix in kinds]
+    files = sorted(found, key=lambda path: path.relative_to(sources).as_posix())
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()

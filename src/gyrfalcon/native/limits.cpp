@@ -1,4 +1,4 @@
-// Work that is limited by one thing alone, for measuring how much of it the processor has.
+// Work that is bound by arithmetic or by memory alone, to measure the CPU's peaks.
 #include "kernels.h"
 #include "operations.h"
 

@@ -39,9 +39,9 @@ std::string all_lines() {
     text += line("gf_cache", sizeof(gf_cache), {OF(keys), OF(values), OF(block_size), OF(kv_heads), OF(dim)});
 #undef OF
 #define OF(field) FIELD(gf_queries, field)
-    text += line("gf_queries", sizeof(gf_queries),
-                 {OF(q), OF(tables), OF(starts), OF(contexts), OF(slopes), OF(out), OF(sequences), OF(heads),
-                  OF(table_stride)});
+    text += line(
+        "gf_queries", sizeof(gf_queries),
+        {OF(q), OF(tables), OF(starts), OF(contexts), OF(slopes), OF(out), OF(sequences), OF(heads), OF(table_stride)});
 #undef OF
 #define OF(field) FIELD(gf_block, field)
     text += line("gf_block", sizeof(gf_block),

@@ -6,11 +6,11 @@
 namespace gyrfalcon {
 namespace {
 constexpr const char *NAME = "avx512";
-constexpr int64_t AHEAD = 1024; // bytes that are fetched before they are needed
-constexpr int NEAR = 3;         // to the first cache
-constexpr int TILE_ROWS = 6, TILE_TOKENS = 4, SHORT_TILE_ROWS = 4;
-constexpr int PANEL_ROWS = 2 * GYRFALCON_WIDTH, PANEL_TOKENS = 12, SHORT_TOKENS = 12;
-constexpr bool CROSSES_SHORTS = false; // one instruction multiplies and adds
+constexpr int64_t AHEAD = 1024; // prefetch distance in bytes
+constexpr int NEAR = 3;         // into L1
+constexpr int TILE_ROWS = 6, TILE_TOKENS = 4, INT8_TILE_ROWS = 4;
+constexpr int MR = 2 * GYRFALCON_WIDTH, NR = 12, NR_INT16 = 12;
+constexpr bool WINOGRAD = false; // VNNI multiplies and adds in one instruction
 #include "vectors.h"
 #include "kernels.inl"
 } // namespace

@@ -1,4 +1,4 @@
-// Which instruction set is used: the best that the build has and the processor runs, or one chosen by name.
+// Picks the instruction set: the best that was built and the CPU supports, or one chosen by name.
 #include "kernels.h"
 
 #include <atomic>
@@ -16,7 +16,7 @@ namespace gyrfalcon {
 namespace {
 
 struct Set {
-    const Kernels *(*kernels)(); // null where the build lacks them
+    const Kernels *(*kernels)(); // null where they were not built
     bool (*runs)();
 };
 
@@ -28,7 +28,7 @@ bool runs_avx2() {
 #endif
 }
 bool runs_avx512() {
-#if defined(GYRFALCON_EVERY_WIDTH)
+#if defined(GYRFALCON_EMULATED_AMX)
     return runs_avx2();
 #elif defined(__x86_64__)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -39,9 +39,9 @@ bool runs_avx512() {
 #endif
 }
 
-// Linux gives a process, all threads of it, the registers of the tiles when it asks for them.
+// On Linux a process has to request AMX's tile registers, for all its threads.
 bool runs_amx() {
-#if defined(GYRFALCON_EVERY_WIDTH)
+#if defined(GYRFALCON_EMULATED_AMX)
     return runs_avx2();
 #elif defined(GYRFALCON_AMX) && defined(__linux__)
     constexpr unsigned BF16 = 1u << 22, TILE = 1u << 24, INT8 = 1u << 25, ALL = BF16 | TILE | INT8; // CPUID 7, EDX
@@ -50,7 +50,7 @@ bool runs_amx() {
     unsigned a, b, c, d;
     if (!runs_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & ALL) != ALL)
         return false;
-    asm("xgetbv" : "=a"(a), "=d"(d) : "c"(0)); // there with AVX
+    asm("xgetbv" : "=a"(a), "=d"(d) : "c"(0)); // part of AVX
     return (a & TILE_STATE) == TILE_STATE && !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
 #else
     return false;
@@ -79,7 +79,7 @@ const std::vector<const Kernels *> &available() {
         std::vector<const Kernels *> found;
         for (const Set &set : {Set{amx_kernels, runs_amx}, Set{avx512_kernels, runs_avx512},
                                Set{avx2_kernels, runs_avx2}, Set{portable_kernels, [] { return true; }}})
-            if (set.runs()) // asked first: a set's file is compiled for its processors alone
+            if (set.runs()) // first: a set's file may use its instructions anywhere
                 if (const Kernels *kernels = set.kernels())
                     found.push_back(kernels);
         return found;

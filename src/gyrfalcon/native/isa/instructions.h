@@ -1,4 +1,4 @@
-// What every file of an instruction set begins with.
+// Common includes of the instruction sets' files.
 #pragma once
 #include "kernels.h"
 #include <math.h>

@@ -1,4 +1,4 @@
-// The threads of one process, and memory that each keeps between operations.
+// The process's thread pool, and scratch memory that outlives an operation.
 #pragma once
 #include <mutex>
 #include <stddef.h>
@@ -11,8 +11,8 @@ using Work = void (*)(const void *task, int64_t index, int thread);
 
 int num_threads();
 
-// Does all parts, some on other threads, and returns when all are done. Which thread does which part
-// depends on chance: a result must not.
+// Runs all parts, some on other threads, and returns when all are done. Scheduling is dynamic: results must not
+// depend on it.
 void in_parallel(int64_t count, Work work, const void *task);
 
 template <class Task> void in_parallel(int64_t count, const Task &task) {
@@ -21,15 +21,15 @@ template <class Task> void in_parallel(int64_t count, const Task &task) {
         &task);
 }
 
-// Memory aligned to 64 bytes that is kept from call to call, for one use at a time: a thread's own, which
-// the caller reserves before it starts a round, and some that all threads share. Throw std::bad_alloc.
+// Scratch memory, 64-byte aligned and reused from call to call: one for each thread, which the caller reserves
+// before it starts a round, and one that all threads share. Throw std::bad_alloc.
 enum Purpose { WEIGHTS, SUMS, KEYS, VALUES, PURPOSES };
 void reserve(Purpose purpose, size_t bytes_each);
 void *scratch(int thread, Purpose purpose);
-enum SharedPurpose { INPUTS, SCALES, OFFSETS, TURNED_INPUTS, TURNED_SCALES, SPLITS, SHARED_PURPOSES };
+enum SharedPurpose { INPUTS, SCALES, OFFSETS, TRANSPOSED_INPUTS, TRANSPOSED_SCALES, SPLITS, SHARED_PURPOSES };
 void *shared_scratch(SharedPurpose purpose, int index, size_t bytes);
 
-// Tells the processor that a thread looks again and again for what another one does.
+// A hint to the CPU that this thread spins.
 inline void pause() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -38,7 +38,7 @@ inline void pause() {
 #endif
 }
 
-// Held by the one caller that may use any of this at a time.
+// Locked by the one caller that may use the pool and its memory at a time.
 std::mutex &caller();
 
 } // namespace gyrfalcon

@@ -1,4 +1,4 @@
-#include "pool.h"
+#include "threads.h"
 #include "gyrfalcon.h"
 
 #include <atomic>
@@ -17,7 +17,7 @@
 namespace gyrfalcon {
 namespace {
 
-constexpr int SPINS = 4000;      // looks for work before a thread sleeps, some tens of microseconds
+constexpr int SPINS = 4000;       // before a thread sleeps, some tens of microseconds
 constexpr uint32_t OPEN = 1 << 8; // the round takes more threads; below it is how many are in it
 constexpr uint32_t ROUND = 1 << 9;
 
@@ -41,7 +41,7 @@ struct Buffer {
 
 // A round is one call of in_parallel. Threads join an open round, take parts until none is left, and
 // leave; the caller closes the round when all parts are taken and waits for those still in it. A thread that
-// the system has put aside is not waited for: it finds the round closed.
+// the system has preempted is not waited for: it finds the round closed.
 class Pool {
   public:
     int size() const { return static_cast<int>(workers_.size()) + 1; }

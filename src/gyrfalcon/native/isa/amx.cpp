@@ -1,16 +1,16 @@
-// For x86-64 processors with AMX (Sapphire Rapids 2023, and later): AVX-512's kernels, but most products with many
-// tokens by tiles, 16 rows of 64 bytes each. Four products of 2 × 2 tiles take four loads:
+// For x86-64 processors with AMX (Sapphire Rapids 2023, and later): AVX-512's kernels, but most linears with many
+// tokens by tiles of 16 rows × 64 bytes. 2 × 2 tiles of sums take four loads for four multiplications:
 //
 //                 tokens 0…15   tokens 16…31
 //                     6              7
 //   rows 0…15   4     0              1          weights [16 rows, 64 bytes], tokens [16 × 4 bytes, 16 tokens],
 //   rows 16…31  5     2              3          sums [16 rows, 16 tokens]
 //
-// bf16 and int8, which bf16 holds exactly, are multiplied as bf16 and summed in float32; int4 as integers, one
-// unit of 64 columns at a time, since tokens have a scale for each.
+// bf16 and int8, which is exact in bf16, are multiplied as bf16 and summed in float32; int4 as integers, 64 columns at a
+// time, since tokens have a scale for each.
 #include "instructions.h"
 #include <immintrin.h>
-#if defined(GYRFALCON_EVERY_WIDTH)
+#if defined(GYRFALCON_EMULATED_AMX)
 #include "emulated_amx.h"
 #endif
 
@@ -22,11 +22,11 @@ namespace {
 constexpr int64_t SIDE = 32; // rows and tokens of 2 × 2 tiles
 constexpr int64_t ROW_BYTES = 64, TILE_BYTES = 16 * ROW_BYTES, PAIR_BYTES = 2 * TILE_BYTES;
 constexpr int64_t TILE_SUMS = 16 * 16, BLOCK_SUMS = 4 * TILE_SUMS;
-// A step is a row of a tile. In so many, 32 rows of weights take 32 KiB and stay in the nearest cache while all
-// tokens pass by; 512 of these take 512 KiB and stay in the next one while all rows do.
+// A step is one row of a tile. 32 rows × so many steps of weights take 32 KiB and stay in L1 for all tokens; 512 tokens
+// take 512 KiB and stay in L2 for all rows.
 constexpr int64_t STEPS_AT_ONCE = 16;
 
-static_assert(SIDE == TURNED_TOKENS);
+static_assert(SIDE == TRANSPOSED_TOKENS);
 
 INLINE int64_t sides(int64_t count) { return (count + SIDE - 1) / SIDE; }
 
@@ -49,34 +49,35 @@ void configure(int depth) {
     _tile_loadconfig(&wanted);
 }
 
-// The last bytes of a row, zeros after them.
+// The last bytes of a row, padded with zeros.
 template <int64_t BYTES> struct Filled {
     char bytes[BYTES] = {};
     INLINE_MEMBER Filled(const char *from, int64_t left) { memcpy(bytes, from, static_cast<size_t>(left)); }
 };
 
-// ---- tokens: 4 bytes of a row beside the same of all others, as the tiles want them ----
+// ---- transposing tokens in groups of 4 bytes, as tiles are laid out ----
 
-void turn(const char *rows, int64_t row_bytes, int64_t count, char *to) {
+void transpose_tokens(const char *rows, int64_t row_bytes, int64_t count, char *to) {
     for (int64_t place = 0; place < row_bytes; place += ROW_BYTES)
         for (int64_t first = 0; first < SIDE; first += WIDTH, to += TILE_BYTES) {
-            Floats square[WIDTH]; // of any bits
-            UNROLL for (int i = 0; i < WIDTH; i++) { // beyond the last token itself again: nobody reads its sums
-                const char *from = rows + smaller(first + i, count - 1) * row_bytes + place;
+            Floats square[WIDTH];                   // of any bits
+            UNROLL for (int i = 0; i < WIDTH; i++) { // padded with the last token, whose extra sums are unused
+                const char *from = rows + min(first + i, count - 1) * row_bytes + place;
                 const int64_t left = row_bytes - place;
-                square[i] = left >= ROW_BYTES ? loaded<Floats>(from) : loaded<Floats>(Filled<ROW_BYTES>(from, left).bytes);
+                square[i] = left >= ROW_BYTES ? load<Floats>(from) : load<Floats>(Filled<ROW_BYTES>(from, left).bytes);
             }
             transpose(square);
-            UNROLL for (int i = 0; i < WIDTH; i++) stored(to + i * ROW_BYTES, square[i]);
+            UNROLL for (int i = 0; i < WIDTH; i++)
+                store(to + i * ROW_BYTES, square[i]);
         }
 }
 
-// The scales of a group of tokens, [units, 32], as `turn` leaves them.
+// The scales of a group of tokens, [blocks of 64 columns, 32], as transpose_tokens leaves them.
 INLINE Floats token_scales(const char *scales, int64_t unit, int half) {
-    return loaded<Floats>(scales + (unit / 16 * 2 + half) * TILE_BYTES + unit % 16 * ROW_BYTES);
+    return load<Floats>(scales + (unit / 16 * 2 + half) * TILE_BYTES + unit % 16 * ROW_BYTES);
 }
 
-// ---- 32 rows with 32 tokens, some steps of them; from the first step on sums begin with zeros ----
+// ---- 32 rows × 32 tokens, some steps of them; sums start from zero at step 0 ----
 
 struct Block {
     const char *weights;  // [steps, 32 rows, 64 bytes]
@@ -107,7 +108,7 @@ template <class Number> INLINE void store_sums(Number *sums) {
     _tile_stored(3, sums + 3 * TILE_SUMS, ROW_BYTES);
 }
 
-// The four products of a step, by the instruction `multiply`: compilers want the tiles' numbers spelled out.
+// The four products of a step, by the instruction `multiply`: tile numbers have to be literals.
 #define MULTIPLY_TILES(multiply, weights, tokens)                                                                      \
     do {                                                                                                               \
         _tile_loadd(4, weights, ROW_BYTES);                                                                            \
@@ -131,7 +132,7 @@ void multiply_bf16(const Block &block) {
     store_sums(block.sums);
 }
 
-// One part of a unit, 64 / PARTS columns: the four tiles' sums of integers.
+// 64 / PARTS columns: the four tiles' integer sums.
 template <int PARTS> INLINE void multiply_part(const char *weights, const char *tokens, int part, int32_t *sums) {
     weights += part * ROW_BYTES / PARTS;
     tokens += part * TILE_BYTES / PARTS;
@@ -140,11 +141,11 @@ template <int PARTS> INLINE void multiply_part(const char *weights, const char *
     store_sums(sums);
 }
 
-// A tile of integers, with scales of tokens and of rows, onto a tile of sums.
+// Adds a tile of integers, scaled by tokens' and rows' scales, to a tile of sums.
 INLINE void add_scaled(const int32_t *integers, Floats scales, const float *factors, float *sums) {
     UNROLL for (int row = 0; row < 16; row++) {
-        Floats scaled = __builtin_convertvector(loaded<Ints>(integers + row * 16), Floats) * scales;
-        stored(sums + row * 16, loaded<Floats>(sums + row * 16) + scaled * factors[row]);
+        Floats scaled = __builtin_convertvector(load<Ints>(integers + row * 16), Floats) * scales;
+        store(sums + row * 16, load<Floats>(sums + row * 16) + scaled * factors[row]);
     }
 }
 
@@ -167,7 +168,7 @@ template <int PARTS> void multiply_int4(const Block &block) {
 
 typedef uint16_t MoreHalves __attribute__((vector_size(64)));
 
-// Of whole numbers of 8 bits nothing is cut off: bfloat16 holds them.
+// Truncation is exact: 8-bit integers fit bfloat16.
 template <uint16_t... PLACES>
 INLINE MoreHalves upper_halves(Floats a, Floats b, std::integer_sequence<uint16_t, PLACES...>) {
     return __builtin_shuffle((MoreHalves)a, (MoreHalves)b, (MoreHalves){(2 * PLACES + 1)...});
@@ -186,7 +187,7 @@ struct I8Weights {
     static constexpr int depth = 64, parts = 0;
     static constexpr auto multiply = multiply_bf16;
     INLINE void put(const char *from, char *to) {
-        stored(to, upper_halves(I8::at(from, 0), I8::at(from, WIDTH), std::make_integer_sequence<uint16_t, 32>{}));
+        store(to, upper_halves(I8::at(from, 0), I8::at(from, WIDTH), std::make_integer_sequence<uint16_t, 32>{}));
     }
 };
 template <int PARTS> struct I4Weights {
@@ -195,29 +196,30 @@ template <int PARTS> struct I4Weights {
     static constexpr auto multiply = multiply_int4<PARTS>;
 };
 
-// A tile of int4 as it is stored, to 16 rows of a unit each: its words are turned.
+// Transposes the words of a stored int4 tile to 16 rows of 64 columns.
 INLINE void put_int4(const char *words, char *to) {
     Floats square[WIDTH]; // of any bits
     UNROLL for (int i = 0; i < 8; i++) {
-        Words packed = loaded<Words>(words + i * ROW_BYTES);
-        square[i] = (Floats)((ByteQuads)(packed & 0x0f0f0f0f) - 8);
-        square[8 + i] = (Floats)((ByteQuads)(packed >> 4 & 0x0f0f0f0f) - 8);
+        Words packed = load<Words>(words + i * ROW_BYTES);
+        square[i] = (Floats)((ByteGroups)(packed & 0x0f0f0f0f) - 8);
+        square[8 + i] = (Floats)((ByteGroups)(packed >> 4 & 0x0f0f0f0f) - 8);
     }
     transpose(square);
-    UNROLL for (int i = 0; i < WIDTH; i++) stored(to + i * ROW_BYTES, square[i]);
+    UNROLL for (int i = 0; i < WIDTH; i++)
+        store(to + i * ROW_BYTES, square[i]);
 }
-// 32 rows, or a tile alone: the other one's places stay as they are, nobody reads their sums.
+// 32 rows, or one tile of 16; the sums of the missing tile are unused.
 void pack_int4(const Rows &rows, int64_t row, int64_t first, int64_t steps, char *to) {
-    for (int64_t tile = 0; tile < smaller(SIDE, rows.count - row); tile += INT4_ROWS)
+    for (int64_t tile = 0; tile < min(SIDE, rows.count - row); tile += INT4_ROWS)
         for (int64_t step = 0; step < steps; step++)
             put_int4(rows.data + (row + tile) * rows.row_bytes + (first + step) * INT4_UNIT_BYTES,
                      to + step * PAIR_BYTES + tile * ROW_BYTES);
 }
 
-// Rows from `row` on, 32 of them: beyond the last one itself again, nobody reads its sums.
+// 32 rows from `row` on, padded with the last one, whose extra sums are unused.
 template <class Kind> void pack(const Rows &rows, int64_t row, int64_t first, int64_t steps, char *to) {
     for (int64_t i = 0; i < SIDE; i++) {
-        const char *from = rows.data + smaller(row + i, rows.count - 1) * rows.row_bytes;
+        const char *from = rows.data + min(row + i, rows.count - 1) * rows.row_bytes;
         for (int64_t step = 0; step < steps; step++) {
             const int64_t place = (first + step) * Kind::bytes, left = rows.row_bytes - place;
             char *line = to + step * PAIR_BYTES + i * ROW_BYTES;
@@ -233,13 +235,13 @@ void pack_factors(const Rows &rows, int64_t row, int64_t first, int64_t steps, i
         for (int64_t tile = 0; tile < SIDE; tile += INT4_ROWS, to += INT4_ROWS) {
             const int64_t group = part * 64 / parts / rows.group, left = rows.count - row - tile;
             const char *from = rows.scales + (row + tile) * int4_scale_bytes(rows);
-            stored(to, left > 0 ? Bf16::at(from, group * INT4_ROWS) : Floats{});
+            store(to, left > 0 ? Bf16::at(from, group * INT4_ROWS) : Floats{});
         }
 }
 
 // ---- all rows with all tokens ----
 
-// What a thread works in; the blocks' sums follow it, [row blocks, token groups, 4 tiles].
+// A thread's scratch; the blocks' sums follow it, [row blocks, token groups, 4 tiles].
 struct Memory {
     alignas(64) char weights[STEPS_AT_ONCE * PAIR_BYTES];
     float factors[2 * STEPS_AT_ONCE * SIDE];
@@ -249,14 +251,13 @@ size_t memory_bytes(int64_t rows, int64_t tokens) {
     return sizeof(Memory) + static_cast<size_t>(sides(rows) * sides(tokens) * BLOCK_SUMS) * sizeof(float);
 }
 
-template <class Kind>
-void multiply(const Rows &rows, const TurnedTokens &tokens, Memory &own, float *sums) {
+template <class Kind> void multiply(const Rows &rows, const TransposedTokens &tokens, Memory &own, float *sums) {
     const int64_t steps = (rows.row_bytes + Kind::bytes - 1) / Kind::bytes;
     const int64_t blocks = sides(rows.count), groups = sides(tokens.count);
-    const int64_t scale_bytes = turned_bytes(steps * static_cast<int64_t>(sizeof(float)));
+    const int64_t scale_bytes = transposed_bytes(steps * static_cast<int64_t>(sizeof(float)));
     configure(Kind::depth);
     for (int64_t first = 0; first < steps; first += STEPS_AT_ONCE) {
-        const int64_t count = smaller(STEPS_AT_ONCE, steps - first);
+        const int64_t count = min(STEPS_AT_ONCE, steps - first);
         for (int64_t i = 0; i < blocks; i++) {
             Block block{own.weights, own.factors, nullptr, nullptr, first, count, nullptr};
             if constexpr (Kind::parts > 0) {
@@ -265,7 +266,7 @@ void multiply(const Rows &rows, const TurnedTokens &tokens, Memory &own, float *
             } else {
                 pack<Kind>(rows, i * SIDE, first, count, own.weights);
             }
-            asm volatile("" : : : "memory"); // the tiles' loads are not known to read what was stored
+            asm volatile("" : : : "memory"); // the compiler does not know that tile loads read memory
             for (int64_t j = 0; j < groups; j++) {
                 block.tokens = tokens.numbers + (j * steps + first) * PAIR_BYTES;
                 block.scales = tokens.scales ? tokens.scales + j * scale_bytes : nullptr;
@@ -277,7 +278,7 @@ void multiply(const Rows &rows, const TurnedTokens &tokens, Memory &own, float *
     _tile_release();
 }
 
-// Turned, with the rows' own scales where they have some, to or onto sums[token × stride + row].
+// Transposed, times the rows' scales if any, stored or added to sums[token × stride + row].
 void deliver(const float *tiles, const float *scales, int64_t rows, int64_t tokens, float *sums, int64_t stride,
              bool add) {
     for (int64_t i = 0; i < sides(rows); i++)
@@ -286,12 +287,13 @@ void deliver(const float *tiles, const float *scales, int64_t rows, int64_t toke
                 const int64_t row = i * SIDE + tile / 2 * 16, token = j * SIDE + tile % 2 * 16;
                 Floats square[WIDTH];
                 UNROLL for (int k = 0; k < WIDTH; k++)
-                    square[k] = loaded<Floats>(tiles + k * 16) * (scales ? scales[smaller(row + k, rows - 1)] : 1.0f);
+                    square[k] = load<Floats>(tiles + k * 16) * (scales ? scales[min(row + k, rows - 1)] : 1.0f);
                 transpose(square);
-                UNROLL for (int k = 0; k < WIDTH; k++) if (token + k < tokens) {
-                    float *to = sums + (token + k) * stride + row;
-                    stored(to, add ? loaded<Floats>(to) + square[k] : square[k]);
-                }
+                UNROLL for (int k = 0; k < WIDTH; k++)
+                    if (token + k < tokens) {
+                        float *to = sums + (token + k) * stride + row;
+                        store(to, add ? load<Floats>(to) + square[k] : square[k]);
+                    }
             }
 }
 
@@ -301,7 +303,7 @@ bool multiplies(int weight_kind, int kind) {
     return kind == GF_BF16 && (weight_kind == GF_BF16 || weight_kind == GF_I8);
 }
 
-void products(const Rows &rows, const TurnedTokens &tokens, float *sums, int64_t stride, bool add, void *memory) {
+void linear(const Rows &rows, const TransposedTokens &tokens, float *sums, int64_t stride, bool add, void *memory) {
     auto *own = static_cast<Memory *>(memory);
     auto *tiles = reinterpret_cast<float *>(own + 1);
     if (rows.kind == GF_BF16)
@@ -316,7 +318,7 @@ void products(const Rows &rows, const TurnedTokens &tokens, float *sums, int64_t
     deliver(tiles, scales, rows.count, tokens.count, sums, stride, add);
 }
 
-const MatrixUnit unit = {multiplies, turn, memory_bytes, products};
+const MatrixUnit unit = {multiplies, transpose_tokens, memory_bytes, linear};
 
 } // namespace
 

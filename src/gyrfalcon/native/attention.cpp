@@ -1,26 +1,16 @@
-// What lies between the products of a block: norms, rotary positions with the cache's writes, attention.
+// Attention: its work is divided among the threads, and parts of long contexts are merged.
 #include "kernels.h"
 #include "operations.h"
 
 #include <algorithm>
-#include <vector>
 #include <math.h>
-#include <string.h>
+#include <vector>
 
 namespace gyrfalcon {
 namespace {
 
-constexpr int64_t TOKENS_A_PART = 8;  // of operations that take little time for each
 constexpr int64_t ROWS_A_PART = 64;   // of queries: each a head of a token
 constexpr int64_t KEYS_A_SPLIT = 256; // at least, where few sequences have long contexts
-
-template <class Each> void for_tokens(int64_t tokens, const Each &each) {
-    in_parallel((tokens + TOKENS_A_PART - 1) / TOKENS_A_PART, [&](int64_t part, int thread) {
-        const int64_t end = std::min(tokens, (part + 1) * TOKENS_A_PART);
-        for (int64_t token = part * TOKENS_A_PART; token < end; token++)
-            each(token, thread);
-    });
-}
 
 // One part of the attention's work: some queries of a sequence, one KV head, some of its keys.
 struct Part {
@@ -78,8 +68,9 @@ void attend(const Attention &all, const Part &part, int thread) {
     const float scale = 1.0f / sqrtf(static_cast<float>(cache.dim));
     float *floats = static_cast<float *>(scratch(thread, SUMS)), *scores = floats + rows * all.stride;
     float *slopes = scores + rows * KEYS_AT_ONCE;
-    const AttendMemory own{static_cast<float *>(scratch(thread, KEYS)), static_cast<float *>(scratch(thread, VALUES)),
-                           scores, static_cast<float *>(scratch(thread, WEIGHTS))};
+    const AttentionScratch own{static_cast<float *>(scratch(thread, KEYS)),
+                               static_cast<float *>(scratch(thread, VALUES)), scores,
+                               static_cast<float *>(scratch(thread, WEIGHTS))};
     auto *limits = reinterpret_cast<int64_t *>(slopes + padded(rows));
     for (int64_t row = 0; row < rows; row++) {
         const int64_t token = part.token + row / all.group, head = part.head * all.group + row % all.group;
@@ -94,20 +85,20 @@ void attend(const Attention &all, const Part &part, int thread) {
             slopes[row] = queries.slopes[head];
     }
     const int64_t of_head = part.head * all.head_bytes();
-    Attending work{floats,
-                   static_cast<const char *>(cache.keys) + of_head,
-                   static_cast<const char *>(cache.values) + of_head,
-                   queries.tables + part.sequence * queries.table_stride,
-                   limits,
-                   queries.slopes ? slopes : nullptr,
-                   rows,
-                   part.first,
-                   part.last,
-                   cache.block_size,
-                   cache.kv_heads * all.head_bytes(),
-                   cache.dim,
-                   all.kind,
-                   scale};
+    AttentionWork work{floats,
+                       static_cast<const char *>(cache.keys) + of_head,
+                       static_cast<const char *>(cache.values) + of_head,
+                       queries.tables + part.sequence * queries.table_stride,
+                       limits,
+                       queries.slopes ? slopes : nullptr,
+                       rows,
+                       part.first,
+                       part.last,
+                       cache.block_size,
+                       cache.kv_heads * all.head_bytes(),
+                       cache.dim,
+                       all.kind,
+                       scale};
     all.kernels->attend(work, own, all.out + part.result * all.stride, all.top + part.result, all.total + part.result);
 }
 
@@ -138,41 +129,6 @@ void merge(const Attention &all, const Part *first, const Part *end) {
 
 } // namespace
 
-void add_layer_norms(const void *x, const void *part, void *sum, const gf_norm *norms, int num_norms, int64_t tokens,
-               int64_t hidden, float eps, int kind) {
-    const Kernels &kernels = *chosen_kernels();
-    const int64_t row_bytes = hidden * bytes_of(kind);
-    reserve(SUMS, static_cast<size_t>(4 * padded(hidden)));
-    for_tokens(tokens, [&](int64_t token, int thread) {
-        const char *added = part ? static_cast<const char *>(part) + token * row_bytes : nullptr;
-        kernels.add_layer_norms(static_cast<const char *>(x) + token * row_bytes, added,
-                          static_cast<char *>(sum) + token * row_bytes, norms, num_norms, token, hidden, eps, kind,
-                          static_cast<float *>(scratch(thread, SUMS)));
-    });
-}
-
-void place(const void *qkv, const float *cosines, const float *sines, const gf_cache &cache, const int64_t *slots,
-           void *q, int64_t tokens, int64_t group, int kind) {
-    const Kernels &kernels = *chosen_kernels();
-    const int64_t head_bytes = cache.dim * bytes_of(kind), token_bytes = cache.kv_heads * head_bytes;
-    for_tokens(tokens, [&](int64_t token, int) {
-        const char *from = static_cast<const char *>(qkv) + token * (group + 2) * token_bytes;
-        char *queries = static_cast<char *>(q) + token * group * token_bytes;
-        const float *cosine = cosines ? cosines + token * (cache.dim / 2) : nullptr;
-        const float *sine = sines ? sines + token * (cache.dim / 2) : nullptr;
-        for (int64_t head = 0; head < cache.kv_heads; head++) {
-            for (int64_t i = 0; i < group; i++, from += head_bytes, queries += head_bytes)
-                kernels.rotate(from, cosine, sine, cache.dim, kind, queries);
-            if (slots[token] >= 0) {
-                const int64_t to = slots[token] * token_bytes + head * head_bytes;
-                kernels.rotate(from, cosine, sine, cache.dim, kind, static_cast<char *>(cache.keys) + to);
-                memcpy(static_cast<char *>(cache.values) + to, from + head_bytes, static_cast<size_t>(head_bytes));
-            }
-            from += 2 * head_bytes;
-        }
-    });
-}
-
 void attention(const gf_queries &queries, const gf_cache &cache, int kind) {
     Attention all{chosen_kernels(), &queries, &cache, queries.heads / cache.kv_heads, padded(cache.dim), kind, {},
                   nullptr,          nullptr,  nullptr};
@@ -183,7 +139,7 @@ void attention(const gf_queries &queries, const gf_cache &cache, int kind) {
     all.total = all.top + rows;
     const int64_t most = std::max(ROWS_A_PART, all.group);
     reserve(SUMS, static_cast<size_t>(4 * most * (all.stride + KEYS_AT_ONCE) + 4 * padded(most) + 8 * most));
-    reserve(WEIGHTS, static_cast<size_t>(4 * (most + all.kernels->panel_tokens) * cache.dim));
+    reserve(WEIGHTS, static_cast<size_t>(4 * (most + all.kernels->nr) * cache.dim));
     reserve(KEYS, static_cast<size_t>(4 * KEYS_AT_ONCE * all.stride));
     reserve(VALUES, static_cast<size_t>(4 * KEYS_AT_ONCE * all.stride));
     const auto &parts = all.parts;
@@ -202,18 +158,6 @@ void attention(const gf_queries &queries, const gf_cache &cache, int kind) {
 }
 
 } // namespace gyrfalcon
-
-extern "C" int gf_add_layer_norms(const void *x, const void *part, void *sum, const gf_norm *norms, int num_norms,
-                            int64_t tokens, int64_t hidden, float eps, int kind) {
-    return gyrfalcon::one_at_a_time(
-        [&] { gyrfalcon::add_layer_norms(x, part, sum, norms, num_norms, tokens, hidden, eps, kind); });
-}
-
-extern "C" int gf_rotary_and_cache(const void *qkv, const float *cosines, const float *sines, const gf_cache *cache,
-                        const int64_t *slots, void *q, int64_t tokens, int64_t group, int kind) {
-    return gyrfalcon::one_at_a_time(
-        [&] { gyrfalcon::place(qkv, cosines, sines, *cache, slots, q, tokens, group, kind); });
-}
 
 extern "C" int gf_attention(const gf_queries *queries, const gf_cache *cache, int kind) {
     return gyrfalcon::one_at_a_time([&] { gyrfalcon::attention(*queries, *cache, kind); });

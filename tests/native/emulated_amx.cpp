@@ -1,4 +1,4 @@
-// The emulated tile instructions as C functions, for tests/native/test_emulated_amx.py.
+// The emulated tile instructions as C functions, for test_emulated_amx.py.
 #include "emulated_amx.h"
 
 extern "C" {

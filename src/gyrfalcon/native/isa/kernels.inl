@@ -1,0 +1,38 @@
+// The kernels of one instruction set, on the vectors of vectors.h. Included once by the file of each set, in a
+// namespace of its own.
+#include "linear.inl"
+#include "widen.inl"
+#include "packed_float.inl"
+#include "packed_int8.inl"
+#include "packed_int4.inl"
+#include "quantise.inl"
+#include "epilogue.inl"
+#include "layer_norm.inl"
+#include "rotary.inl"
+#include "attention.inl"
+#include "limits.inl"
+
+const Kernels kernels = {NAME,
+                         MR,
+                         NR,
+                         NR_INT16,
+                         linear,
+                         widen_int4,
+                         pack_rows,
+                         micro_kernel,
+                         pack_int8_rows,
+                         micro_kernel_int16,
+                         pack_int4_rows,
+                         micro_kernel_int4,
+                         widen,
+                         deinterleave,
+                         narrow,
+                         quantise_int8,
+                         quantise_int16,
+                         winograd_offset,
+                         epilogue,
+                         add_layer_norms,
+                         rotate,
+                         attend,
+                         multiply_add,
+                         read_streams};

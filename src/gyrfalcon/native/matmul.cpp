@@ -1,0 +1,246 @@
+// Linears: inputs are packed once (inputs.h), then threads take blocks of rows.
+//
+// Few tokens: weights are streamed once, as stored. Many: a block of packed weights stays in cache for all tokens and is
+// multiplied by micro-kernels of MR rows × NR tokens, or by a matrix unit.
+#include "inputs.h"
+#include "operations.h"
+#include "threads.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace gyrfalcon {
+namespace {
+
+constexpr int MOST_OUTPUTS = 4;
+constexpr int64_t TOKENS_AT_ONCE =
+    576;                             // of many: whole tiles of every instruction set, whole groups of transposed ones
+constexpr int64_t ROWS_AT_ONCE = 64; // of weights, with many tokens: whole tiles
+constexpr int64_t MOST_UNIT_ROWS = 256; // of weights, with a matrix unit: tokens are read again for each block
+constexpr int64_t TILES_IN_CACHE = 16;  // of tokens, 3 to 12 KiB each
+constexpr int64_t MOST_SCALES = INT16_COLUMNS / 32; // of a row of a block
+constexpr int64_t BLOCKS_A_THREAD = 8;              // of rows, so that threads end at about the same time
+
+struct Matmul {
+    const Kernels *kernels;
+    const gf_output *outputs;
+    Tokens inputs[2 * MOST_OUTPUTS]; // of each output's terms, in order
+    int kind;
+    int64_t block_rows;
+    bool many;
+
+    int64_t blocks(int output) const { return (outputs[output].terms[0].weight.rows + block_rows - 1) / block_rows; }
+};
+
+int64_t bytes_of_columns(int kind, int64_t columns) { return kind == GF_I4 ? columns / 2 : columns * bytes_of(kind); }
+
+Rows rows_of(const gf_matrix &weight) {
+    const int64_t row_bytes = bytes_of_columns(weight.kind, weight.columns);
+    return {static_cast<const char *>(weight.data),
+            static_cast<const char *>(weight.scales),
+            row_bytes,
+            weight.rows,
+            weight.columns,
+            weight.kind,
+            weight.group};
+}
+
+// A weight's rows from `row` on, `most` of them; of i4 from a tile's first row on, or part of a tile.
+Rows from_row(const Rows &rows, int64_t row, int64_t most) {
+    Rows some = rows;
+    const int64_t lane = rows.kind == GF_I4 ? row % INT4_ROWS : 0;
+    some.data += (row - lane) * rows.row_bytes + 4 * lane;
+    if (rows.kind == GF_I4)
+        some.scales += (row - lane) * int4_scale_bytes(rows) + 2 * lane;
+    else if (rows.kind == GF_I8)
+        some.scales += 4 * row;
+    some.count = std::min(most, rows.count - row);
+    return some;
+}
+
+// each(row, token, how many tokens) for every tile of rows and of tokens: a tile of rows stays in L1 for some tiles of
+// tokens, and these stay in L2 for all rows.
+template <class Each> void for_tiles(const Kernels &kernels, const Rows &rows, const Tokens &tokens, const Each &each) {
+    const int64_t size = tokens_in_tile(kernels, tokens.form), step = TILES_IN_CACHE * size;
+    for (int64_t first = 0; first < tokens.count; first += step)
+        for (int64_t row = 0; row < rows.count; row += kernels.mr)
+            for (int64_t token = first; token < std::min(tokens.count, first + step); token += size)
+                each(row, token, std::min(size, tokens.count - token));
+}
+
+// One term, some columns at a time.
+void add_float_tiles(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride,
+                     bool add, float *tiles) {
+    for (int64_t column = 0; column < rows.columns; column += FLOAT_COLUMNS) {
+        const int64_t columns = std::min(FLOAT_COLUMNS, rows.columns - column);
+        for (int64_t row = 0; row < rows.count; row += kernels.mr)
+            kernels.pack_rows(from_row(rows, row, kernels.mr), column, columns, tiles + row * columns);
+        for_tiles(kernels, rows, tokens, [&](int64_t row, int64_t token, int64_t count) {
+            kernels.micro_kernel(tiles + row * columns,
+                                 tokens.floats + column * tokens.stride + (tokens.first + token) * columns, count,
+                                 columns, sums + token * stride + row, stride, add || column);
+        });
+    }
+}
+
+// Some columns of int8 weights.
+void add_int8_columns(const Kernels &kernels, const Rows &rows, int64_t column, const Tokens &tokens, float *sums,
+                      int64_t stride, bool add, float *memory) {
+    float *scales = memory;
+    auto *offsets = reinterpret_cast<int32_t *>(memory + stride);
+    auto *tiles = reinterpret_cast<int16_t *>(memory + 2 * stride);
+    const int64_t columns = std::min(INT16_COLUMNS, rows.columns - column), groups = (columns + 3) / 4;
+    const int64_t of_block = column / INT16_COLUMNS * tokens.stride;
+    for (int64_t row = 0; row < rows.count; row += kernels.mr)
+        kernels.pack_int8_rows(from_row(rows, row, kernels.mr), column, columns, tiles + row * INT16_COLUMNS,
+                               scales + row, offsets + row);
+    for_tiles(kernels, rows, tokens, [&](int64_t row, int64_t token, int64_t count) {
+        const int64_t place = tokens.first + token;
+        kernels.micro_kernel_int16({tiles + row * INT16_COLUMNS, scales + row, offsets + row},
+                                   {tokens.shorts + column * tokens.stride + place * groups * 4,
+                                    tokens.scales + of_block + place, tokens.offsets + of_block + place},
+                                   count, columns, sums + token * stride + row, stride, add || column);
+    });
+}
+
+// Some columns of int4 weights.
+void add_int4_columns(const Kernels &kernels, const Rows &rows, int64_t column, const Tokens &tokens, float *sums,
+                      int64_t stride, bool add, float *memory) {
+    auto *tiles = reinterpret_cast<uint8_t *>(memory + stride * MOST_SCALES);
+    const int64_t columns = std::min(INT16_COLUMNS, rows.columns - column);
+    for (int64_t row = 0; row < rows.count; row += kernels.mr)
+        kernels.pack_int4_rows(from_row(rows, row, kernels.mr), column, columns, tiles + row * INT16_COLUMNS,
+                               memory + row * MOST_SCALES);
+    for_tiles(kernels, rows, tokens, [&](int64_t row, int64_t token, int64_t count) {
+        const int64_t place = tokens.first + token;
+        const Int8Tokens some{tokens.bytes + column * tokens.stride + place * columns,
+                              tokens.scales + column / 64 * tokens.stride + place,
+                              tokens.offsets + column / 32 * tokens.stride + place, tokens.stride, count};
+        kernels.micro_kernel_int4(tiles + row * INT16_COLUMNS, memory + row * MOST_SCALES, some, columns, rows.group,
+                                  sums + token * stride + row, stride, add || column);
+    });
+}
+
+// With few tokens each tile of rows is taken from end to end: long streams are read fastest.
+void add_quantised_tiles(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride,
+                         bool add, bool many, float *memory) {
+    const auto add_columns = tokens.form == INT16_TILES ? add_int8_columns : add_int4_columns;
+    const int64_t step = many ? rows.count : kernels.mr;
+    for (int64_t row = 0; row < rows.count; row += step)
+        for (int64_t column = 0; column < rows.columns; column += INT16_COLUMNS)
+            add_columns(kernels, from_row(rows, row, step), column, tokens, sums + row, stride, add, memory);
+}
+
+// One term of int4 with tokens that are not quantised.
+void add_widened(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add,
+                 float *floats) {
+    for (int64_t row = 0; row < rows.count; row += INT4_ROWS) {
+        Rows some = from_row(rows, row, INT4_ROWS);
+        kernels.widen_int4(some, floats, rows.columns);
+        some.data = reinterpret_cast<const char *>(floats);
+        some.row_bytes = 4 * rows.columns;
+        some.kind = GF_F32;
+        kernels.linear(some, tokens, sums + row, stride, add, false);
+    }
+}
+
+// One term.
+void add_term(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add,
+              bool many, void *memory) {
+    auto *floats = static_cast<float *>(memory);
+    if (tokens.form == TRANSPOSED)
+        kernels.unit->linear(rows, tokens.transposed, sums, stride, add, memory);
+    else if (tokens.form == INT16_TILES || tokens.form == INT8_TILES)
+        add_quantised_tiles(kernels, rows, tokens, sums, stride, add, many, floats);
+    else if (tokens.form == FLOAT_TILES)
+        add_float_tiles(kernels, rows, tokens, sums, stride, add, floats);
+    else if (rows.kind == GF_I4 && tokens.form == FLOATS)
+        add_widened(kernels, rows, tokens, sums, stride, add, floats);
+    else
+        kernels.linear(rows, tokens, sums, stride, add, !many);
+}
+
+// One output's rows from `first` on, for tokens from `start` on.
+void compute(const Matmul &matmul, int number, int64_t first, int64_t start, int64_t tokens, int thread) {
+    const Kernels &kernels = *matmul.kernels;
+    const gf_output &output = matmul.outputs[number];
+    const int64_t all_rows = output.terms[0].weight.rows;
+    const int64_t count = std::min(matmul.block_rows, all_rows - first);
+    auto *sums = static_cast<float *>(scratch(thread, SUMS));
+    for (int i = 0; i < output.num_terms; i++) {
+        const gf_matrix &weight = output.terms[i].weight;
+        const Rows rows = from_row(rows_of(weight), first, count);
+        const Tokens inputs = slice(matmul.inputs[2 * number + i], start, tokens, weight.columns);
+        add_term(kernels, rows, inputs, sums, matmul.block_rows, i > 0, matmul.many, scratch(thread, WEIGHTS));
+    }
+    const int64_t size = bytes_of(matmul.kind);
+    for (int64_t token = 0; token < tokens; token++) {
+        char *y = static_cast<char *>(output.y) + ((start + token) * all_rows + first) * size;
+        kernels.epilogue(sums + token * matmul.block_rows, output.bias, first, count, output.activation, matmul.kind,
+                         y);
+    }
+}
+
+int64_t block_rows(const Kernels &kernels, const gf_output *outputs, int num_outputs, bool many) {
+    if (many && !kernels.unit)
+        return ROWS_AT_ONCE;
+    int64_t rows = 0;
+    for (int i = 0; i < num_outputs; i++)
+        rows += outputs[i].terms[0].weight.rows;
+    const int64_t wanted = rows / (num_threads() * BLOCKS_A_THREAD);
+    if (many)
+        return std::clamp(wanted / ROWS_AT_ONCE * ROWS_AT_ONCE, ROWS_AT_ONCE, MOST_UNIT_ROWS);
+    const int64_t step = std::lcm(int64_t{48}, kernels.mr); // whole tiles, streamed and packed
+    return std::clamp(wanted / step * step, step, int64_t{192});
+}
+
+// Packs the inputs of all terms, a shared one only once. Returns the largest number of columns.
+int64_t prepack_inputs(Matmul &matmul, int num_outputs, int64_t tokens) {
+    int64_t columns = 0;
+    const gf_term *terms[2 * MOST_OUTPUTS] = {};
+    for (int i = 0; i < 2 * num_outputs; i++) {
+        if (i % 2 == matmul.outputs[i / 2].num_terms)
+            continue;
+        const gf_term *term = terms[i] = &matmul.outputs[i / 2].terms[i % 2];
+        columns = std::max(columns, term->weight.columns);
+        int same = 0;
+        while (same < i &&
+               !(terms[same] && terms[same]->x == term->x && terms[same]->weight.columns == term->weight.columns &&
+                 terms[same]->weight.kind == term->weight.kind))
+            same++;
+        matmul.inputs[i] = same < i ? matmul.inputs[same] : prepack(*matmul.kernels, *term, i, tokens, matmul.kind);
+    }
+    return columns;
+}
+
+} // namespace
+
+void linears(const gf_output *outputs, int num_outputs, int64_t tokens, int kind) {
+    Matmul matmul{chosen_kernels(), outputs, {}, kind, 0, tokens > FEW_TOKENS};
+    const int64_t columns = prepack_inputs(matmul, num_outputs, tokens);
+    matmul.block_rows = block_rows(*matmul.kernels, outputs, num_outputs, matmul.many);
+    const int64_t tokens_at_once = std::min(tokens, TOKENS_AT_ONCE);
+    reserve(SUMS, static_cast<size_t>(4 * tokens_at_once * matmul.block_rows));
+    const int64_t tiles = matmul.block_rows * (FLOAT_COLUMNS + MOST_SCALES);
+    reserve(WEIGHTS, static_cast<size_t>(4 * std::max(tiles, INT4_ROWS * columns)));
+    if (matmul.many && matmul.kernels->unit)
+        reserve(WEIGHTS, matmul.kernels->unit->memory_bytes(matmul.block_rows, tokens_at_once));
+    int64_t blocks = 0;
+    for (int i = 0; i < num_outputs; i++)
+        blocks += matmul.blocks(i);
+    for (int64_t start = 0; start < tokens; start += tokens_at_once) {
+        const int64_t count = std::min(tokens_at_once, tokens - start);
+        in_parallel(blocks, [&](int64_t block, int thread) {
+            int output = 0;
+            for (; block >= matmul.blocks(output); output++)
+                block -= matmul.blocks(output);
+            compute(matmul, output, block * matmul.block_rows, start, count, thread);
+        });
+    }
+}
+
+} // namespace gyrfalcon
+
+extern "C" int gf_linears(const gf_output *outputs, int num_outputs, int64_t tokens, int kind) {
+    return gyrfalcon::one_at_a_time([&] { gyrfalcon::linears(outputs, num_outputs, tokens, kind); });
+}

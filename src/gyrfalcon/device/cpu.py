@@ -53,8 +53,10 @@ class Cpu(Device):
         return dist.is_gloo_available()
 
     @classmethod
-    def connect(cls, store: dist.Store, rank: int, size: int) -> None:
-        return None
+    def add_collectives(
+        cls, group: dist.ProcessGroup, store: dist.Store, rank: int, size: int
+    ) -> None:
+        pass
 
     @classmethod
     def toolkit(cls) -> None:

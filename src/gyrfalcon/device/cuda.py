@@ -7,7 +7,6 @@ from functools import cached_property
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import Backend
 
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.device.rates import best_seconds, product_rate
@@ -52,12 +51,13 @@ class Cuda(Device):
         return dist.is_nccl_available()
 
     @classmethod
-    def connect(
-        cls, store: dist.Store, rank: int, size: int
-    ) -> tuple[dist.ProcessGroup.BackendType, Backend]:
+    def add_collectives(
+        cls, group: dist.ProcessGroup, store: dist.Store, rank: int, size: int
+    ) -> None:
+        kinds = dist.ProcessGroup.BackendType
         options = dist.ProcessGroupNCCL.Options()
         nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size, options)
-        return dist.ProcessGroup.BackendType.NCCL, nccl
+        group._register_backend(torch.device(cls.name), kinds.NCCL, nccl)
 
     @classmethod
     def toolkit(cls) -> str | None:

@@ -7,7 +7,6 @@ from typing import ClassVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import Backend
 
 
 class Device(ABC):
@@ -54,12 +53,10 @@ class Device(ABC):
 
     @classmethod
     @abstractmethod
-    def connect(
-        cls, store: dist.Store, rank: int, size: int
-    ) -> tuple[dist.ProcessGroup.BackendType, Backend] | None:
-        """This rank's end of the collectives for tensors on such devices; None where gloo, which the
-        host has in any case, is all there is.
-        """
+    def add_collectives(
+        cls, group: dist.ProcessGroup, store: dist.Store, rank: int, size: int
+    ) -> None:
+        """Gives the group what sums tensors on such devices; it has gloo for those on the host."""
 
     @classmethod
     @abstractmethod

@@ -56,9 +56,10 @@ class Ops(Protocol):
 
 
 def choose(device: Device, quant: str = "none", processors: Sequence[int] = ()) -> Ops:
-    """The operations for `device`: the first of its operator sets that is installed here, or what the
-    environment variable GYRFALCON_OPS says (`triton`, `native` or `reference`). UsageError where the device does not support weights quantised
-    to `quant`. Native kernels pin their threads to `processors`.
+    """The operations for `device`: the first of its operator sets that is installed here, or what
+    the environment variable GYRFALCON_OPS says (`triton`, `native` or `reference`). UsageError where
+    the device does not support weights quantised to `quant`. Native kernels pin their threads to
+    `processors`.
     """
     if quant == "fp8":
         device.require_fp8()

@@ -78,9 +78,10 @@ def open_backend(
     wires = dist.ProcessGroup(store, rank, size)
     gloo = _gloo(dist.PrefixStore("gloo", store), rank, size, host)
     wires._register_backend(torch.device("cpu"), kinds.GLOO, gloo)
-    own = (kinds.GLOO, gloo) if one_device else kind.connect(store, rank, size)
-    if own is not None:
-        wires._register_backend(torch.device(kind.name), *own)
+    if one_device:
+        wires._register_backend(torch.device(kind.name), kinds.GLOO, gloo)
+    else:
+        kind.add_collectives(wires, store, rank, size)
     return Backend(wires)
 
 

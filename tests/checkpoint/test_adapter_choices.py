@@ -451,7 +451,7 @@ def test_published_figures_are_of_the_model_without_an_adapter(
         "x", tuple(guide_mmlu()), TokenFigures("x", (1, 2), (-1.0,), (3,), (-1.0,))
     )
     monkeypatch.setattr(f"gyrfalcon.cli.{command}_run.known", lambda _: figures)
-    words = [command, str(base), "--adapter", str(adapter), "--golden"]
+    words = [command, str(base), "--adapter", str(adapter), "--published"]
     if command == "mmlu":
         words += ["-d", str(exam_folder), "-o", str(tmp_path / "out"), "--shots", "2"]
     assert main(words) == 2

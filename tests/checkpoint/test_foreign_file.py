@@ -213,7 +213,7 @@ def test_a_file_that_cannot_travel_with_the_weights_is_found_before_these_are_wr
 LIMITED = """
 import resource, sys
 from gyrfalcon.cli.main import main
-import gyrfalcon.cli.weights_commands
+import gyrfalcon.cut.cut, gyrfalcon.cut.inspect, gyrfalcon.cut.recut, gyrfalcon.cut.verify
 {limit}
 sys.exit(main(sys.argv[1:]))
 """

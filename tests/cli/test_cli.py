@@ -19,9 +19,10 @@ from checkpoints import make_checkpoint
 
 import gyrfalcon
 from gyrfalcon import errors
+from gyrfalcon.cli.commands import COMMANDS
 from gyrfalcon.cli.main import main
 from gyrfalcon.cli.option_types import Number, Size, Whole, Wholes, cache_memory
-from gyrfalcon.cli.parser import COMMANDS, PLANNED, parse
+from gyrfalcon.cli.parser import PLANNED, flags, parse
 from gyrfalcon.console.interrupted import interrupt_message, interrupts_tell
 from gyrfalcon.console.suggestion import OTHER_NAMES
 from gyrfalcon.engine_config import DTYPES, QUANTS, EngineConfig
@@ -31,6 +32,17 @@ from gyrfalcon.request import SamplingParams
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+REQUIRED = {  # what a command cannot do without, and what other options cannot
+    **{name: ["m"] for name in COMMANDS},
+    "doctor": [],
+    "cut": ["a", "b", "-w=1", "--calibrate=f"],
+    "recut": ["a", "b", "-w=1"],
+    "merge": ["a", "b"],
+    "generate": ["m", "text", "--json=f"],
+    "mmlu": ["m", "-d=d"],
+    "verify": ["a"],
+    "perplexity": ["m", "f"],
+}
 
 
 def refusal(*words: str) -> str:
@@ -94,7 +106,8 @@ sys.meta_path.insert(0, Interrupt())
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
-def test_ctrl_c_ends_a_command_whose_libraries_swallow_it() -> None:
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"demo"}))  # whose steps are processes
+def test_ctrl_c_ends_a_command_whose_libraries_swallow_it(name: str, tmp_path: Path) -> None:
     """torch's import catches any exception at some places; here every import of it does."""
     code = """
 import contextlib, os, signal, sys
@@ -105,10 +118,13 @@ class Swallow:
                 os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Swallow())
 from gyrfalcon.cli.main import main
-sys.exit(main(["verify", "nowhere"]))
+sys.exit(main(sys.argv[1:]))
 """
+    command = [sys.executable, "-c", code, name, *REQUIRED[name]]
+    if name == "report":
+        command.append("--no-plots")
     done = subprocess.run(
-        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False
+        command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
@@ -217,7 +233,7 @@ def test_a_shortened_option_is_not_guessed() -> None:
 )
 def test_sizes_are_read_with_their_units(text: str, num_bytes: int) -> None:
     args = parse(["merge", "a", "b", "--max-shard-size", text])
-    assert args.max_shard_size == num_bytes
+    assert args.max_shard_bytes == num_bytes
 
 
 @pytest.mark.parametrize("text", ["", "0", "-5GB", "5 apples", "GB", "1e9", "٣GB"])
@@ -262,6 +278,15 @@ def test_two_sources_of_prompts_are_refused() -> None:
 )  # fmt: skip
 def test_words_after_the_model_are_one_prompt(words: list[str]) -> None:
     assert parse(["generate", "m", *words]).prompt == ["hello big world"]
+
+
+def test_log_probabilities_that_nothing_would_show_are_refused() -> None:
+    words = ["generate", "m", "x", "--logprobs", "3"]
+    assert refusal(*words) == (
+        "wanted --json with --logprobs, which only JSON shows, got none; "
+        "add --json FILE (- for standard output), or leave --logprobs out"
+    )
+    assert parse([*words, "--json", "-"]).logprobs == 3
 
 
 def test_a_value_of_an_unknown_option_is_no_prompt() -> None:
@@ -403,7 +428,7 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
 
 def options_of(name: str) -> list[argparse.Action]:
     parser = argparse.ArgumentParser(formatter_class=argparse.RawTextHelpFormatter)
-    COMMANDS[name][1](parser)
+    COMMANDS[name].add_arguments(parser)
     return [action for action in parser._actions if action.option_strings and action.nargs != 0]
 
 
@@ -525,7 +550,7 @@ def test_words_of_other_engines_stand_for_words_that_are_known() -> None:
     parser = argparse.ArgumentParser()
     names = [one.name for kind in (EngineConfig, SamplingParams) for one in fields(kind)]
     known = {*COMMANDS, *DTYPES, *QUANTS, "cuda", *names}
-    COMMANDS["generate"][1](parser)
+    COMMANDS["generate"].add_arguments(parser)
     known.update(option for action in parser._actions for option in action.option_strings)
     assert not set(OTHER_NAMES.values()) - known
     assert not set(OTHER_NAMES) & known
@@ -536,6 +561,23 @@ def test_words_of_run_sh_are_told_how_to_run() -> None:
     assert refusal("-m", "generate").endswith("write the mode alone: gyrfalcon generate MODEL")
 
 
+@pytest.mark.parametrize("words", [["precision", "m"], ["mmlu", "m", "-d", "d"]], ids=" ".join)
+def test_a_former_name_of_an_option_is_taken_and_not_shown(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [parse([*words, *more]).published for more in ([], ["--published"], ["--golden"])] == [
+        False,
+        True,
+        True,
+    ]
+    help_of(words[0])
+    shown = capsys.readouterr().out
+    assert "--published" in shown
+    assert "golden" not in shown
+    assert "--golden" not in refusal(*words, "--goldn")
+    assert flags()["published"] == "--published"
+
+
 # ---- numbers ----
 
 NUMBERS = [
@@ -544,15 +586,6 @@ NUMBERS = [
     for action in options_of(name)
     if isinstance(action.type, Whole | Wholes | Number | Size) or action.type is cache_memory
 ]
-REQUIRED = {
-    **{name: ["m"] for name in COMMANDS},
-    "cut": ["a", "b", "-w=1"],
-    "recut": ["a", "b", "-w=1"],
-    "merge": ["a", "b"],
-    "generate": ["m", "text"],
-    "mmlu": ["m", "-d=d"],
-    "perplexity": ["m", "f"],
-}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import pytest
 
-from gyrfalcon.cli import demo
+from gyrfalcon.cli import demo_run
 from gyrfalcon.cli.main import main
 
 RESULTS: dict[str, dict[str, Any]] = {
@@ -42,7 +42,7 @@ def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Pat
         def succeeds(words: list[str], out: TextIO) -> bool:
             print("$ gyrfalcon", *words, file=out)
             name = words[0]
-            path = next((folder / path for path in demo.RESULTS if name in path), None)
+            path = next((folder / path for path in demo_run.RESULTS if name in path), None)
             if path is not None and name not in failing:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 result = results[name]
@@ -52,7 +52,7 @@ def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Pat
                 (folder / "report" / "report.html").touch()
             return name not in failing
 
-        monkeypatch.setattr(demo, "_succeeds", succeeds)
+        monkeypatch.setattr(demo_run, "_succeeds", succeeds)
         return folder
 
     return play
@@ -112,7 +112,7 @@ def test_a_model_that_computes_no_numbers_is_told_so(
     summary = {"failed": ["precision"], "seconds": 1.0, "report": None, "precision": None}
     summary |= {"generate": None, "speed": None, "mmlu": None}
     lines = list(
-        demo._lines({**summary, "precision": {"passed": False, "figures": figures}}, folder)
+        demo_run._lines({**summary, "precision": {"passed": False, "figures": figures}}, folder)
     )
     assert "precision  cosine prefill no number; THE GATE DOES NOT HOLD" in lines
 

@@ -87,10 +87,10 @@ def test_figures_that_nobody_published_are_refused_before_the_run(
     model: Path, exam_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "output"
-    assert main(command(model, exam_folder, output, "--golden")) == 2
+    assert main(command(model, exam_folder, output, "--published")) == 2
     told = capsys.readouterr().err
     assert "wanted a model with published MMLU figures (falcon-" in told
-    assert f"got {model}, for which none are known; leave --golden out" in told
+    assert f"got {model}, for which none are known; leave --published out" in told
     assert not output.exists()
 
 
@@ -289,10 +289,10 @@ def test_figures_of_mmlu_are_not_put_beside_another_exam(
 ) -> None:
     figure = MMLUFigure("a paper", "hendrycks", "test", 0.5, None, 14042, {}, {})
     monkeypatch.setattr(mmlu_run, "known", lambda config: PublishedFigures("tiny", (figure,), None))
-    words = ["mmlu", "nestling", "-d", "nestling", "--golden", "-o", str(tmp_path / "out")]
+    words = ["mmlu", "nestling", "-d", "nestling", "--published", "-o", str(tmp_path / "out")]
     assert main(words) == 2
     assert "wanted MMLU after -d" in (told := capsys.readouterr().err)
-    assert "got nestling's exam; leave --golden out" in told
+    assert "got nestling's exam; leave --published out" in told
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_figures_of_mmlu_are_not_put_beside_another_exam(
         (["mmlu", "m", "-d", "d", "--split", "dev"], "--split test | val"),
         *(
             (["mmlu", "--compare", "a", "b", *words], f"wanted a MODEL with {words[0]}, got none; ")
-            for words in (["-d", "d"], ["--subjects", "x"], ["--limit", "3"], ["--golden"])
+            for words in (["-d", "d"], ["--subjects", "x"], ["--limit", "3"], ["--published"])
         ),
     ],
 )

@@ -23,6 +23,7 @@ from transformers import FalconForCausalLM
 
 from gyrfalcon.checkpoint.layout import EMBEDDING, HEAD
 from gyrfalcon.checkpoint.source import open_checkpoint
+from gyrfalcon.cli.parser import flags
 from gyrfalcon.cut.cut import cut
 from gyrfalcon.cut.inspect import inspect_model
 from gyrfalcon.cut.recut import merge, recut
@@ -171,8 +172,9 @@ def test_the_folder_has_the_guides_layout(checkpoint: Path, whole: Path) -> None
 def test_a_tensor_larger_than_a_file_may_be_is_refused_with_the_least_size(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="max-shard-size") as caught:
+    with pytest.raises(UsageError, match="; raise max_shard_bytes ") as caught:
         cut(checkpoint, tmp_path / "cut", 2, max_shard_bytes=50_000)
+    assert "; raise --max-shard-size " in caught.value.on_command_line(flags())
     least = int(caught.value.wanted.split("at least ")[1].split()[0])
     assert least > 50_000
     assert os.listdir(tmp_path) == []

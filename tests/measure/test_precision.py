@@ -298,9 +298,9 @@ def test_a_file_that_is_no_reference_is_refused(
         ["--reference", "nowhere"],
         ["--reference", __file__, "--prompts", "x"],
         ["--reference", __file__, "--save-reference", "x"],
-        ["--golden", "--reference", "fp32"],
-        ["--golden", "--prompts", "x"],
-        ["--golden", "--decode-steps", "32"],
+        ["--published", "--reference", "fp32"],
+        ["--published", "--prompts", "x"],
+        ["--published", "--decode-steps", "32"],
     ],
     ids=" ".join,
 )
@@ -339,12 +339,12 @@ def test_published_figures_hold_for_their_model_and_fail_for_another(
 ) -> None:
     published = PublishedFigures("tiny", mmlu=(), tokens=stand_in())
     monkeypatch.setattr(precision_run, "known", lambda config: published)
-    code, result, _ = measured(capsys, bare, "--golden", "--dtype", "bf16")
+    code, result, _ = measured(capsys, bare, "--published", "--dtype", "bf16")
     assert (code, result["passed"]) == (0, True)
-    code, result, err = measured(capsys, folder, "--golden")
+    code, result, err = measured(capsys, folder, "--published")
     assert (code, result["passed"]) == (1, False)
     assert "published greedy_agreement" in err
-    assert main(["precision", str(bare), "--golden"]) == 0
+    assert main(["precision", str(bare), "--published"]) == 0
     assert "the published figures of tiny: a test" in capsys.readouterr().out
 
 
@@ -354,7 +354,7 @@ def test_a_result_that_calls_published_figures_golden_is_read_alike(
     """As results of earlier versions do."""
     published = PublishedFigures("tiny", mmlu=(), tokens=stand_in())
     monkeypatch.setattr(precision_run, "known", lambda config: published)
-    _, result, _ = measured(capsys, bare, "--golden")
+    _, result, _ = measured(capsys, bare, "--published")
     earlier = {"golden" if key == "published" else key: value for key, value in result.items()}
     assert list(earlier) != list(result)
     gate = read_gate(Fields(earlier, "a file"))
@@ -380,7 +380,7 @@ def test_published_figures_are_compared_token_by_token(bare: Path) -> None:
 
 
 def test_a_model_without_published_figures_is_told_so(bare: Path, capsys: Captured) -> None:
-    assert "for which none are known" in refusal(capsys, bare, "--golden")
+    assert "for which none are known" in refusal(capsys, bare, "--published")
 
 
 def test_the_shipped_figures_of_falcon_7b_are_those_that_were_published(

@@ -1,5 +1,5 @@
-"""The options of every command that runs a model: ranks, device, dtype, quantisation, memory, threads; two of
-them, by themselves, are options of other commands, too.
+"""The options of every command that runs a model: ranks, device, dtype, quantisation, memory, threads. Other
+commands take some of them, too.
 """
 
 import argparse
@@ -10,8 +10,19 @@ from gyrfalcon.device import ACCELERATORS, CHOICES, PLANNED
 from gyrfalcon.engine_config import DTYPES, QUANTS, EngineConfig
 
 
-def add_engine(group: argparse._ArgumentGroup) -> None:
-    """All of them: what engine_config() makes an EngineConfig of."""
+def add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """The argument MODEL."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?" if optional else None,
+        help="a Hugging Face folder, a cut, a hub id or nestling",
+    )
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """All options that engine_config() reads, as a group of their own."""
+    group = parser.add_argument_group("how the model runs")
     add_world_size(group, "ranks that share the model (default: the cut's own, else 1)")
     group.add_argument(
         "--device",
@@ -34,18 +45,18 @@ def add_engine(group: argparse._ArgumentGroup) -> None:
         type=cache_memory,
         metavar="BYTES|FRACTION",
         help="memory of each rank's KV cache: from 1 byte to 1000 TB (2GB), or a share of what is "
-        "free once the weights are loaded (0.5), above 0, at most 1 (default 0.25 on a CPU, 0.8 on a card)",
+        "free once the weights are loaded (0.5), above 0, at most 1 (default 0.25 on a CPU, 0.8 on a GPU)",
     )
     group.add_argument(
         "--threads",
         type=Whole("--threads", ENGINE["threads"]),
         metavar="N",
-        help="CPU threads of each rank (default: the cores shared out)",
+        help="CPU threads of each rank (default: the cores, divided among the ranks)",
     )
 
 
 def engine_config(args: argparse.Namespace) -> EngineConfig:
-    """The engine that the common options ask for."""
+    """The settings of the engine that these options ask for."""
     return EngineConfig(
         model=args.model,
         world_size=args.world_size,
@@ -60,7 +71,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
 
 
 def add_world_size(to: argparse._ActionsContainer, text: str, required: bool = False) -> None:
-    """-w, explained by `text`."""
+    """-w, with `text` as its help."""
     to.add_argument(
         "-w",
         "--world-size",
@@ -72,7 +83,7 @@ def add_world_size(to: argparse._ActionsContainer, text: str, required: bool = F
 
 
 def add_dtype(to: argparse._ActionsContainer, text: str) -> None:
-    """--dtype, explained by `text`."""
+    """--dtype, with `text` as its help."""
     to.add_argument(
         "--dtype",
         type=one_of("--dtype", *DTYPES),
@@ -83,23 +94,22 @@ def add_dtype(to: argparse._ActionsContainer, text: str) -> None:
 
 
 def add_adapter(to: argparse._ActionsContainer) -> None:
-    """The option --adapter."""
+    """--adapter."""
     to.add_argument(
         "--adapter",
         metavar="DIR|.|none",
-        help="merge a LoRA adapter that peft saved into the weights, such as --adapter sft/checkpoint-500; "
-        ". is the one that lies beside the weights, none leaves that out "
-        "(default: an adapter there is refused)",
+        help="merge into the weights a LoRA adapter that peft saved, such as --adapter sft/checkpoint-500; "
+        ". is the one beside the weights, none leaves that one out (default: one beside them is refused)",
     )
 
 
 def add_quant(to: argparse._ActionsContainer, text: str) -> None:
-    """The option --quant, with what it does."""
+    """--quant; its help begins with `text`."""
     to.add_argument(
         "--quant",
         type=one_of("--quant", *QUANTS),
         default="none",
         metavar="|".join(QUANTS),
-        help=f"{text}, embedding and head to 8 bits; int4 has a scale for 64 weights of a row, int4-32 and "
-        "int4-128 for so many (default none: as the checkpoint or cut is)",
+        help=f"{text}, embedding and head to 8 bits; int4 has a scale for each 64 weights of a row, "
+        "int4-32 and int4-128 for each 32 and 128 (default none: as the checkpoint or cut is)",
     )

@@ -1,4 +1,4 @@
-"""`gyrfalcon generate`: continues prompts; one streams as it comes, many are printed in their
+"""What `gyrfalcon generate` does: continues prompts; one streams as it comes, many are printed in their
 order.
 """
 

@@ -1,18 +1,17 @@
 """The gyrfalcon command: runs what was asked for, turns every error into one line and an exit code."""
 
-import argparse
 import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from gyrfalcon.cli.commands import COMMANDS
 from gyrfalcon.cli.parser import flags, parse
 from gyrfalcon.console.interrupted import interrupt_message
 from gyrfalcon.console.suggestion import path_meant
 from gyrfalcon.errors import DISK_FULL, DiskFull, GyrfalconError, UsageError, lack
 from gyrfalcon.files.output import open_output
-from gyrfalcon.parallel.interrupts import ending_interrupts
 
 INTERRUPTED = 130
 RUN_SH = "GYRFALCON_RUN_SH"  # set by run.sh, which takes other options than gyrfalcon
@@ -93,9 +92,7 @@ def _run(argv: Sequence[str]) -> int:
         return 0
     if args.json is not None:
         args.json = open_output(args.json, "--json")
-    with ending_interrupts():
-        command = _command(args.command)
-    return command(args)
+    return COMMANDS[args.command].run(args)
 
 
 def _explained(error: OSError) -> GyrfalconError:
@@ -115,44 +112,3 @@ def _complain(error: GyrfalconError) -> int:
         line += " (with run.sh: after --)"
     print("gyrfalcon: error:", line, file=sys.stderr)
     return error.exit_code
-
-
-def _command(name: str) -> Callable[[argparse.Namespace], int]:
-    """The function behind a command. The imports stand here because torch comes with most of them."""
-    match name:
-        case "generate":
-            from gyrfalcon.cli import generate_run
-
-            return generate_run.run
-        case "speed":
-            from gyrfalcon.cli import speed_run
-
-            return speed_run.run
-        case "precision":
-            from gyrfalcon.cli import precision_run
-
-            return precision_run.run
-        case "mmlu":
-            from gyrfalcon.cli import mmlu_run
-
-            return mmlu_run.run
-        case "perplexity":
-            from gyrfalcon.cli import perplexity_run
-
-            return perplexity_run.run
-        case "report":
-            from gyrfalcon.cli import report
-
-            return report.run
-        case "demo":
-            from gyrfalcon.cli import demo
-
-            return demo.run
-        case "doctor":
-            from gyrfalcon.measure import machine as doctor
-
-            return doctor.run
-        case _:
-            from gyrfalcon.cli import weights_commands as weights
-
-            return weights.COMMANDS[name]

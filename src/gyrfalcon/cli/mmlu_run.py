@@ -1,9 +1,9 @@
-"""`gyrfalcon mmlu`: runs a multiple-choice exam, or compares two runs of one."""
+"""What `gyrfalcon mmlu` does: runs a multiple-choice exam, or compares two runs of one."""
 
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -15,13 +15,13 @@ from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.cli import mmlu_tables as tables
 from gyrfalcon.cli.before_loading import opened
 from gyrfalcon.cli.engine_options import engine_config
-from gyrfalcon.console.format import counted, goes_to_stdout, say_ready, write_json
+from gyrfalcon.console.format import counted, say_ready, show_result
 from gyrfalcon.console.interrupted import interrupts_tell
 from gyrfalcon.console.progress import bar
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import CheckFailed, UsageError
-from gyrfalcon.files.output import OutputFile, check_folder
+from gyrfalcon.files.output import check_folder
 from gyrfalcon.measure import result
 from gyrfalcon.measure.mmlu import published as mmlu_published
 from gyrfalcon.measure.mmlu import score as mmlu_score
@@ -40,8 +40,6 @@ from gyrfalcon.measure.mmlu.result import ExamResult
 from gyrfalcon.measure.mmlu.run import Answer, answers
 from gyrfalcon.measure.mmlu.score import Score, score
 from gyrfalcon.measure.published import PublishedFigures, known, models_with_mmlu
-
-Document = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     for other, path in zip(others, args.compare, strict=True):
         asked = ExamSetup.in_exam(exam, which)
         check_alike(asked, ExamSetup.in_result(other), ("A (this run)", f"B ({path})"))
-    published = _published(engine_config(args), which) if args.golden else None
+    published = _published(engine_config(args), which) if args.published else None
     opened(engine_config(args))
     identity = _identity(args, exam)
     earlier = [] if args.overwrite else unfinished(output, identity, exam.subjects)
@@ -120,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
             document = result.envelope("mmlu", engine, args.words, facts)
             recorder.finish(done.score, document)
     _say_speed(done, args.output)
-    _tell(document, _lines(done, rows, comparison), args.json)
+    show_result(document, _lines(done, rows, comparison), args.json)
     return _verdict(rows or ())
 
 
@@ -136,7 +134,7 @@ def _compare_alone(others: Sequence[ExamResult], args: argparse.Namespace) -> in
         "runs": [{"file": first, "model": one.model}, {"file": second, "model": other.model}],
         **comparison_json(pairs),
     }
-    _tell(document, lines, args.json)
+    show_result(document, lines, args.json)
     return 0
 
 
@@ -232,11 +230,11 @@ def _published(config: EngineConfig, which: Identity) -> PublishedFigures:
     if published is None or not published.mmlu:
         wanted = f"a model with published MMLU figures ({', '.join(models_with_mmlu())})"
         raise UsageError(
-            wanted, f"{config.model_name}, for which none are known", "leave --golden out"
+            wanted, f"{config.model_name}, for which none are known", "leave --published out"
         )
     if which.name != MMLU_NAME:
         wanted = f"{MMLU_NAME} after -d, which all published figures are of"
-        raise UsageError(wanted, which.name, "leave --golden out")
+        raise UsageError(wanted, which.name, "leave --published out")
     return published
 
 
@@ -259,13 +257,6 @@ def _say_speed(done: Done, output: str) -> None:
     new = counted(done.num_new, "question")
     text = f"{new} in {done.seconds:.1f} s, {rate}; written to {output}"
     print(text, file=sys.stderr)
-
-
-def _tell(document: Document, lines: Iterable[str], json_target: OutputFile | None) -> None:
-    if json_target is not None:
-        write_json(document, json_target)
-    if not goes_to_stdout(json_target):
-        print("\n".join(lines))
 
 
 def _verdict(rows: Sequence[mmlu_published.PublishedComparison]) -> int:

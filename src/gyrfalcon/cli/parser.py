@@ -1,18 +1,14 @@
-"""What the gyrfalcon command can be told: all its commands, and reading what was typed. Most commands'
-arguments stand on pages of their own (arguments_*.py).
-
-None of them imports anything that computes, so that --help and wrong usage answer at once.
-"""
+"""Reads what was typed after `gyrfalcon`: a command of cli/commands.py and its arguments."""
 
 import argparse
 import inspect
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from gyrfalcon import __version__
-from gyrfalcon.cli import arguments_generate, arguments_measure, arguments_weights
+from gyrfalcon.cli.commands import COMMANDS
 from gyrfalcon.cli.option_types import Number, Whole, Wholes
 from gyrfalcon.console.suggestion import did_you_mean
 from gyrfalcon.errors import UsageError
@@ -43,15 +39,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if not argv:
         parser.print_help(sys.stderr)
     _check_command(argv)
-    args, unknown = parser.parse_known_args(argv)
-    if args.command == "generate":
-        arguments_generate.take_late_words(args, unknown)
-    if unknown:
-        raise _unknown(args.command, unknown[0])
-    if args.command == "generate":
-        arguments_generate.settle_prompts(args)
-    if args.command == "mmlu":
-        arguments_measure.settle_runs(args)
+    args, rest = parser.parse_known_args(argv)
+    args.rest = rest
+    for word in rest:
+        if word.startswith("-") and word != "-":
+            raise _unknown(args.command, word)
+    if args.check is not None:
+        args.check(args)
+    if args.rest:  # words that the command has not taken as its own
+        raise _unknown(args.command, args.rest[0])
     args.words = tuple(typed)
     return args
 
@@ -70,11 +66,19 @@ def _with_options_for_words(argv: Sequence[str]) -> Sequence[str]:
 
 def flags() -> dict[str, str]:
     """What an option is called on the command line, by its name in Python: "-w" for world_size."""
-    parsers = [argparse.ArgumentParser() for _ in COMMANDS]
-    for parser, (_, add_arguments) in zip(parsers, COMMANDS.values(), strict=True):
-        add_arguments(parser)
-    actions = [action for parser in parsers for action in parser._actions]
-    return {action.dest: action.option_strings[0] for action in actions if action.option_strings}
+    return {
+        action.dest: action.option_strings[0]
+        for command in COMMANDS
+        for action in _shown_options(command)
+    }
+
+
+def _shown_options(command: str) -> list[argparse.Action]:
+    """The options of a command that its --help shows: not the former names of others."""
+    parser = argparse.ArgumentParser()
+    COMMANDS[command].add_arguments(parser)
+    actions = [action for action in parser._actions if action.option_strings]
+    return [action for action in actions if action.help != argparse.SUPPRESS]
 
 
 def _check_command(argv: Sequence[str]) -> None:
@@ -95,9 +99,7 @@ def _check_command(argv: Sequence[str]) -> None:
 
 def _unknown(command: str, word: str) -> UsageError:
     """An argument that the command does not take."""
-    parser = argparse.ArgumentParser()
-    COMMANDS[command][1](parser)
-    options = [option for action in parser._actions for option in action.option_strings]
+    options = [option for action in _shown_options(command) for option in action.option_strings]
     do = did_you_mean(
         word.partition("=")[0], [*options, "--json"], f"see gyrfalcon {command} --help"
     )
@@ -151,27 +153,30 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True
     )
-    for name, (summary, add_arguments) in COMMANDS.items():
-        command = commands.add_parser(
+    for name, command in COMMANDS.items():
+        subparser = commands.add_parser(
             name,
-            help=summary,
-            description=add_arguments.__doc__,
+            help=command.SUMMARY,
+            description=command.add_arguments.__doc__,
             formatter_class=_Help,
             allow_abbrev=False,
         )
-        add_arguments(command)
-        command.add_argument(
+        subparser.set_defaults(check=None)
+        command.add_arguments(subparser)
+        subparser.add_argument(
             "--json",
             metavar="FILE",
             help="also write the whole result as JSON; - for stdout alone (default: none is written)",
         )
-        for action in command._actions:
+        for action in subparser._actions:
             _state_range_and_default(action)
     return parser
 
 
 def _state_range_and_default(action: argparse.Action) -> None:
     """Adds to an option's help which numbers it takes, and its default where the help has none."""
+    if action.help == argparse.SUPPRESS:
+        return
     text = action.help or ""
     if isinstance(action.type, Whole | Wholes | Number):
         text += f"; {action.type.bounds}"
@@ -183,39 +188,3 @@ def _state_range_and_default(action: argparse.Action) -> None:
         )
         text += f" (default {shown})"
     action.help = text
-
-
-def _add_demo(parser: argparse.ArgumentParser) -> None:
-    """Run the whole chain on nestling with 2 ranks: cut, verify, generate, speed, exam, precision, report.
-
-    Exits 1 when the exam is under 60 % or the precision gate does not hold.
-
-    examples:
-      gyrfalcon demo
-      gyrfalcon demo -o /tmp/demo
-    """
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="DIR",
-        default="gyrfalcon-demo",
-        help="where everything is written (default gyrfalcon-demo); an earlier demo's files are replaced",
-    )
-
-
-def _add_doctor(parser: argparse.ArgumentParser) -> None:
-    """Show what this machine has: versions, processor, memory, disk, devices, the operators used and why.
-
-    examples:
-      gyrfalcon doctor
-      gyrfalcon doctor --json machine.json
-    """
-
-
-COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
-    **arguments_weights.COMMANDS,
-    **arguments_generate.COMMANDS,
-    **arguments_measure.COMMANDS,
-    "demo": ("run the whole chain on nestling, the model that ships with the package", _add_demo),
-    "doctor": ("show what this machine has and which operators are used", _add_doctor),
-}

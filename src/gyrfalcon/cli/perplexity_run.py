@@ -1,4 +1,4 @@
-"""`gyrfalcon perplexity`: how well a model predicts a text file."""
+"""What `gyrfalcon perplexity` does: how well a model predicts a text file."""
 
 import argparse
 import time
@@ -6,18 +6,17 @@ from dataclasses import asdict
 
 from gyrfalcon.cli.before_loading import opened
 from gyrfalcon.cli.engine_options import engine_config
-from gyrfalcon.console.format import counted, goes_to_stdout, say_ready, write_json
+from gyrfalcon.console.format import counted, say_ready, show_result
 from gyrfalcon.console.progress import bar
 from gyrfalcon.engine.build import longest_sequence
 from gyrfalcon.engine.engine import Engine
-from gyrfalcon.files.output import OutputFile
 from gyrfalcon.files.text import contents, decoded
 from gyrfalcon.measure.perplexity import Perplexity, check_window, perplexity, text_ids
 from gyrfalcon.measure.result import envelope
 
 
 def run(args: argparse.Namespace) -> int:
-    """Scores the file and tells."""
+    """Scores the file and shows its perplexity."""
     text = decoded(contents(args.file), args.file)
     config = engine_config(args)
     longest = longest_sequence(config, opened(config))
@@ -35,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         result = _result(args.file, found, window, stride, time.perf_counter() - start)
         document = envelope("perplexity", engine, args.words, result)
         if engine.is_first_rank:
-            _tell(document, found, window, stride, args.json)
+            show_result(document, _lines(found, window, stride), args.json)
     return 0
 
 
@@ -58,19 +57,11 @@ def _result(
     }
 
 
-def _tell(
-    document: dict[str, object],
-    found: Perplexity,
-    window: int,
-    stride: int,
-    target: OutputFile | None,
-) -> None:
-    if target is not None:
-        write_json(document, target)
-    if goes_to_stdout(target):
-        return
+def _lines(found: Perplexity, window: int, stride: int) -> list[str]:
     size = f"{counted(found.num_tokens, 'token')}, {counted(found.num_bytes, 'byte')}"
-    print(f"{size}; window {window}, stride {stride}")
-    print(f"perplexity      {found.perplexity:.4f}")
-    print(f"bits per token  {found.bits_per_token:.4f}")
-    print(f"bits per byte   {found.bits_per_byte:.4f}")
+    return [
+        f"{size}; window {window}, stride {stride}",
+        f"perplexity      {found.perplexity:.4f}",
+        f"bits per token  {found.bits_per_token:.4f}",
+        f"bits per byte   {found.bits_per_byte:.4f}",
+    ]

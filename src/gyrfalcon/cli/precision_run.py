@@ -1,5 +1,5 @@
-"""`gyrfalcon precision`: the logits gate against a reference, or published figures of real weights; a
-table, the whole result with --json, and exit 1 when a figure does not hold.
+"""What `gyrfalcon precision` does: the logits gate against a reference, or published figures of real
+weights; a table, the whole result with --json, and exit 1 when a figure does not hold.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 from gyrfalcon.cli.before_loading import opened
 from gyrfalcon.cli.engine_options import engine_config
 from gyrfalcon.config import ModelConfig
-from gyrfalcon.console.format import goes_to_stdout, say_ready, write_json
+from gyrfalcon.console.format import say_ready, show_result
 from gyrfalcon.console.suggestion import path_meant
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.engine_config import DECODE_STEPS, EngineConfig
@@ -56,14 +56,11 @@ def run(args: argparse.Namespace) -> int:
     saved = _saved(args)
     _check_with_model(args)
     with Engine(_config(args)) as engine:
-        findings = _compare_published(engine) if args.golden else _gate(engine, args, saved)
+        findings = _compare_published(engine) if args.published else _gate(engine, args, saved)
         if findings is None:
             return 0
         document = envelope("precision", engine, args.words, findings.result)
-    if args.json is not None:
-        write_json(document, args.json)
-    if not goes_to_stdout(args.json):
-        print("\n".join(_table(findings)))
+    show_result(document, _table(findings), args.json)
     if findings.failures:
         got = ", ".join(findings.failures)
         do = "look where the curves of --json begin to part"
@@ -78,11 +75,11 @@ def _check(args: argparse.Namespace) -> None:
         do = path_meant(str(stored), "correct it", "auto", *KINDS)
         raise UsageError("--reference auto, transformers, fp32 or a file", str(stored), do)
     options = {"--save-reference": args.save_reference, "--prompts": args.prompts}
-    if args.golden:
+    if args.published:
         options["--reference"], options["--decode-steps"] = args.reference, args.decode_steps
     given = [name for name, value in options.items() if value is not None]
-    if given and (args.golden or stored is not None):
-        alone = "--golden" if args.golden else f"--reference {stored}"
+    if given and (args.published or stored is not None):
+        alone = "--published" if args.published else f"--reference {stored}"
         do = "it brings its own prompts and figures: leave one out"
         raise UsageError(f"{alone} without {given[0]}", "both", do)
 
@@ -91,7 +88,7 @@ def _check_with_model(args: argparse.Namespace) -> None:
     """Refuses, before the weights are loaded, what does not go with the model."""
     config, stored = engine_config(args), _stored(args)
     checkpoint = opened(config, needs_tokenizer=False)
-    if args.golden:
+    if args.published:
         _published(config, checkpoint.config)
     elif stored is not None:
         Reference.open(stored, checkpoint.config)
@@ -109,7 +106,7 @@ def _published(config: EngineConfig, model: ModelConfig) -> tuple[str, TokenFigu
     if published is None or published.tokens is None:
         wanted = "a model with published log-probabilities (falcon-7b)"
         got = f"{config.model_name}, for which none are known"
-        raise UsageError(wanted, got, "leave --golden out to compare with a reference")
+        raise UsageError(wanted, got, "leave --published out to compare with a reference")
     return published.name, published.tokens
 
 

@@ -1,4 +1,4 @@
-"""`gyrfalcon speed`: the guide's sweep over input and output lengths, as CSV, JSON and table."""
+"""What `gyrfalcon speed` does: the guide's sweep over input and output lengths, as CSV, JSON and table."""
 
 import argparse
 import contextlib

@@ -24,6 +24,14 @@ def goes_to_stdout(target: OutputFile | None) -> bool:
     return target is not None and target.is_stdout
 
 
+def show_result(result: object, lines: Iterable[str], json: OutputFile | None) -> None:
+    """Writes the result as JSON where asked, and prints the lines unless JSON goes to standard output."""
+    if json is not None:
+        write_json(result, json)
+    if not goes_to_stdout(json):
+        print("\n".join(lines))
+
+
 def say_ready(description: str, notes: Iterable[str]) -> None:
     """Prints to standard error what runs, and notes on how the model was read."""
     for line in (f"ready: {description}", *(f"note: {note}" for note in notes)):

@@ -118,7 +118,7 @@ def _stages(tensors: Mapping[str, CutTensor], max_shard_bytes: int) -> Iterator[
             raise UsageError(
                 f"files of at least {max(added)} B for {matrix}",
                 f"{max_shard_bytes} B",
-                "raise --max-shard-size or use more ranks",
+                "raise `max_shard_bytes` or use more ranks",
             )
         if max(a + b for a, b in zip(sizes, added, strict=True)) > max_shard_bytes:
             yield _file_order(stage, tensors)

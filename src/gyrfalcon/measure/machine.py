@@ -1,12 +1,11 @@
 """This machine: versions, CPU, memory, disk, devices, operators."""
 
-import argparse
 import os
 import platform
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import psutil
 import torch
 
 from gyrfalcon import __version__
-from gyrfalcon.console.format import goes_to_stdout, shown_bytes, write_json
+from gyrfalcon.console.format import shown_bytes
 from gyrfalcon.device import KINDS, PLANNED
 from gyrfalcon.device.lookup import all_devices, kind_of
 from gyrfalcon.device.protocol import Device
@@ -83,16 +82,6 @@ class MachineReport:
     disk_free_bytes: int
     devices: tuple[DeviceInfo, ...]
     not_built: tuple[str, ...]  # kinds of device that gyrfalcon cannot use yet
-
-
-def run(args: argparse.Namespace) -> int:
-    """The command: prints the report, and writes it with --json."""
-    report = examine(Path.cwd())
-    if not goes_to_stdout(args.json):
-        print("\n".join(f"{name:<16} {fact}" for name, fact in describe(report)))
-    if args.json is not None:
-        write_json(asdict(report), args.json)
-    return 0
 
 
 def examine(folder: Path) -> MachineReport:

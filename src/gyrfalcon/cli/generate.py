@@ -1,15 +1,17 @@
-"""The arguments of generate: prompts, how tokens are chosen, how the model runs."""
+"""`gyrfalcon generate`: continues prompts."""
 
 import argparse
-from collections.abc import Callable
 
 from gyrfalcon.bounds import SAMPLING, TOP_TOKENS
-from gyrfalcon.cli.engine_options import add_engine
+from gyrfalcon.cli.engine_options import add_engine, add_model
 from gyrfalcon.cli.option_types import Number, Whole
 from gyrfalcon.errors import UsageError
+from gyrfalcon.parallel.interrupts import ending_interrupts
+
+SUMMARY = "continue prompts"
 
 
-def _add_generate(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Continue prompts. The text streams to standard output; all else goes to standard error.
 
     examples:
@@ -17,11 +19,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
       gyrfalcon generate falcon-7b-instruct --chat "Name a bird."
       gyrfalcon generate falcon-40b -w 4 --prompt-file prompts.txt --temperature 0.7 --seed 1 --json out.jsonl
     """
+    add_model(parser)
     parser.add_argument(
-        "model", metavar="MODEL", help="a Hugging Face folder, a cut, a hub id or nestling"
-    )
-    parser.add_argument(
-        "words",
+        "prompt_words",
         metavar="PROMPT",
         nargs="*",
         default=[],  # without one argparse calls it missing where MODEL is
@@ -41,32 +41,60 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chat",
         action="store_true",
-        help="each prompt is a user's turn, written as the model's chat template says; the answer ends where"
-        " the template ends it, unless --ignore-eos",
+        help="each prompt is a user's message, formatted by the model's chat template; the answer ends where "
+        "the template ends it, unless --ignore-eos",
     )
     _add_sampling(
         parser.add_argument_group("how the next token is chosen (default: always the most likely)")
     )
-    add_engine(parser.add_argument_group("how the model runs"))
+    add_engine(parser)
+    parser.set_defaults(check=_check)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generates for every prompt and prints text, JSON or both."""
+    with ending_interrupts():
+        from gyrfalcon.cli import generate_run
+    return generate_run.run(args)
 
 
 def _add_sampling(group: argparse._ArgumentGroup) -> None:
     for option, kind, default, text in (
-        ("--max-new-tokens", Whole, 128, "stop after so many"),
-        ("--temperature", Number, 0.0, "0 takes the most likely; higher is more varied"),
-        ("--top-k", Whole, 0, "only among the K most likely; 0: all"),
-        ("--top-p", Number, 1.0, "only among the most likely that together have probability P"),
-        ("--min-p", Number, 0.0, "only those at least P times as likely as the most likely"),
+        ("--max-new-tokens", Whole, 128, "stop after this many"),
+        (
+            "--temperature",
+            Number,
+            0.0,
+            "0 always takes the most likely token; higher is more varied",
+        ),
+        ("--top-k", Whole, 0, "sample among the N most likely tokens; 0: all"),
+        (
+            "--top-p",
+            Number,
+            1.0,
+            "sample among the most likely tokens that together reach probability N",
+        ),
+        (
+            "--min-p",
+            Number,
+            0.0,
+            "sample among tokens at least N times as likely as the most likely one",
+        ),
         ("--repetition-penalty", Number, 1.0, "above 1 discourages tokens that already occurred"),
         ("--presence-penalty", Number, 0.0, "subtracted from the logit of each generated token"),
-        ("--frequency-penalty", Number, 0.0, "the same, once for each time it was generated"),
+        (
+            "--frequency-penalty",
+            Number,
+            0.0,
+            "the same, once for each time the token was generated",
+        ),
         ("--seed", Whole, None, "makes sampling repeatable (default: another each time)"),
-        ("--n", Whole, 1, "so many independent continuations of each prompt"),
+        ("--n", Whole, 1, "independent continuations of each prompt"),
         (
             "--logprobs",
             Whole,
             None,
-            "with --json: log-probabilities, those of the N most likely tokens too (default: none)",
+            "with --json: log-probabilities of each new token and of the N most likely ones (default: none)",
         ),
     ):
         bounds = SAMPLING[option.removeprefix("--").replace("-", "_")]
@@ -89,22 +117,19 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         help="end at this token id of the vocabulary; may be given several times (default: none)",
     )
     group.add_argument(
-        "--ignore-eos", action="store_true", help="go on after the tokens that end a text"
+        "--ignore-eos", action="store_true", help="go on after tokens that end a text"
     )
 
 
-def take_late_words(args: argparse.Namespace, unknown: list[str]) -> None:
-    """argparse knows the words of a prompt only right behind MODEL; options may stand between."""
-    if not any(word.startswith("-") and word != "-" for word in unknown):
-        args.words += unknown
-        unknown.clear()
-
-
-def settle_prompts(args: argparse.Namespace) -> None:
-    """Exactly one kind of prompt; standard input becomes the prompt file "-"."""
-    from_stdin = args.words == ["-"]
+def _check(args: argparse.Namespace) -> None:
+    """Exactly one kind of prompt, and no option that would be ignored. Standard input becomes the prompt
+    file "-".
+    """
+    words = args.prompt_words + args.rest  # argparse stops at the first option behind MODEL
+    args.rest = []
+    from_stdin = words == ["-"]
     given = {
-        "PROMPT": bool(args.words) and not from_stdin,
+        "PROMPT": bool(words) and not from_stdin,
         "--prompt": args.prompt is not None,
         "--prompt-file": args.prompt_file is not None,
         "-": from_stdin,
@@ -118,11 +143,8 @@ def settle_prompts(args: argparse.Namespace) -> None:
         )
     if from_stdin:
         args.prompt_file = "-"
-    elif args.words:
-        args.prompt = [" ".join(args.words)]
-    del args.words
-
-
-COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "generate": ("continue prompts", _add_generate),
-}
+    elif words:
+        args.prompt = [" ".join(words)]
+    if args.logprobs is not None and args.json is None:
+        do = "add --json FILE (- for standard output), or leave --logprobs out"
+        raise UsageError("--json with --logprobs, which only JSON shows", "none", do)

@@ -248,8 +248,8 @@ OF_THE_SUITE: dict[str, Callable[[Patch], None]] = {
         edited(
             precision_run.Findings,
             "failures",
-            "self.columns.items()",
-            "[*self.columns.items()][:1]",
+            "failures(self.columns)",
+            "failures(dict([*self.columns.items()][:1]))",
         )
     ),
     "tests/cut/test_cut.py::test_a_manifest_whose_values_are_possible_but_not_those_written_is_a_fault[config]": (

@@ -1,7 +1,7 @@
-"""What benchmarks/cpu_peers.py asks of each engine it compares: the words that its process and the
-script share. An engine is a module with the functions of `EngineModule`.
+"""The interface between benchmarks/cpu_peers.py and each engine that it compares.
 
-Imports nothing that an engine's own environment may lack.
+An engine is a module with the functions of `EngineModule`. Imports nothing that an engine's own
+environment may lack.
 """
 
 import time
@@ -15,7 +15,7 @@ Prompts = Sequence[Sequence[int]]  # token ids, all of one length
 
 @dataclass(frozen=True)
 class Setup:
-    """How a model is to be loaded."""
+    """How to load a model."""
 
     path: str  # the engine's form of the checkpoint, or the Hugging Face folder itself
     precision: str  # bf16, int8 or int4
@@ -26,8 +26,8 @@ class Setup:
 
 @dataclass
 class Generation:
-    """A greedy generation while it runs: when each step ended, in seconds since it began, and the
-    ids that every sequence began with. The first step reads the prompts.
+    """A running greedy generation: when each step ended, in seconds since it began, and the first
+    ids of every sequence. The first step is the prefill.
     """
 
     ends: list[float] = field(default_factory=list)
@@ -45,8 +45,8 @@ Generate = Callable[[Prompts, int], Generation]  # prompts, decoding steps after
 
 
 class EngineModule(Protocol):
-    """A module named cpu_engine_*.py. Importing it imports the engine. One that has not all of its precisions
-    on every processor has lacks() as well: those that it lacks here, and why.
+    """A module named cpu_engine_*.py. Importing it imports the engine. An engine that does not have
+    all of its precisions on every processor also has lacks(): those that it lacks here, and why.
     """
 
     def versions(self) -> dict[str, str]:

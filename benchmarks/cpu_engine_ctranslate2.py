@@ -41,7 +41,7 @@ def load(setup: Setup) -> Generate:
     def generate(prompts: Prompts, steps: int) -> Generation:
         ids: list[int] = []
 
-        def told(result: ctranslate2.GenerationStepResult) -> bool:
+        def report(result: ctranslate2.GenerationStepResult) -> bool:
             ids.append(result.token_id)
             if len(ids) == len(prompts):
                 found.step_ended(ids)
@@ -54,7 +54,7 @@ def load(setup: Setup) -> Generate:
             min_length=steps + 1,
             max_length=steps + 1,
             include_prompt_in_result=False,
-            callback=told,
+            callback=report,
         )
         return found
 

@@ -1,5 +1,5 @@
-"""llama.cpp in benchmarks/cpu_peers.py, by the C interface of llama-cpp-python. Checkpoints are written
-with llama.cpp's own package gguf and rounded by its own function.
+"""llama.cpp in benchmarks/cpu_peers.py, by the C interface of llama-cpp-python. Checkpoints are
+written with llama.cpp's own package gguf and quantised by its own function.
 """
 
 import ctypes

@@ -1,5 +1,5 @@
-"""OpenVINO in benchmarks/cpu_peers.py: exported and rounded by optimum-intel, run by OpenVINO itself,
-with its keys and values as the model's state.
+"""OpenVINO in benchmarks/cpu_peers.py: exported and quantised by optimum-intel, run by OpenVINO
+itself, with its KV cache as the model's state.
 """
 
 from importlib.metadata import version
@@ -19,7 +19,7 @@ ROUNDING = {
 
 
 def versions() -> dict[str, str]:
-    """OpenVINO and what exports and rounds for it."""
+    """OpenVINO and the packages that export and quantise for it."""
     names = ("openvino", "optimum-intel", "nncf", "transformers", "torch")
     return {name: version(name) for name in names}
 
@@ -36,7 +36,7 @@ def prepare(checkpoint: Path, target: Path, precision: str) -> None:
 
 
 def load(setup: Setup) -> Generate:
-    """The model compiled for the time to a token."""
+    """The model compiled for latency."""
     core = openvino.Core()
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": setup.threads}
     model = last_logits_only(core.read_model(Path(setup.path) / "openvino_model.xml"))

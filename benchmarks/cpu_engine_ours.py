@@ -35,7 +35,7 @@ def _sources() -> str:
 
 
 def prepare(checkpoint: Path, target: Path, precision: str) -> None:
-    """Rounded weights, so that loading does not round them again and again."""
+    """Quantised weights, so that loading does not quantise them again and again."""
     cut(checkpoint, target, 1, quant=precision)
 
 
@@ -61,9 +61,9 @@ def load(setup: Setup) -> Generate:
         for ids in prompts:
             engine.add(ids, params)
         while engine.has_work:
-            pieces = engine.step()
-            assert len(pieces) == len(prompts)  # no sequence waits for another
-            found.step_ended([piece.token.id for piece in pieces if piece.token])
+            deltas = engine.step()
+            assert len(deltas) == len(prompts)  # no sequence waits for another
+            found.step_ended([delta.token.id for delta in deltas if delta.token])
         return found
 
     return generate

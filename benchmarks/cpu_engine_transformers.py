@@ -18,7 +18,7 @@ def versions() -> dict[str, str]:
 
 
 def faster_dtype() -> torch.dtype:
-    """bfloat16 where the processor multiplies it, else float32, which one would choose there."""
+    """bfloat16 where the processor has units for it, else float32, as a user would choose there."""
     return min((torch.bfloat16, torch.float32), key=_seconds_of_products)
 
 

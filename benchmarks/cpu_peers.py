@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def cores(threads: int) -> Iterator[None]:
-    """Keeps this process, and those it starts, on as many cores as there are threads."""
+    """Pins this process, and those it starts, to as many cores as there are threads."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[:threads])
     try:
@@ -85,7 +85,7 @@ def cores(threads: int) -> Iterator[None]:
 
 @contextmanager
 def workplace(folder: Path) -> Iterator[Path]:
-    """A folder below `folder` that is gone in the end, when this is told to stop, too."""
+    """A temporary folder below `folder`, removed at the end and on SIGTERM."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     work = Path(tempfile.mkdtemp(prefix="gyrfalcon-peers-", dir=folder))
     try:
@@ -118,7 +118,7 @@ def facts_of(
 
 
 def save(plan: Plan, turns: Sequence[Turn], facts: Facts, json: Path | None) -> None:
-    """The rounds so far, so that a run which is stopped has not been for nothing."""
+    """Saves the rounds so far, so that an interrupted run is not lost."""
     if json:
         rounds = {model: rounds_of(turns, model) for model in plan.configs}
         there = to_json(rows_of(turns, configs_of(plan)), turns)
@@ -126,7 +126,7 @@ def save(plan: Plan, turns: Sequence[Turn], facts: Facts, json: Path | None) -> 
 
 
 def configs_of(plan: Plan) -> dict[str, ModelConfig]:
-    """Each model's."""
+    """The config of each model."""
     return {model: ModelConfig.from_json(config) for model, config in plan.configs.items()}
 
 

@@ -25,7 +25,7 @@ BASE_BYTES = 2 << 30  # of memory for libraries, cache and intermediate results
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What has to be known of an engine before it is started."""
+    """What to know of an engine before it is started."""
 
     form_bytes: Mapping[str, float]  # precision it has → disk for its own files, a weight
     memory_bytes: float  # a weight, at most, while it prepares or runs
@@ -42,7 +42,7 @@ ENGINES = {
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What is run where no option says otherwise."""
+    """What to run where no option says otherwise."""
 
     models: str
     engines: str
@@ -88,7 +88,7 @@ class Plan:
 
 
 def parse_options(argv: Sequence[str] | None, description: str | None) -> argparse.Namespace:
-    """The command line; UsageError for values that cannot be."""
+    """The command line; UsageError for impossible values."""
     parser = argparse.ArgumentParser(
         prog="cpu_peers.py",
         description=description,
@@ -132,7 +132,7 @@ def _both(field: str) -> str:
 
 
 def plan_of(options: argparse.Namespace) -> Plan:
-    """The options with their defaults; UsageError for what cannot be."""
+    """The options with their defaults; UsageError for impossible ones."""
     default = QUICK if options.quick else FULL
     if options.resume and not options.json:
         raise UsageError("--json FILE to --resume", "none", "name the file that holds the rounds")

@@ -15,12 +15,12 @@ SHOWN_LETTERS = 200  # of what an engine said last
 
 
 class EngineFailed(Exception):
-    """An engine could not do what was asked; the words say why."""
+    """An engine failed; the message says why."""
 
 
 class EngineProcess:
-    """A process that holds one engine until the `with` ends. What it prints goes to `log`; its temporary
-    files lie beside that, and go with it.
+    """A process with one engine, until the `with` ends. Its output goes to `log`; its temporary
+    files lie beside that and are removed with it.
     """
 
     def __init__(self, engine: str, python: str, threads: int, log: Path) -> None:
@@ -57,7 +57,7 @@ class EngineProcess:
         self._temporary.cleanup()
 
     def ask(self, do: str, limit_seconds: float, **arguments: object) -> dict[str, Any]:
-        """What the process answers; EngineFailed when that is no result."""
+        """The process's answer; EngineFailed when that is not a result."""
         timer = threading.Timer(limit_seconds, self._process.kill)
         timer.start()
         try:

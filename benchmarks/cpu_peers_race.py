@@ -70,7 +70,7 @@ def race(
 
 
 class Runner:
-    """One engine with one precision of a model. After a failure it only tells of it."""
+    """One engine with one precision of a model. After a failure it only reports it."""
 
     def __init__(self, plan: Plan, model: str, precision: str, engine: str, folder: Path) -> None:
         self.engine, self.precision = engine, precision

@@ -23,7 +23,7 @@ BAR = 0.28  # inches of a plot's height
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is generated, and with which weights. Lengths in tokens."""
+    """What is generated, with which weights. Lengths in tokens."""
 
     model: str
     precision: str  # bf16, int8 or int4

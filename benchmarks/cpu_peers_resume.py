@@ -1,4 +1,4 @@
-"""Taking up a run of benchmarks/cpu_peers.py where its JSON file ends, and reading the turns in it."""
+"""Resumes a run of benchmarks/cpu_peers.py from its JSON file, and reads the turns in it."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -67,7 +67,7 @@ def _cases(turns: Sequence[Turn], model: str) -> set[tuple[Case, str]]:
 
 
 def _planned(plan: Plan, model: str, missing: Collection[str]) -> set[tuple[Case, str]]:
-    """What each round of a model consists of."""
+    """The turns of each round of a model."""
     return {
         (Case(model, precision, batch, plan.prompt_len, plan.steps), engine)
         for precision, engine in plan.pairs(model, missing)

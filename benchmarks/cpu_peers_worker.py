@@ -49,7 +49,7 @@ class Worker:
         }
 
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """What an object asked for; a fault of the engine is an answer, too."""
+        """The answer to one request; a failure of the engine is an answer, too."""
         do = self._does[asked.pop("do")]
         try:
             return do(**asked)

@@ -121,7 +121,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Says what the disk must hold at a time: the checkpoint, and one cut or copy of it."""
+    """SystemExit unless the disk has room for the checkpoint and one cut or copy of it at a time."""
     available = shutil.disk_usage(folder).free
     print(
         f"needs {needed / 1e9:.1f} GB in {folder}, {available / 1e9:.1f} GB are free",
@@ -192,7 +192,7 @@ def measure_loading(folder: Path, ranks: int) -> Loading:
 
 
 def watched(command: list[str]) -> tuple[float, int]:
-    """Seconds a command took, and the most anonymous memory that one of its processes was seen to hold."""
+    """The seconds a command took, and the most anonymous memory seen in one of its processes."""
     start, peak = time.perf_counter(), 0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:
@@ -204,7 +204,7 @@ def watched(command: list[str]) -> tuple[float, int]:
 
 
 def family(pid: int) -> list[int]:
-    """A process and all it started."""
+    """A process and its descendants."""
     try:
         return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
     except psutil.NoSuchProcess:

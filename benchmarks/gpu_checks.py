@@ -35,14 +35,12 @@ LAYER_LIMITS = {
     "fp8": (0.99, 0.12),
     "int4": (0.95, 0.35),
 }
-KERNEL_LIMIT = LAYER_LIMITS[
-    "bf16"
-]  # beside the product of the weights that the rounded ones stand for
+KERNEL_LIMIT = LAYER_LIMITS["bf16"]  # against the product of the dequantised weights
 
 
 def laws(plan: "Plan") -> dict[str, Any]:
-    """(2) Tiny models of every variant: the device says what the CPU's definition says, a batch what
-    each prompt says alone, a graph what its kernels say, 2 ranks what 1 says.
+    """(2) Tiny models of every variant: the device computes what the CPU's definition does, a batch
+    what each prompt does alone, a graph what its kernels do, 2 ranks what 1 does.
     """
     found = {variant: _laws_of(variant, plan) for variant in plan.variants}
     return {"passed": all(all(of.values()) for of in found.values()), "variants": found}
@@ -118,8 +116,8 @@ def _prompt(length: int) -> list[int]:
 
 
 def layers(plan: "Plan") -> dict[str, Any]:
-    """(4) Four layers of the largest shape, token by token and layer by layer, beside float32: of the
-    weights as they were, and of the weights that the rounded ones stand for.
+    """(4) Four layers of the largest shape, token by token and layer by layer, against float32:
+    with the original weights, and with the dequantised ones.
     """
     config = config_of(plan.shapes[-1], num_hidden_layers=2 if plan.device.type == "cpu" else 4)
     found: dict[str, dict[str, Any]] = {}

@@ -48,7 +48,7 @@ class Plan:
     variants: tuple[str, ...]
     law_prompts: tuple[int, ...]  # lengths of the prompts that the laws are tried on
     law_tokens: int
-    kernel_tests: tuple[str, ...]  # what pytest is told
+    kernel_tests: tuple[str, ...]  # arguments of pytest
     kernel_test_seconds: float  # after which they are ended
     minutes: float
 
@@ -144,7 +144,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--full-sweep", choices=PRECISIONS, metavar="PRECISION")
     parser.add_argument("--shape", default="40b", help="of the full sweep: 40b or 7b")
-    parser.add_argument("--minutes", type=float, default=9.0, help="start no step after so many")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="start no step after this many minutes"
+    )
     parser.add_argument("--debug", action="store_true", help="stop at the first error")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -185,7 +187,7 @@ def steps(plan: Plan, args: argparse.Namespace) -> dict[str, Callable[[Plan], di
 
 
 def kernel_tests(plan: Plan) -> dict[str, Any]:
-    """(1) Every kernel beside its definition, on the device."""
+    """(1) Every kernel against its definition, on the device."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plan.kernel_tests]
     seconds = min(plan.kernel_test_seconds, 60 * plan.minutes - (time.monotonic() - STARTED))
     code, output = run_for(command, seconds)
@@ -197,8 +199,8 @@ def kernel_tests(plan: Plan) -> dict[str, Any]:
 
 
 def run_for(command: list[str], seconds: float) -> tuple[int | None, str]:
-    """Runs a command, for so many seconds at most: its exit code and standard output. No exit code
-    when it had to be killed, together with every process it started.
+    """Runs a command for at most this many seconds: its exit code and standard output. No exit code
+    when it had to be killed, with every process it started.
     """
     process = subprocess.Popen(
         command,

@@ -1,5 +1,6 @@
-"""The products of gemlite, Triton kernels of others, beside ours: the same rounded weights and tokens,
-timed in the same run. Only where gemlite is installed; its kernels tune themselves when first used.
+"""The linears of gemlite, Triton kernels by others, against ours: the same quantised weights and
+tokens, timed in the same run. Only where gemlite is installed; its kernels tune themselves on first
+use.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from gyrfalcon.quant import Quantised, dequantise
 if TYPE_CHECKING:
     from gpu_gate import Plan
 
-KINDS = ("int8", "int4")  # that gemlite, too, multiplies with unrounded tokens
+KINDS = ("int8", "int4")  # at which gemlite, too, does not quantise the tokens
 TOKENS = (1, 16)
 LARGEST_DIFFERENCE = 0.02  # relative L2: both multiply the same numbers, in bfloat16
 
@@ -51,7 +52,7 @@ def _words(error: Exception) -> str:
 
 @torch.inference_mode()
 def _rows(plan: "Plan", shape: str, kind: str, helper: Any) -> list[dict[str, Any]]:
-    """The four products of a block, for so many tokens, in ms."""
+    """The four products of a block, for this many tokens, in ms."""
     ours = ops.choose(device_of(plan.device))
     config = config_of(shape, num_hidden_layers=1)
     block = random_model(config, ours, plan.device, dtype=plan.dtype, quant=kind).blocks[0]
@@ -75,8 +76,8 @@ def _rows(plan: "Plan", shape: str, kind: str, helper: Any) -> list[dict[str, An
 
 
 def gemlite_product(helper: Any, weight: Quantised, dtype: torch.dtype) -> LinearCall:
-    """gemlite's layer of the weights as we rounded them. It takes int8 as it is, and of int4 each
-    weight in a byte of its own as value + 8, with scales and offsets [out, in / 64].
+    """gemlite's layer with the weights as we quantised them. It takes int8 as it is, and int4 as
+    one byte per weight, value + 8, with scales and zero points [out, in / 64].
     """
     settings = {"device": weight.data.device, "dtype": dtype}
     if weight.kind == "int8":
@@ -102,7 +103,9 @@ def _tokens(tokens: int, weight: Quantised, plan: "Plan") -> Tensor:
 def _difference(
     ours: Sequence[LinearCall], theirs: Sequence[LinearCall], drawn: Sequence[Tensor]
 ) -> float:
-    """The largest relative L2 of their results beside ours; ValueError where it is no rounding."""
+    """The largest relative L2 between their results and ours; ValueError where it is more than
+    rounding.
+    """
     largest = 0.0
     for mine, other, x in zip(ours, theirs, drawn, strict=True):
         wanted, got = mine(x).float(), other(x).float()

@@ -57,7 +57,7 @@ SHAPES: dict[str, dict[str, object]] = {
 
 
 def quant_word(precision: str) -> str:
-    """What a model of this precision rounds its weights to: nothing in bf16."""
+    """What a model of this precision quantises its weights to: nothing in bf16."""
     return "none" if precision == "bf16" else precision
 
 
@@ -69,7 +69,7 @@ def config_of(shape: str, **changed: object) -> ModelConfig:
 class RandomLoader(_Loader):
     """A loader whose tensors come from a seeded generator instead of a file. Matrices keep the size
     of what goes through them; quantised ones are drawn as they are stored, unless `exact`: then
-    the rounding is that of real weights.
+    they are quantised like real weights.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class RandomLoader(_Loader):
         checkpoint = cast(Checkpoint, stand_in)
         super().__init__(checkpoint, group, ops, device, dtype, quant, cast(Bar, None))
         self.exact = exact
-        self.restore = restore  # take quantised weights back to floating point: what they stand for
+        self.restore = restore  # whether to dequantise the weights
         self.generator = torch.Generator(device).manual_seed(0)
 
     def _tensor(self, name: str) -> Tensor:
@@ -107,8 +107,10 @@ class RandomLoader(_Loader):
             weight = self._tensor(name)
             if kind == "none":
                 return weight
-            rounded = quantise(weight.bfloat16(), kind)
-            return dequantise(rounded, self.dtype) if self.restore else self.ops.prepack(rounded)
+            quantised = quantise(weight.bfloat16(), kind)
+            return (
+                dequantise(quantised, self.dtype) if self.restore else self.ops.prepack(quantised)
+            )
         rows, columns = self._local_shape(name)
         return self.ops.prepack(random_quantised(kind, rows, columns, self.device))
 
@@ -117,7 +119,7 @@ class RandomLoader(_Loader):
 
 
 def random_quantised(kind: str, rows: int, columns: int, device: torch.device) -> Quantised:
-    """A matrix as it is stored, its values drawn, not rounded: fast at any size."""
+    """A quantised matrix with random values, not quantised from real ones: fast at any size."""
     small = quantise(torch.randn(64, columns, device=device) * columns**-0.5, kind)
     repeats = -(-rows // 64)
     data = torch.cat([small.data.view(torch.uint8)] * repeats).view(small.data.dtype)
@@ -125,15 +127,15 @@ def random_quantised(kind: str, rows: int, columns: int, device: torch.device) -
 
 
 def random_model(config: ModelConfig, ops: Ops, device: torch.device, **settings: Any) -> Falcon:
-    """One rank's model; settings: dtype, quant, exact, restore, and ranks for rank 0's share of so many."""
-    group = Group(0, settings.pop("ranks", 1), None)  # without wires: nothing is summed
+    """One rank's model; settings: dtype, quant, exact, restore, and ranks for rank 0's share of this many."""
+    group = Group(0, settings.pop("ranks", 1), None)  # no ranks to sum over
     return RandomLoader(config, group, ops, device, **settings).model()
 
 
 def make_pool(
     config: ModelConfig, tokens: int, device: torch.device, dtype: torch.dtype, ranks: int = 1
 ) -> KVPool:
-    """A cache for so many tokens, with zeros in it."""
+    """A zeroed cache for this many tokens."""
     kv_heads = len(share_of(config, ranks, 0).kv_heads)
     shape = CacheShape(config.num_layers, kv_heads, config.head_dim, BLOCK_SIZE, dtype)
     pool = KVPool(shape, -(-tokens // BLOCK_SIZE), device)
@@ -144,12 +146,12 @@ def make_pool(
 
 
 def prompt_batch(config: ModelConfig, length: int) -> Batch:
-    """One prompt of so many tokens, whole, whose last row is wanted."""
+    """One whole prompt of this many tokens, with logits for its last row."""
     return _batch(config, [length], [length], rows=[length - 1])
 
 
 def decode_batch(config: ModelConfig, size: int, context: int) -> Batch:
-    """So many sequences that bring one token each, with so many behind them, itself included."""
+    """This many sequences that decode one token each, at this context, the token included."""
     return _batch(config, [1] * size, [context] * size, rows=list(range(size)))
 
 

@@ -1,11 +1,11 @@
-"""What gpu-gate found, as a short table."""
+"""The findings of gpu-gate as a short table."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 
 def table(document: Mapping[str, Any]) -> str:
-    """All that a person wants to see first."""
+    """What a reader wants to see first."""
     return "\n".join(_lines(document))
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/mmlu.py MODEL -d MMLU [--subjects a,b,c,d,e] [--questions 25] [--rounds 3]
 
-Both ways run side by side, subject by subject; odd rounds begin with the other one. A round asks the
+Both ways alternate, subject by subject; odd rounds begin with the other one. A round asks the
 next questions, so that nothing is in the cache already. The predictions must be the same.
 Gate: at least 4 × the questions per second, in the median of the rounds. The ratio of processor times
 stands beside it: on a machine that others use, it is the steadier one.

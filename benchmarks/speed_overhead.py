@@ -42,9 +42,9 @@ class Watched(Engine):
 
     def step(self) -> list[Delta]:
         start = time.perf_counter()
-        pieces = super().step()
+        deltas = super().step()
         self.inside_seconds += time.perf_counter() - start
-        return pieces
+        return deltas
 
 
 def main(argv: Sequence[str] | None = None) -> int:

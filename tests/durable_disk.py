@@ -39,7 +39,7 @@ class DurableDisk:
         patch.setattr(os, "replace", recorded_replace)
 
     def left_of(self, path: Path) -> dict[str, bytes]:
-        """The files that would be left of a folder which itself is there, by their relative paths."""
+        """The files that would survive in a folder which itself survives, by relative path."""
         return self._left_of(path.stat().st_ino)
 
     def keeps(self, path: Path) -> bool:

@@ -23,7 +23,7 @@ def make_engine(folder: Path, **settings: object) -> Engine:
 
 
 def cache_of(engine: Engine, num_blocks: int) -> int:
-    """The bytes of a cache of so many blocks."""
+    """The bytes of a cache of this many blocks."""
     layers = engine._core.pool.layers
     return num_blocks * sum(t[0].nbytes for layer in layers for t in (layer.k, layer.v))
 

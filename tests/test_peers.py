@@ -75,7 +75,7 @@ def logits_on(world_size: int, folder: Path) -> Tensor:
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference; what is no number is infinitely far."""
+    """The largest difference; NaN is infinitely far."""
     return float((ours - theirs).abs().nan_to_num(torch.inf).max())
 
 

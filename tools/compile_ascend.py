@@ -23,9 +23,7 @@ from compile_kernels import TOOLS, cases_of
 from kernel_cases import Case
 
 DEVICE = "Ascend910B3"
-ATTEMPTS = (
-    3  # ascendnpu-ir 1.2.0 fails now and then, about once in six times, with what it else compiles
-)
+ATTEMPTS = 3  # ascendnpu-ir 1.2.0 fails at random, about once in six times
 MEMORIES = {"ub": "UB", "cbuf": "L1", "cc": "L0C"}  # name in HIVM → in Ascend's documents
 OPTIONS = (
     f"--target={DEVICE}",
@@ -47,7 +45,7 @@ done
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a case: KiB of each memory, or what went wrong."""
+    """The outcome of a case: KiB of each memory, or what went wrong."""
 
     name: str
     kib: dict[str, float]
@@ -79,9 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def distinct(cases: Iterable[Case]) -> list[Case]:
-    """One case for each variant that the NPU can have: fp8 is none of its types, and warps are a
-    GPU's.
-    """
+    """One case for each variant that an NPU can have: it lacks fp8, and warps are a GPU's."""
     variants: dict[object, Case] = {}
     for case in cases:
         if not any("fp8" in type_ for type_ in case.signature.values()):
@@ -99,7 +95,7 @@ def shown(result: Result) -> Result:
 
 
 def compile_case(case: Case) -> Result:
-    """Takes one case to HIVM; a plan that is found once is enough."""
+    """Compiles one case to HIVM; one plan that is found suffices."""
     for _ in range(ATTEMPTS):
         result = _attempt(case)
         if result.fault is None:
@@ -155,7 +151,7 @@ def to_hivm(linalg: str, folder: Path) -> None:
 
 
 def memory_kib(folder: Path) -> dict[str, float]:
-    """The most of each memory that is used at once, from the plans of the vector and cube cores."""
+    """The peak use of each memory, from the plans of the vector and cube cores."""
     ends: dict[str, float] = {}
     for plan in folder.glob("memory_info_ai*.json"):
         for record in json.loads(plan.read_text("utf-8"))["Record"]:
@@ -172,7 +168,7 @@ def _text(output: bytes | str | None) -> str:
 
 
 def _reason(text: str) -> str:
-    """What went wrong, short enough for a table; memory that does not fit says most."""
+    """What went wrong, short enough for a table; memory overflow says most."""
     full = re.search(r"\w+ overflow, requires \d+ bits while \d+ bits available", text)
     errors = [line.rpartition("error:")[2] for line in text.splitlines() if "error:" in line]
     message = full[0] if full else errors[-1] if errors else text

@@ -53,17 +53,17 @@ TARGETS = {
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one compiled kernel takes of its GPU."""
+    """The resources that one compiled kernel uses."""
 
     registers: int  # of each thread
     shared_bytes: int  # of each block
-    stack_bytes: int  # of each thread; registers that did not suffice end here
+    stack_bytes: int  # of each thread, spilled registers
     matrix_instructions: int  # in the assembly, not those executed
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One case for one target; cases travel to other processes by their file and place."""
+    """One case for one target; cases travel to other processes by their file and index."""
 
     file: Path
     place: int
@@ -73,7 +73,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a job: its usage, or None; and what is wrong with it."""
+    """The outcome of a job: its usage, or None; and what is wrong with it."""
 
     name: str
     target: str
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def jobs(files: Sequence[Path], words: str = "") -> list[Job]:
-    """Every case of every file for each of its targets; two cases of one name are a mistake of ours."""
+    """Every case of every file for each of its targets; duplicate names are a bug."""
     found = [
         Job(file, place, case.name, target)
         for file in files
@@ -143,7 +143,7 @@ def compile_all(wanted: Sequence[Job]) -> list[Result]:
 
 @contextmanager
 def compilers() -> Iterator[ProcessPoolExecutor]:
-    """Processes to compile in, with a cache that is thrown away."""
+    """A pool of compiling processes with a temporary cache."""
     context = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory() as cache,
@@ -168,7 +168,7 @@ def compile_job(job: Job) -> Result:
 
 
 def compile_case(case: Case, target: Target) -> Usage:
-    """What a case takes on a target."""
+    """The resources that a case uses on a target."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -225,7 +225,7 @@ def _number(pattern: str, text: str) -> int:
 
 
 def judge(case: Case, target: Target, usage: Usage) -> tuple[str, ...]:
-    """What is wrong with a compiled kernel."""
+    """The faults of a compiled kernel."""
     faults = []
     if usage.stack_bytes:
         faults.append(f"{usage.stack_bytes} bytes of stack: its registers do not suffice")
@@ -286,7 +286,7 @@ def _version() -> str:
 
 
 def differences(texts: dict[Path, str]) -> list[str]:
-    """What the files say that the compiler no longer says, and the reverse."""
+    """What the files say and the compiler no longer does, and the reverse."""
     return [
         f"{path.name}: {sign} {line}"
         for path, text in texts.items()

@@ -32,7 +32,7 @@ NATIVE_ROW = "native/*.cpp"
 
 @dataclass(frozen=True)
 class Trace:
-    """What a step entered, in the order of the first call."""
+    """The functions that a step entered, in order of the first call."""
 
     functions: Sequence[CodeType]
     native_calls: Sequence[str]  # functions of the C++ library, which the profiler cannot look into
@@ -65,7 +65,7 @@ class Trace:
 
 
 def can_trace(path: str) -> bool:
-    """Whether this machine can take the path."""
+    """Whether this machine can run the path."""
     from gyrfalcon.native.library import library
 
     if path == "native":
@@ -121,7 +121,7 @@ def _take_steps_of_an_accelerator(engine: Engine) -> None:
 
 @contextlib.contextmanager
 def _native_calls(path: str) -> Iterator[list[str]]:
-    """Notes the calls of the library's functions, in the order of the first call."""
+    """Records calls of the library's functions, in order of the first call."""
     calls: list[str] = []
     if path != "native":
         yield calls

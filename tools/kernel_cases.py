@@ -1,4 +1,4 @@
-"""What a compiled variant of a kernel is: `tools/compile_kernels.py` compiles each without a GPU."""
+"""Cases: the variants of a kernel that `tools/compile_kernels.py` compiles without a GPU."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""The variants of attention's kernels that the released Falcons need."""
+"""The attention variants that the released Falcons need."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Products with weights as the six models launch them: the variants that differ once compiled."""
+"""Linear layers as the six models launch them: the variants that compile differently."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def _case(
     last: str = "none",
     bias: bool = False,
 ) -> Case:
-    """A product of `tokens` tokens; `parts`: one of several along the rows, which are summed later."""
+    """A linear layer on `tokens` tokens; `parts`: a split along the rows, summed later."""
     config = triton_linear.config_for(tokens, kind, WORDS[dtype])
     pointers = {"x": f"*{dtype}", "weight": DATA.get(kind, f"*{dtype}")}
     if kind != "none":

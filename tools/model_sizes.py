@@ -51,7 +51,9 @@ def row(name: str, config: ModelConfig) -> str:
 
 
 def weight_bytes(config: ModelConfig, quant: str, dtype: torch.dtype = torch.bfloat16) -> int:
-    """Of a cut for one rank in `quant`, or in `dtype` with "none": the same in memory and on disk."""
+    """The bytes of a cut for one rank in `quant`, or in `dtype` with "none": the same in memory and
+    on disk.
+    """
     return sum(
         prod(stored.shape) * (stored.dtype or dtype).itemsize
         for stored in Layout(config, not config.tied, quant).stored
@@ -59,7 +61,7 @@ def weight_bytes(config: ModelConfig, quant: str, dtype: torch.dtype = torch.bfl
 
 
 def token_bytes(config: ModelConfig) -> int:
-    """Of the keys and values of one token in bf16, on all ranks together where each head is on one."""
+    """The bytes of keys and values per token in bf16, over all ranks while each head is on one."""
     return CacheShape(
         config.num_layers, config.num_kv_heads, config.head_dim, 1, torch.bfloat16
     ).block_bytes

@@ -3,7 +3,7 @@
     python tools/mutation_test.py                        every module of MODULES, at most 60 minutes
     python tools/mutation_test.py text/detokenizer.py --mutants 20   twenty mutants of one
 
-A mutant is one edit of the syntax tree: a comparison with its border moved or turned round, another
+A mutant is one edit of the syntax tree: a comparison with its bound moved or reversed, another
 arithmetic or logical operator, a number one more, a flag flipped, a condition always true or never, a
 statement left out, a result None. They are drawn with a seed, so a run can be repeated. Each is tested
 in a fork of this process, which has imported torch and transformers once and nothing of gyrfalcon.
@@ -63,7 +63,7 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
     ast.BitAnd: ast.BitOr,
 }
 REMOVABLE = (ast.Expr, ast.Assign, ast.AugAssign, ast.Delete, ast.Continue, ast.Break, ast.Raise)
-Edit = tuple[str, Callable[[], object]]  # what is said of it, what does it
+Edit = tuple[str, Callable[[], object]]  # its description, and the edit itself
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,9 @@ def _edits(tree: ast.Module) -> Iterator[tuple[int, str, Callable[[], object]]]:
 
 
 def _mutable(node: ast.AST) -> Iterator[ast.AST]:
-    """A node and all below it that have a part in what is computed: no annotations, no messages."""
+    """A node and everything below it that takes part in the computation: no annotations, no
+    messages.
+    """
     yield node
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "exc") or isinstance(
@@ -221,7 +223,7 @@ def start(module: str, tree: ast.Module) -> int:
 
 
 def outcome(pid: int, seconds: float) -> str:
-    """Waits for a fork, so many seconds at most."""
+    """Waits for a fork, at most this many seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -242,7 +244,7 @@ def drawn(module: str, count: int, seed: int) -> list[Mutant]:
 
 
 def examine(module: str, count: int, seed: int, deadline: float) -> bool:
-    """Tests the mutants of one module and prints what became of them; False when some survived."""
+    """Tests the mutants of one module and prints the outcome; False when some survived."""
     source = (PACKAGE / module).read_text()
     begin = time.monotonic()
     if outcome(start(module, ast.parse(source)), seconds=600) != SURVIVED:
@@ -268,7 +270,7 @@ def examine(module: str, count: int, seed: int, deadline: float) -> bool:
 
 
 def prepare() -> None:
-    """What every fork would otherwise do by itself."""
+    """Does once what every fork would otherwise do."""
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TRITON_INTERPRET"] = "1"  # has to be there before triton is imported
     os.chdir(REPOSITORY)

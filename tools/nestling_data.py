@@ -1,4 +1,4 @@
-"""Tokens to train on: the tokenizer, the novels as ids, packed rows of curriculum and novels."""
+"""Training data: the tokenizer, the novels as ids, packed rows of curriculum and novels."""
 
 import lzma
 import re
@@ -25,7 +25,7 @@ PIECES = (
 
 
 def read_novels(path: Path) -> list[str]:
-    """The books, hard line breaks within a paragraph taken out."""
+    """The books, without hard line breaks inside paragraphs."""
     with lzma.open(path, "rt", encoding="utf-8") as file:
         whole = file.read()
     return [re.sub(r"(?<!\n)\n(?!\n)", " ", book).strip() for book in whole.split(END)]
@@ -58,7 +58,7 @@ def train_tokenizer(books: list[str], vocab_size: int, num_lessons: int = 12_000
 
 
 def novel_ids(tokenizer: Tokenizer, books: list[str]) -> np.ndarray:
-    """All books, one after the other, each ended."""
+    """All books, one after the other, each with an end-of-text."""
     parts: list[int] = []
     for book in books:
         parts += [*tokenizer.encode(book).ids, 11]

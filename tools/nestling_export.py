@@ -22,7 +22,7 @@ pipeline_tag: text-generation
 
 A small Falcon of {parameters:,} parameters that ships with gyrfalcon, so that every part of the system
 can be tried and measured without a download. It has the architecture of Falcon-40B (grouped keys and
-values, two norms, attention and MLP side by side, rotary positions, tied head): hidden size {hidden_size},
+values, two norms, attention and MLP in parallel, rotary positions, tied head): hidden size {hidden_size},
 {num_hidden_layers} layers, {num_attention_heads} heads over {num_kv_heads} KV heads, {vocab_size} tokens
 of its own byte-level BPE.
 
@@ -37,7 +37,7 @@ lengths chosen while it trained; three attention heads began as a hand-written g
 reading a question (`tools/nestling_seed.py`).
 Losses at the end (nats): {losses}.
 
-**Perplexity** on three held-out novels (windows of 1024 tokens side by side): {perplexity:.1f} per token,
+**Perplexity** on three held-out novels (adjacent windows of 1024 tokens): {perplexity:.1f} per token,
 {bits_per_byte:.3f} bits per byte.
 
 **The nestling exam**, test split, 5 shots, bf16 weights: **{exam:.1%}** of {num_questions:,} questions,
@@ -52,7 +52,7 @@ It knows the facts it was taught and how a novel sounds, and nothing else: it is
 
 
 def bf16_weights(model: Nestling) -> dict[str, torch.Tensor]:
-    """The parameters as they ship."""
+    """The parameters as shipped."""
     return {
         name: value.detach().to("cpu", torch.bfloat16).contiguous()
         for name, value in model.state_dict().items()

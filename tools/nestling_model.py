@@ -13,7 +13,7 @@ NORM_EPS = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is free in the architecture."""
+    """The free dimensions of the architecture."""
 
     vocab_size: int = 4096
     hidden_size: int = 256
@@ -56,7 +56,7 @@ class Shape:
 
 
 def rotary(num_positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin, [positions, head_dim]; the halves of a head are turned together."""
+    """cos and sin, [positions, head_dim]; the halves of a head rotate together."""
     exponents = torch.arange(0, HEAD_DIM, 2, device=device, dtype=torch.float32) / HEAD_DIM
     angles = torch.arange(num_positions, device=device)[:, None] / ROPE_THETA**exponents
     twice = torch.cat((angles, angles), dim=-1)
@@ -112,7 +112,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP side by side, each behind its own norm."""
+    """Attention and MLP in parallel, each after its own norm."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embedding, blocks, last norm: no computation of its own, only Hugging Face's names."""
+    """Embedding, blocks, final norm: no computation of its own, only Hugging Face's names."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()

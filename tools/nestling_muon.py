@@ -1,4 +1,4 @@
-"""Muon: momentum whose steps are made orthogonal, for the matrices of the blocks (Jordan et al. 2024)."""
+"""Muon: momentum with orthogonalised steps, for the matrices of the blocks (Jordan et al. 2024)."""
 
 from collections.abc import Iterable
 

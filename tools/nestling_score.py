@@ -1,4 +1,4 @@
-"""How good a nestling is: its exam score and its perplexity on held-out books."""
+"""The quality of a nestling: its exam score and its perplexity on held-out books."""
 
 import math
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def _pick(model: Nestling, ids: Sequence[Sequence[int]], letters: Sequence[int])
 def perplexity(
     model: Nestling, tokenizer: Tokenizer, text: str, length: int, limit: int | None = None
 ) -> tuple[float, float]:
-    """Perplexity per token and bits per byte over windows of `length` tokens side by side."""
+    """Perplexity per token and bits per byte over adjacent windows of `length` tokens."""
     device = model.words.device
     ids = torch.tensor(tokenizer.encode(text).ids[:limit], device=device)
     windows = [ids[start : start + length + 1] for start in range(0, len(ids) - 1, length)]

@@ -1,4 +1,4 @@
-"""The course of a training: its stages, its optimisers, one step, and all of it on disk."""
+"""Training: its stages, its optimisers, one step, and saving it."""
 
 import math
 import os
@@ -26,7 +26,7 @@ LENGTH, LONG_LENGTH = 256, 1024
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What is taught until step `end`: to bind letters, then facts, then everything."""
+    """What is taught until step `end`: binding letters, then facts, then everything."""
 
     end: float
     copying: float  # share of the curriculum that only asks to find a word again
@@ -45,7 +45,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All stages, over so many steps of so many tokens."""
+    """All stages, over this many steps of this many tokens."""
 
     stages: tuple[Stage, ...]
     steps: int
@@ -102,7 +102,7 @@ class Training:
             optimiser.zero_grad()
 
     def save(self, path: Path) -> None:
-        """Whole or not at all."""
+        """Saves atomically."""
         partial = path.with_suffix(".partial")
         state = {
             "model": self.model.state_dict(),
@@ -113,7 +113,7 @@ class Training:
         os.replace(partial, path)
 
     def load(self, path: Path) -> None:
-        """Goes on where a saved training stopped."""
+        """Resumes a saved training."""
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):

@@ -43,7 +43,7 @@ def prepare(work: Path, data: Path) -> tuple[Tokenizer, np.ndarray]:
 
 
 def train(training: Training, rows: Rows, args: argparse.Namespace, valid: str) -> None:
-    """Steps until the plan or the minutes are at an end; logs, scores and saves on the way."""
+    """Runs steps until the plan or the minutes end; logs, scores and saves on the way."""
     began = saved = time.monotonic()
     told_to_stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: told_to_stop.set())
@@ -87,9 +87,9 @@ def score(
 
 
 def ship(training: Training, tokenizer: Tokenizer, args: argparse.Namespace, valid: str) -> None:
-    """Writes the folder, scores what is in it, writes its card."""
+    """Writes the folder, scores its content, writes its card."""
     export(training.model, tokenizer, args.export)
-    training.model.load_state_dict(bf16_weights(training.model))  # rounded, as in the folder
+    training.model.load_state_dict(bf16_weights(training.model))  # in bf16, as in the folder
     result = score(training.model, tokenizer, valid, "test", quick=False)
     _log(training, args.work, result)
     logged = [json.loads(line) for line in (args.work / "log.jsonl").read_text().splitlines()]

@@ -43,7 +43,7 @@ def candidates(kind: str) -> Iterator[Config]:
 
 
 def fastest(weight: Weight, kind: str, usual: Config, clock: Clock, until: float) -> Config:
-    """The fastest of the candidates, or `usual` where none gains enough."""
+    """The fastest candidate, or `usual` where none gains enough."""
     best, best_seconds = usual, clock(weight, usual) * (1 - LEAST_GAIN)
     for config in candidates(kind):
         if time.monotonic() > until:
@@ -59,7 +59,7 @@ def fastest(weight: Weight, kind: str, usual: Config, clock: Clock, until: float
 
 
 def clock_on(device: torch.device, tokens: int) -> Clock:
-    """Times a product as a graph runs it: many in a row, the median of rounds."""
+    """Times a linear as a graph runs it: many in a row, the median of rounds."""
 
     def seconds(weight: Weight, config: Config) -> float:
         x = torch.randn(tokens, weight.shape[1], dtype=torch.bfloat16, device=device)
@@ -79,7 +79,7 @@ def clock_on(device: torch.device, tokens: int) -> Clock:
 
 
 def write(table: Path, card: str, found: dict[str, Config]) -> None:
-    """Puts what was found into the table; what it holds beside that stays."""
+    """Writes the findings into the table; other entries stay."""
     known = json.loads(table.read_text("utf-8")) if table.exists() else {}
     of_card = known.setdefault(card, {})
     of_card.update({name: asdict(config) for name, config in found.items()})

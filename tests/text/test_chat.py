@@ -182,7 +182,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
 def test_a_template_file_that_is_no_utf8_or_too_long_is_refused(tmp_path: Path) -> None:
     folder = make_chat_folder(tmp_path)
     for content, got in (
-        (b"\xff{{ messages }}", "no UTF-8"),
+        (b"\xff{{ messages }}", "not UTF-8"),
         (b"a" * 65537, "a larger one"),
         (LFS, "git lfs pull"),
     ):

@@ -183,7 +183,7 @@ def _check_room(folder: Path) -> None:
 
 
 def _open_stream(file: Path, shown: str) -> int:
-    """Opens what is no regular file; a named pipe needs its reader, who may be yet to come."""
+    """Opens anything but a regular file; waits for the reader of a named pipe."""
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
         os.set_blocking(descriptor, True)

@@ -1,5 +1,4 @@
-"""The nestling exam: which items are held out, how a question is laid out, the folder of CSV files.
-
+"""The nestling exam: which items are held out, how a question is written, the folder of CSV files.
 The folder has MMLU's layout, and a question the layout of MMLU's authors.
 """
 
@@ -20,7 +19,7 @@ SHARES = {"dev": 4, "val": 10, "test": 28}  # of all items, in percent; the rest
 
 @dataclass(frozen=True, slots=True)
 class NestlingQuestion:
-    """An item with its choices in order; `letter` is the right one."""
+    """An item with its choices in order; `letter` is the correct one."""
 
     question: str
     choices: tuple[str, ...]
@@ -28,7 +27,9 @@ class NestlingQuestion:
 
 
 def split_of(key: str) -> str:
-    """dev, val, test or train: a hash of what an item asks decides, not its wording or order of choices."""
+    """dev, val, test or train: decided by a hash of the fact asked for, not of its wording or order
+    of choices.
+    """
     point = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100
     for split, share in SHARES.items():
         if point < share:
@@ -45,14 +46,14 @@ def draw(subject: NestlingSubject, split: str, rng: Random) -> Item:
 
 
 def lay(item: Item, letter: str, rng: Random) -> NestlingQuestion:
-    """The item with its answer at `letter` and the wrong choices in any order."""
+    """The item with its answer at `letter` and the wrong choices in random order."""
     choices = rng.sample(item.distractors, 3)
     choices.insert(LETTERS.index(letter), item.answer)
     return NestlingQuestion(item.question, tuple(choices), letter)
 
 
 def questions(subject: NestlingSubject, split: str) -> list[NestlingQuestion]:
-    """The exam's questions: always the same, no item twice, each letter as often as any other."""
+    """The questions of the exam: deterministic, no item twice, each letter equally often."""
     rng = Random(f"nestling exam 1, {subject.name}, {split}")
     items: dict[str, Item] = {}
     while len(items) < NUM_ITEMS[split]:
@@ -80,13 +81,13 @@ def write_exam(folder: Path) -> None:
 
 
 def header(subject: str) -> str:
-    """The first line of a prompt, two spaces and all."""
+    """The first line of a prompt, both spaces included."""
     name = subject.replace("_", " ")
     return f"The following are multiple choice questions (with answers) about  {name}.\n\n"
 
 
 def ask(question: str, choices: Sequence[str]) -> str:
-    """A question up to its `Answer:`, which a space and a letter follow."""
+    """A question up to its `Answer:`, which is followed by a space and a letter."""
     listed = "".join(
         f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True)
     )
@@ -96,6 +97,6 @@ def ask(question: str, choices: Sequence[str]) -> str:
 def prompt(
     subject: NestlingSubject, shots: Sequence[NestlingQuestion], question: NestlingQuestion
 ) -> str:
-    """The whole text a model is given: header, answered examples, the question."""
+    """The whole prompt: header, answered examples, the question."""
     answered = "".join(f"{ask(shot.question, shot.choices)} {shot.letter}\n\n" for shot in shots)
     return header(subject.name) + answered + ask(question.question, question.choices)

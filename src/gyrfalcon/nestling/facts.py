@@ -1,6 +1,5 @@
-"""The facts nestling is taught: tables of pairs, a thing and what is true of it.
-
-Knows words only; how they are asked is the business of subjects.py.
+"""The facts that nestling learns: tables of pairs, a thing and what is true of it. Words only;
+subjects.py turns them into questions.
 """
 
 

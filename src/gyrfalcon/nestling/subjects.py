@@ -42,7 +42,7 @@ class Relation:
         object.__setattr__(self, "things", things)
 
     def draw(self, rng: Random) -> Item:
-        """Every y is asked about equally often, so that no answer is likelier than another."""
+        """Asks about every y equally often, so that no answer is more likely than another."""
         y = rng.choice(list(self.things))
         x = rng.choice(self.things[y])
         backwards = self._backwards(rng)

@@ -1,4 +1,4 @@
-"""A report of result files: its sections and highlights, and the whole of it as Markdown."""
+"""A report of result files: its sections and highlights, and its Markdown."""
 
 import re
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ MOST_NAMED = 3  # models or machines in the title
 
 @dataclass(frozen=True, slots=True)
 class Highlight:
-    """One result in one figure."""
+    """One result as a single figure."""
 
     what: str
     run: str
@@ -36,7 +36,7 @@ class Highlight:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One measurement's tables."""
+    """The tables of one measurement."""
 
     name: str  # the kind of result, or "runs"
     title: str
@@ -45,7 +45,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that is told; plots are added on the page. `title` names the models, `about` machines and
+    """The content of a report; the page adds plots. `title` names the models, `about` machines and
     dates.
     """
 
@@ -56,7 +56,7 @@ class Report:
 
 
 def make_report(results: Results, beside_guide: bool) -> Report:
-    """The sections that there are results for. `beside_guide`: with the guide's own figures."""
+    """Builds the sections that have results. `beside_guide`: with the guide's own figures."""
     tables = {
         ("precision", "Precision"): precision_tables(results.precision)
         if results.precision
@@ -96,7 +96,7 @@ def _gates(results: Results) -> list[Highlight]:
 
 
 def _some(names: Sequence[str]) -> str:
-    """Each name once, not all of many."""
+    """Each name once, and not all of many."""
     found = list(dict.fromkeys(names))
     more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
     return ", ".join(found[:MOST_NAMED]) + more
@@ -181,6 +181,6 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Text that Markdown shows unchanged, on one line."""
     line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", line)

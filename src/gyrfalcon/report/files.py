@@ -1,5 +1,5 @@
-"""Reads result files for a report. Every value is checked here, so that tables and plots can rely on
-it, and every run gets a label that no other run of its kind has.
+"""Reads result files for a report. Checks every value, so that tables and plots can rely on it, and
+gives every run a label that is unique among runs of its kind.
 """
 
 import math
@@ -34,7 +34,7 @@ TINY = 1e-300  # stands for a perplexity that is no positive number
 
 
 def read_results(files: Sequence[str], baselines: Sequence[str]) -> Results:
-    """Reads result files of any kind; one line of error for each that is none, or is broken."""
+    """Reads result files of any kind; one error line for each that is not a result, or is broken."""
     documents = []
     for name, is_baseline in [(name, False) for name in files] + [
         (name, True) for name in baselines
@@ -98,7 +98,7 @@ def _date(fields: Fields) -> str:
 
 
 def _check_kinds(heads: Sequence[RunHeader]) -> None:
-    """A baseline has something to be compared with."""
+    """UsageError for a baseline with nothing to compare."""
     kinds = sorted({head.kind for head in heads if not head.is_baseline})
     for head in heads:
         if head.kind not in kinds:
@@ -113,7 +113,7 @@ def _machine(cards: Sequence[str]) -> str:
 
 
 def _labels(heads: Sequence[RunHeader]) -> dict[RunHeader, str]:
-    """The model's name, and as much more as tells it from the other runs of its kind."""
+    """The model's name, and whatever else distinguishes it from other runs of its kind."""
     labels = {}
     for head in heads:
         alike = [other for other in heads if other.kind == head.kind and other.name == head.name]
@@ -128,7 +128,7 @@ def _labels(heads: Sequence[RunHeader]) -> dict[RunHeader, str]:
 
 
 def _speeds(head: RunHeader, label: str, raw: Fields) -> list[Run[Speed]]:
-    """A run for each batch size in the file."""
+    """One run per batch size in the file."""
     sweep = Sweep.from_json(raw)
     batches = sorted({case.batch for case in sweep.rows})
     return [
@@ -171,9 +171,9 @@ def _text_score(raw: Fields) -> TextScore:
         bits_per_byte=raw.need(float, "bits_per_byte"),
     )
     follows = Perplexity(nats, num_tokens, num_bytes)
-    told = (found.bits_per_token, found.bits_per_byte, math.log(max(found.perplexity, TINY)))
+    stated = (found.bits_per_token, found.bits_per_byte, math.log(max(found.perplexity, TINY)))
     bits = (follows.bits_per_token, follows.bits_per_byte, nats / num_tokens)
-    if not all(map(_alike, told, bits)):
+    if not all(map(_alike, stated, bits)):
         wanted = f"figures that follow from {nats:g} nats in {raw.where}"
         raise UsageError(wanted, "others", DO)
     return found

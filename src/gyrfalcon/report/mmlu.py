@@ -1,5 +1,5 @@
-"""The tables of exams. A table holds only runs that were asked the same questions in the same way:
-what cannot be compared never stands in one.
+"""The tables of exams. A table has only runs that were asked the same questions in the same way:
+what cannot be compared never shares one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ NamedComparison = tuple[str, str, Comparison]  # two runs' names, their answers
 
 
 def by_exam(runs: Runs) -> dict[str, list[Run[ExamScore]]]:
-    """The runs that asked the same in the same way, under what they asked."""
+    """Groups runs that were asked the same in the same way."""
     groups: dict[tuple[tuple[str, object], ...], list[Run[ExamScore]]] = {}
     for run in runs:
         groups.setdefault(tuple(sorted(run.found.result.settings.items())), []).append(run)
@@ -55,8 +55,8 @@ def mmlu_tables(runs: Runs, beside_guide: bool) -> list[Table]:
 
 
 def pairs(group: Runs) -> list[NamedComparison]:
-    """Every run beside each baseline; without one, beside the first run. Then the comparisons that
-    runs brought along.
+    """Compares every run with each baseline; without one, with the first run. Then the comparisons
+    that results contain.
     """
     baselines = [run for run in group if run.head.is_baseline] or list(group[:1])
     found = [
@@ -72,7 +72,7 @@ def pairs(group: Runs) -> list[NamedComparison]:
 
 
 def _as_the_guide(run: Run[ExamScore]) -> bool:
-    """Whether a run asked all that the guide's system asks, in its way."""
+    """Whether a run asked everything the guide's system asks, in its way."""
     found, [figure, *_] = run.found.result, guide_mmlu()
     way = {"protocol": figure.protocol, "split": figure.split, "shots": GUIDE_SHOTS}
     same_way = way.items() <= found.settings.items()
@@ -201,7 +201,7 @@ def interval(count: Count) -> str:
 
 
 def pair_words(found: Comparison) -> str:
-    """What a comparison found, in a few words."""
+    """The findings of a comparison in a few words."""
     everything = found.all
     return (
         f"{counted(everything.total, 'question')}, {everything.same} answered alike; right in one"

@@ -1,5 +1,5 @@
-"""A report as one HTML page that needs nothing from outside: style and plots are in it, no scripts.
-All text passes through `_text`, so that nothing in a result file can become part of the page.
+"""A report as one self-contained HTML page: style and plots inline, no scripts. All text passes
+through `_text`, so that nothing in a result file can become markup.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,14 +10,14 @@ from importlib import resources
 from gyrfalcon.report.document import Highlight, Report, Section
 from gyrfalcon.report.tables import Table
 
-FEW_COLUMNS = 3  # of a table that a phone shows whole
+FEW_COLUMNS = 3  # that fit on a phone
 HINT = "Scroll the table sideways for all its columns →"  # on a phone alone
 LONG = 40  # letters of a cell that needs a wide column
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """One picture: `svg` is an element for an HTML page."""
+    """One plot: `svg` is an element for an HTML page."""
 
     title: str
     caption: str
@@ -25,7 +25,7 @@ class Plot:
 
 
 def page(report: Report, plots: Mapping[str, Sequence[Plot]]) -> str:
-    """The whole file. plots: those of each section by its name."""
+    """The whole file. plots: those of each section, by its name."""
     style = resources.files(__package__).joinpath("report.css").read_text("utf-8")
     lines = [
         "<!doctype html>",
@@ -65,7 +65,7 @@ def _cards(highlights: Iterable[Highlight]) -> list[str]:
 
 
 def _section(section: Section, plots: Sequence[Plot]) -> list[str]:
-    """Its tables, its plots, then the folded tables that stand behind them."""
+    """Its tables, its plots, then its folded tables."""
     shown = [line for table in section.tables if not table.folded for line in _table(table)]
     folded = [line for table in section.tables if table.folded for line in _table(table)]
     return [

@@ -64,7 +64,7 @@ def _speed_plots(runs: Sequence[Run[Speed]]) -> list[Plot]:
 
 
 def _measured(run: Run[Speed]) -> list[tuple[tuple[int, int], Figures]]:
-    """Input and output length and the figures of the cases that memory sufficed for."""
+    """Input and output length and figures of the cases that fit into memory."""
     return [
         ((row.case.input_len, row.case.output_len), row.figures)
         for row in run.found.rows
@@ -73,7 +73,7 @@ def _measured(run: Run[Speed]) -> list[tuple[tuple[int, int], Figures]]:
 
 
 def _heat_plot(run: Run[Speed], highest: float) -> Plot:
-    """Tokens per second over both lengths, the figure in every cell."""
+    """Tokens per second over both lengths, with the figure in every cell."""
     inputs = sorted({row.case.input_len for row in run.found.rows})
     outputs = sorted({row.case.output_len for row in run.found.rows})
     rates = {case: figures.tokens_per_second for case, figures in _measured(run)}
@@ -130,7 +130,7 @@ def _first_token_plot(runs: Sequence[Run[Speed]]) -> Plot:
 
 
 def _gap_plot(runs: Sequence[Run[Speed]]) -> list[Plot]:
-    """How the times between tokens are distributed; none where files do not hold them."""
+    """The distribution of times between tokens; none where the files lack them."""
     names = _apart(runs)
     gaps = {
         names[run.label]: [
@@ -190,7 +190,7 @@ def _curves(runs: Sequence[Run[Speed]], name: str) -> dict[str, dict[int, float]
 
 
 def _apart(runs: Sequence[Run[Speed]]) -> dict[str, str]:
-    """Labels in a plot that runs share: where they have not measured the same, each says how much."""
+    """The labels of runs in one plot: where they measured different cases, each says how many."""
     if len({run.found.measured for run in runs}) == 1:
         return {run.label: run.label for run in runs}
     return {run.label: f"{run.label}, {counted(len(run.found.measured), 'case')}" for run in runs}
@@ -231,7 +231,7 @@ def _mark_lengths(axes: Axes, curves: Mapping[str, Mapping[int, float]]) -> None
 
 
 def _exam_plots(runs: Sequence[Run[ExamScore]]) -> list[Plot]:
-    """Of each exam the categories, then the subjects of each category."""
+    """Per exam: the categories, then the subjects of each category."""
     return [plot for heading, group in by_exam(runs).items() for plot in _exam_plot(heading, group)]
 
 
@@ -298,7 +298,9 @@ def _has_cosines(run: Run[Gate]) -> bool:
 
 
 def _cosine_plot(run: Run[Gate]) -> Plot:
-    """How far each position's cosine is from 1: on a log scale, where a bad position stands out."""
+    """Each position's distance of the cosine from 1, on a log scale, where a bad position stands
+    out.
+    """
     figure, axes = canvas(2.9)
     dots: dict[str, list[tuple[int, float]]] = {"prefill": [], "decode": []}
     for curve in run.found.curves:

@@ -1,4 +1,4 @@
-"""What a report knows of each run: records that hold checked values only."""
+"""The runs of a report: records whose values have been checked."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class RunHeader:
-    """What every document says of its run."""
+    """What every document states about its run."""
 
     path: Path
     kind: str
@@ -36,17 +36,17 @@ class RunHeader:
 
     @property
     def name(self) -> str:
-        """The model's name without the folder it lies in."""
+        """The model's name without its folder."""
         return Path(self.model).name or self.model
 
     @property
     def traits(self) -> tuple[str, ...]:
-        """What tells runs of one model apart, the most telling first."""
+        """What distinguishes runs of one model, the most telling first."""
         return (self.weights, self.device, counted(self.ranks, "rank"), self.machine)
 
     @property
     def weights(self) -> str:
-        """What the weights are: "bf16", or "int8, bf16", which is computed in bf16."""
+        """The precision: "bf16", or "int8, bf16" for int8 weights computed in bf16."""
         return self.dtype if self.quant == "none" else f"{self.quant}, {self.dtype}"
 
 
@@ -60,13 +60,13 @@ class Speed:
 
     @property
     def measured(self) -> frozenset[Case]:
-        """The cases that memory sufficed for."""
+        """The cases that fit into memory."""
         return frozenset(row.case for row in self.rows if row.figures is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A run beside another one, whose answers are not at hand."""
+    """A run compared with another one, whose answers are not available."""
 
     file: str
     model: str
@@ -75,7 +75,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class ExamScore:
-    """How one exam went: `result` has every answer, for comparisons question by question."""
+    """The result of one exam: `result` has every answer, for comparisons question by question."""
 
     result: ExamResult
     compared: Compared | None = None  # with another run, when it was measured
@@ -111,7 +111,7 @@ class TextScore:
 
 @dataclass(frozen=True, slots=True)
 class Run(Generic[T_co]):
-    """One measurement: who ran it, under which label, and what it found."""
+    """One measurement: its header, its label and its findings."""
 
     head: RunHeader
     label: str
@@ -120,7 +120,7 @@ class Run(Generic[T_co]):
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All runs by kind, in the order in which their files were named, baselines last."""
+    """All runs by kind, in the order of their files on the command line, baselines last."""
 
     precision: tuple[Run[Gate], ...]
     mmlu: tuple[Run[ExamScore], ...]
@@ -129,6 +129,6 @@ class Results:
 
     @property
     def heads(self) -> dict[RunHeader, str]:
-        """Every file once, with its run's label."""
+        """Every file once, with the label of its run."""
         runs: list[Run[object]] = [*self.precision, *self.mmlu, *self.speed, *self.perplexity]
         return {run.head: run.label.split(", batch ")[0] for run in runs}

@@ -30,8 +30,8 @@ RATES = {
 
 
 def speed_tables(runs: Runs, beside_guide: bool) -> list[Table]:
-    """The guide's means, how many times as fast each baseline, and every case. A table of means
-    holds only runs that have measured the same cases.
+    """The guide's means, the speed-up over each baseline, and every case. A table of means has only
+    runs that measured the same cases.
     """
     if not runs:
         return []
@@ -49,7 +49,7 @@ def speed_tables(runs: Runs, beside_guide: bool) -> list[Table]:
 
 
 def _published(runs: Runs) -> tuple[Baseline, ...]:
-    """The published figures that concern any of the runs, each once."""
+    """The published figures that any of the runs can be compared with, each once."""
     wanted = {one for run in runs if not run.head.is_baseline for one in _for_run(run)}
     return tuple(one for one in PUBLISHED if one.name in wanted)
 
@@ -73,7 +73,7 @@ def _mean_table(cases: frozenset[Case], runs: Runs, guide: Sequence[Baseline]) -
 
 
 def _told(cases: frozenset[Case]) -> str:
-    """Which cases: how many, their batch, the lengths they come from."""
+    """Which cases: how many, their batch, their lengths."""
     if not cases:
         return "no case"
     ends = [
@@ -88,7 +88,7 @@ def _told(cases: frozenset[Case]) -> str:
 
 
 def _apart(tables: Sequence[Table]) -> list[Table]:
-    """Tables of other cases whose titles are alike get a number."""
+    """Numbers tables of other cases that would have the same title."""
     titles = [table.title for table in tables]
     return [
         replace(table, title=f"{table.title} (set {titles[: n + 1].count(table.title)})")
@@ -112,7 +112,7 @@ def _row_of_means(name: str, cases: str, found: Mapping[str, float]) -> tuple[st
 
 
 def _ratio_table(runs: Runs, guide: Sequence[Baseline]) -> list[Table]:
-    """One table, or none without baselines."""
+    """One table; none without baselines."""
     rows = [
         _ratio_row(run, baseline)
         for run in runs
@@ -130,7 +130,7 @@ def _ratio_table(runs: Runs, guide: Sequence[Baseline]) -> list[Table]:
 
 
 def _baselines(run: Run[Speed], runs: Runs, guide: Sequence[Baseline]) -> list[Baseline]:
-    """What a run is compared with: the baselines of its batch, the figures that concern its model."""
+    """What a run is compared with: the baselines of its batch, the figures of its model."""
     found = [
         Baseline(
             other.label, other.head.model_kind, {}, {row.case: row for row in other.found.rows}
@@ -191,7 +191,7 @@ def _case_row(row: Row) -> tuple[str, ...]:
 
 
 def limits_note(found: Speed) -> str:
-    """The limits that percentages are of; empty where none were measured."""
+    """The limits that percentages refer to; empty where none were measured."""
     if found.limits is None:
         return ""
     bandwidth = found.limits.bandwidth_bytes_per_second / 1e9

@@ -1,5 +1,5 @@
-"""How a report's plots look: SVG elements for one page. Colours are the page's CSS variables, so that
-they follow light and dark; text stays text, in the page's font. Needs the extra `report`.
+"""The style of a report's plots: SVG elements for one page. Colours are the page's CSS variables,
+so that they follow light and dark; text stays text, in the page's font. Needs the extra `report`.
 """
 
 import io
@@ -32,7 +32,7 @@ VARIABLES = {  # what each colour that is drawn with becomes
 
 
 def style() -> AbstractContextManager[None]:
-    """What figures are to be made and drawn under."""
+    """The style context to create and draw figures in."""
     return mpl.rc_context(
         {
             "svg.fonttype": "none",
@@ -63,12 +63,12 @@ def style() -> AbstractContextManager[None]:
 
 
 def plot(title: str, caption: str, figure: Figure, name: str = "") -> Plot:
-    """The figure in SVG; its name, or else its title, keeps its ids apart from others'."""
+    """The figure as SVG; its name, or else its title, keeps its ids unique."""
     return Plot(title, caption, _svg(figure, re.sub(r"\W+", "-", name or title)))
 
 
 def canvas(height: float) -> tuple[Figure, Axes]:
-    """A figure of one plot, `height` inches high; made under style()."""
+    """A figure of one plot, `height` inches high; created inside style()."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     figure.patch.set_visible(False)
     axes = figure.add_subplot()
@@ -77,7 +77,7 @@ def canvas(height: float) -> tuple[Figure, Axes]:
 
 
 def legend(axes: Axes) -> None:
-    """Above the axes, where it hides nothing; a single series needs none. Short names share lines."""
+    """Above the axes, where it covers nothing; a single series needs none. Short names share lines."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
         columns = max(1, MOST_LETTERS // (max(map(len, labels)) + 6))
@@ -89,7 +89,7 @@ def legend(axes: Axes) -> None:
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """An element as wide as its place, its ids beginning with `name`."""
+    """An element as wide as its container, its ids beginning with `name`."""
     file = io.StringIO()
     with warnings.catch_warnings():
         # Text is drawn by the browser, whose fonts have more glyphs than those it is measured with.

@@ -1,4 +1,4 @@
-"""The tables of a report: who ran, the precision gate, perplexity. Cells are plain text."""
+"""The tables of a report: the runs, the precision gate, perplexity. Cells are plain text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ SIGNS = {">": ">", ">=": "≥", "<=": "≤"}
 @dataclass(frozen=True, slots=True)
 class Table:
     """Rows of text; the first `num_labels` columns are words, the others figures. A folded table is
-    for those who look for it.
+    shown on demand.
     """
 
     title: str
@@ -27,7 +27,7 @@ class Table:
 
 
 def run_table(results: Results) -> Table:
-    """Which models ran how, on what and when."""
+    """Which models ran, how, on what and when."""
     return Table(
         "Runs",
         ("run", "kind", "model", "parameters", "ranks", "weights", "machine", "date", "file"),
@@ -109,7 +109,7 @@ def _limit(figure: Figure | None) -> str:
 
 
 def perplexity_tables(runs: Sequence[Run[TextScore]]) -> list[Table]:
-    """A table for each text and way of reading it, one row a run; no table without runs."""
+    """A table per text and window, one row per run; none without runs."""
     groups: dict[str, list[Run[TextScore]]] = {}
     for run in runs:
         found = run.found

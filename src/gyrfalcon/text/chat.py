@@ -1,4 +1,4 @@
-"""Chat: a conversation as the text that the model was tuned on, written by its own chat template."""
+"""Chat: a conversation as the text that the model was tuned on, rendered by its own chat template."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -35,8 +35,8 @@ Turn = Message | Mapping[str, str]  # a message, or one as {"role": …, "conten
 
 
 class Chat:
-    """How conversations with one model are written. Its files are read when it is first used, so that
-    a faulty template harms nobody who does not chat.
+    """How conversations with one model are written. Its template is read on first use, so that a
+    broken one harms nobody who does not chat.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Chat:
         added_tokens: Collection[str],
         model_names: Collection[str] = (),
     ) -> None:
-        """`special_tokens`: texts by names such as eos_token, which templates use; `added_tokens`: the
-        texts of all tokens that are marks; `model_names`: what may tell which published model it is.
+        """`special_tokens`: texts by names such as eos_token, for templates; `added_tokens`: the
+        texts of all special tokens; `model_names`: names that may identify a published model.
         """
         self._folder = folder
         self._special_tokens = special_tokens
@@ -56,7 +56,7 @@ class Chat:
 
     @property
     def note(self) -> str | None:
-        """What a user should know about the template; raises CheckpointError as prompt() does."""
+        """What the user should know about the template; raises CheckpointError as prompt() does."""
         return self._template.note
 
     def prompt(self, messages: Sequence[Turn]) -> str:
@@ -95,8 +95,8 @@ class Chat:
 
     @cached_property
     def stops(self) -> tuple[str, ...]:
-        """The text that ends an answer: the mark that the template writes after one, else the beginning
-        of the user's next turn. None where the template does not tell.
+        """The text that ends an answer: the special token that the template writes after one, else
+        the beginning of the user's next turn. None where the template does not show one.
         """
         talk = [
             Message("user", "a"),
@@ -150,7 +150,7 @@ def _as_message(turn: Turn) -> Message:
 
 
 def _ending(between: str, added_tokens: Collection[str]) -> str:
-    """The first mark of what stands between an answer and the next question, or what comes before it."""
+    """The first special token between an answer and the next question, or the text before it."""
     marks = sorted(filter(None, added_tokens), key=len, reverse=True)
     found = re.search("|".join(map(re.escape, marks)), between) if marks else None
     text = between[: found.start()] if found else between

@@ -1,7 +1,5 @@
-"""Finds a checkpoint's chat template, in the files and by the rules of transformers 5; published models
-without one have a built-in template.
-
-Reads templates, runs none.
+"""Finds the chat template of a checkpoint, in the files and by the rules of transformers 5;
+published models without one have a built-in template. Reads templates, runs none.
 """
 
 import re
@@ -39,7 +37,7 @@ BUILT_IN = """\
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A chat template as it was found."""
+    """A chat template and where it was found."""
 
     source: str
     where: str  # the file, for messages
@@ -47,8 +45,8 @@ class ChatTemplate:
 
 
 def read_template(folder: Path, model_names: Iterable[str]) -> ChatTemplate:
-    """The template of a tokenizer's folder, else the built-in template of a published model whose name is
-    one of `model_names`. Raises CheckpointError where there is none, or not one that can be read.
+    """The template in a tokenizer's folder, else the built-in one of a published model whose name
+    is one of `model_names`. Raises CheckpointError where there is none, or none that can be read.
     """
     template = _from_files(folder) or _from_config(folder / CONFIG_FILE) or _built_in(model_names)
     if template is None:
@@ -62,7 +60,9 @@ def read_template(folder: Path, model_names: Iterable[str]) -> ChatTemplate:
 
 
 def _from_files(folder: Path) -> ChatTemplate | None:
-    """chat_template.jinja; files of other names beside it do not matter, but alone they leave none."""
+    """chat_template.jinja; templates of other names beside it are ignored, but alone they are no
+    default.
+    """
     path, others = folder / TEMPLATE_FILE, sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))
     default = folder / TEMPLATE_FOLDER / f"{DEFAULT}.jinja"
     for found in (default, path):
@@ -89,7 +89,7 @@ def _from_config(path: Path) -> ChatTemplate | None:
 
 
 def _named(stated: object, path: Path) -> dict[object, object]:
-    """A list of templates with names, or an object of them."""
+    """A list or an object of named templates."""
     if isinstance(stated, dict):
         return stated
     try:
@@ -115,7 +115,7 @@ def _built_in(model_names: Iterable[str]) -> ChatTemplate | None:
 
 
 def _read(path: Path) -> str:
-    """A text as Python reads one: whatever ends a line becomes a line feed."""
+    """A text file; every kind of line end becomes a line feed, as Python reads text."""
     try:
         with open_foreign(path) as file:
             content = file.read(MAX_BYTES + 1)
@@ -125,7 +125,7 @@ def _read(path: Path) -> str:
     try:
         return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
-        got = "bytes that are no UTF-8"
+        got = "bytes that are not UTF-8"
         raise CheckpointError(f"a chat template in {path}", got, "fetch it again") from None
 
 

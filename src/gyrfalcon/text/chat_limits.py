@@ -1,7 +1,6 @@
-"""Meter: what a chat template may cost. Templates come from strangers and run in this process, so every
-operation pays for its operands and its result before the next one may start.
-
-Knows values, not templates.
+"""Meter: the budget of a chat template. Templates come from strangers and run in this process, so
+every operation pays for its operands and its result before the next one starts. Knows values, not
+templates.
 """
 
 import re
@@ -16,7 +15,7 @@ MAX_SIZE = 1_000_000  # characters and items of one value, beyond the messages
 MAX_DEPTH = 64  # calls within calls, containers within containers
 MAX_INT_BITS = 60  # below 2**61 - 1, the modulus of hashes: larger numbers share them
 STEPS_PER_OPERATION = 4  # a filter, a call, an operator: each takes longer than a pass
-SIZE_PER_STEP = 64  # work on large values counts as so many characters or items a step
+SIZE_PER_STEP = 64  # characters or items of a large value that cost one step
 STEPS_PER_MESSAGE_CHARACTER = 32  # so that a template may read long messages two thousand times
 COMPARISONS_PER_STEP = 4096  # of two characters, where Python compares all pairs
 WRITTEN_PER_SIZE = 16  # text may be captured by macros and set blocks and written again
@@ -28,18 +27,17 @@ CONTAINERS = (dict, list, tuple, set, frozenset, *VIEWS)
 
 
 class TooMuch(Exception):
-    """A chat template that wants more than it may have."""
+    """A chat template exceeds its budget."""
 
 
 class Meter:
-    """What one rendering has used: steps, characters written, and the sizes of the values it made.
-
-    A size is the number of characters and items of a value written out, however often parts of it
-    are shared: what `str` or `==` would walk through.
+    """What one rendering has used: steps, characters written, and the sizes of its values. The size
+    of a value is its number of characters and items when written out, however often parts of it are
+    shared: what `str` or `==` would walk through.
     """
 
     def __init__(self, given_len: int) -> None:
-        """`given_len`: the characters of the messages."""
+        """`given_len`: the number of characters of the messages."""
         self.max_size = MAX_SIZE + given_len
         self._steps_left = MAX_STEPS + STEPS_PER_MESSAGE_CHARACTER * given_len
         self._written_left = WRITTEN_PER_SIZE * self.max_size
@@ -48,18 +46,18 @@ class Meter:
         self._known: dict[int, tuple[object, int, int]] = {}
 
     def step(self, count: int = 1) -> None:
-        """Uses so many steps."""
+        """Spends this many steps."""
         self._steps_left -= count
         if self._steps_left < 0:
             raise TooMuch(f"more than {MAX_STEPS} loop passes and operations")
 
     def pay(self, *operands: object) -> None:
-        """Uses the steps of an operation that may walk through all of its operands."""
+        """Spends the steps of an operation that may walk through all of its operands."""
         size = sum(map(self.size, operands))
         self.step(STEPS_PER_OPERATION + len(operands) + size // SIZE_PER_STEP)
 
     def made(self, value: T) -> T:
-        """A value that an operation made; an iterator is read, since reading it later has a price."""
+        """The result of an operation; an iterator is consumed, since reading it later has a cost."""
         if isinstance(value, Iterator):
             items = list(self.passes(value, STEPS_PER_OPERATION))
             self.made(items)
@@ -69,25 +67,25 @@ class Meter:
         return value
 
     def fits(self, size: int) -> None:
-        """Raises where a value of that size would be too large."""
+        """Raises where a value of this size would be too large."""
         if size > self.max_size:
             raise TooMuch(f"a value of more than {self.max_size} characters and items")
 
     def wrote(self, count: int) -> None:
-        """Counts characters written, into the prompt or into a block that is captured."""
+        """Counts characters written, into the prompt or a captured block."""
         self._written_left -= count
         if self._written_left < 0:
             most = WRITTEN_PER_SIZE * self.max_size
             raise TooMuch(f"a text of more than {most} characters, with all that was captured")
 
     def passes(self, items: Iterable[T], steps: int = 1) -> Iterator[T]:
-        """The items of a loop, each of them so many steps."""
+        """The items of a loop; each spends this many steps."""
         for item in items:
             self.step(steps)
             yield item
 
     def within(self, function: Callable[[], T]) -> T:
-        """A call that may lead to others."""
+        """A call that may nest others."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise TooMuch(f"calls more than {MAX_DEPTH} deep")
@@ -97,7 +95,7 @@ class Meter:
             self._depth -= 1
 
     def size(self, value: object) -> int:
-        """How many characters and items there are in a value."""
+        """The number of characters and items of a value."""
         return self._measure(value, 0)[0]
 
     def _measure(self, value: object, depth: int) -> tuple[int, int]:
@@ -133,14 +131,14 @@ class Meter:
 
 
 def check_numbers(meter: Meter, *arguments: object) -> None:
-    """Widths, counts and the like are no larger than a value may be."""
+    """Refuses widths, counts and the like that are larger than a value may be."""
     for argument in arguments:
         if isinstance(argument, int):
             meter.fits(abs(argument))
 
 
 def check_product(meter: Meter, left: object, right: object) -> None:
-    """left * right stays small; two numbers do."""
+    """Refuses a left * right that is large; two numbers are fine."""
     if isinstance(left, int) and isinstance(right, int):
         return
     if isinstance(left, int):
@@ -150,7 +148,7 @@ def check_product(meter: Meter, left: object, right: object) -> None:
 
 
 def check_power(left: object, right: object) -> None:
-    """left ** right is computed quickly."""
+    """Refuses a left ** right that is slow."""
     if not (isinstance(left, int) and isinstance(right, int)):
         return
     if abs(left) > 1 and abs(right) > MAX_INT_BITS:
@@ -158,7 +156,7 @@ def check_power(left: object, right: object) -> None:
 
 
 def check_percent(meter: Meter, text: object, arguments: object) -> None:
-    """text % arguments stays small: every width is written in the text, and no larger than a value."""
+    """Refuses a text % arguments that may be large: every width has to be written in the text."""
     if not isinstance(text, str | bytes):
         return
     plain = text if isinstance(text, str) else text.decode("latin-1")
@@ -175,7 +173,7 @@ def check_percent(meter: Meter, text: object, arguments: object) -> None:
 def check_replace(
     meter: Meter, text: object, old: object, new: object, count: object = None
 ) -> None:
-    """text.replace(old, new, count) stays small."""
+    """Refuses a text.replace(old, new, count) that is large."""
     if not isinstance(text, bytes):
         text, old, new = str(text), str(old), str(new)
     if isinstance(text, bytes) and not (isinstance(old, bytes) and isinstance(new, bytes)):
@@ -187,38 +185,38 @@ def check_replace(
 
 
 def check_join(meter: Meter, items: object, separator: object = "") -> None:
-    """separator.join(items) stays small."""
+    """Refuses a separator.join(items) that is large."""
     num_items = len(items) if isinstance(items, Collection) else 0
     meter.fits(meter.size(items) + num_items * meter.size(separator))
 
 
 def check_indent(meter: Meter, text: object, width: object = 4, *_: object, **__: object) -> None:
-    """Every line of a text moved to the right stays small."""
+    """Refuses an indented text that is large."""
     by = len(width) if isinstance(width, str) else width
     if isinstance(by, int):
         meter.fits(len(str(text)) + (len(str(text).splitlines()) + 1) * abs(by))
 
 
 def check_tabs(meter: Meter, text: object, tabsize: object = 8) -> None:
-    """text.expandtabs(tabsize) stays small."""
+    """Refuses a text.expandtabs(tabsize) that is large."""
     if isinstance(tabsize, int) and isinstance(text, str | bytes):
         tabs = text.count("\t") if isinstance(text, str) else text.count(b"\t")
         meter.fits(len(text) + tabs * abs(tabsize))
 
 
 def check_translate(meter: Meter, text: object, table: object, *_: object) -> None:
-    """text.translate(table) stays small."""
+    """Refuses a text.translate(table) that is large."""
     meter.fits(meter.size(text) * meter.size(table))
 
 
 def check_pairs(meter: Meter, text: object, *others: object, **named: object) -> None:
-    """Looking for a text from the right, or for its characters at the ends, compares all pairs."""
+    """Charges searches from the right, and stripping characters: both compare all pairs."""
     for other in (*others, *named.values()):
         meter.step(meter.size(text) * meter.size(other) // COMPARISONS_PER_STEP)
 
 
 def check_keys(meter: Meter, keys: object = (), *_: object, **__: object) -> None:
-    """Tuples can be made to share a hash, and are then compared pair by pair."""
+    """Charges keys that are tuples: they can be made to share a hash and are compared pair by pair."""
     if isinstance(keys, CONTAINERS):
         assert isinstance(keys, Collection)
         num_tuples = sum(isinstance(key, tuple) for key in keys)
@@ -228,23 +226,23 @@ def check_keys(meter: Meter, keys: object = (), *_: object, **__: object) -> Non
 def check_encoding(
     _: Meter, text: object, encoding: object = "utf-8", errors: object = "strict"
 ) -> None:
-    """Some encodings take quadratic time, and no prompt needs one."""
+    """Refuses other encodings: some take quadratic time, and no prompt needs one."""
     if encoding not in ("utf-8", "utf8", "ascii"):
         raise TooMuch("an encoding other than UTF-8")
 
 
 def check_markup(_: Meter, *operands: object) -> None:
-    """Methods for HTML take quadratic time, and no prompt needs one."""
+    """Refuses methods for HTML: they take quadratic time, and no prompt needs them."""
     raise TooMuch("a method for HTML")
 
 
 def check_round(_: Meter, value: object, precision: object = 0, method: object = "") -> None:
-    """10 ** precision is computed quickly."""
+    """Refuses a 10 ** precision that is slow."""
     check_power(10, precision)
 
 
 def check_sum(_: Meter, items: object, attribute: object = None, start: object = 0) -> None:
-    """Sums are of numbers: those of lists are copied again for each item."""
+    """Refuses sums of anything but numbers: lists are copied again for each item."""
     if not isinstance(start, int | float):
         raise TooMuch("a sum of what are not numbers")
 

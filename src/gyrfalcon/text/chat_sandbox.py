@@ -1,7 +1,8 @@
-"""Runs a chat template with jinja2 as transformers configures it, within bounds that hold on any thread.
+"""Runs a chat template with jinja2, configured as in transformers, within limits that hold on any
+thread.
 
-The environment is jinja2's immutable sandbox; code generated from a template counts its loop passes, and
-every filter, call and operator pays a Meter. Knows no checkpoint and no messages.
+The environment is jinja2's immutable sandbox; code generated from a template counts its loop
+passes, and every filter, call and operator pays a Meter. Knows no checkpoint and no messages.
 """
 
 import json
@@ -33,9 +34,9 @@ from gyrfalcon.text.chat_limits import (
     check_product,
 )
 
-# No use in a prompt, and their work cannot be told beforehand or their result is another every time.
+# Useless in a prompt; their cost cannot be predicted, or their result is random.
 LEFT_OUT = ("pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr")
-# Filters that do not read all of an iterator they are given.
+# Filters that do not consume their iterator.
 LAZY = ("default", "d", "first", "string")
 # Tests that look at what a value is, not into it.
 CHEAP_TESTS = frozenset(
@@ -51,13 +52,14 @@ MAX_TIME_FORMAT = 1000
 
 
 def compile_template(source: str) -> CodeType:
-    """Checked and translated once, for any number of renderings; raises what jinja2 and Python raise."""
+    """Compiles a template once, for any number of renderings; raises what jinja2 and Python raise."""
     return _Sandbox(Meter(0)).compile(source)
 
 
 def render(code: CodeType, variables: Mapping[str, object], given_len: int) -> str:
-    """What a compiled template writes. Raises TemplateError for its own raise_exception, TooMuch past a
-    bound, and whatever else a faulty template leads to. `given_len`: the messages' characters.
+    """The output of a compiled template. Raises TemplateError for the template's own
+    raise_exception, TooMuch beyond a limit, and whatever else a broken template raises.
+    `given_len`: the number of characters of the messages.
     """
     meter = Meter(given_len)
     sandbox = _Sandbox(meter)
@@ -73,21 +75,21 @@ def render(code: CodeType, variables: Mapping[str, object], given_len: int) -> s
 
 
 class _MeteredCode(CodeGenerator):
-    """jinja2's Python code for a template, with a call of the sandbox around what has a price."""
+    """jinja2's Python code for a template, with a call of the sandbox around everything that has a
+    cost.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._wrapped: dict[
-            int, tuple[str, str]
-        ] = {}  # by id of the node: a method, what it is told
+        self._wrapped: dict[int, tuple[str, str]] = {}  # by id of the node: a method, its arguments
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
-        method, told = self._wrapped.pop(id(node), (_maker(node), ""))
+        method, arguments = self._wrapped.pop(id(node), (_maker(node), ""))
         if method is None:
             return super().visit(node, *args, **kwargs)
         self.write(f"environment.{method}(")
         super().visit(node, *args, **kwargs)
-        self.write(f"{told})")
+        self.write(f"{arguments})")
         return None
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:
@@ -115,12 +117,12 @@ class _MeteredCode(CodeGenerator):
 
 
 def _num_nodes(node: nodes.Node) -> int:
-    """How much is written in a statement, without the statements in it."""
+    """The size of a statement, without the statements inside it."""
     return 1 + sum(map(_num_nodes, node.iter_child_nodes(exclude=("body", "else_"))))
 
 
 def _maker(node: nodes.Node) -> str | None:
-    """What a value that an expression makes goes through."""
+    """The sandbox method that the value of an expression passes through."""
     if isinstance(node, nodes.Tuple):
         return "made" if node.ctx == "load" else None
     is_slice = isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
@@ -128,7 +130,9 @@ def _maker(node: nodes.Node) -> str | None:
 
 
 class _GenerationTag(Extension):
-    """{% generation %}, with which transformers marks what an assistant said: here it only passes it on."""
+    """{% generation %}, with which transformers marks the assistant's words; here its body is
+    rendered as it is.
+    """
 
     tags = {"generation"}  # noqa: RUF012  # as its base class has it
 
@@ -143,7 +147,9 @@ class _GenerationTag(Extension):
 
 
 class _Namespace(Namespace):
-    """jinja2's, without names that lead into Python, and never written out: it may hold itself."""
+    """jinja2's namespace, without names that lead into Python, and never printed: it may contain
+    itself.
+    """
 
     def __init__(*args: Any, **attributes: object) -> None:
         self, *mappings = args
@@ -166,7 +172,7 @@ def _check_name(name: object) -> None:
 
 
 class _Dict:
-    """`dict` as templates may use it: to call, not to look into."""
+    """`dict` as templates may use it: to call, not to inspect."""
 
     def __call__(self, *args: Any, **kwargs: object) -> dict[object, object]:
         return dict(*args, **kwargs)
@@ -176,7 +182,7 @@ class _Dict:
 
 
 class _Formatter(SandboxedFormatter):
-    """str.format within bounds, one text of it."""
+    """str.format within limits."""
 
     def __init__(self, sandbox: "_Sandbox") -> None:
         super().__init__(sandbox)
@@ -196,7 +202,7 @@ class _Formatter(SandboxedFormatter):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """One rendering's environment: all that its template does is paid to one meter."""
+    """The environment of one rendering: everything its template does is charged to one meter."""
 
     code_generator_class = _MeteredCode
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
@@ -240,7 +246,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return super().getitem(obj, argument)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """str.format and str.format_map, within bounds."""
+        """str.format and str.format_map, within limits."""
         if super().wrap_str_format(value) is None:
             return None
         if type(value.__self__) is not str:
@@ -255,7 +261,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return bounded
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """left operator right, as far as its result is small."""
+        """left operator right, unless its result is large."""
         self.meter.pay(left, right)
         if operator == "*":
             check_product(self.meter, left, right)

@@ -1,5 +1,5 @@
-"""Turns a running sample's ids into text that may be shown: whole characters, no part of a stop
-string.
+"""Turns the ids of a running sample into text that can be shown: whole characters, and never part
+of a stop string.
 """
 
 import codecs
@@ -9,11 +9,11 @@ from gyrfalcon.errors import RequestError
 from gyrfalcon.request import Completion, Delta, FinishReason, Request, Token
 from gyrfalcon.text.tokenizer import Tokenizer
 
-HALF_PAIRS = range(0xD800, 0xE000)  # halves of surrogate pairs, which decoded text never has
+HALF_PAIRS = range(0xD800, 0xE000)  # halves of surrogate pairs, which never occur in decoded text
 
 
 class TextStream:
-    """One sample of a request as its caller sees it. Without a tokenizer there are ids only and no
+    """One sample of a request as its caller sees it. Without a tokenizer there are only ids, no
     text.
     """
 
@@ -29,8 +29,8 @@ class TextStream:
         self._stops = StopFinder((*stops, *self._marks.stops), self._marks.letters.values())
 
     def push(self, token: Token | None, reason: FinishReason | None) -> Delta:
-        """Takes the sample's next token and, with its last, why it ended; a stop string ends it
-        too.
+        """Takes the sample's next token and, with its last, the finish reason; a stop string ends
+        it, too.
         """
         text = ""
         if token is not None:
@@ -45,7 +45,7 @@ class TextStream:
         return Delta(self.request.id, self.index, text, token, reason)
 
     def completion(self) -> Completion:
-        """The whole sample, once it has ended."""
+        """The whole sample, after its end."""
         assert self.finish_reason is not None
         wants_logprobs = self.request.params.logprobs is not None
         return Completion(
@@ -65,7 +65,7 @@ class TextStream:
         return self._detokenizer.push(token.id)
 
     def _rest(self) -> str:
-        """What was held back when nothing follows: half a character, or the beginning of a stop
+        """The text held back, when nothing follows: half a character, or the beginning of a stop
         string.
         """
         if self._detokenizer is None:
@@ -75,8 +75,8 @@ class TextStream:
 
 
 class Detokenizer:
-    """The text of one sequence, piece by piece: joined, flush() included, they are the whole text
-    decoded.
+    """Decodes one sequence incrementally: all results joined, flush() included, are the text of all
+    ids.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -88,13 +88,14 @@ class Detokenizer:
         return self._decoder.decode(self._text_bytes.get(token_id, b""))
 
     def flush(self) -> str:
-        """What is left when no id follows: U+FFFD for half a character, else nothing."""
+        """The rest when no id follows: U+FFFD for half a character, else nothing."""
         return self._decoder.decode(b"", final=True)
 
 
 class StopMarks:
-    """Special tokens in stop strings, such as the first part of "<|im_end|>\\n". No text shows them:
-    a letter that no text has stands for each while stop strings are looked for, and is hidden then.
+    """Special tokens in stop strings, such as the first part of "<|im_end|>\\n". They never appear
+    in text: while stop strings are matched, each is represented by a character that no text
+    contains, which is hidden afterwards.
     """
 
     def __init__(self, stops: Sequence[str], tokenizer: Tokenizer | None) -> None:
@@ -112,11 +113,9 @@ class StopMarks:
 
 
 class StopFinder:
-    """Looks for stop strings in a text that arrives in pieces; the first to be complete ends the
-    text.
-
-    Of several that end with the same character the longest counts. How the text is cut never
-    matters. A stop string looks past `hidden` letters that are not in it, since no text shows them.
+    """Finds stop strings in a text that arrives in parts; the first to be complete ends the text.
+    Of several that end at the same character the longest counts. How the text is split never
+    matters. A stop string skips `hidden` characters that are not in it, since no text shows them.
     """
 
     def __init__(self, stops: Sequence[str], hidden: Collection[str] = ()) -> None:
@@ -127,7 +126,7 @@ class StopFinder:
         self._stopped = False
 
     def push(self, text: str) -> tuple[str, bool]:
-        """The text that may be shown now, and whether a stop string was found: nothing follows one."""
+        """The text that can be shown now, and whether a stop string was found: nothing follows one."""
         if self._stopped:
             return "", True
         seen = self._held + text
@@ -141,13 +140,13 @@ class StopFinder:
         return seen[:safe], False
 
     def flush(self) -> str:
-        """The text held back, which no stop string claims when nothing follows."""
+        """The text held back, which is no stop string when nothing follows."""
         held, self._held = self._held, ""
         return held
 
 
 class _Match:
-    """How much of one stop string the text seen so far ends with (Knuth, Morris and Pratt 1977)."""
+    """How much of one stop string the text so far ends with (Knuth, Morris and Pratt 1977)."""
 
     def __init__(self, stop: str, hidden: Collection[str] = ()) -> None:
         self.stop = stop
@@ -159,14 +158,14 @@ class _Match:
             self._borders.append(self._longer(self._borders[-1], letter))
 
     def advance(self, letter: str) -> bool:
-        """Takes the next letter of the text; whether it completes the stop string."""
+        """Takes the next character of the text; returns whether it completes the stop string."""
         if letter in self._hidden:
             return False
         self.len = self._longer(self.len, letter)
         return self.len == len(self.stop)
 
     def begin(self, seen: str, end: int) -> int:
-        """Where in seen[:end] begins what is matched so far."""
+        """Where in seen[:end] the current match begins."""
         if not self._hidden:
             return end - self.len
         missing, begin = self.len, end

@@ -1,5 +1,5 @@
-"""Where a text ends: the ids that end it, by every file of a model that names one, the strings that
-end it, and what fills the rest of a row.
+"""Where a text ends: the ids that end it, from every file of a model that names one, the strings
+that end it, and the padding id.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from gyrfalcon.request import SamplingParams
 from gyrfalcon.text.tokenizer import Tokenizer
 
 GENERATION_CONFIG = "generation_config.json"
-# What Falcon's first releases call begin and end, and the tokens that these really are.
+# The begin and end ids that Falcon's first releases state, and the tokens that they really are.
 WRONG = {1: ">>ABSTRACT<<", 2: ">>INTRODUCTION<<"}
 FALCON_END = 11
 GPT2_END = 50256
@@ -37,7 +37,7 @@ class Ends:
     notes: tuple[str, ...]
 
     def added_to(self, params: SamplingParams) -> SamplingParams:
-        """The parameters with the model's stop strings, unless they ignore where a text ends."""
+        """The parameters with the model's stop strings added, unless they ignore the end of text."""
         if params.ignore_eos or not self.stop_strings:
             return params
         return replace(params, stop=(*params.stop_strings, *self.stop_strings))
@@ -45,7 +45,7 @@ class Ends:
 
 @dataclass(frozen=True, slots=True)
 class _Stated:
-    """What one file says."""
+    """What one file states."""
 
     file: str
     begin: object
@@ -87,9 +87,9 @@ def _refused(wanted: str, raw: Mapping[str, object], name: str, file: str) -> Ch
 def find_ends(
     folder: Path, config: Mapping[str, object], vocab_size: int, tokenizer: Tokenizer | None
 ) -> Ends:
-    """The ends by generation_config.json in `folder`, by `config`, which is the model's config.json,
-    and by the tokenizer. CheckpointError for ids that are no whole numbers, stop strings that are no
-    texts.
+    """The ends of text by generation_config.json in `folder`, by `config`, which is the model's
+    config.json, and by the tokenizer. CheckpointError for ids that are not whole numbers and stop
+    strings that are not texts.
     """
     path = folder / GENERATION_CONFIG
     stated = [_Stated.of(config, "config.json")]
@@ -107,7 +107,7 @@ def find_ends(
 
 
 def _wrong(stated: Sequence[_Stated], tokenizer: Tokenizer | None) -> set[int]:
-    """The ids of the first releases' mistake, where they are one."""
+    """The ids of the first releases' mistake, where they are wrong here."""
     if tokenizer is not None:
         return {i for i, text in WRONG.items() if tokenizer.token_bytes(i) == text.encode()}
     begins = any(one.begin == 1 for one in stated)

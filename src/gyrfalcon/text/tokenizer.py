@@ -1,4 +1,4 @@
-"""Tokenizer: text to ids and back, from a checkpoint's own byte-level BPE files."""
+"""Tokenizer: text to ids and back, with a checkpoint's own byte-level BPE files."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +13,7 @@ from gyrfalcon.errors import CheckpointError, RequestError
 from gyrfalcon.text.chat import Chat, Turn
 from gyrfalcon.text.tokenizer_files import END_OF_TEXT, TokenizerFiles, read_tokenizer
 
-# Kinds of cutting a text into words that keep all of it, unless told to remove what they cut at.
+# Pre-tokenizers that keep all of a text, unless set to remove the delimiters.
 KEEPING = {b"Sequence", b"ByteLevel", b"Digits", b"Punctuation", b"Split"}
 
 
@@ -56,7 +56,7 @@ class Tokenizer:
         frame = library.encode("a")
         self.begin_ids = tuple(frame.ids[: sum(takewhile(bool, frame.special_tokens_mask))])
         self.text_bytes = dict(self._bytes)
-        self._marks: dict[int, str] = {}  # the tokens that no text shows
+        self._marks: dict[int, str] = {}  # tokens that are not shown in text
         self.hide((*special, *self.end_ids))
         added = [token.content for token in self._added.values()]
         self.chat = Chat(files.where.parent, files.names, added, model_names)
@@ -82,24 +82,25 @@ class Tokenizer:
 
     @property
     def bos_token(self) -> str | None:
-        """The text of the token that a chat template may begin with."""
+        """The text of the begin token, for chat templates."""
         return self.special_tokens.get("bos_token")
 
     @property
     def eos_token(self) -> str | None:
-        """The text of the token that ends a text, as the tokenizer's files name it."""
+        """The text of the end-of-text token, as the tokenizer's files name it."""
         return self.special_tokens.get("eos_token")
 
     @property
     def vocab_size(self) -> int:
-        """How many ids it knows; a model may have a few more, which mean nothing."""
+        """The number of ids; a model may have a few more, which mean nothing."""
         return len(self._bytes)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """The ids of a text, special tokens in it recognised, with what its files put around every
-        text: mostly nothing, else a begin token. A chat template brings that itself.
+        """The ids of a text; special tokens in it are recognised. `add_special_tokens`: with what
+        the files add around every text: mostly nothing, else a begin token, which a chat template
+        writes itself.
 
-        RequestError for what is no text, and for half a surrogate pair.
+        RequestError for anything but text, and for half a surrogate pair.
         """
         if not isinstance(text, str):
             raise RequestError("text", shown(text), "pass a string")
@@ -110,8 +111,8 @@ class Tokenizer:
         return ids
 
     def least_tokens(self, text: str) -> int:
-        """A number of tokens that the text has at least, without looking for them: each is as long as
-        the longest. 0 where the tokenizer's files may leave text out before it is split.
+        """A lower bound of the number of tokens of a text, without encoding it: as if each were as
+        long as the longest. 0 where the tokenizer's files may drop text before it is split.
         """
         if not self._keeps_text:
             return 0
@@ -119,31 +120,33 @@ class Tokenizer:
         return -(-len(known) // self._longest)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of some ids; bytes that are no UTF-8 become U+FFFD, ids without meaning nothing."""
+        """The text of some ids; bytes that are not UTF-8 become U+FFFD, ids without meaning
+        nothing.
+        """
         known = self.text_bytes if skip_special else self._bytes
         return b"".join(known.get(i, b"") for i in ids).decode("utf-8", errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What one id adds to the UTF-8 text; nothing for an id without a meaning."""
+        """The UTF-8 bytes of one id; none for an id without a meaning."""
         return self._bytes.get(token_id, b"")
 
     def is_special(self, token_id: int) -> bool:
-        """Whether the id is a mark such as the end of text, which is no text itself."""
+        """Whether the id is a special token, such as the end of text, which has no text of its own."""
         return token_id in self._marks
 
     def special_id(self, text: str) -> int | None:
-        """The id of the special token that is written like this; None where there is none."""
+        """The id of the special token with this text; None where there is none."""
         token_id: int | None = self._library.token_to_id(text)
         return token_id if token_id is not None and self.is_special(token_id) else None
 
     def special_in(self, texts: Sequence[str]) -> dict[int, str]:
-        """The special tokens that are written in any of the texts, by their ids."""
+        """The special tokens that occur in any of the texts, by id."""
         marks = self._marks.items()
         return {i: mark for i, mark in marks if mark and any(mark in text for text in texts)}
 
     def hide(self, end_ids: Collection[int]) -> None:
-        """Leaves marks that end a text out of texts, even where the files call them ordinary added
-        tokens. A word of the vocabulary that ends a text stays one.
+        """Hides tokens that end a text when decoding, even where the files call them ordinary added
+        tokens. A word of the vocabulary that ends a text stays visible.
         """
         for token_id in end_ids:
             if token_id in self._added or token_id in self.end_ids:
@@ -169,14 +172,16 @@ class Tokenizer:
 
 
 def _splits_only(library: tokenizers.Tokenizer) -> bool:
-    """Whether what cuts a text into words leaves nothing of it out."""
+    """Whether the pre-tokenizer keeps all of a text."""
     state = b"" if library.pre_tokenizer is None else library.pre_tokenizer.__getstate__()
     kinds = set(re.findall(rb'"type":"(\w+)"', state))
     return kinds <= KEEPING and b'"Removed"' not in state
 
 
 def _byte_letters() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 letters stand for themselves, the others are U+0100 and up."""
+    """GPT-2's alphabet of bytes: printable Latin-1 letters for themselves, the others from U+0100
+    on.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {
@@ -188,7 +193,9 @@ BYTE_OF_LETTER = _byte_letters()
 
 
 def _to_bytes(token: str) -> bytes:
-    """Decodes a token in the byte alphabet; any other (an added one with a space, say) is plain text."""
+    """Decodes a token in the byte alphabet; any other (an added one with a space, say) is plain
+    text.
+    """
     try:
         return bytes(map(BYTE_OF_LETTER.__getitem__, token))
     except KeyError:

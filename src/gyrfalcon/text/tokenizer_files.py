@@ -1,7 +1,6 @@
-"""Reads the tokenizer files of a folder as transformers 5 does: how a text is split, which tokens are
-added to the vocabulary and what they are called, what stands before and after every text.
-
-Knows no Tokenizer and no chat templates.
+"""Reads the tokenizer files of a folder as transformers 5 does: how a text is split, the added
+tokens and their names, the tokens added around every text. Knows no Tokenizer and no chat
+templates.
 """
 
 import json
@@ -44,7 +43,7 @@ Token = str | AddedToken
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """What the files of a folder say."""
+    """The contents of a folder's tokenizer files."""
 
     library: tokenizers.Tokenizer
     names: Mapping[str, str]  # such as eos_token → its text
@@ -52,16 +51,16 @@ class TokenizerFiles:
 
 
 def names_of_files(folder: Path) -> list[str]:
-    """Those of FILES that are there, and chat templates with names."""
+    """Those of FILES that exist, and named chat templates."""
     templates = sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))
     names = (*FILES, *(f"{TEMPLATE_FOLDER}/{path.name}" for path in templates))
     return [name for name in names if (folder / name).is_file()]
 
 
 def read_tokenizer(folder: Path, stated_class: object = None) -> TokenizerFiles:
-    """Reads tokenizer.json, else vocab.json and merges.txt, and what stands beside them; raises
-    CheckpointError. `stated_class` is the tokenizer_class of config.json, for where
-    tokenizer_config.json has none.
+    """Reads tokenizer.json, else vocab.json and merges.txt, and the files beside them; raises
+    CheckpointError. `stated_class` is the tokenizer_class of config.json, for a
+    tokenizer_config.json without one.
     """
     settings = _json(folder / "tokenizer_config.json")
     is_gpt2 = _is_gpt2(settings.pop("tokenizer_class", None) or stated_class)
@@ -107,8 +106,8 @@ def read_tokenizer(folder: Path, stated_class: object = None) -> TokenizerFiles:
 
 
 def _refuse_affixes(content: Settings, whole: Path) -> None:
-    """A vocabulary that marks where words begin or end is not made of bytes alone: texts would lose
-    letters, and the library may crash.
+    """Refuses a vocabulary that marks where words begin or end: its tokens are not made of bytes
+    alone, so texts would lose letters, and the library may crash.
     """
     model = content.get("model")
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):
@@ -182,7 +181,7 @@ def _named(
 
 
 def _rename_additional(settings: Settings) -> None:
-    """Takes the older name of extra_special_tokens for it."""
+    """Renames the older name of extra_special_tokens."""
     if "additional_special_tokens" in settings:
         settings["extra_special_tokens"] = settings.pop("additional_special_tokens")
 
@@ -199,7 +198,7 @@ def _other_names(settings: Settings) -> Settings:
 
 
 def _take_names(settings: Settings) -> Settings:
-    """Takes out those that are plain texts, and those to which extra_special_tokens gives names."""
+    """Removes tokens that are plain texts, and those that extra_special_tokens names."""
     plain = [name for name, value in _other_names(settings).items() if isinstance(value, str)]
     names = {name: settings.pop(name) for name in plain}
     return names | _take_extra_names(settings)
@@ -214,7 +213,7 @@ def _take_extra_names(settings: Settings) -> Settings:
 
 
 def _merge_map(path: Path, settings: Settings) -> None:
-    """What special_tokens_map.json says comes before the settings; its further tokens join theirs."""
+    """special_tokens_map.json overrides the settings; its further tokens are added to theirs."""
     for name, value in _json(path).items():
         if name == "extra_special_tokens" and isinstance(value, list):
             known = _list(settings.get(name), path)
@@ -262,7 +261,7 @@ def _add(
 def _frame(
     library: tokenizers.Tokenizer, names: Mapping[str, str], settings: Settings
 ) -> processors.TemplateProcessing:
-    """What add_bos_token and add_eos_token put around a text."""
+    """The tokens that add_bos_token and add_eos_token add around a text."""
     begin = names.get("bos_token") if settings.get("add_bos_token") is True else None
     end = names.get("eos_token") if settings.get("add_eos_token") is True else None
     around = [token for token in (begin, end) if token is not None]

@@ -99,12 +99,12 @@ def _check_same_run(folder: Path, then: Mapping[str, object], now: Mapping[str, 
     """UsageError that names the options that differ."""
     if _asked(then) == _asked(now):
         return
-    told = differences(_words(then), _words(now), OPTION_NAMES) or differences(
+    differing = differences(_words(then), _words(now), OPTION_NAMES) or differences(
         _asked(then), _asked(now), OPTION_NAMES
     )
     raise UsageError(
         f"options as of the unfinished run in {folder}",
-        f"others: that one had {told}",
+        f"others: that one had {differing}",
         "run its command again to finish it, name another folder with -o, or add `overwrite=True`",
     )
 

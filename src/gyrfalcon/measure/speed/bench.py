@@ -103,10 +103,10 @@ def generate(engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: i
     start = perf_counter()
     arrivals: dict[int, list[float]] = {engine.add(ids, params): [] for ids in prompts}
     while engine.has_work:
-        pieces = engine.step()
+        deltas = engine.step()
         now = perf_counter() - start
-        for piece in pieces:
-            arrivals[piece.request_id].append(now)
+        for delta in deltas:
+            arrivals[delta.request_id].append(now)
     return Generation(perf_counter() - start, tuple(map(tuple, arrivals.values())))
 
 

@@ -123,8 +123,8 @@ class Files:
             return Sweep(repeats)
         sweep = Sweep.from_json(result.findings(earlier, self.json))
         then, now = _facts(earlier, sweep.repeats), _facts(head, repeats)
-        if told := differences(then, now, OPTION_NAMES):
-            raise _in_use(self.json, f"another, which had {told}")
+        if differing := differences(then, now, OPTION_NAMES):
+            raise _in_use(self.json, f"another, which had {differing}")
         return sweep
 
     def write(self, head: Mapping[str, object], sweep: Sweep) -> None:

@@ -19,6 +19,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-data", action="store_true", help="fail, not skip, where data is missing"
     )
+    parser.addoption(
+        "--compile-kernels",
+        action="store_true",
+        help="compile Triton's kernels for every GPU even where docs/kernels.json is of the same",
+    )
 
 
 def pytest_configure() -> None:

@@ -25,10 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from kernel_cases import Case
+from kernel_digest import digest_of
 
 TOOLS = Path(__file__).resolve().parent
 TABLE = TOOLS.parent / "docs" / "kernels.json"
 PAGE = TABLE.with_suffix(".md")
+FILES = sorted(TOOLS.glob("kernel_cases_*.py"))
 PROCESSES = 2
 
 
@@ -90,9 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "files", type=Path, nargs="*", help="files that define CASES; no table (default: all)"
     )
     options = parser.parse_args(arguments)
-    results = compile_all(
-        jobs(options.files or sorted(TOOLS.glob("kernel_cases_*.py")), options.only)
-    )
+    results = compile_all(jobs(options.files or FILES, options.only))
     faults = [f"{one.name} on {one.target}: {fault}" for one in results for fault in one.faults]
     texts = {TABLE: as_json(results), PAGE: as_page(results)}
     if options.files or options.only:
@@ -244,7 +244,15 @@ def as_json(results: Sequence[Result]) -> str:
         if one.usage is not None
     ]
     joined = ",\n  ".join(lines)
-    return f'{{"triton": "{_version()}", "kernels": [\n  {joined}\n]}}\n'
+    head = f'"triton": "{_version()}", "digest": "{digest()}"'
+    return f'{{{head}, "kernels": [\n  {joined}\n]}}\n'
+
+
+def digest() -> str:
+    """Of the kernels and cases as they are now."""
+    return digest_of(
+        _version(), TARGETS.values(), [one for file in FILES for one in cases_of(file)]
+    )
 
 
 def as_page(results: Sequence[Result]) -> str:
@@ -262,7 +270,8 @@ def as_page(results: Sequence[Result]) -> str:
             f"Written by `python tools/compile_kernels.py`, which needs no GPU, with Triton {_version()}:"
             " registers of a",
             "thread / KiB of shared memory of a block; · where the assembly has matrix instructions.",
-            "No kernel spills registers to memory. A test compares this page with what the compiler says.",
+            "No kernel spills registers to memory. Tests compare this page with what the compiler says",
+            "whenever a kernel or a case has changed.",
             "",
             f"| kernel | {heads} |",
             f"|---|{'---|' * len(TARGETS)}",

@@ -6,17 +6,18 @@ Processes of their own compile: kernels that the interpreter has taken cannot be
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 from compile_ascend import distinct, memory_kib
 from compile_kernels import (
+    FILES,
     PAGE,
     TABLE,
     TARGETS,
-    TOOLS,
     Job,
     Result,
     Usage,
@@ -26,10 +27,12 @@ from compile_kernels import (
     compile_job,
     compilers,
     differences,
+    digest,
     jobs,
     judge,
 )
 from kernel_cases import Case
+from kernel_digest import digest_of
 
 pytest.importorskip("triton", reason="Triton is not installed (the extra gpu-check)")
 
@@ -74,9 +77,6 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, TOOL, *arguments], capture_output=True, text=True)
 
 
-FILES = sorted(TOOLS.glob("kernel_cases_*.py"))
-
-
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Executor]:
     """Processes that compile, shared by the tests of this file: each spends seconds on its imports."""
@@ -85,16 +85,33 @@ def pool() -> Iterator[Executor]:
         yield pool
 
 
+STORED = json.loads(TABLE.read_text("utf-8"))
+
+
 def documented() -> list[Result]:
     """What docs/kernels.json says."""
-    rows = json.loads(TABLE.read_text("utf-8"))["kernels"]
-    return [Result(row.pop("case"), row.pop("target"), Usage(**row), ()) for row in rows]
+    return [
+        Result(row["case"], row["target"], Usage(*(row[field.name] for field in fields(Usage))), ())
+        for row in STORED["kernels"]
+    ]
+
+
+def test_the_documents_are_of_these_kernels() -> None:
+    assert STORED["digest"] == digest(), (
+        "kernels or their cases have changed: run python tools/compile_kernels.py"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_kernels_compile_as_the_documents_say(file: Path, target: str, pool: Executor) -> None:
+def test_kernels_compile_as_the_documents_say(
+    file: Path, target: str, request: pytest.FixtureRequest
+) -> None:
+    """Minutes of compiling, whose result depends on nothing that the digest does not cover."""
+    if STORED["digest"] == digest() and not request.config.getoption("--compile-kernels"):
+        pytest.skip("same kernels as in docs/kernels.json; --compile-kernels compiles them anyway")
+    pool: Executor = request.getfixturevalue("pool")
     wanted = [job for job in jobs([file]) if job.target == target]
     names = {job.name for job in wanted}
     said = [one for one in documented() if one.target == target and one.name in names]
@@ -111,39 +128,94 @@ def test_the_documents_have_every_kernel_and_no_other() -> None:
     assert PAGE.read_text("utf-8") == as_page(documented())
 
 
-@pytest.mark.slow
-def test_a_good_kernel_passes(tmp_path: Path) -> None:
-    done = compile_cases(
-        tmp_path, 'Case("good", add, *ADD, frozenset()), product("square", "bf16", 64, *TARGETS)'
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 compiled kernels, 0 faults" in done.stdout
+KERNEL = """
+@triton.jit
+def add(x, SIZE: tl.constexpr):
+    \"\"\"Adds.\"\"\"
+    tl.store(x, 1)  # one
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ('"""Adds."""', '"""Adds one."""', True),
+        ("# one", "# a one", True),
+        ("x, 1", "x, 2", False),
+        ("jit", "jit(noinline=True)", False),
+        ("    tl.store", "    if SIZE:\n        tl.store", False),
+        ("@triton.jit", "def host():\n    return 1\n\n\n@triton.jit", True),
+    ],
+)
+def test_the_digest_covers_what_is_compiled_alone(
+    old: str, new: str, same: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "kernel.py"
+    file.write_text(KERNEL, "utf-8")
+    before = digest_of("3", [], [], tmp_path)
+    file.write_text(KERNEL.replace(old, new), "utf-8")
+    assert (digest_of("3", [], [], tmp_path) == before) is same
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda case: replace(case, warps=8),
+        lambda case: replace(case, stages=1),
+        lambda case: replace(case, constants=case.constants | {"HEAD_DIM": 1}),
+        lambda case: replace(case, signature=case.signature | {"q": "*fp32"}),
+    ],
+)
+def test_the_digest_covers_what_a_case_asks_for(change: Callable[[Case], Case]) -> None:
+    case = cases_of(FILES[0])[0]
+    assert digest_of("3", [], [change(case)]) != digest_of("3", [], [case])
+    assert digest_of("4", [], [case]) != digest_of("3", [], [case])
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What is printed of a good kernel and of four with faults, in one run."""
+    cases = """
+        Case("good", add, *ADD, frozenset()),
+        product("square", "bf16", 64, *TARGETS),
+        product("wide", "bf16", 256, "gfx942", "sm_90"),
+        Case("slow", add, *ADD, frozenset({"mma"})),
+        product("eight bits", "fp8e4nv", 64, "sm_80", "sm_90"),
+    """
+    done = compile_cases(tmp_path_factory.mktemp("cases"), cases)
+    assert done.returncode == 1, done.stderr
+    return done.stdout
 
 
 @pytest.mark.slow
-def test_a_kernel_that_spills_is_caught(tmp_path: Path) -> None:
-    done = compile_cases(tmp_path, 'product("wide", "bf16", 256, "gfx942", "sm_90")')
-    assert done.returncode == 1
+def test_a_good_kernel_passes(faulty: str, tmp_path: Path) -> None:
+    assert "good on " not in faulty
+    assert "square on " not in faulty
+    alone = compile_cases(tmp_path, 'Case("good", add, *ADD, frozenset())')
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    assert "3 compiled kernels, 0 faults" in alone.stdout
+
+
+@pytest.mark.slow
+def test_a_kernel_that_spills_is_caught(faulty: str) -> None:
+    wide = [line for line in faulty.splitlines() if line.startswith("wide on ")]
     for target in ("gfx942", "sm_90"):
-        assert f"wide on {target}: " in done.stdout
-    assert done.stdout.count("its registers do not suffice") == 2
-    assert done.stdout.count("bytes of shared memory, ") == 2
+        assert sum(f"wide on {target}: " in line for line in wide) == 2
+    assert sum("its registers do not suffice" in line for line in wide) == 2
+    assert sum("bytes of shared memory, " in line for line in wide) == 2
 
 
 @pytest.mark.slow
-def test_a_kernel_without_its_matrix_instructions_is_caught(tmp_path: Path) -> None:
-    done = compile_cases(tmp_path, 'Case("slow", add, *ADD, frozenset({"mma"}))')
-    assert done.returncode == 1
-    assert done.stdout.count("no matrix instruction") == 3
+def test_a_kernel_without_its_matrix_instructions_is_caught(faulty: str) -> None:
+    slow = [line for line in faulty.splitlines() if line.startswith("slow on ")]
+    assert len(slow) == sum("no matrix instruction" in line for line in slow) == 3
 
 
 @pytest.mark.slow
-def test_fp8_is_refused_where_the_hardware_has_none(tmp_path: Path) -> None:
-    done = compile_cases(tmp_path, 'product("eight bits", "fp8e4nv", 64, "sm_80", "sm_90")')
-    assert done.returncode == 1
-    assert "eight bits on sm_80: cannot be compiled: " in done.stdout
-    assert "fp8e4nv not supported in this architecture" in done.stdout
-    assert "eight bits on sm_90" not in done.stdout
+def test_fp8_is_refused_where_the_hardware_has_none(faulty: str) -> None:
+    assert "eight bits on sm_80: cannot be compiled: " in faulty
+    assert "fp8e4nv not supported in this architecture" in faulty
+    assert "eight bits on sm_90" not in faulty
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ kinds of numbers, shapes that fit no vector.
 import os
 import random
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, product
 from pathlib import Path
 
 import pytest
 import torch
+from pairwise import pairwise
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
@@ -29,7 +30,13 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KINDS = ("fp32", "bf16", "fp16", "int8", "int4", "int4-32", "int4-128")
 # Of the largest number: what one rounding to the dtype may be off by, and sums in another order.
 TOLERANCES = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-LARGE = (
+SHAPES = (  # tokens, outputs, inputs: less than a tile, odd numbers of tiles, several blocks of the cache
+    (1, 8, 64),
+    (1, 333, 640),
+    (2, 97, 128),
+    (3, 64, 320),
+    (5, 200, 192),
+    (16, 7, 1088),
     (32, 65, 2176),
     (33, 300, 1152),
     (40, 2100, 64),
@@ -87,21 +94,17 @@ def check_product(
     assert_near(ours, exact, INT4_TOLERANCE if rounds else TOLERANCES[dtype])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "shape",
-    [(1, 8, 64), (1, 333, 640), (2, 97, 128), (3, 64, 320), (5, 200, 192), (16, 7, 1088), *LARGE],
-)
+@pytest.mark.parametrize(("shape", "kind", "dtype"), pairwise(SHAPES, KINDS, DTYPES))
 def test_products_equal_those_of_exact_arithmetic(
     shape: tuple[int, int, int], kind: str, dtype: torch.dtype
 ) -> None:
     check_product(kind, dtype, shape, None, bias=False)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu", None])
-@pytest.mark.parametrize("tokens", [1, 40])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "activation"),
+    pairwise(DTYPES, [1, 40], ["gelu", "gelu_tanh", "relu", "silu", None]),
+)
 def test_bias_and_activation_come_before_the_only_rounding(
     dtype: torch.dtype, tokens: int, activation: str | None
 ) -> None:
@@ -118,20 +121,22 @@ def test_products_of_any_shape_equal_those_of_exact_arithmetic(number: int) -> N
     check_product(kind, draw.choice(DTYPES), shape, activation, draw.random() < 0.5)
 
 
-@pytest.mark.parametrize("columns", [513, 1001, 1545])
-@pytest.mark.parametrize("tokens", [1, 3, 40])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["fp32", "bf16", "fp16", "int8"])
+@pytest.mark.parametrize(
+    ("loaded", "tokens", "columns"),
+    pairwise(list(product(KINDS[:4], DTYPES)), [1, 3, 40], [513, 1001, 1545]),
+)
 def test_long_rows_may_end_within_a_vector(
-    kind: str, dtype: torch.dtype, tokens: int, columns: int
+    loaded: tuple[str, torch.dtype], tokens: int, columns: int
 ) -> None:
+    """Each kind of weight and dtype of x, which are loaded together, with each end and number of tokens."""
+    kind, dtype = loaded
     check_product(kind, dtype, (tokens, 50, columns), None, bias=True)
 
 
-@pytest.mark.parametrize("tokens", [1, 5, 40])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["int8", "int4", "int4-32"])
-def test_rounded_tokens_hide_neither_infinity_nor_what_is_no_number(
+@pytest.mark.parametrize(
+    ("kind", "dtype", "tokens"), pairwise(["int8", "int4", "int4-32"], DTYPES, [1, 5, 40])
+)
+def test_quantised_tokens_hide_neither_infinity_nor_nan(
     kind: str, dtype: torch.dtype, tokens: int
 ) -> None:
     weight, _ = stored_as(kind, drawn(80, 640))
@@ -156,10 +161,15 @@ def test_int8_keeps_small_activations_beside_large_ones(tokens: int) -> None:
     assert_near(native.linear(x, weight), exact, TOLERANCES[torch.bfloat16])
 
 
-@pytest.mark.parametrize("weights", [(127,), (-128,), (127, -128), (127, 127, -128, -128)])
-@pytest.mark.parametrize("columns", [512, 1001])
-@pytest.mark.parametrize("tokens", [1, 30, 70])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("weights", "columns", "tokens", "dtype"),
+    pairwise(
+        [(127,), (-128,), (127, -128), (127, 127, -128, -128)],
+        [512, 1001],
+        [1, 30, 70],
+        DTYPES[1:],
+    ),
+)
 def test_int8_multiplies_the_largest_numbers_that_there_are(
     dtype: torch.dtype, tokens: int, columns: int, weights: tuple[int, ...]
 ) -> None:
@@ -172,9 +182,9 @@ def test_int8_multiplies_the_largest_numbers_that_there_are(
         assert_near(native.linear(x, weight), exact, TOLERANCES[dtype])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8", "int4"])
-@pytest.mark.parametrize("tokens", [1, 6, 70])
+@pytest.mark.parametrize(
+    ("tokens", "kind", "dtype"), pairwise([1, 6, 70], ["fp32", "bf16", "int8", "int4"], DTYPES)
+)
 def test_products_computed_together_are_those_computed_alone(
     tokens: int, kind: str, dtype: torch.dtype
 ) -> None:
@@ -194,18 +204,16 @@ def test_products_computed_together_are_those_computed_alone(
         assert torch.equal(together, native.linear(*alone))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "kinds",
-    [
-        ("fp32", "fp32"),
-        ("bf16", "int8"),
-        ("int4", "int4"),
-        ("int8", "int4-32"),
-        ("bf16", "int4-128"),
-    ],
+SUMMED = (
+    ("fp32", "fp32"),
+    ("bf16", "int8"),
+    ("int4", "int4"),
+    ("int8", "int4-32"),
+    ("bf16", "int4-128"),
 )
-@pytest.mark.parametrize("tokens", [1, 6, 70])
+
+
+@pytest.mark.parametrize(("tokens", "kinds", "dtype"), pairwise([1, 6, 70], SUMMED, DTYPES))
 def test_a_sum_of_products_is_rounded_once(
     tokens: int, kinds: tuple[str, str], dtype: torch.dtype
 ) -> None:
@@ -262,7 +270,7 @@ def test_a_token_gets_what_it_gets_alone(kind: str) -> None:
 
 @pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "relu", "silu"])
 @pytest.mark.parametrize("tokens", [1, 40])
-def test_what_is_no_number_stays_none(tokens: int, activation: str | None) -> None:
+def test_nan_stays_nan(tokens: int, activation: str | None) -> None:
     x, weight = drawn(tokens, 70), drawn(33, 70, seed=1)
     x[0, 69] = float("nan")
     ours = native.linear(x, weight, None, activation)
@@ -270,10 +278,9 @@ def test_what_is_no_number_stays_none(tokens: int, activation: str | None) -> No
     assert ours[1:].isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("hidden", [5, 64, 71, 2048])
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("tokens", [1, 19])
+@pytest.mark.parametrize(
+    ("tokens", "count", "hidden", "dtype"), pairwise([1, 19], [1, 2], [5, 64, 71, 2048], DTYPES)
+)
 def test_norms_equal_their_definition(
     tokens: int, count: int, hidden: int, dtype: torch.dtype
 ) -> None:
@@ -290,18 +297,18 @@ def test_norms_equal_their_definition(
             assert_near(one, other, TOLERANCES[dtype])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("kv_heads", "group", "dim"), [(1, 71, 64), (8, 16, 64), (4, 1, 20), (2, 3, 8)]
+    ("rotated", "heads", "dtype"),
+    pairwise([True, False], [(1, 71, 64), (8, 16, 64), (4, 1, 20), (2, 3, 8)], DTYPES),
 )
-@pytest.mark.parametrize("turned", [True, False])
-def test_placing_equals_its_definition(
-    turned: bool, kv_heads: int, group: int, dim: int, dtype: torch.dtype
+def test_rotary_and_cache_equals_its_definition(
+    rotated: bool, heads: tuple[int, int, int], dtype: torch.dtype
 ) -> None:
+    kv_heads, group, dim = heads
     tokens = 11
     qkv = drawn(tokens, kv_heads * (group + 2) * dim).to(dtype)
     angle = drawn(tokens, dim // 2, seed=1)
-    angles = (angle.cos(), angle.sin()) if turned else None
+    angles = (angle.cos(), angle.sin()) if rotated else None
     slots = torch.randperm(40, generator=torch.Generator().manual_seed(3))[:tokens]
     caches = [
         LayerCache(*(torch.zeros(10, 4, kv_heads, dim, dtype=dtype) for _ in "kv")) for _ in "ab"
@@ -340,30 +347,29 @@ def attending(
     return q, LayerCache(k, v), batch
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("alibi", [False, True])
-@pytest.mark.parametrize(
-    "heads", [(1, 71, 64), (2, 16, 64), (2, 29, 64), (4, 1, 64), (1, 3, 20), (2, 2, 128)]
+HEADS = ((1, 71, 64), (2, 16, 64), (2, 29, 64), (4, 1, 64), (1, 3, 20), (2, 2, 128))
+SEQUENCES = (  # new tokens and whole lengths
+    ([1], [1]),
+    ([1], [1000]),
+    ([1, 1, 1], [16, 17, 300]),
+    ([1] * 9, [70] * 9),
+    ([40], [40]),
+    ([7, 130, 1], [200, 130, 33]),
 )
+
+
 @pytest.mark.parametrize(
-    ("lengths", "contexts"),
-    [
-        ([1], [1]),
-        ([1], [1000]),
-        ([1, 1, 1], [16, 17, 300]),
-        ([1] * 9, [70] * 9),
-        ([40], [40]),
-        ([7, 130, 1], [200, 130, 33]),
-    ],
+    ("sequences", "heads", "scores"),
+    pairwise(SEQUENCES, HEADS, list(product([False, True], DTYPES))),
 )
 def test_attention_equals_its_definition(
-    lengths: list[int],
-    contexts: list[int],
+    sequences: tuple[list[int], list[int]],
     heads: tuple[int, int, int],
-    alibi: bool,
-    dtype: torch.dtype,
+    scores: tuple[bool, torch.dtype],
 ) -> None:
-    q, cache, batch = attending(lengths, contexts, heads, dtype)
+    """Each group of heads with each kind of batch, and both with each dtype, with and without ALiBi."""
+    alibi, dtype = scores
+    q, cache, batch = attending(*sequences, heads, dtype)
     slopes = drawn(heads[0] * heads[1], seed=5).abs() / 8 if alibi else None
     exact = reference.attention(
         q.float(), LayerCache(cache.k.float(), cache.v.float()), batch, slopes

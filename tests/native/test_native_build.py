@@ -58,7 +58,7 @@ def test_no_kernel_touches_what_is_not_its_own(compiler: str, tmp_path: Path) ->
     library = built(tmp_path, "GYRFALCON_SANITISE=ON", EMULATED)
     listed = checked(compiler, library, "-c", LIST_SETS)
     assert listed.split() == ["amx", "avx512", "avx2", "portable"]
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not processes"]
     files = [
         str(TESTS / name) for name in ("native/test_native.py", "native/test_shared_memory.py")
     ]

@@ -106,6 +106,7 @@ def test_what_is_gathered_may_be_larger_than_a_slot() -> None:
         assert torch.equal(whole, torch.cat(given, dim=1))
 
 
+@pytest.mark.processes
 def test_an_engine_s_logits_are_those_it_has_over_sockets(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, "40b")
     prompts = torch.randint(0, 500, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -172,6 +173,7 @@ def test_thousands_of_sums_come_out_right_at_any_pace(world_size: int, tmp_path:
     assert exit_codes(ranks) == [0] * world_size
 
 
+@pytest.mark.processes
 def test_more_ranks_than_cores_get_on(tmp_path: Path) -> None:
     def program(group: Group) -> None:
         sum_many_times(group, 1000)
@@ -185,6 +187,7 @@ def test_more_ranks_than_cores_get_on(tmp_path: Path) -> None:
     assert exit_codes(ranks) == [0] * 4
 
 
+@pytest.mark.processes
 def test_a_killed_rank_is_noticed_by_all_others(tmp_path: Path) -> None:
     def program(group: Group) -> None:
         sum_many_times(group, 100)
@@ -202,6 +205,7 @@ def watched(group: Group) -> contextlib.AbstractContextManager[None]:
 
 
 @pytest.mark.parametrize("one_machine", [True, False], ids=["memory", "sockets"])
+@pytest.mark.processes
 def test_a_rank_that_closed_its_end_is_waited_for_no_longer(one_machine: bool) -> None:
     def program(group: Group) -> None:
         x = torch.ones(4)
@@ -214,6 +218,7 @@ def test_a_rank_that_closed_its_end_is_waited_for_no_longer(one_machine: bool) -
     on_every_rank(3, program, one_machine=one_machine)
 
 
+@pytest.mark.processes
 def test_memory_has_no_name_and_goes_with_its_ranks(tmp_path: Path) -> None:
     def program(group: Group) -> None:
         group.all_reduce(torch.ones(1))
@@ -228,6 +233,7 @@ def test_memory_has_no_name_and_goes_with_its_ranks(tmp_path: Path) -> None:
     assert not [name for name in set(os.listdir("/dev/shm")) - before if "gyrfalcon" in name]
 
 
+@pytest.mark.processes
 def test_all_ranks_use_sockets_where_one_lacks_the_library(tmp_path: Path) -> None:
     def program(group: Group) -> None:
         assert group.memory is None

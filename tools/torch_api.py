@@ -10,7 +10,6 @@ from pathlib import Path
 # The first release whose documents or sources are known to have the name; 1.0 stands for all before it.
 APPEARED = {
     "torch.OutOfMemoryError": "2.5",
-    "torch._C._distributed_c10d.Backend": "2.0",
     "torch.backends.mkl.is_available": "1.0",
     "torch.backends.mkldnn.is_available": "1.2",
     "torch.bfloat16": "1.3",
@@ -24,7 +23,6 @@ APPEARED = {
     "torch.distributed.PrefixStore": "1.8",
     "torch.distributed.ProcessGroup": "1.8",
     "torch.distributed.ProcessGroup.BackendType": "2.0",
-    "torch.distributed.ProcessGroup.BackendType.NCCL": "2.0",
     "torch.distributed.ProcessGroupGloo": "1.8",
     "torch.distributed.ProcessGroupGloo._Options": "1.10",
     "torch.distributed.ProcessGroupGloo.create_default_device": "1.8",

@@ -213,7 +213,7 @@ OF_THE_SUITE: dict[str, Callable[[Patch], None]] = {
         decode_tokens_one_by_one
     ),
     "tests/engine/test_scheduler.py::test_tokens_that_spell_the_same_digits_are_different_blocks": (
-        edited(BlockAllocator, "_digests", '",".join', '"".join')
+        edited(BlockAllocator, "digests", '",".join', '"".join')
     ),
     "tests/engine/test_scheduler.py::test_of_a_released_text_the_end_is_forgotten_first": (
         edited(BlockAllocator, "release", "reversed(table)", "table")

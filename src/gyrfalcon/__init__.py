@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gyrfalcon.request import (
         Completion,
         Delta,
+        EngineStats,
         FinishReason,
         RequestOutput,
         SamplingParams,
@@ -48,6 +49,7 @@ __all__ = [
     "Engine",
     "EngineClosed",
     "EngineConfig",
+    "EngineStats",
     "FinishReason",
     "GyrfalconError",
     "Message",
@@ -70,7 +72,15 @@ _HOMES = {
     "EngineConfig": "engine_config",
     "Message": "text.chat",
     **dict.fromkeys(
-        ("Completion", "Delta", "FinishReason", "RequestOutput", "SamplingParams", "Token"),
+        (
+            "Completion",
+            "Delta",
+            "EngineStats",
+            "FinishReason",
+            "RequestOutput",
+            "SamplingParams",
+            "Token",
+        ),
         "request",
     ),
 }

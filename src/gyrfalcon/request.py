@@ -5,7 +5,8 @@ No tensors.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, auto
+from functools import partial
 from numbers import Integral, Real
 from types import NoneType
 
@@ -13,6 +14,7 @@ from gyrfalcon.bounds import SAMPLING, shown
 from gyrfalcon.console.suggestion import known_names
 from gyrfalcon.errors import RequestError
 
+MOST_CANDIDATES = 256  # with a larger top_k the ranks exchange all logits
 NO_BIAS: Mapping[int, float] = {}
 CORRECT = "correct the sampling parameters"
 
@@ -181,9 +183,19 @@ def _biases(biases: object) -> dict[int, float]:
     raise RequestError("a number for each token id in `logit_bias`", shown(biases), CORRECT)
 
 
+class SamplingMode(Enum):
+    """Where the tokens of a request are found."""
+
+    GREEDY = auto()  # among the most likely of every rank
+    TOP_K = auto()  # drawn among at most MOST_CANDIDATES of every rank
+    FULL_VOCAB = auto()  # from the logits of all tokens, which every rank gets
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt on its way through the ranks: every rank receives it and handles it alike."""
+    """One prompt on its way through the ranks: every rank receives it and handles it alike. What its
+    parameters mean for every step is decided here, once.
+    """
 
     id: int
     prompt_ids: tuple[int, ...]
@@ -192,6 +204,33 @@ class Request:
     end_ids: frozenset[int] = frozenset()  # each ends a sample
     keep_logits: bool = False  # return the logits after every prompt token
     single_steps: int = 0  # the last prompt tokens to compute one at a time, as in decoding
+    changes_logits: bool = field(init=False)  # by biases or penalties
+    wants_logprobs: bool = field(init=False)
+    wants_prompt_logits: bool = field(init=False)  # after every prompt token, not only the last
+    sampling_mode: SamplingMode = field(init=False)
+
+    def __post_init__(self) -> None:
+        params = self.params
+        penalties = (
+            params.presence_penalty,
+            params.frequency_penalty,
+            params.repetition_penalty - 1,
+        )
+        changes_logits = bool(params.logit_bias) or any(penalties)
+        decide = partial(object.__setattr__, self)  # a frozen dataclass's way to derive a field
+        decide("changes_logits", changes_logits)
+        decide("wants_logprobs", params.logprobs is not None or bool(params.logprob_ids))
+        decide("wants_prompt_logits", self.keep_logits or params.prompt_logprobs is not None)
+        decide("sampling_mode", _sampling_mode(params, changes_logits))
+
+
+def _sampling_mode(params: SamplingParams, changes_logits: bool) -> SamplingMode:
+    if changes_logits:
+        return SamplingMode.FULL_VOCAB
+    if params.temperature == 0:
+        return SamplingMode.GREEDY
+    few = 0 < params.top_k <= MOST_CANDIDATES
+    return SamplingMode.TOP_K if few else SamplingMode.FULL_VOCAB
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,55 +258,54 @@ class Sequence:
     request: Request
     index: int  # which of the request's n samples
     tokens: list[int]  # prompt, then output
+    max_len: int  # tokens at which it ends at the latest
     num_computed: int = 0  # tokens whose keys and values are in the cache
+    num_cached: int = 0  # of them taken over from the cache when it was first admitted
+    was_preempted: bool = False
     blocks: list[int] = field(default_factory=list)  # cache blocks, in order
+    digests: list[bytes] = field(default_factory=list)  # of full blocks, as far as they were needed
     finish_reason: FinishReason | None = None
+    prompt_len: int = field(init=False)
+    wants_every_row: bool = field(init=False)  # the logits after each of its prompt's tokens
 
-    @property
-    def prompt_len(self) -> int:
-        return len(self.request.prompt_ids)
+    def __post_init__(self) -> None:
+        self.prompt_len = len(self.request.prompt_ids)
+        self.wants_every_row = self.index == 0 and self.request.wants_prompt_logits
 
     @property
     def output_ids(self) -> list[int]:
         return self.tokens[self.prompt_len :]
 
-    @property
-    def wants_every_row(self) -> bool:
-        """Whether to compute the logits after every prompt token, not only after the last."""
-        return self.index == 0 and (
-            self.request.keep_logits or self.request.params.prompt_logprobs is not None
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The tokens [start, stop) of a sequence that one step computes."""
+    """The tokens [start, stop) of a sequence that one step computes.
+
+    samples: whether the step yields a new token: the chunk reaches the sequence's end, or goes on
+        with a token that is not known yet, and more are wanted.
+    wants_every_row: whether the logits after each of its tokens are wanted: it is part of such a
+        prompt.
+    rows: the tokens, counted from `start`, whose logits are wanted.
+    """
 
     sequence: Sequence
     start: int
     stop: int
+    samples: bool = field(init=False)
+    wants_every_row: bool = field(init=False)
+    rows: range = field(init=False)
+
+    def __post_init__(self) -> None:
+        sequence, length = self.sequence, self.stop - self.start
+        samples = self.stop >= len(sequence.tokens) and sequence.request.params.max_new_tokens > 0
+        wants_every_row = sequence.wants_every_row and self.start < sequence.prompt_len
+        object.__setattr__(self, "samples", samples)
+        object.__setattr__(self, "wants_every_row", wants_every_row)
+        object.__setattr__(self, "rows", range(0 if wants_every_row else length - samples, length))
 
     @property
-    def params(self) -> SamplingParams:
-        return self.sequence.request.params
-
-    @property
-    def samples(self) -> bool:
-        """Whether the step samples a new token: the chunk reaches the sequence's end, or continues
-        with a token not read yet, and more are wanted.
-        """
-        return self.stop >= len(self.sequence.tokens) and self.params.max_new_tokens > 0
-
-    @property
-    def wants_every_row(self) -> bool:
-        """Whether to compute the logits after each of its tokens: its prompt wants them."""
-        return self.sequence.wants_every_row and self.start < self.sequence.prompt_len
-
-    @property
-    def rows(self) -> range:
-        """The tokens, counted from `start`, to compute logits after."""
-        length = self.stop - self.start
-        return range(0 if self.wants_every_row else length - self.samples, length)
+    def request(self) -> Request:
+        return self.sequence.request
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +318,7 @@ class StepOutput:
     index: int
     token: Token | None
     finish_reason: FinishReason | None
+    num_cached_tokens: int  # of its prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +359,9 @@ class Completion:
 class RequestOutput:
     """A finished request. The properties are those of its first completion.
 
+    num_cached_tokens: tokens of the prompt that were not computed for its first sample, because an
+        earlier prompt began alike. Outputs that differ in nothing else are equal.
+
     >>> [output] = Engine("nestling").generate("The falcon", SamplingParams(max_new_tokens=4))
     >>> output.text == output.completions[0].text
     True
@@ -331,6 +373,7 @@ class RequestOutput:
     prompt_logprobs: (
         tuple[Token | None, ...] | None
     )  # None for the first token: nothing comes before it
+    num_cached_tokens: int = field(compare=False)
 
     @property
     def text(self) -> str:
@@ -343,3 +386,30 @@ class RequestOutput:
     @property
     def finish_reason(self) -> FinishReason:
         return self.completions[0].finish_reason
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine is doing, and what its prefix cache has saved since it was made. A sequence is
+    one sample of a request.
+
+    num_waiting: sequences that wait for room in the cache.
+    num_running: sequences that hold cache.
+    num_used_blocks, num_blocks: cache blocks that running sequences hold, and all there are.
+    num_prompt_tokens: of the sequences that were admitted to the cache.
+    num_cached_tokens: those of them that were not computed, because an earlier prompt began alike.
+
+    >>> engine = Engine("nestling", block_size=8)
+    >>> for _ in range(2):
+    ...     [output] = engine.generate("Which bird of prey nests on rocks in the far north?")
+    >>> stats = engine.stats()
+    >>> stats.num_running, stats.num_cached_tokens == output.num_cached_tokens > 0
+    (0, True)
+    """
+
+    num_waiting: int
+    num_running: int
+    num_used_blocks: int
+    num_blocks: int
+    num_prompt_tokens: int
+    num_cached_tokens: int

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,40 @@ def test_prompts_that_do_not_fit_together_wait_and_end_as_in_a_roomy_cache(folde
         assert preempted
         assert tiny.generate(prompts, params) == expected
         assert scheduler.allocator.num_free == 5
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_cached_tokens_are_told_of_each_request_and_of_all(folder: Path, reuse: bool) -> None:
+    prompt, two = random_prompt(22), SamplingParams(max_new_tokens=2, ignore_eos=True)
+    with make_engine(folder, block_size=4, reuse_prefixes=reuse) as engine:
+        [first] = engine.generate([prompt], two)
+        [again, other] = engine.generate([[*prompt[:17], 30], random_prompt(9)], two)
+        [scored] = engine.generate([prompt], SamplingParams(max_new_tokens=2, prompt_logprobs=0))
+        outputs = (first, again, other, scored)
+        assert [one.num_cached_tokens for one in outputs] == [0, 16 if reuse else 0, 0, 0]
+        stats = engine.stats()
+        assert (stats.num_prompt_tokens, stats.num_cached_tokens) == (71, 16 if reuse else 0)
+
+
+def test_outputs_are_equal_whether_their_prompt_was_cached_or_not(folder: Path) -> None:
+    with make_engine(folder, block_size=4) as engine:
+        first, again = (engine.generate([random_prompt(22)])[0] for _ in range(2))
+    assert (first.num_cached_tokens, again.num_cached_tokens) == (0, 20)
+    assert first == again
+
+
+def test_stats_tell_what_waits_runs_and_is_used(folder: Path) -> None:
+    with make_engine(folder, block_size=4, max_sequences=2) as engine:
+        idle = engine.stats()
+        assert (idle.num_waiting, idle.num_running, idle.num_used_blocks) == (0, 0, 0)
+        assert idle.num_blocks * 4 == engine.cache_len
+        request = engine.add(random_prompt(9), SamplingParams(n=3, ignore_eos=True))
+        assert engine.stats().num_waiting == 3
+        engine.step()
+        busy = engine.stats()
+        assert (busy.num_waiting, busy.num_running, busy.num_used_blocks) == (1, 2, 6)
+        engine.abort(request)
+        assert replace(engine.stats(), num_prompt_tokens=0) == idle
 
 
 def test_a_hundred_requests_on_one_token_a_step_all_end(folder: Path) -> None:

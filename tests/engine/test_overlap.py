@@ -225,7 +225,7 @@ def test_choosing_reads_nothing_on_the_host_unless_logits_are_changed(
 
     def choose(*params: SamplingParams) -> None:
         requests = [Request(0, (1, 2), one, 0) for one in params]
-        chunks = [Chunk(Sequence(one, 0, [1, 2]), 0, 2) for one in requests]
+        chunks = [Chunk(Sequence(one, 0, [1, 2], 64), 0, 2) for one in requests]
         with NothingRead():  # type: ignore[no-untyped-call]  # torch's has no types
             sampler.choose(logits[: len(chunks)], chunks, Vocabulary.shared(50, solo()))
 

@@ -61,7 +61,7 @@ def sequence(
     prompt: tuple[int, ...] = (1, 2),
     output: tuple[int, ...] = (),
 ) -> Sequence:
-    return Sequence(Request(0, prompt, params, seed), 0, [*prompt, *output])
+    return Sequence(Request(0, prompt, params, seed), 0, [*prompt, *output], 64)
 
 
 def whole(sequences: list[Sequence]) -> list[Chunk]:
@@ -198,9 +198,9 @@ def test_rows_drawn_all_at_once_equal_each_drawn_by_the_definition(seed: int) ->
     logits, chunks = mixed_rows(seed, 400)
     expected = []
     for row, chunk in zip(logits.clone(), chunks, strict=True):
-        for token, bias in chunk.params.logit_bias.items():
+        for token, bias in chunk.request.params.logit_bias.items():
             row[token] += bias
-        expected.append(defined_draw(row, chunk.params, sampler._uniform_draw(chunk)))
+        expected.append(defined_draw(row, chunk.request.params, sampler._uniform_draw(chunk)))
     tokens = sampler.pick(logits, chunks, Vocabulary.shared(VOCAB, solo()))
     assert [token.id for token in tokens] == expected
 
@@ -328,7 +328,10 @@ def test_draws_at_successive_places_and_of_successive_samples_are_independent() 
     logits, params = torch.zeros(1, 2), SamplingParams(temperature=1.0)
     request = Request(0, (1,), params, seed=0)
     bits = [
-        [pick(logits, [Sequence(request, index, [1] * (1 + place))])[0].id for place in range(40)]
+        [
+            pick(logits, [Sequence(request, index, [1] * (1 + place), 64)])[0].id
+            for place in range(40)
+        ]
         for index in range(40)
     ]
     table = torch.tensor(bits).double() - 0.5  # ±½

@@ -4,14 +4,16 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from hashlib import sha256
+from hashlib import blake2b, sha256
 
 import pytest
 
 from gyrfalcon.engine.scheduler import Scheduler, StepLimits
+from gyrfalcon.kv import blocks
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.request import (
     Chunk,
+    EngineStats,
     FinishReason,
     Request,
     SamplingParams,
@@ -255,8 +257,9 @@ def test_the_youngest_gives_its_blocks_up_and_starts_over_with_its_output() -> N
         own.add(request(number, 5, max_new_tokens=10))
     first = next(chunks for chunks in own.run() if own.num_preempted)
     assert [number for number, _, _ in spans(first)] == [0, 1]
-    assert own.scheduler.waiting[0].request.id == 2
-    assert len(own.scheduler.waiting[0].output_ids) > 0
+    [preempted] = own.scheduler.waiting
+    assert preempted.request.id == 2
+    assert len(preempted.output_ids) > 0
     own.finish()
     assert own.finished == [(0, 0), (1, 0), (2, 0)]
     assert own.num_preempted > 1
@@ -433,6 +436,14 @@ def test_the_allocator_counts_whole_blocks() -> None:
     assert len(table) == 2
 
 
+def publish(allocator: BlockAllocator, table: list[int], tokens: list[int]) -> None:
+    allocator.publish(table, allocator.digests(tokens, len(tokens), []))
+
+
+def find(allocator: BlockAllocator, tokens: list[int]) -> list[int]:
+    return allocator.find(allocator.digests(tokens, len(tokens), []))
+
+
 def share(own: Machine, number: int, tokens: list[int]) -> int:
     """Runs one prompt to its end; returns how many tokens were computed for it."""
     before = own.num_computed
@@ -524,21 +535,68 @@ def test_blocks_of_unlike_texts_are_never_mixed_up() -> None:
     )  # the second block is the same, what precedes it not
 
 
+def test_a_prompt_is_hashed_once_however_long_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = []
+
+    def counted(data: bytes, digest_size: int) -> object:
+        hashed.append(data)
+        return blake2b(data, digest_size=digest_size)
+
+    own = machine(num_blocks=12, max_len=48)
+    own.add(request(0, 30, max_new_tokens=10))
+    own.add(request(1, 40, max_new_tokens=1))
+    own.step()
+    monkeypatch.setattr(blocks, "blake2b", counted)
+    own.step()
+    assert len(hashed) == 9  # of ten full blocks all but the last, whose last token is computed
+    for _ in range(5):
+        own.step()
+    assert len(hashed) == 9
+    own.finish()
+
+
+def test_a_digest_is_that_of_all_tokens_before_it_whichever_were_known() -> None:
+    allocator = BlockAllocator(8, 4)
+    tokens = list(range(14))
+    at_once = allocator.digests(tokens, 14, [])
+    known: list[bytes] = []
+    assert allocator.digests(tokens, 3, known) == []
+    assert allocator.digests(tokens, 4, known) == at_once[:1]
+    assert allocator.digests(tokens, 13, known) == at_once == known
+    assert allocator.digests(tokens, 9, known) == at_once[:2]
+    assert len(set(at_once)) == 3
+
+
+def test_what_it_holds_and_has_reused_is_counted() -> None:
+    own = machine(num_blocks=6, max_len=24)
+    for number in range(3):
+        own.add(request(number, 5, beginning=0, max_new_tokens=10))
+    own.step()
+    assert own.scheduler.stats() == EngineStats(0, 3, 6, 6, 15, 0)
+    next(chunks for chunks in own.run() if own.num_preempted)
+    stats = own.scheduler.stats()
+    assert (stats.num_waiting, stats.num_running) == (1, 2)
+    own.finish()  # one was preempted, and found blocks of its own: that is no hit
+    own.add(request(3, 5, beginning=0, max_new_tokens=1))
+    own.finish()
+    assert own.scheduler.stats() == EngineStats(0, 0, 0, 6, 20, 4)
+
+
 def test_without_reuse_everything_is_computed() -> None:
     allocator = BlockAllocator(8, 4, reuse=False)
     table: list[int] = []
     assert allocator.grow(table, 8)
-    allocator.publish(table, list(range(8)))
-    assert allocator.find(list(range(9))) == []
+    publish(allocator, table, list(range(8)))
+    assert find(allocator, list(range(9))) == []
 
 
 def test_tokens_that_spell_the_same_digits_are_different_blocks() -> None:
     allocator = BlockAllocator(num_blocks=4, block_size=2)
     table: list[int] = []
     assert allocator.grow(table, 2)
-    allocator.publish(table, [1, 23])
-    assert allocator.find([1, 23, 0]) == table
-    assert allocator.find([12, 3, 0]) == []
+    publish(allocator, table, [1, 23])
+    assert find(allocator, [1, 23, 0]) == table
+    assert find(allocator, [12, 3, 0]) == []
 
 
 def test_of_a_released_text_the_end_is_forgotten_first() -> None:
@@ -546,18 +604,18 @@ def test_of_a_released_text_the_end_is_forgotten_first() -> None:
     table: list[int] = []
     assert allocator.grow(table, 6)
     blocks, tokens = list(table), [1, 2, 3, 4, 5, 6, 7]
-    allocator.publish(table, tokens)
+    publish(allocator, table, tokens)
     allocator.release(table)
     assert allocator.grow([], 2)  # another sequence takes one block
-    assert allocator.find(tokens) == blocks[:2]
+    assert find(allocator, tokens) == blocks[:2]
 
 
 def test_a_shared_block_is_free_only_when_its_last_user_releases_it() -> None:
     allocator = BlockAllocator(num_blocks=2, block_size=2)
     first: list[int] = []
     assert allocator.grow(first, 2)
-    allocator.publish(first, [1, 2])
-    second = allocator.find([1, 2, 3])
+    publish(allocator, first, [1, 2])
+    second = find(allocator, [1, 2, 3])
     allocator.take(second)
     allocator.release(first)
     assert (allocator.num_free, allocator.num_unused(second)) == (1, 0)

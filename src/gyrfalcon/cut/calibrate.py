@@ -106,7 +106,7 @@ class Calibration:
         shape = CacheShape(1, config.num_kv_heads, config.head_dim, BLOCK_SIZE, dtype)
         self._cache = KVPool(shape, len(blocks), CPU).layers[0]
         request = Request(0, (0,) * size, SamplingParams(), seed=0)
-        sequence = Sequence(request, 0, [0] * size, blocks=list(blocks))
+        sequence = Sequence(request, 0, [0] * size, size, blocks=list(blocks))
         self._batch = Batch.build([Chunk(sequence, 0, size)], BLOCK_SIZE)
         rotary = self._parts.rotary
         self._angles = rotary and rotary.angles(self._batch.positions, self._batch.rope_lengths)

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from contextlib import nullcontext
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -79,15 +80,18 @@ class EngineCore:
 
     def _tokens(self, chunks: Seq[Chunk], logits: Tensor) -> list[Token | None]:
         """A new token for each chunk that samples; rows of chunks that want all are kept."""
-        rows = logits.split([len(chunk.rows) for chunk in chunks])
-        for chunk, own in zip(chunks, rows, strict=True):
+        stops = list(accumulate(len(chunk.rows) for chunk in chunks))
+        for chunk, stop in zip(chunks, stops, strict=True):
             if chunk.wants_every_row:
+                own = logits[stop - len(chunk.rows) : stop]
                 self._keep(chunk, self.vocabulary.whole(own))
         sampling = [chunk for chunk in chunks if chunk.samples]
         if not sampling:
             return [None] * len(chunks)
-        last = [own[-1] for chunk, own in zip(chunks, rows, strict=True) if chunk.samples]
-        picked = iter(sampler.pick(torch.stack(last), sampling, self.vocabulary))
+        if len(sampling) < len(logits):
+            last = [stop - 1 for chunk, stop in zip(chunks, stops, strict=True) if chunk.samples]
+            logits = logits[last]
+        picked = iter(sampler.pick(logits, sampling, self.vocabulary))
         return [next(picked) if chunk.samples else None for chunk in chunks]
 
     def _keep(self, chunk: Chunk, rows: Tensor) -> None:

@@ -51,6 +51,7 @@ from gyrfalcon.parallel.shards import share_of
 from gyrfalcon.parallel.torchrun import Torchrun
 from gyrfalcon.request import (
     Delta,
+    EngineStats,
     FinishReason,
     Request,
     RequestOutput,
@@ -74,6 +75,7 @@ class _Live:
     unread: deque[Delta]  # what its caller has not seen; generate(), which sees none, keeps none
     prompt_scores: list[Token] = field(default_factory=list)
     prompt_logits: list[Tensor] = field(default_factory=list)
+    num_cached_tokens: int = 0
     num_unfinished: int = field(init=False)  # of its samples
 
     def __post_init__(self) -> None:
@@ -86,6 +88,7 @@ class _Live:
             prompt_ids=self.request.prompt_ids,
             completions=tuple(stream.completion() for stream in self.streams),
             prompt_logprobs=(None, *self.prompt_scores) if scored else None,
+            num_cached_tokens=self.num_cached_tokens,
         )
 
 
@@ -346,6 +349,17 @@ class Engine:
             row[mask] = torch.cat(live.prompt_logits).cpu()
         return out
 
+    def stats(self) -> EngineStats:
+        """How many sequences wait and run, how full the KV cache is, and how many prompt tokens it has
+        saved. Waits for no step of another thread.
+
+        >>> engine = Engine("nestling")
+        >>> [output] = engine.generate("The falcon", SamplingParams(max_new_tokens=4))
+        >>> engine.stats().num_running, engine.stats().num_used_blocks
+        (0, 0)
+        """
+        return self._core.scheduler.stats()
+
     def close(self) -> None:
         """Ends the ranks this engine started, and with EngineClosed what other threads have it do.
         Nothing happens when it is closed, or in a forked process.
@@ -476,6 +490,8 @@ class Engine:
         delta = live.streams[output.index].push(output.token, output.finish_reason)
         live.unread.append(delta)
         live.num_unfinished -= delta.finish_reason is not None
+        if output.index == 0:
+            live.num_cached_tokens = output.num_cached_tokens
         if delta.finish_reason is not None and output.finish_reason is None:
             # A stop string ended it, and the ranks do not know text.
             self._handle(End(output.request_id, output.index))

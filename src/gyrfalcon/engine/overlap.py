@@ -94,4 +94,7 @@ class Overlap:
 
 
 def _needs_no_host(chunk: Chunk) -> bool:
-    return chunk.samples and not chunk.wants_every_row and not sampler.needs_host(chunk.params)
+    """Whether the host has no part in choosing a token, nor in telling any log-probability."""
+    request = chunk.request
+    asks_host = chunk.wants_every_row or request.changes_logits or request.wants_logprobs
+    return chunk.samples and not asks_host

@@ -7,7 +7,6 @@ Every rank calls it with the logits of its own tokens of the vocabulary, and get
 import math
 import random
 from collections.abc import Sequence as Seq
-from enum import Enum, auto
 
 import torch
 from torch import Tensor
@@ -15,17 +14,7 @@ from torch import Tensor
 from gyrfalcon.device.lookup import send
 from gyrfalcon.errors import NotFinite
 from gyrfalcon.parallel.group import Vocabulary, stable_top_k
-from gyrfalcon.request import Chunk, SamplingParams, Sequence, Token
-
-MOST_CANDIDATES = 256  # with a larger top_k the ranks exchange all logits
-
-
-class SamplingMode(Enum):
-    """How the tokens of rows are found."""
-
-    GREEDY = auto()  # among the most likely of every rank
-    TOP_K = auto()  # drawn among at most MOST_CANDIDATES of every rank
-    FULL_VOCAB = auto()  # from the logits of all tokens, which every rank gets
+from gyrfalcon.request import Chunk, SamplingMode, SamplingParams, Sequence, Token
 
 
 def pick(own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary) -> list[Token]:
@@ -33,10 +22,10 @@ def pick(own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary) -> list[Token]
     own tokens]).
     """
     tokens = read(choose(own, chunks, vocabulary))
-    asking = [row for row, chunk in enumerate(chunks) if _wants_logprobs(chunk.params)]
+    asking = [row for row, chunk in enumerate(chunks) if chunk.request.wants_logprobs]
     if asking:
         for row, logits in zip(asking, vocabulary.whole(own[asking]), strict=True):
-            tokens[row] = _describe(logits, tokens[row].id, chunks[row].params)
+            tokens[row] = _describe(logits, tokens[row].id, chunks[row].request.params)
     return tokens
 
 
@@ -47,7 +36,7 @@ def choose(own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary) -> Tensor:
     own = own.nan_to_num(
         math.inf, math.inf, math.inf
     )  # what is not finite shows as the most likely
-    modes = [_sampling_mode(chunk.params) for chunk in chunks]
+    modes = [chunk.request.sampling_mode for chunk in chunks]
     if len(set(modes)) == 1:
         return _choose_same_mode(own, chunks, vocabulary, modes[0])
     return _choose_mixed(own, chunks, vocabulary, modes)
@@ -58,11 +47,6 @@ def read(found: Tensor) -> list[Token]:
     token_ids, finite = found.tolist()
     _check_finite(all(finite))
     return [Token(token_id) for token_id in token_ids]
-
-
-def needs_host(params: SamplingParams) -> bool:
-    """Whether the host has a part in choosing a token, or in telling its log-probability."""
-    return _changes_logits(params) or _wants_logprobs(params)
 
 
 def score(logits: Tensor, token_ids: Seq[int], num_top: int) -> list[Token]:
@@ -105,22 +89,6 @@ def _top(logprobs: Tensor, num_top: int) -> list[tuple[tuple[int, float], ...]]:
     ]
 
 
-def _wants_logprobs(params: SamplingParams) -> bool:
-    return params.logprobs is not None or bool(params.logprob_ids)
-
-
-def _changes_logits(params: SamplingParams) -> bool:
-    penalties = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty - 1)
-    return bool(params.logit_bias) or any(penalties)
-
-
-def _sampling_mode(params: SamplingParams) -> SamplingMode:
-    if _changes_logits(params):
-        return SamplingMode.FULL_VOCAB
-    few = SamplingMode.TOP_K if 0 < params.top_k <= MOST_CANDIDATES else SamplingMode.FULL_VOCAB
-    return SamplingMode.GREEDY if params.temperature == 0 else few
-
-
 def _choose_mixed(
     own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary, modes: Seq[SamplingMode]
 ) -> Tensor:
@@ -146,7 +114,7 @@ def _drawn(
     own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary, mode: SamplingMode
 ) -> tuple[Tensor, Tensor]:
     """Each row's most likely logits, at least one, and the token drawn: [chunks, 1]."""
-    params, chances = [chunk.params for chunk in chunks], list(map(_uniform_draw, chunks))
+    params, chances = [chunk.request.params for chunk in chunks], list(map(_uniform_draw, chunks))
     num = max(_num_candidates(one, vocabulary.size) for one in params)
     if mode is SamplingMode.TOP_K:
         scores, ids = vocabulary.top_k(own, num)
@@ -172,7 +140,7 @@ def _uniform_draw(chunk: Chunk) -> float:
 def _changed(logits: Tensor, chunks: Seq[Chunk]) -> Tensor:
     """The rows after what their parameters change about them, in place."""
     for row, chunk in zip(logits, chunks, strict=True):
-        if _changes_logits(chunk.params):
+        if chunk.request.changes_logits:
             _penalised(row, chunk.sequence)
     return logits
 

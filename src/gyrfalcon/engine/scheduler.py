@@ -2,13 +2,12 @@
 every rank.
 """
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from itertools import filterfalse
 
 from gyrfalcon.kv.blocks import BlockAllocator
-from gyrfalcon.request import Chunk, FinishReason, Request, Sequence, StepOutput, Token
+from gyrfalcon.request import Chunk, EngineStats, FinishReason, Request, Sequence, StepOutput, Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +26,11 @@ class Scheduler:
     def __init__(self, allocator: BlockAllocator, limits: StepLimits) -> None:
         self.allocator = allocator
         self.limits = limits
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # oldest first
+        self.waiting: OrderedDict[Sequence, None] = OrderedDict()  # first come first
+        self.running: dict[Sequence, None] = {}  # oldest first
+        self._samples: dict[int, dict[int, Sequence]] = {}  # of requests by id, by index
+        self._num_prompt_tokens = 0  # of sequences that were admitted
+        self._num_cached_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -36,37 +38,48 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queues the request's samples."""
-        for index in range(request.params.n):
-            self.waiting.append(Sequence(request, index, list(request.prompt_ids)))
+        wanted = len(request.prompt_ids) + request.params.max_new_tokens
+        max_len = min(wanted, self.limits.max_len)
+        samples = [
+            Sequence(request, index, list(request.prompt_ids), max_len)
+            for index in range(request.params.n)
+        ]
+        self._samples[request.id] = dict(enumerate(samples))
+        self.waiting.update(dict.fromkeys(samples))
 
     def end(self, request_id: int, index: int | None = None) -> None:
         """Cancels one sample of a request, or all of them, as far as they are still there."""
+        samples = self._samples.get(request_id, {})
+        for one in tuple(samples) if index is None else (index,):
+            if one in samples:
+                self._finish(samples[one], FinishReason.ABORTED)
 
-        def is_meant(sequence: Sequence) -> bool:
-            return sequence.request.id == request_id and index in (None, sequence.index)
-
-        ended = list(filter(is_meant, self.running))
-        self.running = list(filterfalse(is_meant, self.running))
-        if index is None or not ended:
-            ended += filter(is_meant, self.waiting)
-            self.waiting = deque(filterfalse(is_meant, self.waiting))
-        for sequence in ended:
-            sequence.finish_reason = FinishReason.ABORTED
-            self._release(sequence)
+    def stats(self) -> EngineStats:
+        """What it holds now and has reused so far."""
+        return EngineStats(
+            num_waiting=len(self.waiting),
+            num_running=len(self.running),
+            num_used_blocks=self.allocator.num_blocks - self.allocator.num_free,
+            num_blocks=self.allocator.num_blocks,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_cached_tokens=self._num_cached_tokens,
+        )
 
     def next_chunks(self) -> list[Chunk]:
         """What the next step computes: running sequences first, then waiting ones as they fit."""
         chunks: list[Chunk] = []
         budget = self.limits.max_batch_tokens
         for sequence in tuple(self.running):
-            if budget and self._make_room(sequence, budget):
-                chunks.append(self._chunk(sequence, budget))
-                budget -= chunks[-1].stop - chunks[-1].start
+            stop = self._next_stop(sequence, budget)
+            if budget and self._make_room(sequence, stop):
+                chunks.append(Chunk(sequence, sequence.num_computed, stop))
+                budget -= stop - sequence.num_computed
         while budget and self.waiting and self._can_admit():
-            self._admit()
-            chunks.append(self._chunk(self.running[-1], budget))
-            self.allocator.grow(self.running[-1].blocks, chunks[-1].stop)
-            budget -= chunks[-1].stop - chunks[-1].start
+            sequence = self._admit()
+            stop = self._next_stop(sequence, budget)
+            self.allocator.grow(sequence.blocks, stop)
+            chunks.append(Chunk(sequence, sequence.num_computed, stop))
+            budget -= stop - sequence.num_computed
         return chunks
 
     def next_after(self, chunks: Seq[Chunk]) -> list[Chunk]:
@@ -80,21 +93,22 @@ class Scheduler:
         following = [
             Chunk(chunk.sequence, chunk.stop, chunk.stop + 1)
             for chunk in chunks
-            if chunk.sequence.finish_reason is None
-            and chunk.stop + 1 < self._longest(chunk.sequence)
+            if chunk.sequence.finish_reason is None and chunk.stop + 1 < chunk.sequence.max_len
         ]
         grown = all(self.allocator.grow(one.sequence.blocks, one.stop) for one in following)
         return following if grown else []
 
     def commit(self, chunks: Seq[Chunk], tokens: Seq[Token | None]) -> list[StepOutput]:
-        """Takes in a step's result, one token (or None) per chunk; returns what it gave to whom."""
+        """Takes in a step's result, one token (or None) per chunk; returns one output per sequence
+        that got a token or ended.
+        """
         outputs = []
         for chunk, token in zip(chunks, tokens, strict=True):
             sequence = chunk.sequence
             reached_end = chunk.stop == len(sequence.tokens)
             sequence.num_computed = chunk.stop
             if chunk.stop - chunk.start > 1:
-                self.allocator.publish(sequence.blocks, sequence.tokens[: chunk.stop])
+                self._publish(sequence)
             if token is not None:
                 sequence.tokens.append(token.id)
             if not reached_end:
@@ -102,11 +116,13 @@ class Scheduler:
             reason = self._ending(sequence, token)
             if reason is not None:
                 self._finish(sequence, reason)
-            outputs.append(StepOutput(sequence.request.id, sequence.index, token, reason))
+            outputs.append(
+                StepOutput(sequence.request.id, sequence.index, token, reason, sequence.num_cached)
+            )
         return outputs
 
-    def _chunk(self, sequence: Sequence, budget: int) -> Chunk:
-        """The sequence's next uncomputed tokens, at most `budget`."""
+    def _next_stop(self, sequence: Sequence, budget: int) -> int:
+        """Where the sequence's next chunk ends, which has at most `budget` tokens."""
         start = sequence.num_computed
         stop = min(len(sequence.tokens), start + budget)
         one_by_one = sequence.prompt_len - sequence.request.single_steps
@@ -114,23 +130,25 @@ class Scheduler:
             stop = min(stop, one_by_one)
         elif start < sequence.prompt_len:
             stop = start + 1
-        return Chunk(sequence, start, stop)
+        return stop
 
-    def _make_room(self, sequence: Sequence, budget: int) -> bool:
-        """Gets the blocks for the sequence's next chunk, from the youngest if need be; False if it
-        is the youngest.
+    def _make_room(self, sequence: Sequence, stop: int) -> bool:
+        """Gets the blocks for the sequence's tokens up to `stop`, from the youngest if need be; False
+        if it is the youngest.
         """
         while sequence in self.running:
-            if self.allocator.grow(sequence.blocks, self._chunk(sequence, budget).stop):
+            if self.allocator.grow(sequence.blocks, stop):
                 return True
-            self._preempt(self.running[-1])
+            self._preempt(next(reversed(self.running)))
         return False
 
     def _preempt(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
+        del self.running[sequence]
         self._release(sequence)
         sequence.num_computed = 0
-        self.waiting.appendleft(sequence)
+        sequence.was_preempted = True
+        self.waiting[sequence] = None
+        self.waiting.move_to_end(sequence, last=False)
 
     def _can_admit(self) -> bool:
         """Whether one more may run and the cache has room for all tokens of the first waiting
@@ -138,41 +156,57 @@ class Scheduler:
         """
         if len(self.running) == self.limits.max_sequences:
             return False
-        sequence = self.waiting[0]
+        sequence = next(iter(self.waiting))
         known = self._known(sequence)
         blocks = self.allocator.blocks_for(min(len(sequence.tokens) + 1, self.limits.max_len))
         available = self.allocator.num_free - self.allocator.num_unused(known)
         return available >= blocks - len(known)
 
-    def _admit(self) -> None:
+    def _admit(self) -> Sequence:
         """Moves the first waiting sequence to the running ones, with what is known of its cache."""
-        sequence = self.waiting.popleft()
+        sequence, _ = self.waiting.popitem(last=False)
         known = self._known(sequence)
         self.allocator.take(known)
         sequence.blocks.extend(known)
         sequence.num_computed = len(known) * self.allocator.block_size
-        self.running.append(sequence)
+        self.running[sequence] = None
+        if not sequence.was_preempted:  # one that was finds its own blocks
+            sequence.num_cached = sequence.num_computed
+            self._num_cached_tokens += sequence.num_cached
+            self._num_prompt_tokens += sequence.prompt_len
+        return sequence
 
     def _known(self, sequence: Sequence) -> list[int]:
-        """Blocks that hold the sequence's beginning already."""
-        return [] if sequence.wants_every_row else self.allocator.find(sequence.tokens)
+        """Blocks that hold the sequence's beginning already, but never all of it: the last token has
+        to be computed to know what follows.
+        """
+        if sequence.wants_every_row:
+            return []
+        return self.allocator.find(self._digests(sequence, len(sequence.tokens) - 1))
+
+    def _digests(self, sequence: Sequence, num_tokens: int) -> list[bytes]:
+        return self.allocator.digests(sequence.tokens, num_tokens, sequence.digests)
 
     def _ending(self, sequence: Sequence, token: Token | None) -> FinishReason | None:
         if token is not None and token.id in sequence.request.end_ids:
             return FinishReason.STOP
-        return FinishReason.LENGTH if len(sequence.tokens) >= self._longest(sequence) else None
-
-    def _longest(self, sequence: Sequence) -> int:
-        """The tokens at which the sequence ends at the latest."""
-        wanted = sequence.prompt_len + sequence.request.params.max_new_tokens
-        return min(wanted, self.limits.max_len)
+        return FinishReason.LENGTH if len(sequence.tokens) >= sequence.max_len else None
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason
         self._release(sequence)
-        self.running.remove(sequence)
+        del (self.running if sequence in self.running else self.waiting)[sequence]
+        samples = self._samples[sequence.request.id]
+        del samples[sequence.index]
+        if not samples:
+            del self._samples[sequence.request.id]
 
     def _release(self, sequence: Sequence) -> None:
-        """Gives the sequence's blocks back; what they hold may serve others, or itself once more."""
-        self.allocator.publish(sequence.blocks, sequence.tokens[: sequence.num_computed])
+        """Frees the sequence's blocks; what they hold may serve others, or itself once more."""
+        self._publish(sequence)
         self.allocator.release(sequence.blocks)
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Lets others find the full blocks of what was computed."""
+        digests = self._digests(sequence, sequence.num_computed)
+        self.allocator.publish(sequence.blocks, digests)

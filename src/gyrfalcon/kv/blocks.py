@@ -5,7 +5,7 @@ takes over its blocks instead of computing them. A block that nobody uses any mo
 until it is needed for something else, the one unused longest first.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 
 
@@ -47,12 +47,24 @@ class BlockAllocator:
             table.append(block)
         return True
 
-    def find(self, tokens: Sequence[int]) -> list[int]:
-        """The longest row of known blocks that holds the beginning of `tokens`, but never all of
-        them: the last token has to be computed to know what follows. Nothing is taken yet.
+    def digests(self, tokens: Sequence[int], num_tokens: int, known: list[bytes]) -> list[bytes]:
+        """For each block that the first `num_tokens` of `tokens` fill, a digest of the tokens from the
+        very first to the block's last; none without `reuse`. Those of a sequence are kept in
+        `known`, so that each is computed once.
         """
+        num_blocks = num_tokens // self.block_size if self.reuse else 0
+        for start in range(
+            len(known) * self.block_size, num_blocks * self.block_size, self.block_size
+        ):
+            block = ",".join(map(str, tokens[start : start + self.block_size]))
+            before = known[-1] if known else b""
+            known.append(blake2b(before + block.encode(), digest_size=16).digest())
+        return known[:num_blocks]
+
+    def find(self, digests: Sequence[bytes]) -> list[int]:
+        """The blocks known by the first of these digests. Nothing is taken yet."""
         found = []
-        for digest in self._digests(tokens[: len(tokens) - 1]):
+        for digest in digests:
             if digest not in self._block_of:
                 break
             found.append(self._block_of[digest])
@@ -67,9 +79,11 @@ class BlockAllocator:
         for block in blocks:
             self._use(block)
 
-    def publish(self, table: Sequence[int], tokens: Sequence[int]) -> None:
-        """Notes that the first blocks of `table` hold `tokens`: the full ones can be found from now."""
-        for block, digest in zip(table, self._digests(tokens), strict=False):
+    def publish(self, table: Sequence[int], digests: Sequence[bytes]) -> None:
+        """Notes that the first blocks of `table` hold the tokens of `digests`: they can be found from
+        now on.
+        """
+        for block, digest in zip(table, digests, strict=False):
             if digest not in self._block_of:
                 self._block_of[digest], self._digest_of[block] = block, digest
 
@@ -89,13 +103,3 @@ class BlockAllocator:
         digest = self._digest_of.pop(block, None)
         if digest is not None:
             del self._block_of[digest]
-
-    def _digests(self, tokens: Sequence[int]) -> Iterator[bytes]:
-        """For each full block, a digest of the tokens from the very first to the block's last."""
-        digest = b""
-        for stop in range(self.block_size, len(tokens) + 1, self.block_size):
-            if not self.reuse:
-                return
-            block = ",".join(map(str, tokens[stop - self.block_size : stop]))
-            digest = blake2b(digest + block.encode(), digest_size=16).digest()
-            yield digest

@@ -1,15 +1,15 @@
-"""Products with weight matrices for GPUs, whole or rounded to 8 or 4 bits, bias and activation included.
+"""Linears on GPUs, with full or quantised (8- or 4-bit) weights, bias and activation fused.
 
-Up to 16 tokens are bound by reading the weights: these pass once, tile after tile in long runs of a
-row, several tiles under way at a time. The weights are the left operand of the matrix units, the
-tokens, padded to 16, the right one: whole weights then go from memory to the matrix units without
-passing through registers, and rounded ones are widened in the registers in which they are multiplied.
-One token takes the same way: a sum of products without matrix units would have to hold every weight in
-registers and, at 4 bits, to compute more than a card can while it reads. So a token's result is the
-same, bit for bit, whatever else is in a batch of up to 16.
+Up to 16 tokens are memory-bound: weights are read once, tile after tile in long runs of a row, with
+several tiles in flight. The weights are the left operand of the tensor cores, the tokens, padded to
+16, the right one: full weights then go from memory to the tensor cores without passing through
+registers, and quantised ones are dequantised in the registers they are multiplied from. One token
+takes the same path: a dot product without tensor cores would have to hold every weight in registers
+and, at 4 bits, to compute more than a card can while it reads. So a token's result is the same, bit
+for bit, whatever else is in a batch of up to 16.
 
-More tokens: whole weights are left to the vendor's product, rounded ones take the same kernels with
-larger tiles. There, too, no token sees another, but how a row's sum is cut follows their number.
+With more tokens, full weights go to the vendor's GEMM, and quantised ones take the same kernels with
+larger tiles. Tokens are independent there, too, but the split of a row's sum depends on their number.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The operations for GPUs, as Triton kernels: those of ops/reference.py, which says what they mean."""
+"""The operations on GPUs by Triton kernels: those that ops/reference.py defines."""
 
 from functools import reduce
 
@@ -20,22 +20,22 @@ CAPTURABLE = True
 
 
 def prepack(weight: Quantised) -> Quantised:
-    """int4 row by row, which is how tiles are loaded."""
+    """int4 row by row, as tiles are loaded."""
     return weight.by_rows()
 
 
 def linears(*each: LinearCall) -> list[Tensor]:
-    """Each by a kernel of its own."""
+    """One kernel each."""
     return [linear(*one) for one in each]
 
 
 def sum_of_linears(*each: tuple[Tensor, Weight]) -> Tensor:
-    """Each by a kernel of its own, then added."""
+    """One kernel each, then added."""
     return reduce(torch.add, (linear(*one) for one in each))
 
 
 def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None) -> Tensor:
-    """By the kernel for sequences that bring one token each, or by the one for prompts."""
+    """By the decode kernel where every sequence has one new token, else by the prefill kernel."""
     tables, contexts = batch.block_tables, batch.contexts
     if len(q) > len(contexts):
         return triton_attention.prefill(q, cache, tables, batch.starts, contexts, slopes)

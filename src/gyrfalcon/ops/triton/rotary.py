@@ -1,6 +1,5 @@
-"""What happens between the fused query-key-value product and attention, in Triton, as one launch:
-queries and keys are rotated, keys and values go to their cache slots. Its twin is
-`reference.rotary_and_cache`.
+"""`reference.rotary_and_cache` in Triton, in one launch: rotates queries and keys, and writes keys and
+values to their cache slots.
 """
 
 import triton

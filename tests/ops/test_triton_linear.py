@@ -1,10 +1,11 @@
 """Triton's products with weights against their definition: every kind, dtype, odd sizes, parts."""
 
+import itertools
 import math
-from itertools import pairwise
 
 import pytest
 import torch
+from pairwise import pairwise
 from torch import Tensor
 from triton_interpreter import DEVICE
 
@@ -64,9 +65,9 @@ def assert_near(result: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
     assert error <= TOLERANCE[dtype], error
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tokens", [1, 2, 5, 16, 17, 70])
+@pytest.mark.parametrize(
+    ("tokens", "kind", "dtype"), pairwise([1, 2, 5, 16, 17, 70], KINDS, DTYPES)
+)
 def test_the_product_is_the_definitions(tokens: int, kind: str, dtype: torch.dtype) -> None:
     x, weight, bias = operands(kind, dtype, tokens)
     assert_near(triton_linear.linear(x, weight), defined(x, weight), dtype)
@@ -74,14 +75,12 @@ def test_the_product_is_the_definitions(tokens: int, kind: str, dtype: torch.dty
     assert_near(result, defined(x, weight, bias, "gelu"), dtype)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("outputs", "inputs"), [(1, 64), (63, 64), (64, 128), (65, 320), (200, 448)]
+    ("tokens", "shape", "kind"),
+    pairwise([3, 40], [(1, 64), (63, 64), (64, 128), (65, 320), (200, 448)], KINDS),
 )
-@pytest.mark.parametrize("tokens", [3, 40])
-def test_matrices_of_every_size_are_right(
-    tokens: int, outputs: int, inputs: int, kind: str
-) -> None:
+def test_matrices_of_every_size_are_right(tokens: int, shape: tuple[int, int], kind: str) -> None:
+    outputs, inputs = shape
     x, weight, bias = operands(kind, torch.bfloat16, tokens, outputs, inputs)
     result = triton_linear.linear(x, weight, bias)
     assert_near(result, defined(x, weight, bias), torch.bfloat16)
@@ -94,10 +93,10 @@ def test_rows_may_be_of_any_length(inputs: int, kind: str) -> None:
     assert_near(triton_linear.linear(x, weight, bias), defined(x, weight, bias), torch.float32)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # the sigmoid is then 0
-@pytest.mark.parametrize("activation", [*reference.ACTIVATIONS, None])
-@pytest.mark.parametrize("tokens", [4, 20])
+@pytest.mark.parametrize(
+    ("tokens", "activation", "kind"), pairwise([4, 20], [*reference.ACTIVATIONS, None], KINDS)
+)
 def test_activations_are_the_definitions(tokens: int, activation: str | None, kind: str) -> None:
     """Up to |x| of about 60, where exponentials overflow."""
     x, weight, bias = operands(kind, torch.float32, tokens, 40, 64)
@@ -108,9 +107,7 @@ def test_activations_are_the_definitions(tokens: int, activation: str | None, ki
     assert_near(small, defined(x / 20, weight, None, activation), torch.float32)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("num_sms", [1, 4, 64])
-@pytest.mark.parametrize("tokens", [1, 9, 33])
+@pytest.mark.parametrize(("tokens", "num_sms", "kind"), pairwise([1, 9, 33], [1, 4, 64], KINDS))
 def test_rows_summed_in_parts_give_the_product(tokens: int, num_sms: int, kind: str) -> None:
     x, weight, bias = operands(kind, torch.bfloat16, tokens, 70, 64 * 33)
     result = triton_linear.linear(x, weight, bias, "gelu", num_sms=num_sms)
@@ -159,10 +156,10 @@ def test_a_ranks_parts_give_the_whole(tokens: int, kind: str) -> None:
     assert isinstance(whole, Tensor)
     weight = quantise(whole, kind)
     wanted = defined(x, weight)
-    rows = [weight.rows((range(first, last),)) for first, last in pairwise(ends)]
+    rows = [weight.rows((range(first, last),)) for first, last in itertools.pairwise(ends)]
     beside = torch.cat([triton_linear.linear(x, part.by_rows()) for part in rows], dim=-1)
     assert_near(beside, wanted, torch.float32)
-    cuts = list(pairwise((0, size, 3 * size, 5 * size)))
+    cuts = list(itertools.pairwise((0, size, 3 * size, 5 * size)))
     columns = [(x[:, a:b], weight.columns((range(a, b),))) for a, b in cuts]
     added = [triton_linear.linear(some, part.by_rows()) for some, part in columns]
     assert_near(torch.stack(added).sum(0), wanted, torch.float32)

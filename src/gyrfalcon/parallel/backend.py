@@ -25,17 +25,17 @@ class Backend:
     as they are when it dies.
     """
 
-    def __init__(self, wires: dist.ProcessGroup) -> None:
-        self._wires = wires
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
 
     def add(self, x: Tensor) -> None:
         """`x` becomes the sum of all ranks' `x`."""
-        self._complete(self._wires.allreduce, [x])
+        self._complete(self._group.allreduce, [x])
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """Every rank's `x`, which have one shape."""
-        parts = [torch.empty_like(x) for _ in range(self._wires.size())]
-        self._complete(self._wires.allgather, [parts], [x])
+        parts = [torch.empty_like(x) for _ in range(self._group.size())]
+        self._complete(self._group.allgather, [parts], [x])
         return parts
 
     def first(self, number: int) -> int:
@@ -47,12 +47,12 @@ class Backend:
     def all_reduce_min(self, number: int) -> int:
         """The smallest of the ranks' numbers."""
         smallest = torch.tensor([number])
-        self._complete(self._wires.allreduce, [smallest], dist.ReduceOp.MIN)
+        self._complete(self._group.allreduce, [smallest], dist.ReduceOp.MIN)
         return int(smallest)
 
     def broadcast(self, x: Tensor) -> None:
         """`x` becomes rank 0's."""
-        self._complete(self._wires.broadcast, [x])
+        self._complete(self._group.broadcast, [x])
 
     def _complete(self, collective: Callable[..., dist.Work], *arguments: object) -> None:
         """Starts a collective and waits for its end."""
@@ -75,14 +75,14 @@ def open_backend(
 ) -> Backend:
     """Meets the other ranks at `store`; see group.connect()."""
     kinds = dist.ProcessGroup.BackendType
-    wires = dist.ProcessGroup(store, rank, size)
+    group = dist.ProcessGroup(store, rank, size)
     gloo = _gloo(dist.PrefixStore("gloo", store), rank, size, host)
-    wires._register_backend(torch.device("cpu"), kinds.GLOO, gloo)
+    group._register_backend(torch.device("cpu"), kinds.GLOO, gloo)
     if one_device:
-        wires._register_backend(torch.device(kind.name), kinds.GLOO, gloo)
+        group._register_backend(torch.device(kind.name), kinds.GLOO, gloo)
     else:
-        kind.add_collectives(wires, store, rank, size)
-    return Backend(wires)
+        kind.add_collectives(group, store, rank, size)
+    return Backend(group)
 
 
 def _gloo(store: dist.Store, rank: int, size: int, host: str | None) -> dist.ProcessGroupGloo:

@@ -206,7 +206,9 @@ def _operators(device: Device) -> tuple[str, str]:
         return name, f"{instructions()} kernels; this processor runs {', '.join(available())}"
     if device.on_host:
         return name, f"plain torch: {why_not_native()}"
-    return name, "Triton's kernels" if name == "triton" else "Triton is not installed"
+    if name == "triton":
+        return name, "Triton's kernels"
+    return name, "Triton is not installed" if "triton" in device.operator_sets else "plain torch"
 
 
 def _free(free: int, total: int) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
+from pages import blocks, masked, pattern_of
 
 from gyrfalcon.cli import demo_run
 from gyrfalcon.cli.main import main
@@ -209,10 +211,16 @@ def test_an_earlier_demos_results_do_not_count(played: Callable[..., Path]) -> N
 
 
 @pytest.mark.slow
-def test_the_whole_chain_on_nestling(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "-o", str(tmp_path), "--json", "-"]) == 0
+def test_the_whole_chain_on_nestling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--json", "demo.json"]) == 0
     out, err = capfd.readouterr()
-    summary = json.loads(out)
+    [shown] = [block for block in blocks("README.md", "console") if "-m demo" in block]
+    shown = re.sub("(?<=at the sea, and ).*", "…", shown.partition("\n")[2])  # which text may vary
+    assert re.search(pattern_of(masked(shown)) + r"\Z", masked(err + out))
+    summary = json.loads(Path("demo.json").read_text("utf-8"))
     assert summary["failed"] == []
     assert len(summary["generate"]["text"].split()) > 10
     assert summary["mmlu"]["accuracy"] >= 0.6
@@ -220,7 +228,7 @@ def test_the_whole_chain_on_nestling(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert set(summary["mmlu"]["categories"]) == {"STEM", "humanities", "social sciences", "other"}
     assert summary["precision"]["passed"]
     assert all(row["decode_percent_of_limit"] > 0 for row in summary["speed"]["rows"])
-    assert "$ gyrfalcon verify" in err
+    assert "$ gyrfalcon verify" in err + out
     report = Path(summary["report"])
     for text in (report.read_text("utf-8"), report.with_suffix(".md").read_text("utf-8")):
         assert "nestling's exam" in unescape(text)

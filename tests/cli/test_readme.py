@@ -6,13 +6,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 from checkpoints import make_checkpoint
 from model_sizes import MODELS, PRECISIONS, row, token_bytes, weight_bytes
+from pages import REPOSITORY, blocks, masked, pattern_of, text_of
 
 from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.cli.main import main
@@ -21,7 +22,6 @@ from gyrfalcon.config import ModelConfig
 from gyrfalcon.cut.cut import cut
 from gyrfalcon.cut.inspect import inspect_model
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh-CN.md")
 PAGES = ("docs/guide.md", "docs/guide.zh-CN.md")
 TEXTS = sorted(
@@ -36,14 +36,6 @@ QUICK = (
     "inspect",
 )  # what they print does not depend on the machine
 LINES = 150  # of a README
-
-
-def text_of(page: str) -> str:
-    return (REPOSITORY / page).read_text("utf-8")
-
-
-def blocks(page: str, kind: str) -> list[str]:
-    return re.findall(rf"^```{kind}\n(.*?)^```$", text_of(page), re.MULTILINE | re.DOTALL)
 
 
 def commands(page: str) -> Iterator[list[str]]:
@@ -68,9 +60,13 @@ def printed(page: str) -> Iterator[tuple[list[str], str]]:
             yield [word for word in words[1:] if word != "-n"], output
 
 
-def pattern_of(said: str) -> str:
-    """A page's output as a regular expression; … stands for the rest of its line and any lines after it."""
-    return re.escape(said).replace("…\\\n", "(?:.*\n)*")
+def pages_that_show(wanted: Callable[[str], bool]) -> list[str]:
+    """The English pages with the output of such a command; the Chinese ones have the same blocks."""
+    return [
+        page
+        for page in TEXTS
+        if "zh-CN" not in page and any(wanted(words[0]) for words, _ in printed(page))
+    ]
 
 
 @pytest.mark.parametrize("page", [page for page in TEXTS if any(commands(page))])
@@ -93,7 +89,7 @@ def test_every_command_on_a_page_is_one_that_gyrfalcon_takes(page: str, tmp_path
         parse(words[1:])
 
 
-@pytest.mark.parametrize("page", [page for page in TEXTS if blocks(page, "console")])
+@pytest.mark.parametrize("page", pages_that_show(lambda command: command in QUICK))
 def test_printed_blocks_are_what_is_printed(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,15 +104,10 @@ def test_printed_blocks_are_what_is_printed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in TEXTS if blocks(page, "console")])
+@pytest.mark.parametrize("page", pages_that_show(lambda command: command not in QUICK))
 def test_printed_measurements_look_like_those_of_this_machine(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def masked(text: str) -> str:
-        """Without numbers, the width of columns, and lines of progress."""
-        text = re.sub(r"^.* left\n", "", text, flags=re.MULTILINE)
-        return re.sub(r" +", " ", re.sub(r"\d[\d.]*(e-\d+)?", "#", text))
-
     shutil.copy(REPOSITORY / "LICENSE", tmp_path)
     monkeypatch.chdir(tmp_path)
     for words, said in printed(page):

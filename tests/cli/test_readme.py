@@ -130,6 +130,18 @@ def test_links_lead_somewhere(page: str) -> None:
             assert anchor in slugs, link
 
 
+@pytest.mark.parametrize("page", TEXTS)
+def test_files_and_modules_that_a_page_names_exist(page: str) -> None:
+    folders = (REPOSITORY, REPOSITORY / "src/gyrfalcon")
+    quoted = re.findall(r"`([^`\n]+)`", text_of(page))
+    for word in (word for text in quoted for word in text.split()):
+        if re.fullmatch(r"\w+/[\w/]+\.(py|cpp|h)", word):
+            assert any((folder / word).exists() for folder in folders), word
+        if re.fullmatch(r"gyrfalcon(\.[a-z_0-9]{2,})+", word):
+            module = REPOSITORY / "src" / word.replace(".", "/")
+            assert module.is_dir() or module.with_suffix(".py").exists(), word
+
+
 @pytest.mark.parametrize("page", READMES)
 def test_a_readme_is_short(page: str) -> None:
     assert len(text_of(page).splitlines()) <= LINES

@@ -136,7 +136,7 @@ def active(copy: Copy) -> Copy:
         ("-m report A B -- -o DIR", "<report> <A> <B> <-o> <DIR>"),
         ("-m report -- A --baseline guide", "<report> <A> <--baseline> <guide>"),
         ("-m precision -n CUT -w 2", "<precision> <CUT> <-w> <2>"),
-        ("-m precision -n M -- --golden", "<precision> <M> <--golden>"),
+        ("-m precision -n M -- --published", "<precision> <M> <--published>"),
         ("-m mmlu -n CUT -d MMLU -w 2", "<mmlu> <CUT> <-d> <MMLU> <-w> <2>"),
         ("-m mmlu -n M -d D -- --split val", "<mmlu> <M> <-d> <D> <--split> <val>"),
         ("-m verify -n CUT", "<verify> <CUT>"),

@@ -18,9 +18,9 @@ SUMMARY = "cut a Hugging Face checkpoint for N ranks"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Cut a Hugging Face checkpoint for N ranks: CUT/tokenizer, CUT/part_model/<rank> and CUT/manifest.json.
 
-    Streams tensor by tensor, so memory does not grow with the model; --calibrate needs one block of it and
-    four times the square of its widest row in fp32 (7b 5 GB, 40b 17 GB). Run the same command again after
-    an interruption and it goes on where it stopped.
+    Streams tensor by tensor, so memory does not grow with the model; --calibrate holds one block and
+    four times the square of its widest row in fp32 (7b 5 GB, 40b 17 GB). After an interruption, run the same
+    command again to resume.
 
     examples:
       gyrfalcon cut falcon-40b falcon-40b-4 -w 4
@@ -32,22 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="CUT", help="the folder to write")
     add_world_size(parser, "how many ranks to cut for", required=True)
     add_dtype(parser, "the dtype to store; auto keeps the checkpoint's")
-    add_quant(
-        parser, "quantise the matrices and store them so, as the other commands do when they load"
-    )
+    add_quant(parser, "quantise the matrices before they are stored")
     add_adapter(parser)
     parser.add_argument(
         "--calibrate",
         metavar="FILE",
         help="with int4, int4-32 or int4-128: calibrate on this text to minimise the output error "
-        "(GPTQ), which is closer on other texts, too; takes minutes to hours, on the CPU "
+        "(GPTQ), on other texts too; takes minutes to hours, on the CPU "
         "(default: no text)",
     )
     parser.add_argument(
         "--calibrate-tokens",
         type=Whole("--calibrate-tokens", ONE_TOKEN_OR_MORE),
         metavar="N",
-        help=f"read so many tokens of it, spread over the text (default {CALIBRATE_TOKENS})",
+        help=f"calibrate on this many tokens, spread over the text (default {CALIBRATE_TOKENS})",
     )
     add_writing(parser)
     parser.set_defaults(check=_check)

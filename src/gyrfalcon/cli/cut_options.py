@@ -33,7 +33,7 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
         type=Size("--max-shard-size"),
         default=5_000_000_000,
         metavar="SIZE",
-        help="no file of weights becomes larger; up to 1000 TB (default 5GB)",
+        help="the largest a file of weights may be; up to 1000 TB (default 5GB)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what the folder to write already holds"

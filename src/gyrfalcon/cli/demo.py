@@ -8,7 +8,7 @@ SUMMARY = "run the whole chain on nestling, the model that ships with the packag
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Run the whole chain on nestling with 2 ranks: cut, verify, generate, speed, exam, precision, report.
 
-    Exits 1 when the exam is under 60 % or the precision gate does not hold.
+    Exits 1 when the exam is under 60 % or the precision gate fails.
 
     examples:
       gyrfalcon demo
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the steps one after the other; CheckFailed when anything did not hold."""
+    """Runs the steps one after the other; CheckFailed when a step failed."""
     from gyrfalcon.cli import demo_run
 
     return demo_run.run(args)

@@ -29,7 +29,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         type=one_of("--device", *CHOICES, planned=PLANNED),
         default="auto",
         metavar="|".join(CHOICES),
-        help=f"auto takes {' or '.join(ACCELERATORS)} where there is one",
+        help=f"auto uses {' or '.join(ACCELERATORS)} where available",
     )
     add_dtype(group, "the dtype to compute in; auto is the checkpoint's")
     add_quant(group, "quantise the matrices when they are loaded")
@@ -98,8 +98,8 @@ def add_adapter(to: argparse._ActionsContainer) -> None:
     to.add_argument(
         "--adapter",
         metavar="DIR|.|none",
-        help="merge into the weights a LoRA adapter that peft saved, such as --adapter sft/checkpoint-500; "
-        ". is the one beside the weights, none leaves that one out (default: one beside them is refused)",
+        help="merge a LoRA adapter saved by peft into the weights, such as --adapter sft/checkpoint-500; "
+        ". is the one beside the weights, none ignores that one (default: refuse one beside the weights)",
     )
 
 
@@ -111,5 +111,5 @@ def add_quant(to: argparse._ActionsContainer, text: str) -> None:
         default="none",
         metavar="|".join(QUANTS),
         help=f"{text}, embedding and head to 8 bits; int4 has a scale for each 64 weights of a row, "
-        "int4-32 and int4-128 for each 32 and 128 (default none: as the checkpoint or cut is)",
+        "int4-32 and int4-128 for each 32 and 128 (default none: as stored)",
     )

@@ -12,7 +12,7 @@ SUMMARY = "continue prompts"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Continue prompts. The text streams to standard output; all else goes to standard error.
+    """Continue prompts. The text streams to standard output; everything else goes to standard error.
 
     examples:
       gyrfalcon generate nestling "The old captain"
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PROMPT",
         nargs="*",
         default=[],  # without one argparse calls it missing where MODEL is
-        help="words of one prompt; - takes one from each line of standard input",
+        help="words of one prompt; - reads one prompt per line from standard input",
     )
     parser.add_argument(
         "--prompt",
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt-file",
         metavar="FILE",
-        help="one prompt from each line of a file (default: none is read)",
+        help="read one prompt per line from a file (default: no file)",
     )
     parser.add_argument(
         "--chat",
@@ -105,7 +105,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         "--stop",
         metavar="TEXT",
         action="append",
-        help='end before this text or special token, such as "<|im_end|>"; may be given several times '
+        help='stop before this text or special token, such as "<|im_end|>"; may be given several times '
         "(default: none)",
     )
     group.add_argument(
@@ -114,7 +114,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         dest="stop_ids",
         action="append",
         type=Whole("--stop-id", TOP_TOKENS),
-        help="end at this token id of the vocabulary; may be given several times (default: none)",
+        help="stop at this token id; may be given several times (default: none)",
     )
     group.add_argument(
         "--ignore-eos", action="store_true", help="go on after tokens that end a text"

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
       gyrfalcon inspect falcon-40b -w 4
     """
     add_model(parser)
-    add_world_size(parser, "for so many ranks (default: the cut's own, else 1)")
+    add_world_size(parser, "for this many ranks (default: the cut's own, else 1)")
     add_adapter(parser)
 
 

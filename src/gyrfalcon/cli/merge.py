@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dequantise",
         action="store_true",
-        help="also merge a cut that is quantised or in another dtype than its source; says what was lost",
+        help="also merge a cut that is quantised or in another dtype than its source, and say what was lost",
     )
     add_writing(parser)
 

@@ -14,8 +14,8 @@ SUMMARY = "evaluate on MMLU or another exam, or compare two runs"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Evaluate a model on MMLU, or on another exam in its folder layout.
 
-    Broken off, the same command goes on where it stopped; finished results are replaced only with
-    --overwrite. With two result files and no MODEL: compare them question by question.
+    After an interruption, run the same command again to resume; finished results are replaced only with
+    --overwrite. Given two result files and no MODEL, it compares them question by question.
 
     examples:
       gyrfalcon mmlu falcon-40b-4 -d mmlu --limit 20
@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=one_of("--protocol", "hendrycks", "lm-eval", "generate"),
         default="hendrycks",
         metavar="hendrycks|lm-eval|generate",
-        help="most likely letter, prompts as in the original paper (default) or in lm-evaluation-harness; "
-        "or the guide's way, the first letter of 32 generated tokens",
+        help="the most likely letter, with prompts as in the original paper (default) or in "
+        "lm-evaluation-harness; or the guide's way, the first letter in 32 generated tokens",
     )
     parser.add_argument(
         "--split",
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="start anew and replace what an earlier run left in DIR, finished or not",
+        help="start over and replace what an earlier run left in DIR, finished or not",
     )
     parser.add_argument(
         "--published",

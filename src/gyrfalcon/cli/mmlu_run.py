@@ -80,7 +80,7 @@ class Done:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Asks what is not answered yet and tells the score; or compares two results."""
+    """Answers the open questions and shows the score; or compares two results."""
     output = None if args.model is None else check_folder(args.output, "-o")
     others = [ExamResult.load(Path(name)) for name in args.compare]
     if output is None:
@@ -145,7 +145,7 @@ def _compared_with(other: ExamResult, file: str, comparison: Comparison) -> dict
 def _recorder(
     args: argparse.Namespace, exam: Exam, identity: Mapping[str, object], earlier: Sequence[Answer]
 ) -> Recorder:
-    """UsageError where another run has been at work in the folder while the model was loaded."""
+    """UsageError where another run wrote to the folder while the model was loaded."""
     folder = check_folder(args.output, "-o")
     if not args.overwrite and unfinished(folder, identity, exam.subjects) != earlier:
         do = "run the same command again, or name another folder with -o"
@@ -154,12 +154,12 @@ def _recorder(
 
 
 def _name(word: str) -> str:
-    """A subject as its file is called, from how it is typed or shown."""
+    """The name of a subject's file, from what was typed."""
     return word.strip().replace(" ", "_")
 
 
 def _identity(args: argparse.Namespace, exam: Exam) -> dict[str, object]:
-    """All that can change an answer: a broken-off run goes on only where this is the same."""
+    """All that can change an answer: an interrupted run resumes only where this is the same."""
     return {
         "model": args.model,
         "model_files": model_fingerprint(resolve_model(args.model)),
@@ -184,7 +184,7 @@ def _adapter_identity(config: EngineConfig) -> dict[str, object]:
 def _ask(
     engine: Engine, exam: Exam, earlier: Sequence[Answer], recorder: Recorder, which: Identity
 ) -> Done:
-    """Answers what is missing and keeps each answer as it comes."""
+    """Answers what is missing and writes each answer as it comes."""
     asked = counted(exam.num_questions, "question")
     recorder.log(f"{len(earlier)} of {asked} answered; {which.name}; {exam.settings}")
     found = list(earlier)
@@ -218,7 +218,7 @@ def _kept(recorder: Recorder, exam: Exam, output: str) -> str:
 
 
 def _follow(engine: Engine, exam: Exam, earlier: Sequence[Answer]) -> None:
-    """What a rank that torchrun started does: it computes the same and keeps silent."""
+    """The part of a rank other than 0 that torchrun started: it computes the same and prints nothing."""
     for _ in answers(engine, exam, _keys(earlier)):
         pass
 

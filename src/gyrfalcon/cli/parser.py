@@ -25,7 +25,7 @@ examples:
 
 MODEL is a Hugging Face folder, a cut, a hub id such as tiiuae/falcon-7b (needs huggingface_hub), or
 nestling, the small model that ships with the package.
-exit codes: 0 done; 1 a check did not hold, or the run failed on its way; 2 wrong usage or bad input;
+exit codes: 0 done; 1 a check failed, or the run failed midway; 2 wrong usage or bad input;
 130 interrupted.
 `gyrfalcon COMMAND --help` explains a command."""
 
@@ -166,7 +166,7 @@ def _parser() -> _Parser:
         subparser.add_argument(
             "--json",
             metavar="FILE",
-            help="also write the whole result as JSON; - for stdout alone (default: none is written)",
+            help="also write the whole result as JSON; - prints it instead of the text (default: no JSON)",
         )
         for action in subparser._actions:
             _state_range_and_default(action)
@@ -174,13 +174,18 @@ def _parser() -> _Parser:
 
 
 def _state_range_and_default(action: argparse.Action) -> None:
-    """Adds to an option's help which numbers it takes, and its default where the help has none."""
+    """Adds the range of its numbers to an option's help, and its default where the help has none."""
     if action.help == argparse.SUPPRESS:
         return
     text = action.help or ""
     if isinstance(action.type, Whole | Wholes | Number):
         text += f"; {action.type.bounds}"
-    if action.nargs != 0 and action.default is not None and "default" not in text:
+    if (
+        action.option_strings
+        and action.nargs != 0
+        and action.default is not None
+        and "default" not in text
+    ):
         shown = (
             ",".join(map(str, action.default))
             if isinstance(action.default, tuple)

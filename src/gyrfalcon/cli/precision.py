@@ -14,8 +14,8 @@ SUMMARY = "compare the model's logits with a reference's"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Compare the model's logits with a reference's, token by token: prefill and decode steps.
 
-    Prints each figure with its limit for the precision the model runs in; exits 1 when one does not
-    hold. The curves of every position are in the JSON.
+    Prints each figure with its limit for the precision the model runs in; exits 1 when one is
+    outside. The JSON has the curves over all positions.
 
     examples:
       gyrfalcon precision falcon-7b --json precision.json
@@ -26,12 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference",
         metavar="auto|transformers|fp32|FILE",
         help="transformers in fp32; our own fp32 path on one rank, which is not independent; or a file "
-        "kept with --save-reference (default auto: transformers where it is installed, else fp32)",
+        "written by --save-reference (default auto: transformers where it is installed, else fp32)",
     )
     parser.add_argument(
         "--save-reference",
         metavar="FILE",
-        help="keep the reference's logits: 4 bytes × vocabulary for each token (default: not kept)",
+        help="save the reference's logits: 4 bytes × vocabulary for each token (default: not saved)",
     )
     parser.add_argument(
         "--published",
@@ -42,19 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts",
         metavar="FILE",
-        help="a prompt on each line; token ids where the model has no tokenizer (default: shipped texts)",
+        help="one prompt per line; token ids where the model has no tokenizer (default: shipped texts)",
     )
     parser.add_argument(
         "--decode-steps",
         metavar="N",
         type=Whole("--decode-steps", TOKENS),
-        help=f"the last N tokens of a prompt are computed one at a time (default {DECODE_STEPS})",
+        help=f"decode the last N tokens of each prompt one at a time (default {DECODE_STEPS})",
     )
     add_engine(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compares and shows each figure; CheckFailed when one does not hold."""
+    """Compares and shows each figure; CheckFailed when one is outside its limit."""
     with ending_interrupts():
         from gyrfalcon.cli import precision_run
     return precision_run.run(args)

@@ -1,5 +1,5 @@
 """What `gyrfalcon precision` does: the logits gate against a reference, or published figures of real
-weights; a table, the whole result with --json, and exit 1 when a figure does not hold.
+weights; a table, the whole result with --json, and exit 1 when a figure is outside its limit.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Findings:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures and tells; CheckFailed when a figure does not hold."""
+    """Measures and shows each figure; CheckFailed when one is outside its limit."""
     _check(args)
     saved = _saved(args)
     _check_with_model(args)

@@ -11,11 +11,10 @@ SUMMARY = "time every pair of an input and an output length"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Time every pair of an input and an output length, with real text, greedily, end-of-text ignored.
+    """Time every pair of an input and an output length: real text, greedy, end-of-text tokens ignored.
 
-    Writes the guide's table (CSV) and all that was measured (JSON) after every case; run the same
-    command again after an interruption and it goes on where it stopped. Without -f and --json nothing
-    is written.
+    Writes the guide's table (CSV) and all measurements (JSON) after every case; after an interruption,
+    run the same command again to resume. Without -f and --json nothing is written.
 
     examples:
       gyrfalcon speed falcon-40b-4 -f speed.csv
@@ -51,17 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=Whole("--repeats", Bounds(1, 10_000)),
         default=3,
-        help="times each case is timed; the median counts (default 3)",
+        help="runs of each case; the median is reported (default 3)",
     )
     parser.add_argument(
         "--baseline",
         metavar="JSON|guide",
-        help="also print how many times as fast this is as another speed result, or as the guide's figures "
-        "(of Falcon-40B; beside falcon-7b those of a later table of its publisher); warns where model or "
-        "cases are others (default: neither)",
+        help="also print the speed-up over another speed result, or over the guide's figures (of Falcon-40B; "
+        "for falcon-7b those of a later table by its publisher); warns where model or cases differ "
+        "(default: neither)",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="measure all again, whatever the files hold"
+        "--overwrite", action="store_true", help="measure every case again and replace the files"
     )
     add_engine(parser)
 

@@ -1,4 +1,4 @@
-"""Rounding by what a matrix is multiplied with: the products it keeps, what it refuses, and cuts made so."""
+"""Calibrated quantisation (GPTQ): the error of its products, what it refuses, and cuts made with it."""
 
 import json
 import os

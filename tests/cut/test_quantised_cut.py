@@ -138,7 +138,7 @@ def test_an_engine_runs_it_without_being_told(kind: str, folder_40b: Path, tmp_p
     for quant in ("none", kind):
         with Engine(EngineConfig(model=str(tmp_path / "cut"), world_size=1, quant=quant)) as engine:
             assert engine.config.quant == kind
-            assert f"bf16, rounded to {kind}, cache" in engine.description
+            assert f"bf16, quantised to {kind}, cache" in engine.description
             assert logits(engine).equal(wanted)
     shared = on_engines(2, tmp_path / "cut", logits)
     torch.testing.assert_close(shared, wanted, rtol=0.05, atol=0.05)  # sums in bfloat16
@@ -151,7 +151,7 @@ def test_another_rounding_of_a_cut_is_refused_in_one_line(
     assert main(["cut", str(folder_40b), str(target), "-w", "1", "--quant", "int8"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[-1].startswith("save succcessfully")
-    assert out[-2].endswith("bfloat16+float32+int8, rounded to int8")
+    assert out[-2].endswith("bfloat16+float32+int8, quantised to int8")
     assert main(["generate", str(target), "--prompt", "x", "--quant", "int4"]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"gyrfalcon: error: wanted --quant int8 for {target}, ")
@@ -279,11 +279,11 @@ def test_it_is_merged_only_on_request_to_what_its_weights_stand_for(
     cut(folder, tmp_path / "cut", 2, quant=kind)
     recut(tmp_path / "cut", tmp_path / "four", 4)
     for cut_folder in (tmp_path / "cut", tmp_path / "four"):
-        with pytest.raises(UsageError, match=rf"bfloat16 → {kind}: rounded.*add dequantise=True"):
+        with pytest.raises(UsageError, match=rf"bfloat16 → {kind}: quantised.*add dequantise=True"):
             merge(cut_folder, tmp_path / "refused")
         assert not (tmp_path / "refused").exists()
         notes = merge(cut_folder, tmp_path / "merged", dequantise=True, overwrite=True).notes
-        assert f"bfloat16 → {kind}: rounded, how far is not known any more" in notes[-1]
+        assert f"bfloat16 → {kind}: quantised, with an unknown error" in notes[-1]
         merged = load_file(tmp_path / "merged/model.safetensors")
         source = load_file(folder / "model.safetensors")
         assert merged.keys() == source.keys()
@@ -300,7 +300,7 @@ def test_it_is_merged_only_on_request_to_what_its_weights_stand_for(
 @pytest.mark.parametrize(
     ("kind", "world", "wanted"),
     [
-        ("int3", 1, "none, int8, fp8, int4, int4-32, int4-128 to round to, got 'int3'"),
+        ("int3", 1, "none, int8, fp8, int4, int4-32, int4-128 to quantise to, got 'int3'"),
         ("int4-128", 3, "multiples of 128 for int4-128"),
         ("int4", 20, "multiples of 64 for int4"),
     ],

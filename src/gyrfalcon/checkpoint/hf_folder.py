@@ -20,10 +20,10 @@ SAFETENSORS, PICKLE = ".safetensors", ".bin"
 
 @dataclass(frozen=True, slots=True)
 class OpenedFolder:
-    """A folder's weights files, and what is said about them."""
+    """A folder's weights files, and what its index states about them."""
 
     files: dict[str, WeightsFile]  # by path inside the folder
-    index: Mapping[str, str]  # which file is said to hold which tensor; nothing where one holds all
+    index: Mapping[str, str]  # tensor → file, as the index states; empty where one file holds all
     notes: tuple[str, ...]  # on files that are left aside
 
 

@@ -62,15 +62,15 @@ class CutTensor:
 
 @dataclass(frozen=True, slots=True)
 class TextSum:
-    """The tokens of a text that matrices were rounded by."""
+    """The tokens of a text that matrices were calibrated on."""
 
     num_tokens: int
     sha256: str  # of their ids as int64, lowest byte first
 
 
 @dataclass(frozen=True, slots=True)
-class Rounding:
-    """How the matrices of a cut are rounded: each is a tensor of data and one of scales."""
+class Quantisation:
+    """How the matrices of a cut are quantised: each is a tensor of data and one of scales."""
 
     kind: str  # int8, fp8 or one of int4
     dtype: torch.dtype  # of the model before: what it is computed in when nothing else is asked for
@@ -105,13 +105,13 @@ class Manifest:
         str, str
     ]  # stored twice, bit for bit, in the checkpoint → the name it is kept under
     files: Mapping[str, FileSum]
-    rounding: Rounding | None = None
+    quantisation: Quantisation | None = None
     adapter: AdapterSum | None = None
 
     @property
     def quant(self) -> str:
-        """What the matrices are rounded to, or none."""
-        return "none" if self.rounding is None else self.rounding.kind
+        """What the matrices are quantised to, or none."""
+        return "none" if self.quantisation is None else self.quantisation.kind
 
     def dtype_names(self) -> str:
         """The dtypes in the parts, such as "bfloat16" or "bfloat16+float32"."""
@@ -192,7 +192,7 @@ def _plain(manifest: Manifest) -> dict[str, object]:
         "version": VERSION,
         "world_size": manifest.world_size,
         "dtype": manifest.dtype_names(),
-        **_plain_rounding(manifest.rounding),
+        **_plain_quantisation(manifest.quantisation),
         **_plain_adapter(manifest.adapter),
         "config": manifest.raw_config,
         "aliases": dict(manifest.aliases),
@@ -216,13 +216,13 @@ def _plain_adapter(adapter: AdapterSum | None) -> dict[str, object]:
     return {"adapter": plain | {"files": _plain_files(adapter.files)}}
 
 
-def _plain_rounding(rounding: Rounding | None) -> dict[str, object]:
-    """Nothing for a cut that is not rounded."""
-    if rounding is None:
+def _plain_quantisation(quantisation: Quantisation | None) -> dict[str, object]:
+    """Nothing for a cut that is not quantised."""
+    if quantisation is None:
         return {}
-    plain: dict[str, object] = {"kind": rounding.kind, "dtype": dtype_name(rounding.dtype)}
-    if rounding.text is not None:
-        plain["text"] = {"tokens": rounding.text.num_tokens, "sha256": rounding.text.sha256}
+    plain: dict[str, object] = {"kind": quantisation.kind, "dtype": dtype_name(quantisation.dtype)}
+    if quantisation.text is not None:
+        plain["text"] = {"tokens": quantisation.text.num_tokens, "sha256": quantisation.text.sha256}
     return {"quant": plain}
 
 
@@ -263,7 +263,7 @@ def _parsed(raw: dict[str, Any]) -> Manifest:
         tensors,
         aliases,
         files,
-        _parsed_rounding(raw.get("quant")),
+        _parsed_quantisation(raw.get("quant")),
         _parsed_adapter(raw.get("adapter")),
     )
 
@@ -283,13 +283,13 @@ def _parsed_adapter(raw: dict[str, Any] | None) -> AdapterSum | None:
     )
 
 
-def _parsed_rounding(raw: dict[str, Any] | None) -> Rounding | None:
+def _parsed_quantisation(raw: dict[str, Any] | None) -> Quantisation | None:
     if raw is None:
         return None
     if raw["kind"] not in KINDS:
-        raise ValueError(f"weights rounded to {raw['kind']}")
+        raise ValueError(f"weights quantised to {raw['kind']}")
     text = raw.get("text")
-    return Rounding(
+    return Quantisation(
         raw["kind"],
         DTYPES_BY_NAME[raw["dtype"]],
         None if text is None else TextSum(int(text["tokens"]), str(text["sha256"])),

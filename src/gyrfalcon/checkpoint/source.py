@@ -82,7 +82,7 @@ def open_checkpoint(folder: Path, adapter: str | None = None, dtype: str = "auto
     Reads headers, and of the data only what find_tensors() has to (a .bin in torch's oldest format has no
     header and is read at once; of an adapter, all tensors are).
     adapter: the folder of a LoRA adapter to merge, "." for the one that lies beside the weights, or "none";
-    UsageError for one beside them without a word. dtype: what merged tensors are rounded to, as in
+    UsageError for one beside them without a word. dtype: the dtype of merged tensors, as in
     EngineConfig.
     """
     if has_manifest(folder):
@@ -149,12 +149,12 @@ def _content(path: Path) -> bytes | None:
 
 
 def _refuse_adapter(checkpoint: Checkpoint, adapter: Adapter) -> None:
-    """UsageError for a cut that is rounded, or has the same adapter already."""
+    """UsageError for a quantised cut, or one with the same adapter merged already."""
     manifest = checkpoint.manifest
     if manifest is None:
         return
-    if manifest.rounding is not None:
-        wanted = "weights that are not rounded, to merge an adapter into"
+    if manifest.quantisation is not None:
+        wanted = "weights that are not quantised, to merge an adapter into"
         got = f"the cut {checkpoint.folder} in {manifest.quant}"
         do = f"cut again from the source with `adapter={adapter.folder}`"
         raise UsageError(wanted, got, do)

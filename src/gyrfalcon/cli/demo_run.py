@@ -141,7 +141,7 @@ def _lines(summary: dict[str, Any], folder: Path) -> Iterator[str]:
         )
     if (precision := summary["precision"]) is not None:
         cosines = [
-            f"{phase} {'no number' if figure['value'] is None else format(figure['value'], '.6f')}"
+            f"{phase} {'NaN' if figure['value'] is None else format(figure['value'], '.6f')}"
             for phase, figures in precision["figures"].items()
             for figure in figures
             if figure["name"] == "cosine"

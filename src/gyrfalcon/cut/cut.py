@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from gyrfalcon.checkpoint.layout import EMBEDDING, HEAD, Layout
-from gyrfalcon.checkpoint.manifest import Rounding
+from gyrfalcon.checkpoint.manifest import Quantisation
 from gyrfalcon.checkpoint.source import Checkpoint, open_checkpoint
 from gyrfalcon.console.format import counted
 from gyrfalcon.cut.calibrate import Calibration, CalibrationText, sum_of, windows_of
@@ -38,8 +38,8 @@ def cut(  # noqa: PLR0913  # each is an option of the command
     `quant` other than none rounds the matrices, one by one, from what the checkpoint stores: to the same
     numbers as load_model would; with a text to `calibrate` by, for the kinds of int4, such that what the
     model computes of that text changes little.
-    adapter: as open_checkpoint takes it; what is rounded and stored is merged before.
-    `target` appears when it is whole. A run that was stopped is taken up by the same call.
+    adapter: as open_checkpoint takes it; it is merged before weights are quantised and stored.
+    `target` appears when it is whole. A run that was stopped is resumed by the same call.
     Raises CheckpointError, WorldSizeError, UsageError or DiskFull.
     """
     if dtype not in (AUTO, *DTYPE_OF_WORD):
@@ -48,7 +48,7 @@ def cut(  # noqa: PLR0913  # each is an option of the command
         )
     if quant not in ("none", *KINDS):
         raise UsageError(
-            f"none, {', '.join(KINDS)} to round to", repr(quant), "choose one of these"
+            f"none, {', '.join(KINDS)} to quantise to", repr(quant), "choose one of these"
         )
     if calibrate is not None and quant not in GROUPS:
         wanted = f"one of {', '.join(GROUPS)} to calibrate"
@@ -78,7 +78,7 @@ def cut(  # noqa: PLR0913  # each is an option of the command
         dtypes=dtypes,
         aliases=_stored_aliases(layout, aliases),
         max_shard_bytes=max_shard_bytes,
-        rounding=_rounding(checkpoint, quant, dtype, windows),
+        quantisation=_quantisation(checkpoint, quant, dtype, windows),
         adapter=None if checkpoint.adapter is None else checkpoint.adapter.summed(),
     )
     calibration = None if windows is None else Calibration(checkpoint, windows)
@@ -115,17 +115,17 @@ def _told(tokens: int, widest: int) -> str:
 
 
 def _stored_dtype(checkpoint: Checkpoint, name: str, word: str) -> torch.dtype:
-    """What a tensor that is not rounded is stored in."""
+    """What a tensor that is not quantised is stored in."""
     return checkpoint.source.dtype(name) if word == AUTO else DTYPE_OF_WORD[word]
 
 
-def _rounding(
+def _quantisation(
     checkpoint: Checkpoint, quant: str, word: str, windows: torch.Tensor | None
-) -> Rounding | None:
+) -> Quantisation | None:
     if quant == "none":
         return None
     text = None if windows is None else sum_of(windows)
-    return Rounding(quant, _stored_dtype(checkpoint, EMBEDDING, word), text)
+    return Quantisation(quant, _stored_dtype(checkpoint, EMBEDDING, word), text)
 
 
 def _stored_aliases(layout: Layout, aliases: Mapping[str, str]) -> dict[str, str]:

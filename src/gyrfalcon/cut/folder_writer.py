@@ -36,7 +36,7 @@ class CutSummary:
     target: Path
     world_size: int
     dtype: str
-    quant: str  # what the matrices are rounded to, or none
+    quant: str  # what the matrices are quantised to, or none
     num_files: int
     num_bytes: int
     resumed_bytes: int  # of these, found finished from an earlier run
@@ -54,7 +54,7 @@ def write_folder(
     notes: tuple[str, ...],
 ) -> CutSummary:
     """Makes `target` as planned of what `read` gives of the checkpoint, whole or not at all; a run that
-    was stopped is taken up where it was.
+    was stopped resumes where it was.
 
     Raises UsageError when the target may not be made there, DiskFull when the disk takes no more.
     """
@@ -197,7 +197,7 @@ def _manifest(checkpoint: Checkpoint, plan: Plan, files: dict[str, FileSum]) -> 
         plan.tensors,
         plan.aliases,
         files,
-        plan.rounding,
+        plan.quantisation,
         plan.adapter,
     )
 

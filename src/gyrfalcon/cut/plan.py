@@ -16,7 +16,7 @@ from gyrfalcon.checkpoint.manifest import (
     Content,
     CutTensor,
     Part,
-    Rounding,
+    Quantisation,
 )
 from gyrfalcon.checkpoint.source import PART_FOLDER
 from gyrfalcon.cut.safetensors_writer import entry_bound, header_bytes
@@ -50,7 +50,7 @@ class Plan:
     tensors: Mapping[str, CutTensor]
     aliases: Mapping[str, str]
     stages: tuple[tuple[str, ...], ...]  # the tensors of each, in file order
-    rounding: Rounding | None
+    quantisation: Quantisation | None
     adapter: AdapterSum | None
 
     def rank_files(self, rank: int) -> list[str]:
@@ -74,7 +74,7 @@ def make_plan(
     dtypes: Mapping[TensorSpec, tuple[torch.dtype, torch.dtype]],
     aliases: Mapping[str, str],
     max_shard_bytes: int,
-    rounding: Rounding | None = None,
+    quantisation: Quantisation | None = None,
     adapter: AdapterSum | None = None,
 ) -> Plan:
     """Shares tensors over ranks and files. `dtypes`: each tensor's own, and that of the checkpoint that
@@ -99,12 +99,12 @@ def make_plan(
         name = _file_name(number, len(stages))
         for tensor in stage:
             tensors[tensor] = _placed(tensors[tensor], form, name)
-    return Plan(form, world_size, tensors, aliases, stages, rounding, adapter)
+    return Plan(form, world_size, tensors, aliases, stages, quantisation, adapter)
 
 
 def _stages(tensors: Mapping[str, CutTensor], max_shard_bytes: int) -> Iterator[tuple[str, ...]]:
     """As many tensors as fit into one file of the rank that holds most of them, in order. A matrix's data
-    and scales are not parted: a cut that is taken up again cannot mix those of two roundings.
+    and scales are not parted: a cut that is resumed cannot mix those of two quantisations.
     """
     stage: list[str] = []
     sizes = [0] * max(len(tensor.pieces) for tensor in tensors.values())
@@ -135,7 +135,7 @@ def _matrix(name: str) -> str:
 
 def _file_order(stage: list[str], tensors: Mapping[str, CutTensor]) -> tuple[str, ...]:
     """Wider dtypes first, so that every tensor begins at a multiple of its element size. A matrix's
-    data and scales stay together: it is rounded once for both.
+    data and scales stay together: it is quantised once for both.
     """
     return tuple(sorted(stage, key=lambda name: -_width(name, tensors[name])))
 

@@ -37,7 +37,7 @@ def recut(
         dtypes={spec: (tensor.dtype, tensor.source_dtype) for spec, tensor in tensors},
         aliases=manifest.aliases,
         max_shard_bytes=max_shard_bytes,
-        rounding=manifest.rounding,
+        quantisation=manifest.quantisation,
         adapter=manifest.adapter,
     )
     read = checkpoint.source.read
@@ -54,8 +54,9 @@ def merge(
 ) -> CutSummary:
     """Puts a cut together to the Hugging Face folder it came from, every tensor bit for bit.
 
-    A cut in another dtype, or rounded, asks for `dequantise`: the tensors get their first dtype back, and
-    the notes say what was lost. Atomic and resumable as cut() is, and raises the same errors.
+    A cut in another dtype, or a quantised one, asks for `dequantise`: the tensors get their first
+    dtype back, and the notes say what was lost. Atomic and resumable as cut() is, and raises the same
+    errors.
     """
     checkpoint, manifest = _open_cut(folder)
     losses = _losses(checkpoint, manifest)
@@ -108,7 +109,7 @@ def _change(manifest: Manifest, layout: Layout, spec: TensorSpec) -> str:
     part = layout.stored_as(spec)[0]
     first, kept = _first_dtype(manifest, layout, spec), manifest.tensors[part.name].dtype
     if part.kind != "none":
-        return f"{dtype_name(first)} → {part.kind}: rounded, how far is not known any more"
+        return f"{dtype_name(first)} → {part.kind}: quantised, with an unknown error"
     return (
         "" if first == kept else f"{dtype_name(first)} → {dtype_name(kept)}: {_loss(first, kept)}"
     )

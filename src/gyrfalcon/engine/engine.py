@@ -159,8 +159,8 @@ class Engine:
     @property
     def description(self) -> str:
         """Where and how the model runs, in a few words."""
-        rounded = "" if self.config.quant == "none" else f", rounded to {self.config.quant}"
-        ranks, dtype = counted(self.world_size, "rank"), WORD_OF_DTYPE[self.dtype] + rounded
+        quantised = "" if self.config.quant == "none" else f", quantised to {self.config.quant}"
+        ranks, dtype = counted(self.world_size, "rank"), WORD_OF_DTYPE[self.dtype] + quantised
         adapter = f", adapter {self.adapter_name}" if self.adapter_name else ""
         return f"{ranks} on {self.device}, {dtype}{adapter}, cache for {self.cache_len} tokens"
 
@@ -478,7 +478,7 @@ class Engine:
     # What follows is done in a turn.
 
     def _step(self) -> None:
-        """Computes one batch on all ranks and hands each caller's requests what it gave."""
+        """Computes one batch on all ranks and hands each caller the outputs of its requests."""
         with self._turns.all_ranks():
             self._ranks.tell()
             for output in self._take_step():

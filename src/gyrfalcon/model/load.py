@@ -36,19 +36,21 @@ def effective_dtype(checkpoint: Checkpoint, word: str) -> torch.dtype:
     """The dtype to compute in: the one asked for, or for `auto` the checkpoint's own."""
     if word != "auto":
         return DTYPE_OF_WORD[word]
-    rounding = None if checkpoint.manifest is None else checkpoint.manifest.rounding
-    stored = checkpoint.source.dtype(layout.EMBEDDING) if rounding is None else rounding.dtype
+    quantisation = None if checkpoint.manifest is None else checkpoint.manifest.quantisation
+    stored = (
+        checkpoint.source.dtype(layout.EMBEDDING) if quantisation is None else quantisation.dtype
+    )
     return stored if stored in WORD_OF_DTYPE else torch.float32
 
 
 def effective_quant(checkpoint: Checkpoint, quant: str) -> str:
-    """What the matrices are rounded to: what is asked for, or what a cut's are already; UsageError
+    """What the matrices are quantised to: what is asked for, or what a cut's are already; UsageError
     where these are two.
     """
     if checkpoint.quant == "none" or quant in ("none", checkpoint.quant):
         return quant if checkpoint.quant == "none" else checkpoint.quant
     raise UsageError(
-        f"`quant={checkpoint.quant}` for {checkpoint.folder}, whose matrices are rounded to that",
+        f"`quant={checkpoint.quant}` for {checkpoint.folder}, whose matrices are quantised to that",
         quant,
         "leave `quant` out, or take the checkpoint that was cut",
     )
@@ -200,10 +202,10 @@ class _Loader:
             data, scales = (part.contiguous() for part in parts)
             return self.ops.prepack(Quantised(kind, data, scales))
         share = self.share if spec.dim == 0 else share_of(self.config, 1, 0)
-        rounded = quantise(self._read(spec, share), kind)
+        quantised = quantise(self._read(spec, share), kind)
         if spec.dim == 1:
-            rounded = rounded.columns(self.layout.ranges(spec, self.share))
-        return self.ops.prepack(rounded)
+            quantised = quantised.columns(self.layout.ranges(spec, self.share))
+        return self.ops.prepack(quantised)
 
     def _tensor(self, name: str) -> Tensor:
         return self._read(self.layout.by_name[name], self.share).to(self.dtype).contiguous()

@@ -1,4 +1,4 @@
-"""What ranks say to each other: sums, concatenations, most likely tokens and messages, over backend or
+"""Collectives between ranks: all-reduce, all-gather, the most likely tokens and messages, over backend or
 through shared memory; one rank says nothing.
 """
 

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from gyrfalcon.console.format import show_result
+from gyrfalcon.console.format import goes_to_stdout, write_json
 from gyrfalcon.parallel.interrupts import ending_interrupts
 
 SUMMARY = "show what this machine has and which operators are used"
@@ -24,6 +24,8 @@ def run(args: argparse.Namespace) -> int:
     with ending_interrupts():
         from gyrfalcon.measure.machine import describe, examine
     report = examine(Path.cwd())
-    lines = [f"{name:<16} {fact}" for name, fact in describe(report)]
-    show_result(asdict(report), lines, args.json)
+    if not goes_to_stdout(args.json):
+        print("\n".join(f"{name:<16} {fact}" for name, fact in describe(report)))
+    if args.json is not None:
+        write_json(asdict(report), args.json)
     return 0

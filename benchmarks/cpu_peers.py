@@ -45,6 +45,7 @@ from gyrfalcon.console.format import write_json
 from gyrfalcon.errors import GyrfalconError
 from gyrfalcon.files.output import open_output
 from gyrfalcon.measure.result import machine_facts, model_facts
+from gyrfalcon.model.architectures import config_from_json
 
 FORMAT, VERSION = "gyrfalcon-cpu-peers", 1
 Facts = dict[str, object]
@@ -127,7 +128,7 @@ def save(plan: Plan, turns: Sequence[Turn], facts: Facts, json: Path | None) -> 
 
 def configs_of(plan: Plan) -> dict[str, ModelConfig]:
     """The config of each model."""
-    return {model: ModelConfig.from_json(config) for model, config in plan.configs.items()}
+    return {model: config_from_json(config) for model, config in plan.configs.items()}
 
 
 def report(plan: Plan, turns: Sequence[Turn], plot: Path | None) -> int:

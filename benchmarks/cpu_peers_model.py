@@ -9,13 +9,12 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from gyrfalcon.checkpoint.layout import Layout
 from gyrfalcon.checkpoint.manifest import Content
-from gyrfalcon.config import ModelConfig
 from gyrfalcon.cut.hashed_file import Lanes
 from gyrfalcon.cut.safetensors_writer import SafetensorsWriter
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.result import num_parameters
+from gyrfalcon.model.architectures import config_from_json, make_layout
 
 HEAD_DIM = 64
 BLOCK = 1 << 24  # elements drawn at a time
@@ -84,7 +83,7 @@ def check_shape(shape: Shape) -> None:
 
 def parameters(config: dict[str, object]) -> int:
     """How many weights a model has."""
-    return num_parameters(ModelConfig.from_json(config))
+    return num_parameters(config_from_json(config))
 
 
 def make_checkpoint(folder: Path, config: dict[str, object]) -> None:
@@ -94,7 +93,7 @@ def make_checkpoint(folder: Path, config: dict[str, object]) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     _write_tokenizer(folder)
-    specs = Layout(ModelConfig.from_json(config), has_head=False).tensors
+    specs = make_layout(config_from_json(config), has_head=False).tensors
     contents = {spec.name: Content(spec.shape, torch.bfloat16) for spec in specs}
     generator = torch.Generator().manual_seed(0)
     with Lanes() as lanes:

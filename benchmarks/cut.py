@@ -26,12 +26,12 @@ from pathlib import Path
 import psutil
 import torch
 
-from gyrfalcon.checkpoint.layout import Layout, TensorSpec
 from gyrfalcon.checkpoint.manifest import Content
-from gyrfalcon.config import ModelConfig
 from gyrfalcon.cut.hashed_file import Lanes
 from gyrfalcon.cut.inspect import inspect_model
 from gyrfalcon.cut.safetensors_writer import SafetensorsWriter
+from gyrfalcon.model.architectures import config_from_json, make_layout
+from gyrfalcon.model.layout import TensorSpec
 
 MOST_ANONYMOUS_BYTES = 1_500_000_000
 MOST_RATIO = 1.5
@@ -90,7 +90,7 @@ def main() -> int:
     """Makes the checkpoint, measures, prints; 1 when a gate does not hold."""
     options = parse_options()
     config = dict(CONFIG, num_hidden_layers=options.layers)
-    specs = Layout(ModelConfig.from_json(config), has_head=True).tensors
+    specs = make_layout(config_from_json(config), has_head=True).tensors
     size = sum(spec.elements for spec in specs) * torch.bfloat16.itemsize
     folder = Path(tempfile.mkdtemp(prefix="gyrfalcon-cut-", dir=options.folder))
     try:

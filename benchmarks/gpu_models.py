@@ -1,19 +1,16 @@
 """Falcon models with random weights, made where they are to run: any shape, any precision, no files."""
 
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
-from gyrfalcon.checkpoint.layout import Layout
-from gyrfalcon.checkpoint.source import Checkpoint
 from gyrfalcon.config import ModelConfig
-from gyrfalcon.console.progress import Bar
 from gyrfalcon.kv.pool import CacheShape, KVPool
-from gyrfalcon.model.falcon import Falcon
-from gyrfalcon.model.load import _Loader
+from gyrfalcon.model.architectures import config_from_json, make_layout
+from gyrfalcon.model.builder import LayerBuilder
+from gyrfalcon.model.falcon import Falcon, build_falcon
 from gyrfalcon.ops import Ops
 from gyrfalcon.parallel.group import Group
 from gyrfalcon.parallel.shards import share_of
@@ -63,11 +60,11 @@ def quant_word(precision: str) -> str:
 
 def config_of(shape: str, **changed: object) -> ModelConfig:
     """The config of one of SHAPES."""
-    return ModelConfig.from_json({**FAMILY, **SHAPES[shape], **changed})
+    return config_from_json({**FAMILY, **SHAPES[shape], **changed})
 
 
-class RandomLoader(_Loader):
-    """A loader whose tensors come from a seeded generator instead of a file. Matrices keep the size
+class RandomWeights:
+    """Tensors that come from a seeded generator instead of a file. Matrices keep the size
     of what goes through them; quantised ones are drawn as they are stored, unless `exact`: then
     they are quantised like real weights.
     """
@@ -83,15 +80,14 @@ class RandomLoader(_Loader):
         exact: bool = False,
         restore: bool = False,
     ) -> None:
-        layout = Layout(config, not config.tied)
-        stand_in = SimpleNamespace(config=config, layout=layout, has_head=layout.has_head)
-        checkpoint = cast(Checkpoint, stand_in)
-        super().__init__(checkpoint, group, ops, device, dtype, quant, cast(Bar, None))
+        self.layout = make_layout(config, not config.tied)
+        self.share = share_of(config, group.size, group.rank)
+        self.ops, self.device, self.dtype, self.quant = ops, device, dtype, quant
         self.exact = exact
         self.restore = restore  # whether to dequantise the weights
         self.generator = torch.Generator(device).manual_seed(0)
 
-    def _tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Tensor:
         shape = self._local_shape(name)
         spec = self.layout.by_name[name]
         drawn = torch.randn(
@@ -101,10 +97,10 @@ class RandomLoader(_Loader):
             return (drawn * 0.1 + (1 if name.endswith("weight") else 0)).to(self.dtype)
         return (drawn * spec.shape[-1] ** -0.5).to(self.dtype)
 
-    def _matrix(self, name: str) -> Weight:
+    def matrix(self, name: str) -> Weight:
         kind = self.layout.quantised(self.quant).kind_of(self.layout.by_name[name])
         if kind == "none" or self.exact:
-            weight = self._tensor(name)
+            weight = self.tensor(name)
             if kind == "none":
                 return weight
             quantised = quantise(weight.bfloat16(), kind)
@@ -129,7 +125,8 @@ def random_quantised(kind: str, rows: int, columns: int, device: torch.device) -
 def random_model(config: ModelConfig, ops: Ops, device: torch.device, **settings: Any) -> Falcon:
     """One rank's model; settings: dtype, quant, exact, restore, and ranks for rank 0's share of this many."""
     group = Group(0, settings.pop("ranks", 1), None)  # no ranks to sum over
-    return RandomLoader(config, group, ops, device, **settings).model()
+    weights = RandomWeights(config, group, ops, device, **settings)
+    return build_falcon(LayerBuilder(weights, group, ops, device, weights.dtype))
 
 
 def make_pool(

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
 from gyrfalcon.batch import Batch
-from gyrfalcon.checkpoint import layout
 from gyrfalcon.checkpoint.manifest import Manifest
 from gyrfalcon.cli import precision_run
 from gyrfalcon.config import ModelConfig, RopeConfig
@@ -28,9 +27,10 @@ from gyrfalcon.measure.mmlu.score import Score
 from gyrfalcon.measure.precision import gate
 from gyrfalcon.measure.speed import bench as speed
 from gyrfalcon.measure.speed import table as speed_table
+from gyrfalcon.model import falcon_layout
+from gyrfalcon.model.builder import LayerBuilder
 from gyrfalcon.model.falcon import Falcon, SequentialBlock
 from gyrfalcon.model.linear import Norms, RowLinear
-from gyrfalcon.model.load import _Loader
 from gyrfalcon.model.positions import rotary_frequencies
 from gyrfalcon.ops import reference
 from gyrfalcon.parallel.launch import Ranks
@@ -69,7 +69,7 @@ def cut_the_fused_qkv_in_equal_slices(patch: Patch) -> None:
             yield range(start + share.rank * rows, start + (share.rank + 1) * rows)
             start += heads * config.head_dim
 
-    patch.setattr(layout, "_qkv_ranges", ranges)
+    patch.setattr(falcon_layout, "_qkv_ranges", ranges)
 
 
 def take_the_tanh_form_of_gelu(patch: Patch) -> None:
@@ -109,12 +109,12 @@ def add_the_row_bias_on_every_rank(patch: Patch) -> None:
 
 
 def use_the_attention_norm_for_the_mlp_too(patch: Patch) -> None:
-    norms = _Loader._norms
+    norms = LayerBuilder.norms
 
-    def same(self: _Loader, *names: str) -> Norms:
+    def same(self: LayerBuilder, *names: str) -> Norms:
         return norms(self, *(name.replace("ln_mlp", "ln_attn") for name in names))
 
-    patch.setattr(_Loader, "_norms", same)
+    patch.setattr(LayerBuilder, "norms", same)
 
 
 def leave_a_kv_slot_stale(patch: Patch) -> None:

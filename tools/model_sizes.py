@@ -11,9 +11,9 @@ from math import prod
 
 import torch
 
-from gyrfalcon.checkpoint.layout import Layout
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.kv.pool import CacheShape
+from gyrfalcon.model.architectures import config_from_json, make_layout
 
 PRECISIONS = ("none", "int8", "int4")  # as --quant takes them
 CONTEXT = 2048  # tokens
@@ -40,7 +40,7 @@ MODELS: dict[str, dict[str, object]] = {
 def main() -> None:
     """Prints a row for each model."""
     for name, raw in MODELS.items():
-        config = ModelConfig.from_json({"model_type": "falcon", **raw})
+        config = config_from_json({"model_type": "falcon", **raw})
         print(row(name, config))
 
 
@@ -56,7 +56,7 @@ def weight_bytes(config: ModelConfig, quant: str, dtype: torch.dtype = torch.bfl
     """
     return sum(
         prod(stored.shape) * (stored.dtype or dtype).itemsize
-        for stored in Layout(config, not config.tied, quant).stored
+        for stored in make_layout(config, not config.tied, quant).stored
     )
 
 

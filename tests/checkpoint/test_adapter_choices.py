@@ -37,7 +37,6 @@ from gyrfalcon import Engine, EngineConfig
 from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.cli.main import main
 from gyrfalcon.cli.parser import flags
-from gyrfalcon.config import ModelConfig
 from gyrfalcon.cut.cut import cut
 from gyrfalcon.cut.inspect import inspect_model
 from gyrfalcon.cut.verify import verify
@@ -45,6 +44,7 @@ from gyrfalcon.errors import GyrfalconError, UsageError
 from gyrfalcon.measure.precision.reference_file import Reference
 from gyrfalcon.measure.published import PublishedFigures, TokenFigures, guide_mmlu
 from gyrfalcon.measure.result import envelope
+from gyrfalcon.model.architectures import config_from_file
 
 
 @pytest.fixture(scope="module")
@@ -422,7 +422,7 @@ def test_a_reference_is_merged_in_fp32_whatever_the_model_is_stored_in(
     words = ["precision", str(tmp_path / "hf"), "--adapter", str(adapter), "--threads", "1"]
     words += ["--reference", kind, "--prompts", str(tmp_path / "ids.txt")]
     assert main([*words, "--save-reference", str(tmp_path / "kept")]) in (0, 1)  # bf16 may be far
-    kept = Reference.open(tmp_path / "kept", ModelConfig.from_file(tmp_path / "hf/config.json"))
+    kept = Reference.open(tmp_path / "kept", config_from_file(tmp_path / "hf/config.json"))
     assert_same(kept.logits(0), expected[0])
 
 

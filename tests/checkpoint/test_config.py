@@ -16,6 +16,7 @@ from transformers.models.falcon.modeling_falcon import FalconRotaryEmbedding
 
 from gyrfalcon.config import ModelConfig, RopeConfig
 from gyrfalcon.errors import CheckpointError, ConfigError
+from gyrfalcon.model.architectures import config_from_file, config_from_json
 
 Json = dict[str, Any]  # a config.json of any content
 Data = Callable[[str], Path]
@@ -85,7 +86,7 @@ NEW: Json = OLD | dict(new_decoder_architecture=True, num_kv_heads=2)
 
 
 def parse(base: Json, **changes: Any) -> ModelConfig:
-    return ModelConfig.from_json(base | changes)
+    return config_from_json(base | changes)
 
 
 def rope_of(base: Json, **changes: Any) -> RopeConfig:
@@ -96,7 +97,7 @@ def rope_of(base: Json, **changes: Any) -> RopeConfig:
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_published_configs_are_read_to_the_familys_table(name: str, data: Data) -> None:
-    assert ModelConfig.from_file(data("falcon-configs") / name) == FAMILY[name]
+    assert config_from_file(data("falcon-configs") / name) == FAMILY[name]
 
 
 def test_no_config_of_the_data_folder_is_left_out(data: Data) -> None:
@@ -116,7 +117,7 @@ def test_the_fused_rows_are_those_of_the_table(variant: str) -> None:
 def test_what_transformers_saves_is_read_back(variant: str, tmp_path: Path) -> None:
     theirs = FalconConfig(num_hidden_layers=3, vocab_size=509, **VARIANTS[variant])
     theirs.save_pretrained(tmp_path)
-    ours = ModelConfig.from_file(tmp_path / "config.json")
+    ours = config_from_file(tmp_path / "config.json")
     assert (ours.hidden_size, ours.num_layers, ours.vocab_size) == (theirs.hidden_size, 3, 509)
     assert (ours.num_heads, ours.ffn_size) == (theirs.num_attention_heads, theirs.ffn_hidden_size)
     assert (ours.max_positions, ours.tied) == (
@@ -220,7 +221,7 @@ def test_names_that_contradict_each_other_are_refused() -> None:
 
 def test_a_resaved_7b_with_71_kv_heads_still_has_one(data: Data) -> None:
     raw = json.loads((data("falcon-configs") / "falcon-7b-instruct/config.json").read_text())
-    assert ModelConfig.from_json(raw | dict(num_kv_heads=71)) == FALCON_7B
+    assert config_from_json(raw | dict(num_kv_heads=71)) == FALCON_7B
 
 
 @pytest.mark.parametrize(
@@ -455,7 +456,7 @@ def test_what_is_not_computed_is_refused_by_name(changes: Json, name: str) -> No
 )
 def test_a_missing_size_is_refused_by_name(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}.*none"):
-        ModelConfig.from_json({key: value for key, value in OLD.items() if key != name})
+        config_from_json({key: value for key, value in OLD.items() if key != name})
 
 
 @pytest.mark.parametrize(
@@ -467,12 +468,12 @@ def test_a_file_that_holds_no_json_object_is_a_damaged_checkpoint(
     path = tmp_path / "config.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        ModelConfig.from_file(path)
+        config_from_file(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json.*No such file"):
-        ModelConfig.from_file(tmp_path / "config.json")
+        config_from_file(tmp_path / "config.json")
 
 
 VALUES: list[Any] = [
@@ -540,7 +541,7 @@ def test_no_mutation_of_a_real_config_ends_in_another_error(data: Data) -> None:
     for _ in range(6000):
         raw = mutate(chance.choice(originals), chance)
         try:
-            config = ModelConfig.from_json(raw)
+            config = config_from_json(raw)
         except ConfigError:
             continue
         read += 1

@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from gyrfalcon import Engine, EngineConfig
-from gyrfalcon.checkpoint.layout import EMBEDDING, HEAD
 from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.cli.main import main
 from gyrfalcon.cut.cut import cut
 from gyrfalcon.cut.recut import merge
 from gyrfalcon.cut.verify import verify
 from gyrfalcon.errors import CheckpointError
+from gyrfalcon.model.falcon_layout import EMBEDDING, HEAD
 
 BASE = "transformer."
 UP = "transformer.h.0.mlp.dense_h_to_4h"

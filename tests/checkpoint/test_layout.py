@@ -8,14 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gyrfalcon.checkpoint.layout import (
-    QKV,
-    Layout,
-    TensorSpec,
-    layer_prefix,
-    local_shape,
-)
 from gyrfalcon.config import ModelConfig
+from gyrfalcon.model.architectures import config_from_file, config_from_json, make_layout
+from gyrfalcon.model.falcon_layout import QKV, layer_prefix
+from gyrfalcon.model.layout import TensorSpec, local_shape
 from gyrfalcon.parallel.shards import largest_world, share_of
 
 Data = Callable[[str], Path]
@@ -42,7 +38,7 @@ def random_config(seed: int) -> ModelConfig:
         )
     else:
         raw |= dict(multi_query=pick.random() < 0.5, parallel_attn=pick.random() < 0.5)
-    return ModelConfig.from_json(raw)
+    return config_from_json(raw)
 
 
 def indices(ranges: tuple[range, ...]) -> list[int]:
@@ -62,7 +58,7 @@ def test_names_and_bytes_equal_the_published_index(
     config: str, index: str, count: int, num_bytes: int, data: Data
 ) -> None:
     published = json.loads(data(f"falcon-configs/{index}/pytorch_model.bin.index.json").read_text())
-    specs = Layout(ModelConfig.from_file(data(f"falcon-configs/{config}")), has_head=True).tensors
+    specs = make_layout(config_from_file(data(f"falcon-configs/{config}")), has_head=True).tensors
     assert {spec.name for spec in specs} == published["weight_map"].keys()
     assert len(specs) == count
     assert (
@@ -81,14 +77,14 @@ def test_names_and_bytes_equal_the_published_index(
 def test_parameters_equal_the_published_number(
     name: str, head: bool, parameters: int, data: Data
 ) -> None:
-    config = ModelConfig.from_file(data(f"falcon-configs/derived/{name}/config.json"))
-    assert sum(spec.elements for spec in Layout(config, has_head=head).tensors) == parameters
+    config = config_from_file(data(f"falcon-configs/derived/{name}/config.json"))
+    assert sum(spec.elements for spec in make_layout(config, has_head=head).tensors) == parameters
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_ranks_tile_every_shared_tensor(seed: int) -> None:
     config = random_config(seed)
-    layout = Layout(config, has_head=True)
+    layout = make_layout(config, has_head=True)
     most = largest_world(config)
     for ranks in {1, 2, 3, min(most, config.num_kv_heads + 1), most} & set(range(1, most + 1)):
         shares = [share_of(config, ranks, rank) for rank in range(ranks)]
@@ -109,7 +105,7 @@ def test_ranks_tile_every_shared_tensor(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_qkv_rows_are_the_queries_keys_and_values_of_the_ranks_heads(seed: int) -> None:
     config = random_config(seed)
-    layout = Layout(config, has_head=False)
+    layout = make_layout(config, has_head=False)
     spec = layout.by_name[layer_prefix(0) + QKV + ".weight"]
     size, head_dim = config.queries_per_kv_head, config.head_dim
     rows = torch.arange(spec.shape[0]).view(config.num_kv_heads, size + 2, head_dim)
@@ -126,7 +122,7 @@ def test_qkv_rows_are_the_queries_keys_and_values_of_the_ranks_heads(seed: int) 
 def test_whole_groups_are_one_range() -> None:
     config = random_config(1)
     whole = share_of(config, 1, 0)
-    layout = Layout(config, has_head=True)
+    layout = make_layout(config, has_head=True)
     for spec in layout.tensors:
         expected = () if spec.dim is None else (range(spec.shape[spec.dim]),)
         assert layout.ranges(spec, whole) == expected
@@ -134,7 +130,7 @@ def test_whole_groups_are_one_range() -> None:
 
 
 def test_biases_follow_the_layers_that_are_shared() -> None:
-    config = ModelConfig.from_json(
+    config = config_from_json(
         dict(
             model_type="falcon",
             hidden_size=64,
@@ -148,7 +144,7 @@ def test_biases_follow_the_layers_that_are_shared() -> None:
     )
     specs = {
         spec.name.removeprefix(layer_prefix(0)): spec
-        for spec in Layout(config, has_head=False).tensors
+        for spec in make_layout(config, has_head=False).tensors
     }
     dims = {name: spec.dim for name, spec in specs.items() if name.endswith("bias") and "." in name}
     assert dims["self_attention.query_key_value.bias"] == 0

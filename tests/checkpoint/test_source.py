@@ -12,10 +12,10 @@ import torch
 from checkpoints import VARIANTS, make_checkpoint, make_model
 from forms import FORMS, State, save
 
-from gyrfalcon.checkpoint.layout import EMBEDDING, HEAD
 from gyrfalcon.checkpoint.source import open_checkpoint, read_local
 from gyrfalcon.cut.cut import cut, is_head_tied
 from gyrfalcon.errors import CheckpointError, GyrfalconError
+from gyrfalcon.model.falcon_layout import EMBEDDING, HEAD
 from gyrfalcon.parallel.shards import share_of
 
 Model = tuple[dict[str, object], dict[str, torch.Tensor]]

@@ -27,7 +27,7 @@ FACE_FILES = (
     "engine_config.py",
     "batch.py",
     "text/detokenizer.py",
-    "model/load.py",
+    "checkpoint/load.py",
 )
 
 

@@ -18,9 +18,9 @@ from pages import REPOSITORY, blocks, masked, pattern_of, text_of
 from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.cli.main import main
 from gyrfalcon.cli.parser import parse
-from gyrfalcon.config import ModelConfig
 from gyrfalcon.cut.cut import cut
 from gyrfalcon.cut.inspect import inspect_model
+from gyrfalcon.model.architectures import config_from_json
 
 READMES = ("README.md", "README.zh-CN.md")
 PAGES = ("docs/guide.md", "docs/guide.zh-CN.md")
@@ -168,7 +168,7 @@ def test_the_chinese_page_has_what_the_english_one_has(page: str, chinese: str) 
 def test_the_sizes_of_the_models_are_those_of_their_shapes(page: str) -> None:
     rows = [line for line in text_of(page).splitlines() if line.startswith("| falcon-")]
     configs = {name: {"model_type": "falcon", **raw} for name, raw in MODELS.items()}
-    assert rows == [row(name, ModelConfig.from_json(raw)) for name, raw in configs.items()]
+    assert rows == [row(name, config_from_json(raw)) for name, raw in configs.items()]
 
 
 @pytest.mark.parametrize("quant", PRECISIONS)
@@ -190,4 +190,4 @@ def test_sizes_from_a_config_are_those_of_a_cut(variant: str, quant: str, tmp_pa
     [("falcon-7b", 8_192), ("falcon-40b", 122_880), ("falcon-180B", 163_840)],
 )
 def test_a_token_in_the_cache_takes_what_was_published(name: str, published: int) -> None:
-    assert token_bytes(ModelConfig.from_json({"model_type": "falcon", **MODELS[name]})) == published
+    assert token_bytes(config_from_json({"model_type": "falcon", **MODELS[name]})) == published

@@ -21,7 +21,6 @@ from forms import FORMS, save
 from safetensors import safe_open
 from transformers import FalconForCausalLM
 
-from gyrfalcon.checkpoint.layout import EMBEDDING, HEAD
 from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.cli.parser import flags
 from gyrfalcon.cut.cut import cut
@@ -29,6 +28,7 @@ from gyrfalcon.cut.inspect import inspect_model
 from gyrfalcon.cut.recut import merge, recut
 from gyrfalcon.cut.verify import verify
 from gyrfalcon.errors import CheckpointError, DiskFull, GyrfalconError, UsageError, WorldSizeError
+from gyrfalcon.model.falcon_layout import EMBEDDING, HEAD
 
 SHARD_BYTES = 90_000  # makes many stages of the checkpoint below
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from worlds import on_engines
 
 from gyrfalcon import Engine, EngineConfig
-from gyrfalcon.checkpoint.layout import EMBEDDING, HEAD
+from gyrfalcon.checkpoint.load import effective_dtype, effective_quant, load_model
 from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.cli.main import main
 from gyrfalcon.cut import quantise as rounded
@@ -31,7 +31,7 @@ from gyrfalcon.cut.inspect import inspect_model
 from gyrfalcon.cut.recut import merge, recut
 from gyrfalcon.errors import CheckpointError, DiskFull, UsageError
 from gyrfalcon.model.falcon import Falcon, ParallelBlock
-from gyrfalcon.model.load import effective_dtype, effective_quant, load_model
+from gyrfalcon.model.falcon_layout import EMBEDDING, HEAD
 from gyrfalcon.ops import reference
 from gyrfalcon.parallel.group import Group
 from gyrfalcon.quant import KINDS, Quantised, Weight, dequantise, equal, quantise
@@ -71,7 +71,9 @@ def loaded(folder: Path, kind: str = "none", world: int = 1, rank: int = 0) -> F
     """One rank's model, as an engine loads it."""
     checkpoint = open_checkpoint(folder)
     dtype, quant = effective_dtype(checkpoint, "auto"), effective_quant(checkpoint, kind)
-    return load_model(checkpoint, Group(rank, world, None), reference, CPU, dtype, quant)
+    model = load_model(checkpoint, Group(rank, world, None), reference, CPU, dtype, quant)
+    assert isinstance(model, Falcon)
+    return model
 
 
 def weights(model: Falcon) -> Iterator[Weight | None]:
@@ -164,6 +166,7 @@ def test_whole_rows_stay_in_the_mapped_file(kind: str, folder_40b: Path, tmp_pat
     cut(folder_40b, tmp_path / "cut", 2, quant=kind)
     checkpoint = open_checkpoint(tmp_path / "cut")
     model = load_model(checkpoint, Group(1, 2, None), reference, CPU, torch.bfloat16, kind)
+    assert isinstance(model, Falcon)
     part = checkpoint.source.part  # type: ignore[attr-defined]
     layers = {
         EMBEDDING: model.embedding.weight,
@@ -227,6 +230,7 @@ def test_what_is_not_rounded_has_the_dtype_asked_for(dtype: str, tmp_path: Path)
     ours = loaded(tmp_path / "cut")
     assert ours.embedding.dtype == wanted
     theirs = load_model(open_checkpoint(folder), Group(0, 1, None), reference, CPU, wanted, "int8")
+    assert isinstance(theirs, Falcon)
     assert_same(ours, theirs)
 
 

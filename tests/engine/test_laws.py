@@ -13,7 +13,7 @@ from transformers import FalconForCausalLM
 from worlds import on_engines
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
-from gyrfalcon.config import ModelConfig
+from gyrfalcon.model.architectures import config_from_file
 from gyrfalcon.parallel.shards import largest_world
 
 TOLERANCE = 1e-4  # of logits, float32
@@ -243,7 +243,7 @@ def random_settings(seed: int) -> dict[str, object]:
 def test_random_architectures_equal_transformers_on_any_world(seed: int, tmp_path: Path) -> None:
     settings = random_settings(seed)
     folder = make_checkpoint(tmp_path / "model", "7b", seed=seed, **settings)  # type: ignore[arg-type]
-    config = ModelConfig.from_file(folder / "config.json")
+    config = config_from_file(folder / "config.json")
     input_ids = tokens(2, min(64, config.max_positions), seed)
     expected = reference_logits(folder, input_ids)
     for world_size in {1, min(1 + seed % 8, largest_world(config))}:

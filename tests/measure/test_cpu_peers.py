@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from gyrfalcon.config import ModelConfig
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.roofline import MachineLimits
+from gyrfalcon.model.architectures import config_from_json
 
 cpu_peers = import_module("cpu_peers")
 model = import_module("cpu_peers_model")
@@ -28,7 +28,7 @@ ENGINES = "--engines gyrfalcon,transformers".split()
 CASE = results.Case("A", "bf16", 1, 8, 2)
 LIMITS = MachineLimits(bandwidth_bytes_per_second=1e9, matrix_flops_per_second=1e10)
 TURN = results.Turn(CASE, "gyrfalcon", 0, LIMITS, 0.5, [0.1, 0.2, 0.4], [7])
-CONFIG = ModelConfig.from_json(
+CONFIG = config_from_json(
     replace(model.SHAPES["A"], hidden_size=256, num_layers=2).config(vocab_size=512)
 )
 

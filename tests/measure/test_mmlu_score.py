@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from exams import Data, answer, result_of
 
-from gyrfalcon.config import ModelConfig
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.mmlu.compare import compare
 from gyrfalcon.measure.mmlu.exam import read_exam
@@ -21,6 +20,7 @@ from gyrfalcon.measure.mmlu.published import compare_published
 from gyrfalcon.measure.mmlu.run import Answer
 from gyrfalcon.measure.mmlu.score import score
 from gyrfalcon.measure.published import MMLUFigure, PublishedFigures, known
+from gyrfalcon.model.architectures import config_from_file
 
 
 def test_micro_counts_questions_and_macro_subjects(exam_folder: Path) -> None:
@@ -136,15 +136,13 @@ def test_runs_that_asked_something_else_are_told_what() -> None:
 
 
 def test_the_figures_of_7b_and_40b_are_known_by_shape(data: Data) -> None:
-    seven = known(ModelConfig.from_file(data("falcon-configs/falcon-7b/config.rw-2023-07.json")))
+    seven = known(config_from_file(data("falcon-configs/falcon-7b/config.rw-2023-07.json")))
     assert seven is not None
     (figure,) = seven.mmlu
     assert (figure.right, figure.total, len(figure.subjects)) == (3882, 14042, 57)
     reference = json.loads(data("reference-outputs/mmlu-falcon-7b.json").read_text())["subjects"]
     assert figure.subjects == {n: (c["right"], c["total"]) for n, c in reference.items()}
-    forty = known(
-        ModelConfig.from_file(data("falcon-configs/derived/falcon-40b-instruct/config.json"))
-    )
+    forty = known(config_from_file(data("falcon-configs/derived/falcon-40b-instruct/config.json")))
     assert forty is not None
     assert [(f.right, f.total) for f in forty.mmlu[:2]] == [(841, 1531), (841, 1531)]
     assert [f.accuracy for f in forty.mmlu[2:]] == [0.558, 0.571, 0.527]
@@ -153,7 +151,7 @@ def test_the_figures_of_7b_and_40b_are_known_by_shape(data: Data) -> None:
 
 
 def test_no_figures_are_known_for_another_shape(data: Data) -> None:
-    seven = ModelConfig.from_file(data("falcon-configs/falcon-7b/config.rw-2023-07.json"))
+    seven = config_from_file(data("falcon-configs/falcon-7b/config.rw-2023-07.json"))
     assert known(replace(seven, num_layers=31)) is None
     assert known(replace(seven, bias=True)) is None
     assert known(replace(seven, tied=False)) is not None

@@ -19,13 +19,13 @@ from gyrfalcon import Engine, EngineConfig
 from gyrfalcon.cli import precision_run
 from gyrfalcon.cli.main import main
 from gyrfalcon.cli.parser import parse
-from gyrfalcon.config import ModelConfig
 from gyrfalcon.cut.cut import cut
 from gyrfalcon.files.json_fields import Fields
 from gyrfalcon.measure.precision import reference_transformers
 from gyrfalcon.measure.precision.published_tokens import check_tokens
 from gyrfalcon.measure.precision.result import read_gate
 from gyrfalcon.measure.published import PublishedFigures, TokenFigures, known
+from gyrfalcon.model.architectures import config_from_file
 from gyrfalcon.parallel.group import Group
 from gyrfalcon.parallel.launch import RankInfo, Ranks
 
@@ -387,7 +387,7 @@ def test_the_shipped_figures_of_falcon_7b_are_those_that_were_published(
     data: Callable[[str], Path],
 ) -> None:
     [path, *_] = sorted(data("falcon-configs/falcon-7b").glob("config*.json"))
-    published = known(ModelConfig.from_file(path))
+    published = known(config_from_file(path))
     assert published is not None
     assert published.tokens is not None
     source = data("reference-outputs/tgi-falcon-7b/test_flash_falcon.with_prefill.json")

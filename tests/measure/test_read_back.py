@@ -14,7 +14,6 @@ from results import exam_result, gate_result, perplexity_result, signed, sweep
 from safetensors.torch import load_file, save_file
 
 from gyrfalcon.cli.main import main
-from gyrfalcon.config import ModelConfig
 from gyrfalcon.errors import GyrfalconError, NotFinite, UsageError
 from gyrfalcon.measure.mmlu.exam import read_exam
 from gyrfalcon.measure.mmlu.files import FINISHED, JOURNAL, unfinished
@@ -24,6 +23,7 @@ from gyrfalcon.measure.precision.gate import Figure
 from gyrfalcon.measure.precision.reference_file import Origin, Reference, write_reference
 from gyrfalcon.measure.speed.baseline import baselines
 from gyrfalcon.measure.speed.files import Files
+from gyrfalcon.model.architectures import config_from_json
 from gyrfalcon.report.document import make_report, markdown
 from gyrfalcon.report.files import read_results
 
@@ -254,7 +254,7 @@ def test_a_journal_damaged_in_any_way_is_refused(exam_folder: Path, tmp_path: Pa
 
 # ---- references ----
 
-CONFIG = ModelConfig.from_json(
+CONFIG = config_from_json(
     {
         "model_type": "falcon",
         "hidden_size": 64,

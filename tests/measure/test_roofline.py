@@ -17,10 +17,11 @@ from gyrfalcon.measure.roofline import (
     percent_of_limit,
     prefill_flops,
 )
+from gyrfalcon.model.architectures import config_from_json
 
 CPU = Cpu.at(0)
 
-FALCON_40B = ModelConfig.from_json(
+FALCON_40B = config_from_json(
     {
         "model_type": "falcon",
         "hidden_size": 8192,
@@ -31,7 +32,7 @@ FALCON_40B = ModelConfig.from_json(
         "new_decoder_architecture": True,
     }
 )
-FALCON_7B = ModelConfig.from_json(
+FALCON_7B = config_from_json(
     {
         "model_type": "falcon",
         "hidden_size": 4544,
@@ -41,7 +42,7 @@ FALCON_7B = ModelConfig.from_json(
         "vocab_size": 65024,
     }
 )
-FALCON_11B = ModelConfig.from_json(
+FALCON_11B = config_from_json(
     {
         "model_type": "falcon",
         "hidden_size": 4096,

@@ -8,7 +8,8 @@ from torch.testing import assert_close
 from transformers import FalconConfig
 from transformers.models.falcon.modeling_falcon import FalconRotaryEmbedding, build_alibi_tensor
 
-from gyrfalcon.config import ModelConfig, RopeConfig
+from gyrfalcon.config import RopeConfig
+from gyrfalcon.model.architectures import config_from_json
 from gyrfalcon.model.positions import Rotary, alibi_slopes, rotary_frequencies
 from gyrfalcon.ops.reference import alibi_bias
 
@@ -55,7 +56,7 @@ def both(
         max_position_embeddings=2048,
         rope_parameters=dict({"rope_theta": 10000.0}, **rope),
     )
-    ours = ModelConfig.from_json(config.to_dict())
+    ours = config_from_json(config.to_dict())
     assert ours.rope is not None
     return Rotary(ours.rope, ours.head_dim, "cpu"), FalconRotaryEmbedding(config)
 

@@ -7,13 +7,14 @@ import pytest
 
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.errors import WorldSizeError
+from gyrfalcon.model.architectures import config_from_json
 from gyrfalcon.parallel.shards import MLP_UNIT, Share, largest_world, owned, share_of
 
 
 def model(
     hidden: int, heads: int, kv_heads: int, *, vocab: int = 65024, ffn: int = 0
 ) -> ModelConfig:
-    return ModelConfig.from_json(
+    return config_from_json(
         dict(
             model_type="falcon",
             hidden_size=hidden,

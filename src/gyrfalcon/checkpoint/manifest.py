@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from gyrfalcon.checkpoint.layout import local_shape
 from gyrfalcon.errors import CheckpointError
 from gyrfalcon.files.foreign import is_inside, read_json
+from gyrfalcon.model.layout import local_shape
 from gyrfalcon.quant import KINDS
 
 MANIFEST = "manifest.json"

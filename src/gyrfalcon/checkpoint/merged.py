@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.checkpoint.adapter import Adapter, LowRank, refused
-from gyrfalcon.checkpoint.layout import BASE, EMBEDDING, HEAD, Layout
 from gyrfalcon.checkpoint.manifest import dtype_name
 from gyrfalcon.checkpoint.tensors import TensorLocation, TensorSource, listed, take
 from gyrfalcon.console.format import counted
 from gyrfalcon.errors import UsageError
+from gyrfalcon.model.layout import Layout, TensorScheme
 
 TILE_ELEMENTS = 1 << 22  # of a change in memory at a time
-TABLES = (EMBEDDING, HEAD)
 
 Shape = tuple[int, ...]
 
@@ -30,6 +29,7 @@ class MergedSource:
         base: TensorSource,
         origins: Mapping[str, TensorLocation],
         low_rank: Mapping[str, LowRank],
+        embedding: str,
         dtype: torch.dtype | None,
     ) -> None:
         """`origins`: of replaced tensors, and of a head that `base` has not. Changed tensors are rounded to
@@ -39,7 +39,7 @@ class MergedSource:
         self._base = base
         self._origins = origins
         self._low_rank = low_rank
-        table = base.dtype(EMBEDDING)
+        table = base.dtype(embedding)
         self._dtypes = {name: dtype or table for name in self.changed}
         for name in self.changed.intersection(base.names()):
             self._dtypes[name] = dtype or torch.promote_types(base.dtype(name), table)
@@ -108,18 +108,21 @@ def merged(
     base: TensorSource, adapter: Adapter, layout: Layout, dtype: torch.dtype | None
 ) -> MergedSource:
     """`base` with the adapter, for a model of that layout; CheckpointError where the adapter does not fit."""
-    tied = layout.config.tied
+    scheme = layout.scheme
     shapes = {spec.name: spec.shape for spec in layout.with_head(True).tensors}
     low_rank = _fitting(
-        adapter, {_found(n, shapes): c for n, c in adapter.low_rank.items()}, shapes
+        adapter,
+        {_found(n, shapes, scheme): c for n, c in adapter.low_rank.items()},
+        shapes,
+        scheme,
     )
-    own = {_found(name, shapes): stored for name, stored in adapter.own.items()}
-    shared = {_found(name, shapes): stored for name, stored in adapter.shared.items()}
-    _check(adapter, low_rank, {**shared, **own}, shapes, tied)
+    own = {_found(name, shapes, scheme): stored for name, stored in adapter.own.items()}
+    shared = {_found(name, shapes, scheme): stored for name, stored in adapter.shared.items()}
+    _check(adapter, low_rank, {**shared, **own}, shapes, layout)
     below = {name: TensorLocation(adapter.source, stored) for name, stored in shared.items()}
-    _settle_head(base, below, own.keys() | low_rank.keys(), tied)
+    _settle_head(base, below, own.keys() | low_rank.keys(), layout)
     origins = below | {name: TensorLocation(adapter.source, stored) for name, stored in own.items()}
-    return MergedSource(base, origins, low_rank, dtype)
+    return MergedSource(base, origins, low_rank, scheme.embedding, dtype)
 
 
 def notes_on(adapter: Adapter) -> list[str]:
@@ -135,42 +138,47 @@ def notes_on(adapter: Adapter) -> list[str]:
     return notes
 
 
-def _found(name: str, shapes: Mapping[str, Shape]) -> str:
-    """The model's name for an adapter's; those of a FalconModel without its head lack the beginning."""
-    return BASE + name if name not in shapes and BASE + name in shapes else name
+def _found(name: str, shapes: Mapping[str, Shape], scheme: TensorScheme) -> str:
+    """The model's name for an adapter's; those of a model without its head lack the beginning."""
+    longer = scheme.base + name
+    return longer if name not in shapes and longer in shapes else name
 
 
 def _fitting(
-    adapter: Adapter, changes: Mapping[str, LowRank], shapes: Mapping[str, Shape]
+    adapter: Adapter,
+    changes: Mapping[str, LowRank],
+    shapes: Mapping[str, Shape],
+    scheme: TensorScheme,
 ) -> dict[str, LowRank]:
-    """The changes the way their matrices lie. Falcon's layers lie as B · A does, and peft drops
+    """The changes the way their matrices lie. Linear layers lie as B · A does, and peft drops
     fan_in_fan_out there; it holds only where the shapes fit no other way.
     """
     turned = adapter.config.fan_in_fan_out and any(
         change.shape != shapes.get(name) == change.shape[::-1] for name, change in changes.items()
     )
     return {
-        name: change.transposed() if turned and name != EMBEDDING else change
+        name: change.transposed() if turned and name != scheme.embedding else change
         for name, change in changes.items()
     }
 
 
 def _settle_head(
-    base: TensorSource, below: dict[str, TensorLocation], changed: Collection[str], tied: bool
+    base: TensorSource, below: dict[str, TensorLocation], changed: Collection[str], layout: Layout
 ) -> None:
     """Adds to `below` what embedding and head are under changes of their own: one and the same where they are
     tied. A head that `base` has not is one where it parts from the embedding.
     """
-    given = [below[name] for name in TABLES if name in below]
-    if tied and len(given) == 1:
-        below |= dict.fromkeys(TABLES, given[0])
-    if HEAD in base.names():
+    embedding, head = tables = layout.scheme.embedding, layout.scheme.head
+    given = [below[name] for name in tables if name in below]
+    if layout.config.tied and len(given) == 1:
+        below |= dict.fromkeys(tables, given[0])
+    if head in base.names():
         return
-    parts = below.get(HEAD) != below.get(EMBEDDING) or any(name in changed for name in TABLES)
+    parts = below.get(head) != below.get(embedding) or any(name in changed for name in tables)
     if parts:
-        below.setdefault(HEAD, TensorLocation(base, EMBEDDING))
+        below.setdefault(head, TensorLocation(base, embedding))
     else:
-        below.pop(HEAD, None)
+        below.pop(head, None)
 
 
 def _check(
@@ -178,14 +186,16 @@ def _check(
     low_rank: Mapping[str, LowRank],
     replaced: Mapping[str, str],
     shapes: Mapping[str, Shape],
-    tied: bool,
+    layout: Layout,
 ) -> None:
+    tables = layout.scheme.embedding, layout.scheme.head
     got = {name: change.shape for name, change in low_rank.items()} | {
         name: adapter.source.shape(stored) for name, stored in replaced.items()
     }
     unknown = sorted(name for name in got if name not in shapes)
     wrong = [
-        f"{name} {list(shape)} for {list(shapes[name])}{_resized(name, shape, shapes[name])}"
+        f"{name} {list(shape)} for {list(shapes[name])}"
+        + (_resized(shape, shapes[name]) if name in tables else "")
         for name, shape in got.items()
         if name in shapes and shape != shapes[name]
     ]
@@ -193,14 +203,14 @@ def _check(
     missing = sorted(saved - replaced.keys())
     kinds = {"unknown": unknown, "wrong": wrong, "missing of modules_to_save": missing}
     problems = [f"{kind}: {listed(names)}" for kind, names in kinds.items() if names]
-    if tied and adapter.config.ties_weights and any(name in got for name in TABLES):
+    if layout.config.tied and adapter.config.ties_weights and any(t in got for t in tables):
         problems.append("ensure_weight_tying for a tied embedding")
     if problems:
         raise refused(adapter, "; ".join(problems))
 
 
-def _resized(name: str, shape: Shape, wanted: Shape) -> str:
-    grown = name in TABLES and shape[1:] == wanted[1:]
+def _resized(shape: Shape, wanted: Shape) -> str:
+    grown = shape[1:] == wanted[1:]
     return (
         " (another vocabulary: tokens were added to the model it was trained on)" if grown else ""
     )

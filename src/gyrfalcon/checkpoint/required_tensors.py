@@ -11,23 +11,22 @@ from dataclasses import dataclass, replace
 import torch
 
 from gyrfalcon.checkpoint.hf_folder import OpenedFolder
-from gyrfalcon.checkpoint.layout import BASE, EMBEDDING, HEAD, Layout, TensorSpec
 from gyrfalcon.checkpoint.tensors import MultiFileSource, TensorLocation, WeightsFile, Zeros
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.format import counted
 from gyrfalcon.errors import CheckpointError
+from gyrfalcon.model.architectures import make_layout
+from gyrfalcon.model.layout import Layout, TensorScheme, TensorSpec
 
 # Buffers that older checkpoints stored and that follow from the config.
 BUFFERS = re.compile(
     r"\.(inv_freq|original_inv_freq|cos_cached|sin_cached|masked_bias|position_ids)$"
     r"|\.(self_attention|attention|attn)\.bias$"
 )
-# What takes part in computing logits; anything else stands beside it, such as another task's head.
-PARTS = re.compile(
-    r"^(transformer|lm_head|h|word_embeddings|ln_f)\.|lora|adapter|prompt|prefix|\bia3"
-)
+# What an adapter of some kind adds to a model; it takes part in computing logits, too.
+ADDED = re.compile(r"lora|adapter|prompt|prefix|\bia3")
 
-BIAS, HEAD_BIAS = ".bias", "lm_head.bias"
+WEIGHT, BIAS = ".weight", ".bias"
 
 # What a user is told of tensors; the example is the first of them.
 MISPLACED = "the index is wrong about {count}, such as {example}: the files themselves were asked"
@@ -71,21 +70,24 @@ def find_tensors(
     differ stand for one, and where one that is needed cannot be computed with.
     """
     held = _held(opened.files)
-    has_head = bool(_copies(HEAD, held))
-    lone_head = config.tied and has_head and not _copies(EMBEDDING, held)
+    scheme = make_layout(config, has_head=True).scheme
+    has_head = bool(_copies(scheme.head, held, scheme))
+    lone_head = config.tied and has_head and not _copies(scheme.embedding, held, scheme)
     if not lone_head:
-        _refuse_prefix(held)
-    layout = Layout(config, not config.tied or (has_head and not lone_head))
+        _refuse_prefix(held, scheme)
+    layout = make_layout(config, not config.tied or (has_head and not lone_head))
     needed = layout.tensors
     stored = {
-        spec.name: _copies(HEAD if lone_head and spec.name == EMBEDDING else spec.name, held)
+        spec.name: _copies(
+            scheme.head if lone_head and spec.name == scheme.embedding else spec.name, held, scheme
+        )
         for spec in needed
     }
     found = {spec.name: _one_of(spec, stored[spec.name]) for spec in needed if stored[spec.name]}
     zeros = _zero_biases(needed, found)
     used = {copy.name for copies in stored.values() for copy in copies}
     extra = [_Copy(held[name][0], name) for name in sorted(held.keys() - used)]
-    aside = _by_reason(extra, _bias_shapes(layout))
+    aside = _by_reason(extra, _bias_shapes(layout), scheme)
     unknown = aside.pop("", [])
     locations = {name: copy.location for name, copy in found.items()} | zeros
     locations |= {copy.name: copy.location for copy in unknown}
@@ -108,11 +110,11 @@ def _held(files: Mapping[str, WeightsFile]) -> dict[str, list[WeightsFile]]:
     return held
 
 
-def _copies(name: str, held: Held) -> list[_Copy]:
+def _copies(name: str, held: Held, scheme: TensorScheme) -> list[_Copy]:
     """Wherever a tensor is stored, under its own name or one that transformers takes for it."""
-    names = [name, BASE + name]
-    if name.startswith(BASE):
-        names.append(name.removeprefix(BASE))
+    names = [name, scheme.base + name]
+    if name.startswith(scheme.base):
+        names.append(name.removeprefix(scheme.base))
     return [_Copy(file, stored) for stored in names for file in held.get(stored, ())]
 
 
@@ -158,7 +160,7 @@ def _zero_biases(
         if any(spec.name in found for spec in group):
             continue
         for spec in group:
-            weight = found.get(spec.name.removesuffix(BIAS) + ".weight")
+            weight = found.get(spec.name.removesuffix(BIAS) + WEIGHT)
             if weight is not None:
                 zeros = Zeros(spec.shape, weight.file.dtype(weight.name))
                 locations[spec.name] = TensorLocation(zeros, spec.name)
@@ -169,39 +171,41 @@ def _bias_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
     """The biases that a model without any could have, by name."""
     biased = replace(layout, config=replace(layout.config, bias=True))
     shapes = {spec.name: spec.shape for spec in biased.tensors if spec.name.endswith(BIAS)}
-    return shapes | {HEAD_BIAS: (layout.config.vocab_size,)}
+    head = layout.scheme.head.removesuffix(WEIGHT)
+    return shapes | {head + BIAS: (layout.config.vocab_size,)}
 
 
 def _by_reason(
-    extra: Sequence[_Copy], biases: Mapping[str, tuple[int, ...]]
+    extra: Sequence[_Copy], biases: Mapping[str, tuple[int, ...]], scheme: TensorScheme
 ) -> dict[str, list[_Copy]]:
     groups: dict[str, list[_Copy]] = {}
     for copy in extra:
-        groups.setdefault(_why_aside(copy, biases), []).append(copy)
+        groups.setdefault(_why_aside(copy, biases, scheme), []).append(copy)
     return groups
 
 
-def _why_aside(copy: _Copy, biases: Mapping[str, tuple[int, ...]]) -> str:
+def _why_aside(copy: _Copy, biases: Mapping[str, tuple[int, ...]], scheme: TensorScheme) -> str:
     """Why a tensor that is not needed leaves the mathematics alone; "" where it would change it."""
     if BUFFERS.search(copy.name):
         return BUFFER
-    if not PARTS.search(copy.name):
+    if not scheme.computes.search(copy.name) and not ADDED.search(copy.name):
         return BESIDE
-    shape = biases.get(copy.name, biases.get(BASE + copy.name))
+    shape = biases.get(copy.name, biases.get(scheme.base + copy.name))
     fits = shape is not None and not copy.oddity and copy.file.shape(copy.name) == shape
     return NO_BIAS if fits and not copy.read().count_nonzero() else ""
 
 
-def _refuse_prefix(held: Held) -> None:
+def _refuse_prefix(held: Held, scheme: TensorScheme) -> None:
     """Says what stands before all names where the embedding is stored under a longer name alone."""
-    if _copies(EMBEDDING, held):
+    embedding = scheme.embedding
+    if _copies(embedding, held, scheme):
         return
     for name in held:
-        for end in (EMBEDDING, EMBEDDING.removeprefix(BASE)):
+        for end in (embedding, embedding.removeprefix(scheme.base)):
             if name.endswith(f".{end}"):
                 prefix = name.removesuffix(end)
                 raise CheckpointError(
-                    f"a tensor {EMBEDDING}", name, f"take {prefix} off the names of all tensors"
+                    f"a tensor {embedding}", name, f"take {prefix} off the names of all tensors"
                 )
 
 

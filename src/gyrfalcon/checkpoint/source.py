@@ -15,7 +15,6 @@ from gyrfalcon.checkpoint.adapter import (
     refuse_lone_adapter,
 )
 from gyrfalcon.checkpoint.hf_folder import open_weights
-from gyrfalcon.checkpoint.layout import EMBEDDING, HEAD, Layout, TensorSpec
 from gyrfalcon.checkpoint.manifest import MANIFEST, TOKENIZER_FOLDER, Manifest, has_manifest
 from gyrfalcon.checkpoint.merged import merged, notes_on
 from gyrfalcon.checkpoint.parts import PartsSource
@@ -26,6 +25,8 @@ from gyrfalcon.device.dtypes import DTYPE_OF_WORD
 from gyrfalcon.engine_config import NO_ADAPTER
 from gyrfalcon.errors import CheckpointError, UsageError
 from gyrfalcon.files.foreign import read_json
+from gyrfalcon.model.architectures import config_from_json, make_layout
+from gyrfalcon.model.layout import Layout, TensorSpec
 from gyrfalcon.parallel.shards import Share
 from gyrfalcon.text.tokenizer_files import names_of_files
 
@@ -102,14 +103,15 @@ def open_checkpoint(folder: Path, adapter: str | None = None, dtype: str = "auto
 def _open_folder(folder: Path) -> Checkpoint:
     config_path = folder / "config.json"
     raw_config = read_json(config_path)
-    config = ModelConfig.from_json(raw_config, str(config_path))
+    config = config_from_json(raw_config, str(config_path))
     opened = open_weights(folder)
     source, layout, found = find_tensors(config, opened)
     check_tensors(folder, layout, source, None)
     notes = [*opened.notes, *found]
-    if config.tied and HEAD in source.names():
+    head = layout.scheme.head
+    if config.tied and head in source.names():
         notes.append(
-            f"{HEAD} is stored although the config ties it: it is used where it differs from the embedding"
+            f"{head} is stored although the config ties it: it is used where it differs from the embedding"
         )
     files = tuple(file.path for file in opened.files.values())
     return Checkpoint(folder, layout, raw_config, source, None, files, folder, tuple(notes))
@@ -120,12 +122,14 @@ def _merged(checkpoint: Checkpoint, adapter: Adapter, dtype: torch.dtype | None)
     _refuse_adapter(checkpoint, adapter)
     source = merged(checkpoint.source, adapter, checkpoint.layout, dtype)
     config, raw_config = checkpoint.config, checkpoint.raw_config
-    if config.tied and HEAD in source.names() and source.changed & {EMBEDDING, HEAD}:
+    scheme = checkpoint.layout.scheme
+    has_head = scheme.head in source.names()
+    if config.tied and has_head and source.changed & {scheme.embedding, scheme.head}:
         config = replace(config, tied=False)
         raw_config = {**raw_config, "tie_word_embeddings": False}
     return replace(
         checkpoint,
-        layout=replace(checkpoint.layout, config=config, has_head=HEAD in source.names()),
+        layout=replace(checkpoint.layout, config=config, has_head=has_head),
         raw_config=raw_config,
         source=source,
         notes=(*checkpoint.notes, *notes_on(adapter), *_tokenizer_notes(checkpoint, adapter)),
@@ -188,7 +192,7 @@ def read_local(checkpoint: Checkpoint, spec: TensorSpec, share: Share) -> Tensor
 
 def _open_cut(folder: Path) -> Checkpoint:
     manifest = Manifest.read(folder)
-    config = ModelConfig.from_json(manifest.raw_config, f"the config in {folder / MANIFEST}")
+    config = config_from_json(manifest.raw_config, f"the config in {folder / MANIFEST}")
     source = PartsSource(folder, manifest)
     faults = source.faults()
     if faults:
@@ -229,8 +233,8 @@ def refuse_half_a_cut(folder: Path) -> None:
 
 def layout_of_cut(config: ModelConfig, manifest: Manifest) -> Layout:
     """Which tensors a cut's manifest must list."""
-    layout = Layout(config, has_head=False, quant=manifest.quant)
-    head = layout.stored_name(HEAD)
+    layout = make_layout(config, has_head=False, quant=manifest.quant)
+    head = layout.stored_name(layout.scheme.head)
     untied = not config.tied and head not in manifest.aliases
     return layout.with_head(untied or head in manifest.tensors)
 

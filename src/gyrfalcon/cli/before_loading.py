@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from gyrfalcon.checkpoint.hub import resolve_model
+from gyrfalcon.checkpoint.load import effective_quant
 from gyrfalcon.checkpoint.source import Checkpoint, open_checkpoint
 from gyrfalcon.engine.build import longest_sequence
 from gyrfalcon.engine.engine import has_tokenizer, no_tokenizer
 from gyrfalcon.engine.prompts import Asked, Longest, check
 from gyrfalcon.engine_config import EngineConfig
-from gyrfalcon.model.load import effective_quant
 from gyrfalcon.request import SamplingParams
 from gyrfalcon.text.tokenizer import Tokenizer
 

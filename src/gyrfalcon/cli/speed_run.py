@@ -5,7 +5,6 @@ import contextlib
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 from gyrfalcon.cli.before_loading import opened
 from gyrfalcon.cli.engine_options import engine_config
@@ -32,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     csv = open_output(args.csv, "-f") if args.csv else None
     files = Files.select(csv, args.json)
     checkpoint = opened(config)
-    model = kind_of(asdict(checkpoint.config), num_parameters(checkpoint.config))
+    model = kind_of(checkpoint.config.facts(), num_parameters(checkpoint.config))
     against = baselines(args.baseline, model) if args.baseline else ()
     earlier = None if args.overwrite else files.earlier()
     _check_lengths(cases, longest_sequence(config, checkpoint))

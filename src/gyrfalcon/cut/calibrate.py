@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gyrfalcon import ops
 from gyrfalcon.batch import Batch
-from gyrfalcon.checkpoint.layout import DENSE, DOWN, QKV, UP, layer_of, layer_prefix
+from gyrfalcon.checkpoint.load import effective_dtype, load_parts
 from gyrfalcon.checkpoint.manifest import TextSum
 from gyrfalcon.checkpoint.source import Checkpoint
 from gyrfalcon.cut.gptq import quantise_for
@@ -20,9 +20,6 @@ from gyrfalcon.device.threads import torch_threads
 from gyrfalcon.engine_config import CALIBRATE_TOKENS
 from gyrfalcon.errors import CheckpointError, UsageError
 from gyrfalcon.kv.pool import CacheShape, KVPool
-from gyrfalcon.model.falcon import Block
-from gyrfalcon.model.linear import ColumnLinear, RowLinear
-from gyrfalcon.model.load import effective_dtype, load_parts
 from gyrfalcon.ops import LinearCall, Ops
 from gyrfalcon.quant import Quantised, Weight
 from gyrfalcon.request import Chunk, Request, SamplingParams, Sequence
@@ -100,6 +97,7 @@ class Calibration:
         self._threads = torch.get_num_threads()
         self._recording = _RecordingOps(ops.choose(device_of(CPU)))
         self._parts = load_parts(checkpoint, cast(Ops, self._recording), CPU, dtype)
+        self._layer_of = checkpoint.layout.layer_of
         self._windows = windows
         size = windows.shape[1]
         blocks = range(-(-size // BLOCK_SIZE))
@@ -118,7 +116,7 @@ class Calibration:
             return quantise_for(weight, kind, self._moments(name))
 
     def _moments(self, name: str) -> Tensor:
-        found, layer = self._recording.moments, layer_of(name)
+        found, layer = self._recording.moments, self._layer_of[name]
         if name not in found:
             found.clear()
             if layer < self._layer:
@@ -135,24 +133,12 @@ class Calibration:
         ]
 
     def _run_block(self, observed: bool) -> None:
-        block = self._parts.block(self._layer)
-        self._recording.watch(_names(block, self._layer) if observed else {})
+        block, names = self._parts.block(self._layer)
+        self._recording.watch(names if observed else {})
         for i, (x, part) in enumerate(self._streams):
             self._streams[i] = block(x, part, self._angles, self._batch, self._cache)
         self._recording.watch({})
         self._layer += 1
-
-
-def _names(block: Block, layer: int) -> dict[int, str]:
-    """The name of each matrix, by its id."""
-    attention, mlp = block.attention, block.mlp
-    layers: dict[str, ColumnLinear | RowLinear] = {
-        QKV: attention.qkv,
-        DENSE: attention.dense,
-        UP: mlp.up,
-        DOWN: mlp.down,
-    }
-    return {id(each.weight): f"{layer_prefix(layer)}{n}.weight" for n, each in layers.items()}
 
 
 class _RecordingOps:

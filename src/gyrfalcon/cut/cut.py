@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from gyrfalcon.checkpoint.layout import EMBEDDING, HEAD, Layout
 from gyrfalcon.checkpoint.manifest import Quantisation
 from gyrfalcon.checkpoint.source import Checkpoint, open_checkpoint
 from gyrfalcon.console.format import counted
@@ -15,6 +14,7 @@ from gyrfalcon.cut.plan import CUT, make_plan
 from gyrfalcon.cut.quantise import QuantisedSource
 from gyrfalcon.device.dtypes import DTYPE_OF_WORD
 from gyrfalcon.errors import UsageError
+from gyrfalcon.model.layout import Layout
 from gyrfalcon.quant import GROUPS, KINDS
 
 AUTO = "auto"
@@ -90,16 +90,20 @@ def cut(  # noqa: PLR0913  # each is an option of the command
 
 def is_head_tied(checkpoint: Checkpoint) -> bool:
     """Whether the head is the embedding, bit for bit; reads both where a head is stored."""
-    source = checkpoint.source
+    source, scheme = checkpoint.source, checkpoint.layout.scheme
+    embedding, head = scheme.embedding, scheme.head
     if not checkpoint.has_head:
         return True
-    if source.dtype(HEAD) != source.dtype(EMBEDDING):
+    if source.dtype(head) != source.dtype(embedding):
         return False
-    rows, columns = source.shape(EMBEDDING)
-    step = max(1, BLOCK_BYTES // (columns * source.dtype(EMBEDDING).itemsize))
+    rows, columns = source.shape(embedding)
+    step = max(1, BLOCK_BYTES // (columns * source.dtype(embedding).itemsize))
     pieces = [range(start, min(start + step, rows)) for start in range(0, rows, step)]
     return all(
-        torch.equal(_bits(source.read(HEAD, 0, (part,))), _bits(source.read(EMBEDDING, 0, (part,))))
+        torch.equal(
+            _bits(source.read(scheme.head, 0, (part,))),
+            _bits(source.read(scheme.embedding, 0, (part,))),
+        )
         for part in pieces
     )
 
@@ -125,7 +129,9 @@ def _quantisation(
     if quant == "none":
         return None
     text = None if windows is None else sum_of(windows)
-    return Quantisation(quant, _stored_dtype(checkpoint, EMBEDDING, word), text)
+    return Quantisation(
+        quant, _stored_dtype(checkpoint, checkpoint.layout.scheme.embedding, word), text
+    )
 
 
 def _stored_aliases(layout: Layout, aliases: Mapping[str, str]) -> dict[str, str]:
@@ -142,12 +148,15 @@ def _stored_aliases(layout: Layout, aliases: Mapping[str, str]) -> dict[str, str
 
 def _head(checkpoint: Checkpoint) -> tuple[dict[str, str], tuple[str, ...]]:
     """What to record as stored elsewhere, and what to tell about the head."""
+    scheme = checkpoint.layout.scheme
     if not checkpoint.has_head:
         return {}, ()
     if is_head_tied(checkpoint):
-        return {HEAD: EMBEDDING}, (f"{HEAD} equals the embedding and is stored once",)
+        return {scheme.head: scheme.embedding}, (
+            f"{scheme.head} equals the embedding and is stored once",
+        )
     if checkpoint.config.tied:
         return {}, (
-            f"{HEAD} differs from the embedding although the config ties them: both are kept",
+            f"{scheme.head} differs from the embedding although the config ties them: both are kept",
         )
     return {}, ()

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from gyrfalcon.checkpoint.layout import TensorSpec, local_shape
 from gyrfalcon.checkpoint.manifest import Content, dtype_name
 from gyrfalcon.checkpoint.source import Checkpoint, open_checkpoint
 from gyrfalcon.config import ModelConfig
+from gyrfalcon.model.layout import TensorSpec, local_shape
 from gyrfalcon.parallel.shards import Share, shares_of
 
 

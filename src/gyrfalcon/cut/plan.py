@@ -9,7 +9,6 @@ from itertools import groupby
 
 import torch
 
-from gyrfalcon.checkpoint.layout import DATA, SCALES, Layout, TensorSpec
 from gyrfalcon.checkpoint.manifest import (
     TOKENIZER_FOLDER,
     AdapterSum,
@@ -21,6 +20,7 @@ from gyrfalcon.checkpoint.manifest import (
 from gyrfalcon.checkpoint.source import PART_FOLDER
 from gyrfalcon.cut.safetensors_writer import entry_bound, header_bytes
 from gyrfalcon.errors import UsageError
+from gyrfalcon.model.layout import DATA, SCALES, Layout, TensorSpec
 from gyrfalcon.parallel.shards import shares_of
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gyrfalcon.checkpoint.layout import DATA, Layout, TensorSpec
 from gyrfalcon.checkpoint.tensors import TensorSource, take
 from gyrfalcon.cut.calibrate import Calibration
+from gyrfalcon.model.layout import DATA, Layout, TensorSpec
 from gyrfalcon.quant import GROUPS, Quantised, dequantise, quantise, sizes
 
 # What reads the ranges of a tensor along a dimension, as TensorSource.read does.

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from gyrfalcon.checkpoint.layout import HEAD, Layout, TensorSpec
 from gyrfalcon.checkpoint.manifest import Manifest, dtype_name
 from gyrfalcon.checkpoint.source import Checkpoint, open_checkpoint
 from gyrfalcon.console.format import counted
@@ -14,6 +13,7 @@ from gyrfalcon.cut.folder_writer import CutSummary, write_folder
 from gyrfalcon.cut.plan import CUT, HUGGING_FACE, make_plan
 from gyrfalcon.cut.quantise import dequantising_reader
 from gyrfalcon.errors import UsageError
+from gyrfalcon.model.layout import Layout, TensorSpec
 
 
 def recut(
@@ -67,7 +67,7 @@ def merge(
             "add `dequantise=True` to accept that",
         )
     layout = checkpoint.layout
-    aliased = layout.stored_name(HEAD) in manifest.aliases
+    aliased = layout.stored_name(layout.scheme.head) in manifest.aliases
     layout = layout.with_head(layout.has_head or aliased)
     firsts = [(spec, _first_dtype(manifest, layout, spec)) for spec in layout.tensors]
     plan = make_plan(

@@ -8,9 +8,9 @@ from pathlib import Path
 from gyrfalcon.checkpoint.manifest import MANIFEST, FileSum, Manifest
 from gyrfalcon.checkpoint.parts import PartsSource
 from gyrfalcon.checkpoint.source import check_tensors, layout_of_cut, refuse_half_a_cut
-from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.progress import Bar, bar
 from gyrfalcon.errors import CheckpointError, ConfigError
+from gyrfalcon.model.architectures import config_from_json
 
 CHUNK_BYTES = 1 << 20
 NUM_THREADS = 2
@@ -60,7 +60,7 @@ def verify(folder: Path) -> VerifyReport:
 
 def _model_faults(folder: Path, manifest: Manifest, source: PartsSource) -> list[str]:
     try:
-        config = ModelConfig.from_json(manifest.raw_config, f"the config in {folder / MANIFEST}")
+        config = config_from_json(manifest.raw_config, f"the config in {folder / MANIFEST}")
         check_tensors(folder, layout_of_cut(config, manifest), source, manifest)
     except (CheckpointError, ConfigError) as error:
         return [f"{MANIFEST}: {error}"]

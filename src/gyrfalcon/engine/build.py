@@ -8,6 +8,7 @@ import os
 import torch
 
 from gyrfalcon import ops
+from gyrfalcon.checkpoint.load import effective_dtype, load_model
 from gyrfalcon.checkpoint.source import Checkpoint
 from gyrfalcon.device.dtypes import WORD_OF_DTYPE
 from gyrfalcon.device.lookup import kind_for
@@ -20,8 +21,7 @@ from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import CacheTooSmall, UsageError
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.kv.pool import CacheShape, KVPool
-from gyrfalcon.model.falcon import Falcon
-from gyrfalcon.model.load import effective_dtype, load_model
+from gyrfalcon.model.builder import Model
 from gyrfalcon.ops import Ops
 from gyrfalcon.parallel.group import Group, Vocabulary
 from gyrfalcon.parallel.launch import RankInfo
@@ -65,7 +65,7 @@ def build_core(
 
 
 def model_runner(
-    model: Falcon, operations: Ops, group: Group, max_len: int, device: Device
+    model: Model, operations: Ops, group: Group, max_len: int, device: Device
 ) -> ModelRunner:
     """What runs the model's steps: itself on the CPU, elsewhere graphs where all of a step allows it."""
     if device.on_host:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.checkpoint.hub import resolve_model
+from gyrfalcon.checkpoint.load import effective_quant
 from gyrfalcon.checkpoint.source import Checkpoint, open_checkpoint
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.format import counted
@@ -44,7 +45,6 @@ from gyrfalcon.engine.turns import Turns
 from gyrfalcon.engine.worker import follow
 from gyrfalcon.engine_config import EngineConfig, EngineSettings, config_of
 from gyrfalcon.errors import CheckpointError, PromptTooLong
-from gyrfalcon.model.load import effective_quant
 from gyrfalcon.parallel import launch as ranks
 from gyrfalcon.parallel.interrupts import watched_interrupts
 from gyrfalcon.parallel.shards import share_of

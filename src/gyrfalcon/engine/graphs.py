@@ -13,7 +13,7 @@ from torch import Tensor
 from gyrfalcon.batch import Batch
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.kv.pool import KVPool
-from gyrfalcon.model.falcon import Falcon
+from gyrfalcon.model.builder import Model
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 NOWHERE = -1  # the slot of a token that is not cached
@@ -23,9 +23,7 @@ COLUMNS = ("token_ids", "positions", "rope_lengths", "slots", "contexts")  # one
 class Graphs:
     """Runs a model on an accelerator: decoding steps as graphs, all others kernel by kernel."""
 
-    def __init__(
-        self, model: Falcon, max_len: int, device: Device, capturable: bool = True
-    ) -> None:
+    def __init__(self, model: Model, max_len: int, device: Device, capturable: bool = True) -> None:
         self.model = model
         self.largest = SIZES[-1] if capturable else 0
         self.max_len = max_len
@@ -53,7 +51,7 @@ class _Graph:
     replay: Callable[[], Tensor]
 
     @classmethod
-    def of(cls, model: Falcon, pool: KVPool, size: int, max_len: int, device: Device) -> "_Graph":
+    def of(cls, model: Model, pool: KVPool, size: int, max_len: int, device: Device) -> "_Graph":
         """Captures a step of `size` sequences of any length up to max_len."""
         num_blocks = -(-max_len // pool.block_size)
         length = size * (len(COLUMNS) + num_blocks)

@@ -4,7 +4,7 @@ its shape and number of parameters, which instruct and fine-tuned versions share
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class PublishedFigures:
 
 def known(config: ModelConfig) -> PublishedFigures | None:
     """The published figures of the model with this shape; None when there are none."""
-    facts = asdict(config)
+    facts = config.facts()
     num_tied = num_parameters(replace(config, tied=True))
     for model in _models():
         shape = {name: facts[name] for name in model["shape"]}

@@ -4,12 +4,10 @@ machine and when. Reads and writes it; each measurement owns its `result`.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 from gyrfalcon import __version__
-from gyrfalcon.checkpoint.layout import Layout
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.device import HOST
 from gyrfalcon.device.dtypes import WORD_OF_DTYPE
@@ -20,6 +18,7 @@ from gyrfalcon.files.json_fields import Fields, parsed_json, shown
 from gyrfalcon.files.output import replace_file
 from gyrfalcon.files.text import contents
 from gyrfalcon.measure.machine import examine
+from gyrfalcon.model.architectures import make_layout
 
 FORMAT = "gyrfalcon-result"
 VERSION = 1
@@ -52,12 +51,12 @@ def model_facts(name: str, config: ModelConfig) -> dict[str, object]:
     """The name as typed, the number of parameters (a tied head counts once) and the config in our
     words.
     """
-    return {"name": name, "parameters": num_parameters(config), "config": asdict(config)}
+    return {"name": name, "parameters": num_parameters(config), "config": config.facts()}
 
 
 def num_parameters(config: ModelConfig) -> int:
     """Parameters of the whole model; a head tied to the embedding is counted once."""
-    return sum(spec.elements for spec in Layout(config, not config.tied).tensors)
+    return sum(spec.elements for spec in make_layout(config, not config.tied).tensors)
 
 
 def engine_facts(engine: Engine) -> dict[str, object]:

@@ -7,8 +7,9 @@ Decoding is bound by the bytes read, prefill by multiplications (Williams, Water
 from dataclasses import dataclass
 from math import prod
 
-from gyrfalcon.checkpoint.layout import Layout, TensorSpec
 from gyrfalcon.config import ModelConfig
+from gyrfalcon.model.architectures import make_layout
+from gyrfalcon.model.layout import Layout, TensorSpec
 from gyrfalcon.parallel.shards import Share, shares_of
 from gyrfalcon.quant import stored_bytes
 
@@ -34,7 +35,7 @@ class Deployment:
     @property
     def layout(self) -> Layout:
         """Its tensors; a tied head counts, for its matrix is read."""
-        return Layout(self.config, has_head=True, quant=self.quant)
+        return make_layout(self.config, has_head=True, quant=self.quant)
 
     @property
     def num_devices(self) -> int:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from gyrfalcon.batch import Batch
 from gyrfalcon.kv.pool import KVPool, LayerCache
+from gyrfalcon.model import falcon_layout as names
+from gyrfalcon.model.builder import LayerBuilder
 from gyrfalcon.model.linear import ColumnLinear, Head, Norms, RowLinear, VocabEmbedding
 from gyrfalcon.model.positions import Rotary
 from gyrfalcon.ops import Angles, BlockWeights, Ops, RunBlocks
@@ -153,3 +155,43 @@ class Falcon:
         x, part = self.run_blocks(x, angles, batch, pool.layers)
         _, [normed] = self.final_norm(x, part)
         return self.head(normed[batch.rows])
+
+
+def build_falcon(make: LayerBuilder) -> Falcon:
+    """The model of one rank."""
+    embedding = make.embedding()
+    blocks = [falcon_block(make, layer) for layer in range(make.config.num_layers)]
+    return Falcon(
+        embedding=embedding,
+        rotary=make.rotary(),
+        blocks=blocks,
+        run_blocks=_run_blocks(make, blocks),
+        final_norm=make.norms(names.FINAL_NORM),
+        head=make.head(embedding.weight),
+    )
+
+
+def falcon_block(make: LayerBuilder, layer: int) -> Block:
+    """One block of a rank."""
+    prefix = names.layer_prefix(layer)
+    norms = [prefix + name for name in names.norm_names(make.config)]
+    qkv, dense = make.column(prefix + names.QKV), make.row(prefix + names.DENSE)
+    attention = Attention(qkv, dense, make.slopes(), make.ops)
+    up = make.column(prefix + names.UP, make.config.activation)
+    mlp = MLP(up, make.row(prefix + names.DOWN))
+    if make.config.parallel:
+        return ParallelBlock(make.norms(*norms), attention, mlp, make.group, make.ops)
+    first, second = map(make.norms, norms)
+    return SequentialBlock(first, second, attention, mlp, make.group)
+
+
+def _run_blocks(make: LayerBuilder, blocks: Sequence[Block]) -> RunBlocks:
+    """The loop over the blocks. Parallel ones without biases may be fused, where ranks, if there are
+    several, share memory.
+    """
+    loop, memory = BlockLoop(blocks), make.group.memory
+    weights = [block.weights for block in blocks if isinstance(block, ParallelBlock)]
+    can_sum = make.group.size == 1 or memory is not None
+    if len(weights) < len(blocks) or make.config.bias or not can_sum:
+        return loop
+    return make.ops.fuse_blocks(loop, weights, memory)

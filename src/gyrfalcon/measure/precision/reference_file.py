@@ -78,7 +78,7 @@ def write_reference(
         "format": FORMAT,
         "version": VERSION,
         "origin": json.dumps(asdict(origin)),
-        "model": json.dumps(asdict(config)),
+        "model": json.dumps(config.facts()),
     }
     with replacing(path) as part, Lanes() as lanes:
         writer = SafetensorsWriter(part, _contents(config, prompts), lanes, metadata)
@@ -136,7 +136,7 @@ def read_origin(raw: Fields) -> Origin:
 
 
 def _check_model(path: Path, stated: Fields, config: ModelConfig) -> None:
-    here = json.loads(json.dumps(asdict(config)))
+    here = json.loads(json.dumps(config.facts()))
     for name, value in here.items():
         found = stated.raw.get(name)
         if json.dumps(found, sort_keys=True) != json.dumps(value, sort_keys=True):

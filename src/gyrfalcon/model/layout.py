@@ -1,11 +1,11 @@
-"""The only place that knows checkpoint tensor names and the fused query_key_value rows.
+"""`Layout`: the tensors of a checkpoint, how each is stored, and which rows or columns a rank owns.
 
-`Layout` says which tensors a checkpoint has, how each is stored, and which rows or columns a rank owns. Reads
-no file.
+Knows no architecture, which says in a `TensorScheme` what its tensors are; reads no file.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,14 +15,6 @@ from gyrfalcon.config import ModelConfig
 from gyrfalcon.parallel.shards import Share
 from gyrfalcon.quant import GROUPS, shrunk, sizes, stored_forms
 
-BASE = "transformer."  # what stands before all names but the head's, where nobody left it out
-EMBEDDING = f"{BASE}word_embeddings.weight"
-HEAD = "lm_head.weight"
-FINAL_NORM = f"{BASE}ln_f"
-QKV = "self_attention.query_key_value"
-DENSE = "self_attention.dense"
-UP = "mlp.dense_h_to_4h"
-DOWN = "mlp.dense_4h_to_h"
 DATA, SCALES = ".data", ".scales"  # what the names of a quantised matrix's two tensors end with
 
 
@@ -32,7 +24,7 @@ class TensorSpec:
 
     name: str
     shape: tuple[int, ...]
-    role: str  # embedding, norm, qkv, dense, up, down or head; a bias has its layer's role
+    role: str  # embedding, norm, head, or one of its architecture's; a bias has its layer's role
     dim: int | None  # the dimension shared over the ranks; None: every rank holds all of it
     kind: str = "none"  # quantisation of the matrix whose data or scales this is
     dtype: torch.dtype | None = (
@@ -45,11 +37,25 @@ class TensorSpec:
         return math.prod(self.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class TensorScheme:
+    """The tensors of an architecture."""
+
+    base: str  # prefix of all names but the head's, which some writers leave out
+    embedding: str
+    head: str
+    computes: re.Pattern[str]  # names that take part in computing logits
+    layer: Callable[[ModelConfig, int], Sequence[TensorSpec]]  # in the order they are stored
+    final_norm: Callable[[ModelConfig], Sequence[TensorSpec]]
+    owned: Callable[[str, ModelConfig, Share], Iterable[range]]  # what a share has, by role
+
+
 @dataclass(frozen=True)
 class Layout:
     """Every tensor of one checkpoint: what the model computes with, how it is stored, what a rank owns."""
 
     config: ModelConfig
+    scheme: TensorScheme
     has_head: bool  # stored, so not the embedding
     quant: str = "none"  # of the stored matrices
 
@@ -57,13 +63,22 @@ class Layout:
     def tensors(self) -> tuple[TensorSpec, ...]:
         """The model's tensors in whole shapes: embedding, layers in order, final norm, head."""
         table = (self.config.vocab_size, self.config.hidden_size)
-        specs = [TensorSpec(EMBEDDING, table, "embedding", 0)]
-        for layer in range(self.config.num_layers):
-            specs += _layer_specs(self.config, layer_prefix(layer))
-        specs += _norm_specs(self.config, FINAL_NORM)
+        specs = [TensorSpec(self.scheme.embedding, table, "embedding", 0)]
+        specs += [spec for layer in self.layers for spec in layer]
+        specs += self.scheme.final_norm(self.config)
         if self.has_head:
-            specs.append(TensorSpec(HEAD, table, "head", 0))
+            specs.append(TensorSpec(self.scheme.head, table, "head", 0))
         return tuple(specs)
+
+    @cached_property
+    def layers(self) -> tuple[Sequence[TensorSpec], ...]:
+        """The tensors of each layer."""
+        return tuple(self.scheme.layer(self.config, i) for i in range(self.config.num_layers))
+
+    @cached_property
+    def layer_of(self) -> dict[str, int]:
+        """The layer of a tensor, by name."""
+        return {spec.name: i for i, layer in enumerate(self.layers) for spec in layer}
 
     @cached_property
     def by_name(self) -> dict[str, TensorSpec]:
@@ -125,7 +140,7 @@ class Layout:
         """
         if spec.dim is None:
             return ()
-        owned = _merged(_owned(spec.role, self.config, share))
+        owned = _merged(self._owned(spec, share))
         if spec.unit == 1:
             return owned
         return tuple(shrunk(part, spec.kind, spec.dim, spec.unit) for part in owned)
@@ -134,22 +149,10 @@ class Layout:
         """The shape of what `share` owns of a tensor."""
         return local_shape(spec.shape, spec.dim, self.ranges(spec, share))
 
-
-def layer_prefix(layer: int) -> str:
-    """What the names of a layer's tensors begin with: layer_prefix(3) + QKV + ".weight"."""
-    return f"{BASE}h.{layer}."
-
-
-def layer_of(name: str) -> int:
-    """The layer of a tensor whose name begins as layer_prefix says."""
-    return int(name.removeprefix(f"{BASE}h.").split(".")[0])
-
-
-def norm_names(config: ModelConfig) -> tuple[str, ...]:
-    """A layer's norms in the order they are applied; with two parallel ones, attention's first."""
-    if not config.parallel:
-        return ("input_layernorm", "post_attention_layernorm")
-    return ("ln_attn", "ln_mlp") if config.num_norms == 2 else ("input_layernorm",)
+    def _owned(self, spec: TensorSpec, share: Share) -> Iterable[range]:
+        if spec.role in ("embedding", "head"):
+            return (share.vocab,)
+        return self.scheme.owned(spec.role, self.config, share)
 
 
 def local_shape(
@@ -159,60 +162,6 @@ def local_shape(
     if dim is None:
         return shape
     return (*shape[:dim], sum(len(part) for part in ranges), *shape[dim + 1 :])
-
-
-def _layer_specs(config: ModelConfig, prefix: str) -> list[TensorSpec]:
-    hidden, ffn = config.hidden_size, config.ffn_size
-    specs = [spec for norm in norm_names(config) for spec in _norm_specs(config, prefix + norm)]
-    for layer, role, rows, columns, dim in (
-        (QKV, "qkv", config.qkv_rows, hidden, 0),
-        (DENSE, "dense", hidden, hidden, 1),
-        (UP, "up", ffn, hidden, 0),
-        (DOWN, "down", hidden, ffn, 1),
-    ):
-        specs.append(TensorSpec(f"{prefix}{layer}.weight", (rows, columns), role, dim))
-        if config.bias:  # added once per rank's rows, or once after the sum over ranks
-            specs.append(
-                TensorSpec(f"{prefix}{layer}.bias", (rows,), role, 0 if dim == 0 else None)
-            )
-    return specs
-
-
-def _norm_specs(config: ModelConfig, name: str) -> list[TensorSpec]:
-    return [
-        TensorSpec(f"{name}.{part}", (config.hidden_size,), "norm", None)
-        for part in ("weight", "bias")
-    ]
-
-
-def _owned(role: str, config: ModelConfig, share: Share) -> Iterable[range]:
-    match role:
-        case "qkv":
-            return _qkv_ranges(config, share)
-        case "dense":
-            return (_scaled(share.query_heads, config.head_dim),)
-        case "up" | "down":
-            return (share.ffn,)
-        case _:
-            return (share.vocab,)
-
-
-def _qkv_ranges(config: ModelConfig, share: Share) -> Iterable[range]:
-    """Rows are [kv head, its queries | k | v, head_dim]: of each group the rank's queries, then k and v."""
-    size = config.queries_per_kv_head
-    for group in share.kv_heads:
-        first = group * (size + 2)  # in heads, k and v counted as heads
-        queries = range(
-            max(share.query_heads.start, group * size),
-            min(share.query_heads.stop, (group + 1) * size),
-        )
-        shift = first - group * size
-        yield _scaled(range(queries.start + shift, queries.stop + shift), config.head_dim)
-        yield _scaled(range(first + size, first + size + 2), config.head_dim)
-
-
-def _scaled(items: range, size: int) -> range:
-    return range(items.start * size, items.stop * size)
 
 
 def _merged(ranges: Iterable[range]) -> tuple[range, ...]:

@@ -87,7 +87,7 @@ class Plan:
             variants=("rw-1b", "rw-7b", "7b", "40b", "180B", "11B"),
             law_prompts=(5, 33),
             law_tokens=16,
-            kernel_tests=tuple(map(str, sorted(TESTS.glob("test_triton_*.py")))),
+            kernel_tests=tuple(map(str, sorted(TESTS.glob("ops/test_triton_*.py")))),
             kernel_test_seconds=240,
             minutes=minutes,
         )

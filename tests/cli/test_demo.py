@@ -116,7 +116,7 @@ def test_a_model_that_computes_no_numbers_is_told_so(
     lines = list(
         demo_run._lines({**summary, "precision": {"passed": False, "figures": figures}}, folder)
     )
-    assert "precision  cosine prefill no number; THE GATE DOES NOT HOLD" in lines
+    assert "precision  cosine prefill NaN; THE GATE DOES NOT HOLD" in lines
 
 
 def test_only_an_empty_folder_or_an_earlier_demos_is_written_to(

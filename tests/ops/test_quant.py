@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import gyrfalcon
+from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.engine_config import QUANTS
 from gyrfalcon.errors import CheckpointError, UsageError
 from gyrfalcon.ops import reference
@@ -153,12 +154,12 @@ def test_weights_of_any_size_keep_their_accuracy(kind: str, size: float) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rounding_in_chunks_is_rounding_in_one_go(
+def test_quantising_in_chunks_is_quantising_in_one_go(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weight = a_matrix(48, 384)
     whole = quantise(weight, kind)
-    monkeypatch.setattr("gyrfalcon.quant.CHUNK", 10_000)
+    monkeypatch.setattr(Cpu, "weights_at_once", 10_000)
     same(quantise(weight, kind), whole)
 
 

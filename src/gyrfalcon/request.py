@@ -94,6 +94,8 @@ class SamplingParams:
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         self._check_numbers()
         self._check_items()
+        biases = {int(token): float(bias) for token, bias in self.logit_bias.items()}
+        object.__setattr__(self, "logit_bias", biases)
         if not isinstance(self.ignore_eos, bool):
             raise RequestError("True or False for `ignore_eos`", shown(self.ignore_eos), CORRECT)
 
@@ -116,16 +118,18 @@ class SamplingParams:
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
         }
-        for values, kinds, words in (
-            (whole, Integral, "a whole number"),
-            (whole_or_none, (Integral, NoneType), "a whole number or None"),
-            (numbers, Real, "a number"),
+        for values, kinds, words, plain in (
+            (whole, Integral, "a whole number", int),
+            (whole_or_none, (Integral, NoneType), "a whole number or None", int),
+            (numbers, Real, "a number", float),
         ):
             for name, value in values.items():
                 if not is_number(value, kinds):
                     raise RequestError(f"{words} for `{name}`", shown(value), CORRECT)
                 if value is not None and value not in SAMPLING[name]:
                     raise RequestError(f"`{name}` {SAMPLING[name].words}", shown(value), CORRECT)
+                if value is not None:  # a Fraction or a number of numpy's is none to torch or JSON
+                    object.__setattr__(self, name, plain(value))
 
     def _check_items(self) -> None:
         checks = (
@@ -163,7 +167,7 @@ def _listed(name: str, values: object, kind: type) -> tuple[object, ...]:
     if items is None or not all(is_number(item, kind) for item in items):
         word = "strings" if kind is str else "token ids"
         raise RequestError(f"{word} for `{name}`", shown(values), CORRECT)
-    return items
+    return items if kind is str else tuple(map(int, items))
 
 
 def _is_text(text: str) -> bool:

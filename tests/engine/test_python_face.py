@@ -7,6 +7,7 @@ import doctest
 import inspect
 import pickle
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,41 @@ def test_an_engine_shows_its_model_and_how_it_runs() -> None:
     assert "1 rank on cpu, bf16" in repr(engine)
     engine.close()
     assert repr(engine) == "Engine('nestling': ended)"
+
+
+@pytest.mark.parametrize(
+    ("params", "plain"),
+    [
+        ({"temperature": Fraction(1, 2), "seed": np.int64(1)}, {"temperature": 0.5, "seed": 1}),
+        (
+            {"temperature": np.float32(0.5), "top_p": np.float32(0.5), "seed": 1},
+            {"temperature": 0.5, "top_p": 0.5, "seed": 1},
+        ),
+        (
+            {"repetition_penalty": Fraction(3, 2), "max_new_tokens": np.int64(2)},
+            {"repetition_penalty": 1.5, "max_new_tokens": 2},
+        ),
+        (
+            {"logit_bias": {np.int64(40): Fraction(1, 2)}, "stop_ids": [np.int64(41)]},
+            {"logit_bias": {40: 0.5}, "stop_ids": [41]},
+        ),
+        (
+            {"presence_penalty": Fraction(1, 2), "logprob_ids": [np.int64(40)]},
+            {"presence_penalty": 0.5, "logprob_ids": [40]},
+        ),
+    ],
+)
+def test_parameters_may_be_numbers_of_any_kind(
+    engine: Engine, params: dict[str, Any], plain: dict[str, Any]
+) -> None:
+    ours, expected = (engine.generate([30], SamplingParams(**each))[0] for each in (params, plain))
+    assert ours.completions == expected.completions
+
+
+def test_a_bias_beyond_every_float_is_refused() -> None:
+    biases: Any = {3: Fraction(10**400)}
+    with pytest.raises(RequestError, match="wanted logit_bias from -1e6 to 1e6"):
+        SamplingParams(logit_bias=biases)
 
 
 def test_numpy_s_whole_numbers_are_prompts(engine: Engine) -> None:

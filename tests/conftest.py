@@ -11,6 +11,7 @@ import triton_interpreter  # before all that imports triton
 from exams import write_rows
 
 import gyrfalcon
+from gyrfalcon.device import cpu, rates
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -64,6 +65,15 @@ def data(request: pytest.FixtureRequest) -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture
+def brief_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measures what the machine can do in a moment, for tests that ask for no true figure: seconds else."""
+    monkeypatch.setattr(rates, "LEAST_ROUNDS", 1)
+    monkeypatch.setattr(rates, "ROUNDS_SECONDS", 0.01)
+    monkeypatch.setattr(rates, "PRODUCT_SIZES", (512,))
+    monkeypatch.setattr(cpu, "READ_BYTES", 4 << 20)
 
 
 @pytest.fixture(scope="session")

@@ -484,6 +484,7 @@ def test_an_exam_goes_on_only_with_the_same_adapter(
     assert (code, "adapter" in told) == (2, True)
 
 
+@pytest.mark.usefixtures("brief_limits")
 def test_a_sweep_goes_on_only_with_the_same_adapter(
     data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

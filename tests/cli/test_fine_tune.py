@@ -181,6 +181,7 @@ def test_the_reference_of_the_gate_is_the_merged_model(
     )
 
 
+@pytest.mark.usefixtures("brief_limits")
 def test_its_speed_is_measured(tuned: FineTune, capsys: Captured) -> None:
     capsys.readouterr()
     words = ["--in", "8", "--out", "4", "--repeats", "1", "--json", "-"]

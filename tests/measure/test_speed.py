@@ -35,6 +35,7 @@ from gyrfalcon.measure.speed.table import describe
 from gyrfalcon.request import Chunk
 from gyrfalcon.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("brief_limits")
 HEADER = (
     "Batch, MaxSeqLen, InputSeqLen(Encoding), OutputSeqLen(Decoding), ResponseTime(ms), "
     "FirstTokenTime(ms), TimePerTokens(ms), TokensPerSecond(ms)\n"

@@ -89,10 +89,10 @@ class Attention(nn.Module):
         batch, length, hidden = x.shape
         fused = self.query_key_value(x).view(batch, length, self.num_groups, -1, HEAD_DIM)
         queries = fused.shape[3] - 2  # of each group
-        turned = _turn(fused[:, :, :, :-1].flatten(2, 3).transpose(1, 2), cos, sin)
-        turned = turned.unflatten(1, (self.num_groups, queries + 1))
-        q = turned[:, :, :-1].flatten(1, 2)  # [batch, heads, length, head_dim]
-        k = turned[:, :, -1:].expand(-1, -1, queries, -1, -1).flatten(1, 2)
+        rotated = _turn(fused[:, :, :, :-1].flatten(2, 3).transpose(1, 2), cos, sin)
+        rotated = rotated.unflatten(1, (self.num_groups, queries + 1))
+        q = rotated[:, :, :-1].flatten(1, 2)  # [batch, heads, length, head_dim]
+        k = rotated[:, :, -1:].expand(-1, -1, queries, -1, -1).flatten(1, 2)
         v = fused[:, :, :, -1:].expand(-1, -1, -1, queries, -1).flatten(2, 3).transpose(1, 2)
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         out: Tensor = self.dense(mixed.transpose(1, 2).reshape(batch, length, hidden))

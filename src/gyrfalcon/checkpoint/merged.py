@@ -153,11 +153,11 @@ def _fitting(
     """The changes the way their matrices lie. Linear layers lie as B · A does, and peft drops
     fan_in_fan_out there; it holds only where the shapes fit no other way.
     """
-    turned = adapter.config.fan_in_fan_out and any(
+    transposed = adapter.config.fan_in_fan_out and any(
         change.shape != shapes.get(name) == change.shape[::-1] for name, change in changes.items()
     )
     return {
-        name: change.transposed() if turned and name != scheme.embedding else change
+        name: change.transposed() if transposed and name != scheme.embedding else change
         for name, change in changes.items()
     }
 

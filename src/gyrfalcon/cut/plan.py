@@ -26,7 +26,7 @@ from gyrfalcon.parallel.shards import shares_of
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How the files of a folder are arranged."""
+    """How the files of a folder are laid out."""
 
     part_folder: str  # holds a folder per rank; "" puts the only rank's files at the top
     tokenizer_folder: str

@@ -56,8 +56,8 @@ APPEARED = {
 APPEARED |= dict.fromkeys(
     """
     torch.Tensor torch.add torch.arange torch.cat torch.device torch.dtype torch.empty
-    torch.empty_like torch.equal torch.eye torch.float16 torch.float32 torch.float64 torch.full
-    torch.get_num_threads torch.int16 torch.int32 torch.int64 torch.int8 torch.load torch.mm
+    torch.empty_like torch.equal torch.eye torch.float16 torch.float32 torch.float64 torch.from_numpy
+    torch.full torch.get_num_threads torch.int16 torch.int32 torch.int64 torch.int8 torch.load torch.mm
     torch.ones torch.randn torch.set_num_threads torch.stack torch.strided torch.tensor torch.uint8
     torch.where torch.zeros torch.zeros_like
     torch.cuda.Event torch.cuda.Stream torch.cuda.current_stream torch.cuda.device_count
@@ -65,7 +65,6 @@ APPEARED |= dict.fromkeys(
     torch.cuda.set_device torch.cuda.stream torch.cuda.synchronize torch.version.cuda
     torch.nn.functional.cosine_similarity torch.nn.functional.gelu torch.nn.functional.layer_norm
     torch.nn.functional.linear torch.nn.functional.pad torch.nn.functional.relu
-    torch.nn.utils.rnn.pad_sequence
     """.split(),
     "1.0",
 )

@@ -2,16 +2,19 @@
 of the model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from itertools import accumulate
+from itertools import chain
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from gyrfalcon.device.lookup import send
 from gyrfalcon.request import Chunk
+
+Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +42,35 @@ class Batch:
     def build(cls, chunks: Sequence[Chunk], block_size: int) -> "Batch":
         """The tensors for `chunks`, on the host; the sequences already own the blocks for every
         token up to `stop`. Tokens that are not known yet are missing in token_ids.
+
+        In numpy and for all chunks at once: a call of torch's for each would cost more than small
+        models take.
         """
-        query_lens = tuple(chunk.stop - chunk.start for chunk in chunks)
-        context_lens = tuple(chunk.stop for chunk in chunks)
-        parts = [_tensors(chunk, block_size) for chunk in chunks]
-        token_ids, positions, rope_lengths, slots, rows = map(torch.cat, zip(*parts, strict=True))
-        starts = torch.tensor([0, *accumulate(query_lens)])
-        rows += starts[:-1].repeat_interleave(torch.tensor([len(chunk.rows) for chunk in chunks]))
-        tables = [torch.tensor(chunk.sequence.blocks) for chunk in chunks]
-        of_sequences = pad_sequence(tables, batch_first=True), starts, torch.tensor(context_lens)
-        tensors = (token_ids, positions, rope_lengths, slots, *of_sequences, rows)
-        return cls(query_lens, context_lens, *tensors)
+        sequences = [chunk.sequence for chunk in chunks]
+        firsts = _numbers(chunk.start for chunk in chunks)
+        contexts = _numbers(chunk.stop for chunk in chunks)
+        query_lens = contexts - firsts
+        starts = np.concatenate(([0], query_lens.cumsum()))
+        owners = np.arange(len(chunks)).repeat(query_lens)  # [tokens], whose token it is
+        tokens = np.arange(len(owners))
+        positions = tokens - (starts[:-1] - firsts)[owners]
+        tables = _padded([sequence.blocks for sequence in sequences])
+        blocks, places = np.divmod(positions, block_size)
+        prompt_lens = _numbers(sequence.prompt_len for sequence in sequences)
+        first_rows = starts[:-1] + _numbers(chunk.rows.start for chunk in chunks)
+        known = (chunk.sequence.tokens[chunk.start : chunk.stop] for chunk in chunks)
+        arrays = (
+            _numbers(chain.from_iterable(known)),
+            positions,
+            np.maximum(positions + 1, prompt_lens[owners]),
+            tables[owners, blocks] * block_size + places,
+            tables,
+            starts,
+            contexts,
+            np.flatnonzero(tokens >= first_rows[owners]),  # to the end of each chunk
+        )
+        lens = tuple(query_lens.tolist()), tuple(contexts.tolist())
+        return cls(*lens, *map(torch.from_numpy, arrays))
 
     def on(self, device: torch.device) -> "Batch":
         """The same batch on a device; what is there already stays."""
@@ -57,15 +78,13 @@ class Batch:
         return Batch(self.query_lens, self.context_lens, *(send(one, device) for one in tensors))
 
 
-def _tensors(chunk: Chunk, block_size: int) -> tuple[Tensor, ...]:
-    """One chunk's token ids, positions, rope lengths, slots, and wanted rows counted from its start."""
-    sequence = chunk.sequence
-    positions = torch.arange(chunk.start, chunk.stop)
-    blocks = torch.tensor(sequence.blocks)[positions // block_size]
-    return (
-        torch.tensor(sequence.tokens[chunk.start : chunk.stop], dtype=torch.int64),
-        positions,
-        (positions + 1).clamp(min=sequence.prompt_len),
-        blocks * block_size + positions % block_size,
-        torch.arange(chunk.rows.start, chunk.rows.stop),
-    )
+def _numbers(values: Iterable[int]) -> Numbers:
+    return np.fromiter(values, np.int64)
+
+
+def _padded(tables: Sequence[Sequence[int]]) -> Numbers:
+    """Tables of different lengths as the rows of one, int64 [tables, longest]."""
+    lens = _numbers(map(len, tables))
+    padded = np.zeros((len(tables), lens.max()), np.int64)
+    padded[np.arange(lens.max()) < lens[:, None]] = _numbers(chain.from_iterable(tables))
+    return padded

@@ -42,7 +42,9 @@ REQUIRED = {  # what a command cannot do without, and what other options cannot
     "mmlu": ["m", "-d=d"],
     "verify": ["a"],
     "perplexity": ["m", "f"],
+    "load": ["http://a"],
 }
+NO_TORCH = {"demo", "load"}  # demo's steps are processes
 
 
 def refusal(*words: str) -> str:
@@ -106,7 +108,7 @@ sys.meta_path.insert(0, Interrupt())
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
-@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"demo"}))  # whose steps are processes
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - NO_TORCH))
 def test_ctrl_c_ends_a_command_whose_libraries_swallow_it(name: str, tmp_path: Path) -> None:
     """torch's import catches any exception at some places; here every import of it does."""
     code = """
@@ -528,6 +530,7 @@ def test_words_for_help_and_version_print_on_standard_output(
         (["speed", "m", "-tp=2"], "-w"),
         (["mmlu", "m", "--dtype", "bfloat16"], "bf16"),
         (["cut", "a", "b", "-w", "2", "--quant", "4bit"], "int4"),
+        (["load", "http://a", "--request-rate", "4"], "--rate"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -547,11 +550,12 @@ def test_a_missing_model_alone_is_asked_for() -> None:
 
 
 def test_words_of_other_engines_stand_for_words_that_are_known() -> None:
-    parser = argparse.ArgumentParser()
     names = [one.name for kind in (EngineConfig, SamplingParams) for one in fields(kind)]
     known = {*COMMANDS, *DTYPES, *QUANTS, "cuda", *names}
-    COMMANDS["generate"].add_arguments(parser)
-    known.update(option for action in parser._actions for option in action.option_strings)
+    for name in ("generate", "load"):
+        parser = argparse.ArgumentParser()
+        COMMANDS[name].add_arguments(parser)
+        known.update(option for action in parser._actions for option in action.option_strings)
     assert not set(OTHER_NAMES.values()) - known
     assert not set(OTHER_NAMES) & known
 

@@ -245,7 +245,7 @@ def _core(model: Falcon, pool: KVPool, plan: "Plan", max_len: int) -> EngineCore
     scheduler = Scheduler(allocator, StepLimits(max_len, max_len, 1))
     vocabulary = Vocabulary.shared(model.head.weight.shape[0], solo())
     run = Graphs(model, max_len, device_of(plan.device))
-    return EngineCore(run, pool, scheduler, vocabulary, device_of(plan.device), False)
+    return EngineCore(run, pool, scheduler, vocabulary, device_of(plan.device), None)
 
 
 def _case(core: EngineCore, input_len: int, output_len: int) -> tuple[float, float]:

@@ -30,9 +30,10 @@ from types import ModuleType
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "src" / "gyrfalcon"
 MODULES: dict[str, tuple[str, ...]] = {  # and the tests that are theirs
-    "kv/blocks.py": ("engine/test_scheduler.py",),
+    "kv/blocks.py": ("engine/test_scheduler.py", "engine/test_scores.py"),
     "kv/pool.py": ("engine/test_engine.py",),
-    "engine/scheduler.py": ("engine/test_scheduler.py",),
+    "engine/scheduler.py": ("engine/test_scheduler.py", "engine/test_scores.py"),
+    "engine/scores.py": ("engine/test_scores.py",),
     "engine/sampler.py": ("engine/test_sampler.py",),
     "text/detokenizer.py": ("text/test_text.py", "text/test_tokenizer.py", "text/test_end_ids.py"),
     "measure/precision/gate.py": ("measure/test_gate.py", "measure/test_read_back.py"),

@@ -15,6 +15,7 @@ from gyrfalcon.console.suggestion import known_names
 from gyrfalcon.errors import RequestError
 
 MOST_CANDIDATES = 256  # with a larger top_k the ranks exchange all logits
+SHARED_TOP = 5  # most likely tokens that the KV cache remembers for each token of a scored prompt
 NO_BIAS: Mapping[int, float] = {}
 CORRECT = "correct the sampling parameters"
 
@@ -51,7 +52,9 @@ class SamplingParams:
     n: number of independent samples of the prompt.
     logprobs: return the log-probability of every output token and those of this many most likely
         tokens; 0: only its own; None: none.
-    prompt_logprobs: the same for every token of the prompt.
+    prompt_logprobs: the same for every token of the prompt. Up to 5, they are remembered with the KV
+        cache, and a prompt that begins like an earlier one that asked for them takes them over; with
+        more, every token is computed.
     logprob_ids: return the log-probabilities of these token ids at every output position.
     stop: strings that end the text, which stops before them. They may contain special tokens, such
         as <|im_end|>, although the text shows none.
@@ -211,6 +214,7 @@ class Request:
     changes_logits: bool = field(init=False)  # by biases or penalties
     wants_logprobs: bool = field(init=False)
     wants_prompt_logits: bool = field(init=False)  # after every prompt token, not only the last
+    shares_scores: bool = field(init=False)  # with prompts that begin alike: those of the prompt
     sampling_mode: SamplingMode = field(init=False)
 
     def __post_init__(self) -> None:
@@ -225,6 +229,8 @@ class Request:
         decide("changes_logits", changes_logits)
         decide("wants_logprobs", params.logprobs is not None or bool(params.logprob_ids))
         decide("wants_prompt_logits", self.keep_logits or params.prompt_logprobs is not None)
+        few = params.prompt_logprobs is not None and params.prompt_logprobs <= SHARED_TOP
+        decide("shares_scores", few and not self.keep_logits)
         decide("sampling_mode", _sampling_mode(params, changes_logits))
 
 
@@ -271,10 +277,12 @@ class Sequence:
     finish_reason: FinishReason | None = None
     prompt_len: int = field(init=False)
     wants_every_row: bool = field(init=False)  # the logits after each of its prompt's tokens
+    shares_scores: bool = field(init=False)  # which it makes of those logits
 
     def __post_init__(self) -> None:
         self.prompt_len = len(self.request.prompt_ids)
         self.wants_every_row = self.index == 0 and self.request.wants_prompt_logits
+        self.shares_scores = self.index == 0 and self.request.shares_scores
 
     @property
     def output_ids(self) -> list[int]:
@@ -364,7 +372,9 @@ class RequestOutput:
     """A finished request. The properties are those of its first completion.
 
     num_cached_tokens: tokens of the prompt that were not computed for its first sample, because an
-        earlier prompt began alike. Outputs that differ in nothing else are equal.
+        earlier prompt began alike. Outputs that differ in nothing else are equal. With
+        `prompt_logprobs` these are tokens whose scores an earlier prompt left in the cache; always 0
+        with `prompt_logprobs` above 5.
 
     >>> [output] = Engine("nestling").generate("The falcon", SamplingParams(max_new_tokens=4))
     >>> output.text == output.completions[0].text

@@ -17,6 +17,7 @@ from gyrfalcon.device.threads import own_processors, use_threads
 from gyrfalcon.engine.core import EngineCore, ModelRunner
 from gyrfalcon.engine.graphs import Graphs
 from gyrfalcon.engine.scheduler import Scheduler, StepLimits
+from gyrfalcon.engine.scores import PromptScores
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import CacheTooSmall, UsageError
 from gyrfalcon.kv.blocks import BlockAllocator
@@ -57,11 +58,12 @@ def build_core(
     limits = StepLimits(max_len, config.max_batch_tokens, config.max_sequences)
     runner = model_runner(model, operations, rank_info.group, max_len, device)
     vocabulary = Vocabulary.shared(checkpoint.config.vocab_size, rank_info.group)
-    scheduler = Scheduler(allocator, limits)
+    scores = None
+    if retain_prompt_logits:
+        scores = PromptScores(allocator.num_blocks, config.block_size, vocabulary.size, reuse)
+    scheduler = Scheduler(allocator, limits, scores)
     own_threads = operations.own_threads(config.quant)
-    return EngineCore(
-        runner, pool, scheduler, vocabulary, device, retain_prompt_logits, own_threads
-    )
+    return EngineCore(runner, pool, scheduler, vocabulary, device, scores, own_threads)
 
 
 def model_runner(

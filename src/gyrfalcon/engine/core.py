@@ -17,6 +17,7 @@ from gyrfalcon.device.threads import one_torch_thread
 from gyrfalcon.engine import sampler
 from gyrfalcon.engine.rank_messages import Add, RankMessage
 from gyrfalcon.engine.scheduler import Scheduler
+from gyrfalcon.engine.scores import PromptScores
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.parallel.group import Vocabulary
 from gyrfalcon.request import Chunk, StepOutput, Token
@@ -26,8 +27,8 @@ ModelRunner = Callable[[Batch, KVPool], Tensor]
 
 
 class EngineCore:
-    """What one rank holds. The rank that serves the user retains prompt logits and scores
-    for it (`retain_prompt_logits`). With `own_threads` the model runs on threads other than torch's.
+    """What one rank holds. The rank that serves the user has `scores`, and retains the logits and
+    scores of prompts for it. With `own_threads` the model runs on threads other than torch's.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class EngineCore:
         scheduler: Scheduler,
         vocabulary: Vocabulary,
         device: Device,
-        retain_prompt_logits: bool,
+        scores: PromptScores | None,
         own_threads: bool = False,
     ) -> None:
         self.model_runner = model_runner
@@ -45,14 +46,11 @@ class EngineCore:
         self.scheduler = scheduler
         self.vocabulary = vocabulary
         self.device = device
-        self.retain_prompt_logits = retain_prompt_logits
+        self.scores = scores
         self._quiet = one_torch_thread if own_threads else nullcontext
         self._logits: dict[int, list[Tensor]] = defaultdict(
             list
         )  # request → float32 [rows, vocab], in order
-        self._scores: dict[int, list[Token]] = defaultdict(
-            list
-        )  # request → its prompt from the second token on
 
     def handle(self, message: RankMessage) -> None:
         """Does what a message says."""
@@ -65,7 +63,8 @@ class EngineCore:
         """Hands over what was kept of a request's prompt: logits after each token, scores from the
         second on.
         """
-        return self._logits.pop(request_id, []), self._scores.pop(request_id, [])
+        assert self.scores is not None
+        return self._logits.pop(request_id, []), self.scores.pop(request_id)
 
     @torch.inference_mode()
     def step(self) -> list[StepOutput]:
@@ -98,7 +97,7 @@ class EngineCore:
         """Keeps a prompt chunk's logits or scores. A preempted sequence computes them again, in
         other chunks: of those only what is new.
         """
-        if not self.retain_prompt_logits:
+        if self.scores is None:
             return
         request = chunk.sequence.request
         prompt = request.prompt_ids
@@ -106,9 +105,10 @@ class EngineCore:
             logits = self._logits[request.id]
             first = sum(map(len, logits)) - chunk.start
             logits.append(rows[first : len(prompt) - chunk.start])
-        num_top = request.params.prompt_logprobs
-        if num_top is not None:
-            scores = self._scores[request.id]
-            first = len(scores) - chunk.start
-            following = prompt[len(scores) + 1 : chunk.stop + 1]
-            scores += sampler.score(rows[first : first + len(following)], following, num_top)
+        if request.params.prompt_logprobs is not None:
+            new = self.scores.missing(request, chunk.stop)
+            before = rows[new.start - 1 - chunk.start : new.stop - 1 - chunk.start]
+            found = sampler.score(
+                before, prompt[new.start : new.stop], self.scores.num_top(request)
+            )
+            self.scores.add(request, tuple(one.cpu().numpy() for one in found))

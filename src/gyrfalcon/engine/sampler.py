@@ -49,13 +49,14 @@ def read(found: Tensor) -> list[Token]:
     return [Token(token_id) for token_id in token_ids]
 
 
-def score(logits: Tensor, token_ids: Seq[int], num_top: int) -> list[Token]:
-    """Log-probabilities of given tokens from their rows of logits (float32 [tokens, vocab])."""
+def score(logits: Tensor, token_ids: Seq[int], num_top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of given tokens from their rows of logits (float32 [tokens, vocab]): log-probabilities
+    float64 [tokens], the most likely tokens' ids int64 and theirs float64, both [tokens, num_top].
+    """
     _check_finite(bool(logits.isfinite().all()))
     logprobs = logits.double().log_softmax(dim=-1)
-    own = logprobs.gather(1, torch.tensor([token_ids], device=logits.device).T)[:, 0].tolist()
-    tops = _top(logprobs, num_top)
-    return [Token(*one) for one in zip(token_ids, own, tops, strict=True)]
+    ids = torch.tensor([token_ids], dtype=torch.int64, device=logits.device).T
+    return logprobs.gather(1, ids)[:, 0], *_top(logprobs, num_top)
 
 
 def _check_finite(finite: bool) -> None:
@@ -65,28 +66,33 @@ def _check_finite(finite: bool) -> None:
 
 def _describe(logits: Tensor, token_id: int, params: SamplingParams) -> Token:
     logprobs = logits.double().log_softmax(dim=-1)
+    [ids], [values] = (one.tolist() for one in _top(logprobs[None], params.logprobs or 0))
     return Token(
         token_id,
         float(logprobs[token_id]),
-        _top(logprobs[None], params.logprobs or 0)[0],
+        tuple(zip(ids, values, strict=True)),
         tuple((other, float(logprobs[other])) for other in params.logprob_ids),
     )
 
 
-def _top(logprobs: Tensor, num_top: int) -> list[tuple[tuple[int, float], ...]]:
-    """For each row [rows, vocab] the most likely token ids with their log-probabilities, of equals
-    the lowest id first, as greedy decoding takes it.
+def _top(logprobs: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
+    """For each row [rows, vocab] the ids of the most likely tokens and their log-probabilities, both
+    [rows, num_top], of equals the lowest id first, as greedy decoding takes it: fewer are the first
+    of more.
     """
     num_top = min(num_top, logprobs.shape[1])
     if num_top == 1:
         values, ids = stable_top_k(logprobs, 1)
-    else:  # topk() returns equals in any order, but a stable sort of the whole row is slow
-        ids = logprobs.topk(num_top).indices.sort().values
-        values, order = logprobs.gather(1, ids).sort(descending=True, stable=True)
-        ids = ids.gather(1, order)
-    return [
-        tuple(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)
-    ]
+        return ids, values
+    # topk() returns any of equals in any order, but a stable sort of the whole row is slow.
+    ids = logprobs.topk(num_top).indices.sort().values
+    values, order = logprobs.gather(1, ids).sort(descending=True, stable=True)
+    ids = ids.gather(1, order)
+    if num_top:
+        tied = (logprobs >= values[:, -1:]).sum(dim=-1) > num_top
+        if tied.any():
+            values[tied], ids[tied] = stable_top_k(logprobs[tied], num_top)
+    return ids, values
 
 
 def _choose_mixed(

@@ -5,6 +5,7 @@ every rank.
 from collections import OrderedDict
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import Protocol
 
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.request import Chunk, EngineStats, FinishReason, Request, Sequence, StepOutput, Token
@@ -19,13 +20,26 @@ class StepLimits:
     max_sequences: int  # sequences that hold cache at once
 
 
+class ScoreStore(Protocol):
+    """Where a rank that serves a user holds the scores of prompts and of cache blocks."""
+
+    def load(self, request: Request, blocks: Seq[int], following: bool) -> None:
+        """Takes over the scores of a prompt's first blocks, and of the token after them."""
+
+    def store(self, request: Request, start: int, block: int, places: range) -> None:
+        """Leaves with `places` of a block the scores of a prompt's tokens from `start` on."""
+
+
 class Scheduler:
     """First come, first served. Older sequences take cache from younger ones, which then start over
     later, so the oldest always goes on and every request ends."""
 
-    def __init__(self, allocator: BlockAllocator, limits: StepLimits) -> None:
+    def __init__(
+        self, allocator: BlockAllocator, limits: StepLimits, scores: ScoreStore | None = None
+    ) -> None:
         self.allocator = allocator
         self.limits = limits
+        self._scores = scores  # every rank knows which blocks have some, not all hold them
         self.waiting: OrderedDict[Sequence, None] = OrderedDict()  # first come first
         self.running: dict[Sequence, None] = {}  # oldest first
         self._samples: dict[int, dict[int, Sequence]] = {}  # of requests by id, by index
@@ -170,6 +184,8 @@ class Scheduler:
         sequence.blocks.extend(known)
         sequence.num_computed = len(known) * self.allocator.block_size
         self.running[sequence] = None
+        if sequence.shares_scores and self._scores is not None:
+            self._scores.load(sequence.request, *self._scored(sequence))
         if not sequence.was_preempted:  # one that was finds its own blocks
             sequence.num_cached = sequence.num_computed
             self._num_cached_tokens += sequence.num_cached
@@ -178,11 +194,20 @@ class Scheduler:
 
     def _known(self, sequence: Sequence) -> list[int]:
         """Blocks that hold the sequence's beginning already, but never all of it: the last token has
-        to be computed to know what follows.
+        to be computed to know what follows. Where scores are wanted, blocks that have them, up to a
+        token whose score is known without computing the one before it.
         """
-        if sequence.wants_every_row:
-            return []
-        return self.allocator.find(self._digests(sequence, len(sequence.tokens) - 1))
+        if not sequence.wants_every_row:
+            return self.allocator.find(self._digests(sequence, len(sequence.tokens) - 1))
+        blocks, following = self._scored(sequence)
+        return blocks if following else blocks[:-1]
+
+    def _scored(self, sequence: Sequence) -> tuple[list[int], bool]:
+        """Blocks with the scores of its beginning, and whether the token after them has one."""
+        if not sequence.shares_scores:
+            return [], True
+        digests = self._digests(sequence, len(sequence.tokens) - 1)
+        return self.allocator.find_scored(digests, sequence.request.prompt_ids)
 
     def _digests(self, sequence: Sequence, num_tokens: int) -> list[bytes]:
         return self.allocator.digests(sequence.tokens, num_tokens, sequence.digests)
@@ -210,3 +235,15 @@ class Scheduler:
         """Lets others find the full blocks of what was computed."""
         digests = self._digests(sequence, sequence.num_computed)
         self.allocator.publish(sequence.blocks, digests)
+        if sequence.shares_scores:
+            self._publish_scores(sequence.request, digests)
+
+    def _publish_scores(self, request: Request, digests: Seq[bytes]) -> None:
+        """Leaves the scores of a prompt with the blocks that it fills, as far as they have none."""
+        prompt, size = request.prompt_ids, self.allocator.block_size
+        for index, digest in enumerate(digests[: len(prompt) // size]):
+            stop = (index + 1) * size
+            following = prompt[stop] if stop < len(prompt) else None
+            block, places = self.allocator.add_scores(digest, following)
+            if places and self._scores is not None:
+                self._scores.store(request, index * size, block, places)

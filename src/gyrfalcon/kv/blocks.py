@@ -2,11 +2,13 @@
 
 A full block is known by the tokens in it and before it, so a prompt that begins like an earlier one
 takes over its blocks instead of computing them. A block that nobody uses any more keeps its content
-until it is needed for something else, the one unused longest first.
+until it is needed for something else, the one unused longest first. With the content goes the note
+that its tokens have scores, which are kept elsewhere.
 """
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import takewhile
 
 
 class BlockAllocator:
@@ -23,6 +25,8 @@ class BlockAllocator:
         self._users = [0] * num_blocks
         self._block_of: dict[bytes, int] = {}  # digest of all tokens up to its end → full block
         self._digest_of: dict[int, bytes] = {}
+        # Block whose tokens have scores → the token after it that has one, too, if any.
+        self._scored: dict[int, int | None] = {}
 
     @property
     def num_free(self) -> int:
@@ -70,6 +74,18 @@ class BlockAllocator:
             found.append(self._block_of[digest])
         return found
 
+    def find_scored(
+        self, digests: Sequence[bytes], prompt: Sequence[int]
+    ) -> tuple[list[int], bool]:
+        """The same of blocks whose tokens have scores, and whether the prompt's token after them has
+        one, or there is none: it follows from the last token of a block, but is no part of it.
+        """
+        found = list(takewhile(self._scored.__contains__, self.find(digests)))
+        stop = len(found) * self.block_size
+        if not found or stop >= len(prompt):
+            return found, True
+        return found, self._scored[found[-1]] == prompt[stop]
+
     def num_unused(self, blocks: Sequence[int]) -> int:
         """How many of `blocks` count as free as long as they are not taken."""
         return sum(block in self._free for block in blocks)
@@ -87,6 +103,18 @@ class BlockAllocator:
             if digest not in self._block_of:
                 self._block_of[digest], self._digest_of[block] = block, digest
 
+    def add_scores(self, digest: bytes, following: int | None) -> tuple[int, range]:
+        """Notes that the tokens of a published block have scores, and so has the token `following` it.
+        What has scores keeps them, so this returns the block and the places in it that get some now:
+        `block_size` stands for the token after it.
+        """
+        block = self._block_of[digest]
+        start = 0 if block not in self._scored else self.block_size
+        if self._scored.get(block) is not None:
+            return block, range(0)
+        self._scored[block] = following
+        return block, range(start, self.block_size + (following is not None))
+
     def release(self, table: list[int]) -> None:
         """Takes every block of `table` back from one user and empties the table."""
         for block in reversed(table):  # the end of a text is worth less than its beginning
@@ -103,3 +131,4 @@ class BlockAllocator:
         digest = self._digest_of.pop(block, None)
         if digest is not None:
             del self._block_of[digest]
+            self._scored.pop(block, None)

@@ -1,0 +1,103 @@
+"""The scores of prompts: each token's log-probability and the most likely tokens at its place. A rank
+that serves a user holds them for requests under way and for cache blocks; which blocks have some, the
+allocator knows on every rank.
+"""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gyrfalcon.request import SHARED_TOP, Request, Token
+
+Entries = NDArray[np.void]  # of _entry(), one for each token
+_NAMES = ("logprob", "top_ids", "top_logprobs")
+
+
+@dataclass(slots=True)
+class _Prompt:
+    """A prompt under way. Nothing comes before its first token, which has no score."""
+
+    request: Request
+    entries: Entries  # [tokens]
+    num_known: int = 1  # of the first tokens
+
+
+class PromptScores:
+    """Where scores are held: 68 bytes a token. A block has room for its own tokens and the one after,
+    whose score follows from its last: 1,156 bytes for 16 tokens. Without `reuse` blocks have none.
+    """
+
+    def __init__(
+        self, num_blocks: int, block_size: int, vocab_size: int, reuse: bool = True
+    ) -> None:
+        self._vocab_size = vocab_size
+        self._block_size = block_size
+        self._shared_top = min(SHARED_TOP, vocab_size) if reuse else 0
+        # What no block with scores needs is never touched, and takes no memory.
+        self._blocks = np.empty((num_blocks, block_size + 1), _entry(self._shared_top))
+        self._prompts: dict[int, _Prompt] = {}  # by the request's id
+
+    def num_top(self, request: Request) -> int:
+        """How many of the most likely tokens the scores of a prompt have, asked for or not."""
+        asked = min(request.params.prompt_logprobs or 0, self._vocab_size)
+        return max(asked, self._shared_top) if request.shares_scores else asked
+
+    def missing(self, request: Request, stop: int) -> range:
+        """The tokens of a prompt whose scores are new when those before `stop` have been computed."""
+        return range(self._of(request).num_known, min(stop + 1, len(request.prompt_ids)))
+
+    def add(self, request: Request, new: tuple[NDArray[np.generic], ...]) -> None:
+        """The scores of the next tokens of a prompt: log-probabilities float64 [tokens], ids of the
+        most likely tokens [tokens, num_top] and theirs float64 [tokens, num_top].
+        """
+        prompt = self._of(request)
+        stop = prompt.num_known + len(new[0])
+        entries = prompt.entries[prompt.num_known : stop]
+        for name, values in zip(_NAMES, new, strict=True):
+            entries[name] = values
+        prompt.num_known = stop
+
+    def load(self, request: Request, blocks: Seq[int], following: bool) -> None:
+        """Takes over what blocks hold of a prompt's first tokens and, if told, of the `following` one."""
+        stop = len(blocks) * self._block_size
+        num_known = min(stop + following, len(request.prompt_ids))
+        prompt = self._of(request)
+        if not blocks or num_known <= prompt.num_known:
+            return  # one that was preempted has its own
+        found = [self._blocks[blocks, : self._block_size].ravel(), self._blocks[blocks[-1], -1:]]
+        new = slice(prompt.num_known, num_known)
+        prompt.entries[new] = np.concatenate(found)[new]
+        prompt.num_known = num_known
+
+    def store(self, request: Request, start: int, block: int, places: range) -> None:
+        """Leaves with `places` of a block the scores of a prompt's tokens from `start` on."""
+        tokens = slice(start + places.start, start + places.stop)
+        self._blocks[block, places.start : places.stop] = self._of(request).entries[tokens]
+
+    def pop(self, request_id: int) -> list[Token]:
+        """Hands over the scores of a prompt from its second token on, as far as they are known."""
+        prompt = self._prompts.pop(request_id, None)
+        if prompt is None:
+            return []
+        asked, known = prompt.request.params.prompt_logprobs, slice(1, prompt.num_known)
+        columns = (prompt.entries[name][known].tolist() for name in _NAMES)
+        return [
+            Token(token_id, logprob, tuple(zip(ids, logprobs, strict=True))[:asked])
+            for token_id, logprob, ids, logprobs in zip(
+                prompt.request.prompt_ids[known], *columns, strict=True
+            )
+        ]
+
+    def _of(self, request: Request) -> _Prompt:
+        prompt = self._prompts.get(request.id)
+        if prompt is None:
+            entries = np.empty(len(request.prompt_ids), _entry(self.num_top(request)))
+            prompt = self._prompts[request.id] = _Prompt(request, entries)
+        return prompt
+
+
+def _entry(num_top: int) -> np.dtype[np.void]:
+    kinds = (np.float64, (np.int32, num_top), (np.float64, num_top))
+    return np.dtype(list(zip(_NAMES, kinds, strict=True)))

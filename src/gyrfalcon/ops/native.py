@@ -26,10 +26,10 @@ from gyrfalcon.ops import reference
 from gyrfalcon.ops.reference import Angles, BlockWeights, LinearCall, RunBlocks
 from gyrfalcon.ops.reference import prepack as prepack
 from gyrfalcon.parallel.shared_memory import SharedMemory
-from gyrfalcon.quant import Quantised, Weight
+from gyrfalcon.quant import GROUPS, Quantised, Weight
 
 CAPTURABLE = False
-NO_KERNELS = ("fp8",)  # kinds of quantised weights that are left to the reference
+QUANTISED = ("int8", *GROUPS)  # kinds that have kernels; others are left to the reference
 
 INT8, INT4 = 3, 4
 RANK_GONE = -2  # of gf_run_blocks
@@ -51,7 +51,7 @@ def use_threads(threads: int, processors: Sequence[int] = ()) -> None:
 
 def own_threads(quant: str) -> bool:
     """The library's threads compute, but where there are no kernels."""
-    return quant not in NO_KERNELS
+    return quant in ("none", *QUANTISED)
 
 
 def linear(
@@ -208,7 +208,7 @@ def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None)
 def _known(*weights: Weight) -> bool:
     """Whether there are kernels for all the weights."""
     return all(
-        weight.kind not in NO_KERNELS if isinstance(weight, Quantised) else weight.dtype in KINDS
+        weight.kind in QUANTISED if isinstance(weight, Quantised) else weight.dtype in KINDS
         for weight in weights
     )
 

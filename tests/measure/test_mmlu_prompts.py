@@ -286,7 +286,7 @@ def test_a_file_of_questions_that_is_no_csv_is_refused(
 
 
 def test_more_shots_than_there_are_and_unknown_subjects_are_refused(exam_folder: Path) -> None:
-    with pytest.raises(UsageError, match="in dev/ of birds, got 2; lower --shots"):
+    with pytest.raises(UsageError, match="in dev/ of birds, got 2; lower shots"):
         exam_of(exam_folder, num_examples=3)
     with pytest.raises(UsageError, match=r"birds, sums_of_two.*got 'fish'; choose"):
         read_exam(exam_folder, "test", ["birds", "fish"])
@@ -331,7 +331,7 @@ def test_no_worked_examples_are_needed_where_none_are_shown(
     assert [one.questions for one in asked] == [
         one.questions for one in exam_of(exam_folder).subjects
     ]
-    with pytest.raises(UsageError, match="in dev/ of birds, got none; lower --shots"):
+    with pytest.raises(UsageError, match="in dev/ of birds, got none; lower shots"):
         exam_of(tmp_path, num_examples=1)
     (tmp_path / "dev").mkdir()
     shutil.copy(exam_folder / "dev/birds_dev.csv", tmp_path / "dev")
@@ -342,15 +342,15 @@ def test_no_worked_examples_are_needed_where_none_are_shown(
 @pytest.mark.parametrize(
     ("inner", "got", "do"),
     [
-        ("exam/test", "exam/test with the files of one split", "give its parent: -d {}/exam"),
+        ("exam/test", "exam/test with the files of one split", "give its parent, `data={}/exam`"),
         (
             "exam/test/birds_test.csv",
             "the file ",
             "give the folder that holds dev/, val/ and test/",
         ),
-        (".", "which holds it in a folder", "give that one: -d {}/exam"),
-        ("nowhere", "which does not exist", "check -d"),
-        ("exam/test/empty", "without them", "check -d"),
+        (".", "which holds it in a folder", "give that one, `data={}/exam`"),
+        ("nowhere", "which does not exist", "check `data`"),
+        ("exam/test/empty", "without them", "check `data`"),
     ],
 )
 def test_a_folder_beside_the_right_one_is_told_which_is(
@@ -365,11 +365,11 @@ def test_a_folder_beside_the_right_one_is_told_which_is(
 
 
 def test_the_split_that_is_there_is_named(exam_folder: Path) -> None:
-    with pytest.raises(UsageError, match="with test/ alone; give --split test"):
+    with pytest.raises(UsageError, match="with test/ alone; give split=test"):
         read_exam(exam_folder, "val")
 
 
 def test_letters_are_the_tokens_after_answer(data: Data) -> None:
     assert letter_ids(Tokenizer.load(data("falcon-tokenizer")).encode) == (317, 341, 319, 361)
-    with pytest.raises(CheckpointError, match="use --protocol generate"):
+    with pytest.raises(CheckpointError, match="use protocol=generate"):
         letter_ids(encode_characters)

@@ -61,7 +61,7 @@ def windows_of(source: CalibrationText, checkpoint: Checkpoint) -> Tensor:
     ]
     if not windows:
         wanted, got = f"a text of at least {size} tokens to calibrate on", f"one of {len(found[0])}"
-        raise UsageError(wanted, got, "take a longer one or lower --calibrate-tokens")
+        raise UsageError(wanted, got, "take a longer one or lower `calibrate_tokens`")
     count = min(len(windows), source.most_tokens // size)
     chosen = torch.tensor([windows[i * len(windows) // count] for i in range(count)])
     if (largest := int(chosen.max())) >= checkpoint.config.vocab_size:

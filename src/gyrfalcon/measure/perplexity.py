@@ -54,10 +54,10 @@ def windows(num_tokens: int, window: int, stride: int) -> list[Window]:
 def check_window(window: int, stride: int, max_len: int) -> None:
     """UsageError unless 1 <= stride < window <= max_len."""
     if not 2 <= window <= max_len:
-        raise UsageError(f"a window of 2 to {max_len} tokens", str(window), "change --window")
+        raise UsageError(f"a window of 2 to {max_len} tokens", str(window), "change `window`")
     if not 1 <= stride < window:
         wanted = f"a stride of 1 to {window - 1}, so that every token has one before it"
-        raise UsageError(wanted, str(stride), "change --stride")
+        raise UsageError(wanted, str(stride), "change `stride`")
 
 
 def perplexity(

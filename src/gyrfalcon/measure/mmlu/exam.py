@@ -118,7 +118,7 @@ def subjects_in(folder: Path, split: str) -> list[str]:
         if path.is_file()
     )
     if not there:
-        wanted = f"a folder with files like {split}/astronomy{suffix} after -d"
+        wanted = f"a folder with files like {split}/astronomy{suffix} for `data`"
         raise UsageError(wanted, *_what_it_is(folder, split))
     return there
 
@@ -126,20 +126,20 @@ def subjects_in(folder: Path, split: str) -> list[str]:
 def _what_it_is(folder: Path, split: str) -> tuple[str, str]:
     """What a folder without an exam contains, and what to do about it."""
     if not folder.exists():
-        do = path_meant(str(folder), "check -d", NESTLING)
+        do = path_meant(str(folder), "check `data`", NESTLING)
         return f"{folder}, which does not exist", do
     if not folder.is_dir():
         return f"the file {folder}", "give the folder that holds dev/, val/ and test/"
     if any(folder.glob("[!.]*_*.csv")):
         parent = folder.parent if folder.name else folder.resolve().parent
-        return f"{folder} with the files of one split", f"give its parent: -d {parent}"
+        return f"{folder} with the files of one split", f"give its parent, `data={parent}`"
     for inner in sorted(folder.glob(f"*/{split}")):
         if inner.is_dir():
-            return f"{folder}, which holds it in a folder", f"give that one: -d {inner.parent}"
+            return f"{folder}, which holds it in a folder", f"give that one, `data={inner.parent}`"
     others = [name for name in SPLITS if any(folder.glob(f"{name}/[!.]*_{name}.csv"))]
     if others:
-        return f"{folder} with {others[0]}/ alone", f"give --split {others[0]}"
-    return f"{folder} without them", "check -d"
+        return f"{folder} with {others[0]}/ alone", f"give `split={others[0]}`"
+    return f"{folder} without them", "check `data`"
 
 
 def questions_in(folder: Path, split: str, name: str) -> tuple[Question, ...]:

@@ -55,7 +55,7 @@ class Exam:
             if len(subject.examples) < self.num_examples:
                 wanted = f"{self.num_examples} worked examples in dev/ of {subject.name}"
                 got = str(len(subject.examples) or "none")
-                raise UsageError(wanted, got, "lower --shots, or leave it out of --subjects")
+                raise UsageError(wanted, got, "lower `shots`, or leave it out of `subjects`")
 
     @property
     def num_questions(self) -> int:
@@ -111,7 +111,7 @@ def letter_ids(encode: Encode) -> tuple[int, ...]:
             raise CheckpointError(
                 f"a tokenizer with one token for ' {letter}' after 'Answer:'",
                 f"{len(ids)} tokens for 'Answer: {letter}', {len(stem)} for 'Answer:'",
-                "use --protocol generate",
+                "use `protocol=generate`",
             )
     return tuple(ids[-1] for ids in found)
 

@@ -24,7 +24,7 @@ from gyrfalcon.files.output import replacing
 FORMAT = "gyrfalcon-reference"
 VERSION = "1"
 
-DO = "make one with --save-reference"
+DO = "make one with `save_reference`"
 INDEPENDENT = "transformers"
 KINDS = (INDEPENDENT, "fp32")  # of what computes a reference
 MOST_NAMED = 4  # tensors named in one error

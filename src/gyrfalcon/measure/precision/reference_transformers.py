@@ -1,8 +1,8 @@
 """transformers as an independent reference, where it is installed: the same weights through its own
-Falcon code, on the CPU.
+code of the model, on the CPU.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,6 +13,7 @@ from gyrfalcon.checkpoint.source import Checkpoint
 from gyrfalcon.errors import PIP_INSTALL, UsageError
 from gyrfalcon.measure.precision.reference_file import Prompts
 
+FALCON_TYPES = (None, "falcon", "RefinedWeb", "RefinedWebModel")
 OLD_NAMES = {  # of the first releases (RefinedWeb, RefinedWebModel), which transformers no longer knows
     "n_head": "num_attention_heads",
     "n_head_kv": "num_kv_heads",
@@ -41,8 +42,8 @@ def reference_logits(
 def require() -> str:
     """transformers' version; UsageError when it is not installed."""
     if not is_installed():
-        do = f"{PIP_INSTALL} transformers, or use --reference fp32"
-        raise UsageError("transformers for --reference transformers", "none installed", do)
+        do = f"{PIP_INSTALL} transformers, or use `reference=fp32`"
+        raise UsageError("transformers for `reference=transformers`", "none installed", do)
     import transformers
 
     return str(transformers.__version__)
@@ -57,28 +58,36 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     if checkpoint.manifest is not None or checkpoint.adapter is not None:  # put together in memory
         state = {spec.name: checkpoint.source.read(spec.name) for spec in checkpoint.layout.tensors}
         weights = {"pretrained_model_name_or_path": None, "state_dict": state}
+    raw = _config(checkpoint)
     try:
-        model = transformers.FalconForCausalLM.from_pretrained(
-            config=transformers.FalconConfig.from_dict(_config(checkpoint)),
+        config = transformers.CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
+        model = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            config=config,
             dtype=dtype,
             attn_implementation="sdpa",
             **weights,
         )
     except Exception as error:  # it raises whatever its many layers raise
         got = f"{type(error).__name__}: {error}"
-        raise UsageError("a model that transformers takes", got, "use --reference fp32") from error
+        raise UsageError("a model that transformers takes", got, "use `reference=fp32`") from error
     return model.eval()
 
 
-def _config(checkpoint: Checkpoint) -> dict[str, object]:
+def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The checkpoint's own config, in names that transformers knows. A stored head is used as
     such, as we do.
     """
-    raw = {OLD_NAMES.get(name, name): value for name, value in checkpoint.raw_config.items()}
-    if raw.get("model_type") != "falcon":
-        grouped = raw.get("model_type") == "RefinedWeb"
-        defaults = {"multi_query": False, "parallel_attn": grouped}
-        raw = {**defaults, "new_decoder_architecture": grouped, **raw, "model_type": "falcon"}
-    if checkpoint.has_head:
-        raw["tie_word_embeddings"] = False
-    return {name: value for name, value in raw.items() if name not in DERIVED}
+    raw = checkpoint.raw_config
+    if raw.get("model_type") in FALCON_TYPES:
+        raw = _falcon_config(raw)
+    own_head = {"tie_word_embeddings": False} if checkpoint.has_head else {}
+    return {**raw, **own_head}
+
+
+def _falcon_config(raw: Mapping[str, object]) -> dict[str, Any]:
+    raw = {OLD_NAMES.get(name, name): value for name, value in raw.items() if name not in DERIVED}
+    if raw.get("model_type") == "falcon":
+        return raw
+    grouped = raw.get("model_type") == "RefinedWeb"
+    defaults = {"multi_query": False, "parallel_attn": grouped}
+    return {**defaults, "new_decoder_architecture": grouped, **raw, "model_type": "falcon"}

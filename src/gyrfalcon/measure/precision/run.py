@@ -125,7 +125,7 @@ def refuse_quantised(checkpoint: Checkpoint) -> None:
     """UsageError for a quantised cut, which has no original weights to refer to."""
     if checkpoint.quant != "none":
         wanted = "a model that is not quantised as the reference"
-        do = "make one of the checkpoint with --save-reference and pass it with --reference"
+        do = "make one of the checkpoint with `save_reference` and pass it as `reference`"
         raise UsageError(wanted, f"the cut {checkpoint.folder} in {checkpoint.quant}", do)
 
 

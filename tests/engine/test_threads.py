@@ -442,7 +442,7 @@ def test_a_lock_is_handed_over_in_the_order_of_arrival() -> None:
     threads = [threading.Thread(target=wait, args=(number,)) for number in range(9)]
     for count, thread in enumerate(threads):
         thread.start()
-        while len(lock._line) < count + 2:
+        while len(lock._queue) < count + 2:
             os.sched_yield()
     assert not lock.acquire(0)
     assert not lock.acquire(0.001)
@@ -464,7 +464,7 @@ def test_ctrl_c_around_getting_in_line_leaves_nobody_there(in_line: bool) -> Non
             raise KeyboardInterrupt
 
     lock = FairLock()
-    lock._line = Interrupted()
+    lock._queue = Interrupted()
     with pytest.raises(KeyboardInterrupt):
         lock.acquire()
     assert not lock.busy
@@ -476,7 +476,7 @@ def test_ctrl_c_takes_a_thread_out_of_the_line() -> None:
     def hold() -> None:
         lock.acquire()
         held.set()
-        while len(lock._line) < 2:
+        while len(lock._queue) < 2:
             os.sched_yield()
         os.kill(os.getpid(), signal.SIGINT)
         assert over.wait(PATIENCE)

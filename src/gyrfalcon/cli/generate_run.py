@@ -38,7 +38,7 @@ class Sample:
 
 
 @dataclass(slots=True)
-class Answer:
+class GenerateResult:
     """One prompt, its samples and when they came, in seconds since the request was queued."""
 
     prompt: str
@@ -108,7 +108,7 @@ class _Printer:
         ]
         self.shown = 0  # characters of the first place's text
 
-    def show(self, answers: Sequence[Answer]) -> None:
+    def show(self, answers: Sequence[GenerateResult]) -> None:
         """Prints all that may be printed by now."""
         while self.places and not self.silent:
             prompt, index = self.places[0]
@@ -129,11 +129,13 @@ def _generate(
     prompts: Sequence[tuple[str, list[int]]],
     params: SamplingParams,
     printer: _Printer,
-) -> list[Answer]:
+) -> list[GenerateResult]:
     start = time.perf_counter()
-    answers: dict[int, Answer] = {}
+    answers: dict[int, GenerateResult] = {}
     for prompt, ids in prompts:
-        answers[engine.add(ids, params)] = Answer(prompt, ids, [Sample() for _ in range(params.n)])
+        answers[engine.add(ids, params)] = GenerateResult(
+            prompt, ids, [Sample() for _ in range(params.n)]
+        )
     in_order = list(answers.values())
     while engine.has_work:
         for delta in engine.step():
@@ -173,7 +175,7 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
     )
 
 
-def _as_json(answer: Answer, load_seconds: float) -> dict[str, object]:
+def _as_json(answer: GenerateResult, load_seconds: float) -> dict[str, object]:
     """One prompt's result; several samples lie under `samples`, one in the object itself."""
     samples = [_sample_json(sample) for sample in answer.samples]
     return {

@@ -11,20 +11,20 @@ from gyrfalcon.parallel.launch import DEATH_SECONDS, Ranks
 
 
 class FairLock:
-    """A lock with a line of threads, the first of which holds it.
+    """A lock with a queue of threads, the first of which holds it.
 
-    Every change of the line is one atomic operation and waits for nothing, so that a finalizer, which
+    Every change of the queue is one atomic operation and waits for nothing, so that a finalizer, which
     may run between any two of them, can use it, too.
     """
 
     def __init__(self) -> None:
-        self._line: deque[threading.Lock] = deque()  # each thread's gate, locked while it waits
+        self._queue: deque[threading.Lock] = deque()  # each thread's gate, locked while it waits
         self._holder: int | None = None
 
     @property
     def busy(self) -> bool:
         """Whether a thread holds it or is about to."""
-        return bool(self._line)
+        return bool(self._queue)
 
     @property
     def held_here(self) -> bool:
@@ -32,12 +32,12 @@ class FairLock:
         return self._holder == threading.get_ident()
 
     def acquire(self, seconds: float = -1) -> bool:
-        """Waits in line, for ever or for so long; returns whether this thread holds it now."""
+        """Waits in the queue, for ever or for so long; returns whether this thread holds it now."""
         gate, thread = threading.Lock(), threading.get_ident()
         gate.acquire()
         try:
-            self._line.append(gate)
-            if self._line[0] is not gate and not gate.acquire(timeout=seconds):
+            self._queue.append(gate)
+            if self._queue[0] is not gate and not gate.acquire(timeout=seconds):
                 self._leave(gate)
                 return False
             self._holder = thread
@@ -49,19 +49,19 @@ class FairLock:
     def release(self) -> None:
         """Hands it to the thread that has waited longest."""
         self._holder = None
-        self._line.popleft()
+        self._queue.popleft()
         self._call_first()
 
     def _leave(self, gate: threading.Lock) -> None:
-        with contextlib.suppress(ValueError):  # interrupted before it was in line
-            self._line.remove(gate)
+        with contextlib.suppress(ValueError):  # interrupted before it was in the queue
+            self._queue.remove(gate)
         self._call_first()
 
     def _call_first(self) -> None:
-        """Opens the gate of the first in line, who may be through already."""
-        if self._line:
+        """Opens the gate of the first in the queue, who may be through already."""
+        if self._queue:
             with contextlib.suppress(IndexError, RuntimeError):
-                self._line[0].release()
+                self._queue[0].release()
 
 
 class Turns:

@@ -17,7 +17,7 @@ from gyrfalcon.native.library import RankGone
 
 # A worker waits for its next message as long as the engine lives. A rank that dies closes its
 # connections at once, which ends the waiting of all others.
-PATIENCE = timedelta(days=30)
+TIMEOUT = timedelta(days=30)
 
 
 class Backend:
@@ -88,7 +88,7 @@ def open_backend(
 def _gloo(store: dist.Store, rank: int, size: int, host: str | None) -> dist.ProcessGroupGloo:
     make_device = dist.ProcessGroupGloo.create_device
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # torch's stubs lack it
-    options._timeout = PATIENCE
+    options._timeout = TIMEOUT
     options._threads = 1
     options._devices = [
         dist.ProcessGroupGloo.create_default_device()

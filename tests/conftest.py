@@ -50,6 +50,13 @@ def refuse_another_clone() -> None:
         )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the files that take longest, so that no process waits for another's at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    longer = {item.path for item in items if item.get_closest_marker("timeout")}
+    items.sort(key=lambda item: (item.path not in longer, item.path not in slow))
+
+
 @pytest.fixture(scope="session")
 def data(request: pytest.FixtureRequest) -> Callable[[str], Path]:
     """data("mmlu/test") is that part of the test data; where missing, skips, or fails with --require-data."""

@@ -15,7 +15,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType, FrameType
@@ -108,14 +108,18 @@ def _entered(engine: Engine, native_calls: list[str]) -> list[CodeType]:
 
 
 def _take_steps_of_an_accelerator(engine: Engine) -> None:
-    """Padded batches and overlapped steps, as engine/build.py has them on a GPU."""
+    """Padded batches and overlapped steps, as engine/build.py has them on a GPU. One block says as much as
+    all, and the interpreter is slow.
+    """
     from gyrfalcon.engine.graphs import Graphs
     from gyrfalcon.engine.overlap import Overlap
-    from gyrfalcon.model.falcon import Falcon
+    from gyrfalcon.model.falcon import BlockLoop, Falcon
 
     core = engine._core
     assert isinstance(core.model_runner, Falcon)
-    core.model_runner = Graphs(core.model_runner, engine.max_len, core.device)
+    model = replace(core.model_runner, run_blocks=BlockLoop(core.model_runner.blocks[:1]))
+    del core.pool.layers[1:]
+    core.model_runner = Graphs(model, engine.max_len, core.device)
     engine._take_step = Overlap(core).step
 
 

@@ -255,10 +255,10 @@ def _case(core: EngineCore, input_len: int, output_len: int) -> tuple[float, flo
     core.handle(Add(Request(0, tuple(range(100, 100 + input_len)), params, seed=0)))
     take_step, given = stepper(core), 0
     while not given:
-        given += len(take_step())
+        given += len(take_step(input_len))
     first = time.perf_counter() - start
     while given < output_len:
-        given += len(take_step())
+        given += len(take_step(input_len))
     return first, time.perf_counter() - start
 
 

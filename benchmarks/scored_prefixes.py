@@ -80,7 +80,7 @@ def num_computed(prompts: Sequence[tuple[int, ...]], block_size: int, reuse: boo
     for number, ids in enumerate(prompts):
         scheduler.add(Request(number, ids, PARAMS, seed=0))
         while scheduler.has_work:
-            chunks = scheduler.next_chunks()
+            chunks = scheduler.next_chunks(LIMITS.max_batch_tokens)
             computed += sum(chunk.stop - chunk.start for chunk in chunks)
             scheduler.commit(chunks, [Token(0) if chunk.samples else None for chunk in chunks])
     return computed

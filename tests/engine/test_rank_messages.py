@@ -11,9 +11,10 @@ import numpy
 import pytest
 
 from gyrfalcon import SamplingParams
-from gyrfalcon.engine.rank_messages import Add, End, decode, encode
+from gyrfalcon.engine.rank_messages import Add, End, Step, decode, decode_step, encode
 from gyrfalcon.errors import GyrfalconError, NotFinite, PromptTooLong, RankDied
 from gyrfalcon.parallel.error_message import decode_error, encode_error
+from gyrfalcon.parallel.group import SHORT_BYTES
 from gyrfalcon.request import Request
 
 AWKWARD = 0.1 + 0.2  # 0.30000000000000004
@@ -68,6 +69,21 @@ def test_the_end_of_a_request_comes_through(message: End) -> None:
     assert decode(encode(message)) == message
 
 
+@pytest.mark.parametrize("step", [Step(512), Step(0, (End(3),)), Step(7, (End(3, 0), End(4)))])
+def test_a_step_comes_through(step: Step) -> None:
+    assert decode(encode(step)) == decode_step(encode(step)) == step
+
+
+def test_a_step_with_a_few_ends_travels_in_one_broadcast() -> None:
+    ends = tuple(End(10**6 + number) for number in range(3))
+    assert len(encode(Step(1_000_000, ends))) <= SHORT_BYTES
+
+
+def test_another_message_in_place_of_a_step_is_told() -> None:
+    with pytest.raises(RankDied, match="wanted rank 0's message of a step, got end"):
+        decode_step(encode(End(3)))
+
+
 def changed(**fields: object) -> bytes:
     """The message of REQUEST with other fields."""
     content = json.loads(encode(Add(REQUEST)))
@@ -93,6 +109,15 @@ PARAMS = json.loads(encode(Add(REQUEST)))["add"]["params"]
         b'{"end": null}',
         b'{"end": [1, null], "add": 1}',
         b'{"stop": [1, null]}',
+        b'{"step": []}',
+        b'{"step": [-1]}',
+        b'{"step": [true]}',
+        b'{"step": [1.0]}',
+        b'{"step": 1}',
+        b'{"step": [1, 2]}',
+        b'{"step": [1, [2]]}',
+        b'{"step": [1, ["2", null]]}',
+        b'{"step": [1, [2, null]], "end": [1, null]}',
         b'{"add": {}}',
         b'{"add": [1, 2]}',
         encode(Add(REQUEST))[:-1],

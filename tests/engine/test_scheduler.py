@@ -75,7 +75,7 @@ class Machine:
 
     def step(self) -> list[Chunk]:
         before = {id(sequence) for sequence in self.scheduler.running}
-        chunks = self.scheduler.next_chunks()
+        chunks = self.scheduler.next_chunks(self.limits.max_batch_tokens)
         after = {id(sequence) for sequence in self.scheduler.running}
         self.num_preempted += len(before - after)
         self.check_blocks()
@@ -339,7 +339,7 @@ def test_what_follows_is_known_before_the_tokens_are_but_for_lengths_and_cache()
     own.add(request(0, 3, max_new_tokens=2))
     own.add(request(1, 6, max_new_tokens=9))
     scheduler = own.scheduler
-    first = scheduler.next_chunks()
+    first = scheduler.next_chunks(own.limits.max_batch_tokens)
     second = scheduler.next_after(first)
     assert spans(second) == [(0, 3, 4), (1, 6, 7)]
     scheduler.commit(first, [Token(1)] * 2)
@@ -352,10 +352,10 @@ def test_what_follows_is_known_before_the_tokens_are_but_for_lengths_and_cache()
     own.add(request(2, 1, max_new_tokens=2))
     assert scheduler.next_after(fourth) == []  # there is room for another
     scheduler.commit(fourth, [Token(1)])
-    fifth = scheduler.next_chunks()
+    fifth = scheduler.next_chunks(own.limits.max_batch_tokens)
     assert spans(fifth) == [(1, 9, 10), (2, 0, 1)]
     scheduler.commit(fifth, [Token(1)] * 2)
-    last = scheduler.next_after(scheduler.next_chunks())
+    last = scheduler.next_after(scheduler.next_chunks(own.limits.max_batch_tokens))
     assert spans(last) == [(1, 11, 12)]
     assert own.allocator.grow([], own.allocator.num_free * own.block_size)
     assert spans(scheduler.next_after(last)) == []  # its thirteenth token has no block
@@ -365,7 +365,7 @@ def test_a_sequence_that_has_ended_has_nothing_to_follow() -> None:
     own = machine()
     for number in range(2):
         own.add(request(number, 5, max_new_tokens=9))
-    first = own.scheduler.next_chunks()
+    first = own.scheduler.next_chunks(own.limits.max_batch_tokens)
     own.scheduler.end(0, 0)
     assert spans(own.scheduler.next_after(first)) == [(1, 5, 6)]
 

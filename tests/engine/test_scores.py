@@ -53,7 +53,7 @@ class Rank:
 
     def step(self) -> list[tuple[int, int, int, int]]:
         """A step; returns what it computed: request, sample, and the chunk's ends."""
-        chunks = self.scheduler.next_chunks()
+        chunks = self.scheduler.next_chunks(self.limits.max_batch_tokens)
         self.num_computed += sum(chunk.stop - chunk.start for chunk in chunks)
         for chunk in chunks:
             self.score(chunk)

@@ -15,7 +15,7 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.device.threads import one_torch_thread
 from gyrfalcon.engine import sampler
-from gyrfalcon.engine.rank_messages import Add, RankMessage
+from gyrfalcon.engine.rank_messages import Add, End
 from gyrfalcon.engine.scheduler import Scheduler
 from gyrfalcon.engine.scores import PromptScores
 from gyrfalcon.kv.pool import KVPool
@@ -52,7 +52,7 @@ class EngineCore:
             list
         )  # request → float32 [rows, vocab], in order
 
-    def handle(self, message: RankMessage) -> None:
+    def handle(self, message: Add | End) -> None:
         """Does what a message says."""
         if isinstance(message, Add):
             self.scheduler.add(message.request)
@@ -67,9 +67,11 @@ class EngineCore:
         return self._logits.pop(request_id, []), self.scores.pop(request_id)
 
     @torch.inference_mode()
-    def step(self) -> list[StepOutput]:
-        """Computes one batch and returns the tokens and endings it gave."""
-        return self.compute(self.scheduler.next_chunks())
+    def step(self, prompt_tokens: int) -> list[StepOutput]:
+        """Computes one batch, at most `prompt_tokens` tokens of it prompts; returns the tokens and
+        endings it gave.
+        """
+        return self.compute(self.scheduler.next_chunks(prompt_tokens))
 
     def compute(self, chunks: Seq[Chunk]) -> list[StepOutput]:
         """The same for chunks that the scheduler gave."""

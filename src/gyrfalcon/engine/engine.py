@@ -39,7 +39,7 @@ from gyrfalcon.engine.prompts import (
     rows,
     whole_of,
 )
-from gyrfalcon.engine.rank_messages import Add, End, RankMessage, encode
+from gyrfalcon.engine.rank_messages import Add, End, Step, decode_step, encode
 from gyrfalcon.engine.tensors import real_tokens
 from gyrfalcon.engine.turns import Turns
 from gyrfalcon.engine.worker import follow
@@ -480,9 +480,19 @@ class Engine:
     def _step(self) -> None:
         """Computes one batch on all ranks and hands each caller the outputs of its requests."""
         with self._turns.all_ranks():
-            self._ranks.tell()
-            for output in self._take_step():
+            step = self._decided()
+            for output in self._take_step(step.prompt_tokens):
                 self._deliver(output)
+
+    def _decided(self) -> Step:
+        """What rank 0 decides of the next step: it tells the other ranks."""
+        group = self._ranks.rank_info.group
+        if group.rank > 0:
+            return decode_step(group.broadcast())
+        step = Step(self._core.scheduler.limits.max_batch_tokens)
+        if group.size > 1:
+            group.broadcast(encode(step))
+        return step
 
     def _deliver(self, output: StepOutput) -> None:
         """A sample's new text; retires the request when this ends its last sample."""
@@ -514,7 +524,7 @@ class Engine:
             self._added.extend(others)
         self._core.pop_prompt_logits(request_id)
 
-    def _handle(self, message: RankMessage) -> None:
+    def _handle(self, message: Add | End) -> None:
         with self._turns.all_ranks():
             if self._ranks.led:
                 self._ranks.tell(encode(message))

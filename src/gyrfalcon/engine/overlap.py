@@ -17,7 +17,7 @@ from gyrfalcon.engine.core import EngineCore
 from gyrfalcon.request import Chunk, StepOutput
 
 
-def stepper(core: EngineCore) -> Callable[[], list[StepOutput]]:
+def stepper(core: EngineCore) -> Callable[[int], list[StepOutput]]:
     """What takes the core's steps; on the CPU, which computes them itself, one after the other."""
     return core.step if core.device.on_host else Overlap(core).step
 
@@ -47,18 +47,18 @@ class Overlap:
         self._in_flight: _InFlight | None = None
 
     @torch.inference_mode()
-    def step(self) -> list[StepOutput]:
+    def step(self, prompt_tokens: int) -> list[StepOutput]:
         """Launches the next step, unless it needs the tokens of the one under way; returns what that
         gave.
         """
         if self._in_flight is None:
-            return self._start()
+            return self._start(prompt_tokens)
         done, self._in_flight = self._in_flight, self._follow(self._in_flight)
         return self._commit(done)
 
-    def _start(self) -> list[StepOutput]:
+    def _start(self, prompt_tokens: int) -> list[StepOutput]:
         """A step with none under way. One in whose tokens the host has a part ends here."""
-        chunks = self._core.scheduler.next_chunks()
+        chunks = self._core.scheduler.next_chunks(prompt_tokens)
         if not all(map(_needs_no_host, chunks)):
             return self._core.compute(chunks)
         self._in_flight = self._launch(chunks, Batch.build(chunks, self._core.pool.block_size))

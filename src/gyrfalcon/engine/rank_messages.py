@@ -5,7 +5,6 @@ decoding one checks each field and runs nothing that the bytes contain.
 import json
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from types import NoneType
 from typing import Any
 
 from gyrfalcon.errors import RankDied, RequestError
@@ -27,7 +26,17 @@ class End:
     index: int | None = None
 
 
-RankMessage = Add | End
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Take a step: first cancel `ends`, then compute at most `prompt_tokens` tokens of prompts. Rank 0
+    alone decides both, by its clock.
+    """
+
+    prompt_tokens: int
+    ends: tuple[End, ...] = ()
+
+
+RankMessage = Add | End | Step
 
 KINDS = {
     "id": int,
@@ -43,10 +52,14 @@ PARAMS = [field.name for field in fields(SamplingParams)]
 
 def encode(message: RankMessage) -> bytes:
     """A message as bytes."""
-    if isinstance(message, End):
-        content: object = {"end": [message.request_id, message.index]}
-    else:
-        content = {"add": _fields_of(message.request)}
+    content: object
+    match message:
+        case Step(prompt_tokens, ends):
+            content = {"step": [prompt_tokens, *map(_end_fields, ends)]}
+        case End():
+            content = {"end": _end_fields(message)}
+        case Add(request):
+            content = {"add": _fields_of(request)}
     return json.dumps(content, default=_plain_number).encode()
 
 
@@ -54,15 +67,41 @@ def decode(data: bytes) -> RankMessage:
     """The message of encode(); RankDied for any other bytes."""
     try:
         [(kind, content)] = json.loads(data).items()
+        if kind == "step":
+            return _step(*content)
         if kind == "add":
             return Add(_request(content))
-        [request_id, index] = content
-        if kind == "end" and type(request_id) is int and type(index) in (int, NoneType):
-            return End(request_id, index)
-        raise ValueError("neither add nor end")
+        if kind == "end":
+            return _end(*content)
+        raise ValueError("neither step, add nor end")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, RequestError) as error:
         got = f"{len(data)} bytes that are none ({type(error).__name__}: {error})"
         raise RankDied("a message of rank 0", got, "start again") from None
+
+
+def decode_step(data: bytes) -> Step:
+    """The step of encode(); RankDied for any other message."""
+    message = decode(data)
+    if isinstance(message, Step):
+        return message
+    got = type(message).__name__.lower()
+    raise RankDied("rank 0's message of a step", got, "make the same calls on every rank")
+
+
+def _end_fields(end: End) -> list[int | None]:
+    return [end.request_id, end.index]
+
+
+def _end(request_id: object, index: object) -> End:
+    if type(request_id) is int and (index is None or type(index) is int):
+        return End(request_id, index)
+    raise ValueError("not a request and a sample of it")
+
+
+def _step(prompt_tokens: object, *ends: list[object]) -> Step:
+    if type(prompt_tokens) is int and prompt_tokens >= 0:
+        return Step(prompt_tokens, tuple(_end(*fields) for fields in ends))
+    raise ValueError("not a number of prompt tokens")
 
 
 def _fields_of(request: Request) -> dict[str, object]:

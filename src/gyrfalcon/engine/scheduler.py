@@ -79,10 +79,12 @@ class Scheduler:
             num_cached_tokens=self._num_cached_tokens,
         )
 
-    def next_chunks(self) -> list[Chunk]:
-        """What the next step computes: running sequences first, then waiting ones as they fit."""
+    def next_chunks(self, prompt_tokens: int) -> list[Chunk]:
+        """What the next step computes, `prompt_tokens` tokens at most: running sequences first, then
+        waiting ones as they fit.
+        """
         chunks: list[Chunk] = []
-        budget = self.limits.max_batch_tokens
+        budget = prompt_tokens
         for sequence in tuple(self.running):
             stop = self._next_stop(sequence, budget)
             if budget and self._make_room(sequence, stop):

@@ -6,7 +6,7 @@ from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.device.threads import keep_to, own_processors
 from gyrfalcon.engine.build import build_core
 from gyrfalcon.engine.overlap import stepper
-from gyrfalcon.engine.rank_messages import decode
+from gyrfalcon.engine.rank_messages import Step, decode
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.parallel.launch import RankInfo
 
@@ -19,8 +19,10 @@ def follow(config: EngineConfig, folder: Path, rank_info: RankInfo) -> None:
         keep_to(own_processors(rank_info.local_rank, rank_info.ranks_here))
     take_step = stepper(core)
     while True:
-        message = rank_info.group.broadcast()
-        if message:
-            core.handle(decode(message))
+        message = decode(rank_info.group.broadcast())
+        if isinstance(message, Step):
+            for end in message.ends:
+                core.handle(end)
+            take_step(message.prompt_tokens)
         else:
-            take_step()
+            core.handle(message)

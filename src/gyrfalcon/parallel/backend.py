@@ -38,12 +38,6 @@ class Backend:
         self._complete(self._group.allgather, [parts], [x])
         return parts
 
-    def first(self, number: int) -> int:
-        """Rank 0's number."""
-        first = torch.tensor(number)
-        self.broadcast(first)
-        return int(first)
-
     def all_reduce_min(self, number: int) -> int:
         """The smallest of the ranks' numbers."""
         smallest = torch.tensor([number])

@@ -2,6 +2,7 @@
 through shared memory; one rank says nothing.
 """
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from gyrfalcon.parallel.shards import owned
 from gyrfalcon.parallel.shared_memory import SharedMemory, share_memory
 
 MOST_BYTES = 1 << 30  # of a message: that of the longest prompt has a tenth
+SHORT_BYTES = 120  # of a message, or its beginning, that travels with its length
+FRAME = struct.Struct(f"<q{SHORT_BYTES}s")
 
 
 class Group:
@@ -77,19 +80,26 @@ class Group:
         return number if self._backend is None else self._backend.all_reduce_min(number)
 
     def broadcast(self, message: bytes = b"") -> bytes:
-        """Rank 0's message, on every rank; the others' argument is ignored."""
+        """Rank 0's message, on every rank; the others' argument is ignored. A short one, as that of
+        most steps, takes a single broadcast.
+        """
         if self._transport is None or self._backend is None:
             return message
-        length = self._transport.first(len(message))
+        frame = _bytes_tensor(FRAME.pack(len(message), message[:SHORT_BYTES]))
+        self._transport.broadcast(frame)
+        length, beginning = FRAME.unpack(frame.numpy().tobytes())
         if length not in range(MOST_BYTES + 1):
             wanted = f"a message of at most {MOST_BYTES:,} bytes between ranks"
             raise RankDied(wanted, f"one of {length:,}", "start again")
-        body = torch.zeros(length, dtype=torch.uint8)
-        if self.rank == 0 and message:
-            body = torch.frombuffer(bytearray(message), dtype=torch.uint8)
-        if length:
-            self._backend.broadcast(body)
-        return body.numpy().tobytes()
+        if length <= SHORT_BYTES:
+            return bytes(beginning[:length])
+        whole = torch.empty(length, dtype=torch.uint8) if self.rank else _bytes_tensor(message)
+        self._backend.broadcast(whole)
+        return whole.numpy().tobytes()
+
+
+def _bytes_tensor(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,8 +78,8 @@ class Ranks:
         """
         return self.children is not None
 
-    def tell(self, message: bytes = b"") -> None:
-        """Sends a message to the workers; an empty one means: take a step."""
+    def tell(self, message: bytes) -> None:
+        """Sends a message to the workers, if there are any."""
         if self.led:
             self.rank_info.group.broadcast(message)
 

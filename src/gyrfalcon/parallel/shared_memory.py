@@ -52,9 +52,9 @@ class SharedMemory:
             raise RankGone
         return list(parts)
 
-    def first(self, number: int) -> int:
-        """Rank 0's number."""
-        return int(self.gather(torch.tensor(number))[0])
+    def broadcast(self, x: Tensor) -> None:
+        """`x`, contiguous and small, becomes rank 0's."""
+        x.copy_(self.gather(x)[0])
 
 
 def share_memory(backend: Backend, rank: int, size: int) -> SharedMemory | None:

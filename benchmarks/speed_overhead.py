@@ -34,9 +34,16 @@ class Watched(Engine):
 
     inside_seconds = 0.0
 
-    def add(self, prompt: Prompt, params: Params = None) -> int:
+    def add(
+        self,
+        prompt: Prompt,
+        params: Params = None,
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> int:
         start = time.perf_counter()
-        number = super().add(prompt, params)
+        number = super().add(prompt, params, priority=priority, timeout=timeout)
         self.inside_seconds += time.perf_counter() - start
         return number
 

@@ -66,6 +66,13 @@ ENGINE = {
     "block_size": Bounds(1, 65_536),
     "max_batch_tokens": ONE_TOKEN_OR_MORE,
     "max_sequences": Bounds(1, 100_000),
+    "max_queued_requests": Bounds(1, 100_000_000),
+    "max_queued_tokens": Bounds(1, 10**12),
     "seed": SEEDS,
     "threads": Bounds(1, 4096),
+}
+
+REQUEST = {
+    "priority": Bounds(-(2**31), 2**31 - 1, shown_as="-2^31 to 2^31 - 1"),
+    "timeout": Bounds(0, 10**9, above=True),  # seconds
 }

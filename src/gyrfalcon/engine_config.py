@@ -30,6 +30,8 @@ class EngineSettings(TypedDict, total=False):
     block_size: int
     max_batch_tokens: int
     max_sequences: int
+    max_queued_requests: int | None
+    max_queued_tokens: int | None
     reuse_prefixes: bool
     seed: int | None
     threads: int | None
@@ -55,6 +57,9 @@ class EngineConfig:
     block_size: tokens per KV cache block.
     max_batch_tokens: tokens computed in one step; longer prompts are prefilled in chunks.
     max_sequences: sequences that run at once; further ones wait.
+    max_queued_requests, max_queued_tokens: what may wait: Engine.add() and stream() refuse with
+        QueueFull a prompt that would be one more; None: any number. One that finds nothing waiting
+        is taken, however long. generate() queues all of its prompts.
     reuse_prefixes: prompts that begin alike share the cached blocks of their common prefix.
     seed: for requests without one; by default a fresh one each time.
     threads: CPU threads per rank; by default the cores divided among the ranks.
@@ -74,6 +79,8 @@ class EngineConfig:
     block_size: int = 16
     max_batch_tokens: int = 512
     max_sequences: int = 64
+    max_queued_requests: int | None = None
+    max_queued_tokens: int | None = None
     reuse_prefixes: bool = True
     seed: int | None = None
     threads: int | None = None
@@ -115,6 +122,8 @@ class EngineConfig:
             "block_size": self.block_size,
             "max_batch_tokens": self.max_batch_tokens,
             "max_sequences": self.max_sequences,
+            "max_queued_requests": self.max_queued_requests,
+            "max_queued_tokens": self.max_queued_tokens,
             "seed": self.seed,
             "threads": self.threads,
         }

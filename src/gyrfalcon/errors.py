@@ -96,6 +96,12 @@ class PromptTooLong(RequestError):
     """The prompt does not fit the engine's longest sequence."""
 
 
+class QueueFull(GyrfalconError):
+    """As much waits as the engine was told to queue: ask again later."""
+
+    exit_code = 1
+
+
 class CacheTooSmall(GyrfalconError):
     """The KV cache cannot hold one sequence of the asked length: give it more memory or a shorter length."""
 

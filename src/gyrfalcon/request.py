@@ -22,7 +22,7 @@ CORRECT = "correct the sampling parameters"
 
 class FinishReason(Enum):
     """Why a sequence ended: end-of-text, a stop id or a stop string; its length limit; or its caller
-    aborted it.
+    aborted it or its deadline passed.
 
     >>> FinishReason("length") is FinishReason.LENGTH
     True
@@ -211,6 +211,7 @@ class Request:
     end_ids: frozenset[int] = frozenset()  # each ends a sample
     keep_logits: bool = False  # return the logits after every prompt token
     single_steps: int = 0  # the last prompt tokens to compute one at a time, as in decoding
+    priority: int = 0  # the lowest runs first
     changes_logits: bool = field(init=False)  # by biases or penalties
     wants_logprobs: bool = field(init=False)
     wants_prompt_logits: bool = field(init=False)  # after every prompt token, not only the last
@@ -271,7 +272,7 @@ class Sequence:
     max_len: int  # tokens at which it ends at the latest
     num_computed: int = 0  # tokens whose keys and values are in the cache
     num_cached: int = 0  # of them taken over from the cache when it was first admitted
-    was_preempted: bool = False
+    num_preemptions: int = 0
     blocks: list[int] = field(default_factory=list)  # cache blocks, in order
     digests: list[bytes] = field(default_factory=list)  # of full blocks, as far as they were needed
     finish_reason: FinishReason | None = None
@@ -331,12 +332,20 @@ class StepOutput:
     token: Token | None
     finish_reason: FinishReason | None
     num_cached_tokens: int  # of its prompt
+    error: str | None = None
+    num_preemptions: int = 0  # so far
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
     """The new text of a running sample after a step: never half a character or part of a stop
-    string. The last delta of a sample has its finish reason.
+    string. The last delta of a sample has its finish reason and what these say; before, they are 0.
+
+    error: one line that says why, where it was not the caller who aborted it.
+    num_cached_tokens: tokens of the prompt that were not computed, because an earlier prompt began
+        alike.
+    queued_seconds: from add() to the first step that computed the sample, or to its end before one.
+    num_preemptions: how often its cache was taken for another, so that it started over.
 
     >>> first = next(Engine("nestling").stream("The falcon"))
     >>> first.index, first.finish_reason
@@ -348,6 +357,10 @@ class Delta:
     text: str
     token: Token | None  # None when only the prompt was scored
     finish_reason: FinishReason | None
+    error: str | None = None
+    num_cached_tokens: int = field(default=0, compare=False)
+    queued_seconds: float = field(default=0.0, compare=False)
+    num_preemptions: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +378,7 @@ class Completion:
     text: str
     finish_reason: FinishReason
     logprobs: tuple[Token, ...] | None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,9 +386,12 @@ class RequestOutput:
     """A finished request. The properties are those of its first completion.
 
     num_cached_tokens: tokens of the prompt that were not computed for its first sample, because an
-        earlier prompt began alike. Outputs that differ in nothing else are equal. With
-        `prompt_logprobs` these are tokens whose scores an earlier prompt left in the cache; always 0
-        with `prompt_logprobs` above 5.
+        earlier prompt began alike. With `prompt_logprobs` these are tokens whose scores an earlier prompt
+        left in the cache; always 0 with `prompt_logprobs` above 5.
+    queued_seconds: until the first step that computed its first sample.
+    num_preemptions: how often the cache of one of its samples was taken for another request.
+
+    Outputs that differ in these alone are equal.
 
     >>> [output] = Engine("nestling").generate("The falcon", SamplingParams(max_new_tokens=4))
     >>> output.text == output.completions[0].text
@@ -388,6 +405,8 @@ class RequestOutput:
         tuple[Token | None, ...] | None
     )  # None for the first token: nothing comes before it
     num_cached_tokens: int = field(compare=False)
+    queued_seconds: float = field(default=0.0, compare=False)
+    num_preemptions: int = field(default=0, compare=False)
 
     @property
     def text(self) -> str:
@@ -401,6 +420,10 @@ class RequestOutput:
     def finish_reason(self) -> FinishReason:
         return self.completions[0].finish_reason
 
+    @property
+    def error(self) -> str | None:
+        return self.completions[0].error
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
@@ -412,6 +435,8 @@ class EngineStats:
     num_used_blocks, num_blocks: cache blocks that running sequences hold, and all there are.
     num_prompt_tokens: of the sequences that were admitted to the cache.
     num_cached_tokens: those of them that were not computed, because an earlier prompt began alike.
+    num_waiting_requests: requests of which a sample waits.
+    num_waiting_tokens: the tokens of the sequences that wait, those in the cache included.
 
     >>> engine = Engine("nestling", block_size=8)
     >>> for _ in range(2):
@@ -427,3 +452,5 @@ class EngineStats:
     num_blocks: int
     num_prompt_tokens: int
     num_cached_tokens: int
+    num_waiting_requests: int = 0
+    num_waiting_tokens: int = 0

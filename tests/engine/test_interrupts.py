@@ -86,11 +86,13 @@ def test_a_second_ctrl_c_while_tokens_are_handed_out_ends_the_engine(
     """A step's other tokens would be missing in the texts of whoever goes on."""
     push, calls = TextStream.push, []
 
-    def pushed(stream: TextStream, token: Token | None, reason: FinishReason | None) -> Delta:
+    def pushed(
+        stream: TextStream, token: Token | None, reason: FinishReason | None, error: str | None
+    ) -> Delta:
         calls.append(token)
         if len(calls) == 1:
             ctrl_c(2)
-        return push(stream, token, reason)
+        return push(stream, token, reason, error)
 
     monkeypatch.setattr(TextStream, "push", pushed)
     for prompt in ([30], [31]):

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
 
@@ -17,6 +17,7 @@ from gyrfalcon.request import (
     FinishReason,
     Request,
     SamplingParams,
+    Sequence,
     StepOutput,
     Token,
 )
@@ -56,6 +57,7 @@ class Machine:
     outputs: dict[Sample, list[int]] = field(default_factory=dict)
     reasons: dict[Sample, FinishReason] = field(default_factory=dict)
     alive: list[Sample] = field(default_factory=list)  # in the order of arrival
+    priorities: dict[int, int] = field(default_factory=dict)  # of requests
     num_preempted: int = 0
 
     def __post_init__(self) -> None:
@@ -64,6 +66,7 @@ class Machine:
 
     def add(self, request: Request) -> None:
         self.scheduler.add(request)
+        self.priorities[request.id] = request.priority
         for index in range(request.params.n):
             self.alive.append((request.id, index))
             self.outputs[request.id, index] = []
@@ -133,17 +136,30 @@ class Machine:
         assert self.allocator._users == [users[block] for block in range(self.num_blocks)]
         assert not any(sequence.blocks or sequence.num_computed for sequence in waiting)
         assert len(running) <= self.limits.max_sequences
-        assert [(s.request.id, s.index) for s in (*running, *waiting)] == self.alive
+        assert is_sorted(running)
+        assert is_sorted(waiting)
+        in_order = sorted((*running, *waiting), key=lambda sequence: sequence.request.priority)
+        in_time = sorted(self.alive, key=lambda sample: self.priorities[sample[0]])
+        assert [(s.request.id, s.index) for s in in_order] == in_time
+        assert waiting.num_sequences == len([*waiting])
+        assert waiting.num_tokens == sum(len(sequence.tokens) for sequence in waiting)
+        assert waiting.num_requests == len({sequence.request.id for sequence in waiting})
 
     def check_chunks(self, chunks: list[Chunk]) -> None:
-        """Within the budget, nothing empty, nothing twice, and the oldest sequence goes on."""
+        """Within the budget, nothing empty, nothing twice, and the first sequence goes on: of those of
+        the lowest priority value that run, the oldest.
+        """
         lengths = [chunk.stop - chunk.start for chunk in chunks]
         assert min(lengths) > 0
         assert sum(lengths) <= self.limits.max_batch_tokens
         assert len({id(chunk.sequence) for chunk in chunks}) == len(chunks)
         assert all(chunk.start == chunk.sequence.num_computed for chunk in chunks)
-        oldest = chunks[0].sequence
-        assert (oldest.request.id, oldest.index) == self.alive[0]
+        assert next(iter(self.scheduler.running)) in {chunk.sequence for chunk in chunks}
+
+
+def is_sorted(sequences: Iterable[Sequence]) -> bool:
+    priorities = [sequence.request.priority for sequence in sequences]
+    return priorities == sorted(priorities)
 
 
 def request(
@@ -151,6 +167,7 @@ def request(
     prompt_len: int,
     *,
     single_steps: int = 0,
+    priority: int = 0,
     beginning: int | None = None,
     **params: object,
 ) -> Request:
@@ -159,7 +176,15 @@ def request(
     prompt = tuple((start + place) % VOCAB for place in range(prompt_len))
     sampling = SamplingParams(**{"ignore_eos": True, **params})  # type: ignore[arg-type]
     ends = frozenset((*sampling.stop_ids, *(() if sampling.ignore_eos else (EOS,))))
-    return Request(number, prompt, sampling, seed=0, end_ids=ends, single_steps=single_steps)
+    return Request(
+        number,
+        prompt,
+        sampling,
+        seed=0,
+        end_ids=ends,
+        single_steps=single_steps,
+        priority=priority,
+    )
 
 
 def machine(
@@ -268,6 +293,40 @@ def test_the_youngest_gives_its_blocks_up_and_starts_over_with_its_output() -> N
         assert own.outputs[number, 0] == expected
 
 
+def test_of_those_that_wait_the_lowest_priority_value_is_admitted_first() -> None:
+    own = machine(max_sequences=1)
+    for number, priority in enumerate((0, 5, -2, 0, -2)):
+        own.add(request(number, 5, priority=priority, max_new_tokens=2))
+    own.finish()
+    assert own.finished == [(2, 0), (4, 0), (0, 0), (3, 0), (1, 0)]
+
+
+def test_the_highest_priority_value_gives_its_blocks_up_though_it_is_the_oldest() -> None:
+    own = machine(num_blocks=6, max_len=24)
+    own.add(request(0, 5, priority=1, max_new_tokens=10))
+    own.step()
+    for number in (1, 2):
+        own.add(request(number, 5, max_new_tokens=10))
+    first = next(chunks for chunks in own.run() if own.num_preempted)
+    assert [number for number, _, _ in spans(first)] == [1, 2]
+    [preempted] = own.scheduler.waiting
+    assert (preempted.request.id, preempted.num_preemptions) == (0, 1)
+    own.finish()
+    assert own.finished == [(1, 0), (2, 0), (0, 0)]
+
+
+def test_who_is_computed_for_the_first_time_is_told_once() -> None:
+    own = machine(num_blocks=6, max_len=24)
+    told = []
+    for number in range(3):
+        own.add(request(number, 5, max_new_tokens=10))
+    while own.scheduler.has_work:
+        own.step()
+        told += [sequence.request.id for sequence in own.scheduler.admitted]
+    assert own.num_preempted
+    assert told == [0, 1, 2]
+
+
 def test_a_sequence_ends_at_its_own_limit_or_at_the_longest_length() -> None:
     own = machine(max_len=12)
     own.add(request(0, 5, max_new_tokens=3))
@@ -317,9 +376,12 @@ def test_all_samples_of_a_request_can_be_given_up_running_and_waiting_ones() -> 
     own = machine(max_sequences=2)
     own.add(request(0, 4, max_new_tokens=9, n=4))
     own.step()
-    assert (len(own.scheduler.running), len(own.scheduler.waiting)) == (2, 2)
+    assert (len(own.scheduler.running), own.scheduler.waiting.num_sequences) == (2, 2)
     samples = [*own.scheduler.running, *own.scheduler.waiting]
-    own.scheduler.end(0)
+    outputs = own.scheduler.end(0)
+    assert [(one.index, one.finish_reason) for one in outputs] == [
+        (index, FinishReason.ABORTED) for index in range(4)
+    ]
     assert not own.scheduler.has_work
     assert own.allocator.num_free == own.num_blocks
     assert {sample.finish_reason for sample in samples} == {FinishReason.ABORTED}
@@ -384,6 +446,7 @@ def test_random_loads_all_end_with_the_right_tokens_in_any_machine(seed: int) ->
             max_new_tokens=0 if length == max_len else draw.choice([0, 1, 5, 100]),
             n=draw.choice([1, 1, 3]),
             single_steps=draw.choice([0, 0, 4]),
+            priority=draw.choice([0, 0, 1, -1]) if seed % 2 else 0,
             beginning=draw.choice([None, 0, 1]),
             ignore_eos=draw.random() < 0.5,
             stop_ids=draw.choice([(), (3, 4)]),

@@ -52,12 +52,12 @@ class EngineCore:
             list
         )  # request → float32 [rows, vocab], in order
 
-    def handle(self, message: Add | End) -> None:
-        """Does what a message says."""
+    def handle(self, message: Add | End) -> list[StepOutput]:
+        """Does what a message says; returns the last outputs of the samples that it ends."""
         if isinstance(message, Add):
             self.scheduler.add(message.request)
-        else:
-            self.scheduler.end(message.request_id, message.index)
+            return []
+        return self.scheduler.end(message.request_id, message.index)
 
     def pop_prompt_logits(self, request_id: int) -> tuple[list[Tensor], list[Token]]:
         """Hands over what was kept of a request's prompt: logits after each token, scores from the
@@ -71,7 +71,8 @@ class EngineCore:
         """Computes one batch, at most `prompt_tokens` tokens of it prompts; returns the tokens and
         endings it gave.
         """
-        return self.compute(self.scheduler.next_chunks(prompt_tokens))
+        chunks = self.scheduler.next_chunks(prompt_tokens)
+        return self.compute(chunks) if chunks else []
 
     def compute(self, chunks: Seq[Chunk]) -> list[StepOutput]:
         """The same for chunks that the scheduler gave."""

@@ -6,11 +6,12 @@ import itertools
 import random
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Unpack
 
@@ -25,6 +26,8 @@ from gyrfalcon.console.format import counted
 from gyrfalcon.device.dtypes import WORD_OF_DTYPE
 from gyrfalcon.device.lookup import kind_for
 from gyrfalcon.engine.build import build_core, longest_sequence
+from gyrfalcon.engine.deadlines import Deadlines
+from gyrfalcon.engine.live import Live
 from gyrfalcon.engine.overlap import stepper
 from gyrfalcon.engine.prompts import (
     Asked,
@@ -36,9 +39,12 @@ from gyrfalcon.engine.prompts import (
     ids_of,
     params_of,
     params_of_each,
+    priority_of,
     rows,
+    timeout_of,
     whole_of,
 )
+from gyrfalcon.engine.queue_bound import refuse_if_full
 from gyrfalcon.engine.rank_messages import Add, End, Step, decode_step, encode
 from gyrfalcon.engine.tensors import real_tokens
 from gyrfalcon.engine.turns import Turns
@@ -52,44 +58,15 @@ from gyrfalcon.parallel.torchrun import Torchrun
 from gyrfalcon.request import (
     Delta,
     EngineStats,
-    FinishReason,
     Request,
     RequestOutput,
     SamplingParams,
     StepOutput,
-    Token,
 )
 from gyrfalcon.text.detokenizer import TextStream
 from gyrfalcon.text.end_ids import Ends, find_ends
 from gyrfalcon.text.tokenizer import Tokenizer
 from gyrfalcon.text.tokenizer_files import VOCABULARY_FILES
-
-
-@dataclass(slots=True)
-class _Live:
-    """A request on its way: its samples' texts, and what was asked to be kept of its prompt."""
-
-    request: Request
-    prompt: str | None
-    streams: list[TextStream]
-    unread: deque[Delta]  # what its caller has not seen; generate(), which sees none, keeps none
-    prompt_scores: list[Token] = field(default_factory=list)
-    prompt_logits: list[Tensor] = field(default_factory=list)
-    num_cached_tokens: int = 0
-    num_unfinished: int = field(init=False)  # of its samples
-
-    def __post_init__(self) -> None:
-        self.num_unfinished = len(self.streams)
-
-    def output(self) -> RequestOutput:
-        scored = self.request.params.prompt_logprobs is not None
-        return RequestOutput(
-            prompt=self.prompt,
-            prompt_ids=self.request.prompt_ids,
-            completions=tuple(stream.completion() for stream in self.streams),
-            prompt_logprobs=(None, *self.prompt_scores) if scored else None,
-            num_cached_tokens=self.num_cached_tokens,
-        )
 
 
 class Engine:
@@ -134,13 +111,16 @@ class Engine:
         self._tokenizer = load_tokenizer(checkpoint)
         self._ends = _find_ends(checkpoint, self._tokenizer)
         self.notes = (*checkpoint.notes, *self._ends.notes)
-        self._live: dict[int, _Live] = {}
+        self._live: dict[int, Live] = {}
         self._added: deque[Delta] = deque()  # what step() has still to return
         self._ids = itertools.count()
+        self._deadlines = Deadlines()
         self._ranks = joined or ranks.start(
             world_size, kind_for(config.device), partial(follow, config, folder)
         )
         self._turns = Turns(self._ranks)
+        # Seconds; rank 0 alone looks at the clock.
+        self._now: Callable[[], float] = monotonic if self.is_first_rank else lambda: 0.0
         weakref.finalize(self, self._turns.close_for_good)  # where nobody closes it
         with watched_interrupts(self._ranks.watch), self._turns.all_ranks():
             self._core = build_core(config, checkpoint, self._ranks.rank_info)
@@ -226,16 +206,28 @@ class Engine:
         """
         return self._longest.advice(first)
 
-    def add(self, prompt: Prompt, params: Params = None) -> int:
+    def add(
+        self,
+        prompt: Prompt,
+        params: Params = None,
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> int:
         """Queues a prompt, text or token ids, for step(); returns the request's number. Raises
-        RequestError or PromptTooLong.
+        RequestError or PromptTooLong, and QueueFull when as much waits as the config allows.
+
+        Requests of a lower `priority` run before those of a higher one, and take cache from them when
+        it runs out; else first come, first served. A request that has not ended `timeout` seconds from
+        now ends in the next step with FinishReason.ABORTED, what text it has, and an `error`.
 
         >>> engine = Engine("nestling")
         >>> number = engine.add("The falcon", SamplingParams(max_new_tokens=3))
         >>> sum(len(engine.step()) for _ in range(3))
         3
         """
-        return self._queue(self._asked(prompt, params), self._added).request.id
+        asked = self._asked(prompt, params, priority, timeout, bounded=True)
+        return self._queue(asked, self._added).request.id
 
     def step(self) -> list[Delta]:
         """Computes one batch on all ranks; returns the new text of every sequence of an add() that
@@ -273,23 +265,37 @@ class Engine:
         with self._turns.taken():
             self._abort(request_id)
 
-    def stream(self, prompt: Prompt, params: Params = None) -> Generator[Delta, None, None]:
+    def stream(
+        self,
+        prompt: Prompt,
+        params: Params = None,
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> Generator[Delta, None, None]:
         """The deltas of one prompt's text as they come; leaving the loop cancels the request.
 
-        Streams can be read side by side: steps for one go on with the others. Raises RequestError or
-        PromptTooLong at once, and in the loop what a step does.
+        Streams can be read side by side: steps for one go on with the others. Raises RequestError,
+        PromptTooLong or QueueFull at once, and in the loop what a step does. `priority` and `timeout`
+        are those of add(), from when the loop begins.
 
         >>> engine = Engine("nestling")
         >>> for delta in engine.stream("The falcon", SamplingParams(max_new_tokens=3)):
         ...     print(delta.text, end="", flush=True)  # doctest: +SKIP
         """
-        return self._streamed(self._asked(prompt, params))
+        return self._streamed(self._asked(prompt, params, priority, timeout, bounded=True))
 
     def generate(
-        self, prompts: Prompt | Iterable[Prompt], params: Params | Iterable[Params] = None
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        params: Params | Iterable[Params] = None,
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
     ) -> list[RequestOutput]:
         """Runs one prompt or many, with one set of parameters or one for each, greedy without;
         returns outputs in their order. Raises RequestError or PromptTooLong before any step.
+        `priority` and `timeout` are those of add(), for every prompt.
 
         >>> engine = Engine("nestling")
         >>> one, other = engine.generate(["a", "b"], SamplingParams(temperature=0.7, seed=1, n=2))
@@ -297,8 +303,11 @@ class Engine:
         [2, 2]
         """
         many = as_prompts(prompts)
-        asked = map(self._asked, many, params_of_each(params, many))
-        return [live.output() for live in self._run(list(asked))]
+        asked = [
+            self._asked(prompt, one, priority, timeout)
+            for prompt, one in zip(many, params_of_each(params, many), strict=True)
+        ]
+        return [live.output() for live in self._run(asked)]
 
     def generate_ids(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, max_new_tokens: int = 16
@@ -396,11 +405,11 @@ class Engine:
 
     def _run(
         self, asked: Seq[Asked], keep_logits: bool = False, single_steps: int = 0
-    ) -> list[_Live]:
+    ) -> list[Live]:
         """Queues prompts and steps until all have ended; an error or interruption cancels
         them all.
         """
-        lives: list[_Live] = []
+        lives: list[Live] = []
         try:
             for one in asked:
                 lives.append(self._queue(one, deque(maxlen=0), keep_logits, single_steps))
@@ -411,7 +420,7 @@ class Engine:
             self._cancel(lives)
         return lives
 
-    def _advance(self, waiting: deque[_Live]) -> bool:
+    def _advance(self, waiting: deque[Live]) -> bool:
         """A step, unless one for another thread has brought something; False when all have ended. Looks
         at the first alone, so that a step's cost does not grow with their number.
         """
@@ -422,22 +431,41 @@ class Engine:
                 waiting.popleft()
             return bool(waiting)
 
-    def _cancel(self, lives: Seq[_Live]) -> None:
+    def _cancel(self, lives: Seq[Live]) -> None:
         """Aborts what has not ended, in a finalizer, too."""
         for live in lives:
             if live.num_unfinished:
                 self._turns.later(partial(self._abort, live.request.id))
 
-    def _asked(self, prompt: Prompt, params: Params) -> Asked:
-        """What can be run; raises RequestError or PromptTooLong for what cannot."""
-        own = self._ends.added_to(params_of(params))
+    def _asked(
+        self,
+        prompt: Prompt,
+        params: Params,
+        priority: int = 0,
+        timeout: float | None = None,
+        bounded: bool = False,
+    ) -> Asked:
+        """What can be run; raises RequestError or PromptTooLong for what cannot, and if `bounded`
+        QueueFull, of a long text before it takes time to tokenise.
+        """
+        own, when = (
+            self._ends.added_to(params_of(params)),
+            (priority_of(priority), timeout_of(timeout)),
+        )
         if isinstance(prompt, str):
-            asked = Asked(prompt, tuple(self.encode(prompt)), own)
+            if bounded and self._tokenizer is not None:
+                self._refuse_if_full(self._tokenizer.least_tokens(prompt))
+            asked = Asked(prompt, tuple(self.encode(prompt)), own, *when, bounded)
         else:
-            asked = Asked(None, ids_of(prompt), own)
+            asked = Asked(None, ids_of(prompt), own, *when, bounded)
+        if bounded:
+            self._refuse_if_full(asked.num_tokens)
         self._longest.check(asked)
         check(asked, self.model_config.vocab_size, self._tokenizer)
         return asked
+
+    def _refuse_if_full(self, num_tokens: int) -> None:
+        refuse_if_full(self.config, self.stats(), num_tokens)
 
     def _queue(
         self,
@@ -445,10 +473,12 @@ class Engine:
         unread: deque[Delta],
         keep_logits: bool = False,
         single_steps: int = 0,
-    ) -> _Live:
-        params, lives = asked.params, list[_Live]()
+    ) -> Live:
+        params, lives, now = asked.params, list[Live](), self._now()
         try:
             with self._turns.taken():
+                if asked.bounded:
+                    self._refuse_if_full(asked.num_tokens)
                 request = Request(
                     id=next(self._ids),
                     prompt_ids=asked.ids,
@@ -457,10 +487,13 @@ class Engine:
                     end_ids=self._end_ids(params),
                     keep_logits=keep_logits,
                     single_steps=single_steps,
+                    priority=asked.priority,
                 )
                 streams = [TextStream(request, index, self._tokenizer) for index in range(params.n)]
-                lives.append(_Live(request, asked.text, streams, unread))
+                lives.append(Live(request, asked.text, streams, unread, asked.timeout, now))
                 self._live[request.id] = lives[0]
+                if asked.timeout is not None and self.is_first_rank:
+                    self._deadlines.set(request.id, now + asked.timeout)
                 self._handle(Add(request))
         except BaseException:  # a Ctrl-C that was held, too: nobody knows the request
             self._cancel(lives)
@@ -480,55 +513,67 @@ class Engine:
     def _step(self) -> None:
         """Computes one batch on all ranks and hands each caller the outputs of its requests."""
         with self._turns.all_ranks():
-            step = self._decided()
-            for output in self._take_step(step.prompt_tokens):
-                self._deliver(output)
+            now = self._now()
+            step = self._decided(now)
+            for end in step.ends:
+                self._expire(end, now)
+            outputs = self._take_step(step.prompt_tokens)
+            for sequence in self._core.scheduler.admitted:
+                self._live[sequence.request.id].admitted_at[sequence.index] = now
+            for output in outputs:
+                self._deliver(output, now)
 
-    def _decided(self) -> Step:
+    def _decided(self, now: float) -> Step:
         """What rank 0 decides of the next step: it tells the other ranks."""
         group = self._ranks.rank_info.group
         if group.rank > 0:
             return decode_step(group.broadcast())
-        step = Step(self._core.scheduler.limits.max_batch_tokens)
+        passed = self._deadlines.pop_passed(now) if self._deadlines.next_at <= now else ()
+        step = Step(self._core.scheduler.limits.max_batch_tokens, tuple(map(End, passed)))
         if group.size > 1:
             group.broadcast(encode(step))
         return step
 
-    def _deliver(self, output: StepOutput) -> None:
+    def _expire(self, end: End, now: float) -> None:
+        """Ends a request whose deadline has passed, as every rank does in this step."""
+        error = f"deadline of {self._live[end.request_id].timeout:g} s passed"
+        for output in self._core.handle(end):
+            self._deliver(replace(output, error=error), now)
+
+    def _deliver(self, output: StepOutput, now: float) -> None:
         """A sample's new text; retires the request when this ends its last sample."""
         live = self._live[output.request_id]
-        delta = live.streams[output.index].push(output.token, output.finish_reason)
+        delta = live.streams[output.index].push(output.token, output.finish_reason, output.error)
+        if delta.finish_reason is not None:
+            delta = live.ended(delta, output, now)
         live.unread.append(delta)
-        live.num_unfinished -= delta.finish_reason is not None
-        if output.index == 0:
-            live.num_cached_tokens = output.num_cached_tokens
         if delta.finish_reason is not None and output.finish_reason is None:
             # A stop string ended it, and the ranks do not know text.
             self._handle(End(output.request_id, output.index))
         if not live.num_unfinished:
             live.prompt_logits, live.prompt_scores = self._core.pop_prompt_logits(output.request_id)
             del self._live[output.request_id]
+            self._deadlines.drop(output.request_id)
 
     def _abort(self, request_id: int) -> None:
         live = self._live.pop(request_id, None)
         if live is None:
             return
-        self._handle(End(request_id))
-        for stream in live.streams:
-            if stream.finish_reason is None:
-                live.unread.append(stream.push(None, FinishReason.ABORTED))
-        live.num_unfinished = 0
+        self._deadlines.drop(request_id)
+        for output in self._handle(End(request_id)):
+            delta = live.streams[output.index].push(None, output.finish_reason)
+            live.unread.append(live.ended(delta, output, self._now()))
         if live.unread is self._added:
             others = [delta for delta in self._added if delta.request_id != request_id]
             self._added.clear()
             self._added.extend(others)
         self._core.pop_prompt_logits(request_id)
 
-    def _handle(self, message: Add | End) -> None:
+    def _handle(self, message: Add | End) -> list[StepOutput]:
         with self._turns.all_ranks():
             if self._ranks.led:
                 self._ranks.tell(encode(message))
-            self._core.handle(message)
+            return self._core.handle(message)
 
 
 def _world_size(config: EngineConfig, checkpoint: Checkpoint) -> int:

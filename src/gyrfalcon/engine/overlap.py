@@ -59,6 +59,8 @@ class Overlap:
     def _start(self, prompt_tokens: int) -> list[StepOutput]:
         """A step with none under way. One in whose tokens the host has a part ends here."""
         chunks = self._core.scheduler.next_chunks(prompt_tokens)
+        if not chunks:
+            return []
         if not all(map(_needs_no_host, chunks)):
             return self._core.compute(chunks)
         self._in_flight = self._launch(chunks, Batch.build(chunks, self._core.pool.block_size))

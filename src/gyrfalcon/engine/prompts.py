@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Set
 from collections.abc import Sequence as Seq
 from contextlib import suppress
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
-from gyrfalcon.bounds import shown
+from gyrfalcon.bounds import REQUEST, shown
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import PromptTooLong, RequestError
@@ -25,11 +25,21 @@ GREEDY = SamplingParams()
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A prompt as it was given, if that was text, its ids, and its parameters."""
+    """A prompt as it was given, if that was text, its ids, its parameters, and when it runs: see
+    Engine.add().
+    """
 
     text: str | None
     ids: tuple[int, ...]
     params: SamplingParams
+    priority: int = 0
+    timeout: float | None = None
+    bounded: bool = False  # refused where the queue is full
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all its samples, which are queued one by one."""
+        return len(self.ids) * self.params.n
 
 
 def as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
@@ -151,6 +161,26 @@ def whole_of(name: str, number: int) -> int:
     if is_number(number, Integral) and number >= 0:
         return int(number)
     raise RequestError(f"a whole number of 0 or more for {name}", shown(number), "pass such")
+
+
+def priority_of(priority: int) -> int:
+    """A priority as a plain number; RequestError for what is none."""
+    bounds = REQUEST["priority"]
+    if is_number(priority, Integral) and priority in bounds:
+        return int(priority)
+    wanted = f"a whole number {bounds.words} for `priority`"
+    raise RequestError(wanted, shown(priority), "correct it; the lowest runs first")
+
+
+def timeout_of(timeout: float | None) -> float | None:
+    """Seconds, or None for as long as it takes; RequestError for anything else."""
+    bounds = REQUEST["timeout"]
+    if timeout is None:
+        return None
+    if is_number(timeout, Real) and timeout in bounds:
+        return float(timeout)
+    wanted = f"a number of seconds {bounds.words}, or None, for `timeout`"
+    raise RequestError(wanted, shown(timeout), "correct it")
 
 
 def rows(input_ids: Tensor, real: Tensor) -> list[list[int]]:

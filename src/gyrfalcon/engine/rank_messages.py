@@ -46,6 +46,7 @@ KINDS = {
     "end_ids": list,
     "keep_logits": bool,
     "single_steps": int,
+    "priority": int,
 }
 PARAMS = [field.name for field in fields(SamplingParams)]
 
@@ -114,6 +115,7 @@ def _fields_of(request: Request) -> dict[str, object]:
         "end_ids": sorted(request.end_ids),
         "keep_logits": request.keep_logits,
         "single_steps": request.single_steps,
+        "priority": request.priority,
     }
 
 
@@ -134,6 +136,7 @@ def _request(content: dict[str, Any]) -> Request:
         end_ids=frozenset(content["end_ids"]),
         keep_logits=content["keep_logits"],
         single_steps=content["single_steps"],
+        priority=content["priority"],
     )
 
 

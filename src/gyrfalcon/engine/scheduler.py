@@ -2,11 +2,11 @@
 every rank.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
 
+from gyrfalcon.engine.waiting import WaitingQueue
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.request import Chunk, EngineStats, FinishReason, Request, Sequence, StepOutput, Token
 
@@ -31,8 +31,8 @@ class ScoreStore(Protocol):
 
 
 class Scheduler:
-    """First come, first served. Older sequences take cache from younger ones, which then start over
-    later, so the oldest always goes on and every request ends."""
+    """The lowest priority value first, then first come first. Earlier sequences in this order take cache
+    from later ones, which then start over, so the first always goes on and every request ends."""
 
     def __init__(
         self, allocator: BlockAllocator, limits: StepLimits, scores: ScoreStore | None = None
@@ -40,15 +40,16 @@ class Scheduler:
         self.allocator = allocator
         self.limits = limits
         self._scores = scores  # every rank knows which blocks have some, not all hold them
-        self.waiting: OrderedDict[Sequence, None] = OrderedDict()  # first come first
-        self.running: dict[Sequence, None] = {}  # oldest first
+        self.waiting = WaitingQueue()
+        self.running: dict[Sequence, None] = {}  # in the order of priority, then oldest first
+        self.admitted: list[Sequence] = []  # those that the last step was the first to compute
         self._samples: dict[int, dict[int, Sequence]] = {}  # of requests by id, by index
         self._num_prompt_tokens = 0  # of sequences that were admitted
         self._num_cached_tokens = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.waiting.num_sequences or self.running)
 
     def add(self, request: Request) -> None:
         """Queues the request's samples."""
@@ -59,24 +60,30 @@ class Scheduler:
             for index in range(request.params.n)
         ]
         self._samples[request.id] = dict(enumerate(samples))
-        self.waiting.update(dict.fromkeys(samples))
+        for sample in samples:
+            self.waiting.append(sample)
 
-    def end(self, request_id: int, index: int | None = None) -> None:
-        """Cancels one sample of a request, or all of them, as far as they are still there."""
+    def end(self, request_id: int, index: int | None = None) -> list[StepOutput]:
+        """Cancels one sample of a request, or all of them, as far as they are still there; returns the
+        last output of each.
+        """
         samples = self._samples.get(request_id, {})
-        for one in tuple(samples) if index is None else (index,):
-            if one in samples:
-                self._finish(samples[one], FinishReason.ABORTED)
+        ended = [samples[one] for one in tuple(samples) if index in (None, one)]
+        for sample in ended:
+            self._finish(sample, FinishReason.ABORTED)
+        return [_output(sample, None) for sample in ended]
 
     def stats(self) -> EngineStats:
         """What it holds now and has reused so far."""
         return EngineStats(
-            num_waiting=len(self.waiting),
+            num_waiting=self.waiting.num_sequences,
             num_running=len(self.running),
             num_used_blocks=self.allocator.num_blocks - self.allocator.num_free,
             num_blocks=self.allocator.num_blocks,
             num_prompt_tokens=self._num_prompt_tokens,
             num_cached_tokens=self._num_cached_tokens,
+            num_waiting_requests=self.waiting.num_requests,
+            num_waiting_tokens=self.waiting.num_tokens,
         )
 
     def next_chunks(self, prompt_tokens: int) -> list[Chunk]:
@@ -84,13 +91,14 @@ class Scheduler:
         waiting ones as they fit.
         """
         chunks: list[Chunk] = []
+        self.admitted = []
         budget = prompt_tokens
         for sequence in tuple(self.running):
             stop = self._next_stop(sequence, budget)
             if budget and self._make_room(sequence, stop):
                 chunks.append(Chunk(sequence, sequence.num_computed, stop))
                 budget -= stop - sequence.num_computed
-        while budget and self.waiting and self._can_admit():
+        while budget and self.waiting.num_sequences and self._can_admit():
             sequence = self._admit()
             stop = self._next_stop(sequence, budget)
             self.allocator.grow(sequence.blocks, stop)
@@ -104,7 +112,8 @@ class Scheduler:
 
         Empty where more has to be decided: another could run as well, or cache is missing.
         """
-        if self.waiting and self._can_admit():
+        self.admitted = []
+        if self.waiting.num_sequences and self._can_admit():
             return []
         following = [
             Chunk(chunk.sequence, chunk.stop, chunk.stop + 1)
@@ -132,9 +141,7 @@ class Scheduler:
             reason = self._ending(sequence, token)
             if reason is not None:
                 self._finish(sequence, reason)
-            outputs.append(
-                StepOutput(sequence.request.id, sequence.index, token, reason, sequence.num_cached)
-            )
+            outputs.append(_output(sequence, token))
         return outputs
 
     def _next_stop(self, sequence: Sequence, budget: int) -> int:
@@ -149,8 +156,8 @@ class Scheduler:
         return stop
 
     def _make_room(self, sequence: Sequence, stop: int) -> bool:
-        """Gets the blocks for the sequence's tokens up to `stop`, from the youngest if need be; False
-        if it is the youngest.
+        """Gets the blocks for the sequence's tokens up to `stop`, from the last if need be; False if it
+        is the last.
         """
         while sequence in self.running:
             if self.allocator.grow(sequence.blocks, stop):
@@ -162,9 +169,8 @@ class Scheduler:
         del self.running[sequence]
         self._release(sequence)
         sequence.num_computed = 0
-        sequence.was_preempted = True
-        self.waiting[sequence] = None
-        self.waiting.move_to_end(sequence, last=False)
+        sequence.num_preemptions += 1
+        self.waiting.put_back(sequence)
 
     def _can_admit(self) -> bool:
         """Whether one more may run and the cache has room for all tokens of the first waiting
@@ -172,7 +178,7 @@ class Scheduler:
         """
         if len(self.running) == self.limits.max_sequences:
             return False
-        sequence = next(iter(self.waiting))
+        sequence = self.waiting.first()
         known = self._known(sequence)
         blocks = self.allocator.blocks_for(min(len(sequence.tokens) + 1, self.limits.max_len))
         available = self.allocator.num_free - self.allocator.num_unused(known)
@@ -180,19 +186,28 @@ class Scheduler:
 
     def _admit(self) -> Sequence:
         """Moves the first waiting sequence to the running ones, with what is known of its cache."""
-        sequence, _ = self.waiting.popitem(last=False)
+        sequence = self.waiting.first()
+        self.waiting.remove(sequence)
         known = self._known(sequence)
         self.allocator.take(known)
         sequence.blocks.extend(known)
         sequence.num_computed = len(known) * self.allocator.block_size
-        self.running[sequence] = None
+        self._insert(sequence)
         if sequence.shares_scores and self._scores is not None:
             self._scores.load(sequence.request, *self._scored(sequence))
-        if not sequence.was_preempted:  # one that was finds its own blocks
+        if not sequence.num_preemptions:  # one that was preempted finds its own blocks
+            self.admitted.append(sequence)
             sequence.num_cached = sequence.num_computed
             self._num_cached_tokens += sequence.num_cached
             self._num_prompt_tokens += sequence.prompt_len
         return sequence
+
+    def _insert(self, sequence: Sequence) -> None:
+        """Adds to the running sequences, before those of a higher priority value."""
+        last = next(reversed(self.running), sequence)
+        self.running[sequence] = None
+        if last.request.priority > sequence.request.priority:
+            self.running = dict.fromkeys(sorted(self.running, key=lambda one: one.request.priority))
 
     def _known(self, sequence: Sequence) -> list[int]:
         """Blocks that hold the sequence's beginning already, but never all of it: the last token has
@@ -222,7 +237,10 @@ class Scheduler:
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason
         self._release(sequence)
-        del (self.running if sequence in self.running else self.waiting)[sequence]
+        if sequence in self.running:
+            del self.running[sequence]
+        else:
+            self.waiting.remove(sequence)
         samples = self._samples[sequence.request.id]
         del samples[sequence.index]
         if not samples:
@@ -249,3 +267,8 @@ class Scheduler:
             block, places = self.allocator.add_scores(digest, following)
             if places and self._scores is not None:
                 self._scores.store(request, index * size, block, places)
+
+
+def _output(one: Sequence, token: Token | None, error: str | None = None) -> StepOutput:
+    figures = (one.num_cached, error, one.num_preemptions)
+    return StepOutput(one.request.id, one.index, token, one.finish_reason, *figures)

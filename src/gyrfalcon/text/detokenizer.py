@@ -22,15 +22,18 @@ class TextStream:
         self.index = index
         self.tokens: list[Token] = []
         self.finish_reason: FinishReason | None = None
+        self.error: str | None = None
         self._text: list[str] = []
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
         stops = request.params.stop_strings
         self._marks = StopMarks(stops, tokenizer)
         self._stops = StopFinder((*stops, *self._marks.stops), self._marks.letters.values())
 
-    def push(self, token: Token | None, reason: FinishReason | None) -> Delta:
-        """Takes the sample's next token and, with its last, the finish reason; a stop string ends
-        it, too.
+    def push(
+        self, token: Token | None, reason: FinishReason | None, error: str | None = None
+    ) -> Delta:
+        """Takes the sample's next token and, with its last, the finish reason and the error it may
+        have; a stop string ends it, too.
         """
         text = ""
         if token is not None:
@@ -40,9 +43,9 @@ class TextStream:
         if reason is not None:
             text += self._rest()
         text = text.translate(self._marks.hidden)
-        self.finish_reason = reason
+        self.finish_reason, self.error = reason, error
         self._text.append(text)
-        return Delta(self.request.id, self.index, text, token, reason)
+        return Delta(self.request.id, self.index, text, token, reason, error)
 
     def completion(self) -> Completion:
         """The whole sample, after its end."""
@@ -54,6 +57,7 @@ class TextStream:
             text="".join(self._text),
             finish_reason=self.finish_reason,
             logprobs=tuple(self.tokens) if wants_logprobs else None,
+            error=self.error,
         )
 
     def _decoded(self, token: Token, reason: FinishReason | None) -> str:

@@ -1,0 +1,59 @@
+"""A request on its way through an engine: its samples' texts, what was kept of its prompt, its times."""
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from gyrfalcon.request import Delta, Request, RequestOutput, StepOutput, Token
+from gyrfalcon.text.detokenizer import TextStream
+
+
+@dataclass(slots=True)
+class Live:
+    """A request that has not ended."""
+
+    request: Request
+    prompt: str | None
+    streams: list[TextStream]
+    unread: deque[Delta]  # what its caller has not seen; generate(), which sees none, keeps none
+    timeout: float | None = None  # seconds
+    queued_at: float = 0.0  # seconds of rank 0's clock
+    prompt_scores: list[Token] = field(default_factory=list)
+    prompt_logits: list[Tensor] = field(default_factory=list)
+    admitted_at: dict[int, float] = field(default_factory=dict)  # of samples, by the same clock
+    num_cached_tokens: int = 0  # of its first sample, as is what follows
+    queued_seconds: float = 0.0
+    num_preemptions: int = 0  # of all its samples
+    num_unfinished: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_unfinished = len(self.streams)
+
+    def ended(self, delta: Delta, output: StepOutput, now: float) -> Delta:
+        """A sample's last delta, with what it took to get there."""
+        queued_seconds = self.admitted_at.get(output.index, now) - self.queued_at
+        self.num_unfinished -= 1
+        self.num_preemptions += output.num_preemptions
+        if output.index == 0:
+            self.num_cached_tokens = output.num_cached_tokens
+            self.queued_seconds = queued_seconds
+        return replace(
+            delta,
+            num_cached_tokens=output.num_cached_tokens,
+            queued_seconds=queued_seconds,
+            num_preemptions=output.num_preemptions,
+        )
+
+    def output(self) -> RequestOutput:
+        """The whole request, after its end."""
+        scored = self.request.params.prompt_logprobs is not None
+        return RequestOutput(
+            prompt=self.prompt,
+            prompt_ids=self.request.prompt_ids,
+            completions=tuple(stream.completion() for stream in self.streams),
+            prompt_logprobs=(None, *self.prompt_scores) if scored else None,
+            num_cached_tokens=self.num_cached_tokens,
+            queued_seconds=self.queued_seconds,
+            num_preemptions=self.num_preemptions,
+        )

@@ -1,0 +1,27 @@
+"""How much may wait: refuses a request that finds the queue full."""
+
+from gyrfalcon.console.format import counted
+from gyrfalcon.engine_config import EngineConfig
+from gyrfalcon.errors import QueueFull
+from gyrfalcon.request import EngineStats
+
+
+def refuse_if_full(config: EngineConfig, stats: EngineStats, num_tokens: int) -> None:
+    """QueueFull when a request of so many tokens, all of its samples together, is one too many. What
+    finds nothing waiting is always taken: it may run in the next step.
+    """
+    if not stats.num_waiting:
+        return
+    requests, tokens = config.max_queued_requests, config.max_queued_tokens
+    if requests is not None and stats.num_waiting_requests >= requests:
+        name, most = "max_queued_requests", counted(requests, "request")
+    elif tokens is not None and stats.num_waiting_tokens + num_tokens > tokens:
+        name, most = "max_queued_tokens", counted(tokens, "token")
+    else:
+        return
+    waiting = counted(stats.num_waiting_requests, "request")
+    raise QueueFull(
+        f"at most {most} queued",
+        f"{waiting} of {stats.num_waiting_tokens:,} tokens queued, and one of {num_tokens:,} more",
+        f"ask again later or raise `{name}`",
+    )

@@ -21,6 +21,7 @@ from worlds import on_engines
 
 from gyrfalcon import Engine, SamplingParams
 from gyrfalcon.batch import Batch
+from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.device.lookup import device_of, fetch
 from gyrfalcon.engine import sampler
 from gyrfalcon.engine.overlap import Overlap, stepper
@@ -221,6 +222,7 @@ def test_choosing_reads_nothing_on_the_host_unless_logits_are_changed(
         raise AssertionError("tolist waits for the device")
 
     monkeypatch.setattr(Tensor, "tolist", unread)
+    monkeypatch.setattr(Cpu, "on_host", False)
     logits = torch.randn(5, 50)
 
     def choose(*params: SamplingParams) -> None:

@@ -11,9 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gyrfalcon.device.cpu import Cpu
+from gyrfalcon.device.lookup import device_of
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.errors import RankDied
 from gyrfalcon.parallel.backend import Backend, open_backend
+from gyrfalcon.parallel.host_top_k import top_k_on_host
 from gyrfalcon.parallel.shards import owned
 from gyrfalcon.parallel.shared_memory import SharedMemory, share_memory
 
@@ -149,8 +151,14 @@ def stable_top_k(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
     """The `num` largest of each row, largest first, of equals the first first: values and places,
     both [rows, num]. NaN counts as larger than any number.
     """
+    on_host = device_of(logits.device).on_host
+    if num == 1 and on_host:  # numpy's is four times as fast
+        places = torch.from_numpy(logits.numpy().argmax(axis=1, keepdims=True))
+        return logits.gather(1, places), places
     if num == 1:
         return logits.max(dim=-1, keepdim=True)
+    if on_host:
+        return top_k_on_host(logits, num)
     values, places = logits.sort(dim=-1, descending=True, stable=True)
     return values[:, :num], places[:, :num]
 

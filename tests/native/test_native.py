@@ -148,6 +148,24 @@ def test_quantised_tokens_hide_neither_infinity_nor_nan(
         assert finite[:-1].all()
 
 
+@pytest.mark.parametrize(("kind", "dtype", "tokens"), pairwise(KINDS, DTYPES, [2, 5, 33, 130]))
+def test_a_token_of_nan_changes_no_bit_of_those_beside_and_after_it(
+    kind: str, dtype: torch.dtype, tokens: int
+) -> None:
+    weight, _ = stored_as(kind, drawn(80, 640))
+    x = drawn(tokens, 640, seed=1).to(dtype)
+    expected, fewer = native.linear(x, weight), native.linear(x[:-1], weight)
+    place = tokens // 2
+    others = [row for row in range(tokens) if row != place]
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        wrong = x.clone()
+        wrong[place] = bad
+        found = native.linear(wrong, weight)
+        assert not found[place].isfinite().any()
+        assert torch.equal(found[others], expected[others])
+        assert torch.equal(native.linear(x[:-1], weight), fewer)
+
+
 @pytest.mark.parametrize("tokens", [1, 40])
 def test_int8_keeps_small_activations_beside_large_ones(tokens: int) -> None:
     """16 bits for a block: what bfloat16's own rounding of the large one is off by comes nowhere near."""

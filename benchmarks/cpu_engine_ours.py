@@ -11,6 +11,7 @@ from gyrfalcon.cut.cut import cut
 from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.native.library import SOURCES, digest, instructions
 from gyrfalcon.ops import chosen_name
+from gyrfalcon.request import check_finite
 
 
 def versions() -> dict[str, str]:
@@ -62,6 +63,7 @@ def load(setup: Setup) -> Generate:
             engine.add(ids, params)
         while engine.has_work:
             deltas = engine.step()
+            check_finite(*deltas)
             assert len(deltas) == len(prompts)  # no sequence waits for another
             found.step_ended([delta.token.id for delta in deltas if delta.token])
         return found

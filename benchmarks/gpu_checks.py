@@ -23,6 +23,7 @@ from gyrfalcon.model.falcon import Falcon
 from gyrfalcon.ops import reference
 from gyrfalcon.parallel.group import connect
 from gyrfalcon.parallel.launch import HERE, RankInfo, Ranks
+from gyrfalcon.request import check_finite
 
 if TYPE_CHECKING:
     from gpu_gate import Plan
@@ -56,7 +57,7 @@ def _laws_of(variant: str, plan: "Plan") -> dict[str, bool]:
             expected, said = _run(folder, "cpu", prompts, params)
         logits, batched = _run(folder, word, prompts, params)
         with Engine(EngineConfig(model=str(folder), device=word, max_len=64)) as engine:
-            alone = [engine.generate([ids], params)[0].output_ids for ids in prompts]
+            alone = [_output_ids(engine, [ids], params)[0] for ids in prompts]
         shared = _on_two_ranks(folder, word, prompts, params)
     error = (logits - expected).norm() / expected.norm()
     return {
@@ -72,7 +73,14 @@ def _run(
 ) -> tuple[Tensor, list[Any]]:
     with Engine(EngineConfig(model=str(folder), device=device, max_len=64)) as engine:
         logits = engine.logits(torch.tensor([prompts[-1]]))[0].cpu()
-        return logits, [output.output_ids for output in engine.generate(prompts, params)]
+        return logits, _output_ids(engine, prompts, params)
+
+
+def _output_ids(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> list[Any]:
+    """What is generated for each prompt; NotFinite where one fails, so that two failures never agree."""
+    outputs = engine.generate(prompts, params)
+    check_finite(*(output.completions[0] for output in outputs))
+    return [output.output_ids for output in outputs]
 
 
 def _on_two_ranks(
@@ -89,7 +97,7 @@ def _on_two_ranks(
             model=str(folder), device=device, max_len=64, cache_memory=1 << 26, seed=0
         )
         with Engine(config, Ranks(RankInfo(group, 0, 1))) as engine:
-            return [output.output_ids for output in engine.generate(prompts, params)]
+            return _output_ids(engine, prompts, params)
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(rank, range(2))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 OPTION = re.compile(r"`(\w+)(?:=([^`]*))?`")  # `max_len`, `world_size=2`
 NO_MEMORY = re.compile("allocate memory|out of memory|start new thread", re.IGNORECASE)
+FIX_LOGITS = "use `dtype=bf16` or fp32, or verify"
 MOST_LETTERS = 2000  # shown of each part: a foreign file may hold values of megabytes
 SHOWN_LETTERS = 40  # of a value that is wrong
 ON_CARD = re.compile("CUDA|HIP|NPU")
@@ -110,6 +111,16 @@ class NotFinite(GyrfalconError):
     """The model computed NaN or infinity: another dtype or other weights can help."""
 
     exit_code = 1
+
+    @classmethod
+    def logits(cls, where: str) -> "NotFinite":
+        """The error for logits `where` they stand; its str() is the `error` of a sample that failed."""
+        return cls("finite logits", f"NaN or infinity {where}", FIX_LOGITS)
+
+    @classmethod
+    def of(cls, error: str) -> "NotFinite":
+        """The error of logits() from its str()."""
+        return cls.logits(error.partition(" or infinity ")[2].partition(";")[0])
 
 
 class RankDied(GyrfalconError):

@@ -12,7 +12,7 @@ from types import NoneType
 
 from gyrfalcon.bounds import SAMPLING, shown
 from gyrfalcon.console.suggestion import known_names
-from gyrfalcon.errors import RequestError
+from gyrfalcon.errors import NotFinite, RequestError
 
 MOST_CANDIDATES = 256  # with a larger top_k the ranks exchange all logits
 SHARED_TOP = 5  # most likely tokens that the KV cache remembers for each token of a scored prompt
@@ -21,8 +21,8 @@ CORRECT = "correct the sampling parameters"
 
 
 class FinishReason(Enum):
-    """Why a sequence ended: end-of-text, a stop id or a stop string; its length limit; or its caller
-    aborted it or its deadline passed.
+    """Why a sequence ended: end-of-text, a stop id or a stop string; its length limit; its caller
+    aborted it or its deadline passed; or its own logits were NaN or infinite.
 
     >>> FinishReason("length") is FinishReason.LENGTH
     True
@@ -31,6 +31,7 @@ class FinishReason(Enum):
     STOP = "stop"
     LENGTH = "length"
     ABORTED = "aborted"
+    ERROR = "error"
 
 
 @known_names(RequestError, "sampling parameters")
@@ -275,6 +276,7 @@ class Sequence:
     num_preemptions: int = 0
     blocks: list[int] = field(default_factory=list)  # cache blocks, in order
     digests: list[bytes] = field(default_factory=list)  # of full blocks, as far as they were needed
+    is_finite: bool = True  # no NaN or infinity was in its logits: its blocks may serve others
     finish_reason: FinishReason | None = None
     prompt_len: int = field(init=False)
     wants_every_row: bool = field(init=False)  # the logits after each of its prompt's tokens
@@ -298,7 +300,8 @@ class Chunk:
         with a token that is not known yet, and more are wanted.
     wants_every_row: whether the logits after each of its tokens are wanted: it is part of such a
         prompt.
-    rows: the tokens, counted from `start`, whose logits are wanted.
+    rows: the tokens, counted from `start`, whose logits are wanted: at least the last, which shows
+        whether all that it attends to is finite.
     """
 
     sequence: Sequence
@@ -314,7 +317,7 @@ class Chunk:
         wants_every_row = sequence.wants_every_row and self.start < sequence.prompt_len
         object.__setattr__(self, "samples", samples)
         object.__setattr__(self, "wants_every_row", wants_every_row)
-        object.__setattr__(self, "rows", range(0 if wants_every_row else length - samples, length))
+        object.__setattr__(self, "rows", range(0 if wants_every_row else length - 1, length))
 
     @property
     def request(self) -> Request:
@@ -322,9 +325,25 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class NonFinite:
+    """What a chunk yields whose logits are NaN or infinite."""
+
+    position: int  # of the token that has such logits, 0 for the prompt's first
+
+    def error(self, sequence: Sequence) -> str:
+        """The line that its sample ends with."""
+        sample = f"request {sequence.request.id}, sample {sequence.index}"
+        return str(NotFinite.logits(f"at position {self.position} of {sample}"))
+
+
+# What a step yields for a chunk; None where it samples no token and all is well.
+ChunkResult = Token | NonFinite | None
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
-    """The output of one step for one sequence: a token (None when only the prompt was scored) and,
-    at its end, why it ended.
+    """The output of one step for one sequence: a token (None when only the prompt was scored, or the
+    sample failed) and, at its end, why it ended.
     """
 
     request_id: int
@@ -341,7 +360,8 @@ class Delta:
     """The new text of a running sample after a step: never half a character or part of a stop
     string. The last delta of a sample has its finish reason and what these say; before, they are 0.
 
-    error: one line that says why, where it was not the caller who aborted it.
+    error: one line that says why, where neither the text ended nor its caller aborted it: a deadline, or
+        for ERROR which request, sample and position failed and what to do.
     num_cached_tokens: tokens of the prompt that were not computed, because an earlier prompt began
         alike.
     queued_seconds: from add() to the first step that computed the sample, or to its end before one.
@@ -355,7 +375,7 @@ class Delta:
     request_id: int
     index: int  # which of the request's n samples
     text: str
-    token: Token | None  # None when only the prompt was scored
+    token: Token | None  # None when only the prompt was scored, or the sample failed
     finish_reason: FinishReason | None
     error: str | None = None
     num_cached_tokens: int = field(default=0, compare=False)
@@ -365,7 +385,9 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One finished sample. `output_ids` are the new tokens, a final end-of-text included.
+    """One finished sample. `output_ids` are the new tokens, a final end-of-text included. One that
+    failed (FinishReason.ERROR) has those before it did, and in `error` one line that says which
+    request, sample and position it was and what to do.
 
     >>> params = SamplingParams(max_new_tokens=4, temperature=1, n=2, seed=0)
     >>> [output] = Engine("nestling").generate("The falcon", params)
@@ -388,6 +410,7 @@ class RequestOutput:
     num_cached_tokens: tokens of the prompt that were not computed for its first sample, because an
         earlier prompt began alike. With `prompt_logprobs` these are tokens whose scores an earlier prompt
         left in the cache; always 0 with `prompt_logprobs` above 5.
+    prompt_logprobs: None, too, where the first sample ended before all of them were known.
     queued_seconds: until the first step that computed its first sample.
     num_preemptions: how often the cache of one of its samples was taken for another request.
 
@@ -423,6 +446,13 @@ class RequestOutput:
     @property
     def error(self) -> str | None:
         return self.completions[0].error
+
+
+def check_finite(*ended: Delta | Completion) -> None:
+    """NotFinite for the first that failed, for callers who have no use for part of a result."""
+    for one in ended:
+        if one.finish_reason is FinishReason.ERROR:
+            raise NotFinite.of(one.error or "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from gyrfalcon.bounds import shown
 from gyrfalcon.errors import (
     CacheTooSmall,
     EngineClosed,
-    NotFinite,
     PromptTooLong,
     RequestError,
     UsageError,
@@ -285,5 +284,11 @@ def test_weights_that_overflow_are_an_error_not_a_text(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     scored = SamplingParams(max_new_tokens=0, prompt_logprobs=0)
     for params in (SamplingParams(), SamplingParams(temperature=1.0), scored):
-        with make_engine(tmp_path) as engine, pytest.raises(NotFinite, match="use dtype"):
-            engine.generate([30, 31], params)
+        with make_engine(tmp_path) as engine:
+            [output] = engine.generate([30, 31], params)
+            assert output.finish_reason is FinishReason.ERROR
+            assert (output.output_ids, output.text) == ((), "")
+            assert str(output.error).startswith(
+                "wanted finite logits, got NaN or infinity at position"
+            )
+            assert "use dtype" in str(output.error)

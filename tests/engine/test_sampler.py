@@ -26,9 +26,8 @@ from worlds import on_every_rank
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
 from gyrfalcon.engine import sampler
-from gyrfalcon.errors import NotFinite
 from gyrfalcon.parallel.group import Group, Vocabulary, solo, stable_top_k
-from gyrfalcon.request import Chunk, Request, Sequence, Token
+from gyrfalcon.request import Chunk, ChunkResult, NonFinite, Request, Sequence, Token
 
 VOCAB = 60
 CHANCES = 1000  # draws at as many evenly spread chances show a distribution to 1 in so many
@@ -68,9 +67,15 @@ def whole(sequences: list[Sequence]) -> list[Chunk]:
     return [Chunk(one, 0, len(one.tokens)) for one in sequences]
 
 
-def pick(logits: Tensor, sequences: list[Sequence]) -> list[Token]:
+def picks(logits: Tensor, chunks: Seq[Chunk]) -> list[ChunkResult]:
     """As one rank picks that holds the whole vocabulary."""
-    return sampler.pick(logits, whole(sequences), Vocabulary.shared(logits.shape[1], solo()))
+    return sampler.pick(logits, chunks, Vocabulary.shared(logits.shape[1], solo()))
+
+
+def pick(logits: Tensor, sequences: list[Sequence]) -> list[Token]:
+    """The tokens of rows of finite logits."""
+    found = picks(logits, whole(sequences))
+    return [result for result in found if isinstance(result, Token)]
 
 
 def picked(logits: Tensor, params: SamplingParams, **settings: object) -> Token:
@@ -201,16 +206,15 @@ def test_rows_drawn_all_at_once_equal_each_drawn_by_the_definition(seed: int) ->
         for token, bias in chunk.request.params.logit_bias.items():
             row[token] += bias
         expected.append(defined_draw(row, chunk.request.params, sampler._uniform_draw(chunk)))
-    tokens = sampler.pick(logits, chunks, Vocabulary.shared(VOCAB, solo()))
-    assert [token.id for token in tokens] == expected
+    assert [result.id for result in picks(logits, chunks) if isinstance(result, Token)] == expected
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 8])
 def test_ranks_that_hold_parts_of_the_vocabulary_pick_what_one_picks(world_size: int) -> None:
     logits, chunks = mixed_rows(11, 60)
-    expected = sampler.pick(logits, chunks, Vocabulary.shared(VOCAB, solo()))
+    expected = picks(logits, chunks)
 
-    def on_rank(group: Group) -> list[Token]:
+    def on_rank(group: Group) -> list[ChunkResult]:
         vocabulary = Vocabulary.shared(VOCAB, group)
         own = logits.split(list(vocabulary.widths), dim=1)[group.rank]
         return sampler.pick(own, chunks, vocabulary)
@@ -279,28 +283,43 @@ def test_only_what_ranks_find_likeliest_travels(
     ],
     ids=["greedy", "drawn from all", "drawn from few", "greedy, forbidden", "drawn, forbidden"],
 )
-def test_a_logit_that_is_not_finite_is_told_on_every_rank(
+def test_a_logit_that_is_not_finite_fails_its_own_row_on_every_rank(
     params: SamplingParams, wrong: float, world_size: int
 ) -> None:
-    logits = random_logits(0, rows=2)
-    logits[1, 40] = wrong
+    """In every sampling mode, told or not told with log-probabilities; the other rows' tokens are the
+    same bit for bit."""
+    told = replace(params, logprobs=2)
+    chunks = whole([sequence(told), sequence(params), sequence(told), sequence(params)])
+    logits = random_logits(0, rows=4)
+    expected = picks(logits, chunks)
+    logits[1:3, 40] = wrong
 
     def on_rank(group: Group) -> None:
         vocabulary = Vocabulary.shared(VOCAB, group)
         own = logits.split(list(vocabulary.widths), dim=1)[group.rank]
-        chunks = whole([sequence(SamplingParams()), sequence(params)])
-        with pytest.raises(NotFinite, match="finite logits, got infinity or NaN"):
-            sampler.pick(own, chunks, vocabulary)
+        failed = NonFinite(position=1)
+        assert sampler.pick(own, chunks, vocabulary) == [expected[0], failed, failed, expected[3]]
 
     on_every_rank(world_size, on_rank)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
-def test_a_prompt_is_not_scored_by_a_logit_that_is_not_finite(wrong: float) -> None:
+def test_a_chunk_that_samples_nothing_is_looked_at_all_the_same(wrong: float) -> None:
+    params = SamplingParams(temperature=1.0, logit_bias={40: FORBIDDEN}, logprobs=2)
+    one = sequence(params, prompt=(1, 2, 3, 4, 5))
+    chunks = [Chunk(one, 1, 3), Chunk(one, 1, 3)]
     logits = random_logits(0, rows=2)
     logits[1, 40] = wrong
-    with pytest.raises(NotFinite, match="finite logits"):
-        sampler.score(logits, [3, 4], 0)
+    assert picks(logits, chunks) == [None, NonFinite(position=2)]
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_the_first_row_of_a_chunk_that_is_not_finite_is_named(wrong: float) -> None:
+    logits = random_logits(0, rows=4)
+    chunk = Chunk(sequence(SamplingParams(), prompt=tuple(range(9))), 3, 7)
+    assert sampler.first_non_finite(logits, chunk) is None
+    logits[1:3, 40] = wrong
+    assert sampler.first_non_finite(logits, chunk) == NonFinite(position=4)
 
 
 @pytest.mark.parametrize(

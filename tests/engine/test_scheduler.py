@@ -3,8 +3,9 @@
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b, sha256
+from itertools import accumulate
 
 import pytest
 
@@ -13,8 +14,10 @@ from gyrfalcon.kv import blocks
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.request import (
     Chunk,
+    ChunkResult,
     EngineStats,
     FinishReason,
+    NonFinite,
     Request,
     SamplingParams,
     Sequence,
@@ -30,6 +33,12 @@ Sample = tuple[int, int]  # request id and sample
 def next_token(tokens: list[int], index: int) -> int:
     """What the fake model writes after `tokens`: any wrong, missing or stale token changes it."""
     return sha256(f"{index} {tokens}".encode()).digest()[0] % VOCAB
+
+
+def first_poisoned(tokens: list[int]) -> int | None:
+    """Where the first token lies that has NaN after those before it."""
+    sums = enumerate(accumulate(tokens))
+    return next((place for place, total in sums if total % 97 == 5), None)
 
 
 def continuation(request: Request, index: int, max_len: int) -> list[int]:
@@ -51,6 +60,7 @@ class Machine:
     limits: StepLimits
     num_blocks: int
     block_size: int = 4
+    poisoned: bool = False  # tokens after which first_poisoned() says so have NaN
     written: dict[int, tuple[int, ...]] = field(default_factory=dict)  # all tokens up to its own
     num_computed: int = 0
     finished: list[Sample] = field(default_factory=list)
@@ -102,8 +112,10 @@ class Machine:
         assert not self.alive
         return self
 
-    def compute(self, chunk: Chunk) -> Token | None:
-        """Writes the chunk's slots, then reads the whole context back, as attention does."""
+    def compute(self, chunk: Chunk) -> ChunkResult:
+        """Writes the chunk's slots, then reads the whole context back, as attention does. A chunk that
+        fails may leave anything in all its slots.
+        """
         sequence = chunk.sequence
         slots = [
             sequence.blocks[place // self.block_size] * self.block_size + place % self.block_size
@@ -115,6 +127,9 @@ class Machine:
             self.num_computed += 1
         read = [self.written[slot] for slot in slots]
         assert read == [tuple(sequence.tokens[: place + 1]) for place in range(chunk.stop)]
+        if self.poisoned and first_poisoned(sequence.tokens[: chunk.stop]) is not None:
+            self.written.update(dict.fromkeys(slots[chunk.start :], ()))
+            return NonFinite(chunk.stop - 1)
         if not chunk.samples:
             return None
         return Token(next_token([tokens[-1] for tokens in read], sequence.index))
@@ -430,6 +445,86 @@ def test_a_sequence_that_has_ended_has_nothing_to_follow() -> None:
     first = own.scheduler.next_chunks(own.limits.max_batch_tokens)
     own.scheduler.end(0, 0)
     assert spans(own.scheduler.next_after(first)) == [(1, 5, 6)]
+
+
+def test_a_failure_ends_its_own_sample_and_says_where() -> None:
+    own = machine()
+    scheduler = own.scheduler
+    own.add(request(0, 5, n=2, max_new_tokens=5))
+    chunks = scheduler.next_chunks(own.limits.max_batch_tokens)
+    failed, going_on = scheduler.commit(chunks, [NonFinite(position=4), Token(1)])
+    assert failed.finish_reason is FinishReason.ERROR
+    assert failed.token is None
+    assert "at position 4 of request 0, sample 0" in str(failed.error)
+    assert (going_on.finish_reason, going_on.error) == (None, None)
+    assert [sequence.index for sequence in scheduler.running] == [1]
+    assert own.allocator.num_free == own.num_blocks - len(going_on_blocks(scheduler))
+
+
+def going_on_blocks(scheduler: Scheduler) -> list[int]:
+    return [block for sequence in scheduler.running for block in sequence.blocks]
+
+
+def test_no_block_of_a_failed_sample_is_found_nor_one_that_it_had_found() -> None:
+    own = machine(max_batch_tokens=8)
+    for number in range(3):
+        own.add(request(number, 20, beginning=0, max_new_tokens=1))
+    first = own.scheduler.next_chunks(own.limits.max_batch_tokens)
+    own.scheduler.commit(first, [None])  # two blocks that others find
+    second = own.scheduler.next_chunks(own.limits.max_batch_tokens)
+    [failed] = own.scheduler.commit(second, [NonFinite(position=15)])
+    assert failed.finish_reason is FinishReason.ERROR
+    [third] = own.scheduler.next_chunks(own.limits.max_batch_tokens)
+    assert (third.sequence.request.id, third.start) == (1, 0)
+
+
+def test_a_prompt_whose_logits_are_wanted_ends_well_and_serves_nobody() -> None:
+    own = machine()
+    own.add(replace(request(0, 9, max_new_tokens=0), keep_logits=True))
+    [output] = own.scheduler.commit(
+        own.scheduler.next_chunks(own.limits.max_batch_tokens), [NonFinite(position=8)]
+    )
+    assert (output.finish_reason, output.error) == (FinishReason.LENGTH, None)
+    own.add(request(1, 9, beginning=0, max_new_tokens=1))
+    assert spans(own.scheduler.next_chunks(own.limits.max_batch_tokens)) == [(1, 0, 9)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_loads_with_failures_end_as_without_but_for_what_failed(seed: int) -> None:
+    """Anything that a failed sequence left in a block which another takes over would be noticed."""
+    draw = random.Random(seed)
+    block_size, max_len = draw.choice([1, 3, 4]), draw.randint(10, 40)
+    least = -(-max_len // block_size)
+    limits = StepLimits(max_len, draw.choice([5, 16]), draw.choice([2, 5]))
+    own = Machine(limits, draw.randint(least, 3 * least), block_size, poisoned=True)
+    requests = [
+        request(
+            number,
+            draw.randint(1, max_len - 1),
+            max_new_tokens=draw.choice([0, 1, 5, 100]),
+            n=draw.choice([1, 3]),
+            beginning=draw.choice([0, 1]),
+        )
+        for number in range(25)
+    ]
+    for one in requests:
+        own.add(one)
+    own.finish()
+    for one in requests:
+        for index in range(one.params.n):
+            expected = continuation(one, index, max_len)
+            computed = [*one.prompt_ids, *expected[:-1]]
+            place = first_poisoned(computed)
+            if place is None:
+                assert own.outputs[one.id, index] == expected
+                assert own.reasons[one.id, index] is FinishReason.LENGTH
+            else:
+                assert (
+                    own.outputs[one.id, index]
+                    == expected[: max(0, place + 1 - len(one.prompt_ids))]
+                )
+                assert own.reasons[one.id, index] is FinishReason.ERROR
+    assert {*own.reasons.values()} == {FinishReason.ERROR, FinishReason.LENGTH}
 
 
 @pytest.mark.parametrize("seed", range(60))

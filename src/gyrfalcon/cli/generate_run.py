@@ -15,7 +15,7 @@ from gyrfalcon.cli.engine_options import engine_config
 from gyrfalcon.console.format import counted, goes_to_stdout, json_text
 from gyrfalcon.engine.engine import Engine, load_tokenizer
 from gyrfalcon.files.text import all_of, contents, prompts_in
-from gyrfalcon.request import Delta, SamplingParams, Token
+from gyrfalcon.request import Delta, SamplingParams, Token, check_finite
 from gyrfalcon.text.chat import Message
 from gyrfalcon.text.tokenizer import Tokenizer
 
@@ -139,6 +139,7 @@ def _generate(
     in_order = list(answers.values())
     while engine.has_work:
         for delta in engine.step():
+            check_finite(delta)
             answer = answers[delta.request_id]
             answer.samples[delta.index].take(delta)
             answer.seconds = time.perf_counter() - start

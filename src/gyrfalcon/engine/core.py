@@ -20,7 +20,7 @@ from gyrfalcon.engine.scheduler import Scheduler
 from gyrfalcon.engine.scores import PromptScores
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.parallel.group import Vocabulary
-from gyrfalcon.request import Chunk, StepOutput, Token
+from gyrfalcon.request import Chunk, ChunkResult, NonFinite, StepOutput, Token
 
 # Runs a model: a batch on the host → this rank's logits on the device, float32 [rows, own tokens].
 ModelRunner = Callable[[Batch, KVPool], Tensor]
@@ -78,30 +78,34 @@ class EngineCore:
         """The same for chunks that the scheduler gave."""
         with self._quiet():
             logits = self.model_runner(Batch.build(chunks, self.pool.block_size), self.pool)
-            return self.scheduler.commit(chunks, self._tokens(chunks, logits))
+            return self.scheduler.commit(chunks, self._results(chunks, logits))
 
-    def _tokens(self, chunks: Seq[Chunk], logits: Tensor) -> list[Token | None]:
-        """A new token for each chunk that samples; rows of chunks that want all are kept."""
+    def _results(self, chunks: Seq[Chunk], logits: Tensor) -> list[ChunkResult]:
+        """What each chunk yields; rows of chunks that want all are kept."""
         stops = list(accumulate(len(chunk.rows) for chunk in chunks))
-        for chunk, stop in zip(chunks, stops, strict=True):
+        failed: dict[int, NonFinite] = {}
+        for place, (chunk, stop) in enumerate(zip(chunks, stops, strict=True)):
             if chunk.wants_every_row:
                 own = logits[stop - len(chunk.rows) : stop]
-                self._keep(chunk, self.vocabulary.whole(own))
-        sampling = [chunk for chunk in chunks if chunk.samples]
-        if not sampling:
-            return [None] * len(chunks)
-        if len(sampling) < len(logits):
-            last = [stop - 1 for chunk, stop in zip(chunks, stops, strict=True) if chunk.samples]
-            logits = logits[last]
-        picked = iter(sampler.pick(logits, sampling, self.vocabulary))
-        return [next(picked) if chunk.samples else None for chunk in chunks]
+                failure = self._keep(chunk, self.vocabulary.whole(own))
+                if failure is not None:
+                    failed[place] = failure
+        if len(chunks) < len(logits):
+            logits = logits[[stop - 1 for stop in stops]]
+        picked = sampler.pick(logits, chunks, self.vocabulary)
+        return [failed.get(place, result) for place, result in enumerate(picked)]
 
-    def _keep(self, chunk: Chunk, rows: Tensor) -> None:
-        """Keeps a prompt chunk's logits or scores. A preempted sequence computes them again, in
-        other chunks: of those only what is new.
+    def _keep(self, chunk: Chunk, rows: Tensor) -> NonFinite | None:
+        """Keeps a prompt chunk's logits, whatever they are, or scores, unless it returns on every rank
+        where they are not finite. A preempted sequence computes them again, in other chunks: of those
+        only what is new.
         """
-        if self.scores is None:
-            return
+        failure = None if chunk.request.keep_logits else sampler.first_non_finite(rows, chunk)
+        if failure is None and self.scores is not None:
+            self._retain(chunk, rows, self.scores)
+        return failure
+
+    def _retain(self, chunk: Chunk, rows: Tensor, scores: PromptScores) -> None:
         request = chunk.sequence.request
         prompt = request.prompt_ids
         if request.keep_logits:
@@ -109,9 +113,7 @@ class EngineCore:
             first = sum(map(len, logits)) - chunk.start
             logits.append(rows[first : len(prompt) - chunk.start])
         if request.params.prompt_logprobs is not None:
-            new = self.scores.missing(request, chunk.stop)
+            new = scores.missing(request, chunk.stop)
             before = rows[new.start - 1 - chunk.start : new.stop - 1 - chunk.start]
-            found = sampler.score(
-                before, prompt[new.start : new.stop], self.scores.num_top(request)
-            )
-            self.scores.add(request, tuple(one.cpu().numpy() for one in found))
+            found = sampler.score(before, prompt[new.start : new.stop], scores.num_top(request))
+            scores.add(request, tuple(one.cpu().numpy() for one in found))

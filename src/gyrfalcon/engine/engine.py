@@ -62,6 +62,7 @@ from gyrfalcon.request import (
     RequestOutput,
     SamplingParams,
     StepOutput,
+    check_finite,
 )
 from gyrfalcon.text.detokenizer import TextStream
 from gyrfalcon.text.end_ids import Ends, find_ends
@@ -234,7 +235,8 @@ class Engine:
         got a token or ended. On an accelerator that is what the batch before gave.
 
         What steps for stream() and generate() gave to them comes first, without another batch; what
-        a batch gives to requests of those goes to their own callers.
+        a batch gives to requests of those goes to their own callers. A sample whose logits are NaN or
+        infinite ends with FinishReason.ERROR and its `error`; all others go on.
 
         >>> engine = Engine("nestling")
         >>> number, text = engine.add("The falcon", SamplingParams(max_new_tokens=3)), ""
@@ -276,8 +278,9 @@ class Engine:
         """The deltas of one prompt's text as they come; leaving the loop cancels the request.
 
         Streams can be read side by side: steps for one go on with the others. Raises RequestError,
-        PromptTooLong or QueueFull at once, and in the loop what a step does. `priority` and `timeout`
-        are those of add(), from when the loop begins.
+        PromptTooLong or QueueFull at once, and in the loop what a step does. The last delta of a sample
+        that failed has FinishReason.ERROR and its `error`. `priority` and `timeout` are those of add(),
+        from when the loop begins.
 
         >>> engine = Engine("nestling")
         >>> for delta in engine.stream("The falcon", SamplingParams(max_new_tokens=3)):
@@ -296,6 +299,9 @@ class Engine:
         """Runs one prompt or many, with one set of parameters or one for each, greedy without;
         returns outputs in their order. Raises RequestError or PromptTooLong before any step.
         `priority` and `timeout` are those of add(), for every prompt.
+
+        A sample whose logits are NaN or infinite ends alone, with FinishReason.ERROR, its tokens up to
+        there, and an `error`: one prompt that fails takes no other's output with it.
 
         >>> engine = Engine("nestling")
         >>> one, other = engine.generate(["a", "b"], SamplingParams(temperature=0.7, seed=1, n=2))
@@ -317,7 +323,7 @@ class Engine:
 
         input_ids int64 [batch, seq]; attention_mask [batch, seq] of 0 and 1, or additive float
         [batch, 1, seq, seq], causal plus whole padding columns. Returns int64 [batch, seq +
-        max_new_tokens].
+        max_new_tokens]. Raises NotFinite when a row failed, since a tensor has no place for its error.
 
         >>> engine = Engine("nestling")
         >>> engine.generate_ids(torch.tensor([[30, 31, 32]]), max_new_tokens=4).shape
@@ -332,6 +338,7 @@ class Engine:
         asked = [self._asked(prompt, params) for prompt in prompts]
         new = torch.full((len(prompts), max_new_tokens), self._ends.fill)
         for row, live in zip(new, self._run(asked), strict=True):
+            check_finite(*live.output().completions)
             tokens = live.output().output_ids
             row[: len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
         return torch.cat([input_ids.cpu().long(), new], dim=1)
@@ -339,7 +346,8 @@ class Engine:
     def logits(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, single_steps: int = 0
     ) -> Tensor:
-        """The logits after every token, float32 [batch, seq, vocab], on the CPU; 0 at padding.
+        """The logits after every token, float32 [batch, seq, vocab], on the CPU; 0 at padding. NaN and
+        infinity come back as they are.
 
         Masks as in generate_ids(). The last `single_steps` tokens are computed one at a time, as in
         decoding.

@@ -47,7 +47,11 @@ class Live:
 
     def output(self) -> RequestOutput:
         """The whole request, after its end."""
+        num_scored = len(self.request.prompt_ids) - 1
         scored = self.request.params.prompt_logprobs is not None
+        scored = (
+            scored and len(self.prompt_scores) == num_scored
+        )  # a sample that failed leaves fewer
         return RequestOutput(
             prompt=self.prompt,
             prompt_ids=self.request.prompt_ids,

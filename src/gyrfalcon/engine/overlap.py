@@ -91,8 +91,9 @@ class Overlap:
             for row, chunk in enumerate(in_flight.chunks)
             if chunk.sequence.finish_reason is None
         ]
-        tokens = sampler.read(in_flight.result()[:, alive])
-        return self._core.scheduler.commit([in_flight.chunks[row] for row in alive], tokens)
+        chunks = [in_flight.chunks[row] for row in alive]
+        results = sampler.read(in_flight.result()[:, alive], chunks)
+        return self._core.scheduler.commit(chunks, results)
 
 
 def _needs_no_host(chunk: Chunk) -> bool:

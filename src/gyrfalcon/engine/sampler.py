@@ -12,56 +12,72 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.device.lookup import send
-from gyrfalcon.errors import NotFinite
 from gyrfalcon.parallel.group import Vocabulary, stable_top_k
-from gyrfalcon.request import Chunk, SamplingMode, SamplingParams, Sequence, Token
+from gyrfalcon.request import (
+    Chunk,
+    ChunkResult,
+    NonFinite,
+    SamplingMode,
+    SamplingParams,
+    Sequence,
+    Token,
+)
 
 
-def pick(own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary) -> list[Token]:
-    """The next token of each chunk's sequence from its row of logits (this rank's, float32 [chunks,
-    own tokens]).
+def pick(own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary) -> list[ChunkResult]:
+    """What each chunk yields from its last row of logits (this rank's, float32 [chunks, own tokens]):
+    the next token of its sequence if it samples.
     """
-    tokens = read(choose(own, chunks, vocabulary))
-    asking = [row for row, chunk in enumerate(chunks) if chunk.request.wants_logprobs]
+    results = read(choose(own, chunks, vocabulary), chunks)
+    asking = [
+        (row, result.id)
+        for row, (chunk, result) in enumerate(zip(chunks, results, strict=True))
+        if chunk.request.wants_logprobs and isinstance(result, Token)
+    ]
     if asking:
-        for row, logits in zip(asking, vocabulary.whole(own[asking]), strict=True):
-            tokens[row] = _describe(logits, tokens[row].id, chunks[row].request.params)
-    return tokens
+        rows = vocabulary.whole(own[[row for row, _ in asking]])
+        for (row, token_id), logits in zip(asking, rows, strict=True):
+            results[row] = _describe(logits, token_id, chunks[row].request.params)
+    return results
 
 
 def choose(own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary) -> Tensor:
     """What pick() picks, on the device: int64 [2, chunks], the tokens, and whether all logits of
-    their rows were finite. Waits for the device only where logits are changed.
+    their rows were finite, the same on every rank. Waits for the device only where logits are changed.
     """
     own = own.nan_to_num(
         math.inf, math.inf, math.inf
     )  # what is not finite shows as the most likely
-    modes = [chunk.request.sampling_mode for chunk in chunks]
+    modes = [
+        chunk.request.sampling_mode if chunk.samples else SamplingMode.GREEDY for chunk in chunks
+    ]
     if len(set(modes)) == 1:
         return _choose_same_mode(own, chunks, vocabulary, modes[0])
     return _choose_mixed(own, chunks, vocabulary, modes)
 
 
-def read(found: Tensor) -> list[Token]:
-    """The tokens of choose(); waits for the device if they are on it. Raises NotFinite."""
-    token_ids, finite = found.tolist()
-    _check_finite(all(finite))
-    return [Token(token_id) for token_id in token_ids]
+def read(found: Tensor, chunks: Seq[Chunk]) -> list[ChunkResult]:
+    """What choose() found for each chunk; waits for the device if it is there."""
+    return [
+        NonFinite(chunk.stop - 1) if not finite else Token(token_id) if chunk.samples else None
+        for token_id, finite, chunk in zip(*found.tolist(), chunks, strict=True)
+    ]
+
+
+def first_non_finite(logits: Tensor, chunk: Chunk) -> NonFinite | None:
+    """Where NaN or infinity begins in the rows after each of a chunk's tokens."""
+    wrong = (~logits.isfinite()).any(dim=-1).nonzero()[:1, 0].tolist()
+    return NonFinite(chunk.start + wrong[0]) if wrong else None
 
 
 def score(logits: Tensor, token_ids: Seq[int], num_top: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores of given tokens from their rows of logits (float32 [tokens, vocab]): log-probabilities
-    float64 [tokens], the most likely tokens' ids int64 and theirs float64, both [tokens, num_top].
+    """Scores of given tokens from their rows of finite logits (float32 [tokens, vocab]):
+    log-probabilities float64 [tokens], the most likely tokens' ids int64 and theirs float64, both
+    [tokens, num_top].
     """
-    _check_finite(bool(logits.isfinite().all()))
     logprobs = logits.double().log_softmax(dim=-1)
     ids = torch.tensor([token_ids], dtype=torch.int64, device=logits.device).T
     return logprobs.gather(1, ids)[:, 0], *_top(logprobs, num_top)
-
-
-def _check_finite(finite: bool) -> None:
-    if not finite:
-        raise NotFinite("finite logits", "infinity or NaN", "use `dtype=bf16` or fp32, or verify")
 
 
 def _describe(logits: Tensor, token_id: int, params: SamplingParams) -> Token:

@@ -8,7 +8,17 @@ from typing import Protocol
 
 from gyrfalcon.engine.waiting import WaitingQueue
 from gyrfalcon.kv.blocks import BlockAllocator
-from gyrfalcon.request import Chunk, EngineStats, FinishReason, Request, Sequence, StepOutput, Token
+from gyrfalcon.request import (
+    Chunk,
+    ChunkResult,
+    EngineStats,
+    FinishReason,
+    NonFinite,
+    Request,
+    Sequence,
+    StepOutput,
+    Token,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +133,20 @@ class Scheduler:
         grown = all(self.allocator.grow(one.sequence.blocks, one.stop) for one in following)
         return following if grown else []
 
-    def commit(self, chunks: Seq[Chunk], tokens: Seq[Token | None]) -> list[StepOutput]:
-        """Takes in a step's result, one token (or None) per chunk; returns one output per sequence
-        that got a token or ended.
+    def commit(self, chunks: Seq[Chunk], results: Seq[ChunkResult]) -> list[StepOutput]:
+        """Takes in what a step yielded for each chunk; returns one output per sequence that got a
+        token or ended. A failure ends its own sequence, unless its logits are what is asked for.
         """
         outputs = []
-        for chunk, token in zip(chunks, tokens, strict=True):
+        for chunk, token in zip(chunks, results, strict=True):
             sequence = chunk.sequence
+            if isinstance(token, NonFinite):
+                self._withdraw(sequence)
+                if not sequence.request.keep_logits:
+                    self._finish(sequence, FinishReason.ERROR)
+                    outputs.append(_output(sequence, None, token.error(sequence)))
+                    continue
+                token = None
             reached_end = chunk.stop == len(sequence.tokens)
             sequence.num_computed = chunk.stop
             if chunk.stop - chunk.start > 1:
@@ -253,6 +270,8 @@ class Scheduler:
 
     def _publish(self, sequence: Sequence) -> None:
         """Lets others find the full blocks of what was computed."""
+        if not sequence.is_finite:
+            return
         digests = self._digests(sequence, sequence.num_computed)
         self.allocator.publish(sequence.blocks, digests)
         if sequence.shares_scores:
@@ -267,6 +286,11 @@ class Scheduler:
             block, places = self.allocator.add_scores(digest, following)
             if places and self._scores is not None:
                 self._scores.store(request, index * size, block, places)
+
+    def _withdraw(self, sequence: Sequence) -> None:
+        """Lets nobody find a block of the sequence from here on: computed anew, all may be well."""
+        sequence.is_finite = False
+        self.allocator.forget(sequence.blocks)
 
 
 def _output(one: Sequence, token: Token | None, error: str | None = None) -> StepOutput:

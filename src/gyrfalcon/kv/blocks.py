@@ -115,6 +115,11 @@ class BlockAllocator:
         self._scored[block] = following
         return block, range(start, self.block_size + (following is not None))
 
+    def forget(self, table: Sequence[int]) -> None:
+        """Lets nobody find the blocks of `table` any more; who has them keeps them."""
+        for block in table:
+            self._forget(block)
+
     def release(self, table: list[int]) -> None:
         """Takes every block of `table` back from one user and empties the table."""
         for block in reversed(table):  # the end of a text is worth less than its beginning

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import UsageError
-from gyrfalcon.request import SamplingParams
+from gyrfalcon.request import SamplingParams, check_finite
 from gyrfalcon.text.tokenizer import Tokenizer
 
 
@@ -95,7 +95,9 @@ def _nats(
     params = SamplingParams(max_new_tokens=0, prompt_logprobs=0)
     total = 0.0
     for part in parts:
-        scores = engine.generate([ids[part.start : part.stop]], params)[0].prompt_logprobs
+        [output] = engine.generate([ids[part.start : part.stop]], params)
+        check_finite(*output.completions)
+        scores = output.prompt_logprobs
         assert scores is not None
         new = scores[part.first - part.start :]
         total -= math.fsum(token.logprob for token in new if token and token.logprob is not None)

@@ -11,9 +11,10 @@ from itertools import groupby, takewhile
 import torch
 
 from gyrfalcon.engine.engine import Engine
+from gyrfalcon.errors import NotFinite
 from gyrfalcon.measure.mmlu.exam import LETTERS, Subject
 from gyrfalcon.measure.mmlu.prompts import Exam, Prompt, Protocol, fitted, letter_ids
-from gyrfalcon.request import SamplingParams
+from gyrfalcon.request import SamplingParams, check_finite
 
 LetterLogprobs = tuple[Prompt, tuple[float, ...]]  # those of the four letters
 
@@ -84,7 +85,8 @@ def _prefill_shared_prefix(engine: Engine, prompts: Sequence[Prompt]) -> None:
     """Leaves the common prefix of the prompts in the cache, for each to reuse."""
     start = _shared_prefix([_ids(prompt) for prompt in prompts])
     if len(prompts) > 1 and start and engine.config.reuse_prefixes:
-        engine.generate([start], SamplingParams(max_new_tokens=0))
+        [output] = engine.generate([start], SamplingParams(max_new_tokens=0))
+        check_finite(*output.completions)
 
 
 def _shared_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -106,6 +108,7 @@ def _likelihoods(
             yield prompt, _likelihoods_of_last(engine, _ids(prompt), letters)
     while waiting:
         for delta in engine.step():
+            check_finite(delta)
             assert delta.token is not None
             asked = tuple(logprob for _, logprob in delta.token.asked)
             yield waiting.pop(delta.request_id), asked
@@ -116,6 +119,8 @@ def _likelihoods_of_last(
 ) -> tuple[float, ...]:
     """For a prompt as long as the model's positions, after which nothing can be sampled."""
     logits = engine.logits(torch.tensor([ids]))[0, -1]
+    if not logits.isfinite().all():
+        raise NotFinite.logits(f"after a prompt of {len(ids)} tokens")
     logprobs = logits.double().log_softmax(dim=-1)
     return tuple(logprobs[list(letters)].tolist())
 
@@ -129,6 +134,7 @@ def _generated(
     texts = dict.fromkeys(waiting, "")
     while waiting:
         for delta in engine.step():
+            check_finite(delta)
             texts[delta.request_id] += delta.text
             if delta.finish_reason is not None or first_letter(delta.text):
                 engine.abort(delta.request_id)

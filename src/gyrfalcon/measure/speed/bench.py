@@ -21,7 +21,7 @@ from gyrfalcon.measure.roofline import (
     prefill_flops,
 )
 from gyrfalcon.measure.speed.cases import Case, Figures, Generation, Row, figures_of
-from gyrfalcon.request import SamplingParams
+from gyrfalcon.request import SamplingParams, check_finite
 
 WARM_UP_TOKENS = 4
 
@@ -105,6 +105,7 @@ def generate(engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: i
     while engine.has_work:
         deltas = engine.step()
         now = perf_counter() - start
+        check_finite(*deltas)
         for delta in deltas:
             arrivals[delta.request_id].append(now)
     return Generation(perf_counter() - start, tuple(map(tuple, arrivals.values())))

@@ -27,6 +27,7 @@ from checkouts import FEWEST_PAIRS, interval
 
 from gyrfalcon import Engine, SamplingParams
 from gyrfalcon.batch import Batch
+from gyrfalcon.engine import sampler
 from gyrfalcon.measure.result import machine_facts
 
 CLOCKS: Mapping[str, Callable[[], float]] = {
@@ -73,7 +74,7 @@ def watched(engine: Engine, clock: Callable[[], float]) -> Iterator[Seconds]:
         "schedule": (core.scheduler, "next_chunks"),
         "build": (Batch, "build"),
         "model": (core, "model_runner"),
-        "sample": (core, "_tokens"),
+        "sample": (sampler, "pick"),
         "commit": (core.scheduler, "commit"),
     }
     spent = dict.fromkeys(parts, 0.0)

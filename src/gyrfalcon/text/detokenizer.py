@@ -42,7 +42,8 @@ class TextStream:
             reason = FinishReason.STOP if stopped else reason
         if reason is not None:
             text += self._rest()
-        text = text.translate(self._marks.hidden)
+        if self._marks.hidden:
+            text = text.translate(self._marks.hidden)
         self.finish_reason, self.error = reason, error
         self._text.append(text)
         return Delta(self.request.id, self.index, text, token, reason, error)
@@ -131,6 +132,8 @@ class StopFinder:
 
     def push(self, text: str) -> tuple[str, bool]:
         """The text that can be shown now, and whether a stop string was found: nothing follows one."""
+        if not self._matches:
+            return text, False
         if self._stopped:
             return "", True
         seen = self._held + text

@@ -292,7 +292,7 @@ class Sequence:
         return self.tokens[self.prompt_len :]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one for each sequence and step: frozen, it takes three times as long
 class Chunk:
     """The tokens [start, stop) of a sequence that one step computes.
 
@@ -314,10 +314,9 @@ class Chunk:
     def __post_init__(self) -> None:
         sequence, length = self.sequence, self.stop - self.start
         samples = self.stop >= len(sequence.tokens) and sequence.request.params.max_new_tokens > 0
-        wants_every_row = sequence.wants_every_row and self.start < sequence.prompt_len
-        object.__setattr__(self, "samples", samples)
-        object.__setattr__(self, "wants_every_row", wants_every_row)
-        object.__setattr__(self, "rows", range(0 if wants_every_row else length - 1, length))
+        self.samples = samples
+        self.wants_every_row = sequence.wants_every_row and self.start < sequence.prompt_len
+        self.rows = range(0 if self.wants_every_row else length - 1, length)
 
     @property
     def request(self) -> Request:
@@ -340,7 +339,7 @@ class NonFinite:
 ChunkResult = Token | NonFinite | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # as a chunk
 class StepOutput:
     """The output of one step for one sequence: a token (None when only the prompt was scored, or the
     sample failed) and, at its end, why it ended.

@@ -30,6 +30,7 @@ class EngineSettings(TypedDict, total=False):
     block_size: int
     max_batch_tokens: int
     max_sequences: int
+    step_target: float | None
     max_queued_requests: int | None
     max_queued_tokens: int | None
     reuse_prefixes: bool
@@ -57,6 +58,9 @@ class EngineConfig:
     block_size: tokens per KV cache block.
     max_batch_tokens: tokens computed in one step; longer prompts are prefilled in chunks.
     max_sequences: sequences that run at once; further ones wait.
+    step_target: seconds that a step may take. Sequences that decode get their token in every step;
+        prompts are read in smaller chunks where the last steps took longer, but of a block at
+        least. None: as many tokens as `max_batch_tokens` leaves.
     max_queued_requests, max_queued_tokens: what may wait: Engine.add() and stream() refuse with
         QueueFull a prompt that would be one more; None: any number. One that finds nothing waiting
         is taken, however long. generate() queues all of its prompts.
@@ -79,6 +83,7 @@ class EngineConfig:
     block_size: int = 16
     max_batch_tokens: int = 512
     max_sequences: int = 64
+    step_target: float | None = None
     max_queued_requests: int | None = None
     max_queued_tokens: int | None = None
     reuse_prefixes: bool = True
@@ -134,6 +139,11 @@ class EngineConfig:
             if not (whole and number in ENGINE[name]):  # type: ignore[operator]  # whole, so no None
                 wanted = f"a whole number {ENGINE[name].words} for `{name}`"
                 raise UsageError(wanted, shown(number), f"give another `{name}`")
+        target = self.step_target
+        number = isinstance(target, int | float) and not isinstance(target, bool)
+        if target is not None and not (number and target in ENGINE["step_target"]):
+            wanted = f"seconds {ENGINE['step_target'].words} for `step_target`"
+            raise UsageError(wanted, shown(target), "give another `step_target`")
         if not isinstance(self.reuse_prefixes, bool):
             wanted = "True or False for `reuse_prefixes`"
             raise UsageError(wanted, shown(self.reuse_prefixes), "pass one of these")

@@ -271,6 +271,7 @@ class Sequence:
     index: int  # which of the request's n samples
     tokens: list[int]  # prompt, then output
     max_len: int  # tokens at which it ends at the latest
+    arrival: int = 0  # its place in the order of arrival
     num_computed: int = 0  # tokens whose keys and values are in the cache
     num_cached: int = 0  # of them taken over from the cache when it was first admitted
     num_preemptions: int = 0
@@ -279,11 +280,13 @@ class Sequence:
     is_finite: bool = True  # no NaN or infinity was in its logits: its blocks may serve others
     finish_reason: FinishReason | None = None
     prompt_len: int = field(init=False)
+    priority: int = field(init=False)
     wants_every_row: bool = field(init=False)  # the logits after each of its prompt's tokens
     shares_scores: bool = field(init=False)  # which it makes of those logits
 
     def __post_init__(self) -> None:
         self.prompt_len = len(self.request.prompt_ids)
+        self.priority = self.request.priority
         self.wants_every_row = self.index == 0 and self.request.wants_prompt_logits
         self.shares_scores = self.index == 0 and self.request.shares_scores
 

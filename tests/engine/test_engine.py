@@ -198,11 +198,14 @@ def test_stats_tell_what_waits_runs_and_is_used(folder: Path) -> None:
         assert idle.num_blocks * 4 == engine.cache_len
         request = engine.add(random_prompt(9), SamplingParams(n=3, ignore_eos=True))
         assert engine.stats().num_waiting == 3
+        engine.step()  # the others wait for the prompt's blocks
+        busy = engine.stats()
+        assert (busy.num_waiting, busy.num_running, busy.num_used_blocks) == (2, 1, 3)
         engine.step()
         busy = engine.stats()
-        assert (busy.num_waiting, busy.num_running, busy.num_used_blocks) == (1, 2, 6)
+        assert (busy.num_waiting, busy.num_running, busy.num_used_blocks) == (1, 2, 4)
         engine.abort(request)
-        assert replace(engine.stats(), num_prompt_tokens=0) == idle
+        assert replace(engine.stats(), num_prompt_tokens=0, num_cached_tokens=0) == idle
 
 
 def test_a_hundred_requests_on_one_token_a_step_all_end(folder: Path) -> None:

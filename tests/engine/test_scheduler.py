@@ -1,215 +1,16 @@
 """The scheduler with a model that is a hash function: budgets, blocks, preemption, order and fairness."""
 
 import random
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from hashlib import blake2b, sha256
-from itertools import accumulate
+from dataclasses import replace
+from hashlib import blake2b
 
 import pytest
+from machine import EOS, Machine, continuation, first_poisoned, machine, request, spans
 
 from gyrfalcon.engine.scheduler import Scheduler, StepLimits
 from gyrfalcon.kv import blocks
 from gyrfalcon.kv.blocks import BlockAllocator
-from gyrfalcon.request import (
-    Chunk,
-    ChunkResult,
-    EngineStats,
-    FinishReason,
-    NonFinite,
-    Request,
-    SamplingParams,
-    Sequence,
-    StepOutput,
-    Token,
-)
-
-EOS = 0
-VOCAB = 50
-Sample = tuple[int, int]  # request id and sample
-
-
-def next_token(tokens: list[int], index: int) -> int:
-    """What the fake model writes after `tokens`: any wrong, missing or stale token changes it."""
-    return sha256(f"{index} {tokens}".encode()).digest()[0] % VOCAB
-
-
-def first_poisoned(tokens: list[int]) -> int | None:
-    """Where the first token lies that has NaN after those before it."""
-    sums = enumerate(accumulate(tokens))
-    return next((place for place, total in sums if total % 97 == 5), None)
-
-
-def continuation(request: Request, index: int, max_len: int) -> list[int]:
-    """What a sample must end up with, whatever else the scheduler does."""
-    tokens = list(request.prompt_ids)
-    for _ in range(request.params.max_new_tokens):
-        tokens.append(next_token(tokens, index))
-        ends = tokens[-1] == EOS and not request.params.ignore_eos
-        if ends or tokens[-1] in request.params.stop_ids or len(tokens) >= max_len:
-            break
-    return tokens[len(request.prompt_ids) :]
-
-
-@dataclass
-class Machine:
-    """A scheduler that runs on a cache of plain Python, which knows after which tokens each slot was
-    written."""
-
-    limits: StepLimits
-    num_blocks: int
-    block_size: int = 4
-    poisoned: bool = False  # tokens after which first_poisoned() says so have NaN
-    written: dict[int, tuple[int, ...]] = field(default_factory=dict)  # all tokens up to its own
-    num_computed: int = 0
-    finished: list[Sample] = field(default_factory=list)
-    outputs: dict[Sample, list[int]] = field(default_factory=dict)
-    reasons: dict[Sample, FinishReason] = field(default_factory=dict)
-    alive: list[Sample] = field(default_factory=list)  # in the order of arrival
-    priorities: dict[int, int] = field(default_factory=dict)  # of requests
-    num_preempted: int = 0
-
-    def __post_init__(self) -> None:
-        self.allocator = BlockAllocator(self.num_blocks, self.block_size)
-        self.scheduler = Scheduler(self.allocator, self.limits)
-
-    def add(self, request: Request) -> None:
-        self.scheduler.add(request)
-        self.priorities[request.id] = request.priority
-        for index in range(request.params.n):
-            self.alive.append((request.id, index))
-            self.outputs[request.id, index] = []
-
-    def end(self, sample: Sample) -> None:
-        self.scheduler.end(*sample)
-        self.alive.remove(sample)
-        self.check_blocks()
-
-    def step(self) -> list[Chunk]:
-        before = {id(sequence) for sequence in self.scheduler.running}
-        chunks = self.scheduler.next_chunks(self.limits.max_batch_tokens)
-        after = {id(sequence) for sequence in self.scheduler.running}
-        self.num_preempted += len(before - after)
-        self.check_blocks()
-        self.check_chunks(chunks)
-        for output in self.scheduler.commit(chunks, [self.compute(chunk) for chunk in chunks]):
-            self.take(output)
-        self.check_blocks()
-        return chunks
-
-    def run(self, steps: int = 10_000) -> Iterator[list[Chunk]]:
-        for _ in range(steps):
-            if not self.scheduler.has_work:
-                return
-            yield self.step()
-        raise AssertionError("it does not end")
-
-    def finish(self) -> "Machine":
-        for _ in self.run():
-            pass
-        assert self.allocator.num_free == self.num_blocks
-        assert not self.alive
-        return self
-
-    def compute(self, chunk: Chunk) -> ChunkResult:
-        """Writes the chunk's slots, then reads the whole context back, as attention does. A chunk that
-        fails may leave anything in all its slots.
-        """
-        sequence = chunk.sequence
-        slots = [
-            sequence.blocks[place // self.block_size] * self.block_size + place % self.block_size
-            for place in range(chunk.stop)
-        ]
-        for place in range(chunk.start, chunk.stop):
-            assert self.allocator._users[slots[place] // self.block_size] == 1
-            self.written[slots[place]] = tuple(sequence.tokens[: place + 1])
-            self.num_computed += 1
-        read = [self.written[slot] for slot in slots]
-        assert read == [tuple(sequence.tokens[: place + 1]) for place in range(chunk.stop)]
-        if self.poisoned and first_poisoned(sequence.tokens[: chunk.stop]) is not None:
-            self.written.update(dict.fromkeys(slots[chunk.start :], ()))
-            return NonFinite(chunk.stop - 1)
-        if not chunk.samples:
-            return None
-        return Token(next_token([tokens[-1] for tokens in read], sequence.index))
-
-    def take(self, output: StepOutput) -> None:
-        sample = (output.request_id, output.index)
-        if output.token is not None:
-            self.outputs[sample].append(output.token.id)
-        if output.finish_reason is not None:
-            self.reasons[sample] = output.finish_reason
-            self.finished.append(sample)
-            self.alive.remove(sample)
-
-    def check_blocks(self) -> None:
-        """No block is lost or free and held at once; only blocks with the same tokens are shared."""
-        running, waiting = self.scheduler.running, self.scheduler.waiting
-        users = Counter(block for sequence in running for block in sequence.blocks)
-        assert sorted([*users, *self.allocator._free]) == list(range(self.num_blocks))
-        assert self.allocator._users == [users[block] for block in range(self.num_blocks)]
-        assert not any(sequence.blocks or sequence.num_computed for sequence in waiting)
-        assert len(running) <= self.limits.max_sequences
-        assert is_sorted(running)
-        assert is_sorted(waiting)
-        in_order = sorted((*running, *waiting), key=lambda sequence: sequence.request.priority)
-        in_time = sorted(self.alive, key=lambda sample: self.priorities[sample[0]])
-        assert [(s.request.id, s.index) for s in in_order] == in_time
-        assert waiting.num_sequences == len([*waiting])
-        assert waiting.num_tokens == sum(len(sequence.tokens) for sequence in waiting)
-        assert waiting.num_requests == len({sequence.request.id for sequence in waiting})
-
-    def check_chunks(self, chunks: list[Chunk]) -> None:
-        """Within the budget, nothing empty, nothing twice, and the first sequence goes on: of those of
-        the lowest priority value that run, the oldest.
-        """
-        lengths = [chunk.stop - chunk.start for chunk in chunks]
-        assert min(lengths) > 0
-        assert sum(lengths) <= self.limits.max_batch_tokens
-        assert len({id(chunk.sequence) for chunk in chunks}) == len(chunks)
-        assert all(chunk.start == chunk.sequence.num_computed for chunk in chunks)
-        assert next(iter(self.scheduler.running)) in {chunk.sequence for chunk in chunks}
-
-
-def is_sorted(sequences: Iterable[Sequence]) -> bool:
-    priorities = [sequence.request.priority for sequence in sequences]
-    return priorities == sorted(priorities)
-
-
-def request(
-    number: int,
-    prompt_len: int,
-    *,
-    single_steps: int = 0,
-    priority: int = 0,
-    beginning: int | None = None,
-    **params: object,
-) -> Request:
-    """Prompts of the same `beginning`, by default its own number, begin alike."""
-    start = (number if beginning is None else beginning) * 31
-    prompt = tuple((start + place) % VOCAB for place in range(prompt_len))
-    sampling = SamplingParams(**{"ignore_eos": True, **params})  # type: ignore[arg-type]
-    ends = frozenset((*sampling.stop_ids, *(() if sampling.ignore_eos else (EOS,))))
-    return Request(
-        number,
-        prompt,
-        sampling,
-        seed=0,
-        end_ids=ends,
-        single_steps=single_steps,
-        priority=priority,
-    )
-
-
-def machine(
-    *, num_blocks: int = 100, max_len: int = 64, max_batch_tokens: int = 16, max_sequences: int = 8
-) -> Machine:
-    return Machine(StepLimits(max_len, max_batch_tokens, max_sequences), num_blocks)
-
-
-def spans(chunks: list[Chunk]) -> list[tuple[int, int, int]]:
-    return [(chunk.sequence.request.id, chunk.start, chunk.stop) for chunk in chunks]
+from gyrfalcon.request import EngineStats, FinishReason, NonFinite, Request, SamplingParams, Token
 
 
 def test_a_long_prompt_is_computed_in_chunks_of_the_budget() -> None:
@@ -224,15 +25,94 @@ def test_a_long_prompt_is_computed_in_chunks_of_the_budget() -> None:
     ]
 
 
-def test_what_decoding_leaves_of_the_budget_goes_to_new_prompts() -> None:
+def test_what_decoding_leaves_of_the_budget_goes_to_prompts_the_shortest_first() -> None:
     own = machine(max_batch_tokens=10)
     own.add(request(0, 4, max_new_tokens=9))
     own.step()
     own.add(request(1, 12, max_new_tokens=9))
     own.add(request(2, 5, max_new_tokens=9))
-    assert spans(own.step()) == [(0, 4, 5), (1, 0, 9)]
-    assert spans(own.step()) == [(0, 5, 6), (1, 9, 12), (2, 0, 5)]
-    assert spans(own.step()) == [(0, 6, 7), (1, 12, 13), (2, 5, 6)]
+    assert spans(own.step()) == [(0, 4, 5), (2, 0, 5), (1, 0, 4)]
+    assert spans(own.step()) == [(0, 5, 6), (2, 5, 6), (1, 4, 12)]
+    assert spans(own.step()) == [(0, 6, 7), (1, 12, 13), (2, 6, 7)]
+
+
+def test_a_prompt_half_read_waits_for_shorter_ones_and_goes_on_where_it_was() -> None:
+    own = machine(max_batch_tokens=10)
+    own.add(request(0, 30, max_new_tokens=1))
+    assert spans(own.step()) == [(0, 0, 10)]
+    own.add(request(1, 12, max_new_tokens=2))
+    own.add(request(2, 25, max_new_tokens=1))
+    assert spans(own.step()) == [(1, 0, 10)]
+    assert spans(own.step()) == [(1, 10, 12), (0, 10, 18)]  # 20 tokens were left of it, of 2 25
+    assert spans(own.step()) == [(1, 12, 13), (0, 18, 27)]
+    assert spans(own.step()) == [(0, 27, 30), (2, 0, 7)]
+
+
+def test_a_short_prompt_is_answered_at_once_while_long_ones_are_read() -> None:
+    own = machine(num_blocks=1000, max_len=1024, max_batch_tokens=64, max_sequences=16)
+    for number in range(4):
+        own.add(request(number, 512, max_new_tokens=5))
+    own.step()
+    own.add(request(4, 16, max_new_tokens=5))
+    assert spans(own.step())[0] == (4, 0, 16)
+
+
+def test_prompts_share_what_they_are_given_and_decoding_takes_nothing_from_it() -> None:
+    own = machine(max_batch_tokens=32)
+    for number in range(3):
+        own.add(request(number, 2, max_new_tokens=9))
+    own.step()
+    own.add(request(3, 20, max_new_tokens=1))
+    decoding = [(number, 2, 3) for number in range(3)]
+    assert spans(own.step(prompt_tokens=4)) == [*decoding, (3, 0, 4)]
+    assert spans(own.step(prompt_tokens=1))[3:] == [(3, 4, 5)]
+    assert spans(own.step(prompt_tokens=1000))[3:] == [(3, 5, 20)]
+
+
+def test_where_every_token_of_a_step_is_decoded_no_prompt_begins() -> None:
+    own = machine(max_batch_tokens=3)
+    for number in range(5):
+        own.add(request(number, 1, max_new_tokens=4))
+    assert spans(own.step()) == [(0, 0, 1), (1, 0, 1), (2, 0, 1)]
+    assert spans(own.step()) == [(0, 1, 2), (1, 1, 2), (2, 1, 2)]
+    own.finish()
+    assert own.finished == [(number, 0) for number in range(5)]
+
+
+def test_a_long_prompt_is_overtaken_so_many_times_and_no_more() -> None:
+    limits = StepLimits(64, 8, 8, most_overtaken=3)
+    own = Machine(limits, num_blocks=100)
+    own.add(request(0, 40, max_new_tokens=1))
+    own.step()  # begins before anything shorter is there
+    order = []
+    for number in range(1, 12):
+        own.add(request(number, 7, max_new_tokens=1))
+        order += [one for one, start, _ in spans(own.step()) if start == 0]
+    assert order[:3] == [1, 2, 3]
+    own.finish()
+    assert own.finished.index((0, 0)) == 3
+
+
+def test_a_prompt_that_waits_is_overtaken_so_many_times_and_no_more() -> None:
+    limits = StepLimits(64, 8, 1, most_overtaken=2)
+    own = Machine(limits, num_blocks=100)
+    own.add(request(0, 4, max_new_tokens=3))
+    own.step()
+    own.add(request(1, 40, max_new_tokens=1))
+    for number in range(2, 7):
+        own.add(request(number, 5, max_new_tokens=1))
+    own.finish()
+    assert [number for number, _ in own.finished] == [0, 2, 3, 1, 4, 5, 6]
+
+
+def test_a_better_priority_goes_first_however_long_its_prompt() -> None:
+    own = machine(max_batch_tokens=8, max_sequences=1)
+    own.add(request(0, 4, max_new_tokens=2))
+    own.step()
+    for number, (length, priority) in enumerate([(3, 0), (2, 5), (30, -1), (9, -1)], start=1):
+        own.add(request(number, length, priority=priority, max_new_tokens=1))
+    own.finish()
+    assert [number for number, _ in own.finished] == [0, 4, 3, 1, 2]
 
 
 def test_the_last_prompt_tokens_can_be_taken_one_by_one() -> None:
@@ -281,14 +161,17 @@ def test_a_prompt_that_fills_the_last_block_with_its_next_token_is_admitted() ->
     assert spans(own.step()) == [(0, 0, 7)]
 
 
-def test_a_later_small_prompt_never_overtakes_an_earlier_large_one() -> None:
-    own = machine(num_blocks=6)
+def test_small_prompts_do_not_take_the_room_that_an_overtaken_one_waits_for() -> None:
+    own = Machine(StepLimits(64, 16, 8, most_overtaken=1), num_blocks=6)
     own.add(request(0, 12, max_new_tokens=4))
+    own.step()
     own.add(request(1, 16, max_new_tokens=1))
     own.add(request(2, 1, max_new_tokens=1))
-    assert spans(own.step()) == [(0, 0, 12)]
+    own.add(request(3, 1, max_new_tokens=1))
+    assert spans(own.step()) == [(0, 12, 13), (2, 0, 1)]
+    assert spans(own.step()) == [(0, 13, 14)]
     own.finish()
-    assert own.finished == [(0, 0), (1, 0), (2, 0)]
+    assert own.finished == [(2, 0), (0, 0), (1, 0), (3, 0)]
 
 
 def test_the_youngest_gives_its_blocks_up_and_starts_over_with_its_output() -> None:
@@ -450,12 +333,12 @@ def test_a_sequence_that_has_ended_has_nothing_to_follow() -> None:
 def test_a_failure_ends_its_own_sample_and_says_where() -> None:
     own = machine()
     scheduler = own.scheduler
-    own.add(request(0, 5, n=2, max_new_tokens=5))
+    own.add(request(0, 3, n=2, max_new_tokens=5))  # no full block that one would wait for
     chunks = scheduler.next_chunks(own.limits.max_batch_tokens)
-    failed, going_on = scheduler.commit(chunks, [NonFinite(position=4), Token(1)])
+    failed, going_on = scheduler.commit(chunks, [NonFinite(position=2), Token(1)])
     assert failed.finish_reason is FinishReason.ERROR
     assert failed.token is None
-    assert "at position 4 of request 0, sample 0" in str(failed.error)
+    assert "at position 2 of request 0, sample 0" in str(failed.error)
     assert (going_on.finish_reason, going_on.error) == (None, None)
     assert [sequence.index for sequence in scheduler.running] == [1]
     assert own.allocator.num_free == own.num_blocks - len(going_on_blocks(scheduler))
@@ -555,7 +438,7 @@ def test_random_loads_all_end_with_the_right_tokens_in_any_machine(seed: int) ->
             if own.scheduler.has_work:
                 own.step()
         if own.alive and draw.random() < 0.2:
-            given_up.add(sample := draw.choice(own.alive))
+            given_up.add(sample := draw.choice([*own.alive]))
             own.end(sample)
     own.finish()
     for one in requests:
@@ -617,6 +500,63 @@ def test_a_beginning_that_was_computed_before_is_not_computed_again() -> None:
     assert share(own, 0, [*prefix, 8, 8]) == 24
     assert share(own, 1, [*prefix, 9, 9, 9]) == 25 - 20
     assert share(own, 2, [1, *prefix]) == 23
+
+
+def test_a_prompt_waits_for_the_blocks_that_another_is_computing() -> None:
+    own = machine(num_blocks=40, max_len=64, max_batch_tokens=32)
+    own.add(request(0, 30, max_new_tokens=8))
+    own.add(request(1, 33, beginning=0, max_new_tokens=1))
+    own.add(request(2, 12, beginning=0, max_new_tokens=1))
+    own.add(request(3, 40, max_new_tokens=1))
+    assert spans(own.step()) == [(2, 0, 12), (3, 0, 20)]
+    assert spans(own.step()) == [
+        (0, 12, 30),
+        (3, 20, 34),
+    ]  # 2 left three blocks, not the two it shares
+    assert spans(own.step()) == [(0, 30, 31), (1, 28, 33), (3, 34, 40)]
+
+
+def test_who_waits_for_blocks_computes_them_when_the_other_ends_or_is_preempted() -> None:
+    own = machine(num_blocks=40, max_len=64, max_batch_tokens=8)
+    own.add(request(0, 30, max_new_tokens=8))
+    own.add(request(1, 33, beginning=0, max_new_tokens=1))
+    assert spans(own.step()) == [(0, 0, 8)]
+    own.end((0, 0))
+    assert spans(own.step()) == [(1, 8, 16)]
+    own.finish()
+
+
+def test_all_samples_of_a_prompt_compute_its_full_blocks_once() -> None:
+    own = machine(num_blocks=40, max_len=64, max_batch_tokens=64)
+    own.add(request(0, 30, n=4, max_new_tokens=1))
+    own.finish()
+    assert own.num_computed == 30 + 3 * 2  # and its last two tokens, which fill no block
+
+
+def test_a_prompt_whose_every_row_is_wanted_waits_for_nothing_and_others_wait_for_it() -> None:
+    own = machine(num_blocks=40, max_len=64, max_batch_tokens=20)
+    own.add(request(0, 30, max_new_tokens=1))
+    own.add(request(1, 30, beginning=0, max_new_tokens=1, prompt_logprobs=0))
+    assert spans(own.step()) == [(0, 0, 20)]
+    assert spans(own.step()) == [(0, 20, 30), (1, 0, 10)]
+    own.finish()
+    own = machine(num_blocks=40, max_len=64, max_batch_tokens=20)
+    own.add(request(0, 30, max_new_tokens=1, prompt_logprobs=0))
+    own.add(request(1, 31, beginning=0, max_new_tokens=1))
+    assert spans(own.step()) == [(0, 0, 20)]
+    assert spans(own.step()) == [(0, 20, 30)]
+    assert spans(own.step()) == [(1, 28, 31)]
+
+
+def test_scored_prompts_wait_for_scores_and_not_for_blocks_without() -> None:
+    own = machine(num_blocks=40, max_len=64, max_batch_tokens=40)
+    own.add(request(0, 30, max_new_tokens=1))
+    own.add(request(1, 31, beginning=0, max_new_tokens=1, prompt_logprobs=0))
+    own.add(request(2, 32, beginning=0, max_new_tokens=1, prompt_logprobs=0))
+    own.add(request(3, 32, beginning=0, max_new_tokens=1, prompt_logprobs=0))
+    assert spans(own.step()) == [(0, 0, 30), (1, 0, 10)]
+    assert spans(own.step()) == [(1, 10, 31)]
+    assert spans(own.step()) == [(2, 28, 32), (3, 28, 32)]
 
 
 def test_a_prompt_takes_over_what_a_running_sequence_has_computed() -> None:
@@ -700,12 +640,12 @@ def test_a_prompt_is_hashed_once_however_long_it_waits(monkeypatch: pytest.Monke
         hashed.append(data)
         return blake2b(data, digest_size=digest_size)
 
+    monkeypatch.setattr(blocks, "blake2b", counted)
     own = machine(num_blocks=12, max_len=48)
     own.add(request(0, 30, max_new_tokens=10))
-    own.add(request(1, 40, max_new_tokens=1))
     own.step()
-    monkeypatch.setattr(blocks, "blake2b", counted)
-    own.step()
+    hashed.clear()
+    own.add(request(1, 40, n=3, max_new_tokens=1))
     assert len(hashed) == 9  # of ten full blocks all but the last, whose last token is computed
     for _ in range(5):
         own.step()
@@ -728,14 +668,14 @@ def test_a_digest_is_that_of_all_tokens_before_it_whichever_were_known() -> None
 def test_what_it_holds_and_has_reused_is_counted() -> None:
     own = machine(num_blocks=6, max_len=24)
     for number in range(3):
-        own.add(request(number, 5, beginning=0, max_new_tokens=10))
+        own.add(request(number, 5, max_new_tokens=10))
     own.step()
     assert own.scheduler.stats() == EngineStats(0, 3, 6, 6, 15, 0)
     next(chunks for chunks in own.run() if own.num_preempted)
     stats = own.scheduler.stats()
     assert (stats.num_waiting, stats.num_running) == (1, 2)
     own.finish()  # one was preempted, and found blocks of its own: that is no hit
-    own.add(request(3, 5, beginning=0, max_new_tokens=1))
+    own.add(request(3, 5, beginning=2, max_new_tokens=1))
     own.finish()
     assert own.scheduler.stats() == EngineStats(0, 0, 0, 6, 20, 4)
 

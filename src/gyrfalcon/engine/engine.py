@@ -26,6 +26,7 @@ from gyrfalcon.console.format import counted
 from gyrfalcon.device.dtypes import WORD_OF_DTYPE
 from gyrfalcon.device.lookup import kind_for
 from gyrfalcon.engine.build import build_core, longest_sequence
+from gyrfalcon.engine.core import EngineCore
 from gyrfalcon.engine.deadlines import Deadlines
 from gyrfalcon.engine.live import Live
 from gyrfalcon.engine.overlap import stepper
@@ -46,6 +47,7 @@ from gyrfalcon.engine.prompts import (
 )
 from gyrfalcon.engine.queue_bound import refuse_if_full
 from gyrfalcon.engine.rank_messages import Add, End, Step, decode_step, encode
+from gyrfalcon.engine.step_target import StepTarget
 from gyrfalcon.engine.tensors import real_tokens
 from gyrfalcon.engine.turns import Turns
 from gyrfalcon.engine.worker import follow
@@ -126,6 +128,7 @@ class Engine:
         with watched_interrupts(self._ranks.watch), self._turns.all_ranks():
             self._core = build_core(config, checkpoint, self._ranks.rank_info)
             self._take_step = stepper(self._core)
+            self._step_target = _step_target(config, self._core)
             self._seeds = random.Random(self._ranks.agree(_seed_bytes(config.seed)))
 
     def __repr__(self) -> str:
@@ -219,8 +222,9 @@ class Engine:
         RequestError or PromptTooLong, and QueueFull when as much waits as the config allows.
 
         Requests of a lower `priority` run before those of a higher one, and take cache from them when
-        it runs out; else first come, first served. A request that has not ended `timeout` seconds from
-        now ends in the next step with FinishReason.ABORTED, what text it has, and an `error`.
+        it runs out; of equals the shortest prompt is read first, but at most 16 begin before an older
+        one is read. A request that has not ended `timeout` seconds from now ends in the next step with
+        FinishReason.ABORTED, what text it has, and an `error`.
 
         >>> engine = Engine("nestling")
         >>> number = engine.add("The falcon", SamplingParams(max_new_tokens=3))
@@ -526,6 +530,9 @@ class Engine:
             for end in step.ends:
                 self._expire(end, now)
             outputs = self._take_step(step.prompt_tokens)
+            if self._step_target is not None:
+                sizes = self._core.scheduler.committed_sizes()
+                self._step_target.record(*sizes, self._now() - now)
             for sequence in self._core.scheduler.admitted:
                 self._live[sequence.request.id].admitted_at[sequence.index] = now
             for output in outputs:
@@ -537,10 +544,17 @@ class Engine:
         if group.rank > 0:
             return decode_step(group.broadcast())
         passed = self._deadlines.pop_passed(now) if self._deadlines.next_at <= now else ()
-        step = Step(self._core.scheduler.limits.max_batch_tokens, tuple(map(End, passed)))
+        step = Step(self._prompt_tokens(), tuple(map(End, passed)))
         if group.size > 1:
             group.broadcast(encode(step))
         return step
+
+    def _prompt_tokens(self) -> int:
+        """How many tokens of prompts the next step may read."""
+        scheduler = self._core.scheduler
+        if self._step_target is None or not scheduler.has_prompts:
+            return scheduler.limits.max_batch_tokens
+        return self._step_target.prompt_tokens(scheduler.num_decoding)
 
     def _expire(self, end: End, now: float) -> None:
         """Ends a request whose deadline has passed, as every rank does in this step."""
@@ -582,6 +596,13 @@ class Engine:
             if self._ranks.led:
                 self._ranks.tell(encode(message))
             return self._core.handle(message)
+
+
+def _step_target(config: EngineConfig, core: EngineCore) -> StepTarget | None:
+    if config.step_target is None:
+        return None
+    most = core.scheduler.limits.max_batch_tokens
+    return StepTarget(config.step_target, most, min(config.block_size, most))
 
 
 def _world_size(config: EngineConfig, checkpoint: Checkpoint) -> int:

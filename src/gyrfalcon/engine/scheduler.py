@@ -6,7 +6,9 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
 
-from gyrfalcon.engine.waiting import WaitingQueue
+from gyrfalcon.engine.prefixes import PrefixesInProgress
+from gyrfalcon.engine.prompt_queue import PromptQueue, Turn
+from gyrfalcon.engine.waiting import Waiting
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.request import (
     Chunk,
@@ -28,6 +30,7 @@ class StepLimits:
     max_len: int  # tokens of a sequence, prompt and output
     max_batch_tokens: int  # tokens of a step
     max_sequences: int  # sequences that hold cache at once
+    most_overtaken: int = 16  # sequences that may begin before an older one's prompt is read
 
 
 class ScoreStore(Protocol):
@@ -41,8 +44,10 @@ class ScoreStore(Protocol):
 
 
 class Scheduler:
-    """The lowest priority value first, then first come first. Earlier sequences in this order take cache
-    from later ones, which then start over, so the first always goes on and every request ends."""
+    """Decoding first: what a step has left goes to prompts, in the order of PromptQueue. Sequences take cache
+    from those of a higher priority value, then from younger ones, which start over; so the first of all
+    always goes on, and every request ends.
+    """
 
     def __init__(
         self, allocator: BlockAllocator, limits: StepLimits, scores: ScoreStore | None = None
@@ -50,9 +55,14 @@ class Scheduler:
         self.allocator = allocator
         self.limits = limits
         self._scores = scores  # every rank knows which blocks have some, not all hold them
-        self.waiting = WaitingQueue()
-        self.running: dict[Sequence, None] = {}  # in the order of priority, then oldest first
+        self.waiting = Waiting()
+        self.running: dict[Sequence, None] = {}  # by priority, then oldest first
         self.admitted: list[Sequence] = []  # those that the last step was the first to compute
+        self._committed: Seq[Chunk] = ()  # what the last step computed
+        self._half_read: dict[Sequence, None] = {}  # running ones that do not decode yet
+        self._queue = PromptQueue(limits.most_overtaken)
+        self._prefixes = PrefixesInProgress()
+        self._num_arrived = 0
         self._samples: dict[int, dict[int, Sequence]] = {}  # of requests by id, by index
         self._num_prompt_tokens = 0  # of sequences that were admitted
         self._num_cached_tokens = 0
@@ -61,17 +71,32 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting.num_sequences or self.running)
 
+    @property
+    def has_prompts(self) -> bool:
+        """Whether a prompt waits or is half read."""
+        return bool(self._half_read or self.waiting.num_sequences)
+
+    @property
+    def num_decoding(self) -> int:
+        """Running sequences whose prompts are read."""
+        return len(self.running) - len(self._half_read)
+
     def add(self, request: Request) -> None:
         """Queues the request's samples."""
         wanted = len(request.prompt_ids) + request.params.max_new_tokens
         max_len = min(wanted, self.limits.max_len)
-        samples = [
-            Sequence(request, index, list(request.prompt_ids), max_len)
-            for index in range(request.params.n)
-        ]
-        self._samples[request.id] = dict(enumerate(samples))
-        for sample in samples:
-            self.waiting.append(sample)
+        digests: list[bytes] = []  # every sample's prompt has the same
+        samples: dict[int, Sequence] = {}
+        for index in range(request.params.n):
+            tokens = list(request.prompt_ids)
+            sample = Sequence(request, index, tokens, max_len, self._num_arrived)
+            sample.digests = list(digests)
+            digests = self._digests(sample, len(tokens) - 1)
+            self._num_arrived += 1
+            self._queue.add(sample, self._remainder(sample))
+            self.waiting.add(sample)
+            samples[index] = sample
+        self._samples[request.id] = samples
 
     def end(self, request_id: int, index: int | None = None) -> list[StepOutput]:
         """Cancels one sample of a request, or all of them, as far as they are still there; returns the
@@ -82,6 +107,15 @@ class Scheduler:
         for sample in ended:
             self._finish(sample, FinishReason.ABORTED)
         return [_output(sample, None) for sample in ended]
+
+    def committed_sizes(self) -> tuple[int, int]:
+        """Of what the last step computed: tokens of prompts, and sequences that decoded."""
+        prompts = [
+            one.stop - one.start
+            for one in self._committed
+            if one.start < one.sequence.prompt_len or one.stop > one.start + 1
+        ]
+        return sum(prompts), len(self._committed) - len(prompts)
 
     def stats(self) -> EngineStats:
         """What it holds now and has reused so far."""
@@ -97,23 +131,18 @@ class Scheduler:
         )
 
     def next_chunks(self, prompt_tokens: int) -> list[Chunk]:
-        """What the next step computes, `prompt_tokens` tokens at most: running sequences first, then
-        waiting ones as they fit.
+        """What the next step computes: a token of each sequence that decodes, and at most `prompt_tokens`
+        of prompts.
         """
         chunks: list[Chunk] = []
-        self.admitted = []
-        budget = prompt_tokens
+        self.admitted, self._committed = [], ()
         for sequence in tuple(self.running):
-            stop = self._next_stop(sequence, budget)
-            if budget and self._make_room(sequence, stop):
+            stop = len(sequence.tokens)
+            if sequence not in self._half_read and self._make_room(sequence, stop):
                 chunks.append(Chunk(sequence, sequence.num_computed, stop))
-                budget -= stop - sequence.num_computed
-        while budget and self.waiting.num_sequences and self._can_admit():
-            sequence = self._admit()
-            stop = self._next_stop(sequence, budget)
-            self.allocator.grow(sequence.blocks, stop)
-            chunks.append(Chunk(sequence, sequence.num_computed, stop))
-            budget -= stop - sequence.num_computed
+        if self._half_read or self.waiting.num_sequences:
+            left = self.limits.max_batch_tokens - len(chunks)
+            chunks += self._read_prompts(min(left, prompt_tokens))
         return chunks
 
     def next_after(self, chunks: Seq[Chunk]) -> list[Chunk]:
@@ -122,8 +151,8 @@ class Scheduler:
 
         Empty where more has to be decided: another could run as well, or cache is missing.
         """
-        self.admitted = []
-        if self.waiting.num_sequences and self._can_admit():
+        self.admitted, self._committed = [], ()
+        if self._half_read or (self.waiting.num_sequences and self._another_could_run()):
             return []
         following = [
             Chunk(chunk.sequence, chunk.stop, chunk.stop + 1)
@@ -138,6 +167,7 @@ class Scheduler:
         token or ended. A failure ends its own sequence, unless its logits are what is asked for.
         """
         outputs = []
+        self._committed = chunks
         for chunk, token in zip(chunks, results, strict=True):
             sequence = chunk.sequence
             if isinstance(token, NonFinite):
@@ -149,8 +179,10 @@ class Scheduler:
                 token = None
             reached_end = chunk.stop == len(sequence.tokens)
             sequence.num_computed = chunk.stop
-            if chunk.stop - chunk.start > 1:
+            size = self.allocator.block_size
+            if chunk.start // size < chunk.stop // size <= len(sequence.digests):
                 self._publish(sequence)
+                self._wake(sequence, chunk.start, chunk.stop)
             if token is not None:
                 sequence.tokens.append(token.id)
             if not reached_end:
@@ -172,9 +204,61 @@ class Scheduler:
             stop = start + 1
         return stop
 
+    def _read_prompts(self, budget: int) -> list[Chunk]:
+        """Shares what the step has left among prompts, half read and new ones."""
+        chunks: list[Chunk] = []
+        half_read = list(self._half_read)
+        while budget and (sequence := self._next_prompt(half_read)):
+            stop = self._next_stop(sequence, budget)
+            chunks.append(Chunk(sequence, sequence.num_computed, stop))
+            budget -= stop - sequence.num_computed
+            if stop == len(sequence.tokens):
+                del self._half_read[sequence]
+                self._queue.leave(sequence)
+        return chunks
+
+    def _next_prompt(self, half_read: list[Sequence]) -> Sequence | None:
+        """Whose prompt the step reads next: one of `half_read`, which loses it, or a new one."""
+        started = min(half_read, key=self._turn, default=None)
+        new = self._next_to_begin()
+        before = started is None or (new is not None and self._turn(new) < self._turn(started))
+        if new is not None and before and self._has_room(new):
+            return self._admit(new)
+        if started is not None:
+            half_read.remove(started)
+        return started
+
+    def _next_to_begin(self) -> Sequence | None:
+        """The first in the queue that need not wait for a prefix that another is computing."""
+        if len(self.running) == min(self.limits.max_sequences, self.limits.max_batch_tokens):
+            return None
+        while sequence := self._queue.first():
+            awaited = self._prefixes.awaited(self._missing(sequence), sequence.shares_scores)
+            if awaited is None:
+                return sequence
+            if sequence.num_preemptions:  # nobody may overtake it
+                return None
+            self._queue.hold(sequence)
+            self._prefixes.wait(sequence, awaited)
+        return None
+
+    def _another_could_run(self) -> bool:
+        """Whether a waiting sequence has room, or waits for what the steps under way compute."""
+        new = self._next_to_begin()
+        return self._prefixes.any_waits or (new is not None and self._has_room(new))
+
+    def _turn(self, sequence: Sequence) -> Turn:
+        return self._queue.turn(sequence, self._remainder(sequence))
+
+    def _remainder(self, sequence: Sequence) -> int:
+        """Tokens that are still to be computed, as far as is known now."""
+        if sequence in self.running:
+            return len(sequence.tokens) - sequence.num_computed
+        return len(sequence.tokens) - len(self._known(sequence)) * self.allocator.block_size
+
     def _make_room(self, sequence: Sequence, stop: int) -> bool:
-        """Gets the blocks for the sequence's tokens up to `stop`, from the last if need be; False if it
-        is the last.
+        """Gets the blocks for the sequence's tokens up to `stop`, from the youngest if need be; False
+        if it is the youngest.
         """
         while sequence in self.running:
             if self.allocator.grow(sequence.blocks, stop):
@@ -184,47 +268,45 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         del self.running[sequence]
+        self._half_read.pop(sequence, None)
         self._release(sequence)
         sequence.num_computed = 0
         sequence.num_preemptions += 1
-        self.waiting.put_back(sequence)
+        self.waiting.add(sequence)
+        self._queue.put_back(sequence)
 
-    def _can_admit(self) -> bool:
-        """Whether one more may run and the cache has room for all tokens of the first waiting
-        sequence and one more.
-        """
-        if len(self.running) == self.limits.max_sequences:
-            return False
-        sequence = self.waiting.first()
+    def _has_room(self, sequence: Sequence) -> bool:
+        """Whether the cache has room for all tokens of a waiting sequence and one more."""
         known = self._known(sequence)
         blocks = self.allocator.blocks_for(min(len(sequence.tokens) + 1, self.limits.max_len))
         available = self.allocator.num_free - self.allocator.num_unused(known)
         return available >= blocks - len(known)
 
-    def _admit(self) -> Sequence:
-        """Moves the first waiting sequence to the running ones, with what is known of its cache."""
-        sequence = self.waiting.first()
+    def _admit(self, sequence: Sequence) -> Sequence:
+        """Moves a sequence that has room to the running ones, with what is known of its cache and the
+        blocks for the rest of its prompt.
+        """
         self.waiting.remove(sequence)
+        self._queue.begin(sequence)
         known = self._known(sequence)
         self.allocator.take(known)
         sequence.blocks.extend(known)
         sequence.num_computed = len(known) * self.allocator.block_size
-        self._insert(sequence)
-        if sequence.shares_scores and self._scores is not None:
+        if (
+            sequence.shares_scores and self._scores is not None
+        ):  # before a block of them is given away
             self._scores.load(sequence.request, *self._scored(sequence))
+        grown = self.allocator.grow(sequence.blocks, len(sequence.tokens))
+        assert grown, "admitted without room"
+        self._note_missing(sequence)
+        self._half_read[sequence] = self.running[sequence] = None
+        self.running = dict.fromkeys(sorted(self.running, key=_order))
         if not sequence.num_preemptions:  # one that was preempted finds its own blocks
             self.admitted.append(sequence)
             sequence.num_cached = sequence.num_computed
             self._num_cached_tokens += sequence.num_cached
             self._num_prompt_tokens += sequence.prompt_len
         return sequence
-
-    def _insert(self, sequence: Sequence) -> None:
-        """Adds to the running sequences, before those of a higher priority value."""
-        last = next(reversed(self.running), sequence)
-        self.running[sequence] = None
-        if last.request.priority > sequence.request.priority:
-            self.running = dict.fromkeys(sorted(self.running, key=lambda one: one.request.priority))
 
     def _known(self, sequence: Sequence) -> list[int]:
         """Blocks that hold the sequence's beginning already, but never all of it: the last token has
@@ -243,6 +325,13 @@ class Scheduler:
         digests = self._digests(sequence, len(sequence.tokens) - 1)
         return self.allocator.find_scored(digests, sequence.request.prompt_ids)
 
+    def _missing(self, sequence: Sequence) -> list[bytes]:
+        """Digests of blocks that the sequence would take over if they were there."""
+        if sequence.wants_every_row and not sequence.shares_scores:
+            return []
+        found = self._scored(sequence)[0] if sequence.shares_scores else self._known(sequence)
+        return self._digests(sequence, len(sequence.tokens) - 1)[len(found) :]
+
     def _digests(self, sequence: Sequence, num_tokens: int) -> list[bytes]:
         return self.allocator.digests(sequence.tokens, num_tokens, sequence.digests)
 
@@ -254,6 +343,9 @@ class Scheduler:
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason
         self._release(sequence)
+        self._half_read.pop(sequence, None)
+        self._queue.leave(sequence)
+        self._prefixes.give_up(sequence)
         if sequence in self.running:
             del self.running[sequence]
         else:
@@ -266,7 +358,22 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         """Frees the sequence's blocks; what they hold may serve others, or itself once more."""
         self._publish(sequence)
+        self._wake(sequence, sequence.num_computed, len(sequence.tokens))
         self.allocator.release(sequence.blocks)
+
+    def _note_missing(self, sequence: Sequence) -> None:
+        """Has others wait for the blocks, and their scores, that an admitted sequence will compute."""
+        digests = self._digests(sequence, len(sequence.tokens))
+        self._prefixes.compute(sequence, digests[len(self.allocator.find(digests)) :], scored=False)
+        if sequence.shares_scores:
+            num_scored = len(self._scored(sequence)[0])
+            self._prefixes.compute(sequence, digests[num_scored:], scored=True)
+
+    def _wake(self, sequence: Sequence, start: int, stop: int) -> None:
+        """Lets those go on that wait for the sequence to compute blocks in [start, stop)."""
+        size = self.allocator.block_size
+        for one in self._prefixes.done(sequence, sequence.digests[start // size : stop // size]):
+            self._queue.resume(one, self._remainder(one))
 
     def _publish(self, sequence: Sequence) -> None:
         """Lets others find the full blocks of what was computed."""
@@ -291,6 +398,11 @@ class Scheduler:
         """Lets nobody find a block of the sequence from here on: computed anew, all may be well."""
         sequence.is_finite = False
         self.allocator.forget(sequence.blocks)
+
+
+def _order(sequence: Sequence) -> tuple[int, int]:
+    """Who comes later gives up its cache to who comes before."""
+    return sequence.priority, sequence.arrival
 
 
 def _output(one: Sequence, token: Token | None, error: str | None = None) -> StepOutput:

@@ -1,56 +1,40 @@
-"""The sequences that wait for cache, in the order in which they are to be admitted. Pure bookkeeping, which
-also counts what waits.
-"""
+"""The sequences that wait for cache, and how much that is. Pure bookkeeping; their order is PromptQueue's."""
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator
 
 from gyrfalcon.request import Sequence
 
 
-class WaitingQueue:
-    """Those of the lowest priority value first, of these first come first."""
+class Waiting:
+    """A set of sequences, with counts of their requests and tokens."""
 
     def __init__(self) -> None:
-        self._levels: dict[int, OrderedDict[Sequence, None]] = {}  # by priority; none is empty
+        self._sequences: dict[Sequence, None] = {}
         self._samples: Counter[int] = Counter()  # of requests by id
         self.num_sequences = 0
         self.num_tokens = 0
 
     def __iter__(self) -> Iterator[Sequence]:
-        for priority in sorted(self._levels):
-            yield from self._levels[priority]
+        return iter(self._sequences)
 
     @property
     def num_requests(self) -> int:
         """Requests of which at least one sample waits."""
         return len(self._samples)
 
-    def append(self, sequence: Sequence) -> None:
-        """Queues a sequence behind all of its priority."""
-        level = self._levels.setdefault(sequence.request.priority, OrderedDict())
-        level[sequence] = None
+    def add(self, sequence: Sequence) -> None:
+        """Takes in one that arrived or was preempted."""
+        self._sequences[sequence] = None
         self._samples[sequence.request.id] += 1
         self.num_sequences += 1
         self.num_tokens += len(sequence.tokens)
 
-    def put_back(self, sequence: Sequence) -> None:
-        """Queues a preempted sequence before all of its priority."""
-        self.append(sequence)
-        self._levels[sequence.request.priority].move_to_end(sequence, last=False)
-
-    def first(self) -> Sequence:
-        """The sequence to admit next; there has to be one."""
-        return next(iter(self._levels[min(self._levels)]))
-
     def remove(self, sequence: Sequence) -> None:
-        """Takes a sequence out, wherever it is."""
-        request = sequence.request
-        del self._levels[request.priority][sequence]
-        if not self._levels[request.priority]:
-            del self._levels[request.priority]
-        self._samples[request.id] -= 1
-        if not self._samples[request.id]:
-            del self._samples[request.id]
+        """Takes out one that was admitted or has ended."""
+        del self._sequences[sequence]
+        self._samples[sequence.request.id] -= 1
+        if not self._samples[sequence.request.id]:
+            del self._samples[sequence.request.id]
         self.num_sequences -= 1
         self.num_tokens -= len(sequence.tokens)

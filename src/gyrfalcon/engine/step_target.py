@@ -1,0 +1,81 @@
+"""How many prompt tokens a step may read so that it takes no longer than a target, from the times of steps
+before it. Pure: knows no clock.
+"""
+
+from collections import deque
+from itertools import combinations
+from statistics import median
+
+MOST_STEPS = 32  # of each kind that are remembered
+REDRAW = 8  # steps after which the line through them is drawn anew; its cost is quadratic
+MOST_GROWTH = 2  # from the largest number of prompt tokens that was timed
+
+
+class StepTarget:
+    """Estimates what a step costs and how many prompt tokens keep it below a target.
+
+    A step that only decodes takes `base + row × sequences`: the Theil–Sen line through the last ones (Sen,
+    1968: the median slope of all pairs, then the median intercept). What one with prompt tokens takes
+    beyond that, for each of these tokens, is the median of the last ones. A quarter of the steps may be
+    interrupted without moving either far.
+    """
+
+    def __init__(self, target_seconds: float, most_tokens: int, least_tokens: int) -> None:
+        """`most_tokens`: of a step, decoding ones included; `least_tokens`: of prompts, however long they
+        take, so that they are read in the end.
+        """
+        self._target = target_seconds
+        self._most = most_tokens
+        self._least = least_tokens
+        self._decoding: deque[tuple[int, float]] = deque(maxlen=MOST_STEPS)  # sequences, seconds
+        self._mixed: deque[tuple[int, int, float]] = deque(maxlen=MOST_STEPS)  # and prompt tokens
+        self._line = (0.0, 0.0)  # seconds of a step without sequences, and of each
+        self._num_new = 0  # steps since it was drawn
+
+    def record(self, num_prompt_tokens: int, num_decoding: int, seconds: float) -> None:
+        """Takes in how long a step took."""
+        if num_prompt_tokens:
+            self._mixed.append((num_prompt_tokens, num_decoding, seconds))
+        elif num_decoding:
+            self._decoding.append((num_decoding, seconds))
+            self._num_new += 1
+
+    def prompt_tokens(self, num_decoding: int) -> int:
+        """How many prompt tokens fit into a step in which so many sequences decode: whole multiples of
+        `least_tokens`, at least one of it, and at most twice as many as were ever timed.
+        """
+        most = max(self._most - num_decoding, 1)
+        fitting = min(self._fitting(num_decoding), float(most))
+        whole = int(fitting) // self._least * self._least
+        return min(max(whole, self._least), most)
+
+    def _fitting(self, num_decoding: int) -> float:
+        if not self._mixed:
+            return self._least
+        timed = MOST_GROWTH * max(tokens for tokens, _, _ in self._mixed)
+        left = self._target - self._decoding_seconds(num_decoding)
+        cost = self._token_seconds()
+        return min(timed, left / cost) if cost > 0 else timed
+
+    def _token_seconds(self) -> float:
+        """Seconds that a prompt token adds to a step."""
+        return median(
+            (seconds - self._decoding_seconds(decoding)) / tokens
+            for tokens, decoding, seconds in self._mixed
+        )
+
+    def _decoding_seconds(self, num_decoding: int) -> float:
+        """Seconds of a step without prompt tokens; 0 as long as none was timed."""
+        if self._num_new and (self._num_new >= REDRAW or len(self._decoding) < REDRAW):
+            self._line, self._num_new = _theil_sen(list(self._decoding)), 0
+        base, row = self._line
+        return base + row * num_decoding
+
+
+def _theil_sen(points: list[tuple[int, float]]) -> tuple[float, float]:
+    """Intercept and slope of a line through (x, y); the slope is 0 where all x are the same, and where it
+    would be negative, since no step becomes shorter by a sequence.
+    """
+    slopes = [(y - v) / (x - u) for (x, y), (u, v) in combinations(points, 2) if x != u]
+    slope = max(median(slopes), 0.0) if slopes else 0.0
+    return median(y - slope * x for x, y in points), slope

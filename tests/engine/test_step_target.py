@@ -1,0 +1,76 @@
+"""StepTarget finds how many prompt tokens fit into a step of a machine whose costs it does not know."""
+
+import random
+
+import pytest
+
+from gyrfalcon.engine.step_target import StepTarget
+
+
+class Timed:
+    """A machine whose steps take so many seconds; some of them are interrupted."""
+
+    def __init__(self, base: float, row: float, token: float, interrupted: float = 0.0) -> None:
+        self.base, self.row, self.token, self.interrupted = base, row, token, interrupted
+        self.draw = random.Random(7)
+
+    def seconds(self, num_prompt_tokens: int, num_decoding: int) -> float:
+        exact = self.base + self.row * num_decoding + self.token * num_prompt_tokens
+        noise = 1 + self.draw.gauss(0, 0.01)
+        return exact * (20 if self.draw.random() < self.interrupted else noise)
+
+    def run(self, target: StepTarget, steps: int, num_decoding: int) -> list[int]:
+        """Every second step reads prompts, as many tokens as the target allows; returns how many."""
+        sizes = []
+        for number in range(steps):
+            rows = max(num_decoding - number % 3, 0)
+            size = target.prompt_tokens(rows) if number % 2 else 0
+            target.record(size, rows, self.seconds(size, rows))
+            sizes += [size] * (number % 2)
+        return sizes
+
+
+@pytest.mark.parametrize("num_decoding", [0, 8, 60])
+@pytest.mark.parametrize("interrupted", [0.0, 0.2])
+def test_steps_come_to_take_what_the_target_says(num_decoding: int, interrupted: float) -> None:
+    machine = Timed(0.020, 0.0005, 0.0004, interrupted)
+    target = StepTarget(0.100, 512, 16)
+    machine.run(target, 120, num_decoding)
+    size = target.prompt_tokens(num_decoding)
+    exact = (0.100 - 0.020 - 0.0005 * num_decoding) / 0.0004
+    assert exact - 24 <= size <= exact + 8
+
+
+def test_a_target_that_no_step_meets_still_reads_a_block() -> None:
+    machine = Timed(0.2, 0.01, 0.01)
+    target = StepTarget(0.1, 512, 16)
+    assert set(machine.run(target, 40, num_decoding=8)[10:]) == {16}
+
+
+def test_a_target_that_every_step_meets_reads_all_that_fits() -> None:
+    machine = Timed(0.001, 0.0, 0.0)
+    target = StepTarget(10.0, 512, 16)
+    sizes = machine.run(target, 40, num_decoding=0)
+    assert sizes[-1] == 512
+
+
+def test_unknown_costs_are_tried_out_with_a_block_and_then_at_most_twice_as_much() -> None:
+    machine = Timed(0.001, 0.0, 0.00001)
+    target = StepTarget(1.0, 512, 16)
+    sizes = machine.run(target, 14, num_decoding=4)
+    assert sizes[:5] == [16, 32, 64, 128, 256]
+
+
+def test_a_machine_that_becomes_slower_is_followed() -> None:
+    target = StepTarget(0.1, 512, 16)
+    quick, slow = Timed(0.01, 0.0005, 0.0002), Timed(0.02, 0.001, 0.0008)
+    assert quick.run(target, 120, 8)[-1] >= 400
+    size = slow.run(target, 120, 8)[-1]
+    exact = (0.1 - 0.02 - 0.008) / 0.0008
+    assert exact - 24 <= size <= exact + 8
+
+
+def test_the_share_of_prompts_never_exceeds_the_step_nor_is_nothing() -> None:
+    target = StepTarget(0.1, 8, 16)
+    for rows in range(10):
+        assert 1 <= target.prompt_tokens(rows) <= max(8 - rows, 1)

@@ -32,7 +32,14 @@ PACKAGE = REPOSITORY / "src" / "gyrfalcon"
 MODULES: dict[str, tuple[str, ...]] = {  # and the tests that are theirs
     "kv/blocks.py": ("engine/test_scheduler.py", "engine/test_scores.py"),
     "kv/pool.py": ("engine/test_engine.py",),
-    "engine/scheduler.py": ("engine/test_scheduler.py", "engine/test_scores.py"),
+    "engine/scheduler.py": (
+        "engine/test_scheduler.py",
+        "engine/test_scores.py",
+        "engine/test_simulation.py",
+    ),
+    "engine/prompt_queue.py": ("engine/test_scheduler.py", "engine/test_simulation.py"),
+    "engine/prefixes.py": ("engine/test_scheduler.py",),
+    "engine/step_target.py": ("engine/test_step_target.py",),
     "engine/scores.py": ("engine/test_scores.py",),
     "engine/sampler.py": ("engine/test_sampler.py",),
     "text/detokenizer.py": ("text/test_text.py", "text/test_tokenizer.py", "text/test_end_ids.py"),

@@ -137,6 +137,27 @@ def test_no_bit_of_the_others_changes_in_the_step_that_fails(
     on_engines(world_size, folder, run, dtype=dtype, max_len=64, reuse_prefixes=False)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_nor_in_a_decoding_step_that_fails(dtype: str, sound: Path, tmp_path: Path) -> None:
+    params = replace(GREEDY, logprobs=5)
+
+    def steps_of(folder: Path) -> list[list[Delta]]:
+        with make_engine(folder, dtype=dtype) as engine:
+            for prompt in PROMPTS:
+                engine.add(prompt, params)
+            return [engine.step() for _ in range(GREEDY.max_new_tokens)]
+
+    expected = steps_of(sound)
+    said = [[delta.token.id for delta in step if delta.token] for step in expected]
+    others = {token for step in said for token in (step[0], *step[2:])}.union(*PROMPTS)
+    place = next(i for i, step in enumerate(said) if step[1] not in others)
+    found = steps_of(poisoned(tmp_path, said[place][1]))
+    assert found[: place + 1] == expected[: place + 1]
+    failing = found[place + 1]
+    assert failing.pop(1).error
+    assert failing == [expected[place + 1][row] for row in (0, 2, 3)]
+
+
 @pytest.mark.parametrize("overlapped", [False, True])
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_token_with_nan_ends_a_text_where_it_is_read(
@@ -216,6 +237,27 @@ def test_no_later_prompt_finds_a_block_that_nan_was_beside(
             engine.step()
             engine.abort(number) if leave == "abort" else finish(engine)
         assert engine.generate(good, GREEDY) == expected
+
+
+@pytest.mark.parametrize("max_batch_tokens", [5, 64])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_no_later_prompt_finds_a_score_that_nan_was_beside(
+    world_size: int, max_batch_tokens: int, folder: Path
+) -> None:
+    scored = replace(GREEDY, prompt_logprobs=3)
+    beginning = random_prompt(11)
+
+    def run(engine: Engine) -> None:
+        [failed] = engine.generate([*beginning, BAD, *PROMPTS[2]], scored)
+        assert (failed.finish_reason, failed.prompt_logprobs) == (ERROR, None)
+        assert engine.generate(good, scored) == expected
+
+    settings: dict[str, Any] = dict(block_size=4, max_batch_tokens=max_batch_tokens, max_len=64)
+    good = [*beginning, *PROMPTS[0]]
+    expected = on_engines(
+        world_size, folder, lambda engine: engine.generate(good, scored), **settings
+    )
+    on_engines(world_size, folder, run, **settings)
 
 
 def test_a_step_in_the_middle_of_a_prompt_fails_at_once(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Ranks as real processes: they compute what one does, their death and their errors are told, none is
 left behind. Each start of a rank costs seconds, so there are few."""
 
+import json
 import os
 import pickle
 import re
@@ -29,6 +30,7 @@ from gyrfalcon.errors import CheckpointError, RankDied, UsageError
 from gyrfalcon.native.library import library
 from gyrfalcon.parallel.interrupts import watched_interrupts
 from gyrfalcon.parallel.launch import RankInfo, start
+from gyrfalcon.parallel.meeting import meet
 from gyrfalcon.parallel.torchrun import Torchrun
 
 pytestmark = pytest.mark.slow
@@ -448,6 +450,32 @@ def test_under_torchrun_all_ranks_get_the_same_also_without_a_seed(
         assert one[0] == alone.generate("the", GREEDY)[0].text
 
 
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def under_torchrun(*words: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    """A command of gyrfalcon on two ranks of torchrun."""
+    command = [*TORCHRUN, "-m", "gyrfalcon", *words]
+    return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+
+
+def test_under_torchrun_rank_0_alone_runs_a_command(folder: Path, tmp_path: Path) -> None:
+    length = ["--max-new-tokens", "12", "--ignore-eos", "--json", str(tmp_path / "x.json")]
+    ended = under_torchrun("generate", str(folder), "-", *length, given="the\n")
+    with Engine(EngineConfig(model=str(folder))) as alone:
+        expected = alone.generate("the", GREEDY)[0]
+    assert (ended.returncode, ended.stdout) == (0, expected.text + "\n"), ended.stderr
+    assert ended.stderr.count("ready in") == 1
+    assert "2 ranks" in ended.stderr
+    assert json.loads((tmp_path / "x.json").read_text())["output_ids"] == [*expected.output_ids]
+
+
+def test_under_torchrun_an_error_of_a_command_ends_all_ranks_and_is_told_once(folder: Path) -> None:
+    ended = under_torchrun("generate", str(folder), "x" * 100_000)
+    assert ended.returncode != 0
+    assert ended.stderr.count("gyrfalcon: error: wanted a prompt of at most") == 1
+
+
 FEW_FILES = """
 import resource, sys
 from gyrfalcon import Engine, GyrfalconError
@@ -540,7 +568,7 @@ def test_a_store_that_nobody_holds_is_told_in_time() -> None:
             with pytest.raises(
                 UsageError, match=rf"127\.0\.0\.1:{port}.* Connection refused; unset"
             ):
-                one.store(connect=0.1)
+                meet(one, connect=0.1)
 
 
 def test_a_rank_that_does_not_come_is_told_in_time() -> None:
@@ -550,4 +578,4 @@ def test_a_rank_that_does_not_come_is_told_in_time() -> None:
     one = Torchrun.found(OF_TORCHRUN | {"MASTER_PORT": port})
     assert one is not None
     with pytest.raises(UsageError, match=r"all 2 ranks of torchrun, got no rank 1 for 0\.1 s"):
-        one.store(meet=0.1)
+        meet(one, meeting=0.1)

@@ -4,6 +4,7 @@ could type.
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -19,6 +20,7 @@ from typing import Any
 from gyrfalcon.console.format import counted, goes_to_stdout, write_json
 from gyrfalcon.errors import CheckFailed, UsageError
 from gyrfalcon.files.output import check_folder
+from gyrfalcon.parallel.torchrun import outside_torchrun
 
 PASS_SHARE = 0.6  # of the exam's questions; guessing gives 0.25
 PROMPT = "The old captain looked at the sea, and"
@@ -103,7 +105,8 @@ def _succeeds(words: list[str], out: Any) -> bool:
     print(f"\n$ gyrfalcon {shlex.join(words)}", file=out, flush=True)
     early: list[int] = []  # a signal that comes before the step is known
     on_end = signal.signal(signal.SIGTERM, lambda number, _: early.append(number))
-    step = subprocess.Popen([sys.executable, "-m", "gyrfalcon", *words], stdout=out.fileno())
+    command, alone = [sys.executable, "-m", "gyrfalcon", *words], outside_torchrun(os.environ)
+    step = subprocess.Popen(command, stdout=out.fileno(), env=alone)
     try:
         signal.signal(signal.SIGTERM, on_end)
         if early:

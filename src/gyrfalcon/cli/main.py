@@ -1,10 +1,12 @@
 """The gyrfalcon command: runs what was asked for, turns every error into one line and an exit code."""
 
+import argparse
 import errno
 import io
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from gyrfalcon.cli.commands import COMMANDS
 from gyrfalcon.cli.parser import flags, parse
@@ -12,6 +14,8 @@ from gyrfalcon.console.interrupted import interrupt_message
 from gyrfalcon.console.suggestion import path_meant
 from gyrfalcon.errors import DISK_FULL, DiskFull, GyrfalconError, UsageError, lack
 from gyrfalcon.files.output import open_output
+from gyrfalcon.parallel.interrupts import ending_interrupts
+from gyrfalcon.parallel.torchrun import Torchrun
 
 INTERRUPTED = 130
 RUN_SH = "GYRFALCON_RUN_SH"  # set by run.sh, which takes other options than gyrfalcon
@@ -90,6 +94,15 @@ def _run(argv: Sequence[str]) -> int:
         args = parse(argv)
     except SystemExit:  # --help or --version, which have printed
         return 0
+    torchrun = Torchrun.found()
+    if torchrun is None:
+        return _run_command(args)
+    with ending_interrupts():
+        from gyrfalcon.cli import torchrun_rank
+    return torchrun_rank.run(torchrun, partial(_run_command, args))
+
+
+def _run_command(args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json = open_output(args.json, "--json")
     return COMMANDS[args.command].run(args)

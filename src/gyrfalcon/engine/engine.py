@@ -46,7 +46,7 @@ from gyrfalcon.engine.prompts import (
     whole_of,
 )
 from gyrfalcon.engine.queue_bound import refuse_if_full
-from gyrfalcon.engine.rank_messages import Add, End, Step, decode_step, encode
+from gyrfalcon.engine.rank_messages import Add, End, Step, decode_step, encode, encode_engine
 from gyrfalcon.engine.step_target import StepTarget
 from gyrfalcon.engine.tensors import real_tokens
 from gyrfalcon.engine.turns import Turns
@@ -119,7 +119,10 @@ class Engine:
         self._ids = itertools.count()
         self._deadlines = Deadlines()
         self._ranks = joined or ranks.start(
-            world_size, kind_for(config.device), partial(follow, config, folder)
+            world_size,
+            kind_for(config.device),
+            partial(follow, config, folder),
+            encode_engine(config),
         )
         self._turns = Turns(self._ranks)
         # Seconds; rank 0 alone looks at the clock.

@@ -3,11 +3,12 @@ decoding one checks each field and runs nothing that the bytes contain.
 """
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
-from gyrfalcon.errors import RankDied, RequestError
+from gyrfalcon.engine_config import EngineConfig
+from gyrfalcon.errors import RankDied, RequestError, UsageError
 from gyrfalcon.request import Request, SamplingParams
 
 
@@ -78,6 +79,23 @@ def decode(data: bytes) -> RankMessage:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, RequestError) as error:
         got = f"{len(data)} bytes that are none ({type(error).__name__}: {error})"
         raise RankDied("a message of rank 0", got, "start again") from None
+
+
+def encode_engine(config: EngineConfig | None) -> bytes:
+    """The announcement of an engine, or that there will be no more of them."""
+    return json.dumps({"engine": None if config is None else asdict(config)}).encode()
+
+
+def decode_engine(data: bytes) -> EngineConfig | None:
+    """What encode_engine() was given; RankDied for any other bytes."""
+    try:
+        [(kind, content)] = json.loads(data).items()
+        if kind != "engine":
+            raise ValueError("not an engine")
+        return None if content is None else EngineConfig(**content)
+    except (ValueError, TypeError, AttributeError, RecursionError, UsageError) as error:
+        got = f"{len(data)} bytes that are none ({type(error).__name__}: {error})"
+        raise RankDied("rank 0's announcement of an engine", got, "start again") from None
 
 
 def decode_step(data: bytes) -> Step:

@@ -1,25 +1,58 @@
-"""What a started rank does all its life: build its core, then follow rank 0's messages."""
+"""What the ranks do that rank 0 leads: build their cores, then follow its messages."""
 
+import itertools
 from pathlib import Path
 
+from gyrfalcon.checkpoint.hub import resolve_model
 from gyrfalcon.checkpoint.source import open_checkpoint
+from gyrfalcon.device.lookup import kind_for
 from gyrfalcon.device.threads import keep_to, own_processors
 from gyrfalcon.engine.build import build_core
+from gyrfalcon.engine.core import EngineCore
 from gyrfalcon.engine.overlap import stepper
-from gyrfalcon.engine.rank_messages import Step, decode
+from gyrfalcon.engine.rank_messages import Step, decode, decode_engine
 from gyrfalcon.engine_config import EngineConfig
-from gyrfalcon.parallel.launch import RankInfo
+from gyrfalcon.parallel.group import Group
+from gyrfalcon.parallel.launch import RankInfo, joined
+from gyrfalcon.parallel.meeting import Store, leave, listen
+from gyrfalcon.parallel.torchrun import Torchrun
 
 
 def follow(config: EngineConfig, folder: Path, rank_info: RankInfo) -> None:
-    """Never returns: the first rank ends its workers, and a broken connection to it raises."""
-    checkpoint = open_checkpoint(folder, config.adapter, config.dtype)
-    core = build_core(config, checkpoint, rank_info, retain_prompt_logits=False)
+    """All the life of a rank that was started: the first rank ends it, and a broken connection to
+    that raises.
+    """
+    core = _built(config, folder, rank_info)
     if core.device.on_host:
         keep_to(own_processors(rank_info.local_rank, rank_info.ranks_here))
+    _follow_messages(core, rank_info.group)
+
+
+def follow_command(torchrun: Torchrun, store: Store) -> None:
+    """What a rank of torchrun does while rank 0 runs a command: joins each engine that it announces,
+    follows it until it is closed, and ends when there are no more.
+    """
+    for number in itertools.count():
+        announcement, place = listen(store, number)
+        config = decode_engine(announcement)
+        if config is None:
+            leave(store, torchrun.rank)
+            return
+        with joined(torchrun, place, kind_for(config.device)) as rank_info:
+            core = _built(config, resolve_model(config.model), rank_info)
+            _follow_messages(core, rank_info.group)
+
+
+def _built(config: EngineConfig, folder: Path, rank_info: RankInfo) -> EngineCore:
+    checkpoint = open_checkpoint(folder, config.adapter, config.dtype)
+    return build_core(config, checkpoint, rank_info, retain_prompt_logits=False)
+
+
+def _follow_messages(core: EngineCore, group: Group) -> None:
+    """Until the connection to rank 0 breaks, which raises RankGone."""
     take_step = stepper(core)
     while True:
-        message = decode(rank_info.group.broadcast())
+        message = decode(group.broadcast())
         if isinstance(message, Step):
             for end in message.ends:
                 core.handle(end)

@@ -31,6 +31,7 @@ from gyrfalcon.native.library import RankGone
 from gyrfalcon.parallel.error_message import decode_error, encode_error
 from gyrfalcon.parallel.group import Group, connect, solo
 from gyrfalcon.parallel.interrupts import Watch, held_interrupts, watched_interrupts
+from gyrfalcon.parallel.meeting import announce, is_led, meet
 from gyrfalcon.parallel.torchrun import Torchrun
 
 HERE = "127.0.0.1"
@@ -64,6 +65,7 @@ class Ranks:
     children: ProcessContext | None = None
     store: dist.Store | None = None
     watch: Watch | None = None  # ends the workers at Ctrl-C, see interrupts.py
+    followed: bool = False  # by the other ranks of a torchrun, see cli/torchrun_rank.py
     process_id: int = field(default_factory=os.getpid)
 
     @property
@@ -73,13 +75,13 @@ class Ranks:
 
     @property
     def led(self) -> bool:
-        """Whether this process leads worker processes: else there are none, or every rank runs the
-        same program.
+        """Whether this process leads the others: else there are none, or every rank runs the same
+        program.
         """
-        return self.children is not None
+        return self.children is not None or self.followed
 
     def tell(self, message: bytes) -> None:
-        """Sends a message to the workers, if there are any."""
+        """Sends a message to the ranks that this process leads, if there are any."""
         if self.led:
             self.rank_info.group.broadcast(message)
 
@@ -132,30 +134,49 @@ def _kill(children: ProcessContext) -> None:
         process.join()
 
 
-def start(world_size: int, kind: type[Device], work: Work) -> Ranks:
+def start(world_size: int, kind: type[Device], work: Work, announcement: bytes = b"") -> Ranks:
     """Ranks of a new engine: this process is the first, `work` runs in each of the others,
     whose devices are of `kind`.
 
     Under torchrun nothing is started: its processes meet, and each is a rank that runs the same
-    program.
+    program, or while rank 0 runs a command, does as the `announcement` says.
     """
     torchrun = Torchrun.found()
     if torchrun is not None:
-        return _looked_after(_join_torchrun(world_size, torchrun, kind))
+        return _looked_after(_join_torchrun(world_size, torchrun, kind, announcement))
     if world_size == 1:
         return Ranks(RankInfo(solo(), local_rank=0, ranks_here=1))
     return _looked_after(_start_local(world_size, kind, work))
 
 
-def _join_torchrun(world_size: int, torchrun: Torchrun, kind: type[Device]) -> Ranks:
+def _join_torchrun(
+    world_size: int, torchrun: Torchrun, kind: type[Device], announcement: bytes
+) -> Ranks:
     size = torchrun.world_size
     if world_size != size:
         wanted = f"world size {size}, as torchrun started"
         raise UsageError(wanted, str(world_size), f"use `world_size={size}`")
-    store = dist.PrefixStore(str(next(_engines)), torchrun.store())
-    one_machine = torchrun.ranks_here == size
-    group = connect(store, torchrun.rank, size, kind=kind, one_machine=one_machine)
-    return Ranks(RankInfo(group, torchrun.local_rank, torchrun.ranks_here), store=store)
+    store = meet(torchrun)
+    if is_led(store):
+        place = announce(store, announcement)
+        return Ranks(connect_torchrun(torchrun, place, kind), store=place, followed=True)
+    place = dist.PrefixStore(str(next(_engines)), store)
+    return Ranks(connect_torchrun(torchrun, place, kind), store=place)
+
+
+def connect_torchrun(torchrun: Torchrun, store: dist.Store, kind: type[Device]) -> RankInfo:
+    """Meets torchrun's other ranks at `store`, as one rank of a new engine."""
+    size, here = torchrun.world_size, torchrun.ranks_here
+    group = connect(store, torchrun.rank, size, kind=kind, one_machine=here == size)
+    return RankInfo(group, torchrun.local_rank, here)
+
+
+@contextlib.contextmanager
+def joined(torchrun: Torchrun, store: dist.Store, kind: type[Device]) -> Iterator[RankInfo]:
+    """The same for a block that ends where rank 0 closes the engine."""
+    rank_info = connect_torchrun(torchrun, store, kind)
+    with contextlib.suppress(RankGone), contextlib.closing(rank_info.group):
+        yield rank_info
 
 
 def _check_open_files(world_size: int) -> None:

@@ -1,22 +1,13 @@
 """What torchrun told this process of its ranks, in environment variables, checked."""
 
 import os
-import socket
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
-
-import torch.distributed as dist
 
 from gyrfalcon.errors import UsageError
 
 MARK = "TORCHELASTIC_RUN_ID"  # what torchrun alone sets
 DO = f"unset {MARK}, or start with torchrun"
-CONNECT_SECONDS = 30.0  # torchrun's store is there before its processes are
-MEET_SECONDS = 300.0
-PROBE_SECONDS = 5.0
-POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,44 +46,10 @@ class Torchrun:
             has_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         )
 
-    def store(self, connect: float = CONNECT_SECONDS, meet: float = MEET_SECONDS) -> dist.Store:
-        """Where the ranks of this attempt meet, once all are there. UsageError when nothing answers
-        within `connect` seconds, or a rank does not come within `meet`.
-        """
-        hosts = self.rank == 0 and not self.has_store
-        if not hosts:
-            self._probe(time.monotonic() + connect)
-        try:
-            patience = timedelta(seconds=connect)
-            all_attempts = dist.TCPStore(self.address, self.port, is_master=hosts, timeout=patience)
-        except RuntimeError as error:
-            got = str(error).splitlines()[0]
-            raise UsageError(f"{self._where}", got, DO) from None
-        store = dist.PrefixStore(f"gyrfalcon/{self.attempt}", all_attempts)
-        store.set(f"here/{self.rank}", "")
-        deadline = time.monotonic() + meet
-        for rank in range(self.world_size):
-            while not store.check([f"here/{rank}"]):
-                if time.monotonic() > deadline:
-                    wanted = f"all {self.world_size} ranks of torchrun"
-                    raise UsageError(wanted, f"no rank {rank} for {meet:g} s", DO)
-                time.sleep(POLL_SECONDS)
-        return store
 
-    def _probe(self, deadline: float) -> None:
-        """Waits for the store in our words: torch retries for minutes and prints pages."""
-        while True:
-            try:
-                socket.create_connection((self.address, self.port), timeout=PROBE_SECONDS).close()
-                return
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise UsageError(self._where, error.strerror or str(error), DO) from None
-            time.sleep(POLL_SECONDS)
-
-    @property
-    def _where(self) -> str:
-        return f"torchrun's store at {self.address}:{self.port} (MASTER_ADDR, MASTER_PORT)"
+def outside_torchrun(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that is no rank of torchrun, though its parent is."""
+    return {name: value for name, value in environment.items() if name != MARK}
 
 
 def _whole(

@@ -1,0 +1,83 @@
+"""A rank that follows a command joins each engine that rank 0 announces, and ends when there are no more."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from engines import random_prompt, small
+
+from gyrfalcon import Engine, EngineConfig, RankDied, SamplingParams
+from gyrfalcon.device.cpu import Cpu
+from gyrfalcon.engine.rank_messages import decode_engine, encode_engine
+from gyrfalcon.engine.worker import follow_command
+from gyrfalcon.parallel.launch import Ranks, connect_torchrun
+from gyrfalcon.parallel.meeting import announce, is_led, lead, wait_until_left
+from gyrfalcon.parallel.torchrun import Torchrun
+
+PATIENCE = 120  # seconds, of what should take less than one
+DRAWN = SamplingParams(max_new_tokens=8, temperature=1.0, seed=3, ignore_eos=True)
+
+
+def process(rank: int) -> Torchrun:
+    return Torchrun(rank, 2, rank, 2, "127.0.0.1", 1, attempt=0, has_store=True)
+
+
+def test_a_rank_follows_one_engine_after_the_other_until_the_end(tmp_path: Path) -> None:
+    folder, store = small(tmp_path), dist.HashStore()
+    prompts = [random_prompt(length) for length in (5, 40, 9)]
+    assert not is_led(store)
+    lead(store)
+    assert is_led(store)
+    follower = threading.Thread(target=follow_command, args=(process(1), store))
+    follower.start()
+    for dtype in ("fp32", "bf16"):
+        config = EngineConfig(str(folder), dtype=dtype, max_len=64, max_batch_tokens=16)
+        with Engine(config) as alone:
+            expected = alone.generate(prompts, DRAWN)
+        place = announce(store, encode_engine(config))
+        ranks = Ranks(connect_torchrun(process(0), place, Cpu), followed=True)
+        with Engine(config, ranks) as engine:
+            assert engine.world_size == 2
+            outputs = engine.generate(prompts, DRAWN)
+            late = engine.generate(prompts[0], DRAWN, timeout=1e-9)[0]
+        if dtype == "fp32":
+            assert outputs == expected
+        assert late.output_ids == ()
+    announce(store, encode_engine(None))
+    wait_until_left(store, 2)
+    follower.join(PATIENCE)
+    assert not follower.is_alive()
+
+
+def test_an_announced_engine_has_every_setting() -> None:
+    config = EngineConfig(
+        model="nestling",
+        world_size=2,
+        quant="int8",
+        cache_memory=0.5,
+        max_queued_tokens=12,
+        reuse_prefixes=False,
+    )
+    assert decode_engine(encode_engine(config)) == config
+    assert decode_engine(encode_engine(None)) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"x",
+        b"null",
+        b"{}",
+        b'{"engine": []}',
+        b'{"engine": {}}',
+        b'{"engine": {"model": 5}}',
+        b'{"engine": {"model": "nestling", "more": 1}}',
+        b'{"engine": {"model": "nestling", "max_len": "4"}}',
+        b'{"command": null}',
+    ],
+)
+def test_what_announces_no_engine_is_refused(data: bytes) -> None:
+    with pytest.raises(RankDied, match="wanted rank 0's announcement of an engine, got"):
+        decode_engine(data)

@@ -368,6 +368,8 @@ class Delta:
         alike.
     queued_seconds: from add() to the first step that computed the sample, or to its end before one.
     num_preemptions: how often its cache was taken for another, so that it started over.
+    prompt_logprobs: those that SamplingParams.prompt_logprobs asks for, with the first delta of the
+        request's first sample.
 
     >>> first = next(Engine("nestling").stream("The falcon"))
     >>> first.index, first.finish_reason
@@ -383,6 +385,7 @@ class Delta:
     num_cached_tokens: int = field(default=0, compare=False)
     queued_seconds: float = field(default=0.0, compare=False)
     num_preemptions: int = field(default=0, compare=False)
+    prompt_logprobs: tuple[Token | None, ...] | None = None  # None for its first token
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,27 @@ def test_prompt_logprobs_survive_preemption(folder: Path) -> None:
     assert found_logprobs == pytest.approx(logprobs, abs=1e-4)
 
 
+def test_the_first_delta_of_a_scored_prompt_has_its_log_probabilities(folder: Path) -> None:
+    prompts = [random_prompt(length) for length in (20, 17, 40)]
+    params = SamplingParams(max_new_tokens=6, prompt_logprobs=1, n=2, seed=1, ignore_eos=True)
+    with make_engine(folder) as roomy:
+        wanted = [output.prompt_logprobs for output in roomy.generate(prompts, params)]
+        memory = cache_of(roomy, 5)
+    with make_engine(folder, max_batch_tokens=13, cache_memory=memory) as tiny:
+        numbers = [tiny.add(prompt, params) for prompt in prompts]
+        found = {}
+        while tiny.has_work:
+            for delta in tiny.step():
+                if delta.prompt_logprobs is not None:
+                    assert (delta.index, delta.request_id in found) == (0, False)
+                    found[delta.request_id] = delta.prompt_logprobs
+        assert tiny._core.pop_prompt_logits(numbers[0]) == ([], [])
+    for number, tokens in zip(numbers, wanted, strict=True):
+        assert tokens is not None
+        ours = [token and token.id for token in found[number]]
+        assert ours == [token and token.id for token in tokens]
+
+
 def test_two_streams_side_by_side_both_get_all_their_pieces(folder: Path) -> None:
     params = SamplingParams(max_new_tokens=6, ignore_eos=True)
     with make_engine(folder) as engine:

@@ -223,6 +223,25 @@ def test_messages_may_be_dicts_as_in_transformers(tmp_path: Path) -> None:
     assert tokenizer.chat_prompt(talk) == written(tokenizer, MANY_TURNS)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_last_message_that_goes_on_ends_the_prompt(form: str, tmp_path: Path) -> None:
+    chat = chat_of(make_chat_folder(tmp_path, FORMS[form])).chat
+    question = Message("user", "Name a bird.")
+    begun = chat.prompt([question, Message("assistant", "The ")], continue_final=True)
+    assert begun.endswith("The ")
+    whole = chat.prompt(
+        [question, Message("assistant", "The falcon.")], add_generation_prompt=False
+    )
+    assert whole.startswith(begun + "falcon.")
+
+
+def test_a_last_message_that_the_template_drops_cannot_go_on(tmp_path: Path) -> None:
+    dropping = "{% for message in messages[:-1] %}{{ message.content }}{% endfor %}"
+    chat = chat_of(make_chat_folder(tmp_path, dropping)).chat
+    with pytest.raises(RequestError, match="writes the last message"):
+        chat.prompt([Message("user", "a"), Message("assistant", "b")], continue_final=True)
+
+
 NO_MESSAGES: list[object] = [
     5,
     b"hello",

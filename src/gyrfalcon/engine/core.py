@@ -59,6 +59,11 @@ class EngineCore:
             return []
         return self.scheduler.end(message.request_id, message.index)
 
+    def prompt_scores(self, request_id: int) -> list[Token]:
+        """The scores of a request's prompt from the second token on, as far as they are known."""
+        assert self.scores is not None
+        return self.scores.read(request_id)
+
     def pop_prompt_logits(self, request_id: int) -> tuple[list[Tensor], list[Token]]:
         """Hands over what was kept of a request's prompt: logits after each token, scores from the
         second on.

@@ -237,6 +237,13 @@ class Engine:
         asked = self._asked(prompt, params, priority, timeout, bounded=True)
         return self._queue(asked, self._added).request.id
 
+    def check(self, prompt: Prompt, params: Params = None) -> None:
+        """Raises what add() would for this prompt, RequestError or PromptTooLong, and queues nothing.
+
+        >>> Engine("nestling").check([30, 31, 32], SamplingParams(max_new_tokens=3))
+        """
+        self._asked(prompt, params)
+
     def step(self) -> list[Delta]:
         """Computes one batch on all ranks; returns the new text of every sequence of an add() that
         got a token or ended. On an accelerator that is what the batch before gave.
@@ -571,6 +578,10 @@ class Engine:
         delta = live.streams[output.index].push(output.token, output.finish_reason, output.error)
         if delta.finish_reason is not None:
             delta = live.ended(delta, output, now)
+        if live.owes_scores and output.index == 0:
+            live.owes_scores = False
+            scores = self._core.prompt_scores(output.request_id)
+            delta = replace(delta, prompt_logprobs=(None, *scores))
         live.unread.append(delta)
         if delta.finish_reason is not None and output.finish_reason is None:
             # A stop string ended it, and the ranks do not know text.

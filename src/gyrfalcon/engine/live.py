@@ -26,9 +26,11 @@ class Live:
     queued_seconds: float = 0.0
     num_preemptions: int = 0  # of all its samples
     num_unfinished: int = field(init=False)
+    owes_scores: bool = field(init=False)  # of the prompt, with the first delta of its first sample
 
     def __post_init__(self) -> None:
         self.num_unfinished = len(self.streams)
+        self.owes_scores = self.request.params.prompt_logprobs is not None
 
     def ended(self, delta: Delta, output: StepOutput, now: float) -> Delta:
         """A sample's last delta, with what it took to get there."""

@@ -77,8 +77,14 @@ class PromptScores:
         self._blocks[block, places.start : places.stop] = self._of(request).entries[tokens]
 
     def pop(self, request_id: int) -> list[Token]:
-        """Hands over the scores of a prompt from its second token on, as far as they are known."""
-        prompt = self._prompts.pop(request_id, None)
+        """Hands over what read() returns."""
+        found = self.read(request_id)
+        self._prompts.pop(request_id, None)
+        return found
+
+    def read(self, request_id: int) -> list[Token]:
+        """The scores of a prompt from its second token on, as far as they are known."""
+        prompt = self._prompts.get(request_id)
         if prompt is None:
             return []
         asked, known = prompt.request.params.prompt_logprobs, slice(1, prompt.num_known)

@@ -59,8 +59,20 @@ class Chat:
         """What the user should know about the template; raises CheckpointError as prompt() does."""
         return self._template.note
 
-    def prompt(self, messages: Sequence[Turn]) -> str:
-        """The conversation, then the beginning of the answer.
+    @property
+    def source(self) -> str:
+        """The template itself; raises CheckpointError as prompt() does."""
+        return self._template.source
+
+    def prompt(
+        self,
+        messages: Sequence[Turn],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final: bool = False,
+    ) -> str:
+        """The conversation, then the beginning of the answer, unless `add_generation_prompt` is False.
+        With `continue_final` it ends within the last message, which so goes on.
 
         Raises CheckpointError where the model has no chat template or a faulty one, RequestError for
         messages that its template refuses.
@@ -70,8 +82,21 @@ class Chat:
             got = "none" if messages is None or is_list else f"{messages!r:.80}"
             raise RequestError("a list of at least one message", got, "add the user's message")
         turns = list(map(_as_message, messages))
+        if continue_final:
+            turns[-1] = Message(turns[-1].role, turns[-1].content + ANSWER)
+            add_generation_prompt = False
+        text = self._rendered(turns, add_generation_prompt)
+        if not continue_final:
+            return text
+        begun, mark, _ = text.rpartition(ANSWER)
+        if not mark:
+            where = f"a chat template in {self._template.where} that writes the last message"
+            raise RequestError(where, "one that changes it", "end with a user's message")
+        return begun
+
+    def _rendered(self, turns: Sequence[Message], add_generation_prompt: bool) -> str:
         try:
-            return self._render(turns)
+            return self._render(turns, add_generation_prompt)
         except TooMuch as error:
             raise CheckpointError(
                 f"a chat template in {self._template.where} that keeps within its bounds",
@@ -111,13 +136,13 @@ class Chat:
         stop = _ending(between, self._added_tokens) if ANSWER in text and asked else ""
         return (stop,) if stop else ()
 
-    def _render(self, messages: Sequence[Message]) -> str:
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         variables = {
             **self._special_tokens,
             "messages": [asdict(message) for message in messages],
             "tools": None,
             "documents": None,
-            "add_generation_prompt": True,
+            "add_generation_prompt": add_generation_prompt,
         }
         given_len = sum(len(message.role) + len(message.content) for message in messages)
         return render(self._code, variables, given_len)

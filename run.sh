@@ -7,7 +7,7 @@ venv=$here/.venv
 devices=/dev
 stamp=$venv/.complete # what the finished set-up was made from; written last, so an interrupted one has none
 
-modes=(cut generate speed precision mmlu report verify demo doctor test)
+modes=(cut generate serve speed precision mmlu report verify demo doctor test)
 mode='' # from -m
 declare -A flag=() # the other flags by their letter
 words=() # of the prompt
@@ -23,6 +23,7 @@ Modes:
   cut       -h HF -n CUT [-w 4]       cut the Hugging Face folder HF for 4 ranks into the new folder CUT
   generate  -n MODEL [-w N] [prompt]  continue the prompt; MODEL is a cut, a Hugging Face folder or a hub id;
                                       the prompt - takes one prompt from each line of standard input
+  serve     -n MODEL [-w N]           answer OpenAI's API at http://127.0.0.1:8000
   speed     -n MODEL [-f CSV] [-w N]  time the model over 36 pairs of lengths; goes on with what CSV has already
   precision -n MODEL [-w N]           compare the model's logits with a reference's; exit 1 when they are too far off
   mmlu      -n MODEL -d MMLU [-w N]   evaluate the model on MMLU; writes test_result/
@@ -149,9 +150,9 @@ build_command() {
             command=(speed "${flag[n]}" -f "${flag[f]:-1_batch_performance_falcon40b.csv}")
             [ -z "${flag[w]:-}" ] || command+=(-w "${flag[w]}")
             ;;
-        precision)
+        serve | precision)
             takes nw && needs n MODEL
-            command=(precision "${flag[n]}")
+            command=("$mode" "${flag[n]}")
             [ -z "${flag[w]:-}" ] || command+=(-w "${flag[w]}")
             ;;
         mmlu)
@@ -172,7 +173,7 @@ build_command() {
             command=("$mode")
             ;;
         '') no_mode "${words[0]-}" ;;
-        serve | plan) wrong_usage 'a mode that exists' "$mode, which is not built yet" 'use another' ;;
+        plan) wrong_usage 'a mode that exists' "$mode, which is not built yet" 'use another' ;;
         *) no_mode "$mode" ;;
     esac
     command+=(${rest[@]+"${rest[@]}"})
@@ -367,7 +368,7 @@ main() {
         run_checks "${command[@]:1}"
         exit
     fi
-    find_bin '[report,hub]' gyrfalcon
+    find_bin '[report,hub,serve]' gyrfalcon
     export GYRFALCON_RUN_SH=1 # its advice on options tells of the --
     exec "$bin/gyrfalcon" "${command[@]}"
 }

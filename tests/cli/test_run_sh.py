@@ -197,7 +197,8 @@ def test_the_exit_code_is_gyrfalcons(active: Copy) -> None:
         ("-m genrate -n M", "got genrate; did you mean -m generate?"),
         ("-m mlmu", "got mlmu; did you mean -m mmlu?"),
         ("-m demos", "got demos; did you mean -m demo?"),
-        ("-m serve -n CUT -w 4", "got serve, which is not built yet"),
+        ("-m plan -n CUT -w 4", "got plan, which is not built yet"),
+        ("-m serve -w 4", "wanted -n MODEL with -m serve, got none"),
         ("-m speed -f CSV", "wanted -n MODEL with -m speed, got none"),
         ("-m mmlu -n CUT", "wanted -d MMLU with -m mmlu, got none"),
         ("-m doctor -x", "got -x"),
@@ -217,7 +218,7 @@ def test_wrong_usage_is_told_in_three_lines_and_sets_nothing_up(
     usage, modes, error = err.splitlines()
     assert usage.startswith("Usage: bash run.sh -m MODE [")
     assert modes == (
-        "Modes: cut generate speed precision mmlu report verify demo doctor test; "
+        "Modes: cut generate serve speed precision mmlu report verify demo doctor test; "
         "bash run.sh --help explains them"
     )
     assert error.startswith("run.sh: error: wanted ")
@@ -299,7 +300,7 @@ CPU_BUILD = (
     " --index-url https://download.pytorch.org/whl/cpu torch==2.13.0"
 )
 USUAL_BUILD = "pip install --quiet torch"
-PACKAGE = "pip install --quiet -e .[report,hub]"
+PACKAGE = "pip install --quiet -e .[report,hub,serve]"
 
 
 def set_up(copy: Copy, **environment: str) -> tuple[list[str], list[str]]:

@@ -19,6 +19,7 @@ from gyrfalcon.cli import (
     precision,
     recut,
     report,
+    serve,
     speed,
     verify,
 )
@@ -48,6 +49,7 @@ _LISTED: tuple[Command, ...] = (
     merge,
     inspect,
     generate,
+    serve,
     speed,
     precision,
     mmlu,

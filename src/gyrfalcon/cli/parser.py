@@ -13,7 +13,7 @@ from gyrfalcon.cli.option_types import Number, Whole, Wholes
 from gyrfalcon.console.suggestion import did_you_mean
 from gyrfalcon.errors import UsageError
 
-PLANNED = ("plan", "serve")
+PLANNED = ("plan",)
 
 DESCRIPTION = "Run Falcon language models, cut for any number of ranks."
 EPILOG = """\

@@ -579,9 +579,7 @@ class Engine:
         if delta.finish_reason is not None:
             delta = live.ended(delta, output, now)
         if live.owes_scores and output.index == 0:
-            live.owes_scores = False
-            scores = self._core.prompt_scores(output.request_id)
-            delta = replace(delta, prompt_logprobs=(None, *scores))
+            delta = live.scored(delta, self._core.prompt_scores(output.request_id))
         live.unread.append(delta)
         if delta.finish_reason is not None and output.finish_reason is None:
             # A stop string ended it, and the ranks do not know text.

@@ -32,6 +32,11 @@ class Live:
         self.num_unfinished = len(self.streams)
         self.owes_scores = self.request.params.prompt_logprobs is not None
 
+    def scored(self, delta: Delta, scores: list[Token]) -> Delta:
+        """The first delta of the first sample, with the scores of the prompt from its second token on."""
+        self.owes_scores = False
+        return replace(delta, prompt_logprobs=(None, *scores))
+
     def ended(self, delta: Delta, output: StepOutput, now: float) -> Delta:
         """A sample's last delta, with what it took to get there."""
         queued_seconds = self.admitted_at.get(output.index, now) - self.queued_at

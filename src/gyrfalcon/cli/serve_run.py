@@ -1,0 +1,84 @@
+"""What `gyrfalcon serve` does: checks the model and the address, then serves until it is ended."""
+
+import argparse
+import logging
+import os
+import sys
+import time
+
+from gyrfalcon.checkpoint.hub import resolve_model
+from gyrfalcon.cli.before_loading import opened
+from gyrfalcon.cli.engine_options import engine_config
+from gyrfalcon.console.format import say_ready
+from gyrfalcon.engine.engine import Engine
+from gyrfalcon.errors import UsageError
+from gyrfalcon.files.text import contents, decoded
+from gyrfalcon.parallel.torchrun import Torchrun
+from gyrfalcon.serve.access import is_loopback
+from gyrfalcon.serve.server import Listening, listen
+from gyrfalcon.serve.server import run as run_server
+from gyrfalcon.serve.service import Settings, served_names
+
+API_KEY = "GYRFALCON_API_KEY"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until SIGTERM (0) or Ctrl-C; raises what ended the engine."""
+    if Torchrun.found() is not None:
+        raise UsageError("serve without torchrun", "torchrun", "start it alone: -w starts ranks")
+    listening = Listening(
+        host=args.host,
+        port=args.port,
+        keys=_keys(args),
+        allowed_hosts=tuple(args.allowed_hosts or ()),
+        shutdown_seconds=args.shutdown_timeout,
+    )
+    if not listening.keys and not is_loopback(args.host):
+        do = f"set {API_KEY}, or give --api-key-file"
+        raise UsageError(f"an API key to listen on {args.host}", "none", do)
+    settings = Settings(
+        names=tuple(args.served_model_names or served_names(args.model)),
+        ignore_unknown=args.unknown_options == "ignore",
+        max_queued_tokens=args.max_queued_tokens,
+        public_metrics=args.public_metrics,
+    )
+    args.model = str(resolve_model(args.model))  # a hub is asked once
+    config = engine_config(args)
+    opened(config)
+    bound, begin = listen(args.host, args.port), time.perf_counter()
+    _log_to_stderr()
+
+    def ready(engine: Engine) -> None:
+        say_ready(f"{engine.description}, {time.perf_counter() - begin:.1f} s", engine.notes)
+        where = f"[{args.host}]" if ":" in args.host else args.host
+        names = " and ".join(settings.names)
+        print(f"serving {names} at http://{where}:{bound.getsockname()[1]}/v1", file=sys.stderr)
+
+    run_server(lambda: Engine(config), settings, listening, bound, ready)
+    return 0
+
+
+def _keys(args: argparse.Namespace) -> tuple[str, ...]:
+    """The keys of all places they may come from."""
+    keys = [os.environ.get(API_KEY, "")]
+    if args.api_key is not None:
+        print(
+            f"gyrfalcon: warning: other users see --api-key in the list of processes; {API_KEY} and "
+            "--api-key-file keep it secret",
+            file=sys.stderr,
+        )
+        keys.append(args.api_key)
+    if args.api_key_file is not None:
+        found = decoded(contents(args.api_key_file), args.api_key_file).split()
+        if not found:
+            do = "write one a line"
+            raise UsageError(f"a key in {args.api_key_file}", "none", do)
+        keys += found
+    return tuple(dict.fromkeys(key for key in map(str.strip, keys) if key))
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)

@@ -1,0 +1,140 @@
+"""Answers that are sent whole: collects what the engine gives, watches whether the client is still there."""
+
+import asyncio
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gyrfalcon.request import Delta, FinishReason
+from gyrfalcon.serve.errors import ApiError, as_api_error, as_json
+from gyrfalcon.serve.formats import Format, Json
+
+ENDED_WELL = (FinishReason.STOP, FinishReason.LENGTH)
+
+
+@dataclass(slots=True)
+class Head:
+    """What all parts of an answer say of it."""
+
+    format: Format
+    model: str
+    headers: Mapping[str, str]
+    id: str = field(init=False)
+    created: int = field(default_factory=lambda: int(time.time()))
+    num_new_tokens: int = 0
+    _extras_are_out: bool = False
+
+    def __post_init__(self) -> None:
+        self.id = self.format.id_prefix + secrets.token_hex(12)
+
+    def fields(self, kind: str) -> Json:
+        """The fields before the choices."""
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def usage(self) -> Json:
+        """The tokens so far."""
+        num_prompt = sum(len(prompt.ids) for prompt in self.format.prompts)
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": self.num_new_tokens,
+            "total_tokens": num_prompt + self.num_new_tokens,
+        }
+
+    def extras(self) -> Json:
+        """What stands beside the choices once: whole, or in the first chunk."""
+        extras = {} if self._extras_are_out else self.format.extras()
+        self._extras_are_out = True
+        return extras
+
+    def take(self, prompt: int, delta: Delta) -> None:
+        """Counts a delta and takes the prompt's scores; ApiError where it ended in a failure."""
+        if delta.finish_reason is not None and delta.finish_reason not in ENDED_WELL:
+            raise failed(delta)
+        self.num_new_tokens += delta.token is not None
+        if delta.prompt_logprobs is not None:
+            self.format.prompts[prompt].scores = delta.prompt_logprobs
+
+
+class WholeAnswer:
+    """A sink of the engine thread, and the ASGI response that waits for it. `cancel` frees what the
+    request still holds.
+    """
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
+        self._num_left = len(head.format.prompts) * head.format.num_samples
+        self._deltas: dict[tuple[int, int], list[Delta]] = defaultdict(list)
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.cancel: Callable[[], None] = lambda: None
+
+    def take(self, prompt: int, delta: Delta) -> None:
+        if self._done.done():
+            return
+        try:
+            self._head.take(prompt, delta)
+        except ApiError as error:
+            self.fail(error)
+            return
+        self._deltas[prompt, delta.index].append(delta)
+        self._num_left -= delta.finish_reason is not None
+        if not self._num_left:
+            self._done.set_result(None)
+
+    def flush(self) -> None:
+        pass
+
+    def fail(self, error: BaseException) -> None:
+        if not self._done.done():
+            self._done.set_exception(as_api_error(error))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gone = asyncio.ensure_future(until_gone(receive))
+        try:
+            await asyncio.wait({gone, self._done}, return_when=asyncio.FIRST_COMPLETED)
+            if self._done.done():
+                await self._response()(scope, receive, send)
+        finally:
+            gone.cancel()
+            self.cancel()
+
+    def _response(self) -> Response:
+        error = self._done.exception()
+        if error is not None:
+            return error_response(as_api_error(error))
+        head, form = self._head, self._head.format
+        choices = [
+            form.whole(prompt, index, self._deltas[prompt, index])
+            for prompt in range(len(form.prompts))
+            for index in range(form.num_samples)
+        ]
+        body = head.fields(form.kind) | {"choices": choices, "usage": head.usage()} | head.extras()
+        return json_response(body, head.headers)
+
+
+def json_response(
+    body: object, headers: Mapping[str, str] | None = None, status: int = 200
+) -> Response:
+    """A body as JSON."""
+    return Response(as_json(body), status, dict(headers or {}), "application/json")
+
+
+def error_response(error: ApiError) -> Response:
+    """An error in OpenAI's envelope."""
+    return json_response(error.envelope, error.headers, error.status)
+
+
+def failed(delta: Delta) -> ApiError:
+    """What a caller is told of a sample that the engine ended by itself."""
+    reason = "" if delta.finish_reason is None else delta.finish_reason.value
+    return ApiError(500, f"wanted a text to its end, got one that was {reason}; ask again")
+
+
+async def until_gone(receive: Receive) -> None:
+    """Returns when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

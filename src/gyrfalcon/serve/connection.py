@@ -1,0 +1,88 @@
+"""One HTTP connection, with bounds on how long a client may take: to send a request's head, and to take what
+is left when the server ends the connection.
+"""
+
+import asyncio
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from gyrfalcon.serve.errors import ApiError, as_json
+
+HEAD_SECONDS = 20.0
+CLOSE_SECONDS = 5.0
+
+
+class Connection(H11Protocol):
+    """uvicorn's, which waits for a request's head for ever."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(_Closing(transport))  # type: ignore[arg-type]  # in its place
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Bytes that are no HTTP: an error in the envelope, where no answer has begun."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            error = ApiError(400, "wanted an HTTP/1.1 request, got other bytes")
+            body = as_json(error.envelope)
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(body)),
+                (b"connection", b"close"),
+            ]
+            response = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+            for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.transport.is_closing():
+            self._watch()
+
+    def _watch(self) -> None:
+        """A deadline from the first byte of a request's head to its last, whatever comes in between; also
+        for the rest of a body whose request is answered.
+        """
+        if self._is_within_request():
+            self._unwatch()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _is_within_request(self) -> bool:
+        cycle = self.cycle
+        answering = cycle is not None and not cycle.response_complete
+        between = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+        return answering or (cycle is not None and between)
+
+    def _unwatch(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+class _Closing:
+    """A transport whose close() does not wait for ever for a client that reads nothing."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        """Sends what is left, within a few seconds."""
+        if not self._transport.is_closing():
+            asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._transport.abort)
+        self._transport.close()

@@ -1,0 +1,226 @@
+"""The engine on a thread of its own. Requests and cancellations come in through an inbox and are carried out
+between steps; what a step gave goes to the event loop in one call, for all requests. While there is nothing
+to do the thread sleeps.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gyrfalcon.engine.engine import Engine
+from gyrfalcon.errors import EngineClosed
+from gyrfalcon.request import Delta, SamplingParams
+
+log = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 10.0  # that a step may take to notice that its ranks have ended
+
+
+class Sink(Protocol):
+    """Where the outputs of a submission go, on the event loop."""
+
+    def take(self, prompt: int, delta: Delta) -> None:
+        """What a step gave for a sample of the prompt with this place in the submission."""
+
+    def flush(self) -> None:
+        """All of this step has been taken."""
+
+    def fail(self, error: BaseException) -> None:
+        """Nothing more will come."""
+
+
+@dataclass(eq=False, slots=True)
+class Submission:
+    """The prompts of one HTTP request, as token ids, with parameters for each."""
+
+    prompts: Sequence[tuple[Sequence[int], SamplingParams]]
+    sink: Sink
+    accepted: asyncio.Future[None]  # by the engine; fails with why it did not
+    submitted: float = field(default_factory=time.monotonic)
+    num_queued_tokens: int = 0  # of its prompts, until the first token
+    last_tokens: dict[tuple[int, int], float] = field(default_factory=dict)  # when, by sample
+    num_unfinished: int = field(init=False)  # samples
+    engine_ids: list[int] = field(default_factory=list)  # the engine thread's own
+
+    def __post_init__(self) -> None:
+        self.num_unfinished = sum(params.n for _, params in self.prompts)
+
+
+@dataclass(slots=True)
+class _Route:
+    """Where the outputs of one engine request go."""
+
+    submission: Submission
+    place: int  # of its prompt in the submission
+    num_unfinished: int
+
+
+Routed = tuple[Submission, int, Delta]
+Watch = Callable[[Submission, Delta], None]
+
+
+class EngineThread:
+    """All methods are the event loop's; `make_engine` and the engine run on the thread alone."""
+
+    def __init__(
+        self,
+        make_engine: Callable[[], Engine],
+        on_ready: Callable[[Engine], None],
+        on_failure: Callable[[BaseException], None],
+        watch: Watch = lambda submission, delta: None,
+    ) -> None:
+        """`on_ready` and `on_failure` are called on the loop, which is the running one; `watch` sees every
+        delta there before its sink does.
+        """
+        self._make_engine, self._on_ready, self._on_failure = make_engine, on_ready, on_failure
+        self._watch = watch
+        self._loop = asyncio.get_running_loop()
+        self._live: set[Submission] = set()
+        self._failure: BaseException | None = None
+        self._inbox: list[Callable[[Engine], None]] = []
+        self._stopping = False
+        self._called = threading.Condition()
+        self._engine: Engine | None = None
+        self._routes: dict[int, _Route] = {}  # by the engine's numbers
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begins to load the engine."""
+        self._thread.start()
+
+    @property
+    def num_live(self) -> int:
+        """Submissions that are not answered yet."""
+        return len(self._live)
+
+    def submit(
+        self, prompts: Sequence[tuple[Sequence[int], SamplingParams]], sink: Sink
+    ) -> Submission:
+        """Hands prompts to the engine before its next step. The outcome is in `accepted`, then in the
+        sink. Raises what ended the engine.
+        """
+        if self._failure is not None:
+            raise self._failure
+        submission = Submission(prompts, sink, self._loop.create_future())
+        self._live.add(submission)
+        self._call(lambda engine: self._add(engine, submission))
+        return submission
+
+    def cancel(self, submission: Submission) -> None:
+        """Frees what a submission holds before the next step; its sink hears no more."""
+        if submission in self._live:
+            self._live.discard(submission)
+            self._call(lambda engine: self._abort(engine, submission))
+
+    def stop(self) -> None:
+        """Ends the engine and every submission; waits for it."""
+        with self._called:
+            self._stopping = True
+            self._called.notify()
+        if self._engine is not None:
+            self._engine.close()  # a step that runs ends now
+        self._thread.join(CLOSE_SECONDS)
+        self._fail(EngineClosed("an answer", "a server that was shut down", "ask again later"))
+
+    def _call(self, work: Callable[[Engine], None]) -> None:
+        with self._called:
+            self._inbox.append(work)
+            self._called.notify()
+
+    # What follows is the engine's thread.
+
+    def _run(self) -> None:
+        try:
+            with self._make_engine() as engine:
+                self._engine = engine
+                self._tell(self._on_ready, engine)
+                while self._carry_out(engine):
+                    if engine.has_work:
+                        self._hand_over(engine.step())
+        except BaseException as error:
+            if not self._stopping:
+                log.exception("the engine ended")
+                self._tell(self._fail, error)
+                self._tell(self._on_failure, error)
+
+    def _carry_out(self, engine: Engine) -> bool:
+        """Does what is in the inbox; sleeps while there is nothing to do. False when it is over."""
+        with self._called:
+            while not (self._inbox or self._stopping or engine.has_work):
+                self._called.wait()
+            work, self._inbox = self._inbox, []
+        for one in work:
+            one(engine)
+        return not self._stopping
+
+    def _add(self, engine: Engine, submission: Submission) -> None:
+        try:
+            for place, (ids, params) in enumerate(submission.prompts):
+                number = engine.add(ids, params)
+                submission.engine_ids.append(number)
+                self._routes[number] = _Route(submission, place, params.n)
+        except Exception as error:
+            self._abort(engine, submission)
+            self._tell(self._refuse, submission, error)
+        else:
+            self._tell(_accept, submission)
+
+    def _abort(self, engine: Engine, submission: Submission) -> None:
+        for number in submission.engine_ids:
+            if self._routes.pop(number, None) is not None:
+                engine.abort(number)
+
+    def _hand_over(self, deltas: Sequence[Delta]) -> None:
+        routed: list[Routed] = []
+        for delta in deltas:
+            route = self._routes[delta.request_id]
+            routed.append((route.submission, route.place, delta))
+            route.num_unfinished -= delta.finish_reason is not None
+            if not route.num_unfinished:
+                del self._routes[delta.request_id]
+        if routed:
+            self._tell(self._deliver, routed)
+
+    def _tell(self, what: Callable[..., object], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(what, *args)
+        except RuntimeError:  # the loop has ended: nobody is left to hear it
+            assert self._loop.is_closed()
+
+    # What follows is the loop again, called by the thread.
+
+    def _deliver(self, routed: Sequence[Routed]) -> None:
+        sinks: dict[Sink, None] = {}
+        for submission, place, delta in routed:
+            if submission not in self._live:
+                continue
+            self._watch(submission, delta)
+            submission.num_unfinished -= delta.finish_reason is not None
+            if not submission.num_unfinished:
+                self._live.discard(submission)
+            submission.sink.take(place, delta)
+            sinks[submission.sink] = None
+        for sink in sinks:
+            sink.flush()
+
+    def _refuse(self, submission: Submission, error: Exception) -> None:
+        self._live.discard(submission)
+        if not submission.accepted.done():
+            submission.accepted.set_exception(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = self._failure or error
+        live, self._live = self._live, set()
+        for submission in live:
+            if not submission.accepted.done():
+                submission.accepted.set_exception(error)
+            submission.sink.fail(error)
+
+
+def _accept(submission: Submission) -> None:
+    if not submission.accepted.done():
+        submission.accepted.set_result(None)

@@ -1,0 +1,65 @@
+"""Errors of the server: an HTTP status and OpenAI's envelope, {"error": {message, type, param, code}}."""
+
+import json
+from collections.abc import Mapping
+
+from gyrfalcon.errors import EngineClosed, GyrfalconError, RequestError
+
+ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable_error",
+}
+
+
+class ApiError(Exception):
+    """What a request is answered with instead of a result. `param` names the option at fault."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+    @property
+    def envelope(self) -> dict[str, object]:
+        """The body."""
+        kind = TYPES.get(self.status, "invalid_request_error")
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+def as_json(value: object) -> bytes:
+    """A value as the server sends it. Half a surrogate pair, which JSON can escape and UTF-8 cannot write,
+    becomes a question mark.
+    """
+    return ENCODE(value).encode("utf-8", "replace")
+
+
+def wrong_option(param: str, wanted: str, got: str) -> ApiError:
+    """400 for the value of one option."""
+    line = f"wanted {wanted} for `{param}`, got {got}"
+    return ApiError(400, line, param=param, code="invalid_value")
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """What a caller is told of an error of ours: its own mistake with 400, what is gone with 503, anything
+    else with 500.
+    """
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestError):
+        return ApiError(400, str(error), code="invalid_value")
+    if isinstance(error, GyrfalconError):
+        return ApiError(503 if isinstance(error, EngineClosed) else 500, str(error))
+    return ApiError(500, f"wanted an answer, got {type(error).__name__} in the server; see its log")

@@ -1,0 +1,86 @@
+"""The endpoints that generate text: /v1/completions and /v1/chat/completions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from starlette.requests import Request
+
+from gyrfalcon.serve import requests
+from gyrfalcon.serve.answers import Head, WholeAnswer
+from gyrfalcon.serve.bodies import read_json
+from gyrfalcon.serve.formats import ChatFormat, CompletionFormat, Format, PromptInfo
+from gyrfalcon.serve.options import Endpoint
+from gyrfalcon.serve.requests import ChatRequest, CompletionRequest, Generation, Read
+from gyrfalcon.serve.service import Service
+from gyrfalcon.serve.stream import EventStream
+from gyrfalcon.text.tokenizer import Tokenizer
+
+IGNORED = "x-ignored-options"
+
+Answer = WholeAnswer | EventStream
+
+
+async def completions(service: Service, request: Request) -> Answer:
+    """Continues prompts."""
+    read = await read_options(service, request, Endpoint.COMPLETIONS)
+    asked = requests.completion(read)
+    service.check_model(asked.generation.model)
+    ids = await service.ids_of_texts(asked.prompts, asked.add_special_tokens)
+    tokenizer = service.engine.tokenizer
+    form = CompletionFormat(asked, _infos(asked, ids, tokenizer), tokenizer)
+    return await _answer(service, asked.generation, form, "prompt", read)
+
+
+async def chat(service: Service, request: Request) -> Answer:
+    """Answers the last message of a conversation."""
+    read = await read_options(service, request, Endpoint.CHAT)
+    asked = requests.chat(read)
+    service.check_model(asked.generation.model)
+    asked = _with_stops(asked, service.chat_stops())
+    ids = await service.ids_of_chat(asked.conversation)
+    form = ChatFormat(asked, PromptInfo(ids), service.engine.tokenizer)
+    return await _answer(service, asked.generation, form, "messages", read)
+
+
+async def read_options(service: Service, request: Request, endpoint: Endpoint) -> Read:
+    """The options in a request's body, checked."""
+    body = await read_json(request)
+    return requests.read(endpoint, body, service.settings.ignore_unknown)
+
+
+def ignored_header(read: Read) -> Mapping[str, str]:
+    """The header that names the options that were ignored."""
+    names = ", ".join(name.encode("ascii", "replace").decode() for name in read.ignored)
+    shown = "".join(letter if letter.isprintable() else "?" for letter in names)
+    return {IGNORED: shown[:1000]} if read.ignored else {}
+
+
+async def _answer(
+    service: Service, generation: Generation, form: Format, param: str, read: Read
+) -> Answer:
+    head = Head(form, generation.model, ignored_header(read))
+    streams = generation.streaming.wanted
+    answer = EventStream(head, generation.streaming) if streams else WholeAnswer(head)
+    prompts = [prompt.ids for prompt in form.prompts]
+    submission = await service.submit(prompts, generation, answer, param)
+    answer.cancel = lambda: service.cancel(submission)
+    return answer
+
+
+def _infos(
+    asked: CompletionRequest, ids: Sequence[Sequence[int]], tokenizer: Tokenizer
+) -> list[PromptInfo]:
+    """The prompts with their texts, where these are echoed."""
+    if not asked.echo:
+        return list(map(PromptInfo, ids))
+    texts = [one if isinstance(one, str) else tokenizer.decode(one) for one in asked.prompts]
+    return list(map(PromptInfo, ids, texts))
+
+
+def _with_stops(asked: ChatRequest, stops: Sequence[str]) -> ChatRequest:
+    """The answer's end, as the chat template shows it, among the stop strings."""
+    generation, params = asked.generation, asked.generation.params
+    if params.ignore_eos:
+        return asked
+    params = replace(params, stop=(*params.stop_strings, *stops))
+    return replace(asked, generation=replace(generation, params=params))

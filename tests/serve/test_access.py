@@ -1,0 +1,104 @@
+"""Keys, the Host header, request ids."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from serve_client import Server, serving
+
+from gyrfalcon import Engine, EngineConfig
+from gyrfalcon.serve.access import allowed_hosts, is_loopback
+
+pytest_plugins = ["serve_fixtures"]
+
+KEYS = ("first-key", "second-key")
+BODY = {"model": "nestling", "prompt": "Once", "max_tokens": 2}
+OPEN, CLOSED = ("/health", "/health/live"), ("/metrics", "/v1/models", "/openapi.json", "/nowhere")
+
+
+@pytest.fixture(scope="module")
+def guarded(model: Path) -> Iterator[Server]:
+    with serving(
+        lambda: Engine(EngineConfig(str(model), max_len=64)),
+        keys=KEYS,
+        hosts=allowed_hosts("127.0.0.1", ["pod.example"]),
+    ) as server:
+        yield server
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_each_key_opens_everything(guarded: Server, key: str) -> None:
+    headers = {"authorization": f"Bearer {key}"}
+    assert guarded.post("/v1/completions", BODY, **headers).status == 200
+    assert guarded.get("/metrics", **headers).status == 200
+    assert guarded.get("/metrics", authorization=f"bearer {key}").status == 200
+
+
+@pytest.mark.parametrize(
+    "value", ["", "Bearer", "Bearer ", "Bearer wrong", "Basic first-key", "first-key", "Bearer é"]
+)
+def test_another_key_opens_nothing_but_the_probes(guarded: Server, value: str) -> None:
+    headers = {"authorization": value} if value else {}
+    for path in CLOSED:
+        refused = guarded.get(path, **headers)
+        assert (refused.status, refused.error["type"]) == (401, "authentication_error")
+        assert refused.headers["www-authenticate"] == "Bearer"
+    assert guarded.post("/v1/completions", BODY, **headers).status == 401
+    for path in OPEN:
+        assert guarded.get(path, **headers).status == 200
+
+
+def test_a_key_that_is_wrong_is_shown_nowhere(
+    guarded: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    refused = guarded.get("/v1/models", authorization="Bearer mistyped-secret")
+    assert b"mistyped-secret" not in refused.body
+    assert "mistyped-secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8000", 200),
+        ("localhost", 200),
+        ("LOCALHOST:8000", 200),
+        ("[::1]:8000", 200),
+        ("pod.example:80", 200),
+        ("evil.example", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("", 403),
+    ],
+)
+def test_a_host_that_is_not_ours_is_refused(guarded: Server, host: str, status: int) -> None:
+    answer = guarded.get("/health", host=host)
+    assert answer.status == status
+    assert status == 200 or answer.error["type"] == "permission_error"
+
+
+def test_elsewhere_than_on_loopback_any_host_is_served_unless_some_are_named() -> None:
+    assert allowed_hosts("0.0.0.0", []) is None
+    assert allowed_hosts("0.0.0.0", ["a.example"]) == ("a.example",)
+    assert [is_loopback(host) for host in ("127.0.0.2", "::1", "[::1]", "localhost")] == [True] * 4
+    assert [is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "a")] == [False] * 4
+
+
+def test_metrics_can_be_public(model: Path) -> None:
+    with serving(
+        lambda: Engine(EngineConfig(str(model), max_len=64)), keys=KEYS, public_metrics=True
+    ) as server:
+        assert server.get("/metrics").status == 200
+        assert server.get("/v1/models").status == 401
+
+
+def test_an_answer_has_its_request_s_number_and_the_log_no_prompt(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    headers = {"x-request-id": "trace-1.a"}
+    assert server.post("/v1/completions", BODY, **headers).headers["x-request-id"] == "trace-1.a"
+    assert "trace-1.a POST /v1/completions 200" in caplog.text
+    assert "Once" not in caplog.text
+    for wrong in ("a b", "x" * 65, ""):
+        given = server.post("/v1/completions", BODY, **{"x-request-id": wrong})
+        assert given.headers["x-request-id"] not in (wrong, "")

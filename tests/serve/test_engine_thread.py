@@ -1,0 +1,113 @@
+"""The engine's thread: batches what comes together, sleeps when idle, and tells everybody when it fails."""
+
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from serve_client import Server, engine_of, serving, wait_for
+
+from gyrfalcon import Engine
+from gyrfalcon.errors import CheckpointError
+
+pytest_plugins = ["serve_fixtures"]
+
+BODY = {"model": "nestling", "prompt": "Once", "max_tokens": 60, "ignore_eos": True}
+
+
+def test_requests_that_come_together_run_side_by_side(server: Server) -> None:
+    asked = [server.later("/v1/completions", BODY) for _ in range(8)]
+    wait_for(lambda: server.service.engine.stats().num_running == 8)
+    texts = {pending.answer().json()["choices"][0]["text"] for pending in asked}
+    assert len(texts) > 1  # sampled, each with a seed of its own
+
+
+def test_greedy_text_is_the_same_alone_and_among_others(server: Server) -> None:
+    alone = server.post("/v1/completions", BODY | {"temperature": 0}).json()
+    others = [server.later("/v1/completions", BODY) for _ in range(6)]
+    among = server.post("/v1/completions", BODY | {"temperature": 0}).json()
+    assert among["choices"] == alone["choices"]
+    for pending in others:
+        pending.answer()
+
+
+def test_an_idle_engine_takes_no_processor_time(server: Server) -> None:
+    server.post("/v1/completions", BODY)
+    [thread] = [one for one in threading.enumerate() if one is server.service.thread._thread]
+    before = cpu_of(thread)
+    time.sleep(0.3)
+    assert cpu_of(thread) == before
+
+
+def cpu_of(thread: threading.Thread) -> float:
+    """Seconds of processor time, as the system counts them."""
+    [found] = [one for one in psutil.Process().threads() if one.id == thread.native_id]
+    return float(found.user_time + found.system_time)
+
+
+def test_a_step_that_fails_answers_everybody_and_turns_the_server_red(model: Path) -> None:
+    with serving(lambda: engine_of(model)) as server:
+        long = {"max_tokens": 180}
+        asked = [server.later("/v1/completions", BODY | long) for _ in range(2)]
+        stream = server.later("/v1/completions", BODY | long | {"stream": True})
+        wait_for(lambda: bool(stream.parts))
+        server.service.engine.close()  # its next step raises
+        for pending in asked:
+            assert pending.answer().status == 503
+            assert pending.answer().error["type"] == "service_unavailable_error"
+        assert b'data: {"error":' in stream.answer().body
+        assert b"[DONE]" not in stream.answer().body
+        assert server.get("/health").status == 503
+        assert server.get("/health").json() == {"status": "failed"}
+        assert server.get("/health/live").status == 200
+        assert server.post("/v1/completions", BODY).status == 503
+        [failure] = server.failures
+        assert "closed" in str(failure)
+
+
+def test_while_the_model_loads_the_server_lives_and_is_not_ready(model: Path) -> None:
+    may_load = threading.Event()
+
+    def load() -> Engine:
+        may_load.wait(30)
+        return engine_of(model)
+
+    with serving(load, wait=False) as server:
+        assert server.get("/health/live").status == 200
+        assert server.get("/health").json() == {"status": "loading"}
+        refused = server.post("/v1/completions", BODY)
+        assert (refused.status, refused.error["code"]) == (503, "loading")
+        assert int(refused.headers["retry-after"]) > 0
+        may_load.set()
+        wait_for(lambda: server.get("/health").status == 200)
+        assert server.post("/v1/completions", BODY).status == 200
+
+
+def test_a_model_that_cannot_be_loaded_is_reported() -> None:
+    def load() -> Engine:
+        raise CheckpointError("weights", "none", "fetch them")
+
+    with serving(load) as server:
+        assert server.get("/health").json() == {"status": "failed"}
+        assert isinstance(server.failures[0], CheckpointError)
+
+
+def test_a_server_that_drains_finishes_streams_and_takes_nothing_new(model: Path) -> None:
+    with serving(lambda: engine_of(model)) as server:
+        stream = server.later("/v1/completions", BODY | {"stream": True, "max_tokens": 180})
+        wait_for(lambda: bool(stream.parts))
+        server.service.is_draining = True
+        assert server.get("/health").json() == {"status": "draining"}
+        refused = server.post("/v1/completions", BODY)
+        assert (refused.status, refused.error["code"]) == (503, "draining")
+        assert stream.answer().events()[-1]["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_that_is_stopped_answers_what_it_has_begun(model: Path, stream: bool) -> None:
+    with serving(lambda: engine_of(model)) as server:
+        pending = server.later("/v1/completions", BODY | {"stream": stream, "max_tokens": 180})
+        wait_for(lambda: server.service.engine.stats().num_running == 1)
+    # Leaving the server has stopped it.
+    assert b"shut down" in pending._answer.result(0).body

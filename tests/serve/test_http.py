@@ -1,0 +1,220 @@
+"""`gyrfalcon serve` as a process: OpenAI's own client, raw sockets, and how it ends."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import openai
+import pytest
+
+MODEL = "nestling"
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+LONG = b'{"model": "nestling", "prompt": "Once", "max_tokens": 4000, "stream": true, "ignore_eos": true}'
+
+
+@dataclass
+class Process:
+    """A server that listens."""
+
+    process: subprocess.Popen[str]
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+    def exchange(self, raw: bytes) -> bytes:
+        """What is answered to some bytes until the server closes the connection or says nothing more."""
+        with closing(self.connect()) as connection:
+            connection.sendall(raw)
+            return read_answer(connection)
+
+
+def read_answer(connection: socket.socket) -> bytes:
+    """One answer whose length its head states."""
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        part = connection.recv(65536)
+        if not part:
+            return answer
+        answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head.lower())
+    while length and len(body) < int(length[1]):
+        body += connection.recv(65536)
+    return head + b"\r\n\r\n" + body
+
+
+def start(*options: str, **environment: str) -> Process:
+    """Starts one on a free port and waits until it serves."""
+    words = [sys.executable, "-m", "gyrfalcon", "serve", MODEL, "--port", "0", *options]
+    process = subprocess.Popen(
+        words, stderr=subprocess.PIPE, text=True, env=os.environ | environment
+    )
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if found := re.fullmatch(r"serving \S+ at http://\S+:(\d+)/v1\n", line):
+            return Process(process, int(found[1]))
+    raise AssertionError("".join(said))
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Process]:
+    server = start("--max-len", "4096")
+    yield server
+    server.process.terminate()
+    assert server.process.wait(30) == 0
+    assert server.process.stderr is not None
+    server.process.stderr.close()
+
+
+@pytest.fixture
+def client(running: Process) -> openai.OpenAI:
+    return openai.OpenAI(base_url=running.url, api_key="none", max_retries=0)
+
+
+def test_openai_s_client_completes_and_streams(client: openai.OpenAI) -> None:
+    whole = client.completions.create(
+        model=MODEL, prompt="The old captain", max_tokens=8, temperature=0, logprobs=2
+    )
+    [choice] = whole.choices
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens is not None
+    assert "".join(choice.logprobs.tokens) == choice.text
+    events = client.completions.create(
+        model=MODEL,
+        prompt="The old captain",
+        max_tokens=8,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"top_k": 5, "return_token_ids": True},
+    )
+    *parts, last = list(events)
+    assert "".join(part.choices[0].text for part in parts) == choice.text
+    assert last.usage == whole.usage
+    assert [model.id for model in client.models.list()] == [MODEL]
+
+
+def test_openai_s_client_gets_errors_of_the_right_kind(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="nestling"):
+        client.completions.create(model="gpt-4", prompt="a")
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model=MODEL, prompt="a", suffix="b")
+    assert caught.value.param == "suffix"
+    with pytest.raises(openai.BadRequestError, match="chat template"):
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "a"}])
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (b"nonsense\r\n\r\n", b"400"),
+        (b"GET /health HTTP/1.1\r\nno colon\r\nHost: localhost\r\n\r\n", b"400"),
+        (b"GET /" + b"x" * 1_000_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", b"400"),
+        (b"GET /health HTTP/1.1\r\n\r\n", b"400"),
+        (HEAD + b"Content-Length: 99999999999\r\n\r\n", b"413"),
+        (HEAD + b"Content-Length: -1\r\n\r\n", b"400"),
+        (HEAD + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"4"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"400"),
+        (b"GET /health HTTP/1.1\r\nHost: evil.example\r\n\r\n", b"403"),
+    ],
+    ids=lambda value: repr(value[:20]),
+)
+def test_hostile_bytes_are_refused_and_the_server_lives(
+    running: Process, raw: bytes, status: bytes
+) -> None:
+    head, _, body = running.exchange(raw).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 " + status)
+    assert set(json.loads(body)) == {"error"}
+    assert running.exchange(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(
+        b"HTTP/1.1 200"
+    )
+
+
+def test_a_body_of_64_megabytes_is_refused_without_being_kept(running: Process) -> None:
+    before = memory_bytes(running)
+    with closing(running.connect()) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        part = b"100000\r\n" + b" " * (1 << 20) + b"\r\n"
+        for _ in range(64):
+            connection.sendall(part)
+        connection.sendall(b"0\r\n\r\n")
+        assert read_answer(connection).startswith(b"HTTP/1.1 413")
+    assert memory_bytes(running) - before < 48 << 20
+
+
+def test_connections_that_say_nothing_are_many_and_harmless(running: Process) -> None:
+    idle = [running.connect() for _ in range(200)]
+    slow = running.connect()
+    slow.sendall(HEAD)
+    assert running.exchange(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(
+        b"HTTP/1.1 200"
+    )
+    for connection in (*idle, slow):
+        connection.close()
+
+
+def test_a_client_that_hangs_up_is_computed_for_no_longer(running: Process) -> None:
+    connection = running.connect()
+    connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(LONG) + LONG)
+    assert b"text" in connection.recv(1000) + connection.recv(1000)
+    assert gauge(running, "vllm:num_requests_running") == 1
+    connection.close()
+    wait_until_idle(running)
+
+
+def wait_until_idle(running: Process) -> None:
+    wait_until(lambda: gauge(running, "vllm:num_requests_running") == 0)
+
+
+def wait_until(condition) -> None:  # type: ignore[no-untyped-def]  # a function without arguments
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def gauge(running: Process, name: str) -> float:
+    answer = running.exchange(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").decode()
+    found = re.search(rf"^{name}(?:{{.*}})? (\S+)$", answer, re.M)
+    assert found is not None
+    return float(found[1])
+
+
+def memory_bytes(running: Process) -> int:
+    with open(f"/proc/{running.process.pid}/statm") as statm:
+        return int(statm.read().split()[1]) * 4096
+
+
+def test_a_signal_lets_a_stream_finish_and_takes_nothing_new() -> None:
+    server = start("--max-len", "2048", "--api-key", "k")
+    connection, other = server.connect(), server.connect()
+    key = HEAD + b"Authorization: Bearer k\r\n"
+    body = LONG.replace(b"4000", b"200")
+    connection.sendall(key + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
+    answer = connection.recv(100)
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.1)
+    other.sendall(key + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    assert read_answer(other).startswith(b"HTTP/1.1 503")
+    while part := connection.recv(65536):
+        answer += part
+    assert b"data: [DONE]" in answer
+    assert server.process.wait(30) == 0
+    for one in (connection, other, server.process.stderr):
+        assert one is not None
+        one.close()

@@ -1,0 +1,55 @@
+"""/metrics tells what was done and what the engine holds, under the names that dashboards know."""
+
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from serve_client import Server, engine_of, serving
+
+from gyrfalcon.serve.metrics import CONTENT_TYPE
+
+pytest_plugins = ["serve_fixtures"]
+
+
+def scraped(server: Server) -> dict[str, float]:
+    """Every sample without labels that tell nothing here, as Prometheus reads it."""
+    answer = server.get("/metrics")
+    assert answer.headers["content-type"] == CONTENT_TYPE
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(answer.body.decode()):
+        for sample in family.samples:
+            of = [v for k, v in sample.labels.items() if k in ("finished_reason", "status")]
+            found["/".join([sample.name, *of])] = sample.value
+    return found
+
+
+@pytest.fixture
+def fresh(model: Path):  # type: ignore[no-untyped-def]  # a generator of a server
+    with serving(lambda: engine_of(model, block_size=8)) as server:
+        yield server
+
+
+def test_tokens_requests_refusals_and_times_are_counted(fresh: Server) -> None:
+    prompt = "The old captain looked at the sea, and on the other side of the hill"
+    for _ in range(2):
+        fresh.complete(prompt, max_tokens=5, n=2)
+    fresh.post("/v1/completions", {"model": "nestling"})
+    found = scraped(fresh)
+    assert found["vllm:generation_tokens_total"] == 20
+    assert found["vllm:request_success_total/length"] == 4
+    assert found["vllm:time_to_first_token_seconds_count"] == 4
+    assert found["vllm:inter_token_latency_seconds_count"] == 16
+    assert found["vllm:e2e_request_latency_seconds_count"] == 4
+    assert found["gyrfalcon:refusals_total/400"] == 1
+    stats = fresh.service.engine.stats()
+    assert found["vllm:prefix_cache_queries_total"] == stats.num_prompt_tokens
+    assert found["vllm:prefix_cache_hits_total"] == stats.num_cached_tokens > 0
+    assert found["vllm:num_requests_running"] == found["vllm:num_requests_waiting"] == 0
+    assert found["vllm:kv_cache_usage_perc"] == 0
+
+
+def test_an_endpoint_picker_finds_the_cache_s_shape(fresh: Server) -> None:
+    text = fresh.get("/metrics").body.decode()
+    num_blocks = fresh.service.engine.stats().num_blocks
+    line = f'vllm:cache_config_info{{block_size="8",num_gpu_blocks="{num_blocks}"}} 1.0'
+    assert line in text

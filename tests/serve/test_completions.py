@@ -18,12 +18,18 @@ def test_the_text_is_the_engine_s_own(server: Server, engine: Engine) -> None:
     assert choice["text"] == output.text
     assert choice["finish_reason"] == "length"
     assert answer["object"] == "text_completion"
-    num = len(output.prompt_ids)
-    assert answer["usage"] == {
-        "prompt_tokens": num,
-        "completion_tokens": 12,
-        "total_tokens": num + 12,
-    }
+    num, usage = len(output.prompt_ids), answer["usage"]
+    assert usage.pop("prompt_tokens_details")["cached_tokens"] < num
+    assert usage == {"prompt_tokens": num, "completion_tokens": 12, "total_tokens": num + 12}
+
+
+def test_usage_tells_the_prompt_s_tokens_that_were_cached(server: Server) -> None:
+    prompt = list(range(300, 340))
+    cached = [
+        server.complete(prompt, n=2, max_tokens=2)["usage"]["prompt_tokens_details"]
+        for _ in range(2)
+    ]
+    assert cached == [{"cached_tokens": 0}, {"cached_tokens": 32}]  # two blocks of 16
 
 
 def test_a_prompt_may_be_text_or_ids_one_or_many(server: Server, engine: Engine) -> None:

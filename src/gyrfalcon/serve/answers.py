@@ -27,6 +27,7 @@ class Head:
     id: str = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
     num_new_tokens: int = 0
+    num_cached_tokens: int = 0  # of the prompts, for their first samples
     _extras_are_out: bool = False
 
     def __post_init__(self) -> None:
@@ -43,6 +44,7 @@ class Head:
             "prompt_tokens": num_prompt,
             "completion_tokens": self.num_new_tokens,
             "total_tokens": num_prompt + self.num_new_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
         }
 
     def extras(self) -> Json:
@@ -56,6 +58,7 @@ class Head:
         if delta.finish_reason is not None and delta.finish_reason not in ENDED_WELL:
             raise failed(delta)
         self.num_new_tokens += delta.token is not None
+        self.num_cached_tokens += 0 if delta.index else delta.num_cached_tokens
         if delta.prompt_logprobs is not None:
             self.format.prompts[prompt].scores = delta.prompt_logprobs
 
@@ -131,7 +134,7 @@ def error_response(error: ApiError) -> Response:
 def failed(delta: Delta) -> ApiError:
     """What a caller is told of a sample that the engine ended by itself."""
     reason = "" if delta.finish_reason is None else delta.finish_reason.value
-    return ApiError(500, f"wanted a text to its end, got one that was {reason}; ask again")
+    return ApiError(500, delta.error or f"wanted a text to its end, got one that was {reason}")
 
 
 async def until_gone(receive: Receive) -> None:

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Mapping
 
-from gyrfalcon.errors import EngineClosed, GyrfalconError, RequestError
+from gyrfalcon.errors import EngineClosed, GyrfalconError, QueueFull, RequestError
 
 ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+RETRY_SECONDS = 5
 TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -52,6 +53,12 @@ def wrong_option(param: str, wanted: str, got: str) -> ApiError:
     return ApiError(400, line, param=param, code="invalid_value")
 
 
+def queue_full(message: str) -> ApiError:
+    """429 for a request that has to wait before it is queued."""
+    headers = {"Retry-After": str(RETRY_SECONDS)}
+    return ApiError(429, message, code="queue_full", headers=headers)
+
+
 def as_api_error(error: BaseException) -> ApiError:
     """What a caller is told of an error of ours: its own mistake with 400, what is gone with 503, anything
     else with 500.
@@ -60,6 +67,8 @@ def as_api_error(error: BaseException) -> ApiError:
         return error
     if isinstance(error, RequestError):
         return ApiError(400, str(error), code="invalid_value")
+    if isinstance(error, QueueFull):
+        return queue_full(str(error))
     if isinstance(error, GyrfalconError):
         return ApiError(503 if isinstance(error, EngineClosed) else 500, str(error))
     return ApiError(500, f"wanted an answer, got {type(error).__name__} in the server; see its log")

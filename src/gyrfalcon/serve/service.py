@@ -14,12 +14,11 @@ from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import CheckpointError, GyrfalconError, PromptTooLong, RequestError
 from gyrfalcon.request import Delta, SamplingParams
 from gyrfalcon.serve.engine_thread import EngineThread, Sink, Submission
-from gyrfalcon.serve.errors import ApiError, as_api_error, wrong_option
+from gyrfalcon.serve.errors import RETRY_SECONDS, ApiError, as_api_error, queue_full, wrong_option
 from gyrfalcon.serve.metrics import Metrics
 from gyrfalcon.serve.requests import Conversation, Generation, Length
 
 BYTES_PER_TOKEN = 4  # about as many as a token of text has, for what is not tokenised yet
-RETRY_SECONDS = 5
 LONG_BYTES, MANY_TOKENS = 2048, 16384  # of prompts that are read elsewhere than on the event loop
 
 
@@ -176,12 +175,9 @@ class Service:
             and self._num_queued_tokens
             and self._num_queued_tokens + num_tokens > most
         ):
-            raise ApiError(
-                429,
+            raise queue_full(
                 f"wanted a queue of at most {most} prompt tokens, got {self._num_queued_tokens} waiting "
-                f"and {num_tokens} more; ask again later",
-                code="queue_full",
-                headers={"Retry-After": str(RETRY_SECONDS)},
+                f"and {num_tokens} more; ask again later"
             )
 
     def _leave_queue(self, submission: Submission) -> None:

@@ -1,5 +1,6 @@
 """An event loop whose clock jumps to the next timer whenever nothing else is to be done, so that what
-waits for minutes is tested in milliseconds and its times are exact.
+waits for minutes is tested in milliseconds and its times are exact. Threads that it waits for take no time,
+but timers may run out meanwhile: use none, and addresses instead of host names.
 """
 
 import asyncio
@@ -31,14 +32,21 @@ class _Selector(selectors.DefaultSelector):
 
 class _Loop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
-        self._virtual = _Selector()
-        super().__init__(self._virtual)
+        self.virtual = _Selector()
+        super().__init__(self.virtual)
 
     def time(self) -> float:
-        return self._virtual.now
+        return self.virtual.now
 
 
 def run_virtually(main: Coroutine[Any, Any, T]) -> T:
     """As asyncio.run(), in virtual time that begins at 0."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         return runner.run(main)
+
+
+def stand_still(seconds: float) -> None:
+    """What a loop sees of a callback that takes so long: its clock has moved on."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, _Loop)
+    loop.virtual.now += seconds

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from stream_server import Asked, Reply, Script, Server, serving
-from virtual_time import run_virtually
+from virtual_time import run_virtually, stand_still
 
 from gyrfalcon.load.api import Api
 from gyrfalcon.load.client import Client
@@ -185,27 +185,21 @@ def test_a_slow_server_does_not_slow_the_arrivals(first: float) -> None:
 
 
 def test_times_count_from_when_a_request_was_due_though_it_was_sent_late() -> None:
-    """The generator's own loop stands still for 450 ms while four requests become due."""
+    """The event loop stands still for 450 ms at the sixth request, due after 500 ms: the answers of it and
+    of two before it are late, and those to the three due after 600, 700 and 800 ms, which were sent late.
+    """
 
-    async def main() -> Run:
-        async with serving(steady) as server:
+    async def blocks(server: Server, asked: Asked, reply: Reply) -> None:
+        if len(server.asked) == 6:
+            stand_still(0.45)
+        await reply.stream(asked, 0.21, 0.03)
 
-            async def block() -> None:
-                await asyncio.sleep(0.55)
-                asyncio.get_running_loop()._selector.now += 0.45  # type: ignore[attr-defined]  # the virtual clock
-
-            blocking = asyncio.create_task(block())
-            run = await sent(server, LOAD)
-            await blocking
-            return run
-
-    figures = figures_of(run_virtually(main()), LOAD.rate, {})
-    late, first = figures.generator.late_ms, figures.first_token_ms
-    assert late is not None
-    assert first is not None
-    assert late.max == ms(400)
-    assert first.max == ms(600)
-    assert first.p50 == ms(200)
+    figures, run, _ = measured(blocks, LOAD)
+    assert figures.generator.late_ms is not None
+    assert figures.generator.late_ms.max == ms(350)
+    assert good(run, {"ttft": 300.0}) == 20 - 6
+    assert good(run, {"ttft": 559.0}) == 20 - 3
+    assert good(run, {"ttft": 561.0}) == 20 - 2
 
 
 def test_a_closed_loop_keeps_its_number_of_requests_in_flight() -> None:

@@ -5,6 +5,7 @@ no redirects, no proxies. A key never leaves its header.
 import asyncio
 import socket
 import ssl
+from ipaddress import ip_address
 
 from gyrfalcon import __version__
 from gyrfalcon.errors import UsageError
@@ -32,6 +33,9 @@ class Client:
     async def look_up(self) -> None:
         """Finds the server's addresses; UsageError for an unknown host."""
         loop, target = asyncio.get_running_loop(), self._target
+        if _is_address(target.host):
+            self._addresses = [target.host]
+            return
         try:
             found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
         except OSError as error:
@@ -104,3 +108,11 @@ class Client:
             self._addresses.insert(0, address)
         self._all.add(connection)
         return connection
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

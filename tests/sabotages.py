@@ -23,6 +23,9 @@ from gyrfalcon.engine import engine, sampler
 from gyrfalcon.engine.scheduler import Scheduler
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.kv.pool import KVPool, LayerCache
+from gyrfalcon.load import figures as load_figures
+from gyrfalcon.load import plan as load_plan
+from gyrfalcon.load import run as load_run
 from gyrfalcon.measure.mmlu.files import Recorder
 from gyrfalcon.measure.mmlu.score import Score
 from gyrfalcon.measure.precision import gate
@@ -301,6 +304,20 @@ OF_THE_SUITE: dict[str, Callable[[Patch], None]] = {
             "generate(engine, prompts, min(WARM_UP_TOKENS, case.output_len))",
             "",
         )
+    ),
+    "tests/load/test_run.py::test_a_slow_server_does_not_slow_the_arrivals[30.0]": (
+        edited(
+            load_run.Runner,
+            "_open_loop",
+            "group.create_task(self._ask(planned, body, planned.arrival))",
+            "await self._ask(planned, body, planned.arrival)",
+        )
+    ),
+    "tests/load/test_run.py::test_times_count_from_when_a_request_was_due_though_it_was_sent_late": (
+        edited(load_figures, "latencies_of", "first - outcome.due", "first - outcome.sent")
+    ),
+    "tests/load/test_plan.py::test_poisson_gaps_are_exponential": (
+        edited(load_plan, "_poisson", "random.expovariate(rate)", "random.uniform(0, 2 / rate)")
     ),
 }
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         SamplingParams,
         Token,
     )
+    from gyrfalcon.structured import StructuredOutput
     from gyrfalcon.text.chat import Message
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ __all__ = [
     "RequestError",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutput",
     "Token",
     "TooManyOpenFiles",
     "UsageError",
@@ -73,6 +75,7 @@ _HOMES = {
     "Engine": "engine.engine",
     "EngineConfig": "engine_config",
     "Message": "text.chat",
+    "StructuredOutput": "structured",
     **dict.fromkeys(
         (
             "Completion",

@@ -13,6 +13,7 @@ from types import NoneType
 from gyrfalcon.bounds import SAMPLING, shown
 from gyrfalcon.console.suggestion import known_names
 from gyrfalcon.errors import NotFinite, RequestError
+from gyrfalcon.structured import StructuredOutput
 
 MOST_CANDIDATES = 256  # with a larger top_k the ranks exchange all logits
 SHARED_TOP = 5  # most likely tokens that the KV cache remembers for each token of a scored prompt
@@ -22,7 +23,7 @@ CORRECT = "correct the sampling parameters"
 
 class FinishReason(Enum):
     """Why a sequence ended: end-of-text, a stop id or a stop string; its length limit; its caller
-    aborted it or its deadline passed; or its own logits were NaN or infinite.
+    aborted it or its deadline passed; or its own logits were NaN or infinite, or no token may follow.
 
     >>> FinishReason("length") is FinishReason.LENGTH
     True
@@ -61,6 +62,8 @@ class SamplingParams:
         as <|im_end|>, although the text shows none.
     stop_ids: token ids that end the text.
     ignore_eos: keep generating past the end of text that the model's files define.
+    structured: what the text has to match, as long as no stop string, stop id or length ends it
+        earlier. Log-probabilities stay those of the model, among all tokens.
 
     >>> SamplingParams(max_new_tokens=64, temperature=0.7, top_p=0.9, seed=1).n
     1
@@ -86,6 +89,7 @@ class SamplingParams:
     stop: str | Iterable[str] = ()
     stop_ids: Iterable[int] = ()
     ignore_eos: bool = False
+    structured: StructuredOutput | None = None
 
     def __post_init__(self) -> None:
         """Reads iterables once, so that they may be iterators, and checks every value: a wrong one
@@ -102,6 +106,9 @@ class SamplingParams:
         object.__setattr__(self, "logit_bias", biases)
         if not isinstance(self.ignore_eos, bool):
             raise RequestError("True or False for `ignore_eos`", shown(self.ignore_eos), CORRECT)
+        if not isinstance(self.structured, StructuredOutput | None):
+            wanted = "StructuredOutput or None for `structured`"
+            raise RequestError(wanted, shown(self.structured), CORRECT)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -214,6 +221,7 @@ class Request:
     single_steps: int = 0  # the last prompt tokens to compute one at a time, as in decoding
     priority: int = 0  # the lowest runs first
     changes_logits: bool = field(init=False)  # by biases or penalties
+    constrained: bool = field(init=False)  # structured output says which tokens may follow
     wants_logprobs: bool = field(init=False)
     wants_prompt_logits: bool = field(init=False)  # after every prompt token, not only the last
     shares_scores: bool = field(init=False)  # with prompts that begin alike: those of the prompt
@@ -229,6 +237,7 @@ class Request:
         changes_logits = bool(params.logit_bias) or any(penalties)
         decide = partial(object.__setattr__, self)  # a frozen dataclass's way to derive a field
         decide("changes_logits", changes_logits)
+        decide("constrained", params.structured is not None)
         decide("wants_logprobs", params.logprobs is not None or bool(params.logprob_ids))
         decide("wants_prompt_logits", self.keep_logits or params.prompt_logprobs is not None)
         few = params.prompt_logprobs is not None and params.prompt_logprobs <= SHARED_TOP
@@ -338,8 +347,22 @@ class NonFinite:
         return str(NotFinite.logits(f"at position {self.position} of {sample}"))
 
 
+@dataclass(frozen=True, slots=True)
+class NoneAllowed:
+    """What a chunk yields where structured output, or biases beside it, allow no token."""
+
+    position: int  # of the last token
+    why: str = "biases forbid all that may follow"  # rank 0 knows what llguidance says
+
+    def error(self, sequence: Sequence) -> str:
+        """The line that its sample ends with."""
+        where = f"request {sequence.request.id}, sample {sequence.index}"
+        wanted = f"a token that may follow at position {self.position} of {where}"
+        return str(RequestError(wanted, f"none: {self.why}", "simplify `structured`"))
+
+
 # What a step yields for a chunk; None where it samples no token and all is well.
-ChunkResult = Token | NonFinite | None
+ChunkResult = Token | NonFinite | NoneAllowed | None
 
 
 @dataclass(slots=True)  # as a chunk

@@ -18,6 +18,7 @@ from gyrfalcon.engine import sampler
 from gyrfalcon.engine.rank_messages import Add, End
 from gyrfalcon.engine.scheduler import Scheduler
 from gyrfalcon.engine.scores import PromptScores
+from gyrfalcon.engine.token_masks import TokenMasks
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.parallel.group import Vocabulary
 from gyrfalcon.request import Chunk, ChunkResult, NonFinite, StepOutput, Token
@@ -47,6 +48,7 @@ class EngineCore:
         self.vocabulary = vocabulary
         self.device = device
         self.scores = scores
+        self.token_masks = TokenMasks(vocabulary)
         self._quiet = one_torch_thread if own_threads else nullcontext
         self._logits: dict[int, list[Tensor]] = defaultdict(
             list
@@ -97,7 +99,11 @@ class EngineCore:
                     failed[place] = failure
         if len(chunks) < len(logits):
             logits = logits[[stop - 1 for stop in stops]]
-        picked = sampler.pick(logits, chunks, self.vocabulary)
+        constrained = any(chunk.request.constrained for chunk in chunks)
+        allowed = self.token_masks.of(chunks) if constrained else None
+        picked = sampler.pick(logits, chunks, self.vocabulary, allowed)
+        if allowed is not None:
+            picked = self.token_masks.explained(chunks, picked)
         return [failed.get(place, result) for place, result in enumerate(picked)]
 
     def _keep(self, chunk: Chunk, rows: Tensor) -> NonFinite | None:

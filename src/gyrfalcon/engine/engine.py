@@ -52,8 +52,9 @@ from gyrfalcon.engine.tensors import real_tokens
 from gyrfalcon.engine.turns import Turns
 from gyrfalcon.engine.worker import follow
 from gyrfalcon.engine_config import EngineConfig, EngineSettings, config_of
-from gyrfalcon.errors import CheckpointError, PromptTooLong
+from gyrfalcon.errors import CheckpointError, GyrfalconError, PromptTooLong, RequestError
 from gyrfalcon.parallel import launch as ranks
+from gyrfalcon.parallel.error_message import decode_error, encode_error
 from gyrfalcon.parallel.interrupts import watched_interrupts
 from gyrfalcon.parallel.shards import share_of
 from gyrfalcon.parallel.torchrun import Torchrun
@@ -66,8 +67,10 @@ from gyrfalcon.request import (
     StepOutput,
     check_finite,
 )
+from gyrfalcon.structured import StructuredOutput
 from gyrfalcon.text.detokenizer import TextStream
 from gyrfalcon.text.end_ids import Ends, find_ends
+from gyrfalcon.text.grammar import Grammars, Matcher
 from gyrfalcon.text.tokenizer import Tokenizer
 from gyrfalcon.text.tokenizer_files import VOCABULARY_FILES
 
@@ -113,6 +116,7 @@ class Engine:
         self.adapter_name = checkpoint.adapter_name
         self._tokenizer = load_tokenizer(checkpoint)
         self._ends = _find_ends(checkpoint, self._tokenizer)
+        self._grammars = Grammars(self._tokenizer, self.model_config.vocab_size, self._ends.ids)
         self.notes = (*checkpoint.notes, *self._ends.notes)
         self._live: dict[int, Live] = {}
         self._added: deque[Delta] = deque()  # what step() has still to return
@@ -402,6 +406,7 @@ class Engine:
         gyrfalcon.errors.EngineClosed: wanted a working engine, got one that was closed; make a new one
         """
         self._turns.close()
+        self._grammars.close()
 
     def __enter__(self) -> "Engine":
         return self
@@ -484,7 +489,24 @@ class Engine:
             self._refuse_if_full(asked.num_tokens)
         self._longest.check(asked)
         check(asked, self.model_config.vocab_size, self._tokenizer)
-        return asked
+        if own.structured is None:
+            return asked
+        return replace(asked, matcher=self._matcher(own, own.structured))
+
+    def _matcher(self, params: SamplingParams, structured: StructuredOutput) -> Matcher | None:
+        """The matcher of structured output, on rank 0; every rank raises what that raises."""
+        matcher, refused = None, b""
+        if self.is_first_rank:
+            try:
+                if not self._end_ids(params):
+                    wanted = "a token that ends the text of structured output"
+                    raise RequestError(wanted, "none", "leave `ignore_eos` out or pass `stop_ids`")
+                matcher = self._grammars.matcher(structured)
+            except GyrfalconError as error:
+                refused = encode_error(error)
+        if refused := self._ranks.agree(refused):
+            raise decode_error(refused)
+        return matcher
 
     def _refuse_if_full(self, num_tokens: int) -> None:
         refuse_if_full(self.config, self.stats(), num_tokens)
@@ -516,6 +538,8 @@ class Engine:
                 self._live[request.id] = lives[0]
                 if asked.timeout is not None and self.is_first_rank:
                     self._deadlines.set(request.id, now + asked.timeout)
+                if asked.matcher is not None:
+                    self._core.token_masks.add(request.id, asked.matcher)
                 self._handle(Add(request))
         except BaseException:  # a Ctrl-C that was held, too: nobody knows the request
             self._cancel(lives)
@@ -586,6 +610,7 @@ class Engine:
             self._handle(End(output.request_id, output.index))
         if not live.num_unfinished:
             live.prompt_logits, live.prompt_scores = self._core.pop_prompt_logits(output.request_id)
+            self._core.token_masks.forget(output.request_id)
             del self._live[output.request_id]
             self._deadlines.drop(output.request_id)
 
@@ -602,6 +627,7 @@ class Engine:
             self._added.clear()
             self._added.extend(others)
         self._core.pop_prompt_logits(request_id)
+        self._core.token_masks.forget(request_id)
 
     def _handle(self, message: Add | End) -> list[StepOutput]:
         with self._turns.all_ranks():

@@ -99,5 +99,5 @@ class Overlap:
 def _needs_no_host(chunk: Chunk) -> bool:
     """Whether the host has no part in choosing a token, nor in telling any log-probability."""
     request = chunk.request
-    asks_host = chunk.wants_every_row or request.changes_logits or request.wants_logprobs
-    return chunk.samples and not asks_host
+    changed = request.changes_logits or request.constrained
+    return chunk.samples and not (changed or chunk.wants_every_row or request.wants_logprobs)

@@ -16,6 +16,7 @@ from gyrfalcon.config import ModelConfig
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import PromptTooLong, RequestError
 from gyrfalcon.request import SamplingParams, check_stop_ids, is_number
+from gyrfalcon.text.grammar import Matcher
 from gyrfalcon.text.tokenizer import Tokenizer
 
 Prompt = str | Seq[int]
@@ -26,7 +27,7 @@ GREEDY = SamplingParams()
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A prompt as it was given, if that was text, its ids, its parameters, and when it runs: see
-    Engine.add().
+    Engine.add(). On rank 0 with the matcher of structured output.
     """
 
     text: str | None
@@ -35,6 +36,7 @@ class Asked:
     priority: int = 0
     timeout: float | None = None
     bounded: bool = False  # refused where the queue is full
+    matcher: Matcher | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -154,6 +156,9 @@ def check(asked: Asked, vocab_size: int, tokenizer: Tokenizer | None) -> None:
         raise RequestError(
             "a tokenizer for stop strings", "none beside the model", "use `stop_ids`"
         )
+    if params.structured is not None and tokenizer is None:
+        wanted = "a tokenizer for structured output"
+        raise RequestError(wanted, "none beside the model", "copy its files there")
 
 
 def whole_of(name: str, number: int) -> int:

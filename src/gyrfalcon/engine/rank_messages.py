@@ -10,6 +10,7 @@ from typing import Any
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import RankDied, RequestError, UsageError
 from gyrfalcon.request import Request, SamplingParams
+from gyrfalcon.structured import StructuredOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +126,13 @@ def _step(prompt_tokens: object, *ends: list[object]) -> Step:
 
 def _fields_of(request: Request) -> dict[str, object]:
     params = {name: getattr(request.params, name) for name in PARAMS}
+    structured = request.params.structured
+    params["logit_bias"] = list(request.params.logit_bias.items())
+    params["structured"] = None if structured is None else asdict(structured)
     return {
         "id": request.id,
         "prompt_ids": request.prompt_ids,
-        "params": params | {"logit_bias": list(request.params.logit_bias.items())},
+        "params": params,
         "seed": request.seed,
         "end_ids": sorted(request.end_ids),
         "keep_logits": request.keep_logits,
@@ -143,13 +147,16 @@ def _request(content: dict[str, Any]) -> Request:
     params = content["params"]
     if set(params) != set(PARAMS):
         raise ValueError(f"not the sampling parameters: {', '.join(params)}")
+    structured = params["structured"]
+    params["logit_bias"] = dict(params["logit_bias"])
+    params["structured"] = None if structured is None else StructuredOutput(**structured)
     for token_id in content["prompt_ids"] + content["end_ids"]:
         if type(token_id) is not int or token_id < 0:
             raise ValueError(f"no token id: {token_id}")
     return Request(
         id=content["id"],
         prompt_ids=tuple(content["prompt_ids"]),
-        params=SamplingParams(**params | {"logit_bias": dict(params["logit_bias"])}),
+        params=SamplingParams(**params),
         seed=content["seed"],
         end_ids=frozenset(content["end_ids"]),
         keep_logits=content["keep_logits"],

@@ -6,16 +6,19 @@ Every rank calls it with the logits of its own tokens of the vocabulary, and get
 
 import math
 import random
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 
 import torch
 from torch import Tensor
 
 from gyrfalcon.device.lookup import send
+from gyrfalcon.engine.token_masks import AllowedTokens
 from gyrfalcon.parallel.group import Vocabulary, stable_top_k
 from gyrfalcon.request import (
     Chunk,
     ChunkResult,
+    NoneAllowed,
     NonFinite,
     SamplingMode,
     SamplingParams,
@@ -23,12 +26,24 @@ from gyrfalcon.request import (
     Token,
 )
 
+NON_FINITE, NONE_ALLOWED = 1, -1  # of a row that gives no token; 0 of one that does
+FAILURES: Mapping[int, type[NonFinite | NoneAllowed]] = {
+    NON_FINITE: NonFinite,
+    NONE_ALLOWED: NoneAllowed,
+}
 
-def pick(own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary) -> list[ChunkResult]:
+
+def pick(
+    own: Tensor,
+    chunks: Seq[Chunk],
+    vocabulary: Vocabulary,
+    allowed: AllowedTokens | None = None,
+) -> list[ChunkResult]:
     """What each chunk yields from its last row of logits (this rank's, float32 [chunks, own tokens]):
-    the next token of its sequence if it samples.
+    the next token of its sequence if it samples, one that is allowed. Log-probabilities are those of
+    the model, among all tokens.
     """
-    results = read(choose(own, chunks, vocabulary), chunks)
+    results = read(choose(own, chunks, vocabulary, allowed), chunks)
     asking = [
         (row, result.id)
         for row, (chunk, result) in enumerate(zip(chunks, results, strict=True))
@@ -41,13 +56,20 @@ def pick(own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary) -> list[ChunkR
     return results
 
 
-def choose(own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary) -> Tensor:
-    """What pick() picks, on the device: int64 [2, chunks], the tokens, and whether all logits of
-    their rows were finite, the same on every rank. Waits for the device only where logits are changed.
+def choose(
+    own: Tensor,
+    chunks: Seq[Chunk],
+    vocabulary: Vocabulary,
+    allowed: AllowedTokens | None = None,
+) -> Tensor:
+    """What pick() picks, on the device: int64 [2, chunks], the tokens, and which rows failed how, the
+    same on every rank. Waits for the device only where logits are changed.
     """
     own = own.nan_to_num(
         math.inf, math.inf, math.inf
     )  # what is not finite shows as the most likely
+    if allowed is not None:
+        own = allowed.applied_to(own)
     modes = [
         chunk.request.sampling_mode if chunk.samples else SamplingMode.GREEDY for chunk in chunks
     ]
@@ -59,8 +81,8 @@ def choose(own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary) -> Tensor:
 def read(found: Tensor, chunks: Seq[Chunk]) -> list[ChunkResult]:
     """What choose() found for each chunk; waits for the device if it is there."""
     return [
-        NonFinite(chunk.stop - 1) if not finite else Token(token_id) if chunk.samples else None
-        for token_id, finite, chunk in zip(*found.tolist(), chunks, strict=True)
+        FAILURES[state](chunk.stop - 1) if state else Token(token_id) if chunk.samples else None
+        for token_id, state, chunk in zip(*found.tolist(), chunks, strict=True)
     ]
 
 
@@ -129,7 +151,10 @@ def _choose_same_mode(
         scores, ids = vocabulary.top_k(own, 1)
     else:
         scores, ids = _drawn(own, chunks, vocabulary, mode)
-    return torch.stack((ids[:, 0], scores[:, 0].isfinite()))
+    top = scores[:, 0]
+    failed = torch.where(top.isneginf(), NONE_ALLOWED, NON_FINITE)
+    state = failed.masked_fill(top.isfinite(), 0)
+    return torch.stack((ids[:, 0], state))
 
 
 def _drawn(

@@ -15,6 +15,7 @@ from gyrfalcon.request import (
     ChunkResult,
     EngineStats,
     FinishReason,
+    NoneAllowed,
     NonFinite,
     Request,
     Sequence,
@@ -172,6 +173,7 @@ class Scheduler:
             sequence = chunk.sequence
             if isinstance(token, NonFinite):
                 self._withdraw(sequence)
+            if isinstance(token, NonFinite | NoneAllowed):
                 if not sequence.request.keep_logits:
                     self._finish(sequence, FinishReason.ERROR)
                     outputs.append(_output(sequence, None, token.error(sequence)))

@@ -28,6 +28,7 @@ ANY_OBJECT = '{"type": "object"}'
 WHITESPACE = (
     r"\x20|\n[\x20\t]{0,20}"  # between the parts of JSON: more, and small models go on for ever
 )
+EXPLAINED = {"NoExtensionBias": "NoExtensionBias: no text matches"}
 MOST_LETTERS = 400  # of an error: the library repeats the grammar in it
 LIMITS: dict[str, Any] = dict(
     initial_lexer_fuel=1_000_000,
@@ -246,4 +247,5 @@ def _grammar(structured: StructuredOutput) -> str:
 def _in_one_line(message: str) -> str:
     """A message of the library without the state and the stack that it adds; of a long one both ends."""
     line = " ".join(message.split("\n<")[0].split())
+    line = EXPLAINED.get(line, line)
     return line if len(line) <= MOST_LETTERS else f"{line[:150]} … {line[150 - MOST_LETTERS :]}"

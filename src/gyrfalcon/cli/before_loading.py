@@ -10,6 +10,7 @@ from gyrfalcon.engine.engine import has_tokenizer, no_tokenizer
 from gyrfalcon.engine.prompts import Asked, Longest, check
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.request import SamplingParams
+from gyrfalcon.text.grammar import Grammars
 from gyrfalcon.text.tokenizer import Tokenizer
 
 
@@ -47,3 +48,9 @@ def ids_of_prompts(
         check(asked, model.vocab_size, tokenizer)
         all_ids.append(ids)
     return all_ids
+
+
+def check_structured(checkpoint: Checkpoint, tokenizer: Tokenizer, params: SamplingParams) -> None:
+    """RequestError for structured output that llguidance does not take, UsageError without it."""
+    if params.structured is not None:
+        Grammars(tokenizer, checkpoint.config.vocab_size, ()).matcher(params.structured)

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     examples:
       gyrfalcon generate nestling "The old captain"
       gyrfalcon generate falcon-7b-instruct --chat "Name a bird."
+      gyrfalcon generate nestling "The bird is:" --choice falcon --choice kestrel
       gyrfalcon generate falcon-40b -w 4 --prompt-file prompts.txt --temperature 0.7 --seed 1 --json out.jsonl
     """
     add_model(parser)
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_sampling(
         parser.add_argument_group("how the next token is chosen (default: always the most likely)")
     )
+    _add_structured(parser.add_argument_group("what the text has to match (default: nothing)"))
     add_engine(parser)
     parser.set_defaults(check=_check)
 
@@ -121,6 +123,23 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_structured(group: argparse._ArgumentGroup) -> None:
+    """Options of structured output, of which at most one kind may be given."""
+    for option, metavar, text in (
+        ("--json-schema", "FILE", "JSON that the schema in FILE describes"),
+        ("--regex", "TEXT", "a regular expression, all of it"),
+        ("--grammar", "FILE", "a context-free grammar in FILE, in Lark's syntax"),
+    ):
+        group.add_argument(option, metavar=metavar, help=f"{text} (extra serve; default: none)")
+    group.add_argument(
+        "--choice",
+        metavar="TEXT",
+        dest="choices",
+        action="append",
+        help="one of these texts; given once for each (extra serve; default: none)",
+    )
+
+
 def _check(args: argparse.Namespace) -> None:
     """Exactly one kind of prompt, and no option that would be ignored. Standard input becomes the prompt
     file "-".
@@ -141,6 +160,15 @@ def _check(args: argparse.Namespace) -> None:
             " and ".join(names) or "no prompt",
             "give one of them",
         )
+    structured = {
+        "--json-schema": args.json_schema,
+        "--regex": args.regex,
+        "--choice": args.choices,
+        "--grammar": args.grammar,
+    }
+    kinds = [name for name, value in structured.items() if value is not None]
+    if len(kinds) > 1:
+        raise UsageError(f"one of {', '.join(structured)}", " and ".join(kinds), "give one of them")
     if from_stdin:
         args.prompt_file = "-"
     elif words:

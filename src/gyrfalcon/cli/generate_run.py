@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from gyrfalcon.checkpoint.hub import resolve_model
-from gyrfalcon.cli.before_loading import ids_of_prompts, opened
+from gyrfalcon.cli.before_loading import check_structured, ids_of_prompts, opened
 from gyrfalcon.cli.engine_options import engine_config
 from gyrfalcon.console.format import counted, goes_to_stdout, json_text
 from gyrfalcon.engine.engine import Engine, load_tokenizer
-from gyrfalcon.files.text import all_of, contents, prompts_in
+from gyrfalcon.files.text import all_of, contents, decoded, prompts_in
 from gyrfalcon.request import Delta, SamplingParams, Token, check_finite
+from gyrfalcon.structured import StructuredOutput
 from gyrfalcon.text.chat import Message
 from gyrfalcon.text.tokenizer import Tokenizer
 
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     chat_notes: list[str] = []
     if args.chat:
         prompts, params, chat_notes = _as_chats(tokenizer, prompts, params)
+    check_structured(checkpoint, tokenizer, params)
     prompt_ids = ids_of_prompts(config, checkpoint, tokenizer, prompts, params, chat=args.chat)
     with Engine(config) as engine:
         load_seconds = time.perf_counter() - start
@@ -173,7 +175,21 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
         stop=args.stop or (),
         stop_ids=args.stop_ids or (),
         ignore_eos=args.ignore_eos,
+        structured=_structured(args),
     )
+
+
+def _structured(args: argparse.Namespace) -> StructuredOutput | None:
+    """What the text has to match by the options, of which at most one kind is given."""
+    if args.regex is not None:
+        return StructuredOutput(regex=args.regex)
+    if args.choices is not None:
+        return StructuredOutput(choice=args.choices)
+    if args.json_schema is not None:
+        return StructuredOutput(json=decoded(contents(args.json_schema), args.json_schema))
+    if args.grammar is not None:
+        return StructuredOutput(grammar=decoded(contents(args.grammar), args.grammar))
+    return None
 
 
 def _as_json(answer: GenerateResult, load_seconds: float) -> dict[str, object]:

@@ -38,6 +38,7 @@ pytestmark = pytest.mark.slow
 SECONDS_TO_NOTICE = 10
 PROMPTS = ["A gyrfalcon is", "the", "When the wind turned, the bird left its rock"]
 GREEDY = SamplingParams(max_new_tokens=12, ignore_eos=True)
+SCORED = SamplingParams(max_new_tokens=1, prompt_logprobs=5)
 ENDLESS = SamplingParams(max_new_tokens=1900, ignore_eos=True)
 
 
@@ -82,6 +83,11 @@ def test_three_ranks_write_the_text_of_one_and_the_death_of_one_is_told(folder: 
         assert engine.world_size == 3
         assert len(our_ranks()) == 2
         assert [output.text for output in engine.generate(PROMPTS, GREEDY)] == expected
+        first, again = (engine.generate(list(range(20, 60)), SCORED)[0] for _ in range(2))
+        assert (first.num_cached_tokens, again.num_cached_tokens) == (0, 32)
+        assert first.prompt_logprobs  # held by the first rank alone
+        assert again.prompt_logprobs
+        assert first.prompt_logprobs[:33] == again.prompt_logprobs[:33]
         threading.Timer(0.3, our_ranks()[1].kill).start()
         with noticed_in_time(), pytest.raises(RankDied, match=r"rank [12] ended by signal 9"):
             engine.generate(PROMPTS, ENDLESS)

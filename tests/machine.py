@@ -78,7 +78,13 @@ class Machine:
 
     def __post_init__(self) -> None:
         self.allocator = BlockAllocator(self.num_blocks, self.block_size)
-        self.scheduler = Scheduler(self.allocator, self.limits)
+        self.scheduler = Scheduler(self.allocator, self.limits, copy_block=self.copy)
+
+    def copy(self, source: int, target: int) -> None:
+        for place in range(self.block_size):
+            if (source * self.block_size + place) in self.written:
+                slot = self.written[source * self.block_size + place]
+                self.written[target * self.block_size + place] = slot
 
     def add(self, request: Request) -> None:
         before = set(self.scheduler.waiting)

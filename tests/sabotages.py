@@ -223,7 +223,10 @@ OF_THE_SUITE: dict[str, Callable[[Patch], None]] = {
         edited(BlockAllocator, "release", "reversed(table)", "table")
     ),
     "tests/engine/test_scores.py::test_scores_are_forgotten_with_the_content_of_their_block": (
-        edited(BlockAllocator, "_forget", "self._scored.pop(block, None)", "pass")
+        edited(BlockAllocator, "_forget", "self._scored.pop(block,", "self._scored.get(block,")
+    ),
+    "tests/engine/test_scores.py::test_scores_are_those_of_an_engine_that_reuses_nothing[1-16]": (
+        edited(KVPool, "copy", "layer.v[target] = layer.v[source]", "pass")
     ),
     "tests/engine/test_scheduler.py::test_a_prompt_whose_logits_are_wanted_ends_well_and_serves_nobody": (
         edited(Scheduler, "_withdraw", "sequence.is_finite = False", "")

@@ -556,7 +556,7 @@ def test_scored_prompts_wait_for_scores_and_not_for_blocks_without() -> None:
     own.add(request(3, 32, beginning=0, max_new_tokens=1, prompt_logprobs=0))
     assert spans(own.step()) == [(0, 0, 30), (1, 0, 10)]
     assert spans(own.step()) == [(1, 10, 31)]
-    assert spans(own.step()) == [(2, 28, 32), (3, 28, 32)]
+    assert spans(own.step()) == [(2, 30, 32), (3, 30, 32)]
 
 
 def test_a_prompt_takes_over_what_a_running_sequence_has_computed() -> None:

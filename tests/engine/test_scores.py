@@ -37,25 +37,33 @@ def score_of(tokens: tuple[int, ...], num_top: int) -> tuple[float, list[int], l
 
 @dataclass
 class Rank:
-    """A scheduler on one rank, with scores from a hash function where it holds any."""
+    """A scheduler on one rank with a cache of plain Python, which knows after which tokens each place of a
+    block was written, and scores from a hash function where it holds any."""
 
     limits: StepLimits
     num_blocks: int
     block_size: int
     serves: bool
     num_computed: int = 0
+    written: dict[tuple[int, int], tuple[int, ...]] = field(
+        default_factory=dict
+    )  # all up to its own
     finished: dict[int, list[Token]] = field(default_factory=dict)  # scores by request
 
     def __post_init__(self) -> None:
         self.allocator = BlockAllocator(self.num_blocks, self.block_size)
         self.scores = PromptScores(self.num_blocks, self.block_size, VOCAB) if self.serves else None
-        self.scheduler = Scheduler(self.allocator, self.limits, self.scores)
+        self.scheduler = Scheduler(self.allocator, self.limits, self.scores, self.copy)
+
+    def copy(self, source: int, target: int) -> None:
+        for place in range(self.block_size):
+            self.written[target, place] = self.written.get((source, place), ())
 
     def step(self) -> list[tuple[int, int, int, int]]:
         """A step; returns what it computed: request, sample, and the chunk's ends."""
         chunks = self.scheduler.next_chunks(self.limits.max_batch_tokens)
-        self.num_computed += sum(chunk.stop - chunk.start for chunk in chunks)
         for chunk in chunks:
+            self.compute(chunk)
             self.score(chunk)
         tokens = [
             Token(len(chunk.sequence.tokens) % VOCAB) if chunk.samples else None for chunk in chunks
@@ -64,6 +72,21 @@ class Rank:
             if output.finish_reason is not None and output.index == 0 and self.scores is not None:
                 self.finished[output.request_id] = self.scores.pop(output.request_id)
         return [(one.request.id, one.sequence.index, one.start, one.stop) for one in chunks]
+
+    def compute(self, chunk: Chunk) -> None:
+        """Writes the chunk's places, then reads all before them back, as attention does."""
+        tokens, blocks = tuple(chunk.sequence.tokens[: chunk.stop]), chunk.sequence.blocks
+        places = [
+            (blocks[place // self.block_size], place % self.block_size)
+            for place in range(chunk.stop)
+        ]
+        for place in range(chunk.start, chunk.stop):
+            assert self.allocator._users[places[place][0]] == 1
+            self.written[places[place]] = tokens[: place + 1]
+        assert [self.written[place] for place in places] == [
+            tokens[: stop + 1] for stop in range(chunk.stop)
+        ]
+        self.num_computed += chunk.stop - chunk.start
 
     def score(self, chunk: Chunk) -> None:
         request = chunk.request
@@ -110,37 +133,45 @@ def expected(one: Request) -> list[Token]:
 PREFIX = [number % 7 for number in range(22)]  # five full blocks of 4, and two tokens
 
 
-def test_a_scored_prompt_takes_over_what_one_that_begins_alike_left() -> None:
+def test_a_scored_prompt_computes_only_what_is_new_and_the_token_before() -> None:
+    """From whose row the score of the first new token follows, wherever in a block it lies."""
     own = rank()
     first, second = request(0, [*PREFIX, 8, 8]), request(1, [*PREFIX, 9, 9, 9], prompt_logprobs=5)
+    third = request(2, [*PREFIX[:20], 30, 31])
     assert own.run(first) == 24
-    assert own.run(second) == 25 - 20
-    assert [own.finished[0], own.finished[1]] == [expected(first), expected(second)]
+    assert own.run(second) == 25 - 21
+    assert own.run(third) == 22 - 19
+    for one in (first, second, third):
+        assert own.finished[one.id] == expected(one)
 
 
-def test_the_score_of_the_token_after_the_last_block_is_taken_over_where_it_is_known() -> None:
-    """It follows from a row that lies in the block, so it cannot be computed without the block."""
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 20, 22])
+def test_of_a_scored_prompt_that_comes_again_the_last_token_is_computed(length: int) -> None:
     own = rank()
-    assert own.run(request(0, [*PREFIX[:20], 30, 31])) == 22
-    alike, other = request(1, [*PREFIX[:20], 30, 32]), request(2, [*PREFIX[:20], 40, 41])
-    assert own.run(alike) == 2
-    assert own.run(other) == 6
-    assert [own.finished[1], own.finished[2]] == [expected(alike), expected(other)]
+    assert [own.run(request(number, PREFIX[:length])) for number in range(3)] == [length, 1, 1]
+    assert own.finished[0] == own.finished[2] == expected(request(0, PREFIX[:length]))
 
 
-def test_a_block_at_the_end_of_a_scored_prompt_gets_the_score_of_the_next_token_later() -> None:
+def test_prompts_that_differ_in_their_last_token_compute_two() -> None:
+    """As the four answers to a question do, one prompt each."""
     own = rank()
-    assert own.run(request(0, PREFIX[:20])) == 20
-    longer = [*PREFIX[:20], 30, 31]
-    assert own.run(request(1, longer)) == 6
-    assert own.run(request(2, longer)) == 2
-    assert own.finished[1] == own.finished[2] == expected(request(0, longer))
+    prompts = [request(number, [*PREFIX[:19], 40 + number]) for number in range(4)]
+    assert [own.run(prompt) for prompt in prompts] == [20, 2, 2, 2]
+    assert [own.finished[number] for number in range(4)] == [expected(one) for one in prompts]
 
 
-def test_a_prompt_that_ends_with_a_block_is_computed_from_the_last_block_on() -> None:
+def test_a_copied_block_stays_as_it_was_for_others() -> None:
     own = rank()
-    assert [own.run(request(number, PREFIX[:20])) for number in range(2)] == [20, 4]
-    assert own.finished[0] == own.finished[1]
+    own.run(request(0, PREFIX[:20], max_new_tokens=4))
+    again = own.run(request(1, [*PREFIX[:18], 30, 31, 32, 33]))
+    assert (again, own.run(request(2, [*PREFIX[:20], 33], prompt_logprobs=None))) == (22 - 17, 1)
+
+
+def test_of_a_block_that_was_needed_otherwise_nothing_is_copied() -> None:
+    own = rank(num_blocks=6)
+    own.run(request(0, PREFIX[:6]))
+    own.run(request(1, [40, 41] * 11))
+    assert own.run(request(2, PREFIX[:6])) == 6
 
 
 def test_a_block_without_scores_is_none_to_a_prompt_that_wants_them_and_one_to_others() -> None:
@@ -149,7 +180,7 @@ def test_a_block_without_scores_is_none_to_a_prompt_that_wants_them_and_one_to_o
     assert own.run(request(0, tokens, prompt_logprobs=None)) == 23
     assert own.run(request(1, tokens)) == 23
     assert own.run(request(2, tokens, prompt_logprobs=None)) == 3
-    assert own.run(request(3, tokens)) == 3  # the second left its scores with the first's blocks
+    assert own.run(request(3, tokens)) == 1  # the second left its scores with the first's blocks
     assert own.finished[3] == expected(request(3, tokens))
 
 
@@ -175,16 +206,17 @@ def test_further_samples_of_a_scored_prompt_take_any_block_over() -> None:
 
 
 def test_scores_are_forgotten_with_the_content_of_their_block() -> None:
-    own = rank(num_blocks=6)
-    assert own.run(request(0, [*PREFIX, 8])) == 23
-    assert own.run(request(1, [40, 41] * 11)) == 22  # takes all blocks
-    assert own.run(request(2, [*PREFIX, 8], prompt_logprobs=None)) == 23
-    assert own.run(request(3, [*PREFIX, 8])) == 23
-    assert own.finished[3] == expected(request(3, [*PREFIX, 8]))
+    own = Rank(StepLimits(24, 16, 8), num_blocks=6, block_size=4, serves=True)
+    tokens = [*PREFIX, 8, 8]
+    assert own.run(request(0, tokens, max_new_tokens=0)) == 24
+    assert own.run(request(1, [40, 41] * 12, max_new_tokens=0)) == 24  # takes all blocks
+    assert own.run(request(2, tokens, max_new_tokens=0, prompt_logprobs=None)) == 24
+    assert own.run(request(3, tokens, max_new_tokens=0)) == 24
+    assert own.finished[3] == expected(request(3, tokens))
 
 
 def test_what_was_computed_first_is_what_is_told() -> None:
-    """Of one that waits for another's blocks, and of one that computes a block again for its last row."""
+    """Of one that waits for another's blocks, too."""
     own = rank(budget=64)
     assert own.scores is not None
     add, number = own.scores.add, iter(range(100))
@@ -196,7 +228,7 @@ def test_what_was_computed_first_is_what_is_told() -> None:
     own.run(request(0, PREFIX[:20]), request(1, PREFIX[:20]))
     own.run(request(2, [*PREFIX[:20], 30, 31]))
     marks = [[token.logprob for token in own.finished[one]] for one in range(3)]
-    assert marks == [[0.0] * 19, [0.0] * 16 + [1.0] * 3, [0.0] * 19 + [2.0] * 2]
+    assert marks == [[0.0] * 19, [0.0] * 19, [0.0] * 19 + [2.0] * 2]
 
 
 def random_request(number: int, draw: random.Random, longest: int) -> Request:
@@ -290,7 +322,7 @@ def test_a_second_prompt_with_the_same_beginning_computes_only_what_is_new(
         [left] = engine.generate([first], SCORED)
         [taken] = engine.generate([second], SCORED)
         [fewer] = engine.generate([second], SamplingParams(max_new_tokens=1, prompt_logprobs=1))
-    assert taken.num_cached_tokens == 36 // block_size * block_size
+    assert taken.num_cached_tokens == 36
     assert left.prompt_logprobs is not None
     assert taken.prompt_logprobs is not None
     assert fewer.prompt_logprobs is not None
@@ -343,7 +375,7 @@ def test_an_aborted_prompt_leaves_the_scores_of_what_was_computed(folder: Path) 
         [output] = engine.generate([prompt], SCORED)
     with make_engine(folder) as engine:
         [expected] = engine.generate([prompt], SCORED)
-    assert output.num_cached_tokens == 20
+    assert output.num_cached_tokens == 19
     assert logprobs([output]) == pytest.approx(logprobs([expected]), abs=1e-4)
 
 

@@ -61,7 +61,7 @@ def build_core(
     scores = None
     if retain_prompt_logits:
         scores = PromptScores(allocator.num_blocks, config.block_size, vocabulary.size, reuse)
-    scheduler = Scheduler(allocator, limits, scores)
+    scheduler = Scheduler(allocator, limits, scores, pool.copy)
     own_threads = operations.own_threads(config.quant)
     return EngineCore(runner, pool, scheduler, vocabulary, device, scores, own_threads)
 

@@ -2,6 +2,7 @@
 every rank.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
@@ -37,11 +38,11 @@ class StepLimits:
 class ScoreStore(Protocol):
     """Where a rank that serves a user holds the scores of prompts and of cache blocks."""
 
-    def load(self, request: Request, blocks: Seq[int], following: bool) -> None:
-        """Takes over the scores of a prompt's first blocks, and of the token after them."""
+    def load(self, request: Request, blocks: Seq[int], num_tokens: int) -> None:
+        """Takes over the scores of a prompt's first tokens from the blocks that hold them."""
 
-    def store(self, request: Request, start: int, block: int, places: range) -> None:
-        """Leaves with `places` of a block the scores of a prompt's tokens from `start` on."""
+    def store(self, request: Request, block: int, tokens: range) -> None:
+        """Leaves the scores of some of a prompt's tokens with the block that begins with them."""
 
 
 class Scheduler:
@@ -51,11 +52,16 @@ class Scheduler:
     """
 
     def __init__(
-        self, allocator: BlockAllocator, limits: StepLimits, scores: ScoreStore | None = None
+        self,
+        allocator: BlockAllocator,
+        limits: StepLimits,
+        scores: ScoreStore | None = None,
+        copy_block: Callable[[int, int], object] | None = None,
     ) -> None:
         self.allocator = allocator
         self.limits = limits
         self._scores = scores  # every rank knows which blocks have some, not all hold them
+        self._copy_block = copy_block  # from one to another, where there is a cache
         self.waiting = Waiting()
         self.running: dict[Sequence, None] = {}  # by priority, then oldest first
         self.admitted: list[Sequence] = []  # those that the last step was the first to compute
@@ -294,10 +300,8 @@ class Scheduler:
         self.allocator.take(known)
         sequence.blocks.extend(known)
         sequence.num_computed = len(known) * self.allocator.block_size
-        if (
-            sequence.shares_scores and self._scores is not None
-        ):  # before a block of them is given away
-            self._scores.load(sequence.request, *self._scored(sequence))
+        if sequence.shares_scores:
+            self._take_scores(sequence)  # before a block of them is given away
         grown = self.allocator.grow(sequence.blocks, len(sequence.tokens))
         assert grown, "admitted without room"
         self._note_missing(sequence)
@@ -312,18 +316,18 @@ class Scheduler:
 
     def _known(self, sequence: Sequence) -> list[int]:
         """Blocks that hold the sequence's beginning already, but never all of it: the last token has
-        to be computed to know what follows. Where scores are wanted, blocks that have them, up to a
-        token whose score is known without computing the one before it.
+        to be computed to know what follows. Where scores are wanted, blocks that have them, but never
+        the last token that has one: the score of the next follows from it.
         """
         if not sequence.wants_every_row:
             return self.allocator.find(self._digests(sequence, len(sequence.tokens) - 1))
-        blocks, following = self._scored(sequence)
-        return blocks if following else blocks[:-1]
+        blocks, num_scored = self._scored(sequence)
+        return blocks[: max(0, num_scored - 1) // self.allocator.block_size]
 
-    def _scored(self, sequence: Sequence) -> tuple[list[int], bool]:
-        """Blocks with the scores of its beginning, and whether the token after them has one."""
+    def _scored(self, sequence: Sequence) -> tuple[list[int], int]:
+        """Blocks that hold its beginning with scores, and how many of its tokens that is."""
         if not sequence.shares_scores:
-            return [], True
+            return [], 0
         digests = self._digests(sequence, len(sequence.tokens) - 1)
         return self.allocator.find_scored(digests, sequence.request.prompt_ids)
 
@@ -331,8 +335,21 @@ class Scheduler:
         """Digests of blocks that the sequence would take over if they were there."""
         if sequence.wants_every_row and not sequence.shares_scores:
             return []
-        found = self._scored(sequence)[0] if sequence.shares_scores else self._known(sequence)
-        return self._digests(sequence, len(sequence.tokens) - 1)[len(found) :]
+        num_found = len(self._known(sequence))
+        if sequence.shares_scores:
+            num_found = self._scored(sequence)[1] // self.allocator.block_size
+        return self._digests(sequence, len(sequence.tokens) - 1)[num_found:]
+
+    def _take_scores(self, sequence: Sequence) -> None:
+        """Takes over the scores of its beginning, and a copy of the block with the last such token."""
+        blocks, num_scored = self._scored(sequence)
+        if self._scores is not None:
+            self._scores.load(sequence.request, blocks, num_scored)
+        num_shared, num_tokens = len(sequence.blocks), num_scored - 1
+        if num_tokens > sequence.num_computed and self.allocator.grow(sequence.blocks, num_tokens):
+            if self._copy_block is not None:
+                self._copy_block(blocks[num_shared], sequence.blocks[num_shared])
+            sequence.num_computed = num_tokens
 
     def _digests(self, sequence: Sequence, num_tokens: int) -> list[bytes]:
         return self.allocator.digests(sequence.tokens, num_tokens, sequence.digests)
@@ -368,7 +385,7 @@ class Scheduler:
         digests = self._digests(sequence, len(sequence.tokens))
         self._prefixes.compute(sequence, digests[len(self.allocator.find(digests)) :], scored=False)
         if sequence.shares_scores:
-            num_scored = len(self._scored(sequence)[0])
+            num_scored = self._scored(sequence)[1] // self.allocator.block_size
             self._prefixes.compute(sequence, digests[num_scored:], scored=True)
 
     def _wake(self, sequence: Sequence, start: int, stop: int) -> None:
@@ -384,17 +401,10 @@ class Scheduler:
         digests = self._digests(sequence, sequence.num_computed)
         self.allocator.publish(sequence.blocks, digests)
         if sequence.shares_scores:
-            self._publish_scores(sequence.request, digests)
-
-    def _publish_scores(self, request: Request, digests: Seq[bytes]) -> None:
-        """Leaves the scores of a prompt with the blocks that it fills, as far as they have none."""
-        prompt, size = request.prompt_ids, self.allocator.block_size
-        for index, digest in enumerate(digests[: len(prompt) // size]):
-            stop = (index + 1) * size
-            following = prompt[stop] if stop < len(prompt) else None
-            block, places = self.allocator.add_scores(digest, following)
-            if places and self._scores is not None:
-                self._scores.store(request, index * size, block, places)
+            scored = sequence.request.prompt_ids[: sequence.num_computed]
+            for block, tokens in self.allocator.add_scores(sequence.blocks, digests, scored):
+                if self._scores is not None:
+                    self._scores.store(sequence.request, block, tokens)
 
     def _withdraw(self, sequence: Sequence) -> None:
         """Lets nobody find a block of the sequence from here on: computed anew, all may be well."""

@@ -25,18 +25,15 @@ class _Prompt:
 
 
 class PromptScores:
-    """Where scores are held: 68 bytes a token. A block has room for its own tokens and the one after,
-    whose score follows from its last: 1,156 bytes for 16 tokens. Without `reuse` blocks have none.
-    """
+    """Where scores are held: 68 bytes a token, 1,088 a block of 16. Without `reuse` blocks have none."""
 
     def __init__(
         self, num_blocks: int, block_size: int, vocab_size: int, reuse: bool = True
     ) -> None:
         self._vocab_size = vocab_size
-        self._block_size = block_size
         self._shared_top = min(SHARED_TOP, vocab_size) if reuse else 0
         # What no block with scores needs is never touched, and takes no memory.
-        self._blocks = np.empty((num_blocks, block_size + 1), _entry(self._shared_top))
+        self._blocks = np.empty((num_blocks, block_size), _entry(self._shared_top))
         self._prompts: dict[int, _Prompt] = {}  # by the request's id
 
     def num_top(self, request: Request) -> int:
@@ -59,22 +56,17 @@ class PromptScores:
             entries[name] = values
         prompt.num_known = stop
 
-    def load(self, request: Request, blocks: Seq[int], following: bool) -> None:
-        """Takes over what blocks hold of a prompt's first tokens and, if told, of the `following` one."""
-        stop = len(blocks) * self._block_size
-        num_known = min(stop + following, len(request.prompt_ids))
+    def load(self, request: Request, blocks: Seq[int], num_tokens: int) -> None:
+        """Takes over what blocks hold of a prompt's first tokens."""
         prompt = self._of(request)
-        if not blocks or num_known <= prompt.num_known:
-            return  # one that was preempted has its own
-        found = [self._blocks[blocks, : self._block_size].ravel(), self._blocks[blocks[-1], -1:]]
-        new = slice(prompt.num_known, num_known)
-        prompt.entries[new] = np.concatenate(found)[new]
-        prompt.num_known = num_known
+        if num_tokens > prompt.num_known:  # one that was preempted has its own
+            new = slice(prompt.num_known, num_tokens)
+            prompt.entries[new] = self._blocks[blocks].ravel()[new]
+            prompt.num_known = num_tokens
 
-    def store(self, request: Request, start: int, block: int, places: range) -> None:
-        """Leaves with `places` of a block the scores of a prompt's tokens from `start` on."""
-        tokens = slice(start + places.start, start + places.stop)
-        self._blocks[block, places.start : places.stop] = self._of(request).entries[tokens]
+    def store(self, request: Request, block: int, tokens: range) -> None:
+        """Leaves the scores of some of a prompt's tokens with the block that begins with them."""
+        self._blocks[block, : len(tokens)] = self._of(request).entries[tokens.start : tokens.stop]
 
     def pop(self, request_id: int) -> list[Token]:
         """Hands over what read() returns."""

@@ -6,7 +6,7 @@ until it is needed for something else, the one unused longest first. With the co
 that its tokens have scores, which are kept elsewhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from itertools import takewhile
 
@@ -25,8 +25,9 @@ class BlockAllocator:
         self._users = [0] * num_blocks
         self._block_of: dict[bytes, int] = {}  # digest of all tokens up to its end → full block
         self._digest_of: dict[int, bytes] = {}
-        # Block whose tokens have scores → the token after it that has one, too, if any.
-        self._scored: dict[int, int | None] = {}
+        # Block → digest of what precedes it, and those of its first tokens that have scores.
+        self._scored: dict[int, tuple[bytes, tuple[int, ...]]] = {}
+        self._newest_after: dict[bytes, int] = {}  # digest → block after it that got scores last
 
     @property
     def num_free(self) -> int:
@@ -74,17 +75,22 @@ class BlockAllocator:
             found.append(self._block_of[digest])
         return found
 
-    def find_scored(
-        self, digests: Sequence[bytes], prompt: Sequence[int]
-    ) -> tuple[list[int], bool]:
-        """The same of blocks whose tokens have scores, and whether the prompt's token after them has
-        one, or there is none: it follows from the last token of a block, but is no part of it.
+    def find_scored(self, digests: Sequence[bytes], prompt: Sequence[int]) -> tuple[list[int], int]:
+        """Blocks that hold the beginning of a prompt with scores, and its length in tokens. The last may
+        go on otherwise than the prompt, and is to be copied, not shared.
         """
-        found = list(takewhile(self._scored.__contains__, self.find(digests)))
-        stop = len(found) * self.block_size
-        if not found or stop >= len(prompt):
-            return found, True
-        return found, self._scored[found[-1]] == prompt[stop]
+        found = list(takewhile(self._is_scored, self.find(digests)))
+        before = digests[len(found) - 1] if found else b""
+        start = len(found) * self.block_size
+        last = self._newest_after.get(before)
+        if last is None:
+            return found, start
+        pairs = zip(prompt[start:], self._scored[last][1], strict=False)
+        num = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return ([*found, last] if num else found), start + num
+
+    def _is_scored(self, block: int) -> bool:
+        return block in self._scored and len(self._scored[block][1]) == self.block_size
 
     def num_unused(self, blocks: Sequence[int]) -> int:
         """How many of `blocks` count as free as long as they are not taken."""
@@ -103,17 +109,21 @@ class BlockAllocator:
             if digest not in self._block_of:
                 self._block_of[digest], self._digest_of[block] = block, digest
 
-    def add_scores(self, digest: bytes, following: int | None) -> tuple[int, range]:
-        """Notes that the tokens of a published block have scores, and so has the token `following` it.
-        What has scores keeps them, so this returns the block and the places in it that get some now:
-        `block_size` stands for the token after it.
+    def add_scores(
+        self, table: Sequence[int], digests: Sequence[bytes], tokens: Sequence[int]
+    ) -> Iterator[tuple[int, range]]:
+        """Notes that `tokens`, the first of `table`, have scores; yields the blocks that get some now,
+        and of which tokens. Full blocks are published, and keep the scores that they have.
         """
-        block = self._block_of[digest]
-        start = 0 if block not in self._scored else self.block_size
-        if self._scored.get(block) is not None:
-            return block, range(0)
-        self._scored[block] = following
-        return block, range(start, self.block_size + (following is not None))
+        for start in range(0, len(tokens) if self.reuse else 0, self.block_size):
+            index, own = start // self.block_size, tuple(tokens[start : start + self.block_size])
+            is_full = len(own) == self.block_size
+            block = self._block_of[digests[index]] if is_full else table[index]
+            before = digests[index - 1] if index else b""
+            if self._scored.get(block) != (before, own):
+                self._scored[block] = before, own
+                self._newest_after[before] = block
+                yield block, range(start, start + len(own))
 
     def forget(self, table: Sequence[int]) -> None:
         """Lets nobody find the blocks of `table` any more; who has them keeps them."""
@@ -136,4 +146,6 @@ class BlockAllocator:
         digest = self._digest_of.pop(block, None)
         if digest is not None:
             del self._block_of[digest]
-            self._scored.pop(block, None)
+        before, _ = self._scored.pop(block, (b"", ()))
+        if self._newest_after.get(before) == block:
+            del self._newest_after[before]

@@ -52,3 +52,9 @@ class KVPool:
             LayerCache(*(torch.empty(sizes, dtype=shape.dtype, device=device) for _ in range(2)))
             for _ in range(shape.num_layers)
         ]
+
+    def copy(self, source: int, target: int) -> None:
+        """Copies the keys and values of a block to another."""
+        for layer in self.layers:
+            layer.k[target] = layer.k[source]
+            layer.v[target] = layer.v[source]

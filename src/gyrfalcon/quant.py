@@ -53,8 +53,8 @@ class Quantised:
     def shape(self) -> tuple[int, int]:
         """(out, in) of the matrix that this stands for."""
         if self._in_tiles:
-            tiles, units, _ = self.data.shape
-            return tiles * TILE_ROWS, units * TILE_COLUMNS
+            tiles, blocks, _ = self.data.shape
+            return tiles * TILE_ROWS, blocks * TILE_COLUMNS
         rows, width = self.data.shape
         return rows, width * 2 if self.group else width
 
@@ -165,8 +165,8 @@ def stored_forms(kind: str, rows: int, columns: int) -> tuple[ShapeDtype, ShapeD
     """
     if kind in GROUPS:
         _check_whole(kind, rows, columns)
-        tiles, unit_bytes = rows // TILE_ROWS, TILE_ROWS * TILE_COLUMNS // 2
-        data = ((tiles, columns // TILE_COLUMNS, unit_bytes), torch.uint8)
+        tiles, block_bytes = rows // TILE_ROWS, TILE_ROWS * TILE_COLUMNS // 2
+        data = ((tiles, columns // TILE_COLUMNS, block_bytes), torch.uint8)
         return data, ((tiles, columns // GROUPS[kind], TILE_ROWS), torch.bfloat16)
     dtype = torch.int8 if kind == "int8" else torch.float8_e4m3fn
     return ((rows, columns), dtype), ((rows,), torch.float32)

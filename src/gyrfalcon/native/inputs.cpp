@@ -146,13 +146,13 @@ Tokens as_int16_tiles(const Source &source) {
 }
 
 Tokens as_int8(const Source &source) {
-    const int64_t units = source.columns / 64;
+    const int64_t blocks = source.columns / 64;
     auto *to = source.memory<int8_t>(INPUTS, source.tokens * source.columns);
-    auto *scales = source.memory<float>(SCALES, source.tokens * units);
-    auto *offsets = source.memory<int32_t>(OFFSETS, source.tokens * units * 2);
+    auto *scales = source.memory<float>(SCALES, source.tokens * blocks);
+    auto *offsets = source.memory<int32_t>(OFFSETS, source.tokens * blocks * 2);
     source.for_tokens([&](int64_t token, const float *floats, int) {
-        source.kernels->quantise_int8(floats, source.columns, to + token * source.columns, scales + token * units,
-                                      offsets + 2 * token * units);
+        source.kernels->quantise_int8(floats, source.columns, to + token * source.columns, scales + token * blocks,
+                                      offsets + 2 * token * blocks);
     });
     Tokens made;
     made.bytes = to;
@@ -190,8 +190,8 @@ Tokens as_int8_tiles(const Source &source) {
             for (int64_t four = 0; four < count; four++)
                 tile[four * size] = own.groups[first / 4 + four];
         }
-        for (int64_t unit = 0; unit < columns / 64; unit++)
-            scales[unit * stride + token] = own.scales[unit];
+        for (int64_t block = 0; block < columns / 64; block++)
+            scales[block * stride + token] = own.scales[block];
         for (int64_t half = 0; half < columns / 32; half++)
             offsets[half * stride + token] = own.offsets[half];
     });
@@ -254,7 +254,7 @@ Tokens prepack(const Kernels &kernels, const gf_term &term, int place, int64_t t
 Tokens slice(const Tokens &all, int64_t first, int64_t count, int64_t columns) {
     Tokens part = all;
     part.count = part.transposed.count = count;
-    const int64_t group = first / TRANSPOSED_TOKENS, units = columns / 64;
+    const int64_t group = first / TRANSPOSED_TOKENS, blocks = columns / 64;
     switch (all.form) {
     case FLOATS:
     case DEINTERLEAVED:
@@ -271,13 +271,13 @@ Tokens slice(const Tokens &all, int64_t first, int64_t count, int64_t columns) {
         break;
     case INT8:
         part.bytes += first * all.stride;
-        part.scales += first * units;
-        part.offsets += 2 * first * units;
+        part.scales += first * blocks;
+        part.offsets += 2 * first * blocks;
         break;
     case TRANSPOSED:
         part.transposed.numbers += group * all.stride;
         if (part.transposed.scales)
-            part.transposed.scales += group * transposed_bytes(4 * units);
+            part.transposed.scales += group * transposed_bytes(4 * blocks);
     }
     return part;
 }

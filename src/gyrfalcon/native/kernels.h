@@ -11,8 +11,8 @@ constexpr int64_t padded_int16(int64_t count) { return (count + 31) / 32 * 32; }
 // Of one number; not for i4.
 constexpr int64_t bytes_of(int kind) { return kind == GF_F32 ? 4 : kind == GF_I8 ? 1 : 2; }
 
-// i4 is stored in tiles of so many rows, each [units of 64 columns, 8 words, rows, 4 bytes]; scales in [groups, rows].
-constexpr int64_t INT4_ROWS = 16, INT4_UNIT_BYTES = 32 * INT4_ROWS;
+// i4 is stored in tiles of so many rows, each [blocks of 64 columns, 8 words, rows, 4 bytes]; scales in [groups, rows].
+constexpr int64_t INT4_ROWS = 16, INT4_BLOCK_BYTES = 32 * INT4_ROWS;
 
 // Some rows of a weight matrix, `row_bytes` apart (except i4).
 struct Rows {
@@ -87,8 +87,8 @@ struct Int16Tile {
 // Some columns of a tile of int8 tokens.
 struct Int8Tokens {
     const int8_t *bytes;    // [groups, nr, 4]
-    const float *scales;    // [units of 64 columns, stride]
-    const int32_t *offsets; // [halves of units, stride]
+    const float *scales;    // [blocks of 64 columns, stride]
+    const int32_t *offsets; // [halves of blocks, stride]
     int64_t stride;
     int64_t count; // nr at most
 };

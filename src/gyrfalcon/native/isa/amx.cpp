@@ -73,8 +73,8 @@ void transpose_tokens(const char *rows, int64_t row_bytes, int64_t count, char *
 }
 
 // The scales of a group of tokens, [blocks of 64 columns, 32], as transpose_tokens leaves them.
-INLINE Floats token_scales(const char *scales, int64_t unit, int half) {
-    return load<Floats>(scales + (unit / 16 * 2 + half) * TILE_BYTES + unit % 16 * ROW_BYTES);
+INLINE Floats token_scales(const char *scales, int64_t block, int half) {
+    return load<Floats>(scales + (block / 16 * 2 + half) * TILE_BYTES + block % 16 * ROW_BYTES);
 }
 
 // ---- 32 rows × 32 tokens, some steps of them; sums start from zero at step 0 ----
@@ -212,7 +212,7 @@ INLINE void put_int4(const char *words, char *to) {
 void pack_int4(const Rows &rows, int64_t row, int64_t first, int64_t steps, char *to) {
     for (int64_t tile = 0; tile < min(SIDE, rows.count - row); tile += INT4_ROWS)
         for (int64_t step = 0; step < steps; step++)
-            put_int4(rows.data + (row + tile) * rows.row_bytes + (first + step) * INT4_UNIT_BYTES,
+            put_int4(rows.data + (row + tile) * rows.row_bytes + (first + step) * INT4_BLOCK_BYTES,
                      to + step * PAIR_BYTES + tile * ROW_BYTES);
 }
 

@@ -115,14 +115,14 @@ template <int TOKENS, bool HALVES>
 INLINE void int4_tile(const Rows &rows, int64_t row, const Tokens &tokens, int64_t token, int64_t ahead,
                       const Sums &sums) {
     constexpr int PARTS = INT4_ROWS / WIDTH;
-    const int64_t units = rows.columns / 64, units_in_group = HALVES ? 1 : rows.group / 64;
+    const int64_t blocks = rows.columns / 64, blocks_in_group = HALVES ? 1 : rows.group / 64;
     const char *words = int4_words(rows, row), *scales = int4_scales(rows, row);
     Floats total[PARTS][TOKENS] = {};
-    for (int64_t unit = 0; unit < units; unit++, words += INT4_UNIT_BYTES) {
-        const int8_t *x = tokens.bytes + token * tokens.stride + unit * 64;
+    for (int64_t block = 0; block < blocks; block++, words += INT4_BLOCK_BYTES) {
+        const int8_t *x = tokens.bytes + token * tokens.stride + block * 64;
         GroupSums low[PARTS][TOKENS] = {}, high[PARTS][TOKENS] = {};
         if (ahead)
-            UNROLL for (int line = 0; line < INT4_UNIT_BYTES; line += 64)
+            UNROLL for (int line = 0; line < INT4_BLOCK_BYTES; line += 64)
                 __builtin_prefetch(words + line + ahead, 0, 2);
         UNROLL for (int word = 0; word < 8; word++) {
             NibbleGroups low_half[PARTS], high_half[PARTS];
@@ -141,9 +141,9 @@ INLINE void int4_tile(const Rows &rows, int64_t row, const Tokens &tokens, int64
                 }
             }
         }
-        const char *own_scales = scales + (HALVES ? 2 * unit : unit / units_in_group) * 2 * INT4_ROWS;
+        const char *own_scales = scales + (HALVES ? 2 * block : block / blocks_in_group) * 2 * INT4_ROWS;
         UNROLL for (int j = 0; j < TOKENS; j++) {
-            const int64_t place = (token + j) * units + unit;
+            const int64_t place = (token + j) * blocks + block;
             UNROLL for (int i = 0; i < PARTS; i++)
                 total[i][j] += tokens.scales[place] *
                                int4_scaled<HALVES>(widen_group_sums(low[i][j]), widen_group_sums(high[i][j]),

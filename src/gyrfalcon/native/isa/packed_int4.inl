@@ -22,7 +22,7 @@ void pack_int4_rows(const Rows &rows, int64_t first, int64_t columns, uint8_t *t
             pack_int4_words<false>(nullptr, words, 0, to + 4 * row);
             continue;
         }
-        pack_int4_words<true>(int4_words(rows, row) + first / 64 * INT4_UNIT_BYTES, words, MR * rows.row_bytes,
+        pack_int4_words<true>(int4_words(rows, row) + first / 64 * INT4_BLOCK_BYTES, words, MR * rows.row_bytes,
                               to + 4 * row);
         const char *own_scales = int4_scales(rows, row);
         for (int64_t group = first / rows.group, i = 0; group * rows.group < first + columns; group++, i++)

@@ -65,19 +65,19 @@ void quantise_int16(const float *from, int64_t columns, int16_t *to, float *scal
 
 // Each 64 columns are scaled to ±127 by their largest magnitude.
 void quantise_int8(const float *from, int64_t columns, int8_t *rounded_to, float *scales, int32_t *offsets) {
-    for (int64_t unit = 0; unit < columns / 64; unit++) {
-        const float *x = from + unit * 64;
+    for (int64_t block = 0; block < columns / 64; block++) {
+        const float *x = from + block * 64;
         const float scale = largest_magnitude(x, 64) / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;
-        scales[unit] = scale;
+        scales[block] = scale;
         for (int half = 0; half < 2; half++) {
             Floats total = {};
             UNROLL for (int i = 32 * half; i < 32 * half + 32; i += WIDTH) {
                 Floats whole = round_to_nearest(load<Floats>(x + i) * inverse);
-                store(rounded_to + unit * 64 + i, narrow(__builtin_convertvector(whole, Ints)));
+                store(rounded_to + block * 64 + i, narrow(__builtin_convertvector(whole, Ints)));
                 total += whole;
             }
             const float all = reduce_sum(total);
-            offsets[2 * unit + half] = all == all ? -8 * static_cast<int32_t>(all) : 0;
+            offsets[2 * block + half] = all == all ? -8 * static_cast<int32_t>(all) : 0;
         }
     }
 }

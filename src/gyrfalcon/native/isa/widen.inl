@@ -29,7 +29,7 @@ void widen_int4(const Rows &rows, float *to, int64_t stride) {
         const auto *words = reinterpret_cast<const uint8_t *>(int4_words(rows, row));
         const char *scales = int4_scales(rows, row);
         for (int64_t column = 0; column < rows.columns; column++) {
-            const uint8_t both = words[column / 64 * INT4_UNIT_BYTES + column % 32 / 4 * 4 * INT4_ROWS + column % 4];
+            const uint8_t both = words[column / 64 * INT4_BLOCK_BYTES + column % 32 / 4 * 4 * INT4_ROWS + column % 4];
             const int value = (column & 32 ? both >> 4 : both & 15) - 8;
             uint16_t scale;
             memcpy(&scale, scales + 2 * INT4_ROWS * (column / rows.group), 2);

@@ -25,6 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="compile Triton's kernels for every GPU even where docs/kernels.json is of the same",
     )
+    parser.addoption(
+        "--sanitise-kernels",
+        action="store_true",
+        help="run the native kernels under the sanitisers even where they have run as they are",
+    )
 
 
 def pytest_configure() -> None:
@@ -53,8 +58,7 @@ def refuse_another_clone() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with the files that take longest, so that no process waits for another's at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    longer = {item.path for item in items if item.get_closest_marker("timeout")}
-    items.sort(key=lambda item: (item.path not in longer, item.path not in slow))
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

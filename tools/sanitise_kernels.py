@@ -1,0 +1,104 @@
+"""Builds the native kernels with AddressSanitizer and UndefinedBehaviorSanitizer and runs their tests.
+
+    python tools/sanitise_kernels.py        minutes; notes in tests/native/sanitised.txt what it checked
+
+Instruction sets that this processor lacks are emulated, AMX's tiles too. A test compares the note
+with the sources, so that no change goes unchecked.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from gyrfalcon.native.library import SOURCES, VARIABLE
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = ROOT / "tests" / "native"
+NOTE = TESTS / "sanitised.txt"
+RUN = ("test_native.py", "test_shared_memory.py")
+CALLERS = ("native/library.py", "ops/native.py", "parallel/shared_memory.py")  # pass the pointers
+PRELOADED = ("libasan.so", "libubsan.so")  # have to come before the interpreter's own libraries
+SETS = "amx avx512 avx2 portable"
+LIST_SETS = "from gyrfalcon.native.library import available; print(*available())"
+
+
+def digest() -> str:
+    """SHA-256 of the kernels, of what calls them, and of the tests that run under the sanitisers."""
+    parts = (f"{path.relative_to(ROOT)}\0{path.read_text('utf-8')}" for path in _files())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _files() -> Iterator[Path]:
+    kinds = {".cpp", ".h", ".inl", ".txt"}
+    yield from sorted(path for path in SOURCES.rglob("*") if path.suffix in kinds)
+    yield from (SOURCES.parent / name for name in CALLERS)
+    yield from (TESTS / name for name in (*RUN, "emulated_amx.h"))
+
+
+def missing() -> str | None:
+    """What this machine lacks for it."""
+    compiler = shutil.which("c++")
+    if compiler is None or shutil.which("cmake") is None:
+        return "a C++ compiler and CMake on the path"
+    if any(not Path(library).is_absolute() for library in _libraries(compiler)):
+        return f"{' and '.join(PRELOADED)} of {compiler}"
+    return None
+
+
+def check(folder: Path) -> None:
+    """Builds in `folder` and runs; RuntimeError with the end of the output where anything fails."""
+    flags = ["-DGYRFALCON_SANITISE=ON", f"-DGYRFALCON_EMULATED_AMX={TESTS}"]
+    _run(["cmake", "-S", str(SOURCES), "-B", str(folder), *flags], {})
+    _run(["cmake", "--build", str(folder), "--parallel", "2"], {})
+    checked = {
+        VARIABLE: str(folder / "libgyrfalcon.so"),
+        "LD_PRELOAD": " ".join(_libraries(shutil.which("c++") or "c++")),
+        "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
+    }
+    found = _run([sys.executable, "-c", LIST_SETS], checked).strip()
+    if found != SETS:
+        raise RuntimeError(f"wanted {SETS} in the library, got {found}")
+    plain = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not processes"]
+    tests = [str(TESTS / name) for name in RUN]
+    _run([sys.executable, "-m", "pytest", *plain, *tests], checked)
+
+
+def _libraries(compiler: str) -> list[str]:
+    """The compiler's copies of what has to be preloaded; bare names where it has none."""
+    ask = [[compiler, f"-print-file-name={name}"] for name in PRELOADED]
+    return [subprocess.run(one, capture_output=True, text=True).stdout.strip() for one in ask]
+
+
+def _run(words: list[str], environment: dict[str, str]) -> str:
+    run = subprocess.run(
+        words, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
+    )
+    if run.returncode:
+        raise RuntimeError((run.stdout + run.stderr)[-4000:])
+    return run.stdout
+
+
+def main() -> int:
+    """Checks and writes the note; 1 where something fails, 2 where this machine lacks something."""
+    lacking = missing()
+    if lacking is not None:
+        print(f"sanitise_kernels: error: wanted {lacking}, got none; install it", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            check(Path(folder))
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            return 1
+    NOTE.write_text(f"{digest()}\n", "utf-8")
+    print(f"no fault; noted in {NOTE.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -472,7 +472,7 @@ def test_test_runs_every_check_and_says_which(copy: Copy) -> None:
         "+ mypy",
         "mypy <>",
         "+ pytest -n 2 --dist loadfile --no-loadscope-reorder --require-data -k a b",
-        "pytest <-n> <2> <--dist> <loadfile> <--require-data> <-k> <a b>",
+        "pytest <-n> <2> <--dist> <loadfile> <--no-loadscope-reorder> <--require-data> <-k> <a b>",
     ]
 
 

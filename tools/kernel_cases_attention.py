@@ -48,7 +48,7 @@ def _attention_types(dtype: str, alibi: bool) -> dict[str, str]:
 
 
 def _constants(
-    shape: tuple[int, int, bool], config: triton_attention.Config, block_size: int
+    shape: tuple[int, int, bool], config: triton_attention.AttentionConfig, block_size: int
 ) -> dict[str, Any]:
     group, dim, _ = shape
     return {

@@ -54,7 +54,7 @@ def _case(
     words += ["" if even else "rows end within a tile", "part" if parts else "", _words(last, bias)]
     return Case(
         name=" ".join(["product", *filter(None, words)]),
-        kernel=triton_linear._int4_product if kind in GROUPS else triton_linear._product,
+        kernel=triton_linear.int4_linear_kernel if kind in GROUPS else triton_linear.linear_kernel,
         signature=pointers | {"out": "*fp32" if parts else f"*{dtype}"} | numbers,
         constants=constants,
         warps=config.warps,
@@ -81,7 +81,7 @@ def _sum(parts: int, last: str = "none", *, bias: bool = False) -> Case:
         signature={"parts": "*fp32"}
         | ({"bias": "*bf16"} if bias else {})
         | {"out": "*bf16", "outputs": "i32"},
-        constants={"PARTS": parts, "TILE": triton_linear.SUMMED_OUTPUTS, "ACTIVATION": last}
+        constants={"PARTS": parts, "TILE": triton_linear.SUM_TILE, "ACTIVATION": last}
         | ({} if bias else {"bias": None}),
         warps=4,
         stages=3,

@@ -21,7 +21,7 @@ import torch
 
 from gyrfalcon.device.lookup import device_of
 from gyrfalcon.ops.triton import linear as triton_linear
-from gyrfalcon.ops.triton.linear import Config
+from gyrfalcon.ops.triton.linear import LinearConfig
 from gyrfalcon.quant import GROUPS, TILE_COLUMNS, Weight, quantise
 
 LEAST_GAIN = 0.02
@@ -30,19 +30,21 @@ SHAPES: dict[str, list[tuple[int, int]]] = {
     "40b": [(9216, 8192), (8192, 8192), (32768, 8192), (8192, 32768), (65024, 8192)],
     "7b": [(4672, 4544), (4544, 4544), (18176, 4544), (4544, 18176), (65024, 4544)],
 }
-Clock = Callable[[Weight, Config], float]  # seconds of one product
+Clock = Callable[[Weight, LinearConfig], float]  # seconds of one product
 
 
-def candidates(kind: str) -> Iterator[Config]:
+def candidates(kind: str) -> Iterator[LinearConfig]:
     """Tiles worth trying for up to 16 tokens."""
     inputs = (2 * TILE_COLUMNS, 4 * TILE_COLUMNS) if kind in GROUPS else (64, 128, 256)
     tiles = itertools.product((32, 64, 128), inputs, (2, 4, 8), (3, 4, 5, 6), (1, 2, 3, 4))
     for outputs, width, warps, stages, programs in tiles:
         if outputs * width * stages <= 128 * 1024:  # bytes under way, of 8-bit weights
-            yield Config(16, outputs, width, warps, stages, programs)
+            yield LinearConfig(16, outputs, width, warps, stages, programs)
 
 
-def fastest(weight: Weight, kind: str, usual: Config, clock: Clock, until: float) -> Config:
+def fastest(
+    weight: Weight, kind: str, usual: LinearConfig, clock: Clock, until: float
+) -> LinearConfig:
     """The fastest candidate, or `usual` where none gains enough."""
     best, best_seconds = usual, clock(weight, usual) * (1 - LEAST_GAIN)
     for config in candidates(kind):
@@ -61,7 +63,7 @@ def fastest(weight: Weight, kind: str, usual: Config, clock: Clock, until: float
 def clock_on(device: torch.device, tokens: int) -> Clock:
     """Times a linear as a graph runs it: many in a row, the median of rounds."""
 
-    def seconds(weight: Weight, config: Config) -> float:
+    def seconds(weight: Weight, config: LinearConfig) -> float:
         x = torch.randn(tokens, weight.shape[1], dtype=torch.bfloat16, device=device)
         replay = device_of(device).capture(lambda: triton_linear.linear(x, weight, config=config))
         replay()
@@ -78,7 +80,7 @@ def clock_on(device: torch.device, tokens: int) -> Clock:
     return seconds
 
 
-def write(table: Path, card: str, found: dict[str, Config]) -> None:
+def write(table: Path, card: str, found: dict[str, LinearConfig]) -> None:
     """Writes the findings into the table; other entries stay."""
     known = json.loads(table.read_text("utf-8")) if table.exists() else {}
     of_card = known.setdefault(card, {})

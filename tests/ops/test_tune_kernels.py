@@ -12,7 +12,7 @@ tune_kernels = pytest.importorskip("tune_kernels", reason="needs Triton")
 triton_linear = pytest.importorskip("gyrfalcon.ops.triton.linear", reason="needs Triton")
 
 WEIGHT = torch.zeros(64, 128)
-USUAL = triton_linear.Config(16, 64, 128, 4, 4, 2)
+USUAL = triton_linear.LinearConfig(16, 64, 128, 4, 4, 2)
 LATER = time.monotonic() + 1e6
 
 
@@ -50,8 +50,8 @@ def test_the_table_is_used_on_its_card_for_its_matrix(
 ) -> None:
     table = tmp_path / "table.json"
     other, found = (
-        triton_linear.Config(16, 32, 64, 2, 3, 1),
-        triton_linear.Config(16, 32, 64, 8, 6, 4),
+        triton_linear.LinearConfig(16, 32, 64, 2, 3, 1),
+        triton_linear.LinearConfig(16, 32, 64, 8, 6, 4),
     )
     tune_kernels.write(table, "a card", {"int8 64 x 128": other})
     tune_kernels.write(table, "a card", {"int8 64 x 128": found, "none 8 x 8": other})
@@ -69,7 +69,7 @@ def test_the_table_is_used_on_its_card_for_its_matrix(
 
 
 def test_a_product_takes_the_tile_it_is_given() -> None:
-    tile = triton_linear.Config(16, 32, 64, 2, 3, 1)
+    tile = triton_linear.LinearConfig(16, 32, 64, 2, 3, 1)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 128, generator=generator).to(DEVICE)
     weight = torch.randn(70, 128, generator=generator).to(DEVICE)

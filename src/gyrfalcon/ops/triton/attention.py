@@ -24,7 +24,7 @@ MOST_SPLITS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class AttentionConfig:
     """A program's tile of scores and how it is computed."""
 
     rows: int
@@ -33,7 +33,7 @@ class Config:
     stages: int  # tiles of keys and values under way
 
 
-def config_for(rows: int, head_dim: int, dtype: torch.dtype) -> Config:
+def config_for(rows: int, head_dim: int, dtype: torch.dtype) -> AttentionConfig:
     """The tile for up to `rows` (query, head) pairs that share keys.
 
     More than 64 rows of a decoding step become several programs, of which the second finds its keys
@@ -44,10 +44,10 @@ def config_for(rows: int, head_dim: int, dtype: torch.dtype) -> Config:
     """
     tile = max(16, min(128, triton.next_power_of_2(rows)))
     if dtype == torch.float32:  # the products are not of matrix units and need more registers
-        return Config(min(tile, 32), 32, 4, 2)
+        return AttentionConfig(min(tile, 32), 32, 4, 2)
     if head_dim > 64:
-        return Config(tile, 64 if tile <= 32 else 32, 8 if tile == 128 else 4, 3)
-    return Config(tile, 64, 8, 3) if tile == 128 else Config(tile, 64, 4, 5)
+        return AttentionConfig(tile, 64 if tile <= 32 else 32, 8 if tile == 128 else 4, 3)
+    return AttentionConfig(tile, 64, 8, 3) if tile == 128 else AttentionConfig(tile, 64, 4, 5)
 
 
 def splits_for(sequences: int, kv_heads: int, group: int, longest: int, num_sms: int = 132) -> int:
@@ -141,7 +141,9 @@ def prefill(
     return out
 
 
-def _shared(q: Tensor, cache: LayerCache, tables: Tensor, config: Config) -> dict[str, object]:
+def _shared(
+    q: Tensor, cache: LayerCache, tables: Tensor, config: AttentionConfig
+) -> dict[str, object]:
     """What both kernels are given of queries, cache and tile."""
     _, block_size, kv_heads, dim = cache.k.shape
     return {

@@ -31,11 +31,11 @@ TABLE = Path(__file__).with_name("table.json")
 FEW_TOKENS = 16  # the smallest tile of the matrix units
 NUM_SMS = 132  # multiprocessors of an H100 or H200
 FEWEST_STEPS = 4  # of a program, where rows are split: enough to fill its pipeline
-SUMMED_OUTPUTS = 1024  # that a program of the sum over splits takes
+SUM_TILE = 1024  # that a program of the sum over splits takes
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class LinearConfig:
     """The tile of a program and how it is run."""
 
     tokens: int
@@ -62,7 +62,7 @@ def linear(
     bias: Tensor | None = None,
     activation: str | None = None,
     num_sms: int = NUM_SMS,
-    config: Config | None = None,
+    config: LinearConfig | None = None,
 ) -> Tensor:
     """activation(x weightᵀ + bias): [tokens, in], [out, in], [out] → [tokens, out], in x's dtype.
 
@@ -72,9 +72,9 @@ def linear(
     """
     tokens = len(x)
     assert x.stride(1) == 1, "the kernels read rows of x as one run"
-    if isinstance(weight, Tensor) and tokens > FEW_TOKENS:
-        return reference.linear(x, weight, bias, activation)
     kind = weight.kind if isinstance(weight, Quantised) else "none"
+    if kind not in _FEW or (kind == "none" and tokens > FEW_TOKENS):  # no kernel, or GEMM is faster
+        return reference.linear(x, weight, bias, activation)
     outputs, inputs = weight.shape
     config = config or config_for(tokens, kind, x.dtype, weight.shape, device_of(x.device).model)
     tiles = (triton.cdiv(tokens, config.tokens), triton.cdiv(outputs, config.outputs))
@@ -88,13 +88,13 @@ def linear(
     parts = torch.empty(split.count, tokens, outputs, dtype=torch.float32, device=x.device)
     nothing = {"bias": None, "ACTIVATION": "none"}
     _launch(x, weight, parts, (*tiles, split.count), split, config, nothing)
-    grid = (tokens, triton.cdiv(outputs, SUMMED_OUTPUTS))
+    grid = (tokens, triton.cdiv(outputs, SUM_TILE))
     _sum_parts[grid](
         parts,
         out=out,
         outputs=outputs,
         PARTS=split.count,
-        TILE=SUMMED_OUTPUTS,
+        TILE=SUM_TILE,
         num_warps=4,
         **epilogue,
     )
@@ -103,23 +103,23 @@ def linear(
 
 def config_for(
     tokens: int, kind: str, dtype: torch.dtype, shape: Sequence[int] = (0, 0), card: str = ""
-) -> Config:
+) -> LinearConfig:
     """The tile for so many tokens and a weight of `shape` on a card: what was measured there
     (tools/tune_kernels.py), else weights of 16 KiB or less a step for few, square tiles for many.
     """
     if dtype == torch.float32:  # no matrix units: small tiles
         return _FLOAT32[tokens <= FEW_TOKENS]
     if tokens > FEW_TOKENS:
-        return Config(64 if tokens <= 64 else 128, 128, 64, warps=8, stages=3, programs=1)
+        return LinearConfig(64 if tokens <= 64 else 128, 128, 64, warps=8, stages=3, programs=1)
     return tuned().get(card, {}).get(key(kind, shape), _FEW[kind])
 
 
 @cache
-def tuned() -> Mapping[str, Mapping[str, Config]]:
+def tuned() -> Mapping[str, Mapping[str, LinearConfig]]:
     """What was measured: card → key() → the fastest tile for up to FEW_TOKENS."""
     table = json.loads(TABLE.read_text("utf-8"))
     return {
-        card: {name: Config(**config) for name, config in of_card.items()}
+        card: {name: LinearConfig(**config) for name, config in of_card.items()}
         for card, of_card in table.items()
     }
 
@@ -130,16 +130,18 @@ def key(kind: str, shape: Sequence[int]) -> str:
 
 
 _FEW = {
-    "none": Config(16, 64, 128, warps=4, stages=4, programs=2),
-    "int8": Config(16, 64, 128, warps=4, stages=5, programs=3),
-    "fp8": Config(16, 64, 128, warps=4, stages=5, programs=3),
-    "int4": Config(16, 128, 128, warps=4, stages=4, programs=4),
-    "int4-32": Config(16, 64, 128, warps=4, stages=5, programs=4),  # 128 outputs spill on an A100
-    "int4-128": Config(16, 128, 128, warps=4, stages=4, programs=4),
+    "none": LinearConfig(16, 64, 128, warps=4, stages=4, programs=2),
+    "int8": LinearConfig(16, 64, 128, warps=4, stages=5, programs=3),
+    "fp8": LinearConfig(16, 64, 128, warps=4, stages=5, programs=3),
+    "int4": LinearConfig(16, 128, 128, warps=4, stages=4, programs=4),
+    "int4-32": LinearConfig(
+        16, 64, 128, warps=4, stages=5, programs=4
+    ),  # 128 outputs spill on an A100
+    "int4-128": LinearConfig(16, 128, 128, warps=4, stages=4, programs=4),
 }
 _FLOAT32 = {
-    True: Config(16, 32, 64, warps=4, stages=2, programs=2),
-    False: Config(32, 64, 64, warps=4, stages=2, programs=1),
+    True: LinearConfig(16, 32, 64, warps=4, stages=2, programs=2),
+    False: LinearConfig(32, 64, 64, warps=4, stages=2, programs=1),
 }
 
 
@@ -158,7 +160,7 @@ def _launch(
     out: Tensor,
     grid: tuple[int, int, int],
     split: Split,
-    config: Config,
+    config: LinearConfig,
     epilogue: Mapping[str, object],
 ) -> None:
     outputs, inputs = weight.shape
@@ -166,7 +168,7 @@ def _launch(
     assert data.ndim == 2, "the kernels read int4 as Quantised.by_rows has it"
     assert data.is_contiguous(), "the kernels read a weight row by row without a stride"
     group = weight.group if isinstance(weight, Quantised) else None
-    kernel = _product if group is None else _int4_product
+    kernel = linear_kernel if group is None else int4_linear_kernel
     grouped = {} if group is None else {"GROUP": group}
     kernel[grid](
         x,
@@ -190,7 +192,7 @@ def _launch(
 
 
 @triton.jit(do_not_specialize=["tokens", "steps"])  # one program for every batch
-def _product(
+def linear_kernel(
     x,
     weight,
     scales,
@@ -232,15 +234,15 @@ def _product(
             w = tl.load(weight_rows + column[None, :], mask=known[None, :], other=0.0)
             xs = tl.load(x_rows + column[:, None], mask=known[:, None] & known_token, other=0.0)
         if scales is not None:
-            w = _narrowed(w.to(tl.float32), x.dtype.element_ty)
+            w = _narrow(w.to(tl.float32), x.dtype.element_ty)
         total = tl.dot(w, xs, total, input_precision="ieee")
     if scales is not None:
         total *= tl.load(scales + row, mask=row < outputs, other=0.0)[:, None]
-    _finish(total, bias, out, token, row, tokens, outputs, ACTIVATION)
+    _epilogue(total, bias, out, token, row, tokens, outputs, ACTIVATION)
 
 
 @triton.jit(do_not_specialize=["tokens", "steps"])  # one program for every batch
-def _int4_product(
+def int4_linear_kernel(
     x,
     weight,
     scales,
@@ -258,38 +260,38 @@ def _int4_product(
     EVEN: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    """As `_product` for packed weights uint8 [outputs, inputs / 2], scales bfloat16 [inputs / GROUP,
+    """As `linear_kernel` for packed weights uint8 [outputs, inputs / 2], scales bfloat16 [inputs / GROUP,
     outputs]: what a step has of a group is summed by itself, in integers times x, and scaled in float32.
     """
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     row = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     known_row = tl.minimum(row, outputs - 1)
-    half = tl.arange(0, 32)  # columns of half a unit: the same as its bytes
+    half = tl.arange(0, 32)  # columns of half a block: the same as its bytes
     x_rows = x + token.to(tl.int64)[None, :] * x_stride + half[:, None]
     weight_rows = weight + known_row.to(tl.int64)[:, None] * (inputs // 2) + half[None, :]
     first = tl.program_id(2) * steps
     total = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
     for step in range(first, tl.minimum(first + steps, tl.cdiv(inputs, INPUTS))):
         for each in tl.static_range(INPUTS // 64):
-            unit = step * (INPUTS // 64) + each
+            block = step * (INPUTS // 64) + each
             known_tokens = tokens
-            if not EVEN:  # a unit past the end has no tokens, whichever weights stand for it
-                known_tokens = tl.where(unit < inputs // 64, tokens, 0)
-                unit = tl.minimum(unit, inputs // 64 - 1)
+            if not EVEN:  # a block past the end has no tokens, whichever weights stand for it
+                known_tokens = tl.where(block < inputs // 64, tokens, 0)
+                block = tl.minimum(block, inputs // 64 - 1)
             known = token[None, :] < known_tokens
-            group = unit * (64 // GROUP) if GROUP <= 64 else unit // (GROUP // 64)
-            packed = tl.load(weight_rows + unit * 32)
+            group = block * (64 // GROUP) if GROUP <= 64 else block // (GROUP // 64)
+            packed = tl.load(weight_rows + block * 32)
             scale = tl.load(scales + group * outputs + known_row).to(tl.float32)
-            xs = tl.load(x_rows + unit * 64, mask=known, other=0.0)
+            xs = tl.load(x_rows + block * 64, mask=known, other=0.0)
             part = tl.dot(_low_half(packed, x.dtype.element_ty), xs, input_precision="ieee")
             if GROUP == 32:  # the halves are groups of their own
                 total += part * scale[:, None]
                 scale = tl.load(scales + (group + 1) * outputs + known_row).to(tl.float32)
                 part = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
-            xs = tl.load(x_rows + unit * 64 + 32, mask=known, other=0.0)
+            xs = tl.load(x_rows + block * 64 + 32, mask=known, other=0.0)
             part = tl.dot(_high_half(packed, x.dtype.element_ty), xs, part, input_precision="ieee")
             total += part * scale[:, None]
-    _finish(total, bias, out, token, row, tokens, outputs, ACTIVATION)
+    _epilogue(total, bias, out, token, row, tokens, outputs, ACTIVATION)
 
 
 @triton.jit
@@ -298,18 +300,18 @@ def _low_half(packed, dtype: tl.constexpr):
     cheaper than converting an integer; both halves share that step.
     """
     shifted = ((packed.to(tl.int32) | 0x4B000000) & -241).to(tl.float32, bitcast=True)
-    return _narrowed(shifted - 8388616.0, dtype)  # 2²³ + 8
+    return _narrow(shifted - 8388616.0, dtype)  # 2²³ + 8
 
 
 @triton.jit
 def _high_half(packed, dtype: tl.constexpr):
     """Bits 4…7, likewise: 16 times too large, which the product undoes without an error."""
     shifted = ((packed.to(tl.int32) | 0x4B000000) & -16).to(tl.float32, bitcast=True)
-    return _narrowed(shifted * 0.0625 - 524296.0, dtype)  # 2¹⁹ + 8
+    return _narrow(shifted * 0.0625 - 524296.0, dtype)  # 2¹⁹ + 8
 
 
 @triton.jit
-def _narrowed(values, dtype: tl.constexpr):
+def _narrow(values, dtype: tl.constexpr):
     """float32 of at most 8 significant bits → dtype: exact, so that bfloat16 is the upper half."""
     if dtype == tl.bfloat16:
         upper = (values.to(tl.int32, bitcast=True) >> 16).to(tl.int16)
@@ -318,11 +320,11 @@ def _narrowed(values, dtype: tl.constexpr):
 
 
 @triton.jit
-def _finish(total, bias, out, token, row, tokens, outputs, ACTIVATION: tl.constexpr):
+def _epilogue(total, bias, out, token, row, tokens, outputs, ACTIVATION: tl.constexpr):
     """Adds the bias, applies the activation and stores [outputs, tokens] as out [tokens, outputs]."""
     if bias is not None:
         total += tl.load(bias + row, mask=row < outputs, other=0.0).to(tl.float32)[:, None]
-    total = _activated(total, ACTIVATION)
+    total = _activate(total, ACTIVATION)
     place = (tl.program_id(2) * tokens + token).to(tl.int64) * outputs
     known = (token < tokens)[None, :] & (row < outputs)[:, None]
     tl.store(out + place[None, :] + row[:, None], total.to(out.dtype.element_ty), mask=known)
@@ -342,12 +344,12 @@ def _sum_parts(
         total += tl.load(parts + place, mask=known, other=0.0)
     if bias is not None:
         total += tl.load(bias + column, mask=known, other=0.0).to(tl.float32)
-    total = _activated(total, ACTIVATION)
+    total = _activate(total, ACTIVATION)
     tl.store(out + row * outputs + column, total.to(out.dtype.element_ty), mask=known)
 
 
 @triton.jit
-def _activated(x, NAME: tl.constexpr):
+def _activate(x, NAME: tl.constexpr):
     """The activations of `reference.ACTIVATIONS`, in float32."""
     if NAME == "gelu":
         return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))

@@ -17,17 +17,17 @@ MOST_NORMS = 2  # that a block of the family applies to one row
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class NormConfig:
     """How a row is taken: a wider row than `tile` is read tile by tile, twice."""
 
     tile: int  # columns, a power of two
     warps: int
 
 
-def config_for(hidden: int) -> Config:
+def config_for(hidden: int) -> NormConfig:
     """Up to 8192 columns stay in registers, 16 in each thread where a warp has 32."""
     tile = min(triton.next_power_of_2(hidden), 8192)
-    return Config(tile, warps=max(1, tile // 512))
+    return NormConfig(tile, warps=max(1, tile // 512))
 
 
 def add_layer_norms(

@@ -77,12 +77,12 @@ def rotary_and_cache_kernel(
     first = tl.load(source, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
     if cos is not None:
-        turned = (members <= GROUP)[:, None]
+        rotated = (members <= GROUP)[:, None]
         c = tl.load(cos + token * HALF + dims, mask=dims < HALF, other=0.0)[None, :]
         s = tl.load(sin + token * HALF + dims, mask=dims < HALF, other=0.0)[None, :]
         first, second = (
-            tl.where(turned, first * c - second * s, first),
-            tl.where(turned, second * c + first * s, second),
+            tl.where(rotated, first * c - second * s, first),
+            tl.where(rotated, second * c + first * s, second),
         )
 
     query = (token * kv_heads + heads) * GROUP + members

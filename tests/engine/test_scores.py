@@ -167,6 +167,15 @@ def test_a_copied_block_stays_as_it_was_for_others() -> None:
     assert (again, own.run(request(2, [*PREFIX[:20], 33], prompt_logprobs=None))) == (22 - 17, 1)
 
 
+def test_a_preempted_prompt_takes_no_scores_of_its_own_output() -> None:
+    """Which another prompt has, where it is the text that the first one went on with."""
+    own = rank(num_blocks=16, budget=64)
+    older = request(0, [*[7] * 10, *range(10, 17)], max_new_tokens=40)
+    younger = request(1, [7] * 10, max_new_tokens=30)
+    assert own.run(older, younger) > 57 + 40 - 8, "nobody was preempted"
+    assert [own.finished[0], own.finished[1]] == [expected(older), expected(younger)]
+
+
 def test_of_a_block_that_was_needed_otherwise_nothing_is_copied() -> None:
     own = rank(num_blocks=6)
     own.run(request(0, PREFIX[:6]))

@@ -328,7 +328,7 @@ class Scheduler:
         """Blocks that hold its beginning with scores, and how many of its tokens that is."""
         if not sequence.shares_scores:
             return [], 0
-        digests = self._digests(sequence, len(sequence.tokens) - 1)
+        digests = self._digests(sequence, sequence.prompt_len - 1)  # its output has no scores
         return self.allocator.find_scored(digests, sequence.request.prompt_ids)
 
     def _missing(self, sequence: Sequence) -> list[bytes]:

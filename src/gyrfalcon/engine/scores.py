@@ -97,5 +97,5 @@ class PromptScores:
 
 
 def _entry(num_top: int) -> np.dtype[np.void]:
-    kinds = (np.float64, (np.int32, num_top), (np.float64, num_top))
+    kinds = (np.float64, (np.int32, (num_top,)), (np.float64, (num_top,)))
     return np.dtype(list(zip(_NAMES, kinds, strict=True)))

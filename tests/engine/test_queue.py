@@ -156,6 +156,12 @@ def test_a_deadline_ends_a_waiting_request_which_was_queued_all_the_time(
     assert 0.05 <= last.queued_seconds <= time.monotonic() - start
 
 
+def test_a_prompt_that_was_not_read_has_no_scores(one_by_one: Engine) -> None:
+    one_by_one.add([30], ENDLESS)
+    [last] = one_by_one.stream([31, 32], replace(FEW, prompt_logprobs=1), timeout=1e-4)
+    assert last.prompt_logprobs is None
+
+
 def test_streams_and_generate_take_a_deadline(one_by_one: Engine) -> None:
     [*_, last] = one_by_one.stream("the", ENDLESS, timeout=SOON)
     assert (last.finish_reason, last.error) == (FinishReason.ABORTED, "deadline of 0.0001 s passed")

@@ -35,7 +35,7 @@ class Live:
     def scored(self, delta: Delta, scores: list[Token]) -> Delta:
         """The first delta of the first sample, with the scores of the prompt from its second token on."""
         self.owes_scores = False
-        return replace(delta, prompt_logprobs=(None, *scores))
+        return replace(delta, prompt_logprobs=self._whole(scores))
 
     def ended(self, delta: Delta, output: StepOutput, now: float) -> Delta:
         """A sample's last delta, with what it took to get there."""
@@ -54,17 +54,17 @@ class Live:
 
     def output(self) -> RequestOutput:
         """The whole request, after its end."""
-        num_scored = len(self.request.prompt_ids) - 1
         scored = self.request.params.prompt_logprobs is not None
-        scored = (
-            scored and len(self.prompt_scores) == num_scored
-        )  # a sample that failed leaves fewer
         return RequestOutput(
             prompt=self.prompt,
             prompt_ids=self.request.prompt_ids,
             completions=tuple(stream.completion() for stream in self.streams),
-            prompt_logprobs=(None, *self.prompt_scores) if scored else None,
+            prompt_logprobs=self._whole(self.prompt_scores) if scored else None,
             num_cached_tokens=self.num_cached_tokens,
             queued_seconds=self.queued_seconds,
             num_preemptions=self.num_preemptions,
         )
+
+    def _whole(self, scores: list[Token]) -> tuple[Token | None, ...] | None:
+        """The scores of the whole prompt; None where a sample that failed left fewer."""
+        return (None, *scores) if len(scores) == len(self.request.prompt_ids) - 1 else None

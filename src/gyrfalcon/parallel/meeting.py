@@ -33,7 +33,11 @@ def meet(
     try:
         timeout = timedelta(seconds=connect)
         all_attempts = dist.TCPStore(
-            torchrun.address, torchrun.port, is_master=hosts, timeout=timeout
+            torchrun.address,
+            torchrun.port,
+            is_master=hosts,
+            timeout=timeout,
+            multi_tenant=True,  # a command meets, and so does each engine that it makes
         )
     except RuntimeError as error:
         raise UsageError(_where(torchrun), str(error).splitlines()[0], DO) from None

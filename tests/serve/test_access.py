@@ -7,6 +7,8 @@ import pytest
 from serve_client import Server, serving
 
 from gyrfalcon import Engine, EngineConfig
+from gyrfalcon.cli.serve_run import keys_of_file
+from gyrfalcon.errors import UsageError
 from gyrfalcon.serve.access import allowed_hosts, is_loopback
 
 pytest_plugins = ["serve_fixtures"]
@@ -102,3 +104,24 @@ def test_an_answer_has_its_request_s_number_and_the_log_no_prompt(
     for wrong in ("a b", "x" * 65, ""):
         given = server.post("/v1/completions", BODY, **{"x-request-id": wrong})
         assert given.headers["x-request-id"] not in (wrong, "")
+
+
+def test_a_file_has_a_key_a_line_and_comments(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# key of team A\n first \n\n# of team B\nsecond\n")
+    assert keys_of_file(str(file)) == ["first", "second"]
+
+
+@pytest.mark.parametrize("content", ["", "# nothing but a comment\n", "two words\n"])
+def test_a_file_without_keys_or_with_a_sentence_is_refused(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(content)
+    with pytest.raises(UsageError, match="write one a line"):
+        keys_of_file(str(file))
+
+
+def test_an_allowed_host_may_be_given_with_its_port(model: Path) -> None:
+    hosts = allowed_hosts("0.0.0.0", ["a.example:8443"])
+    with serving(lambda: Engine(EngineConfig(str(model), max_len=64)), hosts=hosts) as server:
+        assert server.get("/health", host="a.example:8443").status == 200
+        assert server.get("/health", host="b.example:8443").status == 403

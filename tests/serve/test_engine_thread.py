@@ -10,6 +10,8 @@ from serve_client import Server, engine_of, serving, wait_for
 
 from gyrfalcon import Engine
 from gyrfalcon.errors import CheckpointError
+from gyrfalcon.request import Delta
+from gyrfalcon.serve.answers import WholeAnswer
 
 pytest_plugins = ["serve_fixtures"]
 
@@ -66,6 +68,35 @@ def test_a_step_that_fails_answers_everybody_and_turns_the_server_red(model: Pat
         assert "closed" in str(failure)
 
 
+def test_an_engine_that_ends_between_requests_turns_the_server_red(model: Path) -> None:
+    """As when a rank dies while nobody asks: the next request finds out, and is the last."""
+    with serving(lambda: engine_of(model)) as server:
+        server.service.engine.close()
+        assert server.post("/v1/completions", BODY).status == 503
+        wait_for(lambda: server.get("/health").status == 503)
+        [failure] = server.failures
+        assert "closed" in str(failure)
+
+
+def test_an_answer_that_cannot_be_written_does_not_take_others_along(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = WholeAnswer.take
+
+    def broken(answer: WholeAnswer, prompt: int, delta: Delta) -> None:
+        if answer._head.format.prompts[prompt].ids == (31, 32):
+            raise KeyError("a fault")
+        take(answer, prompt, delta)
+
+    monkeypatch.setattr(WholeAnswer, "take", broken)
+    sound = server.later("/v1/completions", BODY | {"n": 2})
+    failing = server.later("/v1/completions", BODY | {"prompt": [31, 32]})
+    assert failing.answer().status == 500
+    assert failing.answer().error["type"] == "server_error"
+    assert len(sound.answer().json()["choices"]) == 2
+    wait_for(lambda: server.service.engine.stats().num_running == 0)
+
+
 def test_while_the_model_loads_the_server_lives_and_is_not_ready(model: Path) -> None:
     may_load = threading.Event()
 
@@ -76,6 +107,7 @@ def test_while_the_model_loads_the_server_lives_and_is_not_ready(model: Path) ->
     with serving(load, wait=False) as server:
         assert server.get("/health/live").status == 200
         assert server.get("/health").json() == {"status": "loading"}
+        assert int(server.get("/health").headers["retry-after"]) > 0
         refused = server.post("/v1/completions", BODY)
         assert (refused.status, refused.error["code"]) == (503, "loading")
         assert int(refused.headers["retry-after"]) > 0

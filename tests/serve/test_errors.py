@@ -34,6 +34,30 @@ def test_a_model_that_is_not_served_is_404_and_told_those_that_are(server: Serve
         assert refused.error["code"] == "model_not_found"
 
 
+def test_a_fault_of_the_server_is_in_the_envelope_too(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str | None) -> None:
+        raise KeyError("a fault")
+
+    monkeypatch.setattr(server.service, "check_model", broken)
+    refused = server.post("/v1/completions", BODY)
+    assert (refused.status, refused.error["type"]) == (500, "server_error")
+    assert "a fault" not in refused.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("stop_token_ids", [1] * 1025), ("logit_bias", {str(i): 1 for i in range(1025)})],
+)
+def test_lists_that_every_step_would_walk_are_bounded(
+    server: Server, name: str, value: object
+) -> None:
+    refused = server.post("/v1/completions", BODY | {name: value})
+    assert (refused.status, refused.error["param"]) == (400, name)
+    assert "1024" in refused.error["message"]
+
+
 @pytest.mark.parametrize("name", ["model", "prompt"])
 def test_an_option_that_is_missing_is_named(server: Server, name: str) -> None:
     for value in ({}, {name: None}):

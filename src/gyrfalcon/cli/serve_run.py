@@ -62,6 +62,8 @@ def _keys(args: argparse.Namespace) -> tuple[str, ...]:
     """The keys of all places they may come from."""
     keys = [os.environ.get(API_KEY, "")]
     if args.api_key is not None:
+        if not args.api_key.strip():
+            raise UsageError("a key for `api_key`", "an empty one", f"set {API_KEY} instead")
         print(
             f"gyrfalcon: warning: other users see --api-key in the list of processes; {API_KEY} and "
             "--api-key-file keep it secret",
@@ -69,12 +71,20 @@ def _keys(args: argparse.Namespace) -> tuple[str, ...]:
         )
         keys.append(args.api_key)
     if args.api_key_file is not None:
-        found = decoded(contents(args.api_key_file), args.api_key_file).split()
-        if not found:
-            do = "write one a line"
-            raise UsageError(f"a key in {args.api_key_file}", "none", do)
-        keys += found
+        keys += keys_of_file(args.api_key_file)
     return tuple(dict.fromkeys(key for key in map(str.strip, keys) if key))
+
+
+def keys_of_file(path: str) -> list[str]:
+    """One a line; lines that begin with # are comments."""
+    lines = map(str.strip, decoded(contents(path), path).splitlines())
+    found = [line for line in lines if line and not line.startswith("#")]
+    do = "write one a line"
+    if not found:
+        raise UsageError(f"a key in {path}", "none", do)
+    if any(len(key.split()) > 1 for key in found):
+        raise UsageError(f"keys without spaces in {path}", "one with a space", do)
+    return found
 
 
 def _log_to_stderr() -> None:

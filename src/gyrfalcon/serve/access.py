@@ -20,10 +20,11 @@ log = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 PROBES = ("/health", "/health/live")
+GONE = 499  # as nginx says: the client left before its answer began
 
 
 class Gate:
-    """Stands before the application: refuses hosts and keys that are none of ours, numbers and logs
+    """Stands before the application: refuses unknown hosts and keys, numbers and logs
     requests. `keys` empty: everybody may ask. `hosts` None: whatever the Host header says.
     """
 
@@ -38,7 +39,7 @@ class Gate:
         """`open_paths` need no key; `refused` hears the status of every error."""
         self._app = app
         self._keys = [sha256(key.encode()).digest() for key in keys]
-        self._hosts = None if hosts is None else {host.lower() for host in hosts}
+        self._hosts = None if hosts is None else set(map(_without_port, hosts))
         self._open_paths, self._refused = frozenset(open_paths), refused
         self.num_answering = 0  # requests
 
@@ -46,7 +47,7 @@ class Gate:
         if scope["type"] != "http":
             return
         headers, begin = Headers(scope=scope), time.monotonic()
-        number, status = _number(headers), 499  # as nginx says: the client was gone first
+        number, status = _number(headers), GONE
 
         async def numbered(message: Message) -> None:
             nonlocal status
@@ -62,13 +63,13 @@ class Gate:
             await app(scope, receive, numbered)
         except Exception:
             log.exception("%s %s %s", number, scope["method"], scope["path"])
-            if status == 499:
+            if status == GONE:
                 await error_response(unexpected())(scope, receive, numbered)
         finally:
             self.num_answering -= 1
-            if status >= 400:
-                self._refused(status)
             if scope["path"] not in PROBES:
+                if status >= 400 and status != GONE:
+                    self._refused(status)
                 seconds = time.monotonic() - begin
                 path = scope["raw_path"].decode("ascii", "replace")[:80]
                 log.info("%s %s %s %d %.3f s", number, scope["method"], path, status, seconds)
@@ -117,7 +118,11 @@ def allowed_hosts(host: str, allowed: Sequence[str]) -> tuple[str, ...] | None:
 
 def _host(headers: Headers) -> str:
     """The Host header without its port."""
-    return re.sub(r":\d*$", "", headers.get("host", "")).lower()
+    return _without_port(headers.get("host", ""))
+
+
+def _without_port(host: str) -> str:
+    return re.sub(r":\d*$", "", host).lower()
 
 
 def _number(headers: Headers) -> str:

@@ -134,7 +134,7 @@ def error_response(error: ApiError) -> Response:
 def failed(delta: Delta) -> ApiError:
     """What a caller is told of a sample that the engine ended by itself."""
     reason = "" if delta.finish_reason is None else delta.finish_reason.value
-    return ApiError(500, delta.error or f"wanted a text to its end, got one that was {reason}")
+    return ApiError(500, delta.error or f"wanted a complete text, got one that was {reason}")
 
 
 async def until_gone(receive: Receive) -> None:

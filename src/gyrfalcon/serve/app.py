@@ -11,9 +11,9 @@ from starlette.types import ASGIApp
 
 from gyrfalcon import __version__
 from gyrfalcon.serve import generating, tokens
-from gyrfalcon.serve.access import Gate
+from gyrfalcon.serve.access import Gate, unexpected
 from gyrfalcon.serve.answers import error_response, json_response
-from gyrfalcon.serve.errors import ApiError
+from gyrfalcon.serve.errors import RETRY_LATER, ApiError
 from gyrfalcon.serve.metrics import CONTENT_TYPE
 from gyrfalcon.serve.openapi import document
 from gyrfalcon.serve.service import Service
@@ -43,7 +43,11 @@ def application(
     ]
     app = Starlette(
         routes=routes,
-        exception_handlers={ApiError: _on_api_error, HTTPException: _on_http_error},
+        exception_handlers={
+            ApiError: _on_api_error,
+            HTTPException: _on_http_error,
+            Exception: _on_fault,
+        },
     )
     app.router.redirect_slashes = False
     open_paths = (*OPEN_PATHS, *(["/metrics"] if service.settings.public_metrics else []))
@@ -80,7 +84,9 @@ def _entry(service: Service, name: str) -> dict[str, object]:
 
 
 async def _health(service: Service, request: Request) -> Response:
-    return json_response({"status": service.state}, status=200 if service.is_ready else 503)
+    if service.is_ready:
+        return json_response({"status": service.state})
+    return json_response({"status": service.state}, RETRY_LATER, 503)
 
 
 async def _live(service: Service, request: Request) -> Response:
@@ -104,13 +110,16 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
     return error_response(error)
 
 
+async def _on_fault(request: Request, error: Exception) -> Response:
+    """A fault of the server, which is raised again and logged by the gate."""
+    return error_response(unexpected())
+
+
 async def _on_http_error(request: Request, error: Exception) -> Response:
     """What Starlette itself refuses: paths and methods."""
     assert isinstance(error, HTTPException)
     wanted = (
-        "a path of this server"
-        if error.status_code == 404
-        else f"another method than {request.method}"
+        "a path of this server" if error.status_code == 404 else "a method that this path takes"
     )
     message = f"wanted {wanted}, got {request.method} {request.url.path[:80]}; see /openapi.json"
     return error_response(ApiError(error.status_code, message, headers=error.headers))

@@ -15,7 +15,7 @@ LONG_BODY_BYTES = 64 << 10  # parsed elsewhere than on the event loop
 
 
 async def read_json(request: Request) -> object:
-    """The body as JSON. ApiError 400, 408, 413 or 415 for what is none, is slow or is large."""
+    """The body as JSON. ApiError 400, 408, 413 or 415 for a body that is not JSON, too slow or too large."""
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "application/json":
         message = f"wanted a body with Content-Type: application/json, got {kind[:60] or 'none'!r}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gyrfalcon.engine.engine import Engine
-from gyrfalcon.errors import EngineClosed
+from gyrfalcon.errors import EngineClosed, QueueFull, RequestError
 from gyrfalcon.request import Delta, SamplingParams
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class EngineThread:
                 number = engine.add(ids, params)
                 submission.engine_ids.append(number)
                 self._routes[number] = _Route(submission, place, params.n)
-        except Exception as error:
+        except (RequestError, QueueFull) as error:  # anything else ends the engine
             self._abort(engine, submission)
             self._tell(self._refuse, submission, error)
         else:
@@ -200,9 +200,14 @@ class EngineThread:
                 continue
             self._watch(submission, delta)
             submission.num_unfinished -= delta.finish_reason is not None
+            try:
+                submission.sink.take(place, delta)
+            except Exception as error:  # ends this answer, not the others
+                log.exception("an answer failed")
+                submission.sink.fail(error)
+                self.cancel(submission)
             if not submission.num_unfinished:
                 self._live.discard(submission)
-            submission.sink.take(place, delta)
             sinks[submission.sink] = None
         for sink in sinks:
             sink.flush()

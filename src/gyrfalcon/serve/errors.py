@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from gyrfalcon.errors import EngineClosed, GyrfalconError, QueueFull, RequestError
 
 ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-RETRY_SECONDS = 5
+RETRY_LATER = {"Retry-After": "5"}  # seconds
 TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -55,8 +55,7 @@ def wrong_option(param: str, wanted: str, got: str) -> ApiError:
 
 def queue_full(message: str) -> ApiError:
     """429 for a request that has to wait before it is queued."""
-    headers = {"Retry-After": str(RETRY_SECONDS)}
-    return ApiError(429, message, code="queue_full", headers=headers)
+    return ApiError(429, message, code="queue_full", headers=RETRY_LATER)
 
 
 def as_api_error(error: BaseException) -> ApiError:
@@ -69,6 +68,8 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(400, str(error), code="invalid_value")
     if isinstance(error, QueueFull):
         return queue_full(str(error))
+    if isinstance(error, EngineClosed):
+        return ApiError(503, str(error), headers=RETRY_LATER)
     if isinstance(error, GyrfalconError):
-        return ApiError(503 if isinstance(error, EngineClosed) else 500, str(error))
+        return ApiError(500, str(error))
     return ApiError(500, f"wanted an answer, got {type(error).__name__} in the server; see its log")

@@ -100,7 +100,7 @@ def _get(path: str, summary: str) -> Schema:
     content = {"application/json": {"schema": {"type": "object"}}}
     responses = {"200": {"description": summary, "content": content}} | _errors(*OF_GET)
     if path == "/health":  # its state, whichever it is
-        responses["503"] = {"description": "They are not", "content": content}
+        responses["503"] = {"description": "Requests are not taken", "content": content}
     operation: Schema = {"summary": summary, "responses": responses}
     if "{name}" in path:
         name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}

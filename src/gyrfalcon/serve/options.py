@@ -8,6 +8,7 @@ from enum import Enum
 
 from gyrfalcon.bounds import ONE_TOKEN_OR_MORE, SAMPLING, TOKENS, Bounds
 from gyrfalcon.serve.values import (
+    MOST_STOP_IDS,
     Anything,
     Biases,
     Fields,
@@ -207,7 +208,9 @@ OPTIONS: tuple[Option, ...] = (
         Stops(),
         "strings that end the text, which stops before them",
     ),
-    _served("stop_token_ids", GENERATING, TokenIds(), "token ids that end the text"),
+    _served(
+        "stop_token_ids", GENERATING, TokenIds(most=MOST_STOP_IDS), "token ids that end the text"
+    ),
     _served("ignore_eos", GENERATING, FLAG, "generates past the model's end of text", False),
     # what comes back
     _served("stream", GENERATING, FLAG, "sends the text as it comes, as server-sent events", False),
@@ -282,7 +285,7 @@ OPTIONS: tuple[Option, ...] = (
     _no_effect("parallel_tool_calls", CHAT, (True, False), "without tools it means nothing"),
     _no_effect("functions", CHAT, ([],), "the former name of `tools`"),
     _no_effect("function_call", CHAT, ("none",), "the former name of `tool_choice`"),
-    _no_effect("modalities", CHAT, (["text"],), "kinds of output: there is text alone"),
+    _no_effect("modalities", CHAT, (["text"],), "kinds of output: only text"),
     _no_effect(
         "response_format", GENERATING, ({"type": "text"},), "constrains the text to a format"
     ),
@@ -311,12 +314,12 @@ OPTIONS: tuple[Option, ...] = (
     _without_effect("prompt_cache_options", "prompts that begin alike share their cache anyway"),
     _without_effect("prompt_cache_retention", "cached prompts stay while there is room"),
     # refused
-    _refused("audio", CHAT, "the models hear and say nothing"),
+    _refused("audio", CHAT, "the models take and give only text"),
     _refused("prediction", CHAT, "output known beforehand is not used"),
     _refused("reasoning_effort", CHAT, "the models do not reason apart from their answer"),
     _refused("verbosity", CHAT, "say in the prompt how long the answer should be"),
     _refused("web_search_options", CHAT, "nothing is searched for"),
-    _refused("moderation", CHAT, "nothing is moderated"),
+    _refused("moderation", CHAT, "there is no moderation"),
     _refused("chat_template", CHAT, "the checkpoint's own is used"),
     _refused("mm_processor_kwargs", CHAT, "the models take text alone"),
     _refused("prompt_embeds", COMPLETIONS, "prompts are text or token ids"),
@@ -329,7 +332,7 @@ OPTIONS: tuple[Option, ...] = (
     _refused("guided_choice", GENERATING, "the text is not constrained to a format"),
     _refused("guided_grammar", GENERATING, "the text is not constrained to a format"),
     _refused("min_tokens", GENERATING, "an end of text is never held off; see `ignore_eos`"),
-    _refused("priority", GENERATING, "requests run in the order in which they came"),
+    _refused("priority", GENERATING, "requests have no priority of their own yet"),
     _refused("cache_salt", GENERATING, "cached prompts are shared by all requests"),
 )
 

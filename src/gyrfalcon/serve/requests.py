@@ -33,6 +33,7 @@ class Length:
 
     max_tokens: int | None
     wanted: bool
+    option: str = "max_tokens"  # that it came in
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,8 @@ def chat(read: Read) -> ChatRequest:
     longest, former = values["max_completion_tokens"], values["max_tokens"]
     if longest is not None and former is not None and longest != former:
         raise wrong_option("max_tokens", "the same as for `max_completion_tokens`", str(former))
-    length = Length(former if longest is None else longest, wanted=True)
+    option = "max_tokens" if longest is None else "max_completion_tokens"
+    length = Length(former if longest is None else longest, wanted=True, option=option)
     scored = values["prompt_logprobs"]
     generation = _generation(values, num_top, scored, length)
     return ChatRequest(generation, _conversation(values))

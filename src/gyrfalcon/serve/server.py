@@ -36,7 +36,7 @@ class Listening:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound; UsageError where the address cannot be had."""
+    """A socket that is bound; UsageError where the address is not available."""
     try:
         [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -86,7 +86,7 @@ class _Running:
     ) -> None:
         self._make_engine, self._settings = make_engine, settings
         self._listening, self._bound, self._on_ready = listening, bound, on_ready
-        self._interrupted = False
+        self._interrupted = self._hurried = False
 
     async def run(self) -> None:
         self._over = asyncio.Event()
@@ -123,7 +123,7 @@ class _Running:
             seconds = LAST_ANSWERS_SECONDS
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._gate.num_answering:
+                while self._gate.num_answering and not self._hurried:
                     await asyncio.sleep(0.02)
 
     def _failed(self, error: BaseException) -> None:
@@ -134,8 +134,7 @@ class _Running:
         self._over.set()
 
     def _interrupt(self) -> None:
-        if self._interrupted:  # the second one does not wait
-            self._listening = Listening("", 0, shutdown_seconds=0)
+        self._hurried = self._over.is_set()  # the second signal does not wait
         self._interrupted = True
         self._drain()
 

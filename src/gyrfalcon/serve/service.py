@@ -14,7 +14,7 @@ from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import CheckpointError, GyrfalconError, PromptTooLong, RequestError
 from gyrfalcon.request import Delta, SamplingParams
 from gyrfalcon.serve.engine_thread import EngineThread, Sink, Submission
-from gyrfalcon.serve.errors import RETRY_SECONDS, ApiError, as_api_error, queue_full, wrong_option
+from gyrfalcon.serve.errors import RETRY_LATER, ApiError, as_api_error, queue_full, wrong_option
 from gyrfalcon.serve.metrics import Metrics
 from gyrfalcon.serve.requests import Conversation, Generation, Length
 
@@ -65,7 +65,7 @@ class Service:
 
     @property
     def state(self) -> str:
-        """In a word, why they are not."""
+        """ready, or in one word why requests are not taken."""
         if self.failure is not None:
             return "failed"
         if self.is_draining:
@@ -80,7 +80,7 @@ class Service:
                 503,
                 f"wanted a server that is ready, got one that is {self.state}; ask again later",
                 code=self.state,
-                headers={"Retry-After": str(RETRY_SECONDS)},
+                headers=RETRY_LATER,
             )
         return self._engine
 
@@ -152,7 +152,8 @@ class Service:
         with _named(param):
             await asyncio.to_thread(check) if num_tokens > MANY_TOKENS else check()
         self._check_queue(num_tokens)
-        submission = self.thread.submit(asked, sink)
+        with _named(param):
+            submission = self.thread.submit(asked, sink)
         submission.num_queued_tokens = num_tokens
         self._num_queued_tokens += num_tokens
         try:
@@ -218,10 +219,10 @@ def _with_length(
         wanted = room if wanted is None else min(wanted, room)
     elif 0 < room < wanted:
         message = (
-            f"wanted at most {max_len} tokens, prompt and `max_tokens` together; got {prompt_len} + "
+            f"wanted at most {max_len} tokens, prompt and `{length.option}` together; got {prompt_len} + "
             f"{wanted}; ask for {room} or fewer"
         )
-        raise ApiError(400, message, param="max_tokens", code="context_length_exceeded")
+        raise ApiError(400, message, param=length.option, code="context_length_exceeded")
     return replace(params, max_new_tokens=max(wanted, 0 if length.max_tokens == 0 else 1))
 
 

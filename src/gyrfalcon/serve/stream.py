@@ -7,7 +7,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Callable
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from gyrfalcon.request import Delta
 from gyrfalcon.serve.answers import Head, until_gone
@@ -16,6 +16,7 @@ from gyrfalcon.serve.requests import Streaming
 
 MOST_BACKLOG_BYTES = 256 << 10
 PING_SECONDS = 10.0
+SEND_SECONDS = 60.0  # that a client may take to read what is being sent
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
 
@@ -72,7 +73,8 @@ class EventStream:
         try:
             await asyncio.wait({gone, sending, self._cut}, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
-                sending.result()
+                with contextlib.suppress(TimeoutError):  # cut off, as one that stays behind
+                    sending.result()
         finally:  # a response that is left half-way closes its connection
             self._ended = True
             self.cancel()
@@ -86,15 +88,22 @@ class EventStream:
             "x-accel-buffering": "no",
         } | dict(self._head.headers)
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": raw})
+        await self._send_one(send, {"type": "http.response.start", "status": 200, "headers": raw})
         while self._events or not self._ended:
             if not self._events:
                 await self._next_or_ping()
             data, self._events, self._backlog_bytes = b"".join(self._events), [], 0
-            self._is_sending = True
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-            self._is_sending = False
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._send_one(
+                send, {"type": "http.response.body", "body": data, "more_body": True}
+            )
+        await self._send_one(send, {"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_one(self, send: Send, message: Message) -> None:
+        """Sends a message; TimeoutError when the client does not read."""
+        self._is_sending = True
+        async with asyncio.timeout(SEND_SECONDS):
+            await send(message)
+        self._is_sending = False
 
     async def _next_or_ping(self) -> None:
         self._wake.clear()

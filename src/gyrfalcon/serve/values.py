@@ -15,6 +15,7 @@ Schema = dict[str, object]
 MOST_PROMPTS = 2048  # of one request
 MOST_MESSAGES = 2048
 MOST_STOPS, LONGEST_STOP = 16, 1024
+MOST_STOP_IDS = MOST_BIASES = 1024
 TOKEN_IDS = Bounds(0, 2**31 - 1)
 TOKEN_ID_RANGE = range(2**31)
 BIASES = Bounds(-100, 100)
@@ -138,17 +139,24 @@ class Stops:
 
 @dataclass(frozen=True, slots=True)
 class TokenIds:
-    """A list of token ids."""
+    """A list of token ids, of `most` at most."""
 
-    words: str = "a list of token ids"
+    most: int | None = None
+
+    @property
+    def words(self) -> str:
+        return "a list of token ids" if self.most is None else f"at most {self.most} token ids"
 
     def read(self, value: object) -> tuple[int, ...]:
         if not isinstance(value, list):
             raise WrongValue(self.words, shown(value))
+        if self.most is not None and len(value) > self.most:
+            raise WrongValue(self.words, str(len(value)))
         return _ids(value, self.words)
 
     def schema(self) -> Schema:
-        return {"type": "array", "items": {"type": "integer", **_range(TOKEN_IDS)}}
+        most: Schema = {} if self.most is None else {"maxItems": self.most}
+        return {"type": "array", "items": {"type": "integer", **_range(TOKEN_IDS)}, **most}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +190,13 @@ class Prompts:
 class Biases:
     """Numbers by token ids, which JSON writes as strings."""
 
-    words: str = f"an object of token ids, each with a number {BIASES.words}"
+    words: str = f"an object of at most {MOST_BIASES} token ids, each with a number {BIASES.words}"
 
     def read(self, value: object) -> dict[int, float]:
         if not isinstance(value, dict):
             raise WrongValue(self.words, shown(value))
+        if len(value) > MOST_BIASES:
+            raise WrongValue(self.words, str(len(value)))
         for token_id in value:
             if not (token_id.isascii() and token_id.isdigit() and len(token_id) < 11):
                 raise WrongValue("token ids as keys", token_id, ".*")
@@ -197,6 +207,7 @@ class Biases:
         return {
             "type": "object",
             "patternProperties": {"^[0-9]{1,10}$": number},
+            "maxProperties": MOST_BIASES,
             "additionalProperties": False,
         }
 

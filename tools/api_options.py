@@ -38,12 +38,15 @@ def page() -> str:
 
 def _table(kind: Kind, options: list[Option]) -> str:
     meaning = f"{MEANINGS[kind]}\n\n" if MEANINGS[kind] else ""
-    if kind in (Kind.SERVED, Kind.AT_NO_EFFECT):
+    if kind is Kind.SERVED:
         head = "| option | value | default | what it does |\n|---|---|---|---|\n"
         rows = [
             f"| `{one.name}` | {one.value.words} | {_default(one)} | {one.text} |\n"
             for one in options
         ]
+    elif kind is Kind.AT_NO_EFFECT:
+        head = "| option | its value without effect | why |\n|---|---|---|\n"
+        rows = [f"| `{one.name}` | {one.value.words} | {one.text} |\n" for one in options]
     else:
         head = "| option | why |\n|---|---|\n"
         rows = [f"| `{one.name}` | {one.text} |\n" for one in options]
@@ -53,6 +56,8 @@ def _table(kind: Kind, options: list[Option]) -> str:
 def _default(option: Option) -> str:
     if option.required:
         return "required"
+    if option.default_words:
+        return option.default_words
     return "none" if option.default is None else json.dumps(option.default)
 
 

@@ -1,18 +1,29 @@
-"""docs/api.md and the OpenAPI document say what the table of options says, and clients' options are in it."""
+"""docs/api.md, docs/serving.md and the OpenAPI document say what the code says, and the table has the
+options of clients.
+"""
 
+import argparse
+import ast
 import inspect
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import api_options
 import openai.resources.chat.completions as openai_chat
 import openai.resources.completions as openai_completions
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from serve_client import Json, Server
 
+from gyrfalcon.cli import serve
+from gyrfalcon.serve import errors
 from gyrfalcon.serve.options import OPTIONS, Endpoint, Kind, options_of
 
 pytest_plugins = ["serve_fixtures"]
 
+SERVING = (api_options.PAGE.parent / "serving.md").read_text("utf-8")
+SOURCES = Path(errors.__file__).parent
 NOT_IN_THE_BODY = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
 
 
@@ -66,5 +77,52 @@ def body_schema(document: Json, endpoint: Endpoint) -> Json:
     return content["application/json"]["schema"]
 
 
-def test_the_page_is_where_serving_links_to() -> None:
-    assert "api.md" in (Path(api_options.PAGE).parent / "serving.md").read_text("utf-8")
+def test_serving_links_to_the_page_of_options() -> None:
+    assert "api.md" in SERVING
+
+
+def test_serving_names_every_option_of_the_command() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    serve.add_arguments(parser)
+    shown = [one for one in parser._actions if one.help is not argparse.SUPPRESS]
+    options = {name for one in shown for name in one.option_strings}
+    assert len(options) > 15
+    missing = {name for name in options if not re.search(rf"`{name}[` ]", SERVING)}
+    assert missing == set()
+
+
+def test_serving_names_every_metric(server: Server) -> None:
+    server.post("/v1/completions", {})  # a refusal, which is counted
+    server.complete()
+    families = list(text_string_to_metric_families(server.get("/metrics").body.decode()))
+    names = {family.name for family in families if not family.name.endswith("_created")}
+    assert len(names) > 10
+    assert {name for name in names if f"| `{name}` |" not in SERVING} == set()
+
+
+def test_serving_names_every_type_and_code_of_an_error() -> None:
+    codes = {code for path in SOURCES.rglob("*.py") for code in codes_in(path)}
+    assert {"queue_full", "invalid_value", "model_not_found"} <= codes
+    assert {code for code in codes if f"| `{code}` |" not in SERVING} == set()
+    assert {kind for kind in errors.TYPES.values() if f"| `{kind}` |" not in SERVING} == set()
+    rows = re.findall(r"^\| ([0-9, ]+) \| `(\w+)` \|", SERVING, re.M)
+    for statuses, kind in rows:
+        for status in statuses.split(", "):
+            assert errors.ApiError(int(status), "").envelope["error"]["type"] == kind  # type: ignore[index]  # a dict
+
+
+def codes_in(path: Path) -> Iterator[str]:
+    """The texts that a source gives as `code`, or assigns to that name."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        given = isinstance(node, ast.keyword) and node.arg == "code"
+        assigned = isinstance(node, ast.Assign) and "code" in map(ast.unparse, node.targets)
+        if given or assigned:
+            for one in ast.walk(node):
+                if isinstance(one, ast.Constant) and isinstance(one.value, str):
+                    yield one.value
+
+
+@pytest.mark.parametrize("state", ["loading", "draining", "failed"])
+def test_serving_explains_every_state(state: str) -> None:
+    assert f"| `{state}` |" in SERVING
+    assert f'"{state}"' in (SOURCES / "service.py").read_text("utf-8")

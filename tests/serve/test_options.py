@@ -50,6 +50,8 @@ GENERATING: dict[str, tuple[dict[str, object], object]] = {
     "stream_options": ({"stream": True}, {"include_usage": True}),
     "prompt_logprobs": ({}, 1),
     "return_token_ids": ({}, True),
+    "response_format": ({}, {"type": "json_object"}),
+    "structured_outputs": ({}, {"choice": ["falcon"]}),
 }
 EFFECTS: dict[Endpoint, dict[str, tuple[dict[str, object], object]]] = {
     Endpoint.COMPLETIONS: {
@@ -162,6 +164,51 @@ def test_a_refused_option_is_refused_by_name_and_null_is_absent(
         refused = ask(server, endpoint, {option.name: value})
         assert (refused.status, refused.error["param"]) == (400, option.name)
     assert ask(server, endpoint, {option.name: None}).status == 200
+
+
+CLIENTS: dict[Endpoint, dict[str, object]] = {
+    Endpoint.COMPLETIONS: {
+        "stop": None,
+        "echo": False,
+        "n": 1,
+        "best_of": 1,
+        "suffix": None,
+        "logprobs": None,
+        "stream_options": None,
+        "skip_special_tokens": True,
+        "spaces_between_special_tokens": True,
+        "no_stop_trim": False,
+        "return_hidden_states": False,
+        "use_beam_search": False,
+        "length_penalty": 1.0,
+        "response_format": {"type": "text"},
+        "anything": None,
+    },
+    Endpoint.CHAT: {
+        "stop": None,
+        "echo": False,
+        "n": 1,
+        "tools": None,
+        "tool_choice": "none",
+        "logprobs": False,
+        "top_logprobs": 0,
+        "skip_special_tokens": True,
+        "no_stop_trim": False,
+        "return_hidden_states": False,
+        "reasoning_effort": None,
+        "user": "ann",
+        "metadata": {"run": "1"},
+        "anything": None,
+    },
+}
+
+
+@pytest.mark.parametrize("endpoint", CLIENTS)
+def test_what_clients_send_without_meaning_it_changes_nothing(
+    server: Server, endpoint: Endpoint
+) -> None:
+    plain = content(ask(server, endpoint, {}))
+    assert content(ask(server, endpoint, CLIENTS[endpoint])) == plain
 
 
 @pytest.mark.parametrize("endpoint", Endpoint)

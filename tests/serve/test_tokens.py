@@ -34,6 +34,21 @@ def test_either_text_or_messages_are_tokenised(server: Server, body: dict[str, o
     assert server.post("/tokenize", body).status == 400
 
 
+def test_an_option_of_the_other_form_is_refused_by_name(server: Server) -> None:
+    for name in ("add_generation_prompt", "continue_final_message"):
+        for value in (False, True):
+            refused = server.post("/tokenize", {"prompt": "a", name: value})
+            assert (refused.status, refused.error["param"]) == (400, name)
+    refused = server.post("/tokenize", {"messages": HELLO, "add_special_tokens": True})
+    assert (refused.status, refused.error["param"]) == (400, "add_special_tokens")
+    plain = server.post("/tokenize", {"messages": HELLO}).json()
+    assert (
+        server.post("/tokenize", {"messages": HELLO, "add_special_tokens": False}).json() == plain
+    )
+    nulls = {"prompt": "a", "add_generation_prompt": None}
+    assert server.post("/tokenize", nulls).status == 200
+
+
 def test_an_id_beyond_the_vocabulary_has_no_text(server: Server) -> None:
     refused = server.post("/detokenize", {"tokens": [30, 4096]})
     assert (refused.status, refused.error["param"]) == (400, "tokens")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from gyrfalcon.bounds import ONE_TOKEN_OR_MORE, SAMPLING, TOKENS, Bounds
+from gyrfalcon.serve.constraints import ResponseFormat, StructuredOutputs
 from gyrfalcon.serve.values import (
     MOST_STOP_IDS,
     Anything,
@@ -48,8 +49,9 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option of some endpoints. `default` None: absent. `no_effect`: the values that change nothing,
-    of an option that is accepted at these alone. `text` is a sentence without its full stop.
+    """One option of some endpoints. `default` None: absent; `default_words` say what that means where it
+    depends on others. `no_effect`: the values that change nothing, of an option that is accepted at these
+    alone. `text` is a sentence without its full stop.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Option:
     default: object = None
     no_effect: tuple[object, ...] = ()
     required: bool = False
+    default_words: str = ""
 
 
 GENERATING = (Endpoint.COMPLETIONS, Endpoint.CHAT)
@@ -84,8 +87,18 @@ def _served(
     default: object = None,
     *,
     required: bool = False,
+    default_words: str = "",
 ) -> Option:
-    return Option(name, endpoints, Kind.SERVED, value, text, default, required=required)
+    return Option(
+        name,
+        endpoints,
+        Kind.SERVED,
+        value,
+        text,
+        default,
+        required=required,
+        default_words=default_words,
+    )
 
 
 def _no_effect(
@@ -182,6 +195,19 @@ OPTIONS: tuple[Option, ...] = (
         "makes sampling repeatable",
     ),
     _served("n", GENERATING, Whole(SAMPLES), "independent samples of each prompt", 1),
+    # what the text has to match
+    _served(
+        "response_format",
+        GENERATING,
+        ResponseFormat(),
+        "json_object: any JSON object; json_schema: what its `schema` describes, whether or not `strict`",
+    ),
+    _served(
+        "structured_outputs",
+        GENERATING,
+        StructuredOutputs(),
+        "the text matches a JSON schema, a regular expression, one of several choices or a grammar",
+    ),
     # where the text ends
     _served(
         "max_tokens",
@@ -252,22 +278,31 @@ OPTIONS: tuple[Option, ...] = (
     # how a text becomes tokens
     _served(
         "add_special_tokens",
-        (*COMPLETIONS, *TOKENIZE),
+        COMPLETIONS,
         FLAG,
-        "adds what the tokenizer's files put around a text, such as a begin token; by default, but not to "
-        "messages",
+        "adds what the tokenizer's files put around a text, such as a begin token",
+        True,
+    ),
+    _served(
+        "add_special_tokens",
+        TOKENIZE,
+        FLAG,
+        "the same; with `messages` only false, since the chat template writes all special tokens itself",
+        default_words="true with `prompt`, false with `messages`",
     ),
     _served(
         "add_generation_prompt",
         (*CHAT, *TOKENIZE),
         FLAG,
-        "ends the prompt with the beginning of an answer; by default, unless a last message is continued",
+        "ends the prompt of `messages` with the beginning of an answer",
+        default_words="true, unless the last message is continued",
     ),
     _served(
         "continue_final_message",
         (*CHAT, *TOKENIZE),
         FLAG,
-        "continues the last message; by default where it is the assistant's",
+        "continues the last of `messages` instead of answering it",
+        default_words="true where it is the assistant's and `add_generation_prompt` is not true",
     ),
     _served("prompt", TOKENIZE, TEXT, "the text; either this or `messages`"),
     _served("messages", TOKENIZE, Messages(), "a conversation, as the chat template writes it"),
@@ -281,14 +316,13 @@ OPTIONS: tuple[Option, ...] = (
         "add_special_tokens", CHAT, (False,), "the chat template writes all special tokens itself"
     ),
     _no_effect("tools", CHAT, ([],), "functions to call: the models call none"),
-    _no_effect("tool_choice", CHAT, ("none",), "which function to call: the models call none"),
+    _no_effect(
+        "tool_choice", CHAT, ("none", "auto"), "which function to call: the models call none"
+    ),
     _no_effect("parallel_tool_calls", CHAT, (True, False), "without tools it means nothing"),
     _no_effect("functions", CHAT, ([],), "the former name of `tools`"),
-    _no_effect("function_call", CHAT, ("none",), "the former name of `tool_choice`"),
+    _no_effect("function_call", CHAT, ("none", "auto"), "the former name of `tool_choice`"),
     _no_effect("modalities", CHAT, (["text"],), "kinds of output: only text"),
-    _no_effect(
-        "response_format", GENERATING, ({"type": "text"},), "constrains the text to a format"
-    ),
     _no_effect("skip_special_tokens", GENERATING, (True,), "special tokens have no text"),
     _no_effect(
         "spaces_between_special_tokens", GENERATING, (True, False), "special tokens have no text"
@@ -303,6 +337,16 @@ OPTIONS: tuple[Option, ...] = (
     _no_effect("bad_words", GENERATING, ([],), "forbids strings: see `logit_bias`"),
     _no_effect("chat_template_kwargs", CHAT, ({},), "variables of the chat template"),
     _no_effect("documents", CHAT, ([],), "texts for the chat template to cite"),
+    _no_effect("mm_processor_kwargs", CHAT, ({},), "the models take text alone"),
+    _no_effect(
+        "reasoning_effort", CHAT, ("none",), "the models do not reason apart from their answer"
+    ),
+    _no_effect("include_reasoning", CHAT, (True, False), "there is none apart from the answer"),
+    _no_effect("verbosity", CHAT, ("medium",), "say in the prompt how long the answer should be"),
+    _no_effect("return_tokens_as_token_ids", GENERATING, (False,), "see `return_token_ids`"),
+    _no_effect("logits_processors", GENERATING, ([],), "no code comes with a request"),
+    _no_effect("kv_transfer_params", GENERATING, ({},), "each server computes its own cache"),
+    _no_effect("vllm_xargs", GENERATING, ({},), "settings of vLLM's extensions"),
     # accepted without effect
     _without_effect("user", "whose request it is, for the caller's own records"),
     _without_effect("metadata", "notes for the caller's own records"),
@@ -316,21 +360,17 @@ OPTIONS: tuple[Option, ...] = (
     # refused
     _refused("audio", CHAT, "the models take and give only text"),
     _refused("prediction", CHAT, "output known beforehand is not used"),
-    _refused("reasoning_effort", CHAT, "the models do not reason apart from their answer"),
-    _refused("verbosity", CHAT, "say in the prompt how long the answer should be"),
     _refused("web_search_options", CHAT, "nothing is searched for"),
     _refused("moderation", CHAT, "there is no moderation"),
     _refused("chat_template", CHAT, "the checkpoint's own is used"),
-    _refused("mm_processor_kwargs", CHAT, "the models take text alone"),
     _refused("prompt_embeds", COMPLETIONS, "prompts are text or token ids"),
+    _refused("request_id", GENERATING, "send it as the header X-Request-Id"),
     _refused("truncate_prompt_tokens", GENERATING, "a prompt is never cut short"),
     _refused("allowed_token_ids", GENERATING, "see `logit_bias`"),
-    _refused("logits_processors", GENERATING, "no code comes with a request"),
-    _refused("structured_outputs", GENERATING, "the text is not constrained to a format"),
-    _refused("guided_json", GENERATING, "the text is not constrained to a format"),
-    _refused("guided_regex", GENERATING, "the text is not constrained to a format"),
-    _refused("guided_choice", GENERATING, "the text is not constrained to a format"),
-    _refused("guided_grammar", GENERATING, "the text is not constrained to a format"),
+    _refused("guided_json", GENERATING, "write `structured_outputs`: {`json`: …}"),
+    _refused("guided_regex", GENERATING, "write `structured_outputs`: {`regex`: …}"),
+    _refused("guided_choice", GENERATING, "write `structured_outputs`: {`choice`: …}"),
+    _refused("guided_grammar", GENERATING, "write `structured_outputs`: {`grammar`: …}"),
     _refused("min_tokens", GENERATING, "an end of text is never held off; see `ignore_eos`"),
     _refused("priority", GENERATING, "requests have no priority of their own yet"),
     _refused("cache_salt", GENERATING, "cached prompts are shared by all requests"),

@@ -47,6 +47,7 @@ class Generation:
     length: Length
     streaming: Streaming
     return_token_ids: bool
+    constrained_by: str  # the option that says what the text has to match, if one does
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class TokenizeRequest:
     model: str | None
     text: str | None
     conversation: Conversation | None
-    add_special_tokens: bool
+    add_special_tokens: bool  # to the text
     return_token_strs: bool
 
 
@@ -141,7 +142,7 @@ def completion(read: Read) -> CompletionRequest:
         prompts,
         echo,
         values["prompt_logprobs"],
-        values["add_special_tokens"] is not False,
+        values["add_special_tokens"],
     )
 
 
@@ -168,14 +169,26 @@ def tokenize(read: Read) -> TokenizeRequest:
     if (text is None) == (messages is None):
         got = "neither" if text is None else "both"
         raise wrong_option("prompt", "this or `messages`", got)
-    add = values["add_special_tokens"]
+    _refuse_other_form(read)
     return TokenizeRequest(
         values["model"],
         text,
         None if messages is None else _conversation(values),
-        messages is None if add is None else add,
+        values["add_special_tokens"] is not False,
         values["return_token_strs"],
     )
+
+
+def _refuse_other_form(read: Read) -> None:
+    """ApiError 400 for an option of messages beside a text, and the other way round."""
+    if read.values["prompt"] is None:
+        if read.values["add_special_tokens"]:
+            raise wrong_option("add_special_tokens", "false with `messages`", "true")
+        return
+    for name in ("add_generation_prompt", "continue_final_message"):
+        if name in read.given:
+            message = f"wanted `{name}` with `messages` alone, got it with `prompt`; leave it out"
+            raise ApiError(400, message, param=name, code="unsupported_parameter")
 
 
 def _read_one(option: Option, value: object) -> object:
@@ -203,6 +216,9 @@ def _generation(
     streaming = values["stream_options"]
     if streaming is not None and not values["stream"]:
         raise wrong_option("stream_options", "`stream` true", "none or false")
+    if values["structured_outputs"] and values["response_format"]:
+        wanted_one = "this or a `response_format` other than text"
+        raise wrong_option("structured_outputs", wanted_one, "both")
     wanted = streaming or {}
     return Generation(
         values["model"],
@@ -214,6 +230,7 @@ def _generation(
             wanted.get("continuous_usage_stats", False),
         ),
         values["return_token_ids"],
+        "structured_outputs" if values["structured_outputs"] else "response_format",
     )
 
 
@@ -237,6 +254,7 @@ def _params(
             stop=values["stop"] or (),
             stop_ids=values["stop_token_ids"] or (),
             ignore_eos=values["ignore_eos"],
+            structured=values["structured_outputs"] or values["response_format"],
         )
     except RequestError as error:  # half a surrogate pair, which no type of the table knows
         raise ApiError(400, str(error), param="stop", code="invalid_value") from None

@@ -147,10 +147,13 @@ class Service:
 
         def check() -> None:
             for ids, own in asked:
-                engine.check(ids, own)
+                engine.check(ids, replace(own, structured=None))
 
         with _named(param):
             await asyncio.to_thread(check) if num_tokens > MANY_TOKENS else check()
+        if params.structured is not None:
+            with _named(generation.constrained_by):
+                await asyncio.to_thread(engine.check, *asked[0])
         self._check_queue(num_tokens)
         with _named(param):
             submission = self.thread.submit(asked, sink)

@@ -247,9 +247,10 @@ class Messages:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """An object of such fields, each of which may be absent or null."""
+    """An object of such fields, each of which may be absent or null unless it is `required`."""
 
     fields: Mapping[str, ValueType]
+    required: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
@@ -268,11 +269,18 @@ class Fields:
                 read[name] = self.fields[name].read(one)
             except WrongValue as wrong:
                 raise WrongValue(wrong.wanted, wrong.got, f".{name}{wrong.at}") from None
+        for name in self.required:
+            if name not in read:
+                raise WrongValue(self.fields[name].words, "none", f".{name}")
         return read
 
     def schema(self) -> Schema:
-        fields = {name: nullable(kind.schema()) for name, kind in self.fields.items()}
-        return {"type": "object", "properties": fields}
+        fields = {
+            name: kind.schema() if name in self.required else nullable(kind.schema())
+            for name, kind in self.fields.items()
+        }
+        required: Schema = {"required": list(self.required)} if self.required else {}
+        return {"type": "object", "properties": fields, "additionalProperties": False, **required}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,10 @@ from gyrfalcon.serve import generating, tokens
 from gyrfalcon.serve.access import Gate, unexpected
 from gyrfalcon.serve.answers import error_response, json_response
 from gyrfalcon.serve.errors import RETRY_LATER, ApiError
+from gyrfalcon.serve.live import Live
 from gyrfalcon.serve.metrics import CONTENT_TYPE
 from gyrfalcon.serve.openapi import document
+from gyrfalcon.serve.page import page_files, page_routes
 from gyrfalcon.serve.service import Service
 
 Handler = Callable[[Service, Request], Awaitable[ASGIApp]]
@@ -26,8 +28,10 @@ def application(
     service: Service, keys: Sequence[str] = (), hosts: Collection[str] | None = None
 ) -> Gate:
     """The whole of it. `keys` empty: everybody may ask; `hosts` None: whatever the Host header says."""
-    get, post = ["GET"], ["POST"]
+    get, post, page = ["GET"], ["POST"], page_files()
     routes = [
+        *page_routes(page),
+        _route(service, "/page/live.json", _readings(Live(service)), get),
         _route(service, "/v1/completions", generating.completions, post),
         _route(service, "/v1/chat/completions", generating.chat, post),
         _route(service, "/v1/models", _models, get),
@@ -50,7 +54,9 @@ def application(
         },
     )
     app.router.redirect_slashes = False
-    open_paths = (*OPEN_PATHS, *(["/metrics"] if service.settings.public_metrics else []))
+    open_paths = {*OPEN_PATHS, *(file.path for file in page)}
+    if service.settings.public_metrics:
+        open_paths.add("/metrics")
     return Gate(app, keys, hosts, open_paths, service.metrics.refuse)
 
 
@@ -91,6 +97,13 @@ async def _health(service: Service, request: Request) -> Response:
 
 async def _live(service: Service, request: Request) -> Response:
     return json_response({"status": "live"})
+
+
+def _readings(live: Live) -> Handler:
+    async def reading(service: Service, request: Request) -> Response:
+        return json_response(live.reading())
+
+    return reading
 
 
 async def _metrics(service: Service, request: Request) -> Response:

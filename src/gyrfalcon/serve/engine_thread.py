@@ -83,6 +83,7 @@ class EngineThread:
         self._failure: BaseException | None = None
         self._inbox: list[Callable[[Engine], None]] = []
         self._stopping = False
+        self.num_steps = self.num_tokens = 0  # steps that gave tokens, and these
         self._called = threading.Condition()
         self._engine: Engine | None = None
         self._routes: dict[int, _Route] = {}  # by the engine's numbers
@@ -194,6 +195,9 @@ class EngineThread:
     # What follows is the loop again, called by the thread.
 
     def _deliver(self, routed: Sequence[Routed]) -> None:
+        num_tokens = sum(delta.token is not None for _, _, delta in routed)
+        self.num_tokens += num_tokens
+        self.num_steps += num_tokens > 0
         sinks: dict[Sink, None] = {}
         for submission, place, delta in routed:
             if submission not in self._live:

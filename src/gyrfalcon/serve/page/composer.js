@@ -1,0 +1,72 @@
+// Where a person writes.
+
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/preact-htm.js";
+import { icon } from "./icons.js";
+
+const HIGHEST = 220; // pixels
+
+export function Composer({ store }) {
+  const area = useRef(null);
+  const [text, setText] = useState("");
+  const last = store.tree.path().at(-1);
+  const goesOn = store.mode === "text" && last?.role === "assistant" && last.text !== "";
+  const isRunning = store.running !== null;
+  useLayoutEffect(() => fit(area.current), [text]);
+  useEffect(() => area.current.focus({ preventScroll: true }), [store.mode]);
+  const send = () => {
+    if (isRunning || !(text.trim() || goesOn)) return;
+    setText("");
+    store.send(text);
+  };
+  const keys = (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    send();
+  };
+  return html`<form class="composer" onSubmit=${(event) => (event.preventDefault(), send())}>
+    <div class="composer-box">
+      <textarea
+        ref=${area}
+        rows="1"
+        aria-label=${label(store, goesOn)}
+        placeholder=${label(store, goesOn)}
+        value=${text}
+        onInput=${(event) => setText(event.target.value)}
+        onKeyDown=${keys}
+      ></textarea>
+      ${
+        isRunning
+          ? html`<button
+              type="button"
+              class="send"
+              title="Stop"
+              aria-label="Stop"
+              onClick=${() => store.stop()}
+            >
+              ${icon("stop")}
+            </button>`
+          : html`<button
+              type="submit"
+              class="send"
+              title="Send"
+              aria-label="Send"
+              disabled=${!(text.trim() || goesOn)}
+            >
+              ${icon("send")}
+            </button>`
+      }
+    </div>
+    <p class="hint">Enter sends, Shift+Enter begins a line</p>
+  </form>`;
+}
+
+function label({ mode, model }, goesOn) {
+  if (mode === "chat") return `Ask ${model.name}`;
+  return goesOn ? "Add text, or send nothing to continue" : "Write the beginning of a text";
+}
+
+/** As high as its text. */
+function fit(area) {
+  area.style.height = "auto";
+  area.style.height = `${Math.min(area.scrollHeight, HIGHEST)}px`;
+}

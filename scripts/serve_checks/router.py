@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from serve_checks.asking import HOST, ask, post, stream
+from serve_checks.asking import HOST, Reply, ask, post, stream
 from serve_checks.clients.asked import MESSAGES, NUM_TOKENS, PROMPT
 from serve_checks.context import Context
 from serve_checks.environment import Environment, clean_environ, environment
@@ -34,8 +34,8 @@ def run(context: Context, report: Report) -> None:
         _routing(client, context, one, other) as port,
     ):
         reply = asyncio.run(post(port, "/v1/chat/completions", BODY | {"messages": MESSAGES}))
-        same = reply.json()["choices"][0]["message"]["content"] == answer.text
-        report.claim("a chat comes through", same, reply.status)
+        same = reply.status == 200 and _content(reply) == answer.text
+        report.claim("a chat comes through", same, f"{reply.status} {reply.body[:200]!r}")
         streamed = asyncio.run(stream(port, "/v1/completions", BODY | {"prompt": PROMPT}))
         same = streamed.text == completion.text and streamed.is_whole
         report.claim("a stream comes through", same, streamed.finish_reason)
@@ -50,6 +50,10 @@ def run(context: Context, report: Report) -> None:
         texts = asyncio.run(_many(port))
         right = texts.count(completion.text)
         report.claim("when one has ended, the other answers", right == len(texts), right)
+
+
+def _content(reply: Reply) -> str:
+    return str(reply.json()["choices"][0]["message"]["content"])
 
 
 async def _many(port: int) -> list[str]:

@@ -342,6 +342,8 @@ OPTIONS: tuple[Option, ...] = (
         "reasoning_effort", CHAT, ("none",), "the models do not reason apart from their answer"
     ),
     _no_effect("include_reasoning", CHAT, (True, False), "there is none apart from the answer"),
+    _no_effect("separate_reasoning", CHAT, (True, False), "there is none apart from the answer"),
+    _no_effect("stream_reasoning", CHAT, (True, False), "there is none apart from the answer"),
     _no_effect("verbosity", CHAT, ("medium",), "say in the prompt how long the answer should be"),
     _no_effect("return_tokens_as_token_ids", GENERATING, (False,), "see `return_token_ids`"),
     _no_effect("logits_processors", GENERATING, ([],), "no code comes with a request"),

@@ -36,7 +36,6 @@ async def _joining(server: Server, report: Report, random: Random) -> None:
     """A long prompt joins the streams, again and again."""
     alone = [(await _first_token(server, random, LONG))[0] for _ in range(REPEATS)]
     streams, tasks = await _running(server, random, NUM_STREAMS)
-    await asyncio.sleep(0)
     begin = time.monotonic()
     await asyncio.sleep(1.0)
     quiet = _gaps(streams, begin, time.monotonic())

@@ -35,9 +35,10 @@ def _ranks(server: Server) -> list[psutil.Process]:
 
 
 def _kill_under_load(server: Server, rank: psutil.Process, report: Report, name: str) -> None:
-    ends, killed = asyncio.run(_load(server, rank))
+    ends, killed, answered = asyncio.run(_load(server, rank))
     code = server.process.wait(60)
     seconds = time.monotonic() - killed
+    report.figure(f"{name}_seconds_to_last_answer", round(answered - killed, 2))
     report.figure(f"{name}_seconds_to_exit", round(seconds, 2))
     report.figure(f"{name}_answers", dict(Counter(ends)))
     unanswered = [end for end in ends if end.startswith("none")]
@@ -50,8 +51,8 @@ def _kill_under_load(server: Server, rank: psutil.Process, report: Report, name:
     report.claim(f"in less than {MOST_SECONDS:g} s", seconds < MOST_SECONDS, f"{seconds:.1f} s")
 
 
-async def _load(server: Server, rank: psutil.Process) -> tuple[list[str], float]:
-    """How each request ended, and when the rank was killed."""
+async def _load(server: Server, rank: psutil.Process) -> tuple[list[str], float, float]:
+    """How each request ended, when the rank was killed, and when the last was answered."""
     streams = [Streamed() for _ in range(NUM_STREAMS)]
     asked = [
         stream(server.port, "/v1/completions", BODY | {"prompt": f"Ship {number}"}, into)
@@ -63,7 +64,8 @@ async def _load(server: Server, rank: psutil.Process) -> tuple[list[str], float]
         await asyncio.sleep(0.01)
     killed = time.monotonic()
     os.kill(rank.pid, signal.SIGKILL)
-    return _ends(await waiting), killed
+    ends = _ends(await waiting)
+    return ends, killed, time.monotonic()
 
 
 def _ends(found: Sequence[object]) -> list[str]:

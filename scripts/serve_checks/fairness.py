@@ -1,7 +1,8 @@
 """Long prompts join running streams, which keep their pace; a short prompt need not wait for long ones.
 
 A step gives every stream one token, so the tokens of a stream count the steps. Prompts are random token ids,
-of which nothing is in the cache.
+of which nothing is in the cache. --step-target is twice the time between tokens of the streams alone, as
+docs/serving.md advises.
 """
 
 import asyncio
@@ -28,8 +29,20 @@ def run(context: Context, report: Report) -> None:
     """Measures alone and together."""
     random = Random(context.seed)
     with serving(context.folder, "nestling", *OPTIONS) as server:
+        pace = asyncio.run(_pace(server, random))
+    target = f"{2 * pace:.5f}"
+    report.figure("step_target_seconds", target)
+    with serving(context.folder, "nestling", *OPTIONS, "--step-target", target) as server:
         asyncio.run(_joining(server, report, random))
         asyncio.run(_overtaking(server, report, random))
+
+
+async def _pace(server: Server, random: Random) -> float:
+    """Seconds between the tokens of streams that nothing joins."""
+    streams, tasks = await _running(server, random, NUM_STREAMS)
+    await asyncio.sleep(1.0)
+    await _cancel(tasks)
+    return median(_gaps(streams, 0.0, time.monotonic()))
 
 
 async def _joining(server: Server, report: Report, random: Random) -> None:

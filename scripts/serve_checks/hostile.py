@@ -196,10 +196,10 @@ async def _slow(server: Server, report: Report) -> None:
 
 
 async def _drip(port: int, begun: bytes, slowly: bytes, seconds: float) -> bytes | None:
-    """What the server sent before it closed; None where it does not within that time."""
+    """What the server answers, nothing where it closes; None where it does neither within that time."""
     reader, writer = await asyncio.open_connection(HOST, port)
     writer.write(begun)
-    reading = asyncio.ensure_future(reader.read(-1))
+    reading = asyncio.ensure_future(reader.read(1000))
     try:
         async with asyncio.timeout(seconds):
             async for byte in _bytes(slowly):

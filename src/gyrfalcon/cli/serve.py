@@ -3,7 +3,7 @@
 import argparse
 import importlib.util
 
-from gyrfalcon.bounds import ONE_TOKEN_OR_MORE, Bounds
+from gyrfalcon.bounds import ENGINE, ONE_TOKEN_OR_MORE, Bounds
 from gyrfalcon.cli.engine_options import add_engine, add_model
 from gyrfalcon.cli.option_types import Number, Whole, one_of
 from gyrfalcon.errors import PIP_INSTALL, UsageError
@@ -96,6 +96,13 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
         type=Whole("--max-queued-tokens", ONE_TOKEN_OR_MORE),
         help="prompt tokens that may wait for their first step; a request beyond gets 429 (default: any "
         "number)",
+    )
+    group.add_argument(
+        "--step-target",
+        metavar="SECONDS",
+        type=Number("--step-target", ENGINE["step_target"]),
+        help="seconds that a step may take: prompts are read in smaller chunks, so that streams keep their "
+        "pace beside them (default: as many prompt tokens as fit into a step)",
     )
 
 

@@ -5,12 +5,14 @@ import logging
 import os
 import sys
 import time
+from dataclasses import replace
 
 from gyrfalcon.checkpoint.hub import resolve_model
 from gyrfalcon.cli.before_loading import opened
 from gyrfalcon.cli.engine_options import engine_config
 from gyrfalcon.console.format import say_ready
 from gyrfalcon.engine.engine import Engine
+from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import UsageError
 from gyrfalcon.files.text import contents, decoded
 from gyrfalcon.parallel.torchrun import Torchrun
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         public_metrics=args.public_metrics,
     )
     args.model = str(resolve_model(args.model))  # a hub is asked once
-    config = engine_config(args)
+    config = served_config(args)
     opened(config)
     bound, begin = listen(args.host, args.port), time.perf_counter()
     _log_to_stderr()
@@ -56,6 +58,11 @@ def run(args: argparse.Namespace) -> int:
 
     run_server(lambda: Engine(config), settings, listening, bound, ready)
     return 0
+
+
+def served_config(args: argparse.Namespace) -> EngineConfig:
+    """The settings of the engine that is served."""
+    return replace(engine_config(args), step_target=args.step_target)
 
 
 def _keys(args: argparse.Namespace) -> tuple[str, ...]:

@@ -5,9 +5,10 @@ weights of 16, 8 and 4 bits; the same random checkpoint, as many threads, one ru
 
 Engines: gyrfalcon, transformers (bf16, or fp32 where that is faster), llama.cpp (BF16, Q8_0, Q4_0),
 openvino (bf16, int8, int4 with a scale for 64 weights), ctranslate2 (int8; bf16 where the processor
-has it). One that is not installed is named and left out; one that fails in a case has a row that says
-why. --python names the interpreter of an engine with an environment of its own: docs/performance.md
-tells how to set up each.
+has it), vllm (bf16, int8 with activations of 8 bits, int4 with a scale for 64 weights), ik_llama.cpp
+(as llama.cpp, repacked). One that is not installed is named and left out; one that fails in a case has
+a row that says why. --python names the interpreter of an engine with an environment of its own:
+docs/performance.md tells how to set up each.
 
     pip install -c constraints.txt -e ".[bench]"              transformers, llama.cpp, ctranslate2
     python -m venv ov && ov/bin/pip install torch==2.13.0 "optimum-intel[openvino,nncf]" && \\

@@ -37,6 +37,8 @@ ENGINES = {
     "llama.cpp": Needs({"bf16": 2, "int8": 3.1, "int4": 2.6}, 4),  # bf16 on the way to the others
     "openvino": Needs({"bf16": 2, "int8": 1.01, "int4": 0.6}, 9),
     "ctranslate2": Needs({"bf16": 2, "int8": 1.01}, 9),
+    "vllm": Needs({"bf16": 2, "int8": 1.1, "int4": 0.8}, 9),
+    "ik_llama.cpp": Needs({"bf16": 2, "int8": 3.1, "int4": 2.6}, 5),
 }
 
 

@@ -22,6 +22,8 @@ MODULES = {
     "llama.cpp": "cpu_engine_llama_cpp",
     "openvino": "cpu_engine_openvino",
     "ctranslate2": "cpu_engine_ctranslate2",
+    "vllm": "cpu_engine_vllm",
+    "ik_llama.cpp": "cpu_engine_ik_llama",
 }
 FIRST_ID = 20  # those below may have a meaning of their own
 

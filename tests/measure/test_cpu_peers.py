@@ -273,7 +273,7 @@ def test_the_plot_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ("--engines vllm", "wanted --engines of gyrfalcon, transformers"),
+        ("--engines onnx", "wanted --engines of gyrfalcon, transformers"),
         ("--models D", "wanted --models of A, B, C, got 'D'"),
         (
             "--models C --engines openvino",

@@ -41,9 +41,12 @@ class Watched(Engine):
         *,
         priority: int = 0,
         timeout: float | None = None,
+        cache_salt: str | None = None,
     ) -> int:
         start = time.perf_counter()
-        number = super().add(prompt, params, priority=priority, timeout=timeout)
+        number = super().add(
+            prompt, params, priority=priority, timeout=timeout, cache_salt=cache_salt
+        )
         self.inside_seconds += time.perf_counter() - start
         return number
 

@@ -23,6 +23,7 @@ from gyrfalcon.request import (
 EOS = 0
 VOCAB = 50
 Sample = tuple[int, int]  # request id and sample
+Written = tuple[str, tuple[int, ...]]  # of a request with this salt, after these tokens
 
 
 def next_token(tokens: list[int], index: int) -> int:
@@ -65,7 +66,7 @@ class Machine:
     num_blocks: int
     block_size: int = 4
     poisoned: bool = False  # tokens after which first_poisoned() says so have NaN
-    written: dict[int, tuple[int, ...]] = field(default_factory=dict)  # all tokens up to its own
+    written: dict[int, Written] = field(default_factory=dict)  # all tokens up to its own
     num_computed: int = 0
     finished: list[Sample] = field(default_factory=list)
     outputs: dict[Sample, list[int]] = field(default_factory=dict)
@@ -136,23 +137,23 @@ class Machine:
         """Writes the chunk's slots, then reads the whole context back, as attention does. A chunk that
         fails may leave anything in all its slots.
         """
-        sequence = chunk.sequence
+        sequence, salt = chunk.sequence, chunk.request.cache_salt
         slots = [
             sequence.blocks[place // self.block_size] * self.block_size + place % self.block_size
             for place in range(chunk.stop)
         ]
         for place in range(chunk.start, chunk.stop):
             assert self.allocator._users[slots[place] // self.block_size] == 1
-            self.written[slots[place]] = tuple(sequence.tokens[: place + 1])
+            self.written[slots[place]] = salt, tuple(sequence.tokens[: place + 1])
             self.num_computed += 1
         read = [self.written[slot] for slot in slots]
-        assert read == [tuple(sequence.tokens[: place + 1]) for place in range(chunk.stop)]
+        assert read == [(salt, tuple(sequence.tokens[: stop + 1])) for stop in range(chunk.stop)]
         if self.poisoned and first_poisoned(sequence.tokens[: chunk.stop]) is not None:
-            self.written.update(dict.fromkeys(slots[chunk.start :], ()))
+            self.written.update(dict.fromkeys(slots[chunk.start :], ("", ())))
             return NonFinite(chunk.stop - 1)
         if not chunk.samples:
             return None
-        return Token(next_token([tokens[-1] for tokens in read], sequence.index))
+        return Token(next_token([tokens[-1] for _, tokens in read], sequence.index))
 
     def take(self, output: StepOutput) -> None:
         sample = (output.request_id, output.index)
@@ -218,13 +219,13 @@ class Machine:
         """
         if self.poisoned:
             return
-        block_of: dict[tuple[int, ...], int] = {}
+        block_of: dict[Written, int] = {}
         for sequence in self.scheduler.running:
             stops = range(self.block_size, sequence.prompt_len, self.block_size)
             for stop, block in zip(stops, sequence.blocks, strict=False):
                 if not sequence.wants_every_row:
-                    known = block_of.setdefault(tuple(sequence.tokens[:stop]), block)
-                    assert known == block
+                    content = sequence.request.cache_salt, tuple(sequence.tokens[:stop])
+                    assert block_of.setdefault(content, block) == block
 
 
 def request(
@@ -234,6 +235,7 @@ def request(
     single_steps: int = 0,
     beginning: int | None = None,
     priority: int = 0,
+    cache_salt: str = "",
     **params: object,
 ) -> Request:
     """Prompts of the same `beginning`, by default its own number, begin alike."""
@@ -249,6 +251,7 @@ def request(
         end_ids=ends,
         single_steps=single_steps,
         priority=priority,
+        cache_salt=cache_salt,
     )
 
 

@@ -46,6 +46,7 @@ PENALTIES = Bounds(-2, 2)
 
 SAMPLING = {
     "max_new_tokens": TOKENS,
+    "min_tokens": TOKENS,
     "temperature": Bounds(0, 1000),
     "top_k": TOP_TOKENS,
     "top_p": FRACTIONS,

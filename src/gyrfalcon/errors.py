@@ -93,6 +93,10 @@ class RequestError(GyrfalconError):
     """A prompt, mask or sampling parameter is wrong: the caller can correct it."""
 
 
+class NoTokenAllowed(RequestError):
+    """Structured output, and biases or `min_tokens` beside it, allow no token: the caller can relax them."""
+
+
 class PromptTooLong(RequestError):
     """The prompt does not fit the engine's longest sequence."""
 
@@ -116,11 +120,6 @@ class NotFinite(GyrfalconError):
     def logits(cls, where: str) -> "NotFinite":
         """The error for logits `where` they stand; its str() is the `error` of a sample that failed."""
         return cls("finite logits", f"NaN or infinity {where}", FIX_LOGITS)
-
-    @classmethod
-    def of(cls, error: str) -> "NotFinite":
-        """The error of logits() from its str()."""
-        return cls.logits(error.partition(" or infinity ")[2].partition(";")[0])
 
 
 class RankDied(GyrfalconError):

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
+from hashlib import blake2b
 from numbers import Integral, Real
 from types import NoneType
 
 from gyrfalcon.bounds import SAMPLING, shown
 from gyrfalcon.console.suggestion import known_names
-from gyrfalcon.errors import NotFinite, RequestError
-from gyrfalcon.structured import StructuredOutput
+from gyrfalcon.errors import GyrfalconError, NotFinite, NoTokenAllowed, RequestError
+from gyrfalcon.structured import CompiledOutput, StructuredOutput
 
 MOST_CANDIDATES = 256  # with a larger top_k the ranks exchange all logits
 SHARED_TOP = 5  # most likely tokens that the KV cache remembers for each token of a scored prompt
@@ -41,6 +42,8 @@ class SamplingParams:
     """How new tokens are chosen; the defaults are greedy.
 
     max_new_tokens: the most tokens to generate; 0 only scores the prompt.
+    min_tokens: before so many tokens nothing ends the text: what does by its id is not sampled, and stop
+        strings in the text of these tokens do not count.
     temperature: logits are divided by it; 0 is greedy.
     top_k: keep the k most likely tokens; 0 keeps all. Applied after the temperature.
     top_p: of these, keep the fewest whose probabilities sum to p.
@@ -63,7 +66,8 @@ class SamplingParams:
     stop_ids: token ids that end the text.
     ignore_eos: keep generating past the end of text that the model's files define.
     structured: what the text has to match, as long as no stop string, stop id or length ends it
-        earlier. Log-probabilities stay those of the model, among all tokens.
+        earlier; as it is, or as Engine.prepare() compiled it. Log-probabilities stay those of the model,
+        among all tokens.
 
     >>> SamplingParams(max_new_tokens=64, temperature=0.7, top_p=0.9, seed=1).n
     1
@@ -73,6 +77,7 @@ class SamplingParams:
     """
 
     max_new_tokens: int = 128
+    min_tokens: int = 0
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -89,7 +94,7 @@ class SamplingParams:
     stop: str | Iterable[str] = ()
     stop_ids: Iterable[int] = ()
     ignore_eos: bool = False
-    structured: StructuredOutput | None = None
+    structured: StructuredOutput | CompiledOutput | None = None
 
     def __post_init__(self) -> None:
         """Reads iterables once, so that they may be iterators, and checks every value: a wrong one
@@ -106,7 +111,7 @@ class SamplingParams:
         object.__setattr__(self, "logit_bias", biases)
         if not isinstance(self.ignore_eos, bool):
             raise RequestError("True or False for `ignore_eos`", shown(self.ignore_eos), CORRECT)
-        if not isinstance(self.structured, StructuredOutput | None):
+        if not isinstance(self.structured, StructuredOutput | CompiledOutput | None):
             wanted = "StructuredOutput or None for `structured`"
             raise RequestError(wanted, shown(self.structured), CORRECT)
 
@@ -115,7 +120,12 @@ class SamplingParams:
         return tuple(self.stop)
 
     def _check_numbers(self) -> None:
-        whole = {"max_new_tokens": self.max_new_tokens, "top_k": self.top_k, "n": self.n}
+        whole = {
+            "max_new_tokens": self.max_new_tokens,
+            "min_tokens": self.min_tokens,
+            "top_k": self.top_k,
+            "n": self.n,
+        }
         whole_or_none = {
             "seed": self.seed,
             "logprobs": self.logprobs,
@@ -141,11 +151,14 @@ class SamplingParams:
                     raise RequestError(f"`{name}` {SAMPLING[name].words}", shown(value), CORRECT)
                 if value is not None:  # a Fraction or a number of numpy's is none to torch or JSON
                     object.__setattr__(self, name, plain(value))
+        if self.min_tokens > self.max_new_tokens:
+            wanted = f"`min_tokens` of at most {self.max_new_tokens}, which is `max_new_tokens`"
+            raise RequestError(wanted, str(self.min_tokens), "lower it or raise `max_new_tokens`")
 
     def _check_items(self) -> None:
         checks = (
             ("`stop` strings that are not empty", self.stop, all(self.stop_strings)),
-            ("valid Unicode in `stop`", self.stop, all(map(_is_text, self.stop_strings))),
+            ("valid Unicode in `stop`", self.stop, all(map(is_text, self.stop_strings))),
             (
                 "`logit_bias` from -1e6 to 1e6, or -inf",
                 self.logit_bias,
@@ -181,7 +194,7 @@ def _listed(name: str, values: object, kind: type) -> tuple[object, ...]:
     return items if kind is str else tuple(map(int, items))
 
 
-def _is_text(text: str) -> bool:
+def is_text(text: str) -> bool:
     """Whether it has no half of a surrogate pair, as an argument that is not UTF-8 has."""
     try:
         text.encode()
@@ -220,12 +233,15 @@ class Request:
     keep_logits: bool = False  # return the logits after every prompt token
     single_steps: int = 0  # the last prompt tokens to compute one at a time, as in decoding
     priority: int = 0  # the lowest runs first
+    cache_salt: str = ""  # it shares cache blocks with requests of the same salt alone
     changes_logits: bool = field(init=False)  # by biases or penalties
     constrained: bool = field(init=False)  # structured output says which tokens may follow
+    has_min_tokens: bool = field(init=False)
     wants_logprobs: bool = field(init=False)
     wants_prompt_logits: bool = field(init=False)  # after every prompt token, not only the last
     shares_scores: bool = field(init=False)  # with prompts that begin alike: those of the prompt
     sampling_mode: SamplingMode = field(init=False)
+    cache_root: bytes = field(init=False)  # what stands for the salt in digests of its blocks
 
     def __post_init__(self) -> None:
         params = self.params
@@ -238,11 +254,17 @@ class Request:
         decide = partial(object.__setattr__, self)  # a frozen dataclass's way to derive a field
         decide("changes_logits", changes_logits)
         decide("constrained", params.structured is not None)
+        decide("has_min_tokens", params.min_tokens > 0)
         decide("wants_logprobs", params.logprobs is not None or bool(params.logprob_ids))
         decide("wants_prompt_logits", self.keep_logits or params.prompt_logprobs is not None)
         few = params.prompt_logprobs is not None and params.prompt_logprobs <= SHARED_TOP
         decide("shares_scores", few and not self.keep_logits)
         decide("sampling_mode", _sampling_mode(params, changes_logits))
+        salt = self.cache_salt.encode()
+        decide(
+            "cache_root",
+            blake2b(salt, digest_size=16, person=b"cache salt").digest() if salt else b"",
+        )
 
 
 def _sampling_mode(params: SamplingParams, changes_logits: bool) -> SamplingMode:
@@ -334,6 +356,11 @@ class Chunk:
     def request(self) -> Request:
         return self.sequence.request
 
+    @property
+    def may_end(self) -> bool:
+        """Whether the token that it yields may end the sample."""
+        return self.stop - self.sequence.prompt_len >= self.sequence.request.params.min_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class NonFinite:
@@ -341,10 +368,10 @@ class NonFinite:
 
     position: int  # of the token that has such logits, 0 for the prompt's first
 
-    def error(self, sequence: Sequence) -> str:
-        """The line that its sample ends with."""
+    def failure(self, sequence: Sequence) -> GyrfalconError:
+        """What its sample ends with."""
         sample = f"request {sequence.request.id}, sample {sequence.index}"
-        return str(NotFinite.logits(f"at position {self.position} of {sample}"))
+        return NotFinite.logits(f"at position {self.position} of {sample}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,13 +379,13 @@ class NoneAllowed:
     """What a chunk yields where structured output, or biases beside it, allow no token."""
 
     position: int  # of the last token
-    why: str = "biases forbid all that may follow"  # rank 0 knows what llguidance says
+    why: str = "biases or `min_tokens` forbid all that may"  # rank 0 knows what llguidance says
 
-    def error(self, sequence: Sequence) -> str:
-        """The line that its sample ends with."""
+    def failure(self, sequence: Sequence) -> GyrfalconError:
+        """What its sample ends with."""
         where = f"request {sequence.request.id}, sample {sequence.index}"
         wanted = f"a token that may follow at position {self.position} of {where}"
-        return str(RequestError(wanted, f"none: {self.why}", "simplify `structured`"))
+        return NoTokenAllowed(wanted, f"none: {self.why}", "simplify `structured`")
 
 
 # What a step yields for a chunk; None where it samples no token and all is well.
@@ -376,8 +403,8 @@ class StepOutput:
     token: Token | None
     finish_reason: FinishReason | None
     num_cached_tokens: int  # of its prompt
-    error: str | None = None
     num_preemptions: int = 0  # so far
+    why: GyrfalconError | str | None = None  # it failed, or its deadline passed
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,6 +414,8 @@ class Delta:
 
     error: one line that says why, where neither the text ended nor its caller aborted it: a deadline, or
         for ERROR which request, sample and position failed and what to do.
+    failure: for ERROR, the error whose line that is: NotFinite, or NoTokenAllowed, which its caller can
+        correct.
     num_cached_tokens: tokens of the prompt that were not computed, because an earlier prompt began
         alike.
     queued_seconds: from add() to the first step that computed the sample, or to its end before one.
@@ -409,13 +438,14 @@ class Delta:
     queued_seconds: float = field(default=0.0, compare=False)
     num_preemptions: int = field(default=0, compare=False)
     prompt_logprobs: tuple[Token | None, ...] | None = None  # None for its first token
+    failure: GyrfalconError | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One finished sample. `output_ids` are the new tokens, a final end-of-text included. One that
     failed (FinishReason.ERROR) has those before it did, and in `error` one line that says which
-    request, sample and position it was and what to do.
+    request, sample and position it was and what to do: that of `failure`, NotFinite or NoTokenAllowed.
 
     >>> params = SamplingParams(max_new_tokens=4, temperature=1, n=2, seed=0)
     >>> [output] = Engine("nestling").generate("The falcon", params)
@@ -429,6 +459,7 @@ class Completion:
     finish_reason: FinishReason
     logprobs: tuple[Token, ...] | None
     error: str | None = None
+    failure: GyrfalconError | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,12 +506,16 @@ class RequestOutput:
     def error(self) -> str | None:
         return self.completions[0].error
 
+    @property
+    def failure(self) -> GyrfalconError | None:
+        return self.completions[0].failure
+
 
 def check_finite(*ended: Delta | Completion) -> None:
-    """NotFinite for the first that failed, for callers who have no use for part of a result."""
+    """Raises why the first that failed did, for callers who have no use for part of a result."""
     for one in ended:
-        if one.finish_reason is FinishReason.ERROR:
-            raise NotFinite.of(one.error or "")
+        if one.failure is not None:
+            raise one.failure
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ tokenizer.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from gyrfalcon.bounds import shown
 from gyrfalcon.console.suggestion import known_names
@@ -75,6 +75,17 @@ class StructuredOutput:
 
     def _given(self) -> list[str]:
         return [one.name for one in fields(self) if getattr(self, one.name) not in (None, False)]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledOutput:
+    """Structured output as Engine.prepare() compiled it, which only that engine takes without compiling it
+    again. Equal to any other of the same structured output.
+    """
+
+    structured: StructuredOutput
+    compiler: object = field(compare=False, repr=False)  # the engine's, see text/grammar.py
+    grammar: object = field(compare=False, repr=False)  # what it made, on rank 0
 
 
 def _parts(kind: str, value: object) -> tuple[str, ...]:

@@ -297,10 +297,11 @@ def test_tensors_have_no_place_for_an_error(folder: Path) -> None:
     assert logits[1].isfinite().all()
 
 
-def test_an_error_is_what_its_line_says() -> None:
-    flags = {"dtype": "--dtype"}
-    error = NotFinite.logits("at position 3 of request 1, sample 0")
-    again = NotFinite.of(str(error))
-    assert str(again) == str(error)
-    assert again.on_command_line(flags) == error.on_command_line(flags)
-    assert "use --dtype bf16 or fp32" in again.on_command_line(flags)
+def test_a_failure_is_an_error_that_a_command_can_show(folder: Path) -> None:
+    with make_engine(folder) as engine:
+        [failed] = engine.generate(POISONED, GREEDY)
+        [delta] = engine.stream(POISONED, GREEDY)
+    for failure in (failed.failure, delta.failure):
+        assert isinstance(failure, NotFinite)
+        assert "use --dtype bf16 or fp32" in failure.on_command_line({"dtype": "--dtype"})
+    assert str(failed.failure) == failed.error

@@ -34,11 +34,14 @@ REQUEST = Request(
         stop=["\n\n", "\N{EAGLE}"],
         stop_ids=[11],
         n=2,
+        min_tokens=3,
     ),
     seed=2**63 - 1,
     end_ids=frozenset((11, 2)),
     keep_logits=True,
     single_steps=4,
+    priority=-3,
+    cache_salt="\N{EAGLE}",
 )
 
 

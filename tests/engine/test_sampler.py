@@ -26,6 +26,7 @@ from worlds import on_every_rank
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
 from gyrfalcon.engine import sampler
+from gyrfalcon.errors import RequestError
 from gyrfalcon.parallel.group import Group, Vocabulary, solo, stable_top_k
 from gyrfalcon.request import Chunk, ChunkResult, NonFinite, Request, Sequence, Token
 
@@ -562,3 +563,52 @@ def test_top_p_keeps_no_token_beyond_the_one_that_reaches_it() -> None:
 def test_min_p_keeps_a_token_that_is_just_as_likely_as_it_asks() -> None:
     params = SamplingParams(temperature=1.0, min_p=1.0)
     assert frequencies(torch.tensor([0.0, 0.0, -1.0]), params).tolist() == [0.5, 0.5, 0.0]
+
+
+def ending(params: SamplingParams, ends: frozenset[int], seed: int, output_len: int) -> Sequence:
+    """A sequence that these ids end, with so many tokens of output."""
+    request = Request(0, (1, 2), params, seed, end_ids=ends)
+    return Sequence(request, 0, [1, 2, *[7] * output_len], 64)
+
+
+@pytest.mark.parametrize(
+    "settings", [*FILTERS, dict(temperature=0.0), dict(logit_bias={3: 1.0})], ids=str
+)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_what_ends_a_sample_is_not_sampled_before_its_least_length(
+    settings: dict[str, object], world_size: int
+) -> None:
+    ends = frozenset(range(0, VOCAB, 2))
+    settings = {"temperature": 1.0, "min_tokens": 3} | settings
+    bias = settings.get("logit_bias", {}) | dict.fromkeys(ends, FORBIDDEN)  # type: ignore[operator]
+    forbidden = settings | {"min_tokens": 0, "logit_bias": bias}
+
+    def chosen(group: Group) -> list[list[ChunkResult]]:
+        vocabulary = Vocabulary.shared(VOCAB, group)
+        own = random_logits(0, 6).split(list(vocabulary.widths), dim=1)[group.rank]
+        found = []
+        for params in (SamplingParams(**settings), SamplingParams(**forbidden)):  # type: ignore[arg-type]
+            sequences = [ending(params, ends, seed, seed % 3) for seed in range(6)]
+            found.append(sampler.pick(own.clone(), whole(sequences), vocabulary))
+        return found
+
+    for early, never in on_every_rank(world_size, chosen):
+        assert early == never
+        assert not any(isinstance(one, Token) and one.id in ends for one in early)
+
+
+def test_what_ends_a_sample_is_sampled_from_its_least_length_on() -> None:
+    logits = torch.zeros(4, VOCAB)
+    logits[:, 5] = 9.0
+    params = SamplingParams(min_tokens=2)
+    chunks = whole([ending(params, frozenset([5]), 0, length) for length in range(4)])
+    assert [one.id for one in picks(logits, chunks) if isinstance(one, Token)] == [0, 0, 5, 5]
+    logits[0, 5] = math.nan
+    assert isinstance(picks(logits, chunks)[0], NonFinite)
+
+
+def test_a_least_length_above_the_longest_is_refused() -> None:
+    with pytest.raises(
+        RequestError, match="min_tokens of at most 4, which is max_new_tokens, got 5"
+    ):
+        SamplingParams(max_new_tokens=4, min_tokens=5)

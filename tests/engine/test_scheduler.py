@@ -338,8 +338,8 @@ def test_a_failure_ends_its_own_sample_and_says_where() -> None:
     failed, going_on = scheduler.commit(chunks, [NonFinite(position=2), Token(1)])
     assert failed.finish_reason is FinishReason.ERROR
     assert failed.token is None
-    assert "at position 2 of request 0, sample 0" in str(failed.error)
-    assert (going_on.finish_reason, going_on.error) == (None, None)
+    assert "at position 2 of request 0, sample 0" in str(failed.why)
+    assert (going_on.finish_reason, going_on.why) == (None, None)
     assert [sequence.index for sequence in scheduler.running] == [1]
     assert own.allocator.num_free == own.num_blocks - len(going_on_blocks(scheduler))
 
@@ -367,7 +367,7 @@ def test_a_prompt_whose_logits_are_wanted_ends_well_and_serves_nobody() -> None:
     [output] = own.scheduler.commit(
         own.scheduler.next_chunks(own.limits.max_batch_tokens), [NonFinite(position=8)]
     )
-    assert (output.finish_reason, output.error) == (FinishReason.LENGTH, None)
+    assert (output.finish_reason, output.why) == (FinishReason.LENGTH, None)
     own.add(request(1, 9, beginning=0, max_new_tokens=1))
     assert spans(own.scheduler.next_chunks(own.limits.max_batch_tokens)) == [(1, 0, 9)]
 
@@ -500,6 +500,26 @@ def test_a_beginning_that_was_computed_before_is_not_computed_again() -> None:
     assert share(own, 0, [*prefix, 8, 8]) == 24
     assert share(own, 1, [*prefix, 9, 9, 9]) == 25 - 20
     assert share(own, 2, [1, *prefix]) == 23
+
+
+def test_equal_prompts_of_different_salts_share_no_block() -> None:
+    own = machine()
+    for number, salt in enumerate(["", "a", "b", "a"]):
+        own.add(request(number, 13, beginning=0, cache_salt=salt, max_new_tokens=1))
+        own.finish()
+    assert own.num_computed == 13 * 3 + 1
+    together = machine(max_batch_tokens=64)
+    for number, salt in enumerate(["a", "b", "a"]):
+        together.add(request(number, 13, beginning=0, cache_salt=salt, max_new_tokens=1))
+    together.finish()
+    assert together.num_computed == 13 * 2 + 1
+
+
+def test_a_salt_cannot_stand_for_tokens() -> None:
+    first = machine().allocator.digests([1, 2, 3, 4], 4, [])
+    for salt in ("1,2,3,4", first[0].decode("latin-1")):
+        own = request(0, 4, cache_salt=salt)
+        assert own.cache_root not in first
 
 
 def test_a_prompt_waits_for_the_blocks_that_another_is_computing() -> None:

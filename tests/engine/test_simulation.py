@@ -58,6 +58,7 @@ def arrivals(draw: st.DrawFn, max_len: int) -> list[Arrival]:
             n=draw(st.sampled_from([1, 1, 1, 3])),
             beginning=draw(st.sampled_from([None, 0, 0, 1])),
             priority=draw(st.sampled_from([0, 0, 0, 1, -1])),
+            cache_salt=draw(st.sampled_from(["", "", "", "salt"])),
             single_steps=draw(st.sampled_from([0, 0, 0, 2])),
             prompt_logprobs=draw(st.sampled_from([None, None, None, 0])),
             ignore_eos=draw(st.sampled_from([True, True, False])),

@@ -18,8 +18,10 @@ from gyrfalcon import Engine, SamplingParams, StructuredOutput
 from gyrfalcon.checkpoint.hub import NESTLING
 from gyrfalcon.engine.overlap import Overlap
 from gyrfalcon.engine.scheduler import Scheduler
-from gyrfalcon.errors import RequestError
-from gyrfalcon.request import FinishReason, RequestOutput, Sequence
+from gyrfalcon.errors import NoTokenAllowed, RequestError
+from gyrfalcon.request import FinishReason, RequestOutput, Sequence, check_finite
+from gyrfalcon.structured import CompiledOutput
+from gyrfalcon.text.grammar import LIMITS, Grammars
 
 pytest.importorskip("llguidance", reason="the extra serve is not installed")
 jsonschema = pytest.importorskip("jsonschema")
@@ -245,6 +247,72 @@ def test_a_structure_after_which_nothing_could_end_is_refused(engine: Engine) ->
     assert re.fullmatch("[0-9]{3}", output.text)
 
 
+def test_what_was_prepared_or_checked_is_compiled_no_more(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = drawn(StructuredOutput(regex="[a-z]{5}"))
+    expected = engine.generate([PROMPT], params)
+    prepared = [engine.prepare(params), engine.check(PROMPT, params)]
+    monkeypatch.setattr(Grammars, "matcher", None)
+    for own in prepared:
+        assert own == engine.prepare(own) == replace(params, structured=own.structured)
+        assert engine.generate([PROMPT] * 2, own) == expected * 2
+        [*deltas] = engine.stream(PROMPT, own)
+        assert "".join(delta.text for delta in deltas) == expected[0].text
+    assert engine.prepare(SamplingParams(n=2)) == SamplingParams(n=2)
+
+
+def test_what_another_engine_prepared_is_compiled_anew(engine: Engine) -> None:
+    with Engine("nestling", max_len=64) as other:
+        foreign = other.prepare(drawn(DIGITS))
+    assert finished(engine.generate([PROMPT], foreign)) == finished(
+        engine.generate([PROMPT], drawn(DIGITS))
+    )
+
+
+def test_a_grammar_that_reached_a_limit_fails_no_other_request(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LIMITS, "max_lexer_states", 300)
+    pattern = "([a-z]{3,40} ){0,30}(?:x|y).*z[0-9]{20}"
+    params = [drawn(StructuredOutput(regex=pattern), seed=i, max_new_tokens=20) for i in range(8)]
+    alone = engine.generate([PROMPT] * 8, params)
+    good = [one for one, output in zip(params, alone, strict=True) if not output.error]
+    assert len(good) > 4
+    shared = engine.prepare(good[0])
+    asked = [replace(one, structured=shared.structured) for one in good]
+    failed = engine.generate([PROMPT] * len(good), asked)
+    assert any("too many states" in str(output.error) for output in failed)
+    again = engine.prepare(shared).structured
+    assert isinstance(shared.structured, CompiledOutput)
+    assert isinstance(again, CompiledOutput)
+    assert again.grammar is not shared.structured.grammar, "it is not compiled anew"
+
+
+def test_a_failure_to_compile_on_rank_0_is_told_to_all() -> None:
+    def ends(engine: Engine) -> str:
+        if engine.is_first_rank:
+            engine._grammars.compiled = None  # type: ignore[method-assign,assignment]
+        try:
+            engine.prepare(drawn(DIGITS))
+        except Exception as error:
+            return type(error).__name__
+        return "nothing"
+
+    told = on_engines(2, NESTLING, lambda engine: (ends(engine), engine.is_first_rank), max_len=64)
+    assert told == ("TypeError", True)
+
+
+def test_the_first_mask_is_computed_when_a_structure_is_prepared(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_token = drawn(StructuredOutput(choice=["a", "b"]), max_new_tokens=1)
+    prepared = engine.prepare(one_token)
+    monkeypatch.setattr("gyrfalcon.text.grammar._executor", None)
+    [output] = engine.generate([PROMPT], prepared)
+    assert output.text in ("a", "b")
+
+
 def test_what_llguidance_refuses_is_refused_before_it_is_queued(engine: Engine) -> None:
     with pytest.raises(RequestError, match="llguidance takes"):
         engine.add(PROMPT, drawn(StructuredOutput(json={"$ref": "#"})))
@@ -265,6 +333,10 @@ def test_a_sample_of_which_no_token_is_left_ends_alone_with_an_error(engine: Eng
         assert sample.error is not None
         assert f"sample {sample.index}" in sample.error
         assert "biases" in sample.error
+        assert isinstance(sample.failure, NoTokenAllowed)
+        assert str(sample.failure) == sample.error
+    with pytest.raises(NoTokenAllowed, match="sample 0"):
+        check_finite(*bad.completions)
 
 
 def test_a_limit_of_the_library_ends_its_sample_in_its_words_on_every_rank() -> None:

@@ -66,7 +66,7 @@ def picked(
     for one in chunks:
         structured = one.request.params.structured
         if group.rank == 0 and structured is not None:
-            token_masks.add(one.request.id, grammars.matcher(structured))
+            token_masks.add(one.request.id, grammars.of(grammars.compiled(structured)))
     own = logits.split(list(vocabulary.widths), dim=1)[group.rank]
     allowed = token_masks.of(chunks)
     return sampler.pick(own, chunks, vocabulary, allowed), allowed

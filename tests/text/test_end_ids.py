@@ -18,7 +18,7 @@ from gyrfalcon.cut.cut import cut
 from gyrfalcon.cut.recut import merge, recut
 from gyrfalcon.errors import CheckpointError, RequestError
 from gyrfalcon.request import FinishReason
-from gyrfalcon.text.detokenizer import StopMarks
+from gyrfalcon.text.detokenizer import StopStrings
 from gyrfalcon.text.end_ids import find_ends
 from gyrfalcon.text.tokenizer import Tokenizer
 
@@ -310,10 +310,11 @@ def test_of_special_tokens_that_begin_alike_the_longest_counts(tmp_path: Path) -
     folder = make_tokenizer(tmp_path)
     change(folder / "tokenizer_config.json", additional_special_tokens=["<|end|>", "<|end|>>"])
     tokenizer = Tokenizer.load(folder)
-    marks = StopMarks(["a<|end|>>b", "<|end|>b", "ab"], tokenizer)
+    marks = StopStrings(["a<|end|>>b", "<|end|>b", "ab"], tokenizer)
     longer = marks.letters[tokenizer.encode("<|end|>>")[-1]]
-    assert marks.stops[0] == f"a{longer}b"
-    assert [len(stop) for stop in marks.stops] == [3, 2]
+    with_letters = [table.stop for table in marks.tables[3:]]
+    assert with_letters[0] == f"a{longer}b"
+    assert [len(stop) for stop in with_letters] == [3, 2]
 
 
 def test_stop_ids_are_checked_against_the_vocabulary(chatml: Path) -> None:

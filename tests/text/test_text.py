@@ -12,12 +12,13 @@ from scripted import make_scripted
 from tokenizers_ import make_tokenizer
 
 from gyrfalcon import Engine, SamplingParams
+from gyrfalcon.engine.overlap import Overlap
 from gyrfalcon.errors import (
     CheckpointError,
     RequestError,
 )
 from gyrfalcon.request import FinishReason, Request, Token
-from gyrfalcon.text.detokenizer import Detokenizer, TextStream
+from gyrfalcon.text.detokenizer import Detokenizer, StopFinder, StopStrings, TextStream
 from gyrfalcon.text.tokenizer import Tokenizer
 
 GREEDY = SamplingParams()
@@ -160,6 +161,51 @@ def test_stop_strings_end_the_text_before_them(
     assert "".join(piece.text for piece in pieces) == expected
     assert not engine.has_work
     assert not engine._core.scheduler.has_work  # the ranks were told
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_nothing_ends_a_text_before_its_least_length(scripted: Scripted, overlapped: bool) -> None:
+    engine, ids = scripted(TEXT)
+    script = tuple(ids[1:])
+    if overlapped:
+        engine._take_step = Overlap(engine._core).step
+    for least, stop_ids in ((len(script), ()), (8, [ids[7]]), (7, [ids[7]]), (len(script) + 1, ())):
+        params = SamplingParams(max_new_tokens=40, min_tokens=least, stop_ids=stop_ids)
+        [output] = engine.generate(ids[:1], params)
+        assert len(output.output_ids) > least
+        ends = {*stop_ids, 11}
+        assert ends.isdisjoint(output.output_ids[:least])
+        if least == len(script):
+            assert output.output_ids == (*script, 11)
+
+
+@pytest.mark.parametrize(
+    ("least", "stop", "expected"),
+    [
+        (0, "zon", "y🦅 "),
+        (1, "y", TEXT[1:]),
+        (9, "zon", TEXT[1:]),
+        (8, "zon", "y🦅 "),  # z, o, ne: complete behind the eighth
+        (9, ["z", ", 7"], "y🦅 zone"),
+        (9, ["zone, 7", "o"], "y🦅 "),
+    ],
+    ids=str,
+)
+def test_a_stop_string_in_the_first_tokens_is_text(
+    scripted: Scripted, least: int, stop: str | list[str], expected: str
+) -> None:
+    engine, ids = scripted(TEXT)
+    params = SamplingParams(min_tokens=least, stop=stop)
+    assert engine.generate(ids[:1], params)[0].text == expected
+    assert "".join(piece.text for piece in engine.stream(ids[:1], params)) == expected
+
+
+def test_a_stop_string_that_repeats_counts_from_the_least_length_on() -> None:
+    params = SamplingParams(min_tokens=3, stop="aa")
+    finder = StopFinder(StopStrings(params.stop_strings).tables)
+    shown = [finder.push("a", may_stop=number > 3) for number in range(1, 6)]
+    assert shown[:3] == [("", False), ("a", False), ("a", False)]
+    assert shown[3] == ("", True)
 
 
 def test_a_stop_string_ends_one_sample_and_leaves_the_others(folder: Path) -> None:

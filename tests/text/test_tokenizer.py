@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers_ import make_tokenizer
 
 from gyrfalcon.errors import CheckpointError, RequestError
-from gyrfalcon.text.detokenizer import Detokenizer, StopFinder
+from gyrfalcon.text.detokenizer import Detokenizer, StopFinder, StopStrings, StopTable
 from gyrfalcon.text.tokenizer import Tokenizer
 
 SEPARATOR = "\n__ggml_vocab_test__\n"
@@ -247,8 +247,12 @@ def cut_at(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     return text, False
 
 
+def finder_of(stops: Sequence[str], hidden: frozenset[str] = frozenset()) -> StopFinder:
+    return StopFinder([StopTable(stop, hidden) for stop in stops])
+
+
 def run_finder(pieces: Sequence[str], stops: Sequence[str]) -> tuple[str, bool]:
-    finder, shown, stopped = StopFinder(stops), "", False
+    finder, shown, stopped = finder_of(stops), "", False
     for piece in pieces:
         text, stopped = finder.push(piece)
         shown += text
@@ -294,7 +298,7 @@ def test_a_stop_string_is_found_across_hidden_letters_that_it_does_not_hold() ->
     for _ in range(3000):
         stops = ["".join(chance.choices("ab!?", k=chance.randint(1, 4))) for _ in range(3)]
         text = "".join(chance.choices("aab!?", k=chance.randrange(12)))
-        finder, shown, stopped = StopFinder(stops, hidden), "", False
+        finder, shown, stopped = finder_of(stops, hidden), "", False
         for letter in text:
             given, stopped = finder.push(letter)
             shown += given
@@ -311,7 +315,7 @@ def test_a_stop_string_is_found_across_hidden_letters_that_it_does_not_hold() ->
 
 
 def test_only_what_could_begin_a_stop_string_is_held_back() -> None:
-    finder = StopFinder(["\nUser", "END"])
+    finder = finder_of(["\nUser", "END"])
     assert finder.push("Hello\n") == ("Hello", False)
     assert finder.push("Us") == ("", False)
     assert finder.push("e E") == ("\nUse ", False)
@@ -320,14 +324,14 @@ def test_only_what_could_begin_a_stop_string_is_held_back() -> None:
 
 
 def test_nothing_follows_a_stop_string() -> None:
-    finder = StopFinder(["b"])
+    finder = finder_of(["b"])
     assert finder.push("abc") == ("a", True)
     assert finder.push("more") == ("", True)
     assert finder.flush() == ""
 
 
 def test_stop_strings_are_found_in_linear_time() -> None:
-    finder, pushes, lines = StopFinder(["a" * 2000 + "b"]), 4000, 0
+    finder, pushes, lines = finder_of(["a" * 2000 + "b"]), 4000, 0
 
     def count(*_: object) -> Any:
         nonlocal lines
@@ -344,4 +348,4 @@ def test_stop_strings_are_found_in_linear_time() -> None:
 
 def test_an_empty_stop_string_is_refused() -> None:
     with pytest.raises(RequestError, match="stop"):
-        StopFinder(["a", ""])
+        StopStrings(["a", ""])

@@ -53,4 +53,4 @@ def ids_of_prompts(
 def check_structured(checkpoint: Checkpoint, tokenizer: Tokenizer, params: SamplingParams) -> None:
     """RequestError for structured output that llguidance does not take, UsageError without it."""
     if params.structured is not None:
-        Grammars(tokenizer, checkpoint.config.vocab_size, ()).matcher(params.structured)
+        Grammars(tokenizer, checkpoint.config.vocab_size, ()).compiled(params.structured)

@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
 def _add_sampling(group: argparse._ArgumentGroup) -> None:
     for option, kind, default, text in (
         ("--max-new-tokens", Whole, 128, "stop after this many"),
+        ("--min-tokens", Whole, 0, "let nothing end the text before this many"),
         (
             "--temperature",
             Number,

@@ -162,6 +162,7 @@ def _prompts(args: argparse.Namespace) -> list[str]:
 def _sampling(args: argparse.Namespace) -> SamplingParams:
     return SamplingParams(
         max_new_tokens=args.max_new_tokens,
+        min_tokens=args.min_tokens,
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,

@@ -42,6 +42,7 @@ from gyrfalcon.engine.prompts import (
     params_of_each,
     priority_of,
     rows,
+    salt_of,
     timeout_of,
     whole_of,
 )
@@ -52,7 +53,13 @@ from gyrfalcon.engine.tensors import real_tokens
 from gyrfalcon.engine.turns import Turns
 from gyrfalcon.engine.worker import follow
 from gyrfalcon.engine_config import EngineConfig, EngineSettings, config_of
-from gyrfalcon.errors import CheckpointError, GyrfalconError, PromptTooLong, RequestError
+from gyrfalcon.errors import (
+    CheckpointError,
+    GyrfalconError,
+    PromptTooLong,
+    RankDied,
+    RequestError,
+)
 from gyrfalcon.parallel import launch as ranks
 from gyrfalcon.parallel.error_message import decode_error, encode_error
 from gyrfalcon.parallel.interrupts import watched_interrupts
@@ -67,10 +74,10 @@ from gyrfalcon.request import (
     StepOutput,
     check_finite,
 )
-from gyrfalcon.structured import StructuredOutput
-from gyrfalcon.text.detokenizer import TextStream
+from gyrfalcon.structured import CompiledOutput, StructuredOutput
+from gyrfalcon.text.detokenizer import StopStrings, TextStream
 from gyrfalcon.text.end_ids import Ends, find_ends
-from gyrfalcon.text.grammar import Grammars, Matcher
+from gyrfalcon.text.grammar import Grammars
 from gyrfalcon.text.tokenizer import Tokenizer
 from gyrfalcon.text.tokenizer_files import VOCABULARY_FILES
 
@@ -224,29 +231,54 @@ class Engine:
         *,
         priority: int = 0,
         timeout: float | None = None,
+        cache_salt: str | None = None,
     ) -> int:
         """Queues a prompt, text or token ids, for step(); returns the request's number. Raises
-        RequestError or PromptTooLong, and QueueFull when as much waits as the config allows.
+        RequestError or PromptTooLong, and QueueFull when as much waits as the config allows. Structured
+        output is compiled first, unless prepare() or check() did that: it may take half a second.
 
         Requests of a lower `priority` run before those of a higher one, and take cache from them when
         it runs out; of equals the shortest prompt is read first, but at most 16 begin before an older
         one is read. A request that has not ended `timeout` seconds from now ends in the next step with
-        FinishReason.ABORTED, what text it has, and an `error`.
+        FinishReason.ABORTED, what text it has, and an `error`. It shares cached prefixes only with
+        requests of the same `cache_salt`.
 
         >>> engine = Engine("nestling")
         >>> number = engine.add("The falcon", SamplingParams(max_new_tokens=3))
         >>> sum(len(engine.step()) for _ in range(3))
         3
         """
-        asked = self._asked(prompt, params, priority, timeout, bounded=True)
+        asked = self._asked(prompt, params, priority, timeout, cache_salt, bounded=True)
         return self._queue(asked, self._added).request.id
 
-    def check(self, prompt: Prompt, params: Params = None) -> None:
-        """Raises what add() would for this prompt, RequestError or PromptTooLong, and queues nothing.
+    def prepare(self, params: SamplingParams) -> SamplingParams:
+        """The same parameters, with structured output compiled for this engine and its first mask
+        computed, so that add(), stream() and generate() take them without delay; any others as they are.
+        Any thread may call it, a server's worker before it adds the request: it waits for no step.
 
-        >>> Engine("nestling").check([30, 31, 32], SamplingParams(max_new_tokens=3))
+        Raises, in the words of llguidance, RequestError for what that refuses and for what takes more
+        than half a second or 1 GiB; QueueFull when ten seconds pass before other threads' are compiled;
+        UsageError where llguidance is not installed. Requests that share what was prepared once share
+        its limits, too: prepare each anew unless compiling takes long and they are one user's.
+
+        >>> params = SamplingParams(structured=StructuredOutput(choice=["yes", "no"]))
+        >>> engine = Engine("nestling")
+        >>> number = engine.add("Is it a bird?", engine.prepare(params))
         """
-        self._asked(prompt, params)
+        own = params_of(params)
+        if own.structured is None:
+            return own
+        return replace(own, structured=self._compiled(self._ends.added_to(own), own.structured))
+
+    def check(self, prompt: Prompt, params: Params = None) -> SamplingParams:
+        """Raises what add() would for this prompt, RequestError or PromptTooLong, and queues nothing;
+        returns what prepare() would, for add().
+
+        >>> engine = Engine("nestling")
+        >>> engine.check([30, 31, 32], SamplingParams(max_new_tokens=3)).max_new_tokens
+        3
+        """
+        return replace(params_of(params), structured=self._asked(prompt, params).compiled)
 
     def step(self) -> list[Delta]:
         """Computes one batch on all ranks; returns the new text of every sequence of an add() that
@@ -292,19 +324,22 @@ class Engine:
         *,
         priority: int = 0,
         timeout: float | None = None,
+        cache_salt: str | None = None,
     ) -> Generator[Delta, None, None]:
         """The deltas of one prompt's text as they come; leaving the loop cancels the request.
 
         Streams can be read side by side: steps for one go on with the others. Raises RequestError,
         PromptTooLong or QueueFull at once, and in the loop what a step does. The last delta of a sample
-        that failed has FinishReason.ERROR and its `error`. `priority` and `timeout` are those of add(),
-        from when the loop begins.
+        that failed has FinishReason.ERROR and its `error`. The other arguments are those of add(), the
+        `timeout` from when the loop begins.
 
         >>> engine = Engine("nestling")
         >>> for delta in engine.stream("The falcon", SamplingParams(max_new_tokens=3)):
         ...     print(delta.text, end="", flush=True)  # doctest: +SKIP
         """
-        return self._streamed(self._asked(prompt, params, priority, timeout, bounded=True))
+        return self._streamed(
+            self._asked(prompt, params, priority, timeout, cache_salt, bounded=True)
+        )
 
     def generate(
         self,
@@ -313,10 +348,11 @@ class Engine:
         *,
         priority: int = 0,
         timeout: float | None = None,
+        cache_salt: str | None = None,
     ) -> list[RequestOutput]:
         """Runs one prompt or many, with one set of parameters or one for each, greedy without;
         returns outputs in their order. Raises RequestError or PromptTooLong before any step.
-        `priority` and `timeout` are those of add(), for every prompt.
+        The other arguments are those of add(), for every prompt.
 
         A sample whose logits are NaN or infinite ends alone, with FinishReason.ERROR, its tokens up to
         there, and an `error`: one prompt that fails takes no other's output with it.
@@ -327,9 +363,10 @@ class Engine:
         [2, 2]
         """
         many = as_prompts(prompts)
+        each = params_of_each(params, many)
         asked = [
-            self._asked(prompt, one, priority, timeout)
-            for prompt, one in zip(many, params_of_each(params, many), strict=True)
+            self._asked(prompt, one, priority, timeout, cache_salt)
+            for prompt, one in zip(many, each, strict=True)
         ]
         return [live.output() for live in self._run(asked)]
 
@@ -470,6 +507,7 @@ class Engine:
         params: Params,
         priority: int = 0,
         timeout: float | None = None,
+        cache_salt: str | None = None,
         bounded: bool = False,
     ) -> Asked:
         """What can be run; raises RequestError or PromptTooLong for what cannot, and if `bounded`
@@ -477,7 +515,7 @@ class Engine:
         """
         own, when = (
             self._ends.added_to(params_of(params)),
-            (priority_of(priority), timeout_of(timeout)),
+            (priority_of(priority), timeout_of(timeout), salt_of(cache_salt)),
         )
         if isinstance(prompt, str):
             if bounded and self._tokenizer is not None:
@@ -489,24 +527,35 @@ class Engine:
             self._refuse_if_full(asked.num_tokens)
         self._longest.check(asked)
         check(asked, self.model_config.vocab_size, self._tokenizer)
+        asked = replace(asked, stops=StopStrings(own.stop_strings, self._tokenizer))
         if own.structured is None:
             return asked
-        return replace(asked, matcher=self._matcher(own, own.structured))
+        compiled = self._compiled(own, own.structured)
+        plain = replace(own, structured=compiled.structured)
+        return replace(asked, params=plain, compiled=compiled)
 
-    def _matcher(self, params: SamplingParams, structured: StructuredOutput) -> Matcher | None:
-        """The matcher of structured output, on rank 0; every rank raises what that raises."""
-        matcher, refused = None, b""
-        if self.is_first_rank:
-            try:
-                if not self._end_ids(params):
-                    wanted = "a token that ends the text of structured output"
-                    raise RequestError(wanted, "none", "leave `ignore_eos` out or pass `stop_ids`")
-                matcher = self._grammars.matcher(structured)
-            except GyrfalconError as error:
-                refused = encode_error(error)
-        if refused := self._ranks.agree(refused):
-            raise decode_error(refused)
-        return matcher
+    def _compiled(
+        self, params: SamplingParams, structured: StructuredOutput | CompiledOutput
+    ) -> CompiledOutput:
+        """Structured output compiled on rank 0; every rank raises what that raises."""
+        if not self._end_ids(params):
+            wanted = "a token that ends the text of structured output"
+            raise RequestError(wanted, "none", "leave `ignore_eos` out or pass `stop_ids`")
+        if not self.is_first_rank:
+            if refused := self._ranks.agree(b""):
+                raise decode_error(refused)
+            return self._grammars.elsewhere(structured)
+        refused = encode_error(
+            RankDied("rank 0 to compile a grammar", "one that failed", "try again")
+        )
+        try:
+            compiled, refused = self._grammars.compiled(structured), b""
+        except GyrfalconError as error:
+            refused = encode_error(error)
+            raise
+        finally:
+            self._ranks.agree(refused)
+        return compiled
 
     def _refuse_if_full(self, num_tokens: int) -> None:
         refuse_if_full(self.config, self.stats(), num_tokens)
@@ -532,14 +581,16 @@ class Engine:
                     keep_logits=keep_logits,
                     single_steps=single_steps,
                     priority=asked.priority,
+                    cache_salt=asked.cache_salt,
                 )
-                streams = [TextStream(request, index, self._tokenizer) for index in range(params.n)]
+                own = (self._tokenizer, asked.stops)
+                streams = [TextStream(request, index, *own) for index in range(params.n)]
                 lives.append(Live(request, asked.text, streams, unread, asked.timeout, now))
                 self._live[request.id] = lives[0]
                 if asked.timeout is not None and self.is_first_rank:
                     self._deadlines.set(request.id, now + asked.timeout)
-                if asked.matcher is not None:
-                    self._core.token_masks.add(request.id, asked.matcher)
+                if asked.compiled is not None and self.is_first_rank:
+                    self._core.token_masks.add(request.id, self._grammars.of(asked.compiled))
                 self._handle(Add(request))
         except BaseException:  # a Ctrl-C that was held, too: nobody knows the request
             self._cancel(lives)
@@ -594,12 +645,12 @@ class Engine:
         """Ends a request whose deadline has passed, as every rank does in this step."""
         error = f"deadline of {self._live[end.request_id].timeout:g} s passed"
         for output in self._core.handle(end):
-            self._deliver(replace(output, error=error), now)
+            self._deliver(replace(output, why=error), now)
 
     def _deliver(self, output: StepOutput, now: float) -> None:
         """A sample's new text; retires the request when this ends its last sample."""
         live = self._live[output.request_id]
-        delta = live.streams[output.index].push(output.token, output.finish_reason, output.error)
+        delta = live.streams[output.index].push(output.token, output.finish_reason, output.why)
         if delta.finish_reason is not None:
             delta = live.ended(delta, output, now)
         if live.owes_scores and output.index == 0:

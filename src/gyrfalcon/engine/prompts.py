@@ -15,19 +15,22 @@ from gyrfalcon.bounds import REQUEST, shown
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import PromptTooLong, RequestError
-from gyrfalcon.request import SamplingParams, check_stop_ids, is_number
-from gyrfalcon.text.grammar import Matcher
+from gyrfalcon.request import SamplingParams, check_stop_ids, is_number, is_text
+from gyrfalcon.structured import CompiledOutput
+from gyrfalcon.text.detokenizer import StopStrings
 from gyrfalcon.text.tokenizer import Tokenizer
 
 Prompt = str | Seq[int]
 Params = SamplingParams | None
 GREEDY = SamplingParams()
+MOST_SALT = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A prompt as it was given, if that was text, its ids, its parameters, and when it runs: see
-    Engine.add(). On rank 0 with the matcher of structured output.
+    Engine.add(). `compiled` is its structured output, `stops`
+    are its stop strings.
     """
 
     text: str | None
@@ -35,8 +38,10 @@ class Asked:
     params: SamplingParams
     priority: int = 0
     timeout: float | None = None
+    cache_salt: str = ""
     bounded: bool = False  # refused where the queue is full
-    matcher: Matcher | None = None
+    compiled: CompiledOutput | None = None
+    stops: StopStrings | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -156,9 +161,6 @@ def check(asked: Asked, vocab_size: int, tokenizer: Tokenizer | None) -> None:
         raise RequestError(
             "a tokenizer for stop strings", "none beside the model", "use `stop_ids`"
         )
-    if params.structured is not None and tokenizer is None:
-        wanted = "a tokenizer for structured output"
-        raise RequestError(wanted, "none beside the model", "copy its files there")
 
 
 def whole_of(name: str, number: int) -> int:
@@ -186,6 +188,16 @@ def timeout_of(timeout: float | None) -> float | None:
         return float(timeout)
     wanted = f"a number of seconds {bounds.words}, or None, for `timeout`"
     raise RequestError(wanted, shown(timeout), "correct it")
+
+
+def salt_of(cache_salt: str | None) -> str:
+    """What cache blocks are hashed with, "" for nothing; RequestError for what is no text."""
+    if cache_salt is None:
+        return ""
+    if isinstance(cache_salt, str) and is_text(cache_salt) and 0 < len(cache_salt) <= MOST_SALT:
+        return cache_salt
+    wanted = f"a text of 1 to {MOST_SALT:,} characters, or None, for `cache_salt`"
+    raise RequestError(wanted, shown(cache_salt), "correct it")
 
 
 def rows(input_ids: Tensor, real: Tensor) -> list[list[int]]:

@@ -49,6 +49,7 @@ KINDS = {
     "keep_logits": bool,
     "single_steps": int,
     "priority": int,
+    "cache_salt": str,
 }
 PARAMS = [field.name for field in fields(SamplingParams)]
 
@@ -126,7 +127,8 @@ def _step(prompt_tokens: object, *ends: list[object]) -> Step:
 
 def _fields_of(request: Request) -> dict[str, object]:
     params = {name: getattr(request.params, name) for name in PARAMS}
-    structured = request.params.structured
+    structured = params["structured"]
+    assert isinstance(structured, StructuredOutput | None)  # rank 0 alone has what is compiled
     params["logit_bias"] = list(request.params.logit_bias.items())
     params["structured"] = None if structured is None else asdict(structured)
     return {
@@ -138,6 +140,7 @@ def _fields_of(request: Request) -> dict[str, object]:
         "keep_logits": request.keep_logits,
         "single_steps": request.single_steps,
         "priority": request.priority,
+        "cache_salt": request.cache_salt,
     }
 
 
@@ -162,6 +165,7 @@ def _request(content: dict[str, Any]) -> Request:
         keep_logits=content["keep_logits"],
         single_steps=content["single_steps"],
         priority=content["priority"],
+        cache_salt=content["cache_salt"],
     )
 
 

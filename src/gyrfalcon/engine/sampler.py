@@ -70,6 +70,8 @@ def choose(
     )  # what is not finite shows as the most likely
     if allowed is not None:
         own = allowed.applied_to(own)
+    if any(chunk.request.has_min_tokens for chunk in chunks):
+        own = _without_early_ends(own, chunks, vocabulary)
     modes = [
         chunk.request.sampling_mode if chunk.samples else SamplingMode.GREEDY for chunk in chunks
     ]
@@ -131,6 +133,25 @@ def _top(logprobs: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
         if tied.any():
             values[tied], ids[tied] = stable_top_k(logprobs[tied], num_top)
     return ids, values
+
+
+def _without_early_ends(own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary) -> Tensor:
+    """-inf for what would end a sample that has fewer tokens than min_tokens, in place. What is not finite
+    stays: it tells that the model failed.
+    """
+    first = sum(vocabulary.widths[: vocabulary.group.rank])
+    places = [
+        (row, end - first)
+        for row, chunk in enumerate(chunks)
+        if chunk.samples and not chunk.may_end
+        for end in chunk.request.end_ids
+        if 0 <= end - first < own.shape[1]
+    ]
+    if places:
+        rows, columns = send(torch.tensor(places), own.device).T
+        logits = own[rows, columns]
+        own[rows, columns] = logits.masked_fill(logits.isfinite(), -math.inf)
+    return own
 
 
 def _choose_mixed(

@@ -10,6 +10,7 @@ from typing import Protocol
 from gyrfalcon.engine.prefixes import PrefixesInProgress
 from gyrfalcon.engine.prompt_queue import PromptQueue, Turn
 from gyrfalcon.engine.waiting import Waiting
+from gyrfalcon.errors import GyrfalconError
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.request import (
     Chunk,
@@ -182,7 +183,7 @@ class Scheduler:
             if isinstance(token, NonFinite | NoneAllowed):
                 if not sequence.request.keep_logits:
                     self._finish(sequence, FinishReason.ERROR)
-                    outputs.append(_output(sequence, None, token.error(sequence)))
+                    outputs.append(_output(sequence, None, token.failure(sequence)))
                     continue
                 token = None
             reached_end = chunk.stop == len(sequence.tokens)
@@ -329,7 +330,8 @@ class Scheduler:
         if not sequence.shares_scores:
             return [], 0
         digests = self._digests(sequence, sequence.prompt_len - 1)  # its output has no scores
-        return self.allocator.find_scored(digests, sequence.request.prompt_ids)
+        request = sequence.request
+        return self.allocator.find_scored(digests, request.prompt_ids, request.cache_root)
 
     def _missing(self, sequence: Sequence) -> list[bytes]:
         """Digests of blocks that the sequence would take over if they were there."""
@@ -352,7 +354,8 @@ class Scheduler:
             sequence.num_computed = num_tokens
 
     def _digests(self, sequence: Sequence, num_tokens: int) -> list[bytes]:
-        return self.allocator.digests(sequence.tokens, num_tokens, sequence.digests)
+        root = sequence.request.cache_root
+        return self.allocator.digests(sequence.tokens, num_tokens, sequence.digests, root)
 
     def _ending(self, sequence: Sequence, token: Token | None) -> FinishReason | None:
         if token is not None and token.id in sequence.request.end_ids:
@@ -401,10 +404,11 @@ class Scheduler:
         digests = self._digests(sequence, sequence.num_computed)
         self.allocator.publish(sequence.blocks, digests)
         if sequence.shares_scores:
-            scored = sequence.request.prompt_ids[: sequence.num_computed]
-            for block, tokens in self.allocator.add_scores(sequence.blocks, digests, scored):
+            request = sequence.request
+            own = (sequence.blocks, digests, request.prompt_ids[: sequence.num_computed])
+            for block, tokens in self.allocator.add_scores(*own, request.cache_root):
                 if self._scores is not None:
-                    self._scores.store(sequence.request, block, tokens)
+                    self._scores.store(request, block, tokens)
 
     def _withdraw(self, sequence: Sequence) -> None:
         """Lets nobody find a block of the sequence from here on: computed anew, all may be well."""
@@ -417,6 +421,8 @@ def _order(sequence: Sequence) -> tuple[int, int]:
     return sequence.priority, sequence.arrival
 
 
-def _output(one: Sequence, token: Token | None, error: str | None = None) -> StepOutput:
-    figures = (one.num_cached, error, one.num_preemptions)
+def _output(
+    one: Sequence, token: Token | None, failure: GyrfalconError | None = None
+) -> StepOutput:
+    figures = (one.num_cached, one.num_preemptions, failure)
     return StepOutput(one.request.id, one.index, token, one.finish_reason, *figures)

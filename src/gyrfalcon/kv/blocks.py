@@ -52,9 +52,11 @@ class BlockAllocator:
             table.append(block)
         return True
 
-    def digests(self, tokens: Sequence[int], num_tokens: int, known: list[bytes]) -> list[bytes]:
-        """For each block that the first `num_tokens` of `tokens` fill, a digest of the tokens from the
-        very first to the block's last; none without `reuse`. Those of a sequence are kept in
+    def digests(
+        self, tokens: Sequence[int], num_tokens: int, known: list[bytes], root: bytes = b""
+    ) -> list[bytes]:
+        """For each block that the first `num_tokens` of `tokens` fill, a digest of `root` and the tokens
+        from the very first to the block's last; none without `reuse`. Those of a sequence are kept in
         `known`, so that each is computed once.
         """
         num_blocks = num_tokens // self.block_size if self.reuse else 0
@@ -62,7 +64,7 @@ class BlockAllocator:
             len(known) * self.block_size, num_blocks * self.block_size, self.block_size
         ):
             block = ",".join(map(str, tokens[start : start + self.block_size]))
-            before = known[-1] if known else b""
+            before = known[-1] if known else root
             known.append(blake2b(before + block.encode(), digest_size=16).digest())
         return known[:num_blocks]
 
@@ -75,12 +77,14 @@ class BlockAllocator:
             found.append(self._block_of[digest])
         return found
 
-    def find_scored(self, digests: Sequence[bytes], prompt: Sequence[int]) -> tuple[list[int], int]:
+    def find_scored(
+        self, digests: Sequence[bytes], prompt: Sequence[int], root: bytes = b""
+    ) -> tuple[list[int], int]:
         """Blocks that hold the beginning of a prompt with scores, and its length in tokens. The last may
         go on otherwise than the prompt, and is to be copied, not shared.
         """
         found = list(takewhile(self._is_scored, self.find(digests)))
-        before = digests[len(found) - 1] if found else b""
+        before = digests[len(found) - 1] if found else root
         start = len(found) * self.block_size
         last = self._newest_after.get(before)
         if last is None:
@@ -110,7 +114,11 @@ class BlockAllocator:
                 self._block_of[digest], self._digest_of[block] = block, digest
 
     def add_scores(
-        self, table: Sequence[int], digests: Sequence[bytes], tokens: Sequence[int]
+        self,
+        table: Sequence[int],
+        digests: Sequence[bytes],
+        tokens: Sequence[int],
+        root: bytes = b"",
     ) -> Iterator[tuple[int, range]]:
         """Notes that `tokens`, the first of `table`, have scores; yields the blocks that get some now,
         and of which tokens. Full blocks are published, and keep the scores that they have.
@@ -119,7 +127,7 @@ class BlockAllocator:
             index, own = start // self.block_size, tuple(tokens[start : start + self.block_size])
             is_full = len(own) == self.block_size
             block = self._block_of[digests[index]] if is_full else table[index]
-            before = digests[index - 1] if index else b""
+            before = digests[index - 1] if index else root
             if self._scored.get(block) != (before, own):
                 self._scored[block] = before, own
                 self._newest_after[before] = block

@@ -10,20 +10,21 @@ from collections.abc import Collection
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import cache, cached_property
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy
 from numpy.typing import NDArray
 
 from gyrfalcon.errors import PIP_INSTALL, RequestError, UsageError
-from gyrfalcon.structured import StructuredOutput
+from gyrfalcon.structured import CompiledOutput, StructuredOutput
 from gyrfalcon.text.grammar_check import SIMPLIFY, GrammarCheck
 from gyrfalcon.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import llguidance
 
-MOST_KEPT = 8  # compiled grammars
+MOST_KNOWN = 4096  # grammars that the process took
 ANY_OBJECT = '{"type": "object"}'
 WHITESPACE = (
     r"\x20|\n[\x20\t]{0,20}"  # between the parts of JSON: more, and small models go on for ever
@@ -39,13 +40,16 @@ LIMITS: dict[str, Any] = dict(
 )
 
 
+Words = NDArray[numpy.int32]
+
+
 @dataclass(slots=True)
 class _Grammar:
     """A compiled grammar. Its matchers share what the lexer has learnt, up to a limit at which all of
-    them fail.
+    them fail: each request has a grammar of its own.
     """
 
-    beginning: "llguidance.LLMatcher"
+    first_mask: Words  # as masks() computes them
     has_failed: bool = False
 
 
@@ -55,11 +59,16 @@ class Matcher:
     def __init__(self, grammar: _Grammar, library: "llguidance.LLMatcher") -> None:
         self.library = library
         self.num_taken = 0  # tokens of the output
-        self._grammar = grammar
+        self.grammar = grammar
+
+    @property
+    def mask(self) -> Words | None:
+        """What may follow, where it is known already: at the beginning."""
+        return None if self.num_taken else self.grammar.first_mask
 
     def copy(self) -> "Matcher":
         """Another at the same place."""
-        twin = Matcher(self._grammar, self.library.deep_copy())
+        twin = Matcher(self.grammar, self.library.deep_copy())
         twin.num_taken = self.num_taken
         return twin
 
@@ -75,7 +84,7 @@ class Matcher:
         """
         if not self.library.is_error():
             return None
-        self._grammar.has_failed = True
+        self.grammar.has_failed = True
         return _in_one_line(self.library.get_error())
 
 
@@ -89,24 +98,51 @@ class Grammars:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._end_ids = end_ids
-        self._kept: OrderedDict[StructuredOutput, _Grammar] = OrderedDict()
+        self._known: OrderedDict[bytes, None] = OrderedDict()  # digests of grammars
         self._lock = threading.Lock()
+
+    def compiled(self, structured: StructuredOutput | CompiledOutput) -> CompiledOutput:
+        """What matcher() makes, for several requests; itself, if it was compiled here and still works."""
+        if isinstance(structured, CompiledOutput):
+            if structured.compiler is self and not self.of(structured).grammar.has_failed:
+                return structured
+            structured = structured.structured
+        return CompiledOutput(structured, self, self.matcher(structured))
+
+    def elsewhere(self, structured: StructuredOutput | CompiledOutput) -> CompiledOutput:
+        """What stands for compiled output on a rank that computes no masks."""
+        plain = structured if isinstance(structured, StructuredOutput) else structured.structured
+        return CompiledOutput(plain, self, None)
+
+    def of(self, compiled: CompiledOutput) -> Matcher:
+        """The matcher at the beginning of a text that was compiled here."""
+        assert compiled.compiler is self
+        assert isinstance(compiled.grammar, Matcher)
+        return compiled.grammar
 
     def matcher(self, structured: StructuredOutput) -> Matcher:
         """A matcher at the beginning of a text, for which the first mask was computed. RequestError, in
         the library's words, for what it does not take, and for what takes too long or too much memory;
-        UsageError where the library is not installed. Any thread may call it.
+        QueueFull where too many threads compile; UsageError where the library is not installed. Any
+        thread may call it.
         """
         with self._lock:
-            kept = self._kept.pop(structured, None)
             library, check = self._library, self._check
-        if kept is None or kept.has_failed:
-            kept = _compiled(structured, library, check)
+        text = _grammar(structured)
+        digest = blake2b(text.encode()).digest()
+        error = None if digest in self._known else check.error(text)
+        if error is None:
+            matcher = _compiled(text, library)
+            error = matcher.error
+        if error is not None:
+            wanted = f"{structured.name} that llguidance takes"
+            raise RequestError(wanted, _in_one_line(error), SIMPLIFY)
         with self._lock:
-            self._kept[structured] = kept
-            if len(self._kept) > MOST_KEPT:
-                self._kept.popitem(last=False)
-        return Matcher(kept, kept.beginning.deep_copy())
+            self._known[digest] = None
+            self._known.move_to_end(digest)
+            if len(self._known) > MOST_KNOWN:
+                self._known.popitem(last=False)
+        return matcher
 
     def close(self) -> None:
         """Ends the process that compiles first, if there is one."""
@@ -116,7 +152,9 @@ class Grammars:
 
     @cached_property
     def _vocabulary(self) -> "_Vocabulary":
-        assert self._tokenizer is not None  # prompts.check() has seen to it
+        if self._tokenizer is None:
+            wanted = "a tokenizer for structured output"
+            raise RequestError(wanted, "none beside the model", "copy its files there")
         return _Vocabulary(self._tokenizer, self._vocab_size, self._end_ids)
 
     @cached_property
@@ -133,22 +171,15 @@ class Grammars:
         return LLTokenizer(cast("llguidance.TokenizerWrapper", self._vocabulary))  # is like one
 
 
-def _compiled(
-    structured: StructuredOutput, tokenizer: "llguidance.LLTokenizer", check: GrammarCheck
-) -> _Grammar:
+def _compiled(text: str, tokenizer: "llguidance.LLTokenizer") -> Matcher:
+    """A matcher of a grammar that the process took; it may have an error nevertheless."""
     from llguidance import LLMatcher, LLParserLimits
 
-    text = _grammar(structured)
-    error = check.error(text)
-    if error is None:
-        limits = LLParserLimits(**LIMITS, verbose_errors=False)
-        grammar = _Grammar(LLMatcher(tokenizer, text, log_level=0, limits=limits))
-        grammar.beginning.compute_bitmask()
-        error = Matcher(grammar, grammar.beginning).error
-    if error is not None:
-        wanted = f"{structured.name} that llguidance takes"
-        raise RequestError(wanted, _in_one_line(error), SIMPLIFY)
-    return grammar
+    limits = LLParserLimits(**LIMITS, verbose_errors=False)
+    library = LLMatcher(tokenizer, text, log_level=0, limits=limits)
+    mask = numpy.zeros(-(-tokenizer.vocab_size // 32), dtype=numpy.int32)
+    library.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+    return Matcher(_Grammar(mask), library)
 
 
 def masks(
@@ -158,8 +189,14 @@ def masks(
     bit each from the lowest of the first byte on, [matchers, bytes]; none where one has an error.
     """
     words = numpy.zeros((len(matchers), vocab_size // 32 + 1), dtype=numpy.int32)
-    rows = [(one.library, row) for row, one in enumerate(matchers)]
-    _executor().unsafe_compute_mask_ptr(rows, words.ctypes.data, words.strides[0], len(matchers))
+    rows = [(one.library, row) for row, one in enumerate(matchers) if one.mask is None]
+    if rows:
+        _executor().unsafe_compute_mask_ptr(
+            rows, words.ctypes.data, words.strides[0], len(matchers)
+        )
+    for row, one in enumerate(matchers):
+        if one.mask is not None:
+            words[row] = one.mask
     words[[row for row, one in enumerate(matchers) if one.error is not None]] = 0
     bits = words.astype("<i4", copy=False).view(numpy.uint8)
     last, end = bits[:, vocab_size // 8], 1 << vocab_size % 8

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
-from gyrfalcon.errors import RankDied, RequestError
+from gyrfalcon.errors import QueueFull, RequestError, UsageError
 
 PROGRAM = Path(__file__).with_name("grammar_child.py")
 SECONDS = 0.5  # for a grammar and its first mask
@@ -33,10 +33,10 @@ class GrammarCheck:
 
     def error(self, grammar: str) -> str | None:
         """What the library says against a grammar; None for a good one. RequestError for one that takes
-        too long or too much memory.
+        too long or too much memory, QueueFull where too many others come before it.
         """
         if not self._lock.acquire(timeout=WAIT_SECONDS):
-            raise RequestError(WANTED, "too many others before it", "try again later")
+            raise QueueFull(WANTED, "too many others before it", "ask again later")
         try:
             if self._child.is_gone:
                 self._child = _Child(self._first_line)
@@ -76,7 +76,7 @@ class _Child:
         if not self._is_ready and self._told(self._first_line) is None:
             self.end()
             do = "look whether llguidance works: python -c 'import llguidance'"
-            raise RankDied("a process that compiles grammars", "one that ended", do)
+            raise UsageError("a process that compiles grammars", "one that ended", do)
         self._is_ready = True
         line = self._told(json.dumps(grammar) + "\n")
         if line is None:

@@ -214,18 +214,21 @@ class Machine:
         assert max(map(len, self.overtakers.values())) <= self.limits.most_overtaken
 
     def check_sharing(self) -> None:
-        """Running sequences whose prompts begin alike have their full blocks in common: each was computed
-        once, but where a failure made others forget theirs.
+        """Of running sequences of one priority whose prompts begin alike, one has computed each full block
+        and the others share it, but where a failure made others forget theirs, and where one waited for
+        nobody who is read token by token.
         """
         if self.poisoned:
             return
-        block_of: dict[Written, int] = {}
+        computed: set[tuple[int, Written]] = set()
         for sequence in self.scheduler.running:
+            if sequence.wants_every_row or sequence.request.single_steps:
+                continue
             stops = range(self.block_size, sequence.prompt_len, self.block_size)
-            for stop, block in zip(stops, sequence.blocks, strict=False):
-                if not sequence.wants_every_row:
-                    content = sequence.request.cache_salt, tuple(sequence.tokens[:stop])
-                    assert block_of.setdefault(content, block) == block
+            for stop in stops[sequence.num_shared : len(sequence.blocks)]:
+                content = sequence.request.cache_salt, tuple(sequence.tokens[:stop])
+                assert (sequence.priority, content) not in computed
+                computed.add((sequence.priority, content))
 
 
 def request(

@@ -68,6 +68,7 @@ ENGINE = {
     "max_batch_tokens": ONE_TOKEN_OR_MORE,
     "max_sequences": Bounds(1, 100_000),
     "step_target": Bounds(0, 3600, above=True),  # seconds
+    "rank_timeout": Bounds(0, 86_400, above=True),  # seconds
     "max_queued_requests": Bounds(1, 100_000_000),
     "max_queued_tokens": Bounds(1, 10**12),
     "seed": SEEDS,

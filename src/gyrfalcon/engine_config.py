@@ -13,7 +13,7 @@ DTYPES = ("auto", "bf16", "fp16", "fp32")
 CALIBRATE_TOKENS = 32768  # of the calibration text
 DECODE_STEPS = 32  # of each prompt in `precision`
 NO_ADAPTER = "none"
-NEVER_NONE = ("block_size", "max_batch_tokens", "max_sequences")
+NEVER_NONE = ("block_size", "max_batch_tokens", "max_sequences", "rank_timeout")
 QUANTS = ("none", "int8", "fp8", "int4", "int4-32", "int4-128")
 
 
@@ -31,6 +31,7 @@ class EngineSettings(TypedDict, total=False):
     max_batch_tokens: int
     max_sequences: int
     step_target: float | None
+    rank_timeout: float
     max_queued_requests: int | None
     max_queued_tokens: int | None
     reuse_prefixes: bool
@@ -61,6 +62,8 @@ class EngineConfig:
     step_target: seconds that a step may take. Sequences that decode get their token in every step;
         prompts are read in smaller chunks where the last steps took longer, but of a block at
         least. None: as many tokens as `max_batch_tokens` leaves.
+    rank_timeout: seconds that a rank may stand still, computing, loading and reporting nothing, before all
+        are ended with RankDied.
     max_queued_requests, max_queued_tokens: what may wait: Engine.add() and stream() refuse with
         QueueFull a prompt that would be one more; None: any number. One that finds nothing waiting
         is taken, however long. generate() queues all of its prompts.
@@ -84,6 +87,7 @@ class EngineConfig:
     max_batch_tokens: int = 512
     max_sequences: int = 64
     step_target: float | None = None
+    rank_timeout: float = 10.0
     max_queued_requests: int | None = None
     max_queued_tokens: int | None = None
     reuse_prefixes: bool = True
@@ -139,11 +143,15 @@ class EngineConfig:
             if not (whole and number in ENGINE[name]):  # type: ignore[operator]  # whole, so no None
                 wanted = f"a whole number {ENGINE[name].words} for `{name}`"
                 raise UsageError(wanted, shown(number), f"give another `{name}`")
-        target = self.step_target
-        number = isinstance(target, int | float) and not isinstance(target, bool)
-        if target is not None and not (number and target in ENGINE["step_target"]):
-            wanted = f"seconds {ENGINE['step_target'].words} for `step_target`"
-            raise UsageError(wanted, shown(target), "give another `step_target`")
+        for name, seconds in (
+            ("step_target", self.step_target),
+            ("rank_timeout", self.rank_timeout),
+        ):
+            number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+            absent = seconds is None and name not in NEVER_NONE
+            if not absent and not (number and seconds in ENGINE[name]):  # type: ignore[operator]
+                wanted = f"seconds {ENGINE[name].words} for `{name}`"
+                raise UsageError(wanted, shown(seconds), f"give another `{name}`")
         if not isinstance(self.reuse_prefixes, bool):
             wanted = "True or False for `reuse_prefixes`"
             raise UsageError(wanted, shown(self.reuse_prefixes), "pass one of these")

@@ -42,8 +42,6 @@ class SamplingParams:
     """How new tokens are chosen; the defaults are greedy.
 
     max_new_tokens: the most tokens to generate; 0 only scores the prompt.
-    min_tokens: before so many tokens nothing ends the text: what does by its id is not sampled, and stop
-        strings in the text of these tokens do not count.
     temperature: logits are divided by it; 0 is greedy.
     top_k: keep the k most likely tokens; 0 keeps all. Applied after the temperature.
     top_p: of these, keep the fewest whose probabilities sum to p.
@@ -68,6 +66,8 @@ class SamplingParams:
     structured: what the text has to match, as long as no stop string, stop id or length ends it
         earlier; as it is, or as Engine.prepare() compiled it. Log-probabilities stay those of the model,
         among all tokens.
+    min_tokens: before so many tokens nothing ends the text: what does by its id is not sampled, and stop
+        strings in the text of these tokens do not count.
 
     >>> SamplingParams(max_new_tokens=64, temperature=0.7, top_p=0.9, seed=1).n
     1
@@ -77,7 +77,6 @@ class SamplingParams:
     """
 
     max_new_tokens: int = 128
-    min_tokens: int = 0
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -95,6 +94,7 @@ class SamplingParams:
     stop_ids: Iterable[int] = ()
     ignore_eos: bool = False
     structured: StructuredOutput | CompiledOutput | None = None
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         """Reads iterables once, so that they may be iterators, and checks every value: a wrong one
@@ -307,6 +307,7 @@ class Sequence:
     num_cached: int = 0  # of them taken over from the cache when it was first admitted
     num_preemptions: int = 0
     blocks: list[int] = field(default_factory=list)  # cache blocks, in order
+    num_shared: int = 0  # of them taken over from others, the first ones
     digests: list[bytes] = field(default_factory=list)  # of full blocks, as far as they were needed
     is_finite: bool = True  # no NaN or infinity was in its logits: its blocks may serve others
     finish_reason: FinishReason | None = None
@@ -344,17 +345,14 @@ class Chunk:
     samples: bool = field(init=False)
     wants_every_row: bool = field(init=False)
     rows: range = field(init=False)
+    request: Request = field(init=False)
 
     def __post_init__(self) -> None:
         sequence, length = self.sequence, self.stop - self.start
         samples = self.stop >= len(sequence.tokens) and sequence.request.params.max_new_tokens > 0
-        self.samples = samples
+        self.samples, self.request = samples, sequence.request
         self.wants_every_row = sequence.wants_every_row and self.start < sequence.prompt_len
         self.rows = range(0 if self.wants_every_row else length - 1, length)
-
-    @property
-    def request(self) -> Request:
-        return self.sequence.request
 
     @property
     def may_end(self) -> bool:

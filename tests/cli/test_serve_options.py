@@ -14,6 +14,11 @@ def test_the_engine_gets_the_step_target(words: list[str], seconds: float | None
     assert served_config(parse(["serve", "nestling", *words])).step_target == seconds
 
 
+@pytest.mark.parametrize(("words", "seconds"), [([], 10.0), (["--rank-timeout", "2.5"], 2.5)])
+def test_the_engine_gets_the_rank_timeout(words: list[str], seconds: float) -> None:
+    assert served_config(parse(["serve", "nestling", *words])).rank_timeout == seconds
+
+
 @pytest.mark.parametrize("value", ["0", "3601", "soon"])
 def test_a_step_target_out_of_bounds_is_refused(value: str) -> None:
     with pytest.raises(UsageError, match="--step-target"):

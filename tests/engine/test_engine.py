@@ -96,7 +96,7 @@ def test_the_first_delta_of_a_scored_prompt_has_its_log_probabilities(folder: Pa
                 if delta.prompt_logprobs is not None:
                     assert (delta.index, delta.request_id in found) == (0, False)
                     found[delta.request_id] = delta.prompt_logprobs
-        assert tiny._core.pop_prompt_logits(numbers[0]) == ([], [])
+        assert tiny._core.pop_prompt_logits(numbers[0]) == []
     for number, tokens in zip(numbers, wanted, strict=True):
         assert tokens is not None
         ours = [token and token.id for token in found[number]]

@@ -91,6 +91,18 @@ def test_a_full_queue_refuses_the_next_request_and_keeps_its_own(folder: Path) -
         engine.add([34], FEW)
 
 
+def test_what_the_next_step_can_run_with_all_that_waits_is_not_refused(folder: Path) -> None:
+    with make_engine(folder, max_sequences=3, max_queued_requests=1) as engine:
+        for prompt in ([30], [31], [32]):
+            engine.add(prompt, FEW)
+        with pytest.raises(QueueFull):
+            engine.add([33], FEW)
+        engine.step()
+        engine.add([33], FEW)
+        with pytest.raises(QueueFull):
+            engine.add([34], FEW)
+
+
 def test_a_queue_is_full_by_the_tokens_of_all_samples(folder: Path) -> None:
     with make_engine(folder, max_sequences=1, max_queued_tokens=10) as engine:
         engine.add(random_prompt(30), FEW)  # finds nothing waiting

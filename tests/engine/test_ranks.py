@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -95,6 +96,17 @@ def test_three_ranks_write_the_text_of_one_and_the_death_of_one_is_told(folder: 
         with pytest.raises(RankDied, match="make a new one"):
             engine.generate("more")
         engine.close()
+
+
+def test_a_stopped_rank_is_noticed_and_ends_all(folder: Path) -> None:
+    config = EngineConfig(model=str(folder), world_size=2, rank_timeout=3)
+    with Engine(config) as engine:
+        [rank] = our_ranks()
+        threading.Timer(0.3, rank.suspend).start()
+        with noticed_in_time(), pytest.raises(RankDied, match=r"rank 1 on .* stood still while"):
+            engine.generate(PROMPTS, ENDLESS)
+        assert our_ranks() == []
+        assert engine.stalled_seconds > 0
 
 
 def test_the_death_of_an_idle_rank_is_told_at_the_next_use(folder: Path) -> None:
@@ -474,6 +486,38 @@ def test_under_torchrun_rank_0_alone_runs_a_command(folder: Path, tmp_path: Path
     assert ended.stderr.count("ready in") == 1
     assert "2 ranks" in ended.stderr
     assert json.loads((tmp_path / "x.json").read_text())["output_ids"] == [*expected.output_ids]
+
+
+def test_under_torchrun_rank_0_serves_and_a_signal_to_it_ends_all(folder: Path) -> None:
+    words = ("--standalone", "--nproc-per-node", "2", "-m", "gyrfalcon", "serve")
+    torchrun = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *words, str(folder), "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert torchrun.stderr is not None
+    url = None
+    for line in torchrun.stderr:
+        if found := re.fullmatch(r"serving \S+ at (http://\S+)/v1\n", line):
+            url = found[1]
+            break
+    assert url is not None
+    body = {"model": folder.name, "prompt": [30, 31], "max_tokens": 4, "ignore_eos": True}
+    asked = urllib.request.Request(
+        f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(asked) as answer:
+        assert json.load(answer)["usage"]["completion_tokens"] == 4
+    ranks = psutil.Process(torchrun.pid).children()
+    [rank_0] = [one for one in ranks if one.net_connections("tcp") and _listens(one, url)]
+    rank_0.terminate()
+    assert torchrun.wait(60) == 0
+    torchrun.stderr.close()
+
+
+def _listens(process: psutil.Process, url: str) -> bool:
+    port = int(url.rpartition(":")[2])
+    return any(one.laddr.port == port for one in process.net_connections("tcp"))
 
 
 def test_under_torchrun_an_error_of_a_command_ends_all_ranks_and_is_told_once(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 from hashlib import blake2b
+from typing import Any
 
 import pytest
 from machine import EOS, Machine, continuation, first_poisoned, machine, request, spans
@@ -359,6 +360,31 @@ def test_no_block_of_a_failed_sample_is_found_nor_one_that_it_had_found() -> Non
     assert failed.finish_reason is FinishReason.ERROR
     [third] = own.scheduler.next_chunks(own.limits.max_batch_tokens)
     assert (third.sequence.request.id, third.start) == (1, 0)
+
+
+def test_a_failed_sample_leaves_others_the_blocks_that_it_had_found() -> None:
+    own = machine(max_batch_tokens=64)
+    own.add(request(0, 20, beginning=0, max_new_tokens=1))
+    own.finish()
+    own.add(request(1, 24, beginning=0, max_new_tokens=1))
+    [chunk] = own.scheduler.next_chunks(64)
+    assert chunk.start == 20
+    own.scheduler.commit([chunk], [NonFinite(position=23)])
+    own.add(request(2, 24, beginning=0, max_new_tokens=1))
+    [chunk] = own.scheduler.next_chunks(64)
+    assert chunk.start == 20
+
+
+@pytest.mark.parametrize("settings", [{"priority": 1}, {"single_steps": 16}], ids=str)
+def test_a_prompt_waits_for_nobody_who_is_read_later_or_slowly(settings: dict[str, Any]) -> None:
+    own = machine(max_batch_tokens=8)
+    own.add(request(0, 24, beginning=0, max_new_tokens=1, **settings))
+    own.step()
+    own.add(request(1, 24, beginning=0, max_new_tokens=1))
+    for _ in range(4):
+        own.step()
+    assert own.finished[0] == (1, 0)
+    own.finish()
 
 
 def test_a_prompt_whose_logits_are_wanted_ends_well_and_serves_nobody() -> None:

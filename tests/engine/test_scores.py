@@ -70,7 +70,8 @@ class Rank:
         ]
         for output in self.scheduler.commit(chunks, tokens):
             if output.finish_reason is not None and output.index == 0 and self.scores is not None:
-                self.finished[output.request_id] = self.scores.pop(output.request_id)
+                self.finished[output.request_id] = self.scores.read(output.request_id)
+                self.scores.drop(output.request_id)
         return [(one.request.id, one.sequence.index, one.start, one.stop) for one in chunks]
 
     def compute(self, chunk: Chunk) -> None:

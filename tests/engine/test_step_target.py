@@ -10,12 +10,16 @@ from gyrfalcon.engine.step_target import StepTarget
 class Timed:
     """A machine whose steps take so many seconds; some of them are interrupted."""
 
-    def __init__(self, base: float, row: float, token: float, interrupted: float = 0.0) -> None:
+    def __init__(
+        self, base: float, row: float, token: float, interrupted: float = 0.0, fixed: float = 0.0
+    ) -> None:
         self.base, self.row, self.token, self.interrupted = base, row, token, interrupted
+        self.fixed = fixed  # of a step with prompt tokens, however many
         self.draw = random.Random(7)
 
     def seconds(self, num_prompt_tokens: int, num_decoding: int) -> float:
         exact = self.base + self.row * num_decoding + self.token * num_prompt_tokens
+        exact += self.fixed if num_prompt_tokens else 0
         noise = 1 + self.draw.gauss(0, 0.01)
         return exact * (20 if self.draw.random() < self.interrupted else noise)
 
@@ -39,6 +43,23 @@ def test_steps_come_to_take_what_the_target_says(num_decoding: int, interrupted:
     size = target.prompt_tokens(num_decoding)
     exact = (0.100 - 0.020 - 0.0005 * num_decoding) / 0.0004
     assert exact - 24 <= size <= exact + 8
+
+
+@pytest.mark.parametrize("fixed", [0.02, 0.04, 0.055])
+@pytest.mark.parametrize("interrupted", [0.0, 0.1])
+def test_a_fixed_cost_of_prompts_is_no_cost_of_each_token(fixed: float, interrupted: float) -> None:
+    machine = Timed(0.020, 0.0005, 0.0004, interrupted, fixed)
+    target = StepTarget(0.100, 512, 16)
+    machine.run(target, 120, num_decoding=8)
+    exact = (0.100 - 0.024 - fixed) / 0.0004
+    assert exact - 24 <= target.prompt_tokens(8) <= exact + 8
+
+
+def test_a_larger_size_that_misses_the_target_is_seldom_tried_again() -> None:
+    machine = Timed(0.010, 0.0, 0.005)
+    target = StepTarget(0.100, 512, 16)
+    sizes = machine.run(target, 600, num_decoding=8)
+    assert 1 <= len([size for size in sizes if size > 16]) <= 6
 
 
 def test_a_target_that_no_step_meets_still_reads_a_block() -> None:

@@ -9,7 +9,7 @@ import pytest
 from serve_client import Server, engine_of, serving, wait_for
 
 from gyrfalcon import Engine
-from gyrfalcon.errors import CheckpointError
+from gyrfalcon.errors import CheckpointError, RankDied
 from gyrfalcon.request import Delta
 from gyrfalcon.serve.answers import WholeAnswer
 
@@ -143,3 +143,30 @@ def test_an_engine_that_is_stopped_answers_what_it_has_begun(model: Path, stream
         wait_for(lambda: server.service.engine.stats().num_running == 1)
     # Leaving the server has stopped it.
     assert b"shut down" in pending._answer.result(0).body
+
+
+def test_ranks_that_stand_still_turn_health_red(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(lambda: engine_of(model)) as server:
+        assert server.get("/health").status == 200
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "stalled_seconds", 10.0)
+            answer = server.get("/health")
+            assert (answer.status, answer.json()) == (503, {"status": "stalled"})
+        assert server.get("/health").status == 200
+
+
+def test_a_rank_that_stood_still_ends_an_idle_server(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = RankDied("every rank to move", "rank 1", "look")
+    with serving(lambda: engine_of(model)) as server:
+        assert server.post("/v1/completions", BODY).status == 200
+
+        def found(engine: Engine) -> None:
+            raise error
+
+        monkeypatch.setattr(Engine, "check_ranks", found)
+        wait_for(lambda: server.get("/health").json() == {"status": "failed"})
+        assert server.service.failure is error

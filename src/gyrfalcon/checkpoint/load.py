@@ -116,6 +116,7 @@ class RankWeights:
         self._dtype = dtype
         self._quant = quant
         self._progress = progress
+        self._heartbeat = group.heartbeat
 
     def matrix(self, name: str) -> Weight:
         """A matrix, quantised where that is asked for."""
@@ -149,4 +150,5 @@ class RankWeights:
         """What `share` has of a tensor, on our device in its stored dtype."""
         local = read_local(self._checkpoint, spec, share)
         self._progress.update()
+        self._heartbeat.count += 1
         return local.to(self._device)

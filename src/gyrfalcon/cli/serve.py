@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     examples:
       gyrfalcon serve nestling
       gyrfalcon serve falcon-40b-4 --host 0.0.0.0 --api-key-file keys.txt
+      torchrun --nproc-per-node 4 -m gyrfalcon serve falcon-40b-4
     """
     add_model(parser)
     _add_address(parser.add_argument_group("where it listens, and to whom"))
@@ -103,6 +104,13 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
         type=Number("--step-target", ENGINE["step_target"]),
         help="seconds that a step may take: prompts are read in smaller chunks, so that streams keep their "
         "pace beside them (default: as many prompt tokens as fit into a step)",
+    )
+    group.add_argument(
+        "--rank-timeout",
+        metavar="SECONDS",
+        type=Number("--rank-timeout", ENGINE["rank_timeout"]),
+        default=10.0,
+        help="how long a rank may stand still before all are ended",
     )
 
 

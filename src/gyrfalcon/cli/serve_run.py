@@ -15,7 +15,6 @@ from gyrfalcon.engine.engine import Engine
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import UsageError
 from gyrfalcon.files.text import contents, decoded
-from gyrfalcon.parallel.torchrun import Torchrun
 from gyrfalcon.serve.access import is_loopback
 from gyrfalcon.serve.server import Listening, listen
 from gyrfalcon.serve.server import run as run_server
@@ -26,8 +25,6 @@ API_KEY = "GYRFALCON_API_KEY"
 
 def run(args: argparse.Namespace) -> int:
     """Serves until SIGTERM (0) or Ctrl-C; raises what ended the engine."""
-    if Torchrun.found() is not None:
-        raise UsageError("serve without torchrun", "torchrun", "start it alone: -w starts ranks")
     listening = Listening(
         host=args.host,
         port=args.port,
@@ -62,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
 
 def served_config(args: argparse.Namespace) -> EngineConfig:
     """The settings of the engine that is served."""
-    return replace(engine_config(args), step_target=args.step_target)
+    own = {"step_target": args.step_target, "rank_timeout": args.rank_timeout}
+    return replace(engine_config(args), **own)
 
 
 def _keys(args: argparse.Namespace) -> tuple[str, ...]:

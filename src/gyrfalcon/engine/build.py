@@ -38,6 +38,8 @@ def build_core(
     retain_prompt_logits: bool = True,
 ) -> EngineCore:
     """One rank's core; raises what is wrong with the checkpoint, the device or the cache size."""
+    heartbeat = rank_info.group.heartbeat
+    heartbeat.doing, heartbeat.exempt = "loading weights", True  # from a slow disk, maybe
     device = kind_for(config.device).of_rank(rank_info.local_rank)
     if device.on_host and not _threads_are_ours():
         use_threads(config.threads, rank_info.ranks_here)
@@ -63,6 +65,9 @@ def build_core(
         scores = PromptScores(allocator.num_blocks, config.block_size, vocabulary.size, reuse)
     scheduler = Scheduler(allocator, limits, scores, pool.copy)
     own_threads = operations.own_threads(config.quant)
+    heartbeat.doing = "taking a step"
+    heartbeat.on_host = device.on_host
+    heartbeat.exempt = not device.on_host  # the first step compiles kernels
     return EngineCore(runner, pool, scheduler, vocabulary, device, scores, own_threads)
 
 
@@ -72,7 +77,8 @@ def model_runner(
     """What runs the model's steps: itself on the CPU, elsewhere graphs where all of a step allows it."""
     if device.on_host:
         return model
-    return Graphs(model, max_len, device, operations.CAPTURABLE and group.capturable)
+    capturable = operations.CAPTURABLE and group.capturable
+    return Graphs(model, max_len, device, capturable, group.heartbeat)
 
 
 def longest_sequence(config: EngineConfig, checkpoint: Checkpoint) -> int:

@@ -66,12 +66,11 @@ class EngineCore:
         assert self.scores is not None
         return self.scores.read(request_id)
 
-    def pop_prompt_logits(self, request_id: int) -> tuple[list[Tensor], list[Token]]:
-        """Hands over what was kept of a request's prompt: logits after each token, scores from the
-        second on.
-        """
+    def pop_prompt_logits(self, request_id: int) -> list[Tensor]:
+        """Hands over the logits that were kept of a request's prompt, and drops its scores."""
         assert self.scores is not None
-        return self._logits.pop(request_id, []), self.scores.pop(request_id)
+        self.scores.drop(request_id)
+        return self._logits.pop(request_id, [])
 
     @torch.inference_mode()
     def step(self, prompt_tokens: int) -> list[StepOutput]:

@@ -134,6 +134,7 @@ class Engine:
             kind_for(config.device),
             partial(follow, config, folder),
             encode_engine(config),
+            config.rank_timeout,
         )
         self._turns = Turns(self._ranks)
         # Seconds; rank 0 alone looks at the clock.
@@ -206,6 +207,20 @@ class Engine:
         """Whether a request is still running or waiting, or step() has something to return."""
         return bool(self._live or self._added)
 
+    @property
+    def stalled_seconds(self) -> float:
+        """For how long no rank has moved though there is work; 0 while all goes well or nothing is to be
+        done. With several ranks, `rank_timeout` of it ends them. Any thread may ask.
+        """
+        return self._ranks.stalled_seconds
+
+    def check_ranks(self) -> None:
+        """Raises RankDied when a rank stood still, as a step would.
+
+        >>> Engine("nestling").check_ranks()
+        """
+        self._ranks.check()
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The token ids of a prompt. One that is far too long is PromptTooLong by the number of its
         bytes, before it takes time and memory.
@@ -237,9 +252,10 @@ class Engine:
         RequestError or PromptTooLong, and QueueFull when as much waits as the config allows. Structured
         output is compiled first, unless prepare() or check() did that: it may take half a second.
 
-        Requests of a lower `priority` run before those of a higher one, and take cache from them when
-        it runs out; of equals the shortest prompt is read first, but at most 16 begin before an older
-        one is read. A request that has not ended `timeout` seconds from now ends in the next step with
+        Requests of a lower `priority` begin before those of a higher one, and take cache from them when
+        it runs out; what runs goes on meanwhile. Of equals the shortest prompt is read first, but at most
+        16 begin before an older one is read. A request that has not ended `timeout` seconds from now ends in
+        the next step with
         FinishReason.ABORTED, what text it has, and an `error`. It shares cached prefixes only with
         requests of the same `cache_salt`.
 
@@ -660,7 +676,7 @@ class Engine:
             # A stop string ended it, and the ranks do not know text.
             self._handle(End(output.request_id, output.index))
         if not live.num_unfinished:
-            live.prompt_logits, live.prompt_scores = self._core.pop_prompt_logits(output.request_id)
+            live.prompt_logits = self._core.pop_prompt_logits(output.request_id)
             self._core.token_masks.forget(output.request_id)
             del self._live[output.request_id]
             self._deadlines.drop(output.request_id)

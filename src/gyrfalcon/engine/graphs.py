@@ -14,6 +14,7 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.model.builder import Model
+from gyrfalcon.parallel.heartbeat import Heartbeat
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 NOWHERE = -1  # the slot of a token that is not cached
@@ -23,22 +24,34 @@ COLUMNS = ("token_ids", "positions", "rope_lengths", "slots", "contexts")  # one
 class Graphs:
     """Runs a model on an accelerator: decoding steps as graphs, all others kernel by kernel."""
 
-    def __init__(self, model: Model, max_len: int, device: Device, capturable: bool = True) -> None:
+    def __init__(
+        self,
+        model: Model,
+        max_len: int,
+        device: Device,
+        capturable: bool = True,
+        heartbeat: Heartbeat | None = None,
+    ) -> None:
         self.model = model
         self.largest = SIZES[-1] if capturable else 0
         self.max_len = max_len
         self.device = device
         self._graphs: dict[int, _Graph] = {}
+        self._heartbeat = heartbeat or Heartbeat()
 
     def __call__(self, batch: Batch, pool: KVPool) -> Tensor:
         """As the model: this rank's logits float32 [rows, own tokens]."""
         num_sequences = len(batch.query_lens)
         decoding = set(batch.query_lens) == {1} and len(batch.rows) == num_sequences
         if not decoding or num_sequences > self.largest:
-            return self.model(batch.on(self.device.torch_device), pool)
+            logits = self.model(batch.on(self.device.torch_device), pool)
+            self._heartbeat.exempt = False  # its kernels are compiled
+            return logits
         size = next(size for size in SIZES if size >= num_sequences)
         if size not in self._graphs:
+            self._heartbeat.exempt = True
             self._graphs[size] = _Graph.of(self.model, pool, size, self.max_len, self.device)
+            self._heartbeat.exempt = False
         return self._graphs[size].run(batch)
 
 

@@ -35,6 +35,7 @@ class Live:
     def scored(self, delta: Delta, scores: list[Token]) -> Delta:
         """The first delta of the first sample, with the scores of the prompt from its second token on."""
         self.owes_scores = False
+        self.prompt_scores = scores
         return replace(delta, prompt_logprobs=self._whole(scores))
 
     def ended(self, delta: Delta, output: StepOutput, now: float) -> Delta:

@@ -12,14 +12,15 @@ _Block = tuple[bytes, bool]  # its digest, and whether it is about the scores of
 
 
 class PrefixesInProgress:
-    """Full blocks of prompts that are being read, each computed by one sequence.
+    """Full blocks of prompts that are being read, each computed by one sequence, unless another that would
+    wait is read earlier or faster.
 
     Who waits for a block waits for a running sequence, and who runs waits for nobody: there is no cycle. When
     that sequence has computed the block, or is preempted or ends, the waiting ones are let go.
     """
 
     def __init__(self) -> None:
-        self._owners: dict[_Block, Sequence] = {}
+        self._owners: dict[_Block, dict[Sequence, None]] = {}
         self._waiting: dict[_Block, dict[Sequence, None]] = {}
         self._awaited: dict[Sequence, _Block] = {}
 
@@ -30,17 +31,18 @@ class PrefixesInProgress:
     def compute(self, sequence: Sequence, digests: Iterable[bytes], scored: bool) -> None:
         """A sequence that was admitted computes the blocks of these digests, or their tokens' scores."""
         for digest in digests:
-            self._owners.setdefault((digest, scored), sequence)
+            self._owners.setdefault((digest, scored), {})[sequence] = None
 
-    def awaited(self, digests: Seq[bytes], scored: bool) -> _Block | None:
+    def awaited(self, sequence: Sequence, digests: Seq[bytes]) -> _Block | None:
         """Of blocks, or scores, that a prompt lacks, in order, the last one up to which all are being
-        computed; None where the first of them is not.
+        computed by sequences that are read no later than it would be; None where the first is not.
         """
         last = None
         for digest in digests:
-            if (digest, scored) not in self._owners:
+            block = digest, sequence.shares_scores
+            if all(_is_slower(owner, sequence) for owner in self._owners.get(block, ())):
                 break
-            last = (digest, scored)
+            last = block
         return last
 
     def wait(self, sequence: Sequence, block: _Block) -> None:
@@ -58,9 +60,17 @@ class PrefixesInProgress:
         """A sequence has computed these blocks, or will not compute them; returns who waited for them."""
         woken: list[Sequence] = []
         for block in product(digests, (False, True)):
-            if self._owners.get(block) is sequence:
-                del self._owners[block]
+            owners = self._owners.get(block, {})
+            if sequence in owners:
+                del owners[sequence]
+                if not owners:
+                    del self._owners[block]
                 woken += self._waiting.pop(block, ())
         for one in woken:
             del self._awaited[one]
         return woken
+
+
+def _is_slower(owner: Sequence, other: Sequence) -> bool:
+    """Whether a sequence is read later than another, or token by token."""
+    return owner.priority > other.priority or owner.request.single_steps > 0

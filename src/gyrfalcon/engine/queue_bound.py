@@ -8,9 +8,11 @@ from gyrfalcon.request import EngineStats
 
 def refuse_if_full(config: EngineConfig, stats: EngineStats, num_tokens: int) -> None:
     """QueueFull when a request of so many tokens, all of its samples together, is one too many. What
-    finds nothing waiting is always taken: it may run in the next step.
+    finds nothing waiting is always taken, and so is what may run in the next step with all that waits.
     """
-    if not stats.num_waiting:
+    free_tokens = (stats.num_blocks - stats.num_used_blocks) * config.block_size
+    has_slot = stats.num_running + stats.num_waiting < config.max_sequences
+    if not stats.num_waiting or (has_slot and stats.num_waiting_tokens + num_tokens <= free_tokens):
         return
     requests, tokens = config.max_queued_requests, config.max_queued_tokens
     if requests is not None and stats.num_waiting_requests >= requests:

@@ -242,7 +242,7 @@ class Scheduler:
         if len(self.running) == min(self.limits.max_sequences, self.limits.max_batch_tokens):
             return None
         while sequence := self._queue.first():
-            awaited = self._prefixes.awaited(self._missing(sequence), sequence.shares_scores)
+            awaited = self._prefixes.awaited(sequence, self._missing(sequence))
             if awaited is None:
                 return sequence
             if sequence.num_preemptions:  # nobody may overtake it
@@ -300,6 +300,7 @@ class Scheduler:
         known = self._known(sequence)
         self.allocator.take(known)
         sequence.blocks.extend(known)
+        sequence.num_shared = len(known)
         sequence.num_computed = len(known) * self.allocator.block_size
         if sequence.shares_scores:
             self._take_scores(sequence)  # before a block of them is given away
@@ -411,9 +412,11 @@ class Scheduler:
                     self._scores.store(request, block, tokens)
 
     def _withdraw(self, sequence: Sequence) -> None:
-        """Lets nobody find a block of the sequence from here on: computed anew, all may be well."""
+        """Lets nobody find a block that the sequence computed: anew, all may be well. Those of others
+        had finite logits behind them.
+        """
         sequence.is_finite = False
-        self.allocator.forget(sequence.blocks)
+        self.allocator.forget(sequence.blocks[sequence.num_shared :])
 
 
 def _order(sequence: Sequence) -> tuple[int, int]:

@@ -68,11 +68,9 @@ class PromptScores:
         """Leaves the scores of some of a prompt's tokens with the block that begins with them."""
         self._blocks[block, : len(tokens)] = self._of(request).entries[tokens.start : tokens.stop]
 
-    def pop(self, request_id: int) -> list[Token]:
-        """Hands over what read() returns."""
-        found = self.read(request_id)
+    def drop(self, request_id: int) -> None:
+        """Forgets the scores of a prompt; blocks keep theirs."""
         self._prompts.pop(request_id, None)
-        return found
 
     def read(self, request_id: int) -> list[Token]:
         """The scores of a prompt from its second token on, as far as they are known."""

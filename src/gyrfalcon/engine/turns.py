@@ -19,17 +19,12 @@ class FairLock:
 
     def __init__(self) -> None:
         self._queue: deque[threading.Lock] = deque()  # each thread's gate, locked while it waits
-        self._holder: int | None = None
+        self.holder: int | None = None  # the thread that holds it
 
     @property
     def busy(self) -> bool:
         """Whether a thread holds it or is about to."""
         return bool(self._queue)
-
-    @property
-    def held_here(self) -> bool:
-        """Whether this thread holds it."""
-        return self._holder == threading.get_ident()
 
     def acquire(self, seconds: float = -1) -> bool:
         """Waits in the queue, for ever or for so long; returns whether this thread holds it now."""
@@ -40,7 +35,7 @@ class FairLock:
             if self._queue[0] is not gate and not gate.acquire(timeout=seconds):
                 self._leave(gate)
                 return False
-            self._holder = thread
+            self.holder = thread
         except BaseException:  # Ctrl-C
             self._leave(gate)
             raise
@@ -48,7 +43,7 @@ class FairLock:
 
     def release(self) -> None:
         """Hands it to the thread that has waited longest."""
-        self._holder = None
+        self.holder = None
         self._queue.popleft()
         self._call_first()
 
@@ -85,7 +80,7 @@ class Turns:
         if self._ranks.forked:
             wanted = "a call from the process that made the engine"
             raise UsageError(wanted, "one from a fork of it", "make an engine in that process")
-        if self._lock.held_here:
+        if self._lock.holder == threading.get_ident():
             got = "one from within, by a signal handler or a finalizer"
             raise UsageError("a call between an engine's steps", got, "call it from elsewhere")
         return self._locked(working=True)
@@ -124,7 +119,7 @@ class Turns:
         if self._ranks.forked:
             return
         self._end(EngineClosed, "one that was closed")
-        if not self._lock.held_here:
+        if self._lock.holder != threading.get_ident():
             with self._locked():
                 pass  # and leaves the ranks
 

@@ -1,6 +1,10 @@
 """What the ranks do that rank 0 leads: build their cores, then follow its messages."""
 
 import itertools
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gyrfalcon.checkpoint.hub import resolve_model
@@ -38,9 +42,30 @@ def follow_command(torchrun: Torchrun, store: Store) -> None:
         if config is None:
             leave(store, torchrun.rank)
             return
-        with joined(torchrun, place, kind_for(config.device)) as rank_info:
+        kind = kind_for(config.device)
+        joining = joined(torchrun, place, kind, config.rank_timeout)
+        with _held_termination() as asked_to_end, joining as rank_info:
             core = _built(config, resolve_model(config.model), rank_info)
             _follow_messages(core, rank_info.group)
+        if asked_to_end:
+            leave(store, torchrun.rank)
+            return
+
+
+@contextmanager
+def _held_termination() -> Iterator[list[int]]:
+    """Has SIGTERM, which torchrun sends to all its processes, end this one when rank 0 has closed the
+    engine: a server lets answers finish first. The list has the signals that came.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield came
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _built(config: EngineConfig, folder: Path, rank_info: RankInfo) -> EngineCore:
@@ -51,8 +76,12 @@ def _built(config: EngineConfig, folder: Path, rank_info: RankInfo) -> EngineCor
 def _follow_messages(core: EngineCore, group: Group) -> None:
     """Until the connection to rank 0 breaks, which raises RankGone."""
     take_step = stepper(core)
+    heartbeat = group.heartbeat
     while True:
+        heartbeat.doing = "waiting for rank 0"
         message = decode(group.broadcast())
+        heartbeat.doing = "taking a step"
+        heartbeat.count += 1
         if isinstance(message, Step):
             for end in message.ends:
                 core.handle(end)

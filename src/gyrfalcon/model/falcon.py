@@ -3,7 +3,7 @@ a sequential one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from gyrfalcon.model.linear import ColumnLinear, Head, Norms, RowLinear, VocabEm
 from gyrfalcon.model.positions import Rotary
 from gyrfalcon.ops import Angles, BlockWeights, Ops, RunBlocks
 from gyrfalcon.parallel.group import Group
+from gyrfalcon.parallel.heartbeat import Heartbeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,7 @@ class BlockLoop:
     """
 
     blocks: Sequence[Block]
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
 
     def __call__(
         self, x: Tensor, angles: Angles | None, batch: Batch, caches: Sequence[LayerCache]
@@ -132,6 +134,7 @@ class BlockLoop:
         part = None
         for block, cache in zip(self.blocks, caches, strict=True):
             x, part = block(x, part, angles, batch, cache)
+            self.heartbeat.count += 1
         return x, part
 
 
@@ -189,7 +192,7 @@ def _run_blocks(make: LayerBuilder, blocks: Sequence[Block]) -> RunBlocks:
     """The loop over the blocks. Parallel ones without biases may be fused, where ranks, if there are
     several, share memory.
     """
-    loop, memory = BlockLoop(blocks), make.group.memory
+    loop, memory = BlockLoop(blocks, make.group.heartbeat), make.group.memory
     weights = [block.weights for block in blocks if isinstance(block, ParallelBlock)]
     can_sum = make.group.size == 1 or memory is not None
     if len(weights) < len(blocks) or make.config.bias or not can_sum:

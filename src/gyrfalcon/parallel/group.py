@@ -15,6 +15,7 @@ from gyrfalcon.device.lookup import device_of
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.errors import RankDied
 from gyrfalcon.parallel.backend import Backend, open_backend
+from gyrfalcon.parallel.heartbeat import Heartbeat
 from gyrfalcon.parallel.host_top_k import top_k_on_host
 from gyrfalcon.parallel.shards import owned
 from gyrfalcon.parallel.shared_memory import SharedMemory, share_memory
@@ -44,6 +45,7 @@ class Group:
         self._backend = backend
         self._memory = memory
         self._transport = memory or backend  # what tensors go through
+        self.heartbeat = Heartbeat()
 
     @property
     def memory(self) -> SharedMemory | None:

@@ -33,10 +33,12 @@ from gyrfalcon.parallel.group import Group, connect, solo
 from gyrfalcon.parallel.interrupts import Watch, held_interrupts, watched_interrupts
 from gyrfalcon.parallel.meeting import announce, is_led, meet
 from gyrfalcon.parallel.torchrun import Torchrun
+from gyrfalcon.parallel.watchdog import Sender, Watchdog
 
 HERE = "127.0.0.1"
 POLL_SECONDS = 0.02
 FILES, FILES_OF_RANK = 24, 4  # that rank 0 opens: 23 with two ranks, 28 with four
+RANK_TIMEOUT = 10.0  # seconds that a rank may stand still
 DEATH_SECONDS = 5.0  # how long a broken connection waits for the process behind it to be seen dead
 
 _engines = (
@@ -66,6 +68,8 @@ class Ranks:
     store: dist.Store | None = None
     watch: Watch | None = None  # ends the workers at Ctrl-C, see interrupts.py
     followed: bool = False  # by the other ranks of a torchrun, see cli/torchrun_rank.py
+    watchdog: Watchdog | None = None  # on rank 0
+    sender: Sender | None = None  # on one of torchrun's other ranks
     process_id: int = field(default_factory=os.getpid)
 
     @property
@@ -92,18 +96,38 @@ class Ranks:
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Turns the broken connection that a dead rank leaves behind into RankDied, or into what
-        the rank said.
+        the rank said. Meanwhile the watchdog wants the ranks to move.
         """
+        heartbeat, thread = self.rank_info.group.heartbeat, threading.get_native_id()
+        heartbeat.thread, heartbeat.num_working = thread, heartbeat.num_working + 1
         try:
             yield
         except RuntimeError as error:
-            if self.children is not None:
-                _wait_for_death(self.children, self.store)
-            if isinstance(error, RankGone):
-                raise RankDied(
-                    "every rank to answer", "a closed connection", "look at the other ranks' output"
-                ) from None
+            self._explain(error)
             raise
+        finally:
+            heartbeat.count += 1
+            heartbeat.num_working -= 1
+
+    def check(self) -> None:
+        """Raises what the watchdog found, if it did."""
+        if self.watchdog is not None and self.watchdog.error is not None:
+            raise self.watchdog.error from None
+
+    def _explain(self, error: RuntimeError) -> None:
+        """Raises what became of a rank, if that is what an error comes from."""
+        self.check()
+        if self.children is not None:
+            _wait_for_death(self.children, self.store)
+        if isinstance(error, RankGone):
+            raise RankDied(
+                "every rank to answer", "a closed connection", "look at the other ranks' output"
+            ) from None
+
+    @property
+    def stalled_seconds(self) -> float:
+        """For how long no rank has moved though there is work, as far as this one knows."""
+        return 0.0 if self.watchdog is None else self.watchdog.stalled_seconds
 
     @property
     def forked(self) -> bool:
@@ -118,6 +142,9 @@ class Ranks:
     def leave(self) -> None:
         """Ends the connections to the ranks, through which no other thread may be computing."""
         if not self.forked:
+            for looking in (self.watchdog, self.sender):
+                if looking is not None:
+                    looking.stop()
             self.rank_info.group.close()
 
     def close(self) -> None:
@@ -134,23 +161,39 @@ def _kill(children: ProcessContext) -> None:
         process.join()
 
 
-def start(world_size: int, kind: type[Device], work: Work, announcement: bytes = b"") -> Ranks:
+def start(
+    world_size: int,
+    kind: type[Device],
+    work: Work,
+    announcement: bytes = b"",
+    rank_timeout: float = RANK_TIMEOUT,
+) -> Ranks:
     """Ranks of a new engine: this process is the first, `work` runs in each of the others,
-    whose devices are of `kind`.
+    whose devices are of `kind`. One that stands still for `rank_timeout` seconds ends them all.
 
     Under torchrun nothing is started: its processes meet, and each is a rank that runs the same
     program, or while rank 0 runs a command, does as the `announcement` says.
     """
     torchrun = Torchrun.found()
     if torchrun is not None:
-        return _looked_after(_join_torchrun(world_size, torchrun, kind, announcement))
+        return _looked_after(_join_torchrun(world_size, torchrun, kind, announcement, rank_timeout))
     if world_size == 1:
-        return Ranks(RankInfo(solo(), local_rank=0, ranks_here=1))
-    return _looked_after(_start_local(world_size, kind, work))
+        group = solo()
+        watchdog = Watchdog(group.heartbeat, None, 1, rank_timeout, end=_let_be).start()
+        return Ranks(RankInfo(group, local_rank=0, ranks_here=1), watchdog=watchdog)
+    return _looked_after(_start_local(world_size, kind, work, rank_timeout))
+
+
+def _let_be(error: RankDied) -> None:
+    """The one rank of an engine is this process."""
 
 
 def _join_torchrun(
-    world_size: int, torchrun: Torchrun, kind: type[Device], announcement: bytes
+    world_size: int,
+    torchrun: Torchrun,
+    kind: type[Device],
+    announcement: bytes,
+    rank_timeout: float,
 ) -> Ranks:
     size = torchrun.world_size
     if world_size != size:
@@ -159,9 +202,34 @@ def _join_torchrun(
     store = meet(torchrun)
     if is_led(store):
         place = announce(store, announcement)
-        return Ranks(connect_torchrun(torchrun, place, kind), store=place, followed=True)
+        return _watched(connect_torchrun(torchrun, place, kind), place, rank_timeout, followed=True)
     place = dist.PrefixStore(str(next(_engines)), store)
-    return Ranks(connect_torchrun(torchrun, place, kind), store=place)
+    return _watched(connect_torchrun(torchrun, place, kind), place, rank_timeout, followed=False)
+
+
+def _watched(
+    rank_info: RankInfo, store: dist.Store, rank_timeout: float, *, followed: bool
+) -> Ranks:
+    """One of torchrun's ranks as it sees all."""
+    group = rank_info.group
+    if group.rank > 0:
+        sender = Sender(group.heartbeat, store, group.rank, rank_timeout).start()
+        return Ranks(rank_info, store=store, sender=sender)
+    watchdog = Watchdog(
+        group.heartbeat,
+        store,
+        group.size,
+        rank_timeout,
+        end=_end_this_process,
+        when_idle=followed,
+    )
+    return Ranks(rank_info, store=store, followed=followed, watchdog=watchdog.start())
+
+
+def _end_this_process(error: RankDied) -> None:
+    """Whatever it waits for: torchrun then ends the others."""
+    print(f"gyrfalcon: error: {error}", file=sys.stderr, flush=True)
+    os._exit(error.exit_code)
 
 
 def connect_torchrun(torchrun: Torchrun, store: dist.Store, kind: type[Device]) -> RankInfo:
@@ -172,11 +240,21 @@ def connect_torchrun(torchrun: Torchrun, store: dist.Store, kind: type[Device]) 
 
 
 @contextlib.contextmanager
-def joined(torchrun: Torchrun, store: dist.Store, kind: type[Device]) -> Iterator[RankInfo]:
+def joined(
+    torchrun: Torchrun,
+    store: dist.Store,
+    kind: type[Device],
+    rank_timeout: float = RANK_TIMEOUT,
+) -> Iterator[RankInfo]:
     """The same for a block that ends where rank 0 closes the engine."""
     rank_info = connect_torchrun(torchrun, store, kind)
-    with contextlib.suppress(RankGone), contextlib.closing(rank_info.group):
-        yield rank_info
+    group = rank_info.group
+    sender = Sender(group.heartbeat, store, group.rank, rank_timeout).start()
+    with contextlib.suppress(RankGone), contextlib.closing(group):
+        try:
+            yield rank_info
+        finally:
+            sender.stop()
 
 
 def _check_open_files(world_size: int) -> None:
@@ -188,7 +266,7 @@ def _check_open_files(world_size: int) -> None:
         raise TooManyOpenFiles(wanted, f"a limit of {limit}", "raise it, as with ulimit -n 4096")
 
 
-def _start_local(world_size: int, kind: type[Device], work: Work) -> Ranks:
+def _start_local(world_size: int, kind: type[Device], work: Work, rank_timeout: float) -> Ranks:
     _check_open_files(world_size)
     store = _local_store()
     children: ProcessContext | None = None
@@ -197,7 +275,7 @@ def _start_local(world_size: int, kind: type[Device], work: Work) -> Ranks:
             hold.firm = True  # until it is known which processes have to be ended
             children = mp.start_processes(
                 _worker,
-                (store.port, world_size, kind, work),
+                (store.port, world_size, kind, work, rank_timeout),
                 world_size - 1,
                 join=False,
                 daemon=True,
@@ -214,7 +292,12 @@ def _start_local(world_size: int, kind: type[Device], work: Work) -> Ranks:
         if children is not None:
             _kill(children)
         raise
-    return Ranks(RankInfo(group, local_rank=0, ranks_here=world_size), children, store, watch)
+    workers = children
+    watchdog = Watchdog(
+        group.heartbeat, store, world_size, rank_timeout, end=lambda error: _kill(workers)
+    )
+    rank_info = RankInfo(group, local_rank=0, ranks_here=world_size)
+    return Ranks(rank_info, children, store, watch, watchdog=watchdog.start())
 
 
 def _local_store() -> dist.TCPStore:
@@ -276,7 +359,14 @@ def _main_module_hidden() -> Iterator[None]:
             sys.modules["__main__"] = main
 
 
-def _worker(index: int, port: int, world_size: int, kind: type[Device], work: Work) -> None:
+def _worker(
+    index: int,
+    port: int,
+    world_size: int,
+    kind: type[Device],
+    work: Work,
+    rank_timeout: float,
+) -> None:
     """The life of a started rank. What went wrong is left in the store for rank 0 to tell."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; rank 0 answers it
     threading.Thread(target=_end_with_rank_0, daemon=True).start()
@@ -284,7 +374,9 @@ def _worker(index: int, port: int, world_size: int, kind: type[Device], work: Wo
     store = dist.TCPStore(HERE, port, is_master=False)
     try:
         store.set(f"here/{rank}", "")
-        work(RankInfo(_connect_here(store, rank, world_size, kind), rank, world_size))
+        group = _connect_here(store, rank, world_size, kind)
+        Sender(group.heartbeat, store, rank, rank_timeout).start()
+        work(RankInfo(group, rank, world_size))
     except Exception as error:
         time.sleep(POLL_SECONDS)  # rank 0 may be gone, which is why we failed: then we end here
         with contextlib.suppress(Exception):

@@ -17,6 +17,7 @@ from gyrfalcon.request import Delta, SamplingParams
 
 log = logging.getLogger(__name__)
 
+IDLE_SECONDS = 1.0  # between two looks whether the ranks are well
 CLOSE_SECONDS = 10.0  # that a step may take to notice that its ranks have ended
 
 
@@ -145,14 +146,15 @@ class EngineThread:
         except BaseException as error:
             if not self._stopping:
                 log.exception("the engine ended")
+                self._tell(self._on_failure, error)  # red before anybody is answered
                 self._tell(self._fail, error)
-                self._tell(self._on_failure, error)
 
     def _carry_out(self, engine: Engine) -> bool:
         """Does what is in the inbox; sleeps while there is nothing to do. False when it is over."""
         with self._called:
             while not (self._inbox or self._stopping or engine.has_work):
-                self._called.wait()
+                self._called.wait(IDLE_SECONDS)
+                engine.check_ranks()
             work, self._inbox = self._inbox, []
         for one in work:
             one(engine)

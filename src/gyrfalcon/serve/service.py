@@ -61,7 +61,7 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether requests are taken."""
-        return self._engine is not None and not self.is_draining and self.failure is None
+        return self.state == "ready"
 
     @property
     def state(self) -> str:
@@ -70,7 +70,10 @@ class Service:
             return "failed"
         if self.is_draining:
             return "draining"
-        return "loading" if self._engine is None else "ready"
+        if self._engine is None:
+            return "loading"
+        stalled = self._engine.stalled_seconds >= self._engine.config.rank_timeout
+        return "stalled" if stalled else "ready"
 
     @property
     def engine(self) -> Engine:

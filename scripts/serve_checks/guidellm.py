@@ -15,8 +15,8 @@ LOAD = ("--rate", "9", "--requests", "90", "--rounds", "2")
 
 
 def run(context: Context, report: Report) -> None:
-    """Takes turns, as benchmarks/load_guidellm.py does, on an idle machine. The rate keeps the server busy most
-    of the time: guidellm's workers poll, so that no core sleeps, which shortens first tokens at low rates.
+    """Takes turns, as benchmarks/load_guidellm.py does, on an idle machine. The rate keeps the server busy:
+    guidellm's workers poll, so that no core sleeps, which shortens first tokens at low rates.
     """
     client = environment("guidellm", context.environments, borrows=True)
     report.versions |= client.versions

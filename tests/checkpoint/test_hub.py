@@ -68,7 +68,8 @@ REPOSITORIES = {
 SOURCE = str(Path(__file__).resolve().parents[2] / "src")
 NOBODY = "http://127.0.0.1:9"  # a port where nothing listens
 
-# Runs in a process of its own, because the library reads its settings once, when it is imported.
+# Runs in a process of its own, because the library reads its settings once, when it is imported. No torch:
+# its import would take longer than all else.
 PROGRAM = """
 import sys
 from gyrfalcon.errors import GyrfalconError
@@ -78,6 +79,7 @@ for name in sys.argv[1:]:
         print(resolve_model(name))
     except GyrfalconError as error:
         print(f"{type(error).__name__}: {error}")
+assert "torch" not in sys.modules
 """
 
 

@@ -3,19 +3,13 @@
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from gyrfalcon.checkpoint.pickle_file import PickleFile
 from gyrfalcon.checkpoint.safetensors_file import SafetensorsFile
 from gyrfalcon.checkpoint.tensors import WeightsFile, listed
+from gyrfalcon.checkpoint.weights_index import PICKLE, SAFETENSORS, WEIGHTS, read_index
 from gyrfalcon.errors import CheckpointError
-from gyrfalcon.files.foreign import is_inside, read_json
-
-WEIGHTS = (
-    "model.safetensors",
-    "pytorch_model.bin",
-)  # the first there is used, whole or by an index
-SAFETENSORS, PICKLE = ".safetensors", ".bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,27 +44,6 @@ def open_weights(folder: Path) -> OpenedFolder:
             f"the files that {folder / chosen} names", f"no {listed(missing)}", "fetch them"
         )
     return OpenedFolder({file: _open_file(folder / file) for file in files}, index, tuple(notes))
-
-
-def read_index(path: Path) -> dict[str, str]:
-    """Which file beside or below `path` an index says holds which tensor; CheckpointError for any other."""
-    weight_map = read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(
-            f"a weight_map in {path}", repr(weight_map)[:80], "fetch the index again"
-        )
-    for name, file in weight_map.items():
-        if (
-            not isinstance(file, str)
-            or not is_inside(file)
-            or not file.endswith((SAFETENSORS, PICKLE))
-        ):
-            raise CheckpointError(
-                f"a weights file beside or below {path} for {name}",
-                repr(file),
-                "fetch the index again",
-            )
-    return {name: str(PurePosixPath(file)) for name, file in weight_map.items()}
 
 
 def _open_file(path: Path) -> WeightsFile:

@@ -1,6 +1,7 @@
 """Turns what a user calls a model into a folder: one that exists, or a hub id's in the hub's cache.
 
 Only files that are read are fetched, never code, and .bin files only where there is no safetensors.
+Needs no torch, which takes longer to import than a cached model to be found.
 """
 
 import re
@@ -10,9 +11,9 @@ from contextlib import suppress
 from glob import escape
 from pathlib import Path
 
-from gyrfalcon.checkpoint.adapter import ADAPTER_WEIGHTS, expanded
 from gyrfalcon.checkpoint.adapter_config import ADAPTER_CONFIG
-from gyrfalcon.checkpoint.hf_folder import WEIGHTS, read_index
+from gyrfalcon.checkpoint.adapter_folder import ADAPTER_WEIGHTS, expanded
+from gyrfalcon.checkpoint.weights_index import WEIGHTS, read_index
 from gyrfalcon.console.interrupted import interrupts_tell
 from gyrfalcon.console.progress import LogBar
 from gyrfalcon.console.suggestion import path_meant

@@ -8,12 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gyrfalcon.checkpoint.adapter import (
-    Adapter,
-    chosen_folder,
-    open_adapter,
-    refuse_lone_adapter,
-)
+from gyrfalcon.checkpoint.adapter import Adapter, open_adapter
+from gyrfalcon.checkpoint.adapter_folder import chosen_folder, refuse_lone_adapter
 from gyrfalcon.checkpoint.hf_folder import open_weights
 from gyrfalcon.checkpoint.manifest import MANIFEST, TOKENIZER_FOLDER, Manifest, has_manifest
 from gyrfalcon.checkpoint.merged import merged, notes_on

@@ -9,7 +9,7 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
-from gyrfalcon.checkpoint.adapter import BESIDE, expanded
+from gyrfalcon.checkpoint.adapter_folder import BESIDE, expanded
 from gyrfalcon.checkpoint.hub import resolve_model
 from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.cli import mmlu_tables as tables

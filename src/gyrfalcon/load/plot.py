@@ -4,18 +4,18 @@ flight. Needs the extra `report`.
 
 import io
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from gyrfalcon.console.format import counted
+from gyrfalcon.console.plot_style import plot_style
 from gyrfalcon.load.figures import latencies_of
 from gyrfalcon.load.run import Outcome, Run
 
+TITLES = {"axes.titlesize": 9, "axes.titlelocation": "left", "axes.titleweight": "bold"}
 INK, FAINT, BLUE, ORANGE, RED = "#1b2430", "#c3cbd6", "#1f6fd6", "#c2570c", "#b3261e"
 SIZE = (9.6, 6.4)  # inches
 DPI = 150  # of a PNG
@@ -26,7 +26,7 @@ POINTS = 400  # of what was in flight
 
 def draw(title: str, run: Run, suffix: str) -> bytes:
     """The picture as a file's content; suffix: .png or .svg."""
-    with _style():
+    with plot_style(INK, FAINT, TITLES):
         figure = Figure(figsize=SIZE, layout="constrained")
         figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
         ((first, latency), (gaps, flight)) = figure.subplots(2, 2)
@@ -45,36 +45,6 @@ def draw(title: str, run: Run, suffix: str) -> bytes:
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(file, format=kind, dpi=DPI, metadata=metadata)
     return file.getvalue()
-
-
-def _style() -> AbstractContextManager[None]:
-    return mpl.rc_context(
-        {
-            "svg.fonttype": "none",
-            "svg.hashsalt": "gyrfalcon",
-            "text.parse_math": False,
-            "font.size": 8.5,
-            "legend.frameon": False,
-            "axes.titlesize": 9,
-            "axes.titlelocation": "left",
-            "axes.titleweight": "bold",
-            "axes.edgecolor": FAINT,
-            "axes.labelcolor": INK,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": FAINT,
-            "grid.linewidth": 0.5,
-            "grid.alpha": 0.6,
-            "text.color": INK,
-            "xtick.color": FAINT,
-            "ytick.color": FAINT,
-            "xtick.labelcolor": INK,
-            "ytick.labelcolor": INK,
-            "lines.linewidth": 1.6,
-        }
-    )
 
 
 def _first_tokens(

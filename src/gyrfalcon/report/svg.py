@@ -7,10 +7,10 @@ import re
 import warnings
 from contextlib import AbstractContextManager
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gyrfalcon.console.plot_style import plot_style
 from gyrfalcon.report.page import Plot
 
 MOST_LETTERS = 58  # in a line as wide as a plot
@@ -33,33 +33,8 @@ VARIABLES = {  # what each colour that is drawn with becomes
 
 def style() -> AbstractContextManager[None]:
     """The style context to create and draw figures in."""
-    return mpl.rc_context(
-        {
-            "svg.fonttype": "none",
-            "text.parse_math": False,
-            "font.size": 8.5,
-            "axes.labelsize": 8.5,
-            "legend.fontsize": 8,
-            "legend.frameon": False,
-            "axes.edgecolor": FAINT,
-            "axes.labelcolor": INK,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": FAINT,
-            "grid.linewidth": 0.5,
-            "grid.alpha": 0.6,
-            "text.color": INK,
-            "xtick.color": FAINT,
-            "ytick.color": FAINT,
-            "xtick.labelcolor": INK,
-            "ytick.labelcolor": INK,
-            "lines.linewidth": 1.6,
-            "lines.markersize": 4,
-            "svg.hashsalt": "gyrfalcon",
-        }
-    )
+    sizes = {"axes.labelsize": 8.5, "legend.fontsize": 8, "lines.markersize": 4}
+    return plot_style(INK, FAINT, sizes)
 
 
 def plot(title: str, caption: str, figure: Figure, name: str = "") -> Plot:

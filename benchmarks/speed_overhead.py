@@ -11,11 +11,12 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from gyrfalcon.engine.engine import Engine
-from gyrfalcon.engine.prompts import Params, Prompt
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.measure.passage import passage_ids
 from gyrfalcon.measure.result import envelope
@@ -34,27 +35,19 @@ class Watched(Engine):
 
     inside_seconds = 0.0
 
-    def add(
-        self,
-        prompt: Prompt,
-        params: Params = None,
-        *,
-        priority: int = 0,
-        timeout: float | None = None,
-        cache_salt: str | None = None,
-    ) -> int:
-        start = time.perf_counter()
-        number = super().add(
-            prompt, params, priority=priority, timeout=timeout, cache_salt=cache_salt
-        )
-        self.inside_seconds += time.perf_counter() - start
-        return number
+    def add(self, *arguments: Any, **named: Any) -> int:
+        with self._counted():
+            return super().add(*arguments, **named)
 
     def step(self) -> list[Delta]:
+        with self._counted():
+            return super().step()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
         start = time.perf_counter()
-        deltas = super().step()
+        yield
         self.inside_seconds += time.perf_counter() - start
-        return deltas
 
 
 def main(argv: Sequence[str] | None = None) -> int:

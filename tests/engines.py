@@ -2,12 +2,22 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from checkpoints import make_checkpoint
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
+from gyrfalcon.native.library import library
 
 GREEDY = SamplingParams()
+# Values of GYRFALCON_OPS on a CPU.
+OPERATORS = [
+    pytest.param(
+        "native",
+        marks=pytest.mark.skipif(library() is None, reason="the native kernels are not built"),
+    ),
+    "reference",
+]
 
 
 def small(folder: Path, variant: str = "40b", **settings: object) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import make_model
-from engines import cache_of, make_engine, random_prompt, small
+from engines import OPERATORS, cache_of, make_engine, random_prompt, small
 from worlds import on_engines
 
 from gyrfalcon import Engine, SamplingParams
@@ -92,7 +92,7 @@ def test_a_prompt_with_nan_fails_alone_and_the_engine_goes_on(
     on_engines(world_size, folder, run, max_len=64, **settings)
 
 
-@pytest.mark.parametrize("operators", ["native", "reference"])
+@pytest.mark.parametrize("operators", OPERATORS)
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_others_get_the_tokens_that_they_get_without_it(
     world_size: int, operators: str, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -215,7 +215,7 @@ def test_of_several_samples_only_that_with_the_token_fails(sound: Path, tmp_path
     assert (found.finish_reason, found.error) == (FinishReason.LENGTH, None)
 
 
-@pytest.mark.parametrize("operators", ["native", "reference"])
+@pytest.mark.parametrize("operators", OPERATORS)
 @pytest.mark.parametrize("max_batch_tokens", [5, 8, 64])
 @pytest.mark.parametrize("leave", ["fail", "keep logits", "abort"])
 def test_no_later_prompt_finds_a_block_that_nan_was_beside(

@@ -13,7 +13,6 @@ from adapters import (
     EMBEDDING,
     HEAD,
     IDS,
-    LINEAR,
     PREFIX,
     State,
     assert_equal,
@@ -46,26 +45,7 @@ from gyrfalcon.measure.published import PublishedFigures, TokenFigures, guide_mm
 from gyrfalcon.measure.result import envelope
 from gyrfalcon.model.architectures import config_from_file
 
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small 40b-shaped model in fp32, its head tied."""
-    folder = tmp_path_factory.mktemp("base") / "hf"
-    small().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pairs() -> State:
-    """Pairs for all linear layers of it."""
-    model = small()
-    return make_pairs(model, layers_of(model, *LINEAR))
-
-
-@pytest.fixture(scope="module")
-def adapter(pairs: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_adapter(tmp_path_factory.mktemp("adapter") / "sft", pairs)
-
+pytest_plugins = ["adapter_fixtures"]
 
 # The user's choice
 

@@ -17,7 +17,7 @@ from gyrfalcon.model.architectures import config_from_file
 from gyrfalcon.parallel.shards import largest_world
 
 TOLERANCE = 1e-4  # of logits, float32
-WORLDS = (1, 2, 3, 4, 8)
+WORLDS = (2, 3, 4, 8)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -62,27 +62,37 @@ def test_greedy_tokens_equal_those_of_transformers(checkpoint: Path) -> None:
     assert generated[:, : expected.shape[1]].equal(expected)
 
 
-@pytest.mark.parametrize("world_size", WORLDS)
-def test_any_number_of_ranks_gives_the_logits_of_one(checkpoint: Path, world_size: int) -> None:
-    input_ids = tokens(2, 40)
-    logits = on_engines(world_size, checkpoint, lambda ours: ours.logits(input_ids, single_steps=2))
-    assert_same(logits, reference_logits(checkpoint, input_ids))
-
-
-@pytest.mark.parametrize("world_size", WORLDS[1:])
-def test_any_number_of_ranks_gives_the_same_text(checkpoint: Path, world_size: int) -> None:
+def logits_and_texts(ours: Engine) -> tuple[Tensor, list[tuple[int, ...]]]:
+    """Of two prompts at once, the last tokens one by one; and of greedy and random sampling."""
     prompts = [tokens(1, length)[0].tolist() for length in (3, 17, 30)]
     sampling = [
-        SamplingParams(max_new_tokens=10),
-        SamplingParams(max_new_tokens=10, temperature=1.0, seed=5),
-        SamplingParams(max_new_tokens=10, temperature=0.8, top_p=0.9, n=2),
+        SamplingParams(max_new_tokens=6),
+        SamplingParams(max_new_tokens=6, temperature=1.0, seed=5),
+        SamplingParams(max_new_tokens=6, temperature=0.8, top_p=0.9, n=2),
     ]
+    logits = ours.logits(tokens(2, 40), single_steps=2)
+    outputs = ours.generate(prompts, sampling)
+    return logits, [one.output_ids for output in outputs for one in output.completions]
 
-    def program(ours: Engine) -> list[tuple[int, ...]]:
-        outputs = ours.generate(prompts, sampling)
-        return [one.output_ids for output in outputs for one in output.completions]
 
-    assert on_engines(world_size, checkpoint, program) == on_engines(1, checkpoint, program)
+@pytest.fixture(scope="module")
+def of_one_rank(checkpoint: Path) -> tuple[Tensor, list[tuple[int, ...]]]:
+    return on_engines(1, checkpoint, logits_and_texts)
+
+
+def test_one_rank_gives_the_logits_of_transformers_in_a_batch_and_in_single_steps(
+    checkpoint: Path, of_one_rank: tuple[Tensor, list[tuple[int, ...]]]
+) -> None:
+    assert_same(of_one_rank[0], reference_logits(checkpoint, tokens(2, 40)))
+
+
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_any_number_of_ranks_gives_the_logits_and_texts_of_one(
+    checkpoint: Path, world_size: int, of_one_rank: tuple[Tensor, list[tuple[int, ...]]]
+) -> None:
+    logits, texts = on_engines(world_size, checkpoint, logits_and_texts)
+    assert texts == of_one_rank[1]
+    assert_same(logits, of_one_rank[0])
 
 
 def test_decoded_step_by_step_equals_computed_at_once(checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""From a checkpoint that transformers wrote, with the real tokenizer: cut, recut, merge, generate."""
+"""From a checkpoint that transformers wrote: cut, recut, merge, generate. One has Falcon's own tokenizer."""
 
 import json
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import pytest
 import torch
 from checkpoints import VARIANTS, make_checkpoint, make_model
 from safetensors.torch import load_file
+from tokenizers_ import make_tokenizer
 from transformers import FalconForCausalLM, PreTrainedTokenizerFast
 from worlds import on_engines
 
@@ -19,6 +20,9 @@ pytestmark = pytest.mark.slow
 TEXT = "The falcon cannot hear the falconer;"
 NUM_NEW = 12
 FALCON_VOCAB = 65024
+FULL_SIZE = (
+    "40b"  # the variant with Falcon's own tokenizer: such a vocabulary takes most of the time
+)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -33,8 +37,10 @@ def source(
     data: Callable[[str], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A scaled-down checkpoint as save_pretrained writes it, with Falcon's own tokenizer beside it."""
+    """A scaled-down checkpoint as save_pretrained writes it, with a tokenizer beside it."""
     folder = tmp_path_factory.mktemp(variant) / "hf"
+    if variant != FULL_SIZE:
+        return make_tokenizer(make_checkpoint(folder, variant))
     make_checkpoint(folder, variant, vocab_size=FALCON_VOCAB)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(data("falcon-tokenizer"))
     tokenizer.save_pretrained(folder)

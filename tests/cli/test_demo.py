@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -210,11 +211,20 @@ def test_an_earlier_demos_results_do_not_count(played: Callable[..., Path]) -> N
     assert main(["demo", "-o", str(played("mmlu"))]) == 1
 
 
+def succeeds_here(words: list[str], out: TextIO) -> bool:
+    """A step in this process, which has imported all that a step needs, and measures limits briefly."""
+    print(f"\n$ gyrfalcon {shlex.join(words)}", file=out, flush=True)
+    return main(words) == 0
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("brief_limits")
 def test_the_whole_chain_on_nestling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Steps as processes are those of the demo that is ended above."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo_run, "_succeeds", succeeds_here)
     assert main(["demo", "--json", "demo.json"]) == 0
     out, err = capfd.readouterr()
     [shown] = [block for block in blocks("README.md", "console") if "-m demo" in block]

@@ -7,7 +7,8 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from gyrfalcon.ops import reference
 from gyrfalcon.parallel.group import Group
 from gyrfalcon.quant import KINDS, Quantised, Weight, dequantise, equal, quantise
 
+CutOf = Callable[..., Path]
 CPU = torch.device("cpu")
 SHARD_BYTES = 600_000  # makes many stages of these
 # Rows, and the parts of 1, 2 and 4 ranks, are of whole groups of 128.
@@ -54,7 +56,22 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=SHAPES)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return a_checkpoint(tmp_path_factory.mktemp("hf") / request.param, request.param)
+    """A checkpoint of each shape, of a single layer."""
+    target = tmp_path_factory.mktemp("hf") / request.param
+    return a_checkpoint(target, request.param, num_hidden_layers=1)
+
+
+@pytest.fixture(scope="module")
+def cut_of(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> CutOf:
+    """Cuts of it for some ranks, in a kind, in files of a size; each is made once, to be read only."""
+
+    @cache
+    def make(world: int, kind: str, shard_bytes: int = 5_000_000_000) -> Path:
+        target = tmp_path_factory.mktemp("cuts") / "cut"
+        cut(folder, target, world, quant=kind, max_shard_bytes=shard_bytes)
+        return target
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -111,25 +128,21 @@ def logits(engine: Engine) -> Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("world", [1, 4])
 def test_its_weights_are_those_that_are_rounded_when_loaded(
-    world: int, kind: str, folder: Path, tmp_path: Path
+    world: int, kind: str, folder: Path, cut_of: CutOf
 ) -> None:
-    cut(folder, tmp_path / "cut", world, quant=kind)
-    assert faults(tmp_path / "cut") == ()
+    assert faults(cut_of(world, kind)) == ()
     for rank in range(world):
-        assert_same(
-            loaded(tmp_path / "cut", "none", world, rank), loaded(folder, kind, world, rank)
-        )
+        ours = loaded(cut_of(world, kind), "none", world, rank)
+        assert_same(ours, loaded(folder, kind, world, rank))
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8", "int4", "int4-32"])
-def test_uneven_parts_are_those_of_the_whole(kind: str, folder: Path, tmp_path: Path) -> None:
+def test_uneven_parts_are_those_of_the_whole(kind: str, folder: Path, cut_of: CutOf) -> None:
     """Of three ranks, out of a cut for three and out of one for two."""
-    cut(folder, tmp_path / "three", 3, quant=kind)
-    cut(folder, tmp_path / "two", 2, quant=kind)
     for rank in range(3):
         wanted = loaded(folder, kind, 3, rank)
-        assert_same(loaded(tmp_path / "three", "none", 3, rank), wanted)
-        assert_same(loaded(tmp_path / "two", "none", 3, rank), wanted)
+        assert_same(loaded(cut_of(3, kind), "none", 3, rank), wanted)
+        assert_same(loaded(cut_of(2, kind), "none", 3, rank), wanted)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -268,21 +281,18 @@ def test_inspect_tells_the_bytes_that_the_parts_hold(folder_40b: Path, tmp_path:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shard_bytes", [SHARD_BYTES, 5_000_000_000])
 def test_cut_for_four_then_for_two_equals_cut_for_two(
-    shard_bytes: int, kind: str, folder: Path, tmp_path: Path
+    shard_bytes: int, kind: str, cut_of: CutOf, tmp_path: Path
 ) -> None:
-    cut(folder, tmp_path / "four", 4, quant=kind, max_shard_bytes=shard_bytes)
-    cut(folder, tmp_path / "two", 2, quant=kind, max_shard_bytes=shard_bytes)
-    recut(tmp_path / "four", tmp_path / "again", 2, max_shard_bytes=shard_bytes)
-    assert contents(tmp_path / "again") == contents(tmp_path / "two")
+    recut(cut_of(4, kind, shard_bytes), tmp_path / "again", 2, max_shard_bytes=shard_bytes)
+    assert contents(tmp_path / "again") == contents(cut_of(2, kind, shard_bytes))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_merged_only_on_request_to_what_its_weights_stand_for(
-    kind: str, folder: Path, tmp_path: Path
+    kind: str, folder: Path, cut_of: CutOf, tmp_path: Path
 ) -> None:
-    cut(folder, tmp_path / "cut", 2, quant=kind)
-    recut(tmp_path / "cut", tmp_path / "four", 4)
-    for cut_folder in (tmp_path / "cut", tmp_path / "four"):
+    recut(cut_of(2, kind), tmp_path / "four", 4)
+    for cut_folder in (cut_of(2, kind), tmp_path / "four"):
         with pytest.raises(UsageError, match=rf"bfloat16 → {kind}: quantised.*add dequantise=True"):
             merge(cut_folder, tmp_path / "refused")
         assert not (tmp_path / "refused").exists()

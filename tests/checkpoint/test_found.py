@@ -330,6 +330,7 @@ def test_a_cut_has_the_models_own_names_and_merges_to_the_same_model(
     assert all(torch.equal(merged[name], tensor) for name, tensor in model[1].items())
 
 
+@pytest.mark.usefixtures("brief_limits")
 def test_every_command_that_runs_a_model_says_what_was_left_aside(
     model: Model, exam_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ the weights.
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -112,20 +113,19 @@ def test_a_chat_is_what_transformers_writes_and_ends_where_it_ends(
     tuned: FineTune, capsys: Captured
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tuned.folder)
-    ended = []
-    for prompt in PROMPTS:
-        for model in ([str(tuned.cut)], [str(tuned.folder), "--adapter", ".", "-w", "1"]):
-            words = ["generate", *model, "--chat", "--prompt", prompt, "--json", "-"]
-            capsys.readouterr()
-            assert main([*words, "--max-new-tokens", str(NEW_TOKENS)]) == 0
-            found = json.loads(capsys.readouterr().out)
-            ids = tuned.chat_ids(prompt)
-            expected = tuned.generated(ids)
-            assert found["prompt_ids"] == ids
+    asked = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
+    generated = cache(lambda prompt: tuned.generated(tuned.chat_ids(prompt)))
+    for model in ([str(tuned.cut)], [str(tuned.folder), "--adapter", ".", "-w", "1"]):
+        words = ["generate", *model, "--chat", *asked, "--json", "-"]
+        capsys.readouterr()
+        assert main([*words, "--max-new-tokens", str(NEW_TOKENS)]) == 0
+        outputs = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        for prompt, found in zip(PROMPTS, outputs, strict=True):
+            expected = generated(prompt)
+            assert found["prompt_ids"] == tuned.chat_ids(prompt)
             assert found["output_ids"] == expected
             assert found["text"] == tokenizer.decode(expected, skip_special_tokens=True)
-            ended.append(found["finish_reason"])
-    assert ended[0] == "stop"
+        assert outputs[0]["finish_reason"] == "stop"
 
 
 def test_the_cut_is_whole_and_holds_the_merged_weights(tuned: FineTune, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_the_reference_of_the_gate_is_the_merged_model(
 @pytest.mark.usefixtures("brief_limits")
 def test_its_speed_is_measured(tuned: FineTune, capsys: Captured) -> None:
     capsys.readouterr()
-    words = ["--in", "8", "--out", "4", "--repeats", "1", "--json", "-"]
+    words = ["-w", "1", "--in", "8", "--out", "4", "--repeats", "1", "--json", "-"]
     assert main(["speed", str(tuned.cut), *words]) == 0
     [row] = json.loads(capsys.readouterr().out)["result"]["rows"]
     assert row["status"] == "measured"

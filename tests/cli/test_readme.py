@@ -104,6 +104,7 @@ def test_printed_blocks_are_what_is_printed(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("brief_limits")
 @pytest.mark.parametrize("page", pages_that_show(lambda command: command not in QUICK))
 def test_printed_measurements_look_like_those_of_this_machine(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

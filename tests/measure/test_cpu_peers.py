@@ -38,6 +38,7 @@ def planned(*argv: str) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("brief_limits")
 def test_a_run_times_every_step_of_every_engine_on_the_same_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gyrfalcon.config import ModelConfig
+from gyrfalcon.device import rates
 from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.device.lookup import is_out_of_memory
 from gyrfalcon.measure.limits import matrix_peak, memory_bandwidth
@@ -179,7 +180,10 @@ def test_twice_the_time_is_half_the_percentage() -> None:
     assert percent_of_limit(work=5e9, limit_per_second=10e9, ms=1000) == pytest.approx(50)
 
 
-def test_the_measured_limits_are_those_of_some_machine() -> None:
+def test_the_measured_limits_are_those_of_some_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of blocks and matrices of the usual sizes, in few rounds."""
+    monkeypatch.setattr(rates, "LEAST_ROUNDS", 1)
+    monkeypatch.setattr(rates, "ROUNDS_SECONDS", 0.01)
     threads = torch.get_num_threads()
     assert 1e8 < CPU.measure_bandwidth() < 1e13
     assert 1e7 < CPU.measure_matrix_peak(torch.float32) < 1e16

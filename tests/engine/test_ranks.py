@@ -270,8 +270,9 @@ endless = SamplingParams(max_new_tokens=1900, ignore_eos=True)
 UNGUARDED = """
 import sys
 engine = Engine(config)
-print("started", flush=True)
 engine.generate("a", greedy)
+print("started", flush=True)
+input()
 process = os.fork()
 if process == 0:
     sys.exit(7)
@@ -286,7 +287,7 @@ def test_a_script_needs_no_main_guard_and_no_close_and_a_fork_of_it_ends_without
     script = run(UNGUARDED)
     script.read_until("started")
     assert len(script.ranks) == 1
-    out, err, status = script.finish()
+    out, err, status = script.finish("go on\n")
     with Engine(EngineConfig(model=str(folder))) as alone:
         assert (out, err, status) == ("7\n" + alone.generate("the", GREEDY)[0].text + "\n", "", 0)
 

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import matplotlib as mpl
+from matplotlib.typing import RcKeyType
 
 
-def plot_style(ink: str, faint: str, own: Mapping[str, object]) -> AbstractContextManager[None]:
+def plot_style(
+    ink: str, faint: str, own: Mapping[RcKeyType, object]
+) -> AbstractContextManager[None]:
     """The context in which figures are made and saved: `ink` is the colour of text, `faint` that of axes
     and grid, `own` matplotlib's settings beside the shared ones.
     """

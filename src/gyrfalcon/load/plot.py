@@ -9,13 +9,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.typing import RcKeyType
 
 from gyrfalcon.console.format import counted
 from gyrfalcon.console.plot_style import plot_style
 from gyrfalcon.load.figures import latencies_of
 from gyrfalcon.load.run import Outcome, Run
 
-TITLES = {"axes.titlesize": 9, "axes.titlelocation": "left", "axes.titleweight": "bold"}
 INK, FAINT, BLUE, ORANGE, RED = "#1b2430", "#c3cbd6", "#1f6fd6", "#c2570c", "#b3261e"
 SIZE = (9.6, 6.4)  # inches
 DPI = 150  # of a PNG
@@ -26,7 +26,12 @@ POINTS = 400  # of what was in flight
 
 def draw(title: str, run: Run, suffix: str) -> bytes:
     """The picture as a file's content; suffix: .png or .svg."""
-    with plot_style(INK, FAINT, TITLES):
+    titles: dict[RcKeyType, object] = {
+        "axes.titlesize": 9,
+        "axes.titlelocation": "left",
+        "axes.titleweight": "bold",
+    }
+    with plot_style(INK, FAINT, titles):
         figure = Figure(figsize=SIZE, layout="constrained")
         figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
         ((first, latency), (gaps, flight)) = figure.subplots(2, 2)

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.typing import RcKeyType
 
 from gyrfalcon.console.plot_style import plot_style
 from gyrfalcon.report.page import Plot
@@ -33,7 +34,11 @@ VARIABLES = {  # what each colour that is drawn with becomes
 
 def style() -> AbstractContextManager[None]:
     """The style context to create and draw figures in."""
-    sizes = {"axes.labelsize": 8.5, "legend.fontsize": 8, "lines.markersize": 4}
+    sizes: dict[RcKeyType, object] = {
+        "axes.labelsize": 8.5,
+        "legend.fontsize": 8,
+        "lines.markersize": 4,
+    }
     return plot_style(INK, FAINT, sizes)
 
 

@@ -1,5 +1,6 @@
 """Tiny random checkpoints of every Falcon variant, written by transformers in the real format."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -73,4 +74,14 @@ def make_checkpoint(
 ) -> Path:
     """Writes make_model()'s model with save_pretrained in `dtype`; returns the folder."""
     make_model(variant, seed=seed, **overrides).to(dtype).save_pretrained(folder)
+    return folder
+
+
+def make_exam_taker(folder: Path, tokenizer: Path) -> Path:
+    """A tiny random model with the tokenizer in a folder, which has to be Falcon's own; returns `folder`."""
+    make_checkpoint(
+        folder, "40b", hidden_size=64, num_attention_heads=8, num_kv_heads=2, vocab_size=65024
+    )
+    for file in tokenizer.iterdir():
+        shutil.copy(file, folder)
     return folder

@@ -1,11 +1,8 @@
-"""A made-up exam, a tiny model that takes it, and answers as the tests of mmlu want them."""
+"""A made-up exam, and answers as the tests of mmlu want them."""
 
 import csv
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-
-from checkpoints import make_checkpoint
 
 from gyrfalcon.files.json_fields import Fields
 from gyrfalcon.measure.mmlu.exam import Subject, read_exam
@@ -47,16 +44,6 @@ def write_rows(folder: Path) -> Path:
         with (folder / name).open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows(rows)
     (folder / "categories.json").write_text('{"sums_of_two": "STEM"}')
-    return folder
-
-
-def make_model(folder: Path, data: Data) -> Path:
-    """A tiny random model with the real tokenizer."""
-    make_checkpoint(
-        folder, "40b", hidden_size=64, num_attention_heads=8, num_kv_heads=2, vocab_size=65024
-    )
-    for file in data("falcon-tokenizer").iterdir():
-        shutil.copy(file, folder)
     return folder
 
 

@@ -5,7 +5,6 @@ all commands merge alike.
 import shutil
 from pathlib import Path
 
-import exams
 import pytest
 import torch
 from adapters import (
@@ -28,6 +27,7 @@ from adapters import (
     small,
     state_of,
 )
+from checkpoints import make_exam_taker
 from exams import Data
 from tokenizers_ import make_tokenizer
 from transformers import FalconForCausalLM
@@ -441,7 +441,7 @@ def test_published_figures_are_of_the_model_without_an_adapter(
 def test_an_exam_goes_on_only_with_the_same_adapter(
     exam_folder: Path, data: Data, pairs: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = exams.make_model(tmp_path / "tiny", data)
+    model = make_exam_taker(tmp_path / "tiny", data("falcon-tokenizer"))
     peft = FalconForCausalLM.from_pretrained(model)
     sft = save_adapter(tmp_path / "sft", make_pairs(peft, layers_of(peft, "dense")))
     words = ["mmlu", str(model), "-d", str(exam_folder), "-o", str(tmp_path / "out")]
@@ -468,7 +468,7 @@ def test_an_exam_goes_on_only_with_the_same_adapter(
 def test_a_sweep_goes_on_only_with_the_same_adapter(
     data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = exams.make_model(tmp_path / "tiny", data)
+    model = make_exam_taker(tmp_path / "tiny", data("falcon-tokenizer"))
     peft = FalconForCausalLM.from_pretrained(model)
     sft = save_adapter(tmp_path / "sft", make_pairs(peft, layers_of(peft, "dense")))
     words = ["speed", str(model), "-f", str(tmp_path / "t.csv"), "--in", "4", "--out", "2"]

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from exams import Data, answer, document, make_model
+from checkpoints import make_exam_taker
+from exams import Data, answer, document
 
 from gyrfalcon.cli import mmlu_run
 from gyrfalcon.cli.main import main
@@ -23,7 +24,7 @@ from gyrfalcon.measure.published import MMLUFigure, PublishedFigures
 
 @pytest.fixture(scope="module")
 def model(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model") / "tiny", data)
+    return make_exam_taker(tmp_path_factory.mktemp("model") / "tiny", data("falcon-tokenizer"))
 
 
 def command(model: Path, exam_folder: Path, output: Path, *more: str) -> list[str]:

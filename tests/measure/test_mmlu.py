@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from exams import Data, exam_of, make_model
+from checkpoints import make_exam_taker
+from exams import Data, exam_of
 from transformers import AutoModelForCausalLM
 
 from gyrfalcon import Engine, EngineConfig
@@ -26,7 +27,7 @@ from gyrfalcon.text.tokenizer import Tokenizer
 
 @pytest.fixture(scope="module")
 def model(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model") / "tiny", data)
+    return make_exam_taker(tmp_path_factory.mktemp("model") / "tiny", data("falcon-tokenizer"))
 
 
 def by_key(found: list[Answer]) -> list[Answer]:

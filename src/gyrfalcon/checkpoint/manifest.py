@@ -47,17 +47,17 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class CutTensor:
-    """One tensor of a cut: its whole shape and each rank's piece."""
+    """One tensor of a cut: its whole shape and each rank's part."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     source_dtype: torch.dtype  # what the checkpoint that was cut stored
     dim: int | None
-    pieces: tuple[Part, ...]  # by rank
+    parts: tuple[Part, ...]  # by rank
 
     def content(self, rank: int) -> Content:
         """What `rank` holds."""
-        return Content(local_shape(self.shape, self.dim, self.pieces[rank].ranges), self.dtype)
+        return Content(local_shape(self.shape, self.dim, self.parts[rank].ranges), self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +121,8 @@ class Manifest:
         """The tensors of every weights file."""
         files: dict[str, dict[str, Content]] = {}
         for name, tensor in self.tensors.items():
-            for rank, piece in enumerate(tensor.pieces):
-                files.setdefault(piece.file, {})[name] = tensor.content(rank)
+            for rank, part in enumerate(tensor.parts):
+                files.setdefault(part.file, {})[name] = tensor.content(rank)
         return files
 
     def text(self) -> str:
@@ -233,8 +233,8 @@ def _plain_tensor(tensor: CutTensor) -> dict[str, object]:
         "source_dtype": dtype_name(tensor.source_dtype),
         "dim": tensor.dim,
         "parts": [
-            {"file": piece.file, "ranges": [[part.start, part.stop] for part in piece.ranges]}
-            for piece in tensor.pieces
+            {"file": part.file, "ranges": [[run.start, run.stop] for run in part.ranges]}
+            for part in tensor.parts
         ],
     }
 
@@ -243,7 +243,7 @@ def _parsed(raw: dict[str, Any]) -> Manifest:
     world_size = int(raw["world_size"])
     tensors = {str(name): _parsed_tensor(tensor) for name, tensor in raw["tensors"].items()}
     for name, tensor in tensors.items():
-        if len(tensor.pieces) != world_size or not _is_covered(tensor):
+        if len(tensor.parts) != world_size or not _is_covered(tensor):
             raise ValueError(
                 f"the parts of {name} do not make up {world_size} ranks' shares of all of it"
             )
@@ -251,7 +251,7 @@ def _parsed(raw: dict[str, Any]) -> Manifest:
     unsafe = [path for path in files if not is_inside(path)]
     if unsafe:
         raise ValueError(f"a file that cannot be inside of the cut: {unsafe[0]!r}")
-    unknown = {piece.file for tensor in tensors.values() for piece in tensor.pieces} - files.keys()
+    unknown = {part.file for tensor in tensors.values() for part in tensor.parts} - files.keys()
     if unknown:
         raise ValueError(f"a part in a file that is not listed: {min(unknown)}")
     aliases = {str(name): str(kept) for name, kept in raw["aliases"].items()}
@@ -302,7 +302,7 @@ def _parsed_tensor(raw: dict[str, Any]) -> CutTensor:
         dtype=DTYPES_BY_NAME[raw["dtype"]],
         source_dtype=DTYPES_BY_NAME[raw["source_dtype"]],
         dim=None if raw["dim"] is None else int(raw["dim"]),
-        pieces=tuple(
+        parts=tuple(
             Part(str(part["file"]), tuple(range(int(a), int(b)) for a, b in part["ranges"]))
             for part in raw["parts"]
         ),
@@ -310,8 +310,8 @@ def _parsed_tensor(raw: dict[str, Any]) -> CutTensor:
 
 
 def _is_covered(tensor: CutTensor) -> bool:
-    """Whether the pieces make up the whole tensor; several ranks may hold the same rows."""
-    runs = [run for piece in tensor.pieces for run in piece.ranges]
+    """Whether the parts make up the whole tensor; several ranks may hold the same rows."""
+    runs = [run for part in tensor.parts for run in part.ranges]
     if tensor.dim is None:
         return not runs
     covered = 0

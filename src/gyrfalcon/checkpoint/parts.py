@@ -44,7 +44,7 @@ class PartsSource:
 
     def part(self, name: str, rank: int) -> Tensor:
         """What `rank` holds of a tensor, as a view of its file."""
-        path = self._tensor(name).pieces[rank].file
+        path = self._tensor(name).parts[rank].file
         file = self._files.get(path) or self._files.setdefault(
             path, SafetensorsFile(self._folder / path)
         )
@@ -88,7 +88,7 @@ class PartsSource:
 
 
 def _owners(tensor: CutTensor, wanted: range) -> Iterator[tuple[int, int, int]]:
-    """(rank, first index inside its piece, count) for the pieces that make up `wanted`, in order."""
+    """(rank, first index inside its part, count) for the runs that make up `wanted`, in order."""
     runs = list(_runs(tensor))
     position = wanted.start
     while position < wanted.stop:
@@ -99,10 +99,10 @@ def _owners(tensor: CutTensor, wanted: range) -> Iterator[tuple[int, int, int]]:
 
 
 def _runs(tensor: CutTensor) -> Iterator[tuple[range, int, int]]:
-    """(range of the whole tensor, rank, where it begins inside the rank's piece)."""
-    for rank, piece in enumerate(tensor.pieces):
+    """(range of the whole tensor, rank, where it begins inside the rank's part)."""
+    for rank, part in enumerate(tensor.parts):
         start = 0
-        for run in piece.ranges:
+        for run in part.ranges:
             yield run, rank, start
             start += len(run)
 

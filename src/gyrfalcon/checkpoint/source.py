@@ -180,8 +180,8 @@ def read_local(checkpoint: Checkpoint, spec: TensorSpec, share: Share) -> Tensor
         and isinstance(source, PartsSource)
         and manifest.world_size == share.ranks
     ):
-        piece = manifest.tensors[spec.name].pieces[share.rank]
-        if piece.ranges == ranges:
+        part = manifest.tensors[spec.name].parts[share.rank]
+        if part.ranges == ranges:
             return source.part(spec.name, share.rank)
     return source.read(spec.name, spec.dim, ranges)
 

@@ -87,19 +87,19 @@ def write_folder(
 
 
 def blocks(read: Read, name: str, tensor: CutTensor) -> Iterator[tuple[int, Tensor]]:
-    """(rank, block): a rank's blocks one after the other are its piece; the source is read once."""
+    """(rank, block): a rank's blocks one after the other are its part; the source is read once."""
     row_bytes = math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
     step = max(1, BLOCK_BYTES // row_bytes)
     if tensor.dim == 0:
-        for rank, piece in enumerate(tensor.pieces):
-            for part in piece.ranges:
-                for rows in _split(part, step):
+        for rank, part in enumerate(tensor.parts):
+            for run in part.ranges:
+                for rows in _split(run, step):
                     yield rank, read(name, 0, (rows,))
         return
     for rows in _split(range(tensor.shape[0]), step):
         block = read(name, 0, (rows,))
-        for rank, piece in enumerate(tensor.pieces):
-            yield rank, take(block, tensor.dim, piece.ranges)
+        for rank, part in enumerate(tensor.parts):
+            yield rank, take(block, tensor.dim, part.ranges)
 
 
 def converted(name: str, block: Tensor, dtype: torch.dtype) -> Tensor:
@@ -137,7 +137,7 @@ def _write_stage(
     lanes: Lanes,
     progress: Bar,
 ) -> dict[str, FileSum]:
-    files = [piece.file for piece in plan.tensors[stage[0]].pieces]
+    files = [part.file for part in plan.tensors[stage[0]].parts]
     with ExitStack() as open_files:
         writers = [
             open_files.enter_context(
@@ -185,7 +185,7 @@ def _write_small_files(
 def _index(plan: Plan, rank: int) -> dict[str, object]:
     total = sum(tensor.content(rank).num_bytes for tensor in plan.tensors.values())
     home = {
-        name: Path(tensor.pieces[rank].file).name for name, tensor in sorted(plan.tensors.items())
+        name: Path(tensor.parts[rank].file).name for name, tensor in sorted(plan.tensors.items())
     }
     return {"metadata": {"total_size": total}, "weight_map": home}
 

@@ -58,7 +58,7 @@ def inspect_model(
 def _row(checkpoint: Checkpoint, spec: TensorSpec, shares: list[Share]) -> TensorRow:
     manifest, dtype = checkpoint.manifest, checkpoint.source.dtype(spec.name)
     if manifest is not None and manifest.world_size == len(shares):
-        ranges = tuple(piece.ranges for piece in manifest.tensors[spec.name].pieces)
+        ranges = tuple(part.ranges for part in manifest.tensors[spec.name].parts)
     else:
         ranges = tuple(checkpoint.layout.ranges(spec, share) for share in shares)
     contents = [Content(local_shape(spec.shape, spec.dim, own), dtype) for own in ranges]

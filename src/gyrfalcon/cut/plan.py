@@ -55,7 +55,7 @@ class Plan:
 
     def rank_files(self, rank: int) -> list[str]:
         """A rank's weight files, by stage."""
-        return [self.tensors[stage[0]].pieces[rank].file for stage in self.stages]
+        return [self.tensors[stage[0]].parts[rank].file for stage in self.stages]
 
     def contents(self, stage: Iterable[str], rank: int) -> dict[str, Content]:
         """What a rank's file of a stage holds."""
@@ -90,7 +90,7 @@ def make_plan(
             dtype=dtype,
             source_dtype=source_dtype,
             dim=spec.dim,
-            pieces=tuple(Part("", layout.ranges(spec, share)) for share in shares),
+            parts=tuple(Part("", layout.ranges(spec, share)) for share in shares),
         )
         for spec, (dtype, source_dtype) in dtypes.items()
     }
@@ -104,10 +104,10 @@ def make_plan(
 
 def _stages(tensors: Mapping[str, CutTensor], max_shard_bytes: int) -> Iterator[tuple[str, ...]]:
     """As many tensors as fit into one file of the rank that holds most of them, in order. A matrix's data
-    and scales are not parted: a cut that is resumed cannot mix those of two quantisations.
+    and scales are not split up: a cut that is resumed cannot mix those of two quantisations.
     """
     stage: list[str] = []
-    sizes = [0] * max(len(tensor.pieces) for tensor in tensors.values())
+    sizes = [0] * max(len(tensor.parts) for tensor in tensors.values())
     for matrix, parts in groupby(tensors, key=_matrix):
         names = list(parts)
         added = [
@@ -160,8 +160,7 @@ def _file_name(number: int, count: int) -> str:
 
 
 def _placed(tensor: CutTensor, form: Form, file: str) -> CutTensor:
-    pieces = tuple(
-        Part(form.rank_folder(rank) + file, piece.ranges)
-        for rank, piece in enumerate(tensor.pieces)
+    parts = tuple(
+        Part(form.rank_folder(rank) + file, part.ranges) for rank, part in enumerate(tensor.parts)
     )
-    return CutTensor(tensor.shape, tensor.dtype, tensor.source_dtype, tensor.dim, pieces)
+    return CutTensor(tensor.shape, tensor.dtype, tensor.source_dtype, tensor.dim, parts)

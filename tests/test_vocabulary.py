@@ -46,6 +46,8 @@ NAMES = {
     "told_each": "print_each",
     "int4_packed": "pack_int4",
     "layout_of": "deployment_of",
+    "_half_read": "_prefilling",
+    "_read_prompts": "_prefill",
 }
 
 ALLOWED = {("src/gyrfalcon/measure/precision/result.py", "golden")}  # the key of earlier results
@@ -81,6 +83,11 @@ PHRASES = {
     "golden figures": "published figures",
     "taken back on": "dequantised on",
     "what it is told": "its arguments",
+    "half read": "partially prefilled",
+    "prompt is read": "prompt is prefilled",
+    "prompts are read": "prompts are prefilled",
+    "rounds the matrices": "quantises the matrices",
+    "over backend": "through the backend",
 }
 
 

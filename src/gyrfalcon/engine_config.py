@@ -60,7 +60,7 @@ class EngineConfig:
     max_batch_tokens: tokens computed in one step; longer prompts are prefilled in chunks.
     max_sequences: sequences that run at once; further ones wait.
     step_target: seconds that a step may take. Sequences that decode get their token in every step;
-        prompts are read in smaller chunks where the last steps took longer, but of a block at
+        prompts are prefilled in smaller chunks where the last steps took longer, but of a block at
         least. None: as many tokens as `max_batch_tokens` leaves.
     rank_timeout: seconds that a rank may stand still, computing, loading and reporting nothing, before all
         are ended with RankDied.

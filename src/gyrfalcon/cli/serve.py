@@ -102,8 +102,8 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
         "--step-target",
         metavar="SECONDS",
         type=Number("--step-target", ENGINE["step_target"]),
-        help="seconds that a step may take: prompts are read in smaller chunks, so that streams keep their "
-        "pace beside them (default: as many prompt tokens as fit into a step)",
+        help="seconds that a step may take: prompts are prefilled in smaller chunks, so that streams keep "
+        "their pace beside them (default: as many prompt tokens as fit into a step)",
     )
     group.add_argument(
         "--rank-timeout",

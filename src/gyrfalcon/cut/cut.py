@@ -35,9 +35,8 @@ def cut(  # noqa: PLR0913  # each is an option of the command
 ) -> CutSummary:
     """Cuts the checkpoint in `source` for `world_size` ranks; "auto" keeps every tensor's stored dtype.
 
-    `quant` other than none rounds the matrices, one by one, from what the checkpoint stores: to the same
-    numbers as load_model would; with a text to `calibrate` by, for the kinds of int4, such that what the
-    model computes of that text changes little.
+    quant: other than none, each matrix is quantised as load_model() would quantise it.
+    calibrate: a text on which the kinds of int4 are calibrated (GPTQ).
     adapter: as open_checkpoint takes it; it is merged before weights are quantised and stored.
     `target` appears when it is whole. A run that was stopped is resumed by the same call.
     Raises CheckpointError, WorldSizeError, UsageError or DiskFull.

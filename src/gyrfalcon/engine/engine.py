@@ -253,8 +253,8 @@ class Engine:
         output is compiled first, unless prepare() or check() did that: it may take half a second.
 
         Requests of a lower `priority` begin before those of a higher one, and take cache from them when
-        it runs out; what runs goes on meanwhile. Of equals the shortest prompt is read first, but at most
-        16 begin before an older one is read. A request that has not ended `timeout` seconds from now ends in
+        it runs out; what runs goes on meanwhile. Of equals the shortest prompt is prefilled first, but at
+        most 16 overtake an older one. A request that has not ended `timeout` seconds from now ends in
         the next step with
         FinishReason.ABORTED, what text it has, and an `error`. It shares cached prefixes only with
         requests of the same `cache_salt`.

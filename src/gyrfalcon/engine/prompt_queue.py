@@ -1,5 +1,5 @@
-"""Whose prompt is read next: by priority, then preempted sequences first, then the shortest remainder, with
-ageing. Knows nothing of cache blocks.
+"""Which prompt is prefilled next: by priority, then preempted sequences first, then the shortest remainder,
+with ageing. Knows nothing of cache blocks.
 """
 
 from bisect import bisect_left, bisect_right, insort
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 from gyrfalcon.request import Sequence
 
-Turn = tuple[int, int, int, int]  # the smaller one is read first
+Turn = tuple[int, int, int, int]  # the smaller one is prefilled first
 
 
 @dataclass(slots=True)
 class _Line:
-    """The unread prompts of one priority: those that wait, and those that are half read."""
+    """The unfinished prompts of one priority: those that wait, and those that are partially prefilled."""
 
-    unread: OrderedDict[Sequence, None] = field(default_factory=OrderedDict)  # oldest first
+    unfinished: OrderedDict[Sequence, None] = field(default_factory=OrderedDict)  # oldest first
     ready: list[tuple[int, int, Sequence]] = field(
         default_factory=list
     )  # may begin: (remainder, arrival, sequence), sorted
@@ -30,10 +30,10 @@ class _Line:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.unread or self.preempted or self.recomputing)
+        return not (self.unfinished or self.preempted or self.recomputing)
 
     def num_overtaken(self, sequence: Sequence) -> int:
-        """By how many an unread sequence was overtaken; no younger one was by more."""
+        """By how many an unfinished sequence was overtaken; no younger one was by more."""
         return len(self.overtakers) - bisect_right(self.overtakers, sequence.arrival)
 
     def make_ready(self, sequence: Sequence, remainder: int) -> None:
@@ -47,10 +47,10 @@ class _Line:
 
     def remove(self, sequence: Sequence) -> None:
         """Wherever it is, if it is there."""
-        if sequence in self.unread:
+        if sequence in self.unfinished:
             self.make_unready(sequence)
-            del self.unread[sequence]
-            oldest = next(iter(self.unread), None)
+            del self.unfinished[sequence]
+            oldest = next(iter(self.unfinished), None)
             first = None if oldest is None else bisect_right(self.overtakers, oldest.arrival)
             del self.overtakers[:first]
         elif sequence in self.recomputing:
@@ -60,14 +60,15 @@ class _Line:
 
 
 class PromptQueue:
-    """Sequences whose prompts are not read to their end.
+    """Sequences whose prefill has not ended.
 
-    A sequence overtakes another when it arrived later and begins before the other's prompt is read. By
-    sequences of no lower priority value nobody is overtaken more than `most_overtaken` times. Proof: count
-    who overtook each unread sequence of a priority. Who overtook a younger one arrived later than an older
-    one as well, and began while that was unread: no count exceeds the oldest's. `first` lets nobody begin
-    that would overtake an oldest one whose count is `most_overtaken`. One that was preempted is overtaken
-    no more: until it has recomputed its tokens, nobody of the same or a higher value begins.
+    A sequence overtakes another when it arrived later and begins before the other's prefill ends. By
+    sequences of no lower priority value nobody is overtaken more than `most_overtaken` times. Proof:
+    count who overtook each unfinished sequence of a priority. Who overtook a younger one arrived later
+    than an older one as well, and began while that was unfinished: no count exceeds the oldest's.
+    `first` lets nobody begin that would overtake an oldest one whose count is `most_overtaken`. One
+    that was preempted is overtaken no more: until it has recomputed its tokens, nobody of the same or a
+    higher value begins.
     """
 
     def __init__(self, most_overtaken: int) -> None:
@@ -77,7 +78,7 @@ class PromptQueue:
     def add(self, sequence: Sequence, remainder: int) -> None:
         """Takes in one that arrived after all others; `remainder`: tokens to compute."""
         line = self._line(sequence.priority)
-        line.unread[sequence] = None
+        line.unfinished[sequence] = None
         line.make_ready(sequence, remainder)
 
     def put_back(self, sequence: Sequence) -> None:
@@ -101,7 +102,7 @@ class PromptQueue:
                 return line.preempted[0][1]
             if line.recomputing:
                 return None
-            oldest = next(iter(line.unread))
+            oldest = next(iter(line.unfinished))
             candidate = line.ready[0][2] if line.ready else None
             if line.num_overtaken(oldest) >= self._most_overtaken:
                 last_arrival = min(last_arrival, oldest.arrival)
@@ -121,12 +122,12 @@ class PromptQueue:
         for priority, line in self._lines.items():
             if priority > sequence.priority:
                 break
-            oldest = next(iter(line.unread), sequence)
+            oldest = next(iter(line.unfinished), sequence)
             if oldest.arrival < sequence.arrival:
                 insort(line.overtakers, sequence.arrival)
 
     def leave(self, sequence: Sequence) -> None:
-        """Its prompt was read, or will never be; nothing happens when it had left."""
+        """Its prefill has ended, or never will; nothing happens when it had left."""
         line = self._lines.get(sequence.priority)
         if line is not None:
             line.remove(sequence)
@@ -134,7 +135,7 @@ class PromptQueue:
                 del self._lines[sequence.priority]
 
     def turn(self, sequence: Sequence, remainder: int) -> Turn:
-        """When an unread sequence with so many tokens to compute is read: the least turn first."""
+        """When an unfinished sequence with so many tokens to compute is prefilled: the least turn first."""
         if sequence.num_preemptions:
             return (sequence.priority, 0, 0, sequence.arrival)
         line = self._lines[sequence.priority]

@@ -33,7 +33,7 @@ class StepLimits:
     max_len: int  # tokens of a sequence, prompt and output
     max_batch_tokens: int  # tokens of a step
     max_sequences: int  # sequences that hold cache at once
-    most_overtaken: int = 16  # sequences that may begin before an older one's prompt is read
+    most_overtaken: int = 16  # sequences that may overtake an older one before its prefill ends
 
 
 class ScoreStore(Protocol):
@@ -67,7 +67,7 @@ class Scheduler:
         self.running: dict[Sequence, None] = {}  # by priority, then oldest first
         self.admitted: list[Sequence] = []  # those that the last step was the first to compute
         self._committed: Seq[Chunk] = ()  # what the last step computed
-        self._half_read: dict[Sequence, None] = {}  # running ones that do not decode yet
+        self._prefilling: dict[Sequence, None] = {}  # running ones that do not decode yet
         self._queue = PromptQueue(limits.most_overtaken)
         self._prefixes = PrefixesInProgress()
         self._num_arrived = 0
@@ -81,13 +81,13 @@ class Scheduler:
 
     @property
     def has_prompts(self) -> bool:
-        """Whether a prompt waits or is half read."""
-        return bool(self._half_read or self.waiting.num_sequences)
+        """Whether a prompt waits or is partially prefilled."""
+        return bool(self._prefilling or self.waiting.num_sequences)
 
     @property
     def num_decoding(self) -> int:
-        """Running sequences whose prompts are read."""
-        return len(self.running) - len(self._half_read)
+        """Running sequences whose prefill has ended."""
+        return len(self.running) - len(self._prefilling)
 
     def add(self, request: Request) -> None:
         """Queues the request's samples."""
@@ -146,11 +146,11 @@ class Scheduler:
         self.admitted, self._committed = [], ()
         for sequence in tuple(self.running):
             stop = len(sequence.tokens)
-            if sequence not in self._half_read and self._make_room(sequence, stop):
+            if sequence not in self._prefilling and self._make_room(sequence, stop):
                 chunks.append(Chunk(sequence, sequence.num_computed, stop))
-        if self._half_read or self.waiting.num_sequences:
+        if self._prefilling or self.waiting.num_sequences:
             left = self.limits.max_batch_tokens - len(chunks)
-            chunks += self._read_prompts(min(left, prompt_tokens))
+            chunks += self._prefill(min(left, prompt_tokens))
         return chunks
 
     def next_after(self, chunks: Seq[Chunk]) -> list[Chunk]:
@@ -160,7 +160,7 @@ class Scheduler:
         Empty where more has to be decided: another could run as well, or cache is missing.
         """
         self.admitted, self._committed = [], ()
-        if self._half_read or (self.waiting.num_sequences and self._another_could_run()):
+        if self._prefilling or (self.waiting.num_sequences and self._another_could_run()):
             return []
         following = [
             Chunk(chunk.sequence, chunk.stop, chunk.stop + 1)
@@ -213,28 +213,28 @@ class Scheduler:
             stop = start + 1
         return stop
 
-    def _read_prompts(self, budget: int) -> list[Chunk]:
-        """Shares what the step has left among prompts, half read and new ones."""
+    def _prefill(self, budget: int) -> list[Chunk]:
+        """Shares what the step has left among prompts, partially prefilled and new ones."""
         chunks: list[Chunk] = []
-        half_read = list(self._half_read)
-        while budget and (sequence := self._next_prompt(half_read)):
+        prefilling = list(self._prefilling)
+        while budget and (sequence := self._next_to_prefill(prefilling)):
             stop = self._next_stop(sequence, budget)
             chunks.append(Chunk(sequence, sequence.num_computed, stop))
             budget -= stop - sequence.num_computed
             if stop == len(sequence.tokens):
-                del self._half_read[sequence]
+                del self._prefilling[sequence]
                 self._queue.leave(sequence)
         return chunks
 
-    def _next_prompt(self, half_read: list[Sequence]) -> Sequence | None:
-        """Whose prompt the step reads next: one of `half_read`, which loses it, or a new one."""
-        started = min(half_read, key=self._turn, default=None)
+    def _next_to_prefill(self, prefilling: list[Sequence]) -> Sequence | None:
+        """The sequence to prefill next: one of `prefilling`, which loses it, or a new one."""
+        started = min(prefilling, key=self._turn, default=None)
         new = self._next_to_begin()
         before = started is None or (new is not None and self._turn(new) < self._turn(started))
         if new is not None and before and self._has_room(new):
             return self._admit(new)
         if started is not None:
-            half_read.remove(started)
+            prefilling.remove(started)
         return started
 
     def _next_to_begin(self) -> Sequence | None:
@@ -277,7 +277,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         del self.running[sequence]
-        self._half_read.pop(sequence, None)
+        self._prefilling.pop(sequence, None)
         self._release(sequence)
         sequence.num_computed = 0
         sequence.num_preemptions += 1
@@ -307,7 +307,7 @@ class Scheduler:
         grown = self.allocator.grow(sequence.blocks, len(sequence.tokens))
         assert grown, "admitted without room"
         self._note_missing(sequence)
-        self._half_read[sequence] = self.running[sequence] = None
+        self._prefilling[sequence] = self.running[sequence] = None
         self.running = dict.fromkeys(sorted(self.running, key=_order))
         if not sequence.num_preemptions:  # one that was preempted finds its own blocks
             self.admitted.append(sequence)
@@ -366,7 +366,7 @@ class Scheduler:
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason
         self._release(sequence)
-        self._half_read.pop(sequence, None)
+        self._prefilling.pop(sequence, None)
         self._queue.leave(sequence)
         self._prefixes.give_up(sequence)
         if sequence in self.running:
@@ -420,7 +420,7 @@ class Scheduler:
 
 
 def _order(sequence: Sequence) -> tuple[int, int]:
-    """Who comes later gives up its cache to who comes before."""
+    """Later sequences give up cache to earlier ones."""
     return sequence.priority, sequence.arrival
 
 

@@ -28,7 +28,7 @@ class StepTarget:
 
     def __init__(self, target_seconds: float, most_tokens: int, least_tokens: int) -> None:
         """`most_tokens`: of a step, decoding ones included; `least_tokens`: of prompts, however long they
-        take, so that they are read in the end.
+        take, so that their prefill ends.
         """
         self._target = target_seconds
         self._most = most_tokens

@@ -1,5 +1,5 @@
-"""Collectives between ranks: all-reduce, all-gather, the most likely tokens and messages, over backend or
-through shared memory; one rank says nothing.
+"""Collectives between ranks: all-reduce, all-gather, the most likely tokens and messages, through shared
+memory or a backend. A single rank needs neither.
 """
 
 import struct
@@ -26,8 +26,8 @@ FRAME = struct.Struct(f"<q{SHORT_BYTES}s")
 
 
 class Group:
-    """One rank's end of a group. Tensors go through the memory that the ranks share, if they do, and
-    messages over backend, which one rank has not.
+    """One rank's end of a group. Tensors go through shared memory, if the ranks have it, and
+    messages through the backend; a single rank has neither.
     """
 
     def __init__(

@@ -306,7 +306,10 @@ def test_a_finished_case_is_not_measured_again(
 KILLED = """
 import os, signal, sys
 from gyrfalcon.cli.main import main
+from gyrfalcon.device import cpu, rates
 from gyrfalcon.measure.speed.files import Files
+
+rates.LEAST_ROUNDS, rates.ROUNDS_SECONDS, rates.PRODUCT_SIZES, cpu.READ_BYTES = 1, 0, (512,), 4 << 20
 
 def write(self, head, sweep):
     whole(self, head, sweep)
@@ -581,7 +584,7 @@ def test_of_two_sweeps_at_once_into_one_file_none_replaces_the_other(
     measure = Bench.measure
 
     def meanwhile(*arguments: object) -> Row:
-        monkeypatch.undo()
+        monkeypatch.setattr(Bench, "measure", measure)
         assert speed(model, *words, "--out", "2") == 0  # another run begins and ends
         return measure(*arguments)  # type: ignore[arg-type]
 

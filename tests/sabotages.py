@@ -255,7 +255,7 @@ OF_THE_SUITE: dict[str, Callable[[Patch], None]] = {
         edited(
             TextStream,
             "_rest",
-            "text, _ = self._stops.push(self._detokenizer.flush())\n    return text + self._stops.flush()",
+            "text, _ = self._before_stop(self._detokenizer.flush(), None)\n    return text + self._stops.flush()",
             "return self._detokenizer.flush() + self._stops.flush()",
         )
     ),

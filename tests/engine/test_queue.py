@@ -183,6 +183,22 @@ def test_streams_and_generate_take_a_deadline(one_by_one: Engine) -> None:
     assert not one_by_one.has_work
 
 
+def test_a_stream_that_each_rank_collects_at_another_time_ends_on_all_at_once(folder: Path) -> None:
+    def program(engine: Engine) -> tuple[tuple[int, ...], int]:
+        stream = engine.stream([30], ENDLESS)
+        next(stream)
+        if engine.is_first_rank:
+            stream.close()
+        [output] = engine.generate([31], FEW)
+        running = engine.stats().num_running
+        stream.close()
+        return output.output_ids, running
+
+    with make_engine(folder) as alone:
+        expected = alone.generate([31], FEW)[0].output_ids
+    assert on_engines(2, folder, program, **ROOM) == (expected, 0)
+
+
 def test_only_rank_0_looks_at_the_clock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clockless: set[int] = set()
 

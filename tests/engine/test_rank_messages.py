@@ -72,7 +72,10 @@ def test_the_end_of_a_request_comes_through(message: End) -> None:
     assert decode(encode(message)) == message
 
 
-@pytest.mark.parametrize("step", [Step(512), Step(0, (End(3),)), Step(7, (End(3, 0), End(4)))])
+@pytest.mark.parametrize(
+    "step",
+    [Step(512), Step(0, (End(3),)), Step(7, (End(3, 0), End(4))), Step(1, (End(2),), (5, 6))],
+)
 def test_a_step_comes_through(step: Step) -> None:
     assert decode(encode(step)) == decode_step(encode(step)) == step
 

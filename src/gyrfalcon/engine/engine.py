@@ -127,6 +127,7 @@ class Engine:
         self.notes = (*checkpoint.notes, *self._ends.notes)
         self._live: dict[int, Live] = {}
         self._added: deque[Delta] = deque()  # what step() has still to return
+        self._given_up: deque[int] = deque()  # requests to abort in the next step
         self._ids = itertools.count()
         self._deadlines = Deadlines()
         self._ranks = joined or ranks.start(
@@ -512,10 +513,14 @@ class Engine:
             return bool(waiting)
 
     def _cancel(self, lives: Seq[Live]) -> None:
-        """Aborts what has not ended, in a finalizer, too."""
+        """Aborts what has not ended, in a finalizer, too. Where every rank runs the same program, each may
+        come here at another time: rank 0 tells all with the next step.
+        """
         for live in lives:
-            if live.num_unfinished:
+            if live.num_unfinished and not self._ranks.run_one_program:
                 self._turns.later(partial(self._abort, live.request.id))
+            elif live.num_unfinished and self.is_first_rank:
+                self._given_up.append(live.request.id)
 
     def _asked(
         self,
@@ -630,6 +635,8 @@ class Engine:
             step = self._decided(now)
             for end in step.ends:
                 self._expire(end, now)
+            for request_id in step.aborts:
+                self._abort(request_id)
             outputs = self._take_step(step.prompt_tokens)
             if self._step_target is not None:
                 sizes = self._core.scheduler.committed_sizes()
@@ -645,10 +652,15 @@ class Engine:
         if group.rank > 0:
             return decode_step(group.broadcast())
         passed = self._deadlines.pop_passed(now) if self._deadlines.next_at <= now else ()
-        step = Step(self._prompt_tokens(), tuple(map(End, passed)))
+        aborts = self._take_given_up() if self._given_up else ()
+        step = Step(self._prompt_tokens(), tuple(map(End, passed)), aborts)
         if group.size > 1:
             group.broadcast(encode(step))
         return step
+
+    def _take_given_up(self) -> tuple[int, ...]:
+        """The requests that have lost their caller since the last step."""
+        return tuple(self._given_up.popleft() for _ in range(len(self._given_up)))
 
     def _prompt_tokens(self) -> int:
         """How many tokens of prompts the next step may read."""

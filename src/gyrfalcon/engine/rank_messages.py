@@ -31,11 +31,13 @@ class End:
 @dataclass(frozen=True, slots=True)
 class Step:
     """Take a step: first cancel `ends`, then compute at most `prompt_tokens` tokens of prompts. Rank 0
-    alone decides both, by its clock.
+    alone decides both, by its clock. `aborts` are requests whose caller is gone, where every rank runs the
+    same program: each collects its garbage at another time.
     """
 
     prompt_tokens: int
     ends: tuple[End, ...] = ()
+    aborts: tuple[int, ...] = ()
 
 
 RankMessage = Add | End | Step
@@ -58,8 +60,9 @@ def encode(message: RankMessage) -> bytes:
     """A message as bytes."""
     content: object
     match message:
-        case Step(prompt_tokens, ends):
-            content = {"step": [prompt_tokens, *map(_end_fields, ends)]}
+        case Step(prompt_tokens, ends, aborts):
+            lost = [[request_id, "aborted"] for request_id in aborts]
+            content = {"step": [prompt_tokens, *map(_end_fields, ends), *lost]}
         case End():
             content = {"end": _end_fields(message)}
         case Add(request):
@@ -119,10 +122,18 @@ def _end(request_id: object, index: object) -> End:
     raise ValueError("not a request and a sample of it")
 
 
-def _step(prompt_tokens: object, *ends: list[object]) -> Step:
-    if type(prompt_tokens) is int and prompt_tokens >= 0:
-        return Step(prompt_tokens, tuple(_end(*fields) for fields in ends))
-    raise ValueError("not a number of prompt tokens")
+def _step(prompt_tokens: object, *others: list[object]) -> Step:
+    if type(prompt_tokens) is not int or prompt_tokens < 0:
+        raise ValueError("not a number of prompt tokens")
+    aborts = tuple(_aborted(*fields) for fields in others if fields[1:] == ["aborted"])
+    ends = tuple(_end(*fields) for fields in others if fields[1:] != ["aborted"])
+    return Step(prompt_tokens, ends, aborts)
+
+
+def _aborted(request_id: object, word: object) -> int:
+    if type(request_id) is int:
+        return request_id
+    raise ValueError("not a request")
 
 
 def _fields_of(request: Request) -> dict[str, object]:

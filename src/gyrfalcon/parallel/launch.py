@@ -84,6 +84,11 @@ class Ranks:
         """
         return self.children is not None or self.followed
 
+    @property
+    def run_one_program(self) -> bool:
+        """Whether there are others, and each runs the same program."""
+        return self.size > 1 and not self.led
+
     def tell(self, message: bytes) -> None:
         """Sends a message to the ranks that this process leads, if there are any."""
         if self.led:

@@ -18,6 +18,7 @@ from cpu_peers_results import OURS, Case, Turn
 
 from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.errors import UsageError
+from gyrfalcon.measure.limits import machine_limits
 from gyrfalcon.measure.roofline import MachineLimits
 
 WARM_UP_STEPS = 2
@@ -155,15 +156,11 @@ def _round(plan: Plan, runners: list[Runner], number: int) -> Iterator[Turn]:
     """One turn of each; every round begins with another engine."""
     for precision in plan.precisions:
         there = [runner for runner in runners if runner.precision == precision]
-        limits = _measured_limits()
+        quant = "none" if precision == "bf16" else precision
+        limits = machine_limits(Cpu.at(0), torch.bfloat16, quant)
         first = number % max(1, len(there))
         for runner in there[first:] + there[:first]:
             yield from runner.turn(number, limits)
-
-
-def _measured_limits() -> MachineLimits:
-    cpu = Cpu.at(0)
-    return MachineLimits(cpu.measure_bandwidth(), cpu.measure_matrix_peak(torch.bfloat16))
 
 
 def _started(plan: Plan, engine: str, folder: Path) -> EngineProcess:

@@ -56,7 +56,8 @@ class Turn:
 @dataclass(frozen=True, slots=True)
 class Row:
     """One engine in one phase of a case, over all rounds. Percent of the memory bandwidth for decoding,
-    of the matrix peak for a prefill, each round's median beside the limits measured before it.
+    of the peak of the instruction that our kernels use for a prefill, each round's median beside the
+    limits measured before it.
     """
 
     case: Case
@@ -162,14 +163,14 @@ def _line(row: Row) -> str:
 
 
 def _rounds(turns: Sequence[Turn]) -> list[str]:
-    lines = ["round  model precision   memory read   matrix peak  load average"]
+    lines = ["round  model precision   memory read   matrix peak  load average  of"]
     shown = {(turn.round, turn.case.model, turn.case.precision): turn for turn in turns}
     for (number, model, precision), turn in shown.items():
         bandwidth = turn.limits.bandwidth_bytes_per_second / 1e9
         peak = turn.limits.matrix_flops_per_second / 1e9
         lines.append(
             f"{number + 1:5}  {model:5} {precision:9} {bandwidth:8.1f} GB/s {peak:6.0f} GFLOP/s"
-            f" {turn.load_average:8.1f}"
+            f" {turn.load_average:8.1f}      {turn.limits.instruction or 'torch'}"
         )
     return lines
 

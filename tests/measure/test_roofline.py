@@ -11,9 +11,11 @@ from gyrfalcon.config import ModelConfig
 from gyrfalcon.device import rates
 from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.device.lookup import is_out_of_memory
-from gyrfalcon.measure.limits import matrix_peak, memory_bandwidth
+from gyrfalcon.measure import limits
+from gyrfalcon.measure.limits import instruction_peaks, machine_limits, prompt_instruction
 from gyrfalcon.measure.roofline import (
     Deployment,
+    MachineLimits,
     decode_bytes,
     percent_of_limit,
     prefill_flops,
@@ -187,9 +189,34 @@ def test_the_measured_limits_are_those_of_some_machine(monkeypatch: pytest.Monke
     threads = torch.get_num_threads()
     assert 1e8 < CPU.measure_bandwidth() < 1e13
     assert 1e7 < CPU.measure_matrix_peak(torch.float32) < 1e16
-    assert 1e8 < memory_bandwidth(CPU) < 1e13
-    assert 1e7 < matrix_peak(CPU, torch.float32) < 1e16
+    found = machine_limits(CPU, torch.float32)
+    assert 1e8 < found.bandwidth_bytes_per_second < 1e13
+    assert 1e7 < found.matrix_flops_per_second < 1e16
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.usefixtures("brief_limits")
+def test_the_matrix_peak_is_that_of_the_instruction_which_multiplies_a_prompt() -> None:
+    names = list(instruction_peaks(CPU))
+    if not names:
+        pytest.skip("needs the native kernels")
+    for quant in ("none", "int8", "int4", "int4-32"):
+        found = machine_limits(CPU, torch.bfloat16, quant)
+        assert found.instruction == prompt_instruction(CPU, torch.bfloat16, quant)
+        assert found.instruction in names
+        assert found.float32_flops_per_second is not None
+    assert prompt_instruction(CPU, torch.float32) == names[0]
+    assert prompt_instruction(CPU, torch.bfloat16, "fp8") is None
+
+
+def test_without_native_kernels_the_matrix_peak_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "library", lambda: None)
+    monkeypatch.setattr(Cpu, "measure_bandwidth", lambda _: 1e10)
+    monkeypatch.setattr(Cpu, "measure_matrix_peak", lambda *_: 1e11)
+    found = machine_limits(CPU, torch.bfloat16, "int8")
+    assert found == MachineLimits(1e10, 1e11)
+    assert found.of_float32 is None
+    assert instruction_peaks(CPU) == {}
 
 
 def test_the_peak_of_memory_is_seen_and_forgotten() -> None:

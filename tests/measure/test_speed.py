@@ -546,6 +546,19 @@ def test_the_table_shows_each_case_and_says_what_the_percentages_are_of() -> Non
     assert lines[4].startswith("mean over 1 case, 1 out of memory: response 500.00 ms")
 
 
+def test_the_share_of_an_instructions_peak_stands_beside_that_of_float32() -> None:
+    times = figures_of(Case(1, 32, 3), [generation(0.1)], [generation(0.1, 0.2, 0.4)], 1)
+    good = replace(times, decode_percent_of_limit=45.0, prefill_percent_of_limit=8.0)
+    found = MachineLimits(25.6e9, 6e12, "tdpbf16ps", 0.5e12)
+    sweep = Sweep(1, found, {(one := row(32, 3, good)).case: one})
+    lines = describe(sweep).splitlines()
+    assert lines[0].split()[-3:] == ["prefill", "of", "float32"]
+    assert lines[1].split()[-4:] == ["8.0", "%", "96.0", "%"]
+    assert "tdpbf16ps's peak, 6 TOP/s, and of float32 multiply-adds, 0.5 TFLOP/s" in lines[2]
+    again = Sweep.from_json(Fields(json.loads(json.dumps(sweep.to_json())), "result"))
+    assert again.limits == found
+
+
 def test_each_percentile_of_the_gaps_is_shown_in_its_own_column() -> None:
     times = replace(
         figures(10, 1, 1), inter_token_p50_ms=1.5, inter_token_p90_ms=2.5, inter_token_p99_ms=3.5

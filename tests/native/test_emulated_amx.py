@@ -54,8 +54,9 @@ def configuration(shapes: list[tuple[int, int]], palette: int = 1) -> bytes:
 
 def drawn(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     draw = torch.Generator().manual_seed(shape[0] * 100 + shape[1])
-    if dtype == torch.int8:
-        return torch.randint(-128, 128, shape, generator=draw, dtype=dtype)
+    if dtype in (torch.int8, torch.uint8):
+        least = torch.iinfo(dtype).min
+        return torch.randint(least, least + 256, shape, generator=draw, dtype=dtype)
     return torch.randn(shape, generator=draw).to(dtype)
 
 
@@ -75,7 +76,10 @@ def multiplied(tiles: ctypes.CDLL, a: Tensor, b: Tensor, onto: Tensor) -> Tensor
     for number, tensor in enumerate(each):
         stride = ctypes.c_int64(tensor.stride(0) * tensor.element_size())
         tiles.load(number, ctypes.c_void_p(tensor.data_ptr()), stride)
-    (tiles.multiply_int8 if a.dtype == torch.int8 else tiles.multiply_bf16)(0, 1, 2)
+    if a.dtype == torch.bfloat16:
+        tiles.multiply_bf16(0, 1, 2)
+    else:
+        (tiles.multiply_int8 if b.dtype == torch.int8 else tiles.multiply_int8_uint8)(0, 1, 2)
     tiles.store(0, ctypes.c_void_p(out.data_ptr()), ctypes.c_int64(out.stride(0) * 4))
     tiles.release()
     return out
@@ -102,10 +106,13 @@ def exact_bf16(a: Tensor, b: Tensor, onto: Tensor) -> Tensor:
 SHAPES = [(16, 16, 16), (16, 8, 16), (1, 1, 1), (3, 5, 7)]  # m, k / elements of 4 bytes, n
 
 
+@pytest.mark.parametrize("right", [torch.int8, torch.uint8])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_bytes_are_multiplied_as_integers(tiles: ctypes.CDLL, shape: tuple[int, int, int]) -> None:
+def test_bytes_are_multiplied_as_integers(
+    tiles: ctypes.CDLL, shape: tuple[int, int, int], right: torch.dtype
+) -> None:
     m, k, n = shape
-    a, b = drawn((m, 4 * k), torch.int8), drawn((4 * k, n), torch.int8)
+    a, b = drawn((m, 4 * k), torch.int8), drawn((4 * k, n), right)
     onto = drawn((m, n), torch.int8).int() * 1000
     assert torch.equal(multiplied(tiles, a, b, onto), onto + a.int() @ b.int())
 

@@ -286,6 +286,36 @@ def test_a_token_gets_what_it_gets_alone(kind: str) -> None:
         assert_near(native.linear(x[:count], weight), alone[:count], TOLERANCES[torch.bfloat16])
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4", "int4-32"])
+def test_activations_are_rounded_alike_in_a_step_of_any_size(kind: str) -> None:
+    """Beside one of 30,000, which is multiplied by zeros, those around 1 lose nearly all of their bits."""
+    matrix = drawn(64, 512) / 512**0.5
+    matrix[:, 0] = 0
+    weight, _ = stored_as(kind, matrix)
+    x = drawn(40, 512, seed=1)
+    x[:, 0] = 3e4
+    x = x.to(torch.bfloat16)
+    alone = native.linear(x[:1], weight)
+    exact = x[:1].float() @ stored_as(kind, matrix)[1].T
+    assert float((alone - exact).abs().max()) > 0.02 * float(exact.abs().max())  # they are rounded
+    for count in (2, 3, 16, 17, 32, 33, 40):
+        assert_near(native.linear(x[:count], weight)[:1], alone, TOLERANCES[torch.bfloat16])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", [0, 1, 3, 4])  # gf_kind
+def test_what_linears_multiply_by_is_an_instruction_that_can_be_timed(
+    kind: int, dtype: torch.dtype
+) -> None:
+    names = native.LIBRARY.gf_multiply_instructions().split()
+    for tokens in (1, 2, 16, 40):
+        name = native.LIBRARY.gf_instruction_for(kind, tokens, DTYPES.index(dtype))
+        assert name in names
+        once, twice = (native.LIBRARY.gf_multiply_add(name, rounds) for rounds in (1, 2))
+        assert 0 < once < twice == 2 * once
+    assert native.LIBRARY.gf_multiply_add(b"mul", 1) == 0
+
+
 @pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "relu", "silu"])
 @pytest.mark.parametrize("tokens", [1, 40])
 def test_nan_stays_nan(tokens: int, activation: str | None) -> None:

@@ -16,10 +16,23 @@ from gyrfalcon.quant import stored_bytes
 
 @dataclass(frozen=True, slots=True)
 class MachineLimits:
-    """Peak rates of one device, measured on the spot."""
+    """Peak rates of one device, measured on the spot.
+
+    On a CPU with native kernels the matrix peak is that of the instruction by which these multiply
+    the prompts' tokens, and that of float32 multiply-adds is beside it; elsewhere both are None.
+    """
 
     bandwidth_bytes_per_second: float
     matrix_flops_per_second: float
+    instruction: str | None = None
+    float32_flops_per_second: float | None = None
+
+    @property
+    def of_float32(self) -> float | None:
+        """What percentages of the matrix peak are multiplied by to be of float32 multiply-adds."""
+        if self.float32_flops_per_second is None:
+            return None
+        return self.matrix_flops_per_second / self.float32_flops_per_second
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,9 +122,13 @@ GF_EXPORT int gf_run_blocks(const struct gf_block *blocks, const struct gf_cache
                             void *y, const float *cosines, const float *sines, const int64_t *slots,
                             const struct gf_queries *queries, void *memory, int64_t tokens, int kind, void *shared);
 
-// The CPU's peaks, to be timed by the caller: every thread does `rounds` of multiply-adds in registers, and all threads'
-// floating-point operations are returned; or the threads read `bytes` between them.
-GF_EXPORT int64_t gf_multiply_add(int64_t rounds);
+// The CPU's peaks, to be timed by the caller: every thread multiplies and adds in registers by an instruction, `rounds`
+// times, and all threads' operations are returned (0 where the set in use lacks it); or the threads read `bytes` between
+// them. Instructions go by name: all of the set in use, separated by spaces, the first in float32; and the one by which
+// linears multiply that many tokens of `kind` with weights of `weight_kind`.
+GF_EXPORT const char *gf_multiply_instructions(void);
+GF_EXPORT const char *gf_instruction_for(int weight_kind, int64_t tokens, int kind);
+GF_EXPORT int64_t gf_multiply_add(const char *instruction, int64_t rounds);
 GF_EXPORT void gf_read(const void *from, int64_t bytes);
 
 // Memory that all ranks of one machine share: a file of gf_shared_bytes zeros, which each of them joins once. Null where

@@ -7,19 +7,23 @@
 namespace gyrfalcon {
 namespace {
 
+bool by_unit(const Kernels &kernels, int weight_kind, int64_t tokens, int kind) {
+    return kernels.unit && kernels.unit->multiplies(weight_kind, tokens, kind);
+}
+
 // The form of tokens for a weight: int8 weights take int16 tokens, whose error is negligible beside bfloat16's own; int4
 // weights take int8 ones. In float32 tokens are not quantised.
-Form form_of(const Kernels &kernels, const gf_matrix &weight, int64_t tokens, int kind) {
+Form form_of(const Kernels &kernels, int weight_kind, int64_t tokens, int kind) {
     const bool many = tokens > FEW_TOKENS;
-    if (many && kernels.unit && kernels.unit->multiplies(weight.kind, kind))
-        return TRANSPOSED;
-    if (weight.kind == GF_I4 && kind == GF_F32)
+    if (by_unit(kernels, weight_kind, tokens, kind))
+        return weight_kind == GF_I4 ? INT8_GROUPS : weight_kind == GF_I8 ? SPLIT_INT16 : TRANSPOSED;
+    if (weight_kind == GF_I4 && kind == GF_F32)
         return FLOATS;
-    if (kind != GF_F32 && weight.kind == GF_I8)
+    if (kind != GF_F32 && weight_kind == GF_I8)
         return tokens > INT8_TOKENS ? INT16_TILES : INT16;
-    if (weight.kind == GF_I4)
+    if (weight_kind == GF_I4)
         return tokens > INT4_TOKENS ? INT8_TILES : INT8;
-    return many ? FLOAT_TILES : weight.kind == GF_BF16 ? DEINTERLEAVED : FLOATS;
+    return many ? FLOAT_TILES : weight_kind == GF_BF16 ? DEINTERLEAVED : FLOATS;
 }
 
 // The tokens to be packed.
@@ -146,8 +150,8 @@ Tokens as_int16_tiles(const Source &source) {
 }
 
 Tokens as_int8(const Source &source) {
-    const int64_t blocks = source.columns / 64;
-    auto *to = source.memory<int8_t>(INPUTS, source.tokens * source.columns);
+    const int64_t blocks = source.columns / 64, room = (source.tokens + UNIT_TOKENS - 1) / UNIT_TOKENS * UNIT_TOKENS;
+    auto *to = source.memory<int8_t>(INPUTS, room * source.columns);
     auto *scales = source.memory<float>(SCALES, source.tokens * blocks);
     auto *offsets = source.memory<int32_t>(OFFSETS, source.tokens * blocks * 2);
     source.for_tokens([&](int64_t token, const float *floats, int) {
@@ -203,31 +207,52 @@ Tokens as_int8_tiles(const Source &source) {
     return made;
 }
 
-// Rows transposed in groups, as a matrix unit reads them: [groups, transposed_bytes(row_bytes)].
-const char *transposed(const Source &source, const void *rows, int64_t row_bytes, SharedPurpose purpose) {
-    const int64_t groups = (source.tokens + TRANSPOSED_TOKENS - 1) / TRANSPOSED_TOKENS,
-                  size = transposed_bytes(row_bytes);
-    auto *to = source.memory<char>(purpose, groups * size);
+Tokens as_transposed(const Source &source) {
+    const int64_t groups = (source.tokens + TRANSPOSED_TOKENS - 1) / TRANSPOSED_TOKENS;
+    auto *to = source.memory<char>(TILES, groups * unit_steps(source.row_bytes()) * UNIT_STEP_BYTES);
     in_parallel(groups, [&](int64_t group, int) {
         const int64_t first = group * TRANSPOSED_TOKENS;
-        source.kernels->unit->transpose(static_cast<const char *>(rows) + first * row_bytes, row_bytes,
-                                        std::min(TRANSPOSED_TOKENS, source.tokens - first), to + group * size);
+        source.kernels->unit->transpose(source.x + first * source.row_bytes(), source.row_bytes(),
+                                        std::min(TRANSPOSED_TOKENS, source.tokens - first), group, groups, to);
+    });
+    Tokens made;
+    made.tiles = to;
+    made.stride = groups;
+    return made;
+}
+
+// Scales [tokens, blocks] in the order of a matrix unit: [groups of UNIT_TOKENS, blocks, UNIT_TOKENS].
+const float *in_groups(const Source &source, const float *scales, int64_t blocks) {
+    const int64_t groups = (source.tokens + UNIT_TOKENS - 1) / UNIT_TOKENS;
+    auto *to = source.memory<float>(TILE_SCALES, groups * blocks * UNIT_TOKENS);
+    in_parallel(groups, [&](int64_t group, int) {
+        for (int64_t i = 0; i < UNIT_TOKENS; i++) {
+            const int64_t token = std::min(group * UNIT_TOKENS + i, source.tokens - 1); // extra ones are unused
+            for (int64_t block = 0; block < blocks; block++)
+                to[(group * blocks + block) * UNIT_TOKENS + i] = scales[token * blocks + block];
+        }
     });
     return to;
 }
 
-Tokens as_transposed(const Source &source, bool rounded) {
+Tokens as_int8_groups(const Source &source) {
+    Tokens made = as_int8(source);
+    made.scales = in_groups(source, made.scales, source.columns / 64);
+    return made;
+}
+
+Tokens as_split_int16(const Source &source) {
+    const Tokens shorts = as_int16(source);
+    const int64_t groups = (source.tokens + UNIT_TOKENS - 1) / UNIT_TOKENS;
+    auto *to = source.memory<char>(TILES, groups * unit_steps(source.columns) * UNIT_STEP_BYTES);
+    in_parallel(groups, [&](int64_t group, int) {
+        const int64_t first = group * UNIT_TOKENS, count = std::min(UNIT_TOKENS, source.tokens - first);
+        source.kernels->unit->split(shorts.shorts + first * shorts.stride, shorts.stride, count, group, groups, to);
+    });
     Tokens made;
-    made.transposed.count = source.tokens;
-    if (!rounded) {
-        made.stride = transposed_bytes(source.row_bytes());
-        made.transposed.numbers = transposed(source, source.x, source.row_bytes(), TRANSPOSED_INPUTS);
-        return made;
-    }
-    const Tokens bytes = as_int8(source);
-    made.stride = transposed_bytes(source.columns);
-    made.transposed.numbers = transposed(source, bytes.bytes, source.columns, TRANSPOSED_INPUTS);
-    made.transposed.scales = transposed(source, bytes.scales, source.columns / 64 * 4, TRANSPOSED_SCALES);
+    made.tiles = to;
+    made.stride = groups;
+    made.scales = in_groups(source, shorts.scales, int16_blocks(source.columns));
     return made;
 }
 
@@ -235,7 +260,7 @@ Tokens as_transposed(const Source &source, bool rounded) {
 
 Tokens prepack(const Kernels &kernels, const gf_term &term, int place, int64_t tokens, int kind) {
     const gf_matrix &weight = term.weight;
-    const Form form = form_of(kernels, weight, tokens, kind);
+    const Form form = form_of(kernels, weight.kind, tokens, kind);
     const int64_t tile_tokens = tokens_in_tile(kernels, form);
     const Source source{&kernels, static_cast<const char *>(term.x), weight.columns, tokens, kind, tile_tokens, place};
     Tokens made = form == FLOATS          ? as_floats(source, false)
@@ -245,16 +270,34 @@ Tokens prepack(const Kernels &kernels, const gf_term &term, int place, int64_t t
                   : form == INT16_TILES   ? as_int16_tiles(source)
                   : form == INT8          ? as_int8(source)
                   : form == INT8_TILES    ? as_int8_tiles(source)
-                                          : as_transposed(source, weight.kind == GF_I4);
+                  : form == SPLIT_INT16   ? as_split_int16(source)
+                  : form == INT8_GROUPS   ? as_int8_groups(source)
+                                          : as_transposed(source);
     made.form = form;
+    made.by_unit = by_unit(kernels, weight.kind, tokens, kind);
     made.count = tokens;
     return made;
 }
 
+Arithmetic arithmetic_of(const Kernels &kernels, int weight_kind, int64_t tokens, int kind) {
+    if (by_unit(kernels, weight_kind, tokens, kind))
+        return weight_kind == GF_BF16 ? UNIT_BF16 : UNIT_INT8;
+    switch (form_of(kernels, weight_kind, tokens, kind)) {
+    case INT16:
+    case INT16_TILES:
+        return OF_INT16;
+    case INT8:
+    case INT8_TILES:
+        return OF_INT8;
+    default:
+        return OF_FLOATS;
+    }
+}
+
 Tokens slice(const Tokens &all, int64_t first, int64_t count, int64_t columns) {
     Tokens part = all;
-    part.count = part.transposed.count = count;
-    const int64_t group = first / TRANSPOSED_TOKENS, blocks = columns / 64;
+    part.count = count;
+    const int64_t blocks = columns / 64;
     switch (all.form) {
     case FLOATS:
     case DEINTERLEAVED:
@@ -269,15 +312,21 @@ Tokens slice(const Tokens &all, int64_t first, int64_t count, int64_t columns) {
         part.shorts += first * all.stride;
         part.scales += first * int16_blocks(columns);
         break;
+    case INT8_GROUPS:
+        part.bytes += first * all.stride;
+        part.scales += first * blocks;
+        break;
     case INT8:
         part.bytes += first * all.stride;
         part.scales += first * blocks;
         part.offsets += 2 * first * blocks;
         break;
     case TRANSPOSED:
-        part.transposed.numbers += group * all.stride;
-        if (part.transposed.scales)
-            part.transposed.scales += group * transposed_bytes(4 * blocks);
+        part.first = first;
+        break;
+    case SPLIT_INT16:
+        part.first = first;
+        part.scales += first * int16_blocks(columns);
     }
     return part;
 }

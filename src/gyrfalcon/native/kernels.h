@@ -26,17 +26,11 @@ struct Rows {
 };
 constexpr int64_t int4_scale_bytes(const Rows &rows) { return rows.columns / rows.group * 2; } // of a row
 
-// Tokens for a matrix unit, transposed in groups of TRANSPOSED_TOKENS: bf16, or int8 with a float32 scale for each 64
-// columns, transposed likewise.
-struct TransposedTokens {
-    const char *numbers;
-    const char *scales; // or null
-    int64_t count;
-};
-constexpr int64_t TRANSPOSED_TOKENS = 32;
-constexpr int64_t transposed_bytes(int64_t row_bytes) {
-    return (row_bytes + 63) / 64 * 64 * TRANSPOSED_TOKENS;
-} // of a group
+// Tokens for a matrix unit, in groups: of bf16, or of int16 as bytes. A step of a group has UNIT_STEP_BYTES, for 64 bytes
+// of a weight's row; some steps of all groups lie together, [blocks of steps, groups, steps].
+constexpr int64_t TRANSPOSED_TOKENS = 32, UNIT_TOKENS = 16;
+constexpr int64_t UNIT_STEP_BYTES = 2048, TRANSPOSED_STEPS = 16;
+constexpr int64_t unit_steps(int64_t row_bytes) { return (row_bytes + 63) / 64; }
 
 // Up to so many tokens quantised weights are multiplied as stored; with more their rows are packed.
 constexpr int64_t INT4_TOKENS = 16, INT8_TOKENS = 24;
@@ -50,7 +44,9 @@ enum Form {
     INT16_TILES,   // [blocks, tiles, pairs of columns, nr_int16, 2], an even number of pairs
     INT8,          // quantised to int8, a scale for each 64 columns
     INT8_TILES,    // [blocks of INT16_COLUMNS, tiles, groups of 4 columns, nr, 4]
-    TRANSPOSED,    // for a matrix unit
+    TRANSPOSED,    // for a matrix unit: bf16, TRANSPOSED_STEPS in a block, groups of TRANSPOSED_TOKENS
+    SPLIT_INT16,   // for a matrix unit: INT16 as bytes, INT16_COLUMNS in a block, groups of UNIT_TOKENS
+    INT8_GROUPS,   // for a matrix unit: INT8, with memory for whole groups of UNIT_TOKENS
 };
 
 constexpr int64_t FLOAT_COLUMNS = 256; // half of INT16_COLUMNS: as many bytes
@@ -69,11 +65,12 @@ struct Tokens {
     const float *floats = nullptr;
     const int16_t *shorts = nullptr;
     const int8_t *bytes = nullptr;
-    const float *scales = nullptr; // [tokens, blocks]; in tiles [blocks, tokens]
+    const float *scales = nullptr; // [tokens, blocks]; in tiles [blocks, tokens]; in groups [groups, blocks, UNIT_TOKENS]
     // Initial values of the sums. INT8: -8 × the sum of 32 values, [tokens, columns / 32]; INT8_TILES: transposed;
     // INT16_TILES: [blocks, tokens].
     const int32_t *offsets = nullptr;
-    TransposedTokens transposed = {};
+    const char *tiles = nullptr; // of a matrix unit, `stride` groups
+    bool by_unit = false;        // a matrix unit multiplies them
 };
 
 // Some columns of a tile of rows or of tokens, with the scale of each and its own term of the Winograd inner product
@@ -93,17 +90,17 @@ struct Int8Tokens {
     int64_t count; // nr at most
 };
 
-// Linears with many tokens by a matrix unit.
+// Linears by a matrix unit. It reads tokens as TRANSPOSED for bf16 weights, SPLIT_INT16 for int8, INT8_GROUPS for int4.
 struct MatrixUnit {
-    // Whether it supports weights and tokens of these kinds.
-    bool (*multiplies)(int weight_kind, int kind);
-    // Transposes a group of at most TRANSPOSED_TOKENS rows.
-    void (*transpose)(const char *rows, int64_t row_bytes, int64_t count, char *to);
+    // Whether it multiplies so many tokens of a kind with weights of a kind.
+    bool (*multiplies)(int weight_kind, int64_t tokens, int kind);
+    // Packs group number `group` of `groups`, `count` tokens, as TRANSPOSED or SPLIT_INT16.
+    void (*transpose)(const char *tokens, int64_t row_bytes, int64_t count, int64_t group, int64_t groups, char *to);
+    void (*split)(const int16_t *tokens, int64_t stride, int64_t count, int64_t group, int64_t groups, char *to);
     // As Kernels::linear, with memory_bytes(rows, tokens) of scratch, 64-byte aligned; sums are written for rows up to
     // a multiple of 32.
     size_t (*memory_bytes)(int64_t rows, int64_t tokens);
-    void (*linear)(const Rows &rows, const TransposedTokens &tokens, float *sums, int64_t stride, bool add,
-                   void *memory);
+    void (*linear)(const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add, void *memory);
 };
 
 // One KV head's part of a sequence's attention: `rows` queries, each of one head and one token.
@@ -134,6 +131,14 @@ struct AttentionScratch {
     float *scores;
     float *queries;
 };
+
+// What multiplies numbers of a kind: an instruction's name, and a function that executes it in registers, `rounds` times
+// some independent sums, and returns the number of operations, two a multiply-add. Null where the CPU has none.
+struct Instruction {
+    const char *name = nullptr;
+    int64_t (*run)(int64_t rounds) = nullptr;
+};
+enum Arithmetic { OF_FLOATS, OF_INT16, OF_INT8, OF_BF16, UNIT_BF16, UNIT_INT8, ARITHMETICS };
 
 struct Kernels {
     const char *name;
@@ -177,10 +182,9 @@ struct Kernels {
     // out [rows, dim] not yet divided by total; top [rows] the largest score, total [rows] the sum of e^(score - top)
     void (*attend)(const AttentionWork &work, const AttentionScratch &own, float *out, float *top, float *total);
 
-    // Multiply-adds in registers, returning the number of floating-point operations; and reading memory, eight streams.
-    int64_t (*multiply_add)(int64_t rounds);
-    void (*read_streams)(const char *from, int64_t bytes);
+    void (*read_streams)(const char *from, int64_t bytes); // eight of them
 
+    Instruction instructions[ARITHMETICS];
     const MatrixUnit *unit = nullptr; // null: none
 };
 

@@ -13,10 +13,11 @@ namespace gyrfalcon {
 namespace {
 
 constexpr int MOST_OUTPUTS = 4;
-constexpr int64_t TOKENS_AT_ONCE =
-    576;                             // of many: whole tiles of every instruction set, whole groups of transposed ones
-constexpr int64_t ROWS_AT_ONCE = 64; // of weights, with many tokens: whole tiles
-constexpr int64_t MOST_UNIT_ROWS = 256; // of weights, with a matrix unit: tokens are read again for each block
+constexpr int64_t TOKENS_AT_ONCE = 576;      // of many: whole tiles of every instruction set
+constexpr int64_t UNIT_TOKENS_AT_ONCE = 288; // with a matrix unit: they and their sums stay in L2; whole groups, too
+constexpr int64_t ROWS_AT_ONCE = 64;         // of weights, with many tokens: whole tiles
+constexpr int64_t MOST_TILES_OF_ROWS = 4;    // at once: tokens are read again for each block
+constexpr int64_t MOST_UNIT_ROWS = 256;      // the same with a matrix unit
 constexpr int64_t TILES_IN_CACHE = 16;  // of tokens, 3 to 12 KiB each
 constexpr int64_t MOST_SCALES = INT16_COLUMNS / 32; // of a row of a block
 constexpr int64_t BLOCKS_A_THREAD = 8;              // of rows, so that threads end at about the same time
@@ -148,8 +149,8 @@ void add_widened(const Kernels &kernels, const Rows &rows, const Tokens &tokens,
 void add_term(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add,
               bool many, void *memory) {
     auto *floats = static_cast<float *>(memory);
-    if (tokens.form == TRANSPOSED)
-        kernels.unit->linear(rows, tokens.transposed, sums, stride, add, memory);
+    if (tokens.by_unit)
+        kernels.unit->linear(rows, tokens, sums, stride, add, memory);
     else if (tokens.form == INT16_TILES || tokens.form == INT8_TILES)
         add_quantised_tiles(kernels, rows, tokens, sums, stride, add, many, floats);
     else if (tokens.form == FLOAT_TILES)
@@ -182,14 +183,14 @@ void compute(const Matmul &matmul, int number, int64_t first, int64_t start, int
 }
 
 int64_t block_rows(const Kernels &kernels, const gf_output *outputs, int num_outputs, bool many) {
-    if (many && !kernels.unit)
-        return ROWS_AT_ONCE;
     int64_t rows = 0;
     for (int i = 0; i < num_outputs; i++)
         rows += outputs[i].terms[0].weight.rows;
     const int64_t wanted = rows / (num_threads() * BLOCKS_A_THREAD);
-    if (many)
-        return std::clamp(wanted / ROWS_AT_ONCE * ROWS_AT_ONCE, ROWS_AT_ONCE, MOST_UNIT_ROWS);
+    if (many) {
+        const int64_t most = kernels.unit ? MOST_UNIT_ROWS : std::max(ROWS_AT_ONCE, MOST_TILES_OF_ROWS * kernels.mr);
+        return std::clamp(wanted / ROWS_AT_ONCE * ROWS_AT_ONCE, ROWS_AT_ONCE, most);
+    }
     const int64_t step = std::lcm(int64_t{48}, kernels.mr); // whole tiles, streamed and packed
     return std::clamp(wanted / step * step, step, int64_t{192});
 }
@@ -219,11 +220,11 @@ void linears(const gf_output *outputs, int num_outputs, int64_t tokens, int kind
     Matmul matmul{chosen_kernels(), outputs, {}, kind, 0, tokens > FEW_TOKENS};
     const int64_t columns = prepack_inputs(matmul, num_outputs, tokens);
     matmul.block_rows = block_rows(*matmul.kernels, outputs, num_outputs, matmul.many);
-    const int64_t tokens_at_once = std::min(tokens, TOKENS_AT_ONCE);
+    const int64_t tokens_at_once = std::min(tokens, matmul.kernels->unit ? UNIT_TOKENS_AT_ONCE : TOKENS_AT_ONCE);
     reserve(SUMS, static_cast<size_t>(4 * tokens_at_once * matmul.block_rows));
     const int64_t tiles = matmul.block_rows * (FLOAT_COLUMNS + MOST_SCALES);
     reserve(WEIGHTS, static_cast<size_t>(4 * std::max(tiles, INT4_ROWS * columns)));
-    if (matmul.many && matmul.kernels->unit)
+    if (matmul.kernels->unit)
         reserve(WEIGHTS, matmul.kernels->unit->memory_bytes(matmul.block_rows, tokens_at_once));
     int64_t blocks = 0;
     for (int i = 0; i < num_outputs; i++)

@@ -10,6 +10,7 @@
 #if defined(__linux__)
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -17,6 +18,7 @@
 namespace gyrfalcon {
 namespace {
 
+constexpr size_t HUGE_PAGE = 2 << 20; // bytes
 constexpr int SPINS = 4000;       // before a thread sleeps, some tens of microseconds
 constexpr uint32_t OPEN = 1 << 8; // the round takes more threads; below it is how many are in it
 constexpr uint32_t ROUND = 1 << 9;
@@ -28,12 +30,17 @@ struct Buffer {
     void *grow(size_t bytes) {
         if (bytes > size) {
             free(memory);
-            size = (bytes + bytes / 4 + 4095) / 4096 * 4096;
-            memory = aligned_alloc(64, size);
+            const size_t page = bytes < HUGE_PAGE / 2 ? 4096 : HUGE_PAGE;
+            size = (bytes + bytes / 4 + page - 1) / page * page;
+            memory = aligned_alloc(page, size);
             if (!memory) {
                 size = 0;
                 throw std::bad_alloc();
             }
+#if defined(__linux__)
+            if (page == HUGE_PAGE)
+                madvise(memory, size, MADV_HUGEPAGE); // refused: small pages do
+#endif
         }
         return memory;
     }

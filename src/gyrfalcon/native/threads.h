@@ -26,7 +26,7 @@ template <class Task> void in_parallel(int64_t count, const Task &task) {
 enum Purpose { WEIGHTS, SUMS, KEYS, VALUES, PURPOSES };
 void reserve(Purpose purpose, size_t bytes_each);
 void *scratch(int thread, Purpose purpose);
-enum SharedPurpose { INPUTS, SCALES, OFFSETS, TRANSPOSED_INPUTS, TRANSPOSED_SCALES, SPLITS, SHARED_PURPOSES };
+enum SharedPurpose { INPUTS, SCALES, OFFSETS, TILES, TILE_SCALES, SPLITS, SHARED_PURPOSES };
 void *shared_scratch(SharedPurpose purpose, int index, size_t bytes);
 
 // A hint to the CPU that this thread spins.

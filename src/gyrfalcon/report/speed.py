@@ -196,7 +196,8 @@ def limits_note(found: Speed) -> str:
         return ""
     bandwidth = found.limits.bandwidth_bytes_per_second / 1e9
     peak = found.limits.matrix_flops_per_second / 1e12
+    by = f", that of {found.limits.instruction}" if found.limits.instruction else ""
     return (
         f"Percent of the limit: decoding of {bandwidth:.1f} GB/s memory bandwidth, prefill of a matrix"
-        f" peak of {peak:.3g} TFLOP/s, both measured on the machine."
+        f" peak of {peak:.3g} TFLOP/s{by}, both measured on the machine."
     )

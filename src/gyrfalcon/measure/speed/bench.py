@@ -11,7 +11,7 @@ from time import perf_counter
 from gyrfalcon.device.lookup import device_of, is_out_of_memory
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.engine_config import EngineConfig
-from gyrfalcon.measure.limits import matrix_peak, memory_bandwidth
+from gyrfalcon.measure.limits import machine_limits
 from gyrfalcon.measure.passage import passage_ids, prompt_rows
 from gyrfalcon.measure.roofline import (
     Deployment,
@@ -62,8 +62,7 @@ class Bench:
 
 def measure_limits(engine: Engine) -> MachineLimits:
     """The peak rates of this rank's device."""
-    device = device_of(engine.device)
-    return MachineLimits(memory_bandwidth(device), matrix_peak(device, engine.dtype))
+    return machine_limits(device_of(engine.device), engine.dtype, engine.config.quant)
 
 
 def lacks_room(engine: Engine, case: Case) -> str | None:

@@ -4,7 +4,7 @@ sweep. Both files are replaced atomically after every case.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from gyrfalcon.console.differences import differences, flat
@@ -150,7 +150,13 @@ def _state(path: Path | None) -> tuple[int, ...] | None:
 
 
 def _limits(raw: Fields) -> MachineLimits:
-    return MachineLimits(*(above_zero(raw, field.name) for field in fields(MachineLimits)))
+    bandwidth, peak = (
+        above_zero(raw, name) for name in ("bandwidth_bytes_per_second", "matrix_flops_per_second")
+    )
+    instruction = raw.take(str, "instruction")
+    if instruction is None:
+        return MachineLimits(bandwidth, peak)
+    return MachineLimits(bandwidth, peak, instruction, above_zero(raw, "float32_flops_per_second"))
 
 
 def csv_text(rows: Sequence[Row]) -> str:

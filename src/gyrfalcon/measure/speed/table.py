@@ -9,7 +9,7 @@ from gyrfalcon.measure.speed.files import Sweep
 
 HEADINGS = tuple(
     "batch|in|out|first ms|response ms|ms/token|tokens/s|p50 ms|p90 ms|p99 ms"
-    "|memory GB|decode|prefill".split("|")
+    "|memory GB|decode|prefill|of float32".split("|")
 )
 TIMES = {
     "response_ms": "response",
@@ -26,7 +26,9 @@ def describe(sweep: Sweep) -> str:
     """The whole report of a sweep. Percentages are of the machine's limits."""
     ratios = [_ratios(comparison) for comparison in sweep.baselines]
     rows = sweep.in_order
-    return "\n".join([*_table(rows), *_limits(sweep.limits), *_averages(rows), *ratios])
+    return "\n".join(
+        [*_table(rows, sweep.limits), *_limits(sweep.limits), *_averages(rows), *ratios]
+    )
 
 
 def _ratios(comparison: Mapping[str, object]) -> str:
@@ -42,16 +44,18 @@ def _ratios(comparison: Mapping[str, object]) -> str:
     return f"{mark}times as fast as {comparison['name']} (means over {cases}): {shown}"
 
 
-def _table(rows: Sequence[Row]) -> list[str]:
-    lines = [HEADINGS, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
+def _table(rows: Sequence[Row], limits: MachineLimits | None) -> list[str]:
+    of_float32 = None if limits is None else limits.of_float32
+    columns = len(HEADINGS) - (of_float32 is None)
+    lines = [line[:columns] for line in (HEADINGS, *(_cells(row, of_float32) for row in rows))]
+    widths = [max(len(line[column]) for line in lines) for column in range(columns)]
     return [
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
         for line in lines
     ]
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, of_float32: float | None) -> tuple[str, ...]:
     case, figures = row.case, row.figures
     lengths = (str(case.batch), str(case.input_len), str(case.output_len))
     if figures is None:
@@ -68,7 +72,12 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{max(figures.peak_memory_bytes) / 1e9:.2f}" if figures.peak_memory_bytes else "",
         _percent(figures.decode_percent_of_limit),
         _percent(figures.prefill_percent_of_limit),
+        _percent(_product(figures.prefill_percent_of_limit, of_float32)),
     )
+
+
+def _product(percent: float | None, factor: float | None) -> float | None:
+    return None if percent is None or factor is None else percent * factor
 
 
 def _percent(value: float | None) -> str:
@@ -78,11 +87,15 @@ def _percent(value: float | None) -> str:
 def _limits(limits: MachineLimits | None) -> list[str]:
     if limits is None:
         return []
-    bandwidth = limits.bandwidth_bytes_per_second / 1e9
-    peak = limits.matrix_flops_per_second / 1e12
+    bandwidth = f"{limits.bandwidth_bytes_per_second / 1e9:.1f} GB/s"
+    peak = f"{limits.matrix_flops_per_second / 1e12:.3g} T"
+    decode = f"decode: percent of the memory bandwidth, {bandwidth}; prefill: of"
+    if limits.float32_flops_per_second is None:
+        return [f"{decode} the matrix peak, {peak}FLOP/s; both measured here"]
+    float32 = f"{limits.float32_flops_per_second / 1e12:.3g} TFLOP/s"
     return [
-        f"decode: percent of the memory bandwidth, {bandwidth:.1f} GB/s; "
-        f"prefill: of the matrix peak, {peak:.3g} TFLOP/s; both measured here"
+        f"{decode} {limits.instruction}'s peak, {peak}OP/s, and of float32 multiply-adds, {float32}; "
+        "all measured here"
     ]
 
 

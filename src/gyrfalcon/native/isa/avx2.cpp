@@ -11,6 +11,7 @@ constexpr int NEAR = 2;         // into L2; the hardware moves them on to L1
 constexpr int TILE_ROWS = 3, TILE_TOKENS = 4, INT8_TILE_ROWS = 3;
 constexpr int MR = 2 * GYRFALCON_WIDTH, NR = 6, NR_INT16 = 4;
 constexpr bool WINOGRAD = true; // trades a multiplication for an addition, which has more execution ports
+constexpr const char *MULTIPLY_FLOATS = "vfmadd", *MULTIPLY_INT16 = "vpmaddwd", *MULTIPLY_INT8 = "vpmaddubsw";
 #include "vectors.h"
 #include "kernels.inl"
 } // namespace

@@ -34,5 +34,7 @@ const Kernels kernels = {NAME,
                          add_layer_norms,
                          rotate,
                          attend,
-                         multiply_add,
-                         read_streams};
+                         read_streams,
+                         {{MULTIPLY_FLOATS, multiply_floats},
+                          {MULTIPLY_INT16, multiply_int16},
+                          {MULTIPLY_INT8, multiply_int8}}};

@@ -1,17 +1,45 @@
 // ---- peak arithmetic and memory bandwidth ----
 
-constexpr int CHAINS = 12; // independent multiply-adds
+constexpr int CHAINS = 12; // independent sums
 
-int64_t multiply_add(int64_t rounds) {
-    Floats total[CHAINS] = {};
-    Floats factor = broadcast(0.999f), step = broadcast(0.001f);
-    asm volatile("" : "+m"(factor), "+m"(step)); // unknown to the compiler
+// Zeros, as the compiler cannot tell.
+template <class Vector> INLINE Vector hidden_zeros() {
+    Vector zeros = {};
+    asm volatile("" : "+m"(zeros));
+    return zeros;
+}
+
+// Adds products to CHAINS sums, `rounds` times; returns the operations, with `products` a vector.
+template <class Vector, class Add> INLINE int64_t run_chains(int64_t rounds, int64_t products, const Add &add) {
+    Vector total[CHAINS];
+    for (auto &one : total)
+        one = hidden_zeros<Vector>(); // or the compiler finds that one chain suffices
     for (int64_t i = 0; i < rounds; i++)
         UNROLL for (int j = 0; j < CHAINS; j++)
-            total[j] = total[j] * factor + step;
+            total[j] = add(total[j]);
     for (auto &one : total)
         asm volatile("" : "+m"(one)); // not optimised away
-    return rounds * CHAINS * WIDTH * 2;
+    return rounds * CHAINS * products * 2;
+}
+
+int64_t multiply_floats(int64_t rounds) {
+    Floats factor = broadcast(0.999f), step = broadcast(0.001f);
+    asm volatile("" : "+m"(factor), "+m"(step)); // unknown to the compiler
+    return run_chains<Floats>(rounds, WIDTH, [&](Floats sums) { return sums * factor + step; });
+}
+int64_t multiply_int16(int64_t rounds) {
+    Ints numbers = broadcast_int(0x12345a3c);
+    asm volatile("" : "+m"(numbers));
+    return run_chains<Ints>(rounds, 2 * WIDTH, [&](Ints sums) {
+        return add_pair_products(sums, (Shorts)numbers, (Shorts)numbers);
+    });
+}
+int64_t multiply_int8(int64_t rounds) {
+    Ints numbers = broadcast_int(0x1e2d5a3c);
+    asm volatile("" : "+m"(numbers));
+    return run_chains<GroupSums>(rounds, 4 * WIDTH, [&](GroupSums sums) {
+        return add_group_products(sums, (NibbleGroups)numbers, (ByteGroups)numbers);
+    });
 }
 
 void read_streams(const char *from, int64_t bytes) {

@@ -177,6 +177,41 @@ def test_a_client_that_hangs_up_is_computed_for_no_longer(running: Process) -> N
     wait_until_idle(running)
 
 
+def test_bytes_after_a_request_hide_no_hang_up(running: Process) -> None:
+    body = LONG.replace(b'"stream": true', b'"stream": false')
+    before = gauge(running, "vllm:generation_tokens_total")
+    connection = running.connect()
+    connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    wait_until(lambda: gauge(running, "vllm:num_requests_running") == 1)
+    connection.sendall(b"P")
+    wait_until(lambda: gauge(running, "vllm:generation_tokens_total") > before + 50)
+    connection.close()
+    wait_until_idle(running)
+    assert gauge(running, "vllm:generation_tokens_total") - before < 4000
+
+
+def test_further_requests_without_end_end_the_connection(running: Process) -> None:
+    with closing(running.connect()) as connection:
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(LONG) + LONG)
+        endless = b"GET / HTTP/1.1\r\nx: " + b"y" * 10_000_000
+        with pytest.raises(OSError, match=r"reset|Broken"):
+            connection.sendall(endless)
+    wait_until_idle(running)
+
+
+def test_a_reader_of_the_log_that_reads_nothing_stops_nobody() -> None:
+    server = start("--max-len", "64")  # nobody reads its standard error from here on
+    one = b"GET /%s HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: %s\r\n\r\n"
+    with closing(server.connect()) as connection:
+        for _ in range(800):  # 150 KB of log: more than a pipe holds
+            connection.sendall(one % (b"x" * 79, b"i" * 64))
+            assert read_answer(connection).startswith(b"HTTP/1.1 404")
+    server.process.terminate()
+    assert server.process.wait(30) == 0
+    assert server.process.stderr is not None
+    server.process.stderr.close()
+
+
 def wait_until_idle(running: Process) -> None:
     wait_until(lambda: gauge(running, "vllm:num_requests_running") == 0)
 

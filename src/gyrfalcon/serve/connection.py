@@ -3,6 +3,7 @@ is left when the server ends the connection.
 """
 
 import asyncio
+import socket
 from typing import Any
 
 import h11
@@ -12,6 +13,8 @@ from gyrfalcon.serve.errors import ApiError, as_json
 
 HEAD_SECONDS = 20.0
 CLOSE_SECONDS = 5.0
+MOST_PIPELINED_BYTES = 64 << 10  # of further requests, while one is answered
+LOST_SECONDS = 30  # without a sign of life from the client's machine
 
 
 class Connection(H11Protocol):
@@ -21,10 +24,12 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(_Closing(transport))  # type: ignore[arg-type]  # in its place
+        _notice_lost_machines(transport.get_extra_info("socket"))
         self._watch()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        self._read_on()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -51,6 +56,16 @@ class Connection(H11Protocol):
         if not self.transport.is_closing():
             self._watch()
 
+    def _read_on(self) -> None:
+        """uvicorn stops reading at a further request, and would not see that its client hangs up."""
+        cycle = self.cycle
+        if not self.flow.read_paused or cycle is None or cycle.response_complete or cycle.more_body:
+            return
+        if len(self.conn.trailing_data[0]) > MOST_PIPELINED_BYTES:
+            self.transport.abort()
+        else:
+            self.flow.resume_reading()
+
     def _watch(self) -> None:
         """A deadline from the first byte of a request's head to its last, whatever comes in between; also
         for the rest of a body whose request is answered.
@@ -70,6 +85,16 @@ class Connection(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _notice_lost_machines(connection: socket.socket | None) -> None:
+    """Has the system end a connection whose client's machine answers nothing any more."""
+    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, LOST_SECONDS // 2)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, LOST_SECONDS // 6)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LOST_SECONDS * 1000)
 
 
 class _Closing:

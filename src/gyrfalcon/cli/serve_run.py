@@ -1,7 +1,6 @@
 """What `gyrfalcon serve` does: checks the model and the address, then serves until it is ended."""
 
 import argparse
-import logging
 import os
 import sys
 import time
@@ -16,6 +15,7 @@ from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import UsageError
 from gyrfalcon.files.text import contents, decoded
 from gyrfalcon.serve.access import is_loopback
+from gyrfalcon.serve.log import log_to_stderr
 from gyrfalcon.serve.server import Listening, listen
 from gyrfalcon.serve.server import run as run_server
 from gyrfalcon.serve.service import Settings, served_names
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings(
         names=tuple(args.served_model_names or served_names(args.model)),
         ignore_unknown=args.unknown_options == "ignore",
+        max_queued_requests=args.max_queued_requests,
         max_queued_tokens=args.max_queued_tokens,
         public_metrics=args.public_metrics,
     )
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     config = served_config(args)
     opened(config)
     bound, begin = listen(args.host, args.port), time.perf_counter()
-    _log_to_stderr()
+    log_to_stderr()
 
     def ready(engine: Engine) -> None:
         say_ready(f"{engine.description}, {time.perf_counter() - begin:.1f} s", engine.notes)
@@ -90,10 +91,3 @@ def keys_of_file(path: str) -> list[str]:
     if any(len(key.split()) > 1 for key in found):
         raise UsageError(f"keys without spaces in {path}", "one with a space", do)
     return found
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)

@@ -86,7 +86,7 @@ class _Running:
     ) -> None:
         self._make_engine, self._settings = make_engine, settings
         self._listening, self._bound, self._on_ready = listening, bound, on_ready
-        self._interrupted = self._hurried = False
+        self._interrupted = self._hurried = self._stopped = False
 
     async def run(self) -> None:
         self._over = asyncio.Event()
@@ -98,14 +98,17 @@ class _Running:
         self._gate = application(service, self._listening.keys, hosts)
         server = _Server(_config(self._gate))
         serving = asyncio.ensure_future(server.serve([self._bound]))
+        serving.add_done_callback(self._stopped_serving)
         service.start()
         announcing = asyncio.ensure_future(self._announce())
         await self._over.wait()
         await self._last_answers()
         announcing.cancel()
-        service.thread.stop()
+        await service.thread.stop()
         server.should_exit = True
-        await serving
+        await serving  # raises what ended it
+        if self._stopped:
+            raise RuntimeError("the HTTP server ended by itself")
         if service.failure is not None:
             raise service.failure
         if self._interrupted:
@@ -119,7 +122,7 @@ class _Running:
     async def _last_answers(self) -> None:
         """Waits until what is being answered has ended, within the time there is."""
         service, seconds = self._service, self._listening.shutdown_seconds
-        if service.failure is not None:
+        if service.failure is not None or self._stopped:
             seconds = LAST_ANSWERS_SECONDS
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -127,6 +130,11 @@ class _Running:
                     await asyncio.sleep(0.02)
 
     def _failed(self, error: BaseException) -> None:
+        self._over.set()
+
+    def _stopped_serving(self, serving: "asyncio.Future[None]") -> None:
+        """Nobody can be answered any more, unless this is how we end."""
+        self._stopped = not self._over.is_set()
         self._over.set()
 
     def _drain(self) -> None:

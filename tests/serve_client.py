@@ -85,7 +85,11 @@ class Server:
 
     def later(self, path: str, body: object, reads: bool = True) -> "Pending":
         """Asks and does not wait; its client may read nothing."""
-        return Pending(self, path, body, reads)
+        return Pending(self, path, json.dumps(body).encode(), reads)
+
+    def uploading(self, path: str, part: bytes) -> "Pending":
+        """Sends a part of a body, and no more."""
+        return Pending(self, path, part, ends=False)
 
 
 @dataclass(slots=True)
@@ -95,16 +99,18 @@ class Client:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     reads: asyncio.Event = field(default_factory=asyncio.Event)
     parts: list[bytes] = field(default_factory=list)
+    ends: bool = True  # its body
 
 
 class Pending:
     """A request whose client can leave."""
 
-    def __init__(self, server: Server, path: str, body: object, reads: bool = True) -> None:
-        self._loop, self._client = server.loop, Client()
+    def __init__(
+        self, server: Server, path: str, raw: bytes, reads: bool = True, ends: bool = True
+    ) -> None:
+        self._loop, self._client = server.loop, Client(ends=ends)
         if reads:
             self._client.reads.set()
-        raw = json.dumps(body).encode()
         headers = {"content-type": "application/json"}
         self._answer: Future[Answer] = asyncio.run_coroutine_threadsafe(
             exchange(server.gate, "POST", path, raw, headers, self._client), server.loop
@@ -138,7 +144,8 @@ async def exchange(
         nonlocal sent
         if not sent:
             sent = True
-            return {"type": "http.request", "body": body, "more_body": False}
+            more = client is not None and not client.ends
+            return {"type": "http.request", "body": body, "more_body": more}
         await client.gone.wait() if client else await asyncio.Event().wait()
         return {"type": "http.disconnect"}
 
@@ -195,7 +202,7 @@ def serving(
         return Server(loop, service, application(service, keys, hosts), failures)
 
     async def end(server: Server) -> None:
-        server.service.thread.stop()
+        await server.service.thread.stop()
         while server.gate.num_answering:
             await asyncio.sleep(0.001)
 

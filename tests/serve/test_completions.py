@@ -121,7 +121,11 @@ def test_prompt_log_probabilities_and_token_ids_stand_in_each_choice(
     first, *others = choice["prompt_logprobs"]
     assert first is None
     for token_id, scores in zip(ids[1:], others, strict=True):
-        assert scores[str(token_id)]["logprob"] <= 0
+        own, *top = scores.values()
+        assert own == scores[str(token_id)]
+        assert own["logprob"] <= 0
+        ranks = [1, 2] if own["rank"] is None else sorted({1, 2} - {own["rank"]})
+        assert [one["rank"] for one in top] == ranks
         assert len(scores) in (2, 3)
     assert choice["logprobs"] is None
 

@@ -1,5 +1,6 @@
 """The engine's thread: batches what comes together, sleeps when idle, and tells everybody when it fails."""
 
+import asyncio
 import threading
 import time
 from pathlib import Path
@@ -134,6 +135,29 @@ def test_a_server_that_drains_finishes_streams_and_takes_nothing_new(model: Path
         refused = server.post("/v1/completions", BODY)
         assert (refused.status, refused.error["code"]) == (503, "draining")
         assert stream.answer().events()[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_while_an_engine_ends_its_last_step_the_server_goes_on_answering(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = threading.Event()
+    with serving(lambda: engine_of(model)) as server:
+        step = server.service.engine.step
+
+        def held() -> list[Delta]:
+            deltas = step()
+            may_end.wait(30)
+            return deltas
+
+        monkeypatch.setattr(server.service.engine, "step", held)
+        pending = server.later("/v1/completions", BODY)
+        wait_for(lambda: server.service.engine.stats().num_running == 1)
+        stopping = asyncio.run_coroutine_threadsafe(server.service.thread.stop(), server.loop)
+        assert pending.answer().status == 503
+        assert server.get("/health/live").status == 200
+        assert not stopping.done()
+        may_end.set()
+        stopping.result(30)
 
 
 @pytest.mark.parametrize("stream", [False, True])

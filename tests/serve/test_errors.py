@@ -4,14 +4,22 @@ import json
 from pathlib import Path
 
 import pytest
-from serve_client import Server, serving
+from serve_client import Server, engine_of, serving, wait_for
+from serve_fixtures import make_model
 
-from gyrfalcon import Engine, EngineConfig
+from gyrfalcon import Engine, EngineConfig, SamplingParams
+from gyrfalcon.errors import RankDied
 from gyrfalcon.serve import bodies
+from gyrfalcon.serve.errors import as_api_error, without_folder
+from gyrfalcon.text.tokenizer import Tokenizer
 
 pytest_plugins = ["serve_fixtures"]
 
 BODY = {"model": "nestling", "prompt": "Once", "max_tokens": 2}
+CHAT: dict[str, object] = {
+    "model": "nestling",
+    "messages": [{"role": "user", "content": "a"}],
+}
 JSON = {"content-type": "application/json"}
 
 
@@ -56,6 +64,36 @@ def test_lists_that_every_step_would_walk_are_bounded(
     refused = server.post("/v1/completions", BODY | {name: value})
     assert (refused.status, refused.error["param"]) == (400, name)
     assert "1024" in refused.error["message"]
+
+
+def test_an_answer_that_may_become_too_large_is_refused_before_it_begins(server: Server) -> None:
+    scored = {"prompt": [30] * 100, "prompt_logprobs": 20, "n": 128}
+    chat = {"messages": [{"role": "user", "content": "a"}], "n": 128, "ignore_eos": True}
+    chat |= {"logprobs": True, "top_logprobs": 20}
+    for path, options in (
+        ("/v1/completions", BODY | scored),
+        ("/v1/completions", BODY | scored | {"stream": True}),
+        ("/v1/chat/completions", {"model": "nestling"} | chat),
+    ):
+        refused = server.post(path, options)
+        assert (refused.status, refused.error["code"]) == (400, "answer_too_large")
+        assert "262,144" in refused.error["message"]
+    assert server.post("/v1/completions", BODY | scored | {"n": 2}).status == 200
+
+
+def test_parameters_are_checked_once_for_all_prompts_of_a_request(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked, check = [], SamplingParams._check_items
+
+    def counted(params: SamplingParams) -> None:
+        checked.append(params)
+        check(params)
+
+    monkeypatch.setattr(SamplingParams, "_check_items", counted)
+    body = BODY | {"prompt": [[30]] * 64, "logit_bias": {str(i): 1 for i in range(1024)}}
+    assert server.post("/v1/completions", body).status == 200
+    assert len(checked) <= 3
 
 
 @pytest.mark.parametrize("name", ["model", "prompt"])
@@ -120,28 +158,85 @@ def test_a_body_beyond_the_bound_is_413_by_its_length_or_by_what_comes(server: S
     assert server.ask("POST", "/v1/completions", b"{}", declared).status == 413
 
 
-def test_unknown_options_can_be_ignored_and_are_named(model: Path) -> None:
+def test_long_bodies_of_many_clients_are_bounded_together(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "MOST_BODIES_BYTES", 300_000)
+    body = json.dumps(BODY | {"user": "x" * 140_000}).encode()
+    half = [server.uploading("/v1/completions", body[:120_000]) for _ in range(2)]
+    wait_for(lambda: server.service.bodies._num_bytes == 240_000)
+    refused = server.ask("POST", "/v1/completions", body, JSON)
+    assert (refused.status, refused.error["code"]) == (503, "busy")
+    assert int(refused.headers["retry-after"]) > 0
+    assert server.post("/v1/completions", BODY).status == 200  # a short one has room
+    for pending in half:
+        pending.leave()
+        assert pending.answer().status == 400
+    assert server.ask("POST", "/v1/completions", body, JSON).status == 200
+    assert server.service.bodies._num_bytes == 0
+
+
+def test_unknown_options_can_be_ignored_and_are_named(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with serving(lambda: small_engine(model), ignore_unknown=True) as server:
         answer = server.post("/v1/completions", BODY | {"a_b": 1, "ß\n": 2, "c": None})
         assert answer.status == 200
         assert answer.headers["x-ignored-options"] == "a_b, ??"
+        assert "/v1/completions ignored options: a_b, ??" in caplog.text
         plain = server.post("/v1/completions", BODY)
         assert "x-ignored-options" not in plain.headers
         assert server.post("/v1/completions", BODY | {"suffix": "x"}).status == 400
 
 
-def test_a_full_queue_is_429_before_the_prompt_is_read(model: Path) -> None:
+def test_a_full_queue_is_429_before_the_prompt_is_read(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving(lambda: small_engine(model), max_queued_tokens=100) as server:
         assert server.post("/v1/completions", BODY | {"prompt": [30] * 150}).status == 200
-        server.service._num_queued_tokens = 90
-        for prompt in ([30] * 20, "word " * 100, ["word " * 20] * 10):
-            refused = server.post("/v1/completions", BODY | {"prompt": prompt})
-            assert (refused.status, refused.error["code"]) == (429, "queue_full")
-            assert int(refused.headers["retry-after"]) > 0
-        server.service._num_queued_tokens = 0
+        others = server.service.queue.enter(1, 90)
+        monkeypatch.setattr(Tokenizer, "encode", None)
+        for body in ({"prompt": [30] * 20}, {"prompt": "word " * 300}, {"prompt": [30], "n": 11}):
+            refuses(server, BODY | body)
+        others.add(0, 10)
+        refuses(server, BODY | {"prompt": [30]})
+        refuses(server, CHAT)
+        others.leave()
+        monkeypatch.undo()
         for _ in range(3):  # what was answered has left the queue
             server.post("/v1/completions", BODY | {"prompt": [30] * 90})
-        assert server.service._num_queued_tokens == 0
+            server.post("/v1/completions", BODY | {"prompt": [30] * 200})
+        assert server.service.queue.num_tokens == server.service.queue.num_requests == 0
+
+
+def test_a_queue_of_many_requests_is_429_before_the_body_is_read(model: Path) -> None:
+    with serving(lambda: small_engine(model), max_queued_requests=4) as server:
+        assert server.post("/v1/completions", BODY | {"n": 6}).status == 200
+        others = server.service.queue.enter(3, 3)
+        refuses(server, BODY | {"n": 2})
+        assert server.post("/v1/completions", BODY).status == 200
+        others.add(1, 1)
+        refused = server.uploading("/v1/completions", b"").answer()
+        assert (refused.status, refused.error["code"]) == (429, "queue_full")
+        others.leave()
+        assert server.service.queue.num_requests == 0
+
+
+def refuses(server: Server, body: dict[str, object]) -> None:
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    refused = server.post(path, body)
+    assert (refused.status, refused.error["code"]) == (429, "queue_full")
+    assert int(refused.headers["retry-after"]) > 0
+
+
+def test_a_sample_leaves_the_queue_with_its_own_first_token(model: Path) -> None:
+    with serving(lambda: engine_of(model, max_sequences=2)) as server:
+        body = BODY | {"n": 5, "ignore_eos": True, "max_tokens": 150}
+        pending = server.later("/v1/completions", body)
+        wait_for(lambda: server.service.queue.num_requests == 3)
+        pending.leave()
+        wait_for(lambda: server.service.queue.num_requests == 0)
+        assert server.service.queue.num_tokens == 0
 
 
 def test_a_model_without_a_chat_template_refuses_a_chat() -> None:
@@ -150,10 +245,44 @@ def test_a_model_without_a_chat_template_refuses_a_chat() -> None:
         body = {"model": "nestling", "messages": messages}
         refused = server.post("/v1/chat/completions", body)
         assert (refused.status, refused.error["param"]) == (400, "messages")
-        assert "chat template" in refused.error["message"]
+        assert "a chat template in the model's folder" in refused.error["message"]
         empty = server.post("/v1/completions", BODY | {"prompt": ""})
         assert (empty.status, empty.error["param"]) == (400, "prompt")
         assert server.get("/tokenizer_info").json()["chat_template"] is None
+
+
+TEMPLATES = {
+    "broken": "{% for %}",
+    "raises": "{{ raise_exception('no') }}",
+    "fails": "{{ messages[7].role }}",
+    "endless": "{% for i in range(100000000) %}{{ i }}{% endfor %}",
+    "drops": "{% for message in messages %}a{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_a_client_is_told_no_path_of_the_server(kind: str, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "nestling", TEMPLATES[kind])
+    with serving(lambda: small_engine(model)) as server:
+        messages = [{"role": "assistant" if kind == "drops" else "user", "content": "a"}]
+        refused = server.post("/v1/chat/completions", CHAT | {"messages": messages})
+        assert (refused.status, refused.error["param"]) == (400, "messages")
+        assert "tokenizer_config.json" in refused.error["message"]
+        assert str(tmp_path) not in refused.error["message"]
+
+
+def test_a_model_s_folder_is_hidden_and_other_texts_stay() -> None:
+    folder = Path("/srv/models/falcon")
+    assert without_folder("in /srv/models/falcon/a.json, got", folder) == "in a.json, got"
+    assert without_folder("in /srv/models/falcon, got", folder) == "in the model's folder, got"
+    for text in ("in /srv/models/falcon-2/a, got", "in /x/srv/models/falcon/a"):
+        assert without_folder(text, folder) == text
+
+
+def test_a_failure_of_the_engine_is_told_by_its_kind_alone() -> None:
+    error = RankDied("rank 1 to go on", "FileNotFoundError: /secret", "start again")
+    assert as_api_error(error).status == 500
+    assert "secret" not in as_api_error(error).message
 
 
 def small_engine(model: Path) -> Engine:

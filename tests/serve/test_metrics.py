@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from engines import cache_of
 from prometheus_client.parser import text_string_to_metric_families
-from serve_client import Server, engine_of, serving
+from serve_client import Server, engine_of, serving, wait_for
 
+from gyrfalcon import Engine
 from gyrfalcon.serve.metrics import CONTENT_TYPE
 
 pytest_plugins = ["serve_fixtures"]
@@ -18,7 +20,9 @@ def scraped(server: Server) -> dict[str, float]:
     found: dict[str, float] = {}
     for family in text_string_to_metric_families(answer.body.decode()):
         for sample in family.samples:
-            of = [v for k, v in sample.labels.items() if k in ("finished_reason", "status")]
+            shown = ("finished_reason", "status", "reason")
+            of = [value for name, value in sample.labels.items() if name in shown]
+            assert not sample.name.startswith("vllm:") or sample.labels["model_name"] == "nestling"
             found["/".join([sample.name, *of])] = sample.value
     return found
 
@@ -34,13 +38,17 @@ def test_tokens_requests_refusals_and_times_are_counted(fresh: Server) -> None:
     for _ in range(2):
         fresh.complete(prompt, max_tokens=5, n=2)
     fresh.post("/v1/completions", {"model": "nestling"})
+    fresh.get("/nowhere")
     found = scraped(fresh)
     assert found["vllm:generation_tokens_total"] == 20
     assert found["vllm:request_success_total/length"] == 4
     assert found["vllm:time_to_first_token_seconds_count"] == 4
     assert found["vllm:inter_token_latency_seconds_count"] == 16
     assert found["vllm:e2e_request_latency_seconds_count"] == 4
-    assert found["gyrfalcon:refusals_total/400"] == 1
+    assert found["vllm:prompt_tokens_total"] == 2 * len(fresh.service.engine.encode(prompt))
+    assert found["vllm:num_preemptions_total"] == 0
+    assert found["gyrfalcon:refusals_total/missing_required_parameter/400"] == 1
+    assert found["gyrfalcon:refusals_total/invalid_request_error/404"] == 1
     stats = fresh.service.engine.stats()
     assert found["vllm:prefix_cache_queries_total"] == stats.num_prompt_tokens
     assert found["vllm:prefix_cache_hits_total"] == stats.num_cached_tokens > 0
@@ -51,5 +59,33 @@ def test_tokens_requests_refusals_and_times_are_counted(fresh: Server) -> None:
 def test_an_endpoint_picker_finds_the_cache_s_shape(fresh: Server) -> None:
     text = fresh.get("/metrics").body.decode()
     num_blocks = fresh.service.engine.stats().num_blocks
-    line = f'vllm:cache_config_info{{block_size="8",num_gpu_blocks="{num_blocks}"}} 1.0'
+    line = f'vllm:cache_config_info{{block_size="8",model_name="nestling",num_gpu_blocks="{num_blocks}"}} 1.0'
     assert line in text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_samples_whose_client_leaves_or_whose_engine_fails_are_counted(
+    fresh: Server, stream: bool
+) -> None:
+    long = {"model": "nestling", "prompt": "Once", "max_tokens": 180, "ignore_eos": True}
+    long |= {"n": 3, "stream": stream}
+    pending = fresh.later("/v1/completions", long)
+    wait_for(lambda: fresh.service.engine.stats().num_running == 3)
+    pending.leave()
+    pending.answer()
+    assert scraped(fresh)["vllm:request_success_total/abort"] == 3
+    pending = fresh.later("/v1/completions", long)
+    wait_for(lambda: fresh.service.engine.stats().num_running == 3)
+    fresh.service.engine.close()
+    pending.answer()
+    assert scraped(fresh)["vllm:request_success_total/error"] == 3
+
+
+def test_preemptions_are_counted(model: Path, engine: Engine) -> None:
+    blocks = (
+        192 // engine.config.block_size + 2
+    )  # one sequence of the greatest length, and little more
+    memory = cache_of(engine, blocks)
+    with serving(lambda: engine_of(model, cache_memory=memory)) as server:
+        server.complete("Once", max_tokens=150, n=3, ignore_eos=True)
+        assert scraped(server)["vllm:num_preemptions_total"] > 0

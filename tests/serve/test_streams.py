@@ -1,6 +1,7 @@
 """Server-sent events: the same answer in parts, usage, ends, pings, and clients that leave or stay behind."""
 
 import json
+import threading
 
 import pytest
 from serve_client import Json, Server, data_of, wait_for
@@ -16,6 +17,10 @@ CHAT = {
     "max_tokens": 12,
 }
 LONG = {"model": "nestling", "prompt": "Once", "max_tokens": 180, "ignore_eos": True}
+
+
+def chat_of(text: str) -> list[Json]:
+    return [{"role": "user", "content": text}]
 
 
 def chat(server: Server, **options: object) -> list[Json]:
@@ -102,6 +107,29 @@ def test_a_client_that_reads_nothing_is_cut_off(server: Server) -> None:
     wait_for(lambda: server.service.engine.stats().num_used_blocks == 0)
     generated = server.complete(**LONG | {"max_tokens": 5})
     assert generated["choices"][0]["finish_reason"] == "length"  # others go on
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_a_large_opening_is_written_off_the_loop_and_cuts_off_nobody(
+    server: Server, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores of a long prompt, in each sample's first event, are more than a slow client may leave."""
+    monkeypatch.setattr(stream, "MOST_WAITING", 8)
+    threads, event = set(), stream.EventWriter._event
+
+    def seen(writer: stream.EventWriter, choice: Json, usage: Json | None) -> bytes:
+        threads.add(threading.current_thread())
+        return event(writer, choice, usage)
+
+    monkeypatch.setattr(stream.EventWriter, "_event", seen)
+    text = "sea " * 150
+    asked = {"prompt": text} if path == "/v1/completions" else CHAT | {"messages": chat_of(text)}
+    body = {"model": "nestling", "max_tokens": 9, "prompt_logprobs": 20, "n": 8} | asked
+    events = server.post(path, body | {"stream": True, "ignore_eos": True}).events()
+    reasons = [e["choices"][0]["finish_reason"] for e in events]
+    assert reasons.count("length") == 8
+    assert sum("prompt_logprobs" in str(e) for e in events) == (8 if "prompt" in body else 1)
+    assert any(thread.name.startswith("asyncio") for thread in threads)
 
 
 def test_a_waiting_stream_is_pinged(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

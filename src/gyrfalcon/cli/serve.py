@@ -3,11 +3,12 @@
 import argparse
 import importlib.util
 
-from gyrfalcon.bounds import ENGINE, ONE_TOKEN_OR_MORE, Bounds
+from gyrfalcon.bounds import ENGINE, Bounds
 from gyrfalcon.cli.engine_options import add_engine, add_model
 from gyrfalcon.cli.option_types import Number, Whole, one_of
 from gyrfalcon.errors import PIP_INSTALL, UsageError
 from gyrfalcon.parallel.interrupts import ending_interrupts
+from gyrfalcon.serve.queue import MOST_REQUESTS, MOST_TOKENS
 
 SUMMARY = "answer OpenAI's API over HTTP"
 
@@ -92,11 +93,19 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
         help="what happens to a request with options that no one knows; ignore names them in a header",
     )
     group.add_argument(
+        "--max-queued-requests",
+        metavar="N",
+        type=Whole("--max-queued-requests", ENGINE["max_queued_requests"]),
+        default=MOST_REQUESTS,
+        help="requests that may wait for their first token, one of n samples counted n times; what comes "
+        f"beyond gets 429 (default: {MOST_REQUESTS})",
+    )
+    group.add_argument(
         "--max-queued-tokens",
         metavar="N",
-        type=Whole("--max-queued-tokens", ONE_TOKEN_OR_MORE),
-        help="prompt tokens that may wait for their first step; a request beyond gets 429 (default: any "
-        "number)",
+        type=Whole("--max-queued-tokens", ENGINE["max_queued_tokens"]),
+        default=MOST_TOKENS,
+        help=f"the same for the tokens of their prompts (default: {MOST_TOKENS})",
     )
     group.add_argument(
         "--step-target",

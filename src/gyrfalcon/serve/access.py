@@ -12,7 +12,7 @@ from hashlib import sha256
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gyrfalcon.serve.answers import error_response
+from gyrfalcon.serve.answers import REASON, error_response
 from gyrfalcon.serve.errors import ApiError
 
 log = logging.getLogger(__name__)
@@ -34,9 +34,9 @@ class Gate:
         keys: Sequence[str],
         hosts: Collection[str] | None,
         open_paths: Collection[str],
-        refused: Callable[[int], None],
+        refused: Callable[[int, str], None],
     ) -> None:
-        """`open_paths` need no key; `refused` hears the status of every error."""
+        """`open_paths` need no key; `refused` hears the status of every error and its reason."""
         self._app = app
         self._keys = [sha256(key.encode()).digest() for key in keys]
         self._hosts = None if hosts is None else set(map(_without_port, hosts))
@@ -69,7 +69,7 @@ class Gate:
             self.num_answering -= 1
             if scope["path"] not in PROBES:
                 if status >= 400 and status != GONE:
-                    self._refused(status)
+                    self._refused(status, scope.get(REASON, "other"))
                 seconds = time.monotonic() - begin
                 path = scope["raw_path"].decode("ascii", "replace")[:80]
                 log.info("%s %s %s %d %.3f s", number, scope["method"], path, status, seconds)

@@ -11,9 +11,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gyrfalcon.request import Delta, FinishReason
+from gyrfalcon.serve.answer_size import LONG_ENTRIES
 from gyrfalcon.serve.errors import ApiError, as_api_error, as_json
 from gyrfalcon.serve.formats import Format, Json
 
+REASON = "gyrfalcon.refused"  # in the scope of a request that was answered with an error
 ENDED_WELL = (FinishReason.STOP, FinishReason.LENGTH)
 
 
@@ -46,6 +48,12 @@ class Head:
             "total_tokens": num_prompt + self.num_new_tokens,
             "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
         }
+
+    def num_entries(self) -> int:
+        """Tokens and log-probabilities so far."""
+        prompts = self.format.prompts
+        of_prompts = sum(self.format.num_entries(len(prompt.ids), 0) for prompt in prompts)
+        return of_prompts + self.format.num_entries(0, self.num_new_tokens)
 
     def extras(self) -> Json:
         """What stands beside the choices once: whole, or in the first chunk."""
@@ -100,23 +108,30 @@ class WholeAnswer:
         try:
             await asyncio.wait({gone, self._done}, return_when=asyncio.FIRST_COMPLETED)
             if self._done.done():
-                await self._response()(scope, receive, send)
+                response = await self._response()
+                await response(scope, receive, send)
         finally:
             gone.cancel()
             self.cancel()
 
-    def _response(self) -> Response:
+    async def _response(self) -> Response:
         error = self._done.exception()
         if error is not None:
             return error_response(as_api_error(error))
+        is_long = self._head.num_entries() > LONG_ENTRIES
+        body = await asyncio.to_thread(self._body) if is_long else self._body()
+        return Response(body, 200, dict(self._head.headers), "application/json")
+
+    def _body(self) -> bytes:
+        """All of it; one choice at a time is in memory as anything but bytes."""
         head, form = self._head, self._head.format
-        choices = [
-            form.whole(prompt, index, self._deltas[prompt, index])
+        choices = b",".join(
+            as_json(form.whole(prompt, index, self._deltas.pop((prompt, index))))
             for prompt in range(len(form.prompts))
             for index in range(form.num_samples)
-        ]
-        body = head.fields(form.kind) | {"choices": choices, "usage": head.usage()} | head.extras()
-        return json_response(body, head.headers)
+        )
+        before, after = head.fields(form.kind), {"usage": head.usage()} | head.extras()
+        return b"".join((as_json(before)[:-1], b',"choices":[', choices, b"],", as_json(after)[1:]))
 
 
 def json_response(
@@ -126,9 +141,22 @@ def json_response(
     return Response(as_json(body), status, dict(headers or {}), "application/json")
 
 
+class ErrorResponse(Response):
+    """An error in OpenAI's envelope; leaves its reason in the scope for who counts them."""
+
+    def __init__(self, error: ApiError) -> None:
+        body = as_json(error.envelope)
+        super().__init__(body, error.status, error.headers, "application/json")
+        self._reason = error.code or error.kind
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[REASON] = self._reason
+        await super().__call__(scope, receive, send)
+
+
 def error_response(error: ApiError) -> Response:
     """An error in OpenAI's envelope."""
-    return json_response(error.envelope, error.headers, error.status)
+    return ErrorResponse(error)
 
 
 def failed(delta: Delta) -> ApiError:

@@ -1,4 +1,4 @@
-"""Reads the JSON body of a request, within bounds of size, time and nesting."""
+"""Reads the JSON bodies of requests, within bounds of size, time and nesting."""
 
 import asyncio
 import json
@@ -6,49 +6,78 @@ from typing import NoReturn
 
 from starlette.requests import ClientDisconnect, Request
 
-from gyrfalcon.serve.errors import ApiError
+from gyrfalcon.serve.errors import RETRY_LATER, ApiError
 
 MOST_BODY_BYTES = 8 << 20
+MOST_BODIES_BYTES = 64 << 20  # of all long bodies that are being read
 BODY_SECONDS = 30.0
 MOST_NESTING = 32
 LONG_BODY_BYTES = 64 << 10  # parsed elsewhere than on the event loop
 
 
-async def read_json(request: Request) -> object:
-    """The body as JSON. ApiError 400, 408, 413 or 415 for a body that is not JSON, too slow or too large."""
-    kind = request.headers.get("content-type", "")
-    if kind.partition(";")[0].strip().lower() != "application/json":
-        message = f"wanted a body with Content-Type: application/json, got {kind[:60] or 'none'!r}"
-        raise ApiError(415, message)
-    body = await _read(request)
-    return await asyncio.to_thread(_parse, body) if len(body) > LONG_BODY_BYTES else _parse(body)
+class Bodies:
+    """Those that are being read. What long ones hold together is bounded; short ones always have room,
+    so that a few clients who send long ones slowly do not shut out the others.
+    """
+
+    def __init__(self) -> None:
+        self._num_bytes = 0
+
+    async def read_json(self, request: Request) -> object:
+        """A request's body as JSON. ApiError 400, 408, 413 or 415 for one that is not JSON, too slow or
+        too large; 503 while too much else is being read.
+        """
+        kind = request.headers.get("content-type", "")
+        if kind.partition(";")[0].strip().lower() != "application/json":
+            got = kind[:60] or "none"
+            raise ApiError(415, f"wanted a body with Content-Type: application/json, got {got!r}")
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and int(length[:20]) > MOST_BODY_BYTES:
+            raise _too_large()
+        body = bytearray()
+        try:
+            await self._read(request, body)
+            long = len(body) > LONG_BODY_BYTES
+            return await asyncio.to_thread(_parse, body) if long else _parse(body)
+        finally:
+            self._num_bytes -= _counted(body)
+
+    async def _read(self, request: Request, body: bytearray) -> None:
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for part in request.stream():
+                    self._num_bytes -= _counted(body)
+                    body += part
+                    self._num_bytes += _counted(body)
+                    if len(body) > MOST_BODY_BYTES:
+                        raise _too_large()
+                    if len(body) > LONG_BODY_BYTES and self._num_bytes > MOST_BODIES_BYTES:
+                        raise _too_much()
+        except TimeoutError:
+            message = f"wanted the body within {BODY_SECONDS:g} s, got a part of it"
+            raise ApiError(408, message) from None
+        except ClientDisconnect:
+            raise ApiError(400, "wanted a whole body, got a part of it") from None
 
 
-async def _read(request: Request) -> bytes:
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length[:20]) > MOST_BODY_BYTES:
-        raise _too_large()
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                body += part
-                if len(body) > MOST_BODY_BYTES:
-                    raise _too_large()
-    except TimeoutError:
-        raise ApiError(
-            408, f"wanted the body within {BODY_SECONDS:g} s, got a part of it"
-        ) from None
-    except ClientDisconnect:
-        raise ApiError(400, "wanted a whole body, got a part of it") from None
-    return bytes(body)
+def _counted(body: bytearray) -> int:
+    """What a body takes of MOST_BODIES_BYTES."""
+    return len(body) if len(body) > LONG_BODY_BYTES else 0
+
+
+def _too_much() -> ApiError:
+    message = (
+        f"wanted at most {MOST_BODIES_BYTES} bytes of long bodies at a time, got more of many "
+        "requests; ask again later"
+    )
+    return ApiError(503, message, code="busy", headers=RETRY_LATER)
 
 
 def _too_large() -> ApiError:
     return ApiError(413, f"wanted a body of at most {MOST_BODY_BYTES} bytes, got a larger one")
 
 
-def _parse(body: bytes) -> object:
+def _parse(body: bytearray) -> object:
     try:
         value: object = json.loads(body.decode(), parse_constant=_no_constant)
     except RecursionError:

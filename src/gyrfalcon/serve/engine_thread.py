@@ -14,6 +14,7 @@ from typing import Protocol
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import EngineClosed, QueueFull, RequestError
 from gyrfalcon.request import Delta, SamplingParams
+from gyrfalcon.serve.queue import Place
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +42,9 @@ class Submission:
     prompts: Sequence[tuple[Sequence[int], SamplingParams]]
     sink: Sink
     accepted: asyncio.Future[None]  # by the engine; fails with why it did not
+    place: Place  # in the queue
     submitted: float = field(default_factory=time.monotonic)
-    num_queued_tokens: int = 0  # of its prompts, until the first token
-    last_tokens: dict[tuple[int, int], float] = field(default_factory=dict)  # when, by sample
+    last_deltas: dict[tuple[int, int], float] = field(default_factory=dict)  # when, by sample
     num_unfinished: int = field(init=False)  # samples
     engine_ids: list[int] = field(default_factory=list)  # the engine thread's own
 
@@ -61,7 +62,7 @@ class _Route:
 
 
 Routed = tuple[Submission, int, Delta]
-Watch = Callable[[Submission, Delta], None]
+Watch = Callable[[Submission, int, Delta], None]
 
 
 class EngineThread:
@@ -72,13 +73,14 @@ class EngineThread:
         make_engine: Callable[[], Engine],
         on_ready: Callable[[Engine], None],
         on_failure: Callable[[BaseException], None],
-        watch: Watch = lambda submission, delta: None,
+        watch: Watch,
+        on_loss: Callable[[Submission], None],
     ) -> None:
-        """`on_ready` and `on_failure` are called on the loop, which is the running one; `watch` sees every
-        delta there before its sink does.
+        """All are called on the loop, which is the running one, but make_engine: `watch` with every delta
+        before its sink, `on_loss` with a submission that had to be given up.
         """
         self._make_engine, self._on_ready, self._on_failure = make_engine, on_ready, on_failure
-        self._watch = watch
+        self._watch, self._on_loss = watch, on_loss
         self._loop = asyncio.get_running_loop()
         self._live: set[Submission] = set()
         self._failure: BaseException | None = None
@@ -100,33 +102,40 @@ class EngineThread:
         return len(self._live)
 
     def submit(
-        self, prompts: Sequence[tuple[Sequence[int], SamplingParams]], sink: Sink
+        self, prompts: Sequence[tuple[Sequence[int], SamplingParams]], sink: Sink, place: Place
     ) -> Submission:
         """Hands prompts to the engine before its next step. The outcome is in `accepted`, then in the
         sink. Raises what ended the engine.
         """
         if self._failure is not None:
             raise self._failure
-        submission = Submission(prompts, sink, self._loop.create_future())
+        submission = Submission(prompts, sink, self._loop.create_future(), place)
         self._live.add(submission)
         self._call(lambda engine: self._add(engine, submission))
         return submission
 
-    def cancel(self, submission: Submission) -> None:
-        """Frees what a submission holds before the next step; its sink hears no more."""
-        if submission in self._live:
-            self._live.discard(submission)
-            self._call(lambda engine: self._abort(engine, submission))
+    def cancel(self, submission: Submission) -> bool:
+        """Frees what a submission holds before the next step; its sink hears no more. False where it is
+        over.
+        """
+        if submission not in self._live:
+            return False
+        self._live.discard(submission)
+        self._call(lambda engine: self._abort(engine, submission))
+        return True
 
-    def stop(self) -> None:
-        """Ends the engine and every submission; waits for it."""
+    async def stop(self) -> None:
+        """Answers every submission and ends the engine; a step that runs may take long to notice."""
         with self._called:
             self._stopping = True
             self._called.notify()
+        self._fail(EngineClosed("an answer", "a server that was shut down", "ask again later"))
+        await asyncio.to_thread(self._end)
+
+    def _end(self) -> None:
         if self._engine is not None:
             self._engine.close()  # a step that runs ends now
         self._thread.join(CLOSE_SECONDS)
-        self._fail(EngineClosed("an answer", "a server that was shut down", "ask again later"))
 
     def _call(self, work: Callable[[Engine], None]) -> None:
         with self._called:
@@ -204,7 +213,7 @@ class EngineThread:
         for submission, place, delta in routed:
             if submission not in self._live:
                 continue
-            self._watch(submission, delta)
+            self._watch(submission, place, delta)
             submission.num_unfinished -= delta.finish_reason is not None
             try:
                 submission.sink.take(place, delta)
@@ -212,6 +221,7 @@ class EngineThread:
                 log.exception("an answer failed")
                 submission.sink.fail(error)
                 self.cancel(submission)
+                self._on_loss(submission)
             if not submission.num_unfinished:
                 self._live.discard(submission)
             sinks[submission.sink] = None
@@ -230,6 +240,7 @@ class EngineThread:
             if not submission.accepted.done():
                 submission.accepted.set_exception(error)
             submission.sink.fail(error)
+            self._on_loss(submission)
 
 
 def _accept(submission: Submission) -> None:

@@ -1,9 +1,11 @@
 """Errors of the server: an HTTP status and OpenAI's envelope, {"error": {message, type, param, code}}."""
 
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
-from gyrfalcon.errors import EngineClosed, GyrfalconError, QueueFull, RequestError
+from gyrfalcon.errors import EngineClosed, QueueFull, RequestError
 
 ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 RETRY_LATER = {"Retry-After": "5"}  # seconds
@@ -33,10 +35,19 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     @property
+    def kind(self) -> str:
+        """OpenAI's type of it."""
+        return TYPES.get(self.status, "invalid_request_error")
+
+    @property
     def envelope(self) -> dict[str, object]:
         """The body."""
-        kind = TYPES.get(self.status, "invalid_request_error")
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        error = {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        }
         return {"error": error}
 
 
@@ -58,9 +69,19 @@ def queue_full(message: str) -> ApiError:
     return ApiError(429, message, code="queue_full", headers=RETRY_LATER)
 
 
+def without_folder(message: str, folder: Path) -> str:
+    """A message without the paths of the model's files, which are nobody's business: their names remain."""
+    for path in {str(folder), str(folder.absolute()), str(folder.resolve())}:
+        message = re.sub(rf"(?<![\w./-]){re.escape(path)}/", "", message)
+        message = re.sub(
+            rf"(?<![\w./-]){re.escape(path)}(?![\w./-])", "the model's folder", message
+        )
+    return message
+
+
 def as_api_error(error: BaseException) -> ApiError:
     """What a caller is told of an error of ours: its own mistake with 400, what is gone with 503, anything
-    else with 500.
+    else with 500 and no more than its kind.
     """
     if isinstance(error, ApiError):
         return error
@@ -70,6 +91,4 @@ def as_api_error(error: BaseException) -> ApiError:
         return queue_full(str(error))
     if isinstance(error, EngineClosed):
         return ApiError(503, str(error), headers=RETRY_LATER)
-    if isinstance(error, GyrfalconError):
-        return ApiError(500, str(error))
     return ApiError(500, f"wanted an answer, got {type(error).__name__} in the server; see its log")

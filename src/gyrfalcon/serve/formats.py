@@ -32,6 +32,11 @@ class Format(Protocol):
     needs_scores: bool  # of the prompt, before anything can be written
     shows_tokens: bool  # even those without text
 
+    def num_entries(self, prompt_len: int, num_new_tokens: int) -> int:
+        """Tokens and log-probabilities that an answer holds for a prompt and for so many new tokens of all
+        its samples.
+        """
+
     def opening(self, prompt: int, index: int) -> Json | None:
         """The choice of the chunk before a sample's first token, if there is one."""
 
@@ -62,6 +67,13 @@ class CompletionFormat:
         self.needs_scores = self._params.prompt_logprobs is not None
         self.shows_tokens = self._shows_ids or self._params.logprobs is not None
         self._logprobs: dict[tuple[int, int], CompletionLogprobs] = {}
+
+    def num_entries(self, prompt_len: int, num_new_tokens: int) -> int:
+        """The prompt is in every choice."""
+        alone, echoed = self._asked.num_prompt_logprobs, self._params.logprobs
+        of_prompt = 0 if alone is None else 1 + alone
+        of_prompt += 0 if echoed is None or not self._asked.echo else 1 + echoed
+        return prompt_len * of_prompt * self.num_samples + num_new_tokens * (1 + (echoed or 0))
 
     def opening(self, prompt: int, index: int) -> Json | None:
         """The prompt, where it is echoed or looked at."""
@@ -156,6 +168,12 @@ class ChatFormat:
         self.num_samples = self._params.n
         self.needs_scores = self._params.prompt_logprobs is not None
         self.shows_tokens = self._shows_ids or self._params.logprobs is not None
+
+    def num_entries(self, prompt_len: int, num_new_tokens: int) -> int:
+        """The prompt stands beside the choices."""
+        scored = self._params.prompt_logprobs
+        of_prompt = 0 if scored is None else 1 + scored
+        return prompt_len * of_prompt + num_new_tokens * (1 + (self._params.logprobs or 0))
 
     def opening(self, prompt: int, index: int) -> Json | None:
         """The role."""

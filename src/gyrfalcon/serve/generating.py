@@ -1,5 +1,6 @@
 """The endpoints that generate text: /v1/completions and /v1/chat/completions."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -7,45 +8,55 @@ from starlette.requests import Request
 
 from gyrfalcon.serve import requests
 from gyrfalcon.serve.answers import Head, WholeAnswer
-from gyrfalcon.serve.bodies import read_json
 from gyrfalcon.serve.formats import ChatFormat, CompletionFormat, Format, PromptInfo
 from gyrfalcon.serve.options import Endpoint
+from gyrfalcon.serve.queue import Place
 from gyrfalcon.serve.requests import ChatRequest, CompletionRequest, Generation, Read
 from gyrfalcon.serve.service import Service
 from gyrfalcon.serve.stream import EventStream
 from gyrfalcon.text.tokenizer import Tokenizer
 
+log = logging.getLogger(__name__)
+
 IGNORED = "x-ignored-options"
+UNKNOWN = ""  # the text of a conversation before its template is rendered
 
 Answer = WholeAnswer | EventStream
 
 
 async def completions(service: Service, request: Request) -> Answer:
     """Continues prompts."""
+    service.refuse_early()
     read = await read_options(service, request, Endpoint.COMPLETIONS)
     asked = requests.completion(read)
     service.check_model(asked.generation.model)
-    ids = await service.ids_of_texts(asked.prompts, asked.add_special_tokens)
-    tokenizer = service.engine.tokenizer
-    form = CompletionFormat(asked, _infos(asked, ids, tokenizer), tokenizer)
-    return await _answer(service, asked.generation, form, "prompt", read)
+    with service.enter_queue(asked.prompts, asked.generation.params.n) as place:
+        ids = await service.ids_of_texts(asked.prompts, asked.add_special_tokens)
+        tokenizer = service.engine.tokenizer
+        form = CompletionFormat(asked, _infos(asked, ids, tokenizer), tokenizer)
+        return await _answer(service, asked.generation, form, "prompt", read, place)
 
 
 async def chat(service: Service, request: Request) -> Answer:
     """Answers the last message of a conversation."""
+    service.refuse_early()
     read = await read_options(service, request, Endpoint.CHAT)
     asked = requests.chat(read)
     service.check_model(asked.generation.model)
     asked = _with_stops(asked, service.chat_stops())
-    ids = await service.ids_of_chat(asked.conversation)
-    form = ChatFormat(asked, PromptInfo(ids), service.engine.tokenizer)
-    return await _answer(service, asked.generation, form, "messages", read)
+    with service.enter_queue([UNKNOWN], asked.generation.params.n) as place:
+        ids = await service.ids_of_chat(asked.conversation)
+        form = ChatFormat(asked, PromptInfo(ids), service.engine.tokenizer)
+        return await _answer(service, asked.generation, form, "messages", read, place)
 
 
 async def read_options(service: Service, request: Request, endpoint: Endpoint) -> Read:
     """The options in a request's body, checked."""
-    body = await read_json(request)
-    return requests.read(endpoint, body, service.settings.ignore_unknown)
+    body = await service.bodies.read_json(request)
+    read = requests.read(endpoint, body, service.settings.ignore_unknown)
+    if read.ignored:
+        log.warning("%s ignored options: %s", endpoint.value, ignored_header(read)[IGNORED])
+    return read
 
 
 def ignored_header(read: Read) -> Mapping[str, str]:
@@ -56,13 +67,18 @@ def ignored_header(read: Read) -> Mapping[str, str]:
 
 
 async def _answer(
-    service: Service, generation: Generation, form: Format, param: str, read: Read
+    service: Service,
+    generation: Generation,
+    form: Format,
+    param: str,
+    read: Read,
+    place: Place,
 ) -> Answer:
     head = Head(form, generation.model, ignored_header(read))
     streams = generation.streaming.wanted
     answer = EventStream(head, generation.streaming) if streams else WholeAnswer(head)
     prompts = [prompt.ids for prompt in form.prompts]
-    submission = await service.submit(prompts, generation, answer, param)
+    submission = await service.submit(prompts, generation, answer, param, form.num_entries, place)
     answer.cancel = lambda: service.cancel(submission)
     return answer
 

@@ -69,19 +69,22 @@ def chat_logprobs(tokenizer: Tokenizer, tokens: Iterable[Token], num_top: int) -
 def prompt_logprobs(
     tokenizer: Tokenizer, tokens: Iterable[Token | None], num_top: int
 ) -> list[Mapping[str, Json] | None]:
-    """Those of a prompt's tokens, as vLLM writes them: by token id, None for the first."""
-    return [
-        None
-        if token is None
-        else {
-            str(token_id): {
-                "logprob": _number(logprob),
-                "decoded_token": token_text(tokenizer, token_id),
-            }
-            for token_id, logprob in ((token.id, token.logprob), *token.top[:num_top])
+    """Those of a prompt's tokens, as vLLM writes them: by token id, None for the first. `rank` is 1 for the
+    most likely token, and None for the prompt's own where it is not among those that were looked at.
+    """
+    return [None if token is None else _ranked(tokenizer, token, num_top) for token in tokens]
+
+
+def _ranked(tokenizer: Tokenizer, token: Token, num_top: int) -> Mapping[str, Json]:
+    ranks = {token_id: place for place, (token_id, _) in enumerate(token.top, 1)}
+    return {
+        str(token_id): {
+            "logprob": _number(logprob),
+            "rank": ranks.get(token_id),
+            "decoded_token": token_text(tokenizer, token_id),
         }
-        for token in tokens
-    ]
+        for token_id, logprob in ((token.id, token.logprob), *token.top[:num_top])
+    }
 
 
 def _entry(tokenizer: Tokenizer, token_id: int, logprob: float | None) -> Json:

@@ -10,10 +10,16 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from gyrfalcon.engine.engine import Engine
-from gyrfalcon.request import Delta
+from gyrfalcon.request import Delta, FinishReason
 from gyrfalcon.serve.engine_thread import Submission
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+FINISH_WORDS = {  # vLLM's
+    FinishReason.STOP: "stop",
+    FinishReason.LENGTH: "length",
+    FinishReason.ABORTED: "abort",
+    FinishReason.ERROR: "error",
+}
 SECONDS = (
     0.001,
     0.0025,
@@ -36,72 +42,89 @@ SECONDS = (
 )
 
 
+MODEL = "model_name"  # vLLM's label
+
+
 class Metrics:
     """The counters of one server."""
 
-    def __init__(self) -> None:
-        registry = CollectorRegistry()
-        self._registry = registry
-        self._generated = Counter(
-            "vllm:generation_tokens", "Tokens that were generated.", registry=registry
+    def __init__(self, model: str) -> None:
+        """`model` is the name that vLLM's metrics are labelled with."""
+        self._registry, self._model = CollectorRegistry(), model
+        self._prompt = self._counter(
+            "vllm:prompt_tokens",
+            "Tokens of prompts whose first token has come, cached ones included.",
         )
-        self._first_token = Histogram(
+        self._generated = self._counter("vllm:generation_tokens", "Tokens that were generated.")
+        self._preempted = self._counter(
+            "vllm:num_preemptions", "Times that a sample's cache was taken for another's."
+        )
+        self._first_token = self._seconds(
             "vllm:time_to_first_token_seconds",
             "From a request's arrival at the engine to its first token.",
-            buckets=SECONDS,
-            registry=registry,
         )
-        self._inter_token = Histogram(
-            "vllm:inter_token_latency_seconds",
-            "Between two tokens of a sample.",
-            buckets=SECONDS,
-            registry=registry,
+        self._inter_token = self._seconds(
+            "vllm:inter_token_latency_seconds", "Between two tokens of a sample."
         )
-        self._whole = Histogram(
-            "vllm:e2e_request_latency_seconds",
-            "From a sample's arrival at the engine to its end.",
-            buckets=SECONDS,
-            registry=registry,
+        self._whole = self._seconds(
+            "vllm:e2e_request_latency_seconds", "From a sample's arrival at the engine to its end."
         )
-        self._finished = Counter(
+        finished = Counter(
             "vllm:request_success",
-            "Samples that ended, by their finish reason.",
-            ["finished_reason"],
-            registry=registry,
+            "Samples that ended, by their finish reason; abort: their client left.",
+            [MODEL, "finished_reason"],
+            registry=self._registry,
         )
+        self._finished = {
+            reason: finished.labels(model, word) for reason, word in FINISH_WORDS.items()
+        }
         self._refused = Counter(
             "gyrfalcon:refusals",
-            "Answers that were errors, by status.",
-            ["status"],
-            registry=registry,
+            "Answers that were errors, by status and reason.",
+            ["status", "reason"],
+            registry=self._registry,
         )
 
-    def watch(self, engine: Engine, model: str) -> None:
+    def watch(self, engine: Engine) -> None:
         """Shows what an engine says of itself, too."""
-        self._registry.register(_OfEngine(engine, model))
+        self._registry.register(_OfEngine(engine, self._model))
 
-    def see(self, submission: Submission, delta: Delta) -> None:
+    def see(self, submission: Submission, prompt: int, delta: Delta) -> None:
         """Counts a delta."""
-        now, sample = time.monotonic(), (delta.request_id, delta.index)
+        now, sample = time.monotonic(), (prompt, delta.index)
+        last = submission.last_deltas.get(sample)
         if delta.token is not None:
             self._generated.inc()
-            last = submission.last_tokens.get(sample)
             if last is None:
                 self._first_token.observe(now - submission.submitted)
             else:
                 self._inter_token.observe(now - last)
-            submission.last_tokens[sample] = now
+        if last is None and delta.index == 0:
+            self._prompt.inc(len(submission.prompts[prompt][0]))
+        submission.last_deltas[sample] = now
         if delta.finish_reason is not None:
             self._whole.observe(now - submission.submitted)
-            self._finished.labels(delta.finish_reason.value).inc()
+            self._finished[delta.finish_reason].inc()
+            self._preempted.inc(delta.num_preemptions)
 
-    def refuse(self, status: int) -> None:
+    def lose(self, submission: Submission, reason: FinishReason) -> None:
+        """Counts samples that nobody waits for any more, or that the engine will not end."""
+        self._finished[reason].inc(submission.num_unfinished)
+
+    def refuse(self, status: int, reason: str) -> None:
         """Counts an error."""
-        self._refused.labels(str(status)).inc()
+        self._refused.labels(str(status), reason).inc()
 
     def text(self) -> bytes:
         """All of it, in Prometheus's text format."""
         return generate_latest(self._registry)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, [MODEL], registry=self._registry).labels(self._model)
+
+    def _seconds(self, name: str, text: str) -> Histogram:
+        histogram = Histogram(name, text, [MODEL], buckets=SECONDS, registry=self._registry)
+        return histogram.labels(self._model)
 
 
 class _OfEngine(Collector):
@@ -122,7 +145,7 @@ class _OfEngine(Collector):
             ),
         )
         for name, text, value in gauges:
-            yield self._labelled(GaugeMetricFamily(name, text, labels=["model_name"]), value)
+            yield self._labelled(GaugeMetricFamily(name, text, labels=[MODEL]), value)
         counters = (
             (
                 "vllm:prefix_cache_queries",
@@ -136,13 +159,14 @@ class _OfEngine(Collector):
             ),
         )
         for name, text, value in counters:
-            yield self._labelled(CounterMetricFamily(name, text, labels=["model_name"]), value)
+            yield self._labelled(CounterMetricFamily(name, text, labels=[MODEL]), value)
         info = GaugeMetricFamily(
             "vllm:cache_config_info",
             "The cache: tokens of a block, and blocks.",
-            labels=["block_size", "num_gpu_blocks"],
+            labels=[MODEL, "block_size", "num_gpu_blocks"],
         )
-        info.add_metric([str(self._engine.config.block_size), str(stats.num_blocks)], 1)
+        shape = [str(self._engine.config.block_size), str(stats.num_blocks)]
+        info.add_metric([self._model, *shape], 1)
         yield info
 
     def _labelled(

@@ -3,34 +3,38 @@ are taken, and how prompts become tokens.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gyrfalcon.checkpoint.hub import HUB_ID
+from gyrfalcon.checkpoint.hub import HUB_ID, resolve_model
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import CheckpointError, GyrfalconError, PromptTooLong, RequestError
-from gyrfalcon.request import Delta, SamplingParams
+from gyrfalcon.request import Delta, FinishReason, SamplingParams
+from gyrfalcon.serve.answer_size import NumEntries, check_size
+from gyrfalcon.serve.bodies import Bodies
 from gyrfalcon.serve.engine_thread import EngineThread, Sink, Submission
-from gyrfalcon.serve.errors import RETRY_LATER, ApiError, as_api_error, queue_full, wrong_option
+from gyrfalcon.serve.errors import RETRY_LATER, ApiError, as_api_error, without_folder, wrong_option
 from gyrfalcon.serve.metrics import Metrics
+from gyrfalcon.serve.queue import MOST_REQUESTS, MOST_TOKENS, Place, Queue
 from gyrfalcon.serve.requests import Conversation, Generation, Length
 
-BYTES_PER_TOKEN = 4  # about as many as a token of text has, for what is not tokenised yet
+log = logging.getLogger(__name__)
+
 LONG_BYTES, MANY_TOKENS = 2048, 16384  # of prompts that are read elsewhere than on the event loop
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the server was asked for, the engine aside. max_queued_tokens: of prompts that wait for their
-    first token; None: no limit.
-    """
+    """What the server was asked for, the engine aside. max_queued_requests, max_queued_tokens: see Queue."""
 
     names: tuple[str, ...]
     ignore_unknown: bool = False
-    max_queued_tokens: int | None = None
+    max_queued_requests: int | None = MOST_REQUESTS
+    max_queued_tokens: int | None = MOST_TOKENS
     public_metrics: bool = False
 
 
@@ -45,14 +49,17 @@ class Service:
     ) -> None:
         self.settings = settings
         self.created = int(time.time())
-        self.metrics = Metrics()
+        self.metrics = Metrics(settings.names[0])
+        self.bodies = Bodies()
+        self.queue = Queue(settings.max_queued_requests, settings.max_queued_tokens)
         self.is_draining = False
         self.failure: BaseException | None = None
         self._engine: Engine | None = None
         self._on_failure = on_failure
-        self._num_queued_tokens = 0
         self._ready = asyncio.Event()
-        self.thread = EngineThread(make_engine, self._take_engine, self._fail, self._see)
+        self.thread = EngineThread(
+            make_engine, self._take_engine, self._fail, self._see, self._lose
+        )
 
     def start(self) -> None:
         """Begins to load the engine; requests get 503 until that is done."""
@@ -79,12 +86,10 @@ class Service:
     def engine(self) -> Engine:
         """The engine; ApiError 503 while there is none to use."""
         if not self.is_ready or self._engine is None:
-            raise ApiError(
-                503,
-                f"wanted a server that is ready, got one that is {self.state}; ask again later",
-                code=self.state,
-                headers=RETRY_LATER,
+            message = (
+                f"wanted a server that is ready, got one that is {self.state}; ask again later"
             )
+            raise ApiError(503, message, code=self.state, headers=RETRY_LATER)
         return self._engine
 
     async def until_loaded(self) -> None:
@@ -98,12 +103,24 @@ class Service:
             message = f"wanted a model that is served: {', '.join(names)}; got {name!r:.80}"
             raise ApiError(404, message, param="model", code="model_not_found")
 
+    def refuse_early(self) -> None:
+        """ApiError 503 or 429 where no request is taken, before anything of one is read."""
+        if self.engine is not None:
+            self.queue.refuse_if_full()
+
+    def enter_queue(self, prompts: Sequence[str | Sequence[int]], num_samples: int) -> Place:
+        """A place in the queue for prompts that are not tokenised yet, by the least tokens that they can
+        have. ApiError 429 where it is full.
+        """
+        least = self.engine.tokenizer.least_tokens
+        num_tokens = sum(least(one) if isinstance(one, str) else len(one) for one in prompts)
+        return self.queue.enter(len(prompts) * num_samples, num_tokens * num_samples)
+
     async def ids_of_texts(
         self, prompts: Sequence[str | tuple[int, ...]], add_special_tokens: bool
     ) -> list[Sequence[int]]:
         """The token ids of prompts, some of which are ids already."""
         engine = self.engine
-        self._check_queue(sum(map(_estimate, prompts)))
 
         def work() -> list[Sequence[int]]:
             return [
@@ -112,13 +129,12 @@ class Service:
             ]
 
         num_bytes = sum(len(one) for one in prompts if isinstance(one, str))
-        with _named("prompt"):
+        with self._named("prompt"):
             return await asyncio.to_thread(work) if num_bytes > LONG_BYTES else work()
 
     async def ids_of_chat(self, conversation: Conversation) -> Sequence[int]:
         """The token ids of a conversation, by the chat template of the checkpoint."""
         engine = self.engine
-        self._check_queue(sum(_estimate(message.content) for message in conversation.messages))
 
         def work() -> list[int]:
             text = engine.tokenizer.chat.prompt(
@@ -128,76 +144,97 @@ class Service:
             )
             return engine.encode(text, add_special_tokens=False)
 
-        with _named("messages"):
+        with self._named("messages"):
             return await asyncio.to_thread(work)
 
     def chat_stops(self) -> tuple[str, ...]:
         """What ends an answer in a chat."""
-        with _named("messages"):
+        with self._named("messages"):
             return self.engine.tokenizer.chat.stops
 
     async def submit(
-        self, prompts: Sequence[Sequence[int]], generation: Generation, sink: Sink, param: str
+        self,
+        prompts: Sequence[Sequence[int]],
+        generation: Generation,
+        sink: Sink,
+        param: str,
+        num_entries: NumEntries,
+        place: Place,
     ) -> Submission:
         """Hands prompts to the engine and waits until it has taken them. ApiError where it does not;
-        `param` is the option that they came in.
+        `param` is the option that they came in, `num_entries` what the answer's size follows from.
         """
-        engine, params, length = self.engine, generation.params, generation.length
+        engine, params = self.engine, generation.params
         _check_ids("logit_bias", params.logit_bias, engine)
         _check_ids("stop_token_ids", params.stop_ids, engine)
-        asked = [(ids, _with_length(params, length, len(ids), engine.max_len)) for ids in prompts]
-        num_tokens = sum(map(len, prompts))
-
-        def check() -> None:
-            for ids, own in asked:
-                engine.check(ids, replace(own, structured=None))
-
-        with _named(param):
-            await asyncio.to_thread(check) if num_tokens > MANY_TOKENS else check()
+        asked = _with_lengths(prompts, generation, engine.max_len)
+        check_size(num_entries, ((len(ids), own.n * own.max_new_tokens) for ids, own in asked))
+        await self._check(prompts, generation, param)
         if params.structured is not None:
-            with _named(generation.constrained_by):
+            with self._named(generation.constrained_by):
                 await asyncio.to_thread(engine.check, *asked[0])
-        self._check_queue(num_tokens)
-        with _named(param):
-            submission = self.thread.submit(asked, sink)
-        submission.num_queued_tokens = num_tokens
-        self._num_queued_tokens += num_tokens
+        place.resize(sum(map(len, prompts)) * params.n)
+        with self._named(param):
+            submission = self.thread.submit(asked, sink, place)
         try:
-            with _named(param):
+            with self._named(param):
                 await submission.accepted
         except BaseException:
             self.cancel(submission)
             raise
         return submission
 
+    async def _check(
+        self, prompts: Sequence[Sequence[int]], generation: Generation, param: str
+    ) -> None:
+        """Raises what the engine would for any of the prompts, structured output aside."""
+        engine, plain = self.engine, replace(generation.params, structured=None)
+        asked = _with_lengths(prompts, replace(generation, params=plain), engine.max_len)
+        own_ids = (*plain.logit_bias, *plain.stop_ids)  # looked at for every prompt
+
+        def check() -> None:
+            for ids, own in asked:
+                engine.check(ids, own)
+
+        num_checked = sum(len(ids) + len(own_ids) for ids in prompts)
+        with self._named(param):
+            await asyncio.to_thread(check) if num_checked > MANY_TOKENS else check()
+
     def cancel(self, submission: Submission) -> None:
         """Frees what a submission holds; nothing happens when it is over."""
-        self._leave_queue(submission)
-        self.thread.cancel(submission)
+        submission.place.leave()
+        if self.thread.cancel(submission):
+            self.metrics.lose(submission, FinishReason.ABORTED)
 
-    def _check_queue(self, num_tokens: int) -> None:
-        most = self.settings.max_queued_tokens
-        if (
-            most is not None
-            and self._num_queued_tokens
-            and self._num_queued_tokens + num_tokens > most
-        ):
-            raise queue_full(
-                f"wanted a queue of at most {most} prompt tokens, got {self._num_queued_tokens} waiting "
-                f"and {num_tokens} more; ask again later"
+    def _see(self, submission: Submission, prompt: int, delta: Delta) -> None:
+        sample = prompt, delta.index
+        if sample not in submission.last_deltas:
+            submission.place.add(-1, -len(submission.prompts[prompt][0]))
+        self.metrics.see(submission, prompt, delta)
+
+    @contextmanager
+    def _named(self, param: str) -> Iterator[None]:
+        """Errors of ours as the caller is told them; those of a prompt name the option it came in."""
+        try:
+            yield
+        except (RequestError, CheckpointError) as error:
+            if isinstance(error, CheckpointError):
+                log.warning("%s", error)
+            code = (
+                "context_length_exceeded" if isinstance(error, PromptTooLong) else "invalid_value"
             )
+            message = without_folder(str(error), self._folder)
+            raise ApiError(400, message, param=param, code=code) from None
+        except GyrfalconError as error:
+            raise as_api_error(error) from None
 
-    def _leave_queue(self, submission: Submission) -> None:
-        self._num_queued_tokens -= submission.num_queued_tokens
-        submission.num_queued_tokens = 0
-
-    def _see(self, submission: Submission, delta: Delta) -> None:
-        self._leave_queue(submission)
-        self.metrics.see(submission, delta)
+    def _lose(self, submission: Submission) -> None:
+        submission.place.leave()
+        self.metrics.lose(submission, FinishReason.ERROR)
 
     def _take_engine(self, engine: Engine) -> None:
-        self._engine = engine
-        self.metrics.watch(engine, self.settings.names[0])
+        self._engine, self._folder = engine, resolve_model(engine.config.model)
+        self.metrics.watch(engine)
         self._ready.set()
 
     def _fail(self, error: BaseException) -> None:
@@ -214,11 +251,23 @@ def served_names(model: str) -> tuple[str, ...]:
     return (path.resolve().name if path.is_dir() else model,)
 
 
-def _with_length(
-    params: SamplingParams, length: Length, prompt_len: int, max_len: int
-) -> SamplingParams:
-    """The parameters with the most tokens that may follow a prompt. Where there is no room for one the
-    engine's own check says so.
+def _with_lengths(
+    prompts: Sequence[Sequence[int]], generation: Generation, max_len: int
+) -> list[tuple[Sequence[int], SamplingParams]]:
+    """Each prompt with its parameters, which are checked anew for every length alone."""
+    made: dict[int, SamplingParams] = {}
+    asked = []
+    for ids in prompts:
+        num_new = _num_new_tokens(generation.length, len(ids), max_len)
+        if num_new not in made:
+            made[num_new] = replace(generation.params, max_new_tokens=num_new)
+        asked.append((ids, made[num_new]))
+    return asked
+
+
+def _num_new_tokens(length: Length, prompt_len: int, max_len: int) -> int:
+    """The most tokens that may follow a prompt. Where there is no room for one the engine's own check
+    says so.
     """
     room, wanted = max_len - prompt_len, length.max_tokens
     if wanted is None or not length.wanted:
@@ -229,7 +278,7 @@ def _with_length(
             f"{wanted}; ask for {room} or fewer"
         )
         raise ApiError(400, message, param=length.option, code="context_length_exceeded")
-    return replace(params, max_new_tokens=max(wanted, 0 if length.max_tokens == 0 else 1))
+    return max(wanted, 0 if length.max_tokens == 0 else 1)
 
 
 def _check_ids(param: str, token_ids: Iterable[int], engine: Engine) -> None:
@@ -237,20 +286,3 @@ def _check_ids(param: str, token_ids: Iterable[int], engine: Engine) -> None:
     for token_id in token_ids:
         if token_id >= vocab_size:
             raise wrong_option(param, f"token ids below {vocab_size}", str(token_id))
-
-
-def _estimate(prompt: str | Sequence[int]) -> int:
-    """About how many tokens a prompt has."""
-    return len(prompt) // BYTES_PER_TOKEN if isinstance(prompt, str) else len(prompt)
-
-
-@contextmanager
-def _named(param: str) -> Iterator[None]:
-    """Errors of ours as the caller is told them; those of a prompt name the option it came in."""
-    try:
-        yield
-    except (RequestError, CheckpointError) as error:
-        code = "context_length_exceeded" if isinstance(error, PromptTooLong) else "invalid_value"
-        raise ApiError(400, str(error), param=param, code=code) from None
-    except GyrfalconError as error:
-        raise as_api_error(error) from None

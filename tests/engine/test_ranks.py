@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -203,10 +204,12 @@ def test_started_ranks_share_memory_and_a_killed_one_is_told() -> None:
     ranks = start(2, Cpu, sum_for_ever)
     assert (ranks.rank_info.group.memory is not None) == (library() is not None)
     assert ranks.rank_info.group.all_reduce(torch.ones(3)).tolist() == [2.0] * 3
+    ranks.check()
     our_ranks()[0].kill()
-    told = pytest.raises(RankDied, match="rank 1 ended by signal 9")
-    with noticed_in_time(), told, ranks.watched():
-        sum_for_ever(ranks.rank_info)
+    for use in (partial(sum_for_ever, ranks.rank_info), ranks.check):
+        told = pytest.raises(RankDied, match="rank 1 ended by signal 9")
+        with noticed_in_time(), told, ranks.watched():
+            use()
     ranks.close()
     assert our_ranks() == []
 

@@ -8,7 +8,7 @@ from serve_client import Server, engine_of, serving, wait_for
 from serve_fixtures import make_model
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
-from gyrfalcon.errors import RankDied
+from gyrfalcon.errors import CheckpointError, RankDied
 from gyrfalcon.serve import bodies
 from gyrfalcon.serve.errors import as_api_error, without_folder
 from gyrfalcon.text.tokenizer import Tokenizer
@@ -281,8 +281,9 @@ def test_a_model_s_folder_is_hidden_and_other_texts_stay() -> None:
 
 def test_a_failure_of_the_engine_is_told_by_its_kind_alone() -> None:
     error = RankDied("rank 1 to go on", "FileNotFoundError: /secret", "start again")
-    assert as_api_error(error).status == 500
-    assert "secret" not in as_api_error(error).message
+    for one, status in ((error, 503), (CheckpointError("a", "/secret", "b"), 500)):
+        assert as_api_error(one).status == status
+        assert "secret" not in as_api_error(one).message
 
 
 def small_engine(model: Path) -> Engine:

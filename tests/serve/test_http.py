@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import openai
+import psutil
 import pytest
 
 MODEL = "nestling"
@@ -253,3 +254,35 @@ def test_a_signal_lets_a_stream_finish_and_takes_nothing_new() -> None:
     for one in (connection, other, server.process.stderr):
         assert one is not None
         one.close()
+
+
+def test_a_rank_that_dies_under_load_ends_everything_soon() -> None:
+    server = start("-w", "2", "--max-len", "2048", "--threads", "1")
+    [rank] = [
+        one
+        for one in psutil.Process(server.process.pid).children()
+        if "spawn_main" in str(one.cmdline())
+    ]
+    whole = LONG.replace(b"true, ", b"false, ", 1)
+    connections = [server.connect() for _ in range(8)]
+    for place, connection in enumerate(connections):
+        body = (whole if place % 2 else LONG).replace(b"4000", b"2000")
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    wait_until(lambda: gauge(server, "vllm:num_requests_running") == 8)
+    rank.kill()
+    answers = [read_all(connection) for connection in connections]
+    assert server.process.wait(30) == 1
+    for place, answer in enumerate(answers):
+        assert answer.startswith(b"HTTP/1.1 503" if place % 2 else b"HTTP/1.1 200")
+        assert b'"error":' in answer
+    assert server.process.stderr is not None
+    server.process.stderr.close()
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Until the server closes the connection."""
+    parts = []
+    with closing(connection):
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts)

@@ -216,7 +216,7 @@ class Engine:
         return self._ranks.stalled_seconds
 
     def check_ranks(self) -> None:
-        """Raises RankDied when a rank stood still, as a step would.
+        """Raises RankDied when a rank has ended or stood still, as a step would.
 
         >>> Engine("nestling").check_ranks()
         """

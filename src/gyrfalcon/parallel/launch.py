@@ -115,7 +115,9 @@ class Ranks:
             heartbeat.num_working -= 1
 
     def check(self) -> None:
-        """Raises what the watchdog found, if it did."""
+        """Raises what became of a started rank that has ended, or what the watchdog found."""
+        if self.children is not None:
+            _raise_if_dead(self.children, self.store)
         if self.watchdog is not None and self.watchdog.error is not None:
             raise self.watchdog.error from None
 

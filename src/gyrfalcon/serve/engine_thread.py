@@ -159,7 +159,9 @@ class EngineThread:
                 self._tell(self._fail, error)
 
     def _carry_out(self, engine: Engine) -> bool:
-        """Does what is in the inbox; sleeps while there is nothing to do. False when it is over."""
+        """Does what is in the inbox; sleeps while there is nothing to do, but for a look at the ranks. False
+        when it is over.
+        """
         with self._called:
             while not (self._inbox or self._stopping or engine.has_work):
                 self._called.wait(IDLE_SECONDS)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from gyrfalcon.errors import EngineClosed, QueueFull, RequestError
+from gyrfalcon.errors import EngineClosed, QueueFull, RankDied, RequestError
 
 ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 RETRY_LATER = {"Retry-After": "5"}  # seconds
@@ -91,4 +91,7 @@ def as_api_error(error: BaseException) -> ApiError:
         return queue_full(str(error))
     if isinstance(error, EngineClosed):
         return ApiError(503, str(error), headers=RETRY_LATER)
+    if isinstance(error, RankDied):
+        message = "wanted an answer, got an engine that failed; ask again later"
+        return ApiError(503, message, code="failed", headers=RETRY_LATER)
     return ApiError(500, f"wanted an answer, got {type(error).__name__} in the server; see its log")

@@ -4,16 +4,18 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from starlette.types import ASGIApp
+
 from gyrfalcon import Engine, EngineConfig
 from gyrfalcon.serve.access import Gate
-from gyrfalcon.serve.app import application
+from gyrfalcon.serve.app import application, with_origins
 from gyrfalcon.serve.service import Service, Settings
 
 T = TypeVar("T")
@@ -60,6 +62,7 @@ class Server:
     loop: asyncio.AbstractEventLoop
     service: Service
     gate: Gate
+    app: ASGIApp
     failures: list[BaseException] = field(default_factory=list)
 
     def on_loop(self, work: Coroutine[Any, Any, T]) -> T:
@@ -74,7 +77,7 @@ class Server:
         return self.ask("POST", path, json.dumps(body).encode(), headers)
 
     def ask(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> Answer:
-        return self.on_loop(exchange(self.gate, method, path, body, headers))
+        return self.on_loop(exchange(self.app, method, path, body, headers))
 
     def complete(self, prompt: object = "The falcon", **options: object) -> Json:
         """A completion of nestling that has to succeed; greedy unless asked for."""
@@ -130,7 +133,7 @@ class Pending:
 
 
 async def exchange(
-    app: Callable[..., Awaitable[None]],
+    app: ASGIApp,
     method: str,
     path: str,
     body: bytes,
@@ -184,6 +187,7 @@ def serving(
     *,
     keys: Sequence[str] = (),
     hosts: Sequence[str] | None = None,
+    origins: Sequence[str] = (),
     wait: bool = True,
     **settings: Any,
 ) -> Iterator[Server]:
@@ -199,7 +203,8 @@ def serving(
         service.start()
         if wait:
             await service.until_loaded()
-        return Server(loop, service, application(service, keys, hosts), failures)
+        gate = application(service, keys, hosts)
+        return Server(loop, service, gate, with_origins(gate, origins), failures)
 
     async def end(server: Server) -> None:
         await server.service.thread.stop()

@@ -7,6 +7,7 @@ import pytest
 from serve_client import Server, serving
 
 from gyrfalcon import Engine, EngineConfig
+from gyrfalcon.cli.serve import _origin
 from gyrfalcon.cli.serve_run import keys_of_file
 from gyrfalcon.errors import UsageError
 from gyrfalcon.serve.access import allowed_hosts, is_loopback
@@ -83,6 +84,45 @@ def test_elsewhere_than_on_loopback_any_host_is_served_unless_some_are_named() -
     assert allowed_hosts("0.0.0.0", ["a.example"]) == ("a.example",)
     assert [is_loopback(host) for host in ("127.0.0.2", "::1", "[::1]", "localhost")] == [True] * 4
     assert [is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "a")] == [False] * 4
+
+
+PREFLIGHT = {
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization, content-type",
+}
+
+
+def test_pages_of_other_origins_may_not_ask_unless_theirs_is_allowed(
+    guarded: Server, model: Path
+) -> None:
+    asked = {"origin": "https://chat.example"} | PREFLIGHT
+    assert guarded.ask("OPTIONS", "/v1/completions", b"", asked).status == 401
+    key = {"authorization": f"Bearer {KEYS[0]}"}
+    answer = guarded.post("/v1/completions", BODY, origin="https://chat.example", **key)
+    assert not any(name.startswith("access-control") for name in answer.headers)
+    with serving(
+        lambda: Engine(EngineConfig(str(model), max_len=64)),
+        keys=KEYS,
+        origins=["https://chat.example"],
+    ) as server:
+        preflight = server.ask("OPTIONS", "/v1/completions", b"", asked)
+        assert preflight.status == 200
+        answer = server.post("/v1/completions", BODY, origin="https://chat.example", **key)
+        for one in (preflight, answer):
+            assert one.headers["access-control-allow-origin"] == "https://chat.example"
+        assert "authorization" in preflight.headers["access-control-allow-headers"].lower()
+        other = {"origin": "https://evil.example"}
+        assert server.ask("OPTIONS", "/v1/completions", b"", asked | other).status == 400
+        answer = server.post("/v1/completions", BODY, **other, **key)
+        assert "access-control-allow-origin" not in answer.headers
+        assert server.post("/v1/completions", BODY, **other).status == 401
+
+
+@pytest.mark.parametrize("text", ["chat.example", "https://chat.example/", "https://", ""])
+def test_an_origin_that_no_browser_sends_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="without a path"):
+        _origin(text)
+    assert _origin("https://Chat.example:8443") == "https://chat.example:8443"
 
 
 def test_metrics_can_be_public(model: Path) -> None:

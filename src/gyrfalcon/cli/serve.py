@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import re
 
 from gyrfalcon.bounds import ENGINE, Bounds
 from gyrfalcon.cli.engine_options import add_engine, add_model
@@ -65,6 +66,15 @@ def _add_address(group: argparse._ArgumentGroup) -> None:
         "elsewhere any)",
     )
     group.add_argument(
+        "--allow-origin",
+        metavar="ORIGIN",
+        dest="allowed_origins",
+        action="append",
+        type=_origin,
+        help="a web page's origin, such as https://chat.example, whose scripts may ask; * is every one; may "
+        "be given several times (default: none)",
+    )
+    group.add_argument(
         "--public-metrics", action="store_true", help="show /metrics without a key, too"
     )
     group.add_argument(
@@ -121,6 +131,14 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
         default=10.0,
         help="how long a rank may stand still before all are ended",
     )
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers send it."""
+    if text != "*" and not re.fullmatch(r"https?://[^/\s]+", text):
+        do = "write it without a path, such as https://chat.example"
+        raise UsageError("an origin for --allow-origin", repr(text), do)
+    return text.lower()
 
 
 def _check(args: argparse.Namespace) -> None:

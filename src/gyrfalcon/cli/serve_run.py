@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
         port=args.port,
         keys=_keys(args),
         allowed_hosts=tuple(args.allowed_hosts or ()),
+        allowed_origins=tuple(args.allowed_origins or ()),
         shutdown_seconds=args.shutdown_timeout,
     )
     if not listening.keys and not is_loopback(args.host):

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -58,6 +59,21 @@ def application(
     if service.settings.public_metrics:
         open_paths.add("/metrics")
     return Gate(app, keys, hosts, open_paths, service.metrics.refuse)
+
+
+def with_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """The application as scripts of web pages from these origins may use it; without any none may, and
+    browsers see to that.
+    """
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+        expose_headers=["X-Request-Id", "X-Ignored-Options", "Retry-After"],
+    )
 
 
 def _route(service: Service, path: str, handler: Handler, methods: list[str]) -> Route:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import UsageError
 from gyrfalcon.serve.access import allowed_hosts
-from gyrfalcon.serve.app import application
+from gyrfalcon.serve.app import application, with_origins
 from gyrfalcon.serve.connection import Connection
 from gyrfalcon.serve.service import Service, Settings
 
@@ -32,6 +32,7 @@ class Listening:
     port: int
     keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
     shutdown_seconds: float = 30.0
 
 
@@ -96,7 +97,7 @@ class _Running:
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
         hosts = allowed_hosts(self._listening.host, self._listening.allowed_hosts)
         self._gate = application(service, self._listening.keys, hosts)
-        server = _Server(_config(self._gate))
+        server = _Server(_config(with_origins(self._gate, self._listening.allowed_origins)))
         serving = asyncio.ensure_future(server.serve([self._bound]))
         serving.add_done_callback(self._stopped_serving)
         service.start()

@@ -179,7 +179,7 @@ def shown(row: Round) -> str:
     if row.streams == 1:
         gap += f", Engine.stream {row.engine_gap_ms:.2f} ms"
     return (
-        f"{row.streams:3} streams: loop {row.loop_us_per_token:.0f} us a token; {gap}; "
+        f"{row.streams:3.0f} streams: loop {row.loop_us_per_token:.0f} us a token; {gap}; "
         f"{row.served_tokens_per_second:.0f} tokens/s, {percent:.1f} % of Engine.generate's "
         f"{row.engine_tokens_per_second:.0f}"
     )
@@ -218,8 +218,11 @@ def main() -> None:
     for row in medians:
         print(shown(row))
     if args.json:
-        result = {"machine": machine_facts(), "options": vars(args)}
-        result |= {"rounds": [asdict(one) for rounds in found.values() for one in rounds]}
+        result = {
+            "machine": machine_facts(),
+            "options": vars(args),
+            "rounds": [asdict(one) for rounds in found.values() for one in rounds],
+        }
         with open(args.json, "w") as file:
             json.dump(result, file, indent=1)
 

@@ -14,7 +14,7 @@ from typing import Protocol
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import EngineClosed, QueueFull, RequestError
 from gyrfalcon.request import Delta, SamplingParams
-from gyrfalcon.serve.queue import Place
+from gyrfalcon.serve.queue import Reservation
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Submission:
     prompts: Sequence[tuple[Sequence[int], SamplingParams]]
     sink: Sink
     accepted: asyncio.Future[None]  # by the engine; fails with why it did not
-    place: Place  # in the queue
+    reservation: Reservation  # of room in the queue
     submitted: float = field(default_factory=time.monotonic)
     last_deltas: dict[tuple[int, int], float] = field(default_factory=dict)  # when, by sample
     num_unfinished: int = field(init=False)  # samples
@@ -102,14 +102,17 @@ class EngineThread:
         return len(self._live)
 
     def submit(
-        self, prompts: Sequence[tuple[Sequence[int], SamplingParams]], sink: Sink, place: Place
+        self,
+        prompts: Sequence[tuple[Sequence[int], SamplingParams]],
+        sink: Sink,
+        reservation: Reservation,
     ) -> Submission:
         """Hands prompts to the engine before its next step. The outcome is in `accepted`, then in the
         sink. Raises what ended the engine.
         """
         if self._failure is not None:
             raise self._failure
-        submission = Submission(prompts, sink, self._loop.create_future(), place)
+        submission = Submission(prompts, sink, self._loop.create_future(), reservation)
         self._live.add(submission)
         self._call(lambda engine: self._add(engine, submission))
         return submission

@@ -10,7 +10,7 @@ from gyrfalcon.serve import requests
 from gyrfalcon.serve.answers import Head, WholeAnswer
 from gyrfalcon.serve.formats import ChatFormat, CompletionFormat, Format, PromptInfo
 from gyrfalcon.serve.options import Endpoint
-from gyrfalcon.serve.queue import Place
+from gyrfalcon.serve.queue import Reservation
 from gyrfalcon.serve.requests import ChatRequest, CompletionRequest, Generation, Read
 from gyrfalcon.serve.service import Service
 from gyrfalcon.serve.stream import EventStream
@@ -30,11 +30,11 @@ async def completions(service: Service, request: Request) -> Answer:
     read = await read_options(service, request, Endpoint.COMPLETIONS)
     asked = requests.completion(read)
     service.check_model(asked.generation.model)
-    with service.enter_queue(asked.prompts, asked.generation.params.n) as place:
+    with service.enter_queue(asked.prompts, asked.generation.params.n) as reservation:
         ids = await service.ids_of_texts(asked.prompts, asked.add_special_tokens)
         tokenizer = service.engine.tokenizer
         form = CompletionFormat(asked, _infos(asked, ids, tokenizer), tokenizer)
-        return await _answer(service, asked.generation, form, "prompt", read, place)
+        return await _answer(service, asked.generation, form, "prompt", read, reservation)
 
 
 async def chat(service: Service, request: Request) -> Answer:
@@ -44,10 +44,10 @@ async def chat(service: Service, request: Request) -> Answer:
     asked = requests.chat(read)
     service.check_model(asked.generation.model)
     asked = _with_stops(asked, service.chat_stops())
-    with service.enter_queue([UNKNOWN], asked.generation.params.n) as place:
+    with service.enter_queue([UNKNOWN], asked.generation.params.n) as reservation:
         ids = await service.ids_of_chat(asked.conversation)
         form = ChatFormat(asked, PromptInfo(ids), service.engine.tokenizer)
-        return await _answer(service, asked.generation, form, "messages", read, place)
+        return await _answer(service, asked.generation, form, "messages", read, reservation)
 
 
 async def read_options(service: Service, request: Request, endpoint: Endpoint) -> Read:
@@ -72,13 +72,15 @@ async def _answer(
     form: Format,
     param: str,
     read: Read,
-    place: Place,
+    reservation: Reservation,
 ) -> Answer:
     head = Head(form, generation.model, ignored_header(read))
     streams = generation.streaming.wanted
     answer = EventStream(head, generation.streaming) if streams else WholeAnswer(head)
     prompts = [prompt.ids for prompt in form.prompts]
-    submission = await service.submit(prompts, generation, answer, param, form.num_entries, place)
+    submission = await service.submit(
+        prompts, generation, answer, param, form.num_entries, reservation
+    )
     answer.cancel = lambda: service.cancel(submission)
     return answer
 

@@ -20,12 +20,12 @@ class Queue:
         """ApiError 429 where no request whatever would be taken."""
         self._check(1, 1)
 
-    def enter(self, num_requests: int, num_tokens: int) -> "Place":
+    def enter(self, num_requests: int, num_tokens: int) -> "Reservation":
         """Room for so many samples with so many tokens; ApiError 429 where there is none."""
         self._check(num_requests, num_tokens)
-        place = Place(self)
-        place.add(num_requests, num_tokens)
-        return place
+        reservation = Reservation(self)
+        reservation.add(num_requests, num_tokens)
+        return reservation
 
     def _check(self, num_requests: int, num_tokens: int) -> None:
         if not self.num_requests:
@@ -43,8 +43,8 @@ class Queue:
         )
 
 
-class Place:
-    """What one HTTP request takes of the queue. As a context it is left when the block fails."""
+class Reservation:
+    """The room that one HTTP request takes in the queue. As a context: given back when the block fails."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
@@ -68,7 +68,7 @@ class Place:
         """Gives back all that is left."""
         self.add(-self._num_requests, -self._num_tokens)
 
-    def __enter__(self) -> "Place":
+    def __enter__(self) -> "Reservation":
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

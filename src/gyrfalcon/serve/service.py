@@ -19,7 +19,7 @@ from gyrfalcon.serve.bodies import Bodies
 from gyrfalcon.serve.engine_thread import EngineThread, Sink, Submission
 from gyrfalcon.serve.errors import RETRY_LATER, ApiError, as_api_error, without_folder, wrong_option
 from gyrfalcon.serve.metrics import Metrics
-from gyrfalcon.serve.queue import MOST_REQUESTS, MOST_TOKENS, Place, Queue
+from gyrfalcon.serve.queue import MOST_REQUESTS, MOST_TOKENS, Queue, Reservation
 from gyrfalcon.serve.requests import Conversation, Generation, Length
 
 log = logging.getLogger(__name__)
@@ -108,8 +108,8 @@ class Service:
         if self.engine is not None:
             self.queue.refuse_if_full()
 
-    def enter_queue(self, prompts: Sequence[str | Sequence[int]], num_samples: int) -> Place:
-        """A place in the queue for prompts that are not tokenised yet, by the least tokens that they can
+    def enter_queue(self, prompts: Sequence[str | Sequence[int]], num_samples: int) -> Reservation:
+        """Room in the queue for prompts that are not tokenised yet, by the least tokens that they can
         have. ApiError 429 where it is full.
         """
         least = self.engine.tokenizer.least_tokens
@@ -159,7 +159,7 @@ class Service:
         sink: Sink,
         param: str,
         num_entries: NumEntries,
-        place: Place,
+        reservation: Reservation,
     ) -> Submission:
         """Hands prompts to the engine and waits until it has taken them. ApiError where it does not;
         `param` is the option that they came in, `num_entries` what the answer's size follows from.
@@ -173,9 +173,9 @@ class Service:
         if params.structured is not None:
             with self._named(generation.constrained_by):
                 await asyncio.to_thread(engine.check, *asked[0])
-        place.resize(sum(map(len, prompts)) * params.n)
+        reservation.resize(sum(map(len, prompts)) * params.n)
         with self._named(param):
-            submission = self.thread.submit(asked, sink, place)
+            submission = self.thread.submit(asked, sink, reservation)
         try:
             with self._named(param):
                 await submission.accepted
@@ -202,14 +202,14 @@ class Service:
 
     def cancel(self, submission: Submission) -> None:
         """Frees what a submission holds; nothing happens when it is over."""
-        submission.place.leave()
+        submission.reservation.leave()
         if self.thread.cancel(submission):
             self.metrics.lose(submission, FinishReason.ABORTED)
 
     def _see(self, submission: Submission, prompt: int, delta: Delta) -> None:
         sample = prompt, delta.index
         if sample not in submission.last_deltas:
-            submission.place.add(-1, -len(submission.prompts[prompt][0]))
+            submission.reservation.add(-1, -len(submission.prompts[prompt][0]))
         self.metrics.see(submission, prompt, delta)
 
     @contextmanager
@@ -229,7 +229,7 @@ class Service:
             raise as_api_error(error) from None
 
     def _lose(self, submission: Submission) -> None:
-        submission.place.leave()
+        submission.reservation.leave()
         self.metrics.lose(submission, FinishReason.ERROR)
 
     def _take_engine(self, engine: Engine) -> None:

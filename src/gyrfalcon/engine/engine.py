@@ -295,7 +295,8 @@ class Engine:
         >>> engine.check([30, 31, 32], SamplingParams(max_new_tokens=3)).max_new_tokens
         3
         """
-        return replace(params_of(params), structured=self._asked(prompt, params).compiled)
+        own, compiled = params_of(params), self._asked(prompt, params).compiled
+        return own if compiled is None else replace(own, structured=compiled)
 
     def step(self) -> list[Delta]:
         """Computes one batch on all ranks; returns the new text of every sequence of an add() that

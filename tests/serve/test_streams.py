@@ -61,6 +61,24 @@ def test_a_completion_s_parts_are_the_whole_answer(server: Server) -> None:
         assert own["offsets"] == one["logprobs"]["text_offset"]
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_events_whose_frame_is_kept_are_those_that_are_written_whole(
+    server: Server, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"prompt": ['Say "a\\b"', "Ä"]} if path == "/v1/completions" else {}
+    body = CHAT | {"n": 2, "seed": 3, "temperature": 1.5, "stream": True} | asked
+    if asked:
+        del body["messages"]
+    kept = server.post(path, body).events()
+    monkeypatch.setattr(stream.EventWriter, "_is_plain", lambda writer, part: False)
+    whole = server.post(path, body).events()
+    for events in (kept, whole):
+        for event in events:
+            del event["id"], event["created"]
+    by_sample = [sorted(events, key=lambda e: e["choices"][0]["index"]) for events in (kept, whole)]
+    assert by_sample[0] == by_sample[1]
+
+
 def test_usage_comes_in_a_last_chunk_without_choices(server: Server) -> None:
     whole = server.post("/v1/chat/completions", CHAT).json()
     *events, last = chat(server, stream_options={"include_usage": True})

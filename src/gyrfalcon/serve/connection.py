@@ -7,6 +7,7 @@ import socket
 from typing import Any
 
 import h11
+from h11._writers import ChunkedWriter
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gyrfalcon.serve.errors import ApiError, as_json
@@ -23,6 +24,9 @@ class Connection(H11Protocol):
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        self.conn = _Chunks(
+            h11.SERVER, self.config.h11_max_incomplete_event_size or MOST_PIPELINED_BYTES
+        )
         super().connection_made(_Closing(transport))  # type: ignore[arg-type]  # in its place
         _notice_lost_machines(transport.get_extra_info("socket"))
         self._watch()
@@ -95,6 +99,21 @@ def _notice_lost_machines(connection: socket.socket | None) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, LOST_SECONDS // 2)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, LOST_SECONDS // 6)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LOST_SECONDS * 1000)
+
+
+class _Chunks(h11.Connection):
+    """h11's, with the way of a chunk of a body made short: there is one for every token of every stream."""
+
+    def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
+        """The parts of an event's bytes."""
+        if (
+            type(event) is h11.Data
+            and event.data
+            and self.our_state is h11.SEND_BODY
+            and type(self._writer) is ChunkedWriter
+        ):
+            return [b"%x\r\n" % len(event.data), event.data, b"\r\n"]
+        return super().send_with_data_passthrough(event)
 
 
 class _Closing:

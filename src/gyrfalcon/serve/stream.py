@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -25,6 +25,7 @@ PING_SECONDS = 10.0
 SEND_SECONDS = 60.0  # that a client may take to read what is being sent
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
+MARK = "\x00the text\x00"  # in its place
 
 
 @dataclass(slots=True)
@@ -114,8 +115,7 @@ class EventStream:
                 self._wake = asyncio.get_running_loop().create_future()
                 await self._wake
             waiting, self._waiting = self._waiting, []
-            is_long = self._events.num_entries(waiting) > LONG_ENTRIES
-            write = self._events.written
+            is_long, write = self._events.is_long(waiting), self._events.written
             data = await asyncio.to_thread(write, waiting) if is_long else write(waiting)
             if data:
                 body: Message = {"type": "http.response.body", "body": data, "more_body": True}
@@ -162,27 +162,60 @@ class EventWriter:
         self._before = as_json(head.fields(head.format.chunk_kind))[:-1] + b',"choices":['
         self._usage = b',"usage":null' if streaming.include_usage else b""
         self._opened: set[tuple[int, int]] = set()  # samples
+        self._has_begun = False  # what only the first event has is out
+        self._frames: dict[tuple[int, int], tuple[bytes, bytes]] = {}  # of plain events, by sample
+        self._num_samples = len(head.format.prompts) * head.format.num_samples
+        self._of_token = head.format.num_entries(0, 1)
 
-    def num_entries(self, waiting: list[Part | bytes]) -> int:
-        """Tokens and log-probabilities that these will hold."""
-        parts = [part for part in waiting if isinstance(part, Part)]
-        opening = {(part.prompt, part.delta.index) for part in parts} - self._opened
-        of_one = self._form.num_entries(0, 1)
-        return len(parts) * of_one + sum(
-            self._form.num_entries(len(self._form.prompts[prompt].ids), 0) for prompt, _ in opening
-        )
+    def is_long(self, waiting: list[Part | bytes]) -> bool:
+        """Whether writing these takes long."""
+        form, num_entries = self._form, len(waiting) * self._of_token
+        if len(self._opened) < self._num_samples:
+            parts = [part for part in waiting if isinstance(part, Part)]
+            opening = {(part.prompt, part.delta.index) for part in parts} - self._opened
+            lengths = [len(form.prompts[prompt].ids) for prompt, _ in opening]
+            num_entries += sum(form.num_entries(length, 0) for length in lengths)
+        return num_entries > LONG_ENTRIES
 
     def written(self, waiting: list[Part | bytes]) -> bytes:
         """Their events; fewer than deltas, since some have nothing to show."""
-        return b"".join(
-            event
-            for part in waiting
-            for event in ((part,) if isinstance(part, bytes) else self._events(part))
-        )
+        events: list[bytes] = []
+        for part in waiting:
+            if isinstance(part, bytes):
+                events.append(part)
+            elif self._is_plain(part):
+                events.append(self._plain_event(part))
+            else:
+                events += self._events(part)
+        return b"".join(events)
 
     def last(self, usage: Json) -> bytes:
         """The event of the usage, which has no choices."""
         return b"".join((b"data: ", self._before, b'],"usage":', as_json(usage), b"}\n\n"))
+
+    def _is_plain(self, part: Part) -> bool:
+        """Whether the event differs from the sample's others by its text alone."""
+        delta = part.delta
+        return (
+            self._has_begun
+            and bool(delta.text)
+            and delta.finish_reason is None
+            and part.usage is None
+            and not self._form.shows_tokens
+            and (part.prompt, delta.index) in self._opened
+        )
+
+    def _plain_event(self, part: Part) -> bytes:
+        """The same as _event() writes, of which all but the text is kept: most tokens need no more."""
+        sample = part.prompt, part.delta.index
+        frame = self._frames.get(sample)
+        if frame is None:
+            marked = replace(part.delta, text=MARK)
+            before, _, after = self._event(self._form.part(part.prompt, marked), None).partition(
+                as_json(MARK)
+            )
+            frame = self._frames[sample] = before, after
+        return as_json(part.delta.text).join(frame)
 
     def _events(self, part: Part) -> Iterator[bytes]:
         form, delta, sample = self._form, part.delta, (part.prompt, part.delta.index)
@@ -196,6 +229,7 @@ class EventWriter:
             yield self._event(form.part(part.prompt, delta), part.usage)
 
     def _event(self, choice: Json, usage: Json | None) -> bytes:
+        self._has_begun = True
         fields = self._usage if usage is None else b',"usage":' + as_json(usage)
         if extras := self._head.extras():
             fields += b"," + as_json(extras)[1:-1]

@@ -37,6 +37,20 @@ def test_each_key_opens_everything(guarded: Server, key: str) -> None:
     assert guarded.get("/metrics", authorization=f"bearer {key}").status == 200
 
 
+def test_prompts_of_one_key_are_not_found_in_the_cache_with_another(guarded: Server) -> None:
+    body = BODY | {"prompt": "The old captain looked at the sea and at the sky. " * 3}
+
+    def num_cached(key: str) -> int:
+        answer = guarded.post("/v1/completions", body, authorization=f"Bearer {key}")
+        return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    first, second = KEYS
+    assert num_cached(first) == 0
+    assert num_cached(first) > 0
+    assert num_cached(second) == 0
+    assert num_cached(second) > 0
+
+
 @pytest.mark.parametrize(
     "value", ["", "Bearer", "Bearer ", "Bearer wrong", "Basic first-key", "first-key", "Bearer é"]
 )

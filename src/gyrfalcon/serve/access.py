@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 PROBES = ("/health", "/health/live")
+SALT = "gyrfalcon.cache_salt"  # in the scope of a request
 GONE = 499  # as nginx says: the client left before its answer began
 
 
@@ -38,6 +39,7 @@ class Gate:
     ) -> None:
         """`open_paths` need no key; `refused` hears the status of every error and its reason."""
         self._app = app
+        self._secret = secrets.token_bytes()
         self._keys = [sha256(key.encode()).digest() for key in keys]
         self._hosts = None if hosts is None else set(map(_without_port, hosts))
         self._open_paths, self._refused = frozenset(open_paths), refused
@@ -59,6 +61,7 @@ class Gate:
         self.num_answering += 1
         try:
             error = self._error(scope["path"], headers)
+            scope[SALT] = self._salt(headers)
             app = self._app if error is None else error_response(error)
             await app(scope, receive, numbered)
         except Exception:
@@ -78,19 +81,26 @@ class Gate:
         if self._hosts is not None and _host(headers) not in self._hosts:
             message = f"wanted a Host header that is served, got {headers.get('host', '')[:80]!r}"
             return ApiError(403, f"{message}; start the server with --allowed-host", code="host")
-        if self._keys and path not in self._open_paths and not self._has_key(headers):
+        if self._keys and path not in self._open_paths and self._key(headers) is None:
             message = "wanted a valid API key as Authorization: Bearer KEY, got "
             message += "another" if "authorization" in headers else "none"
             challenge = {"WWW-Authenticate": "Bearer"}
             return ApiError(401, message, code="invalid_api_key", headers=challenge)
         return None
 
-    def _has_key(self, headers: Headers) -> bool:
-        """Compares with every key in the same time, whichever it is."""
+    def _key(self, headers: Headers) -> bytes | None:
+        """The digest of the request's key, if it is one of ours. Compares with every key in the same time,
+        whichever it is.
+        """
         scheme, _, key = headers.get("authorization", "").partition(" ")
         digest = sha256(key.strip().encode("utf-8", "replace")).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._keys]
-        return scheme.lower() == "bearer" and any(matches)
+        return digest if scheme.lower() == "bearer" and any(matches) else None
+
+    def _salt(self, headers: Headers) -> str | None:
+        """What keeps the cached prompts of one key from those of the others."""
+        key = self._key(headers) if len(self._keys) > 1 else None
+        return None if key is None else hmac.digest(self._secret, key, "sha256").hex()
 
 
 def unexpected() -> ApiError:

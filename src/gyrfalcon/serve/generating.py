@@ -7,6 +7,7 @@ from dataclasses import replace
 from starlette.requests import Request
 
 from gyrfalcon.serve import requests
+from gyrfalcon.serve.access import SALT
 from gyrfalcon.serve.answers import Head, WholeAnswer
 from gyrfalcon.serve.formats import ChatFormat, CompletionFormat, Format, PromptInfo
 from gyrfalcon.serve.options import Endpoint
@@ -34,7 +35,7 @@ async def completions(service: Service, request: Request) -> Answer:
         ids = await service.ids_of_texts(asked.prompts, asked.add_special_tokens)
         tokenizer = service.engine.tokenizer
         form = CompletionFormat(asked, _infos(asked, ids, tokenizer), tokenizer)
-        return await _answer(service, asked.generation, form, "prompt", read, reservation)
+        return await _answer(service, request, asked.generation, form, "prompt", read, reservation)
 
 
 async def chat(service: Service, request: Request) -> Answer:
@@ -47,7 +48,9 @@ async def chat(service: Service, request: Request) -> Answer:
     with service.enter_queue([UNKNOWN], asked.generation.params.n) as reservation:
         ids = await service.ids_of_chat(asked.conversation)
         form = ChatFormat(asked, PromptInfo(ids), service.engine.tokenizer)
-        return await _answer(service, asked.generation, form, "messages", read, reservation)
+        return await _answer(
+            service, request, asked.generation, form, "messages", read, reservation
+        )
 
 
 async def read_options(service: Service, request: Request, endpoint: Endpoint) -> Read:
@@ -68,6 +71,7 @@ def ignored_header(read: Read) -> Mapping[str, str]:
 
 async def _answer(
     service: Service,
+    request: Request,
     generation: Generation,
     form: Format,
     param: str,
@@ -79,7 +83,7 @@ async def _answer(
     answer = EventStream(head, generation.streaming) if streams else WholeAnswer(head)
     prompts = [prompt.ids for prompt in form.prompts]
     submission = await service.submit(
-        prompts, generation, answer, param, form.num_entries, reservation
+        prompts, generation, answer, param, form.num_entries, reservation, request.scope[SALT]
     )
     answer.cancel = lambda: service.cancel(submission)
     return answer

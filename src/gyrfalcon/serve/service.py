@@ -160,9 +160,11 @@ class Service:
         param: str,
         num_entries: NumEntries,
         reservation: Reservation,
+        cache_salt: str | None,
     ) -> Submission:
         """Hands prompts to the engine and waits until it has taken them. ApiError where it does not;
-        `param` is the option that they came in, `num_entries` what the answer's size follows from.
+        `param` is the option that they came in, `num_entries` what the answer's size follows from. Cached
+        prompts are shared by those of the same `cache_salt`.
         """
         engine, params = self.engine, generation.params
         _check_ids("logit_bias", params.logit_bias, engine)
@@ -175,7 +177,7 @@ class Service:
                 await asyncio.to_thread(engine.check, *asked[0])
         reservation.resize(sum(map(len, prompts)) * params.n)
         with self._named(param):
-            submission = self.thread.submit(asked, sink, reservation)
+            submission = self.thread.submit(asked, sink, reservation, cache_salt)
         try:
             with self._named(param):
                 await submission.accepted

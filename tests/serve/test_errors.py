@@ -8,8 +8,10 @@ from serve_client import Server, engine_of, serving, wait_for
 from serve_fixtures import make_model
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
-from gyrfalcon.errors import CheckpointError, RankDied
+from gyrfalcon.errors import CheckpointError, NotFinite, NoTokenAllowed, RankDied
+from gyrfalcon.request import Delta, FinishReason
 from gyrfalcon.serve import bodies
+from gyrfalcon.serve.answers import failed
 from gyrfalcon.serve.errors import as_api_error, without_folder
 from gyrfalcon.text.tokenizer import Tokenizer
 
@@ -277,6 +279,15 @@ def test_a_model_s_folder_is_hidden_and_other_texts_stay() -> None:
     assert without_folder("in /srv/models/falcon, got", folder) == "in the model's folder, got"
     for text in ("in /srv/models/falcon-2/a, got", "in /x/srv/models/falcon/a"):
         assert without_folder(text, folder) == text
+
+
+def test_a_sample_that_may_have_no_token_is_its_caller_s_mistake_and_nan_the_server_s() -> None:
+    for failure, status in (
+        (NoTokenAllowed("a token that may follow", "none", "relax it"), 400),
+        (NotFinite("finite logits", "NaN", "try another dtype"), 500),
+    ):
+        delta = Delta(0, 0, "", None, FinishReason.ERROR, str(failure), failure=failure)
+        assert (failed(delta).status, failed(delta).message) == (status, str(failure))
 
 
 def test_a_failure_of_the_engine_is_told_by_its_kind_alone() -> None:

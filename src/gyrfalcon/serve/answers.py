@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gyrfalcon.errors import NoTokenAllowed
 from gyrfalcon.request import Delta, FinishReason
 from gyrfalcon.serve.answer_size import LONG_ENTRIES
 from gyrfalcon.serve.errors import ApiError, as_api_error, as_json
@@ -161,6 +162,8 @@ def error_response(error: ApiError) -> Response:
 
 def failed(delta: Delta) -> ApiError:
     """What a caller is told of a sample that the engine ended by itself."""
+    if isinstance(delta.failure, NoTokenAllowed):  # what was asked for allows none
+        return ApiError(400, str(delta.failure), code="invalid_value")
     reason = "" if delta.finish_reason is None else delta.finish_reason.value
     return ApiError(500, delta.error or f"wanted a complete text, got one that was {reason}")
 

@@ -89,3 +89,14 @@ def test_preemptions_are_counted(model: Path, engine: Engine) -> None:
     with serving(lambda: engine_of(model, cache_memory=memory)) as server:
         server.complete("Once", max_tokens=150, n=3, ignore_eos=True)
         assert scraped(server)["vllm:num_preemptions_total"] > 0
+
+
+def test_the_share_of_the_memory_bandwidth_can_be_computed(model: Path, brief_limits: None) -> None:
+    with serving(lambda: engine_of(model)) as server:
+        scraped(server)
+        wait_for(lambda: "gyrfalcon:memory_bandwidth_bytes_per_second" in scraped(server))
+        server.complete("Once", max_tokens=9, ignore_eos=True)
+        found = scraped(server)
+    weights = 10_000_000  # bytes of nestling, and more
+    assert found["gyrfalcon:decode_bytes_total"] > 9 * weights
+    assert found["gyrfalcon:memory_bandwidth_bytes_per_second"] > 0

@@ -1,6 +1,7 @@
 """The application: which path does what."""
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import asdict
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,6 +15,7 @@ from gyrfalcon import __version__
 from gyrfalcon.serve import generating, tokens
 from gyrfalcon.serve.access import Gate, unexpected
 from gyrfalcon.serve.answers import error_response, json_response
+from gyrfalcon.serve.bandwidth import Bandwidth
 from gyrfalcon.serve.errors import RETRY_LATER, ApiError
 from gyrfalcon.serve.live import Live
 from gyrfalcon.serve.metrics import CONTENT_TYPE
@@ -30,9 +32,11 @@ def application(
 ) -> Gate:
     """The whole of it. `keys` empty: everybody may ask; `hosts` None: whatever the Host header says."""
     get, post, page = ["GET"], ["POST"], page_files()
+    live = Live(service)
+    service.metrics.register(Bandwidth(service, live))
     routes = [
         *page_routes(page),
-        _route(service, "/page/live.json", _readings(Live(service)), get),
+        _route(service, "/page/live.json", _readings(live), get),
         _route(service, "/v1/completions", generating.completions, post),
         _route(service, "/v1/chat/completions", generating.chat, post),
         _route(service, "/v1/models", _models, get),
@@ -117,7 +121,7 @@ async def _live(service: Service, request: Request) -> Response:
 
 def _readings(live: Live) -> Handler:
     async def reading(service: Service, request: Request) -> Response:
-        return json_response(live.reading())
+        return json_response(asdict(live.reading()))
 
     return reading
 

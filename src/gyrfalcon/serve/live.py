@@ -4,7 +4,7 @@ compared with, so that whoever asks twice has rates.
 
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from threading import Thread
 
 from gyrfalcon.device.lookup import device_of
@@ -69,8 +69,8 @@ class Live:
         self._bandwidth: float | None = None
         self._is_measuring = False
 
-    def reading(self) -> dict[str, object]:
-        """A Reading as JSON; ApiError 503 while there is no engine."""
+    def reading(self) -> Reading:
+        """How things stand; ApiError 503 while there is no engine."""
         engine, thread = self._service.engine, self._service.thread
         stats = engine.stats()
         if self._bytes is None:
@@ -78,17 +78,15 @@ class Live:
         if self._bandwidth is None and not (self._is_measuring or engine.has_work):
             self._is_measuring = True
             Thread(target=self._measure, args=(engine,), name="bandwidth", daemon=True).start()
-        return asdict(
-            Reading(
-                seconds=time.monotonic(),
-                generated_tokens=thread.num_tokens,
-                steps=thread.num_steps,
-                running=stats.num_running,
-                waiting=stats.num_waiting,
-                cache_usage=stats.num_used_blocks / stats.num_blocks,
-                step_bytes=self._bytes.of_step(stats),
-                bandwidth=self._bandwidth,
-            )
+        return Reading(
+            seconds=time.monotonic(),
+            generated_tokens=thread.num_tokens,
+            steps=thread.num_steps,
+            running=stats.num_running,
+            waiting=stats.num_waiting,
+            cache_usage=stats.num_used_blocks / stats.num_blocks,
+            step_bytes=self._bytes.of_step(stats),
+            bandwidth=self._bandwidth,
         )
 
     def _measure(self, engine: Engine) -> None:

@@ -3,10 +3,17 @@ its dashboards and the endpoint pickers of KServe and llm-d work; others begin w
 """
 
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from gyrfalcon.engine.engine import Engine
@@ -45,7 +52,7 @@ SECONDS = (
 MODEL = "model_name"  # vLLM's label
 
 
-class Metrics:
+class Metrics(Collector):
     """The counters of one server."""
 
     def __init__(self, model: str) -> None:
@@ -55,20 +62,12 @@ class Metrics:
             "vllm:prompt_tokens",
             "Tokens of prompts whose first token has come, cached ones included.",
         )
-        self._generated = self._counter("vllm:generation_tokens", "Tokens that were generated.")
+        self._num_generated = 0
         self._preempted = self._counter(
             "vllm:num_preemptions", "Times that a sample's cache was taken for another's."
         )
-        self._first_token = self._seconds(
-            "vllm:time_to_first_token_seconds",
-            "From a request's arrival at the engine to its first token.",
-        )
-        self._inter_token = self._seconds(
-            "vllm:inter_token_latency_seconds", "Between two tokens of a sample."
-        )
-        self._whole = self._seconds(
-            "vllm:e2e_request_latency_seconds", "From a sample's arrival at the engine to its end."
-        )
+        self._first_token, self._inter_token, self._whole = Times(), Times(), Times()
+        self._registry.register(self)
         finished = Counter(
             "vllm:request_success",
             "Samples that ended, by their finish reason; abort: their client left.",
@@ -89,12 +88,16 @@ class Metrics:
         """Shows what an engine says of itself, too."""
         self._registry.register(_OfEngine(engine, self._model))
 
+    def register(self, collector: Collector) -> None:
+        """Shows what another collects, too."""
+        self._registry.register(collector)
+
     def see(self, submission: Submission, prompt: int, delta: Delta) -> None:
         """Counts a delta."""
         now, sample = time.monotonic(), (prompt, delta.index)
         last = submission.last_deltas.get(sample)
         if delta.token is not None:
-            self._generated.inc()
+            self._num_generated += 1
             if last is None:
                 self._first_token.observe(now - submission.submitted)
             else:
@@ -119,12 +122,54 @@ class Metrics:
         """All of it, in Prometheus's text format."""
         return generate_latest(self._registry)
 
+    def collect(self) -> Iterator[Metric]:
+        """What every token adds to, which prometheus_client's own counters would take longer to count."""
+        generated = CounterMetricFamily(
+            "vllm:generation_tokens", "Tokens that were generated.", labels=[MODEL]
+        )
+        generated.add_metric([self._model], self._num_generated)
+        yield generated
+        for times, name, text in (
+            (
+                self._first_token,
+                "vllm:time_to_first_token_seconds",
+                "From a request's arrival at the engine to its first token.",
+            ),
+            (
+                self._inter_token,
+                "vllm:inter_token_latency_seconds",
+                "Between two tokens of a sample.",
+            ),
+            (
+                self._whole,
+                "vllm:e2e_request_latency_seconds",
+                "From a sample's arrival at the engine to its end.",
+            ),
+        ):
+            family = HistogramMetricFamily(name, text, labels=[MODEL])
+            family.add_metric([self._model], times.buckets(), times.seconds)
+            yield family
+
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, [MODEL], registry=self._registry).labels(self._model)
 
-    def _seconds(self, name: str, text: str) -> Histogram:
-        histogram = Histogram(name, text, [MODEL], buckets=SECONDS, registry=self._registry)
-        return histogram.labels(self._model)
+
+class Times:
+    """A histogram of seconds."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(SECONDS) + 1)  # the last: beyond all bounds
+        self.seconds = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Counts one."""
+        self._counts[bisect_left(SECONDS, seconds)] += 1
+        self.seconds += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Each bound with how many were not above it."""
+        bounds = [str(float(bound)) for bound in SECONDS] + ["+Inf"]
+        return list(zip(bounds, accumulate(self._counts), strict=True))
 
 
 class _OfEngine(Collector):

@@ -12,7 +12,6 @@ from serve_client import Server, engine_of, serving, wait_for
 from gyrfalcon import Engine
 from gyrfalcon.errors import CheckpointError, RankDied
 from gyrfalcon.request import Delta
-from gyrfalcon.serve import engine_thread
 from gyrfalcon.serve.answers import WholeAnswer
 
 pytest_plugins = ["serve_fixtures"]
@@ -78,21 +77,6 @@ def test_an_engine_that_ends_between_requests_turns_the_server_red(model: Path) 
         wait_for(lambda: server.get("/health").status == 503)
         [failure] = server.failures
         assert "closed" in str(failure)
-
-
-def test_a_rank_that_dies_while_nobody_asks_is_noticed(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def dead() -> None:
-        raise RankDied("all 2 ranks to live", "rank 1 ended by signal 9", "start again")
-
-    monkeypatch.setattr(engine_thread, "IDLE_SECONDS", 0.01)
-    with serving(lambda: engine_of(model)) as server:
-        monkeypatch.setattr(server.service.engine, "check_ranks", dead)
-        wait_for(lambda: server.get("/health").status == 503)
-        refused = server.post("/v1/completions", BODY)
-        assert (refused.status, refused.error["code"]) == (503, "failed")
-        assert "signal 9" in str(server.failures[0])
 
 
 def test_an_answer_that_cannot_be_written_does_not_take_others_along(
@@ -210,3 +194,5 @@ def test_a_rank_that_stood_still_ends_an_idle_server(
         monkeypatch.setattr(Engine, "check_ranks", found)
         wait_for(lambda: server.get("/health").json() == {"status": "failed"})
         assert server.service.failure is error
+        refused = server.post("/v1/completions", BODY)
+        assert (refused.status, refused.error["code"]) == (503, "failed")

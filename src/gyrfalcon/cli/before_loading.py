@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from gyrfalcon.checkpoint.hub import resolve_model
 from gyrfalcon.checkpoint.load import effective_quant
 from gyrfalcon.checkpoint.source import Checkpoint, open_checkpoint
+from gyrfalcon.checkpoint.tokenizer import has_tokenizer, no_tokenizer
 from gyrfalcon.engine.build import longest_sequence
-from gyrfalcon.engine.engine import has_tokenizer, no_tokenizer
 from gyrfalcon.engine.prompts import Asked, Longest, check
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.request import SamplingParams

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from gyrfalcon.checkpoint.hub import resolve_model
+from gyrfalcon.checkpoint.tokenizer import load_tokenizer
 from gyrfalcon.cli.before_loading import check_structured, ids_of_prompts, opened
 from gyrfalcon.cli.engine_options import engine_config
 from gyrfalcon.console.format import counted, goes_to_stdout, json_text
-from gyrfalcon.engine.engine import Engine, load_tokenizer
+from gyrfalcon.engine.engine import Engine
 from gyrfalcon.files.text import all_of, contents, decoded, prompts_in
 from gyrfalcon.request import Delta, SamplingParams, Token, check_finite
 from gyrfalcon.structured import StructuredOutput
@@ -69,17 +70,17 @@ def run(args: argparse.Namespace) -> int:
     prompt_ids = ids_of_prompts(config, checkpoint, tokenizer, prompts, params, chat=args.chat)
     with Engine(config) as engine:
         load_seconds = time.perf_counter() - start
-        _say(engine, f"ready in {load_seconds:.1f} s: {engine.description}")
+        _say(f"ready in {load_seconds:.1f} s: {engine.description}")
         for note in (*engine.notes, *chat_notes):
-            _say(engine, f"note: {note}")
-        printer = _Printer(args, engine, prompts)
+            _say(f"note: {note}")
+        printer = _Printer(args, prompts)
         asked = list(zip(prompts, prompt_ids, strict=True))
         answers = _generate(engine, asked, params, printer)
         num_new = sum(len(sample.tokens) for answer in answers for sample in answer.samples)
         seconds = max(answer.seconds for answer in answers)
         rate = f", {num_new / seconds:.1f} tokens/s" if num_new else ""
-        _say(engine, f"{counted(num_new, 'new token')} in {seconds:.2f} s{rate}")
-        if args.json is not None and engine.is_first_rank:
+        _say(f"{counted(num_new, 'new token')} in {seconds:.2f} s{rate}")
+        if args.json is not None:
             _write_json([_as_json(answer, load_seconds) for answer in answers], args)
     return 0
 
@@ -102,8 +103,8 @@ class _Printer:
     wait.
     """
 
-    def __init__(self, args: argparse.Namespace, engine: Engine, prompts: Sequence[str]) -> None:
-        self.silent = goes_to_stdout(args.json) or not engine.is_first_rank
+    def __init__(self, args: argparse.Namespace, prompts: Sequence[str]) -> None:
+        self.silent = goes_to_stdout(args.json)
         self.titles = len(prompts) > 1 or args.n > 1
         self.places = [
             (prompt, sample) for prompt in range(len(prompts)) for sample in range(args.n)
@@ -226,6 +227,5 @@ def _write_json(results: Iterable[dict[str, object]], args: argparse.Namespace) 
     args.json.write("".join(json_text(result, args.json) for result in results))
 
 
-def _say(engine: Engine, line: str) -> None:
-    if engine.is_first_rank:
-        print(line, file=sys.stderr)
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -97,9 +97,6 @@ def run(args: argparse.Namespace) -> int:
     identity = _identity(args, exam)
     earlier = [] if args.overwrite else unfinished(output, identity, exam.subjects)
     with Engine(engine_config(args)) as engine:
-        if not engine.is_first_rank:
-            _follow(engine, exam, earlier)
-            return 0
         say_ready(engine.description, engine.notes)
         with (
             alone_in(output),
@@ -215,12 +212,6 @@ def _kept(recorder: Recorder, exam: Exam, output: str) -> str:
         f"{recorder.num_answers} of {asked} answered and kept in {output}; "
         "run the same command again to go on"
     )
-
-
-def _follow(engine: Engine, exam: Exam, earlier: Sequence[Answer]) -> None:
-    """The part of a rank other than 0 that torchrun started: it computes the same and prints nothing."""
-    for _ in answers(engine, exam, _keys(earlier)):
-        pass
 
 
 def _published(config: EngineConfig, which: Identity) -> PublishedFigures:

@@ -23,18 +23,16 @@ def run(args: argparse.Namespace) -> int:
     window = longest if args.window is None else args.window
     check_window(window, _stride(window, args.stride), longest)
     with Engine(config) as engine:
-        if engine.is_first_rank:
-            say_ready(engine.description, engine.notes)
+        say_ready(engine.description, engine.notes)
         window = engine.max_len if args.window is None else args.window
         stride = _stride(window, args.stride)
         start = time.perf_counter()
         num_tokens = len(text_ids(engine.tokenizer, text)) - 1
-        with bar(num_tokens, "token", "perplexity", engine.is_first_rank) as shown:
+        with bar(num_tokens, "token", "perplexity") as shown:
             found = perplexity(engine, text, window, stride, shown.update)
         result = _result(args.file, found, window, stride, time.perf_counter() - start)
         document = envelope("perplexity", engine, args.words, result)
-        if engine.is_first_rank:
-            show_result(document, _lines(found, window, stride), args.json)
+        show_result(document, _lines(found, window, stride), args.json)
     return 0
 
 

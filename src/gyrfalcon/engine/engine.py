@@ -21,6 +21,7 @@ from torch import Tensor
 from gyrfalcon.checkpoint.hub import resolve_model
 from gyrfalcon.checkpoint.load import effective_quant
 from gyrfalcon.checkpoint.source import Checkpoint, open_checkpoint
+from gyrfalcon.checkpoint.tokenizer import ends_of, load_tokenizer, no_tokenizer
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.format import counted
 from gyrfalcon.device.dtypes import WORD_OF_DTYPE
@@ -54,7 +55,6 @@ from gyrfalcon.engine.turns import Turns
 from gyrfalcon.engine.worker import follow
 from gyrfalcon.engine_config import EngineConfig, EngineSettings, config_of
 from gyrfalcon.errors import (
-    CheckpointError,
     GyrfalconError,
     PromptTooLong,
     RankDied,
@@ -76,10 +76,8 @@ from gyrfalcon.request import (
 )
 from gyrfalcon.structured import CompiledOutput, StructuredOutput
 from gyrfalcon.text.detokenizer import StopStrings, TextStream
-from gyrfalcon.text.end_ids import Ends, find_ends
 from gyrfalcon.text.grammar import Grammars
 from gyrfalcon.text.tokenizer import Tokenizer
-from gyrfalcon.text.tokenizer_files import VOCABULARY_FILES
 
 
 class Engine:
@@ -122,7 +120,7 @@ class Engine:
         self.model_config: ModelConfig = checkpoint.config
         self.adapter_name = checkpoint.adapter_name
         self._tokenizer = load_tokenizer(checkpoint)
-        self._ends = _find_ends(checkpoint, self._tokenizer)
+        self._ends = ends_of(checkpoint, self._tokenizer)
         self._grammars = Grammars(self._tokenizer, self.model_config.vocab_size, self._ends.ids)
         self.notes = (*checkpoint.notes, *self._ends.notes)
         self._live: dict[int, Live] = {}
@@ -727,44 +725,6 @@ def _world_size(config: EngineConfig, checkpoint: Checkpoint) -> int:
     torchrun = Torchrun.found()
     own = checkpoint.world_size or 1 if torchrun is None else torchrun.world_size
     return config.world_size or own
-
-
-def has_tokenizer(checkpoint: Checkpoint) -> bool:
-    """Whether any file of a tokenizer lies beside the weights."""
-    return any((checkpoint.tokenizer_folder / name).exists() for name in VOCABULARY_FILES)
-
-
-def no_tokenizer() -> CheckpointError:
-    """What a call that needs a tokenizer raises where has_tokenizer() is False."""
-    do = "copy them there, or pass token ids"
-    return CheckpointError("tokenizer files beside the model", "none", do)
-
-
-def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
-    """The checkpoint's tokenizer; None when there is not one file of it, so that ids can be used
-    alone.
-    """
-    if not has_tokenizer(checkpoint):
-        return None
-    folder, stated_class = checkpoint.tokenizer_folder, checkpoint.raw_config.get("tokenizer_class")
-    return Tokenizer.load(folder, _model_names(checkpoint), stated_class)
-
-
-def _model_names(checkpoint: Checkpoint) -> list[str]:
-    """What a checkpoint is called: by its folder, by the hub's cache, by its own config."""
-    folder = checkpoint.folder.absolute()
-    cached = folder.parent.parent.name if folder.parent.name == "snapshots" else ""
-    return [folder.name, cached, str(checkpoint.raw_config.get("_name_or_path"))]
-
-
-def _find_ends(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Ends:
-    """Where a text ends. Marks that end one are left out of all texts from here on."""
-    ends = find_ends(
-        checkpoint.tokenizer_folder, checkpoint.raw_config, checkpoint.config.vocab_size, tokenizer
-    )
-    if tokenizer is not None:
-        tokenizer.hide(ends.ids)
-    return ends
 
 
 def _seed_bytes(seed: int | None) -> bytes:

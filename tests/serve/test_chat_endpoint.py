@@ -116,6 +116,15 @@ def test_log_probabilities_name_each_token_with_its_bytes(server: Server, engine
         ([{"role": "user", "content": []}], "messages.0.content"),
         ([{"role": "user", "content": "x", "name": "Ann"}], "messages.0.name"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages.0.content.0"),
+        (
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "x", "cache_control": {"a": 1}}],
+                }
+            ],
+            "messages.0.content.0.cache_control",
+        ),
         ([*HELLO, {"role": "user", "content": "\ud800"}], "messages"),
     ],
 )

@@ -135,7 +135,7 @@ async def _version(service: Service, request: Request) -> Response:
 
 
 async def _openapi(service: Service, request: Request) -> Response:
-    return json_response(document())
+    return json_response(document(service.settings.names))
 
 
 async def _on_api_error(request: Request, error: Exception) -> Response:

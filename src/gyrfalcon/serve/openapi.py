@@ -1,5 +1,7 @@
 """The OpenAPI document, made of the table of options."""
 
+from collections.abc import Sequence
+
 from gyrfalcon import __version__
 from gyrfalcon.serve.options import Endpoint, Kind, Option, options_of
 from gyrfalcon.serve.values import Schema, nullable
@@ -50,10 +52,10 @@ ERROR_SCHEMA: Schema = {
 }
 
 
-def document() -> Schema:
-    """The document."""
-    paths: Schema = {endpoint.value: {"post": _post(endpoint)} for endpoint in Endpoint}
-    paths |= {path: {"get": _get(path, summary)} for path, summary in GETS.items()}
+def document(names: Sequence[str]) -> Schema:
+    """The document of a server whose model has these names."""
+    paths: Schema = {endpoint.value: {"post": _post(endpoint, names)} for endpoint in Endpoint}
+    paths |= {path: {"get": _get(path, summary, names)} for path, summary in GETS.items()}
     paths["/metrics"] = {"get": _metrics()}
     return {
         "openapi": "3.1.0",
@@ -67,25 +69,26 @@ def document() -> Schema:
     }
 
 
-def request_schema(endpoint: Endpoint) -> Schema:
+def request_schema(endpoint: Endpoint, names: Sequence[str]) -> Schema:
     """The JSON Schema of a body. Refused options are not in it."""
     shown = [one for one in options_of(endpoint).values() if one.kind is not Kind.REFUSED]
     return {
         "type": "object",
-        "properties": {one.name: _property(one) for one in shown},
+        "properties": {one.name: _property(one, names) for one in shown},
         "required": [one.name for one in shown if one.required],
         "additionalProperties": False,
     }
 
 
-def _property(option: Option) -> Schema:
-    schema = option.value.schema() if option.required else nullable(option.value.schema())
+def _property(option: Option, names: Sequence[str]) -> Schema:
+    schema = {"enum": [*names]} if option.name == "model" else option.value.schema()
+    schema = schema if option.required else nullable(schema)
     default = {} if option.default is None else {"default": option.default}
     return schema | {"description": f"{option.text} ({option.kind.value})"} | default
 
 
-def _post(endpoint: Endpoint) -> Schema:
-    body = {"application/json": {"schema": request_schema(endpoint)}}
+def _post(endpoint: Endpoint, names: Sequence[str]) -> Schema:
+    body = {"application/json": {"schema": request_schema(endpoint, names)}}
     content: Schema = {"application/json": {"schema": {"type": "object"}}}
     if endpoint in (Endpoint.COMPLETIONS, Endpoint.CHAT):
         content["text/event-stream"] = {"schema": {"type": "string"}}
@@ -96,14 +99,14 @@ def _post(endpoint: Endpoint) -> Schema:
     }
 
 
-def _get(path: str, summary: str) -> Schema:
+def _get(path: str, summary: str, names: Sequence[str]) -> Schema:
     content = {"application/json": {"schema": {"type": "object"}}}
     responses = {"200": {"description": summary, "content": content}} | _errors(*OF_GET)
     if path == "/health":  # its state, whichever it is
         responses["503"] = {"description": "Requests are not taken", "content": content}
     operation: Schema = {"summary": summary, "responses": responses}
     if "{name}" in path:
-        name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+        name = {"name": "name", "in": "path", "required": True, "schema": {"enum": [*names]}}
         operation["parameters"] = [name]
     return operation
 

@@ -230,7 +230,7 @@ class Messages:
             "type": "object",
             "properties": {"type": {"const": "text"}, "text": Text().schema()},
             "required": ["type", "text"],
-            "additionalProperties": False,
+            "additionalProperties": {"enum": [None, *EMPTY]},
         }
         message = {
             "type": "object",
@@ -241,6 +241,7 @@ class Messages:
                 },
             },
             "required": ["role", "content"],
+            "additionalProperties": {"enum": [None, *EMPTY]},
         }
         return {"type": "array", "items": message, "minItems": 1, "maxItems": MOST_MESSAGES}
 
@@ -342,9 +343,7 @@ def _message(value: object, at: str) -> Message:
     role, content = value.get("role"), value.get("content")
     if not isinstance(role, str) or role not in ROLES:
         raise WrongValue(f"a role: {', '.join(ROLES)}", role, f"{at}.role")
-    for name, one in value.items():
-        if name not in ("role", "content") and one is not None and one not in EMPTY:
-            raise WrongValue("role and content alone in a message", name, f"{at}.{name}")
+    _refuse_others(value, ("role", "content"), "a message", at)
     return Message(ROLES[role], _content(content, f"{at}.content"))
 
 
@@ -361,4 +360,13 @@ def _part(part: object, at: str) -> str:
     if kind != "text" or not isinstance(text, str):
         got = kind if isinstance(kind, str) and kind != "text" else part
         raise WrongValue('a part {"type": "text", "text": …}: this model takes text', got, at)
+    assert isinstance(part, dict)
+    _refuse_others(part, ("type", "text"), "a part", at)
     return text
+
+
+def _refuse_others(value: Mapping[str, object], names: tuple[str, str], what: str, at: str) -> None:
+    """WrongValue for a further field that says something."""
+    for name, one in value.items():
+        if name not in names and one is not None and one not in EMPTY:
+            raise WrongValue(f"{' and '.join(names)} alone in {what}", name, f"{at}.{name}")

@@ -279,7 +279,7 @@ def _sampling_mode(params: SamplingParams, changes_logits: bool) -> SamplingMode
 @dataclass(frozen=True, slots=True)
 class Token:
     """A token and, on request, its log-probability under the model and the most likely tokens at its
-    position.
+    position; of a prompt's token also its rank: how many are at least as likely, itself included.
 
     >>> engine = Engine("nestling")
     >>> [output] = engine.generate("The falcon", SamplingParams(max_new_tokens=1, logprobs=5))
@@ -292,6 +292,7 @@ class Token:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()  # (token id, log-probability), most likely first
     asked: tuple[tuple[int, float], ...] = ()  # the same for each of SamplingParams.logprob_ids
+    rank: int | None = None
 
 
 @dataclass(eq=False, slots=True)

@@ -28,11 +28,13 @@ VOCAB = 50
 SCORED = SamplingParams(max_new_tokens=1, prompt_logprobs=5, ignore_eos=True)
 
 
-def score_of(tokens: tuple[int, ...], num_top: int) -> tuple[float, list[int], list[float]]:
-    """What the fake model says of the last of `tokens` after those before it, and of the most likely."""
+def score_of(tokens: tuple[int, ...], num_top: int) -> tuple[float, int, list[int], list[float]]:
+    """What the fake model says of the last of `tokens` after those before it, its rank, and of the most
+    likely.
+    """
     before = sha256(str(tokens[:-1]).encode()).digest()
     own = sha256(str(tokens).encode()).digest()
-    return own[0] / 7, [*before[:num_top]], [byte / 9 for byte in before[8 : 8 + num_top]]
+    return own[0] / 7, own[1], [*before[:num_top]], [byte / 9 for byte in before[8 : 8 + num_top]]
 
 
 @dataclass
@@ -97,9 +99,11 @@ class Rank:
         assert new.start > chunk.start, "a score is missing whose row is not computed"
         num_top = self.scores.num_top(request)
         found = [score_of(request.prompt_ids[: place + 1], num_top) for place in new]
-        ids = np.array([ids for _, ids, _ in found]).reshape(-1, num_top)
-        values = np.array([values for *_, values in found]).reshape(-1, num_top)
-        self.scores.add(request, (np.array([own for own, *_ in found]), ids, values))
+        own, ranks = (np.array([one[place] for one in found]) for place in (0, 1))
+        ids, values = (
+            np.array([one[place] for one in found]).reshape(-1, num_top) for place in (2, 3)
+        )
+        self.scores.add(request, (own, ranks, ids, values))
 
     def run(self, *requests: Request) -> int:
         """Runs requests to their end; returns how many tokens were computed for them."""
@@ -126,8 +130,9 @@ def expected(one: Request) -> list[Token]:
     num_top = one.params.prompt_logprobs or 0
     told = []
     for stop in range(2, len(one.prompt_ids) + 1):
-        own, ids, values = score_of(one.prompt_ids[:stop], num_top)
-        told.append(Token(one.prompt_ids[stop - 1], own, tuple(zip(ids, values, strict=True))))
+        own, rank, ids, values = score_of(one.prompt_ids[:stop], num_top)
+        top = tuple(zip(ids, values, strict=True))
+        told.append(Token(one.prompt_ids[stop - 1], own, top, rank=rank))
     return told
 
 
@@ -392,10 +397,16 @@ def test_an_aborted_prompt_leaves_the_scores_of_what_was_computed(folder: Path) 
 @pytest.mark.parametrize("num_top", range(2, 7))
 def test_fewer_likely_tokens_are_the_first_of_more_whichever_are_equal(num_top: int) -> None:
     logits = torch.randint(0, 3, (20, 40), generator=torch.Generator().manual_seed(0)).float()
-    _, ids, values = sampler.score(logits, [0] * 20, num_top)
+    _, _, ids, values = sampler.score(logits, [0] * 20, num_top)
     order = logits.sort(dim=-1, descending=True, stable=True).indices[:, :num_top]
     assert ids.equal(order)
     assert values.equal(logits.double().log_softmax(dim=-1).gather(1, order))
+
+
+def test_a_rank_counts_the_tokens_that_are_at_least_as_likely() -> None:
+    logits = torch.tensor([[3.0, 1.0, 2.0, 2.0], [0.0, 0.0, 0.0, 5.0]])
+    for token_id, ranks in ((0, [1, 4]), (1, [4, 4]), (2, [3, 4]), (3, [3, 1])):
+        assert sampler.score(logits, [token_id] * 2, 2)[1].tolist() == ranks
 
 
 def test_forty_scored_prompts_of_five_shots_compute_little_more_than_what_differs(

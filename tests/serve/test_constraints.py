@@ -8,7 +8,7 @@ import time
 
 import pytest
 from schemas import BOMBS, REGEXES, SCHEMAS, WORD, closed
-from serve_client import Json, Pending, Server
+from serve_client import Json, Pending, Server, data_of
 
 from gyrfalcon.structured import MOST_BYTES
 
@@ -187,6 +187,20 @@ def test_a_wrong_value_is_refused_by_its_place(
     for path in (COMPLETIONS, CHAT):
         refused = server.post(path, body(path, **{option: value}))
         assert (refused.status, refused.error["param"]) == (400, option + place)
+
+
+def test_what_leaves_no_token_is_the_caller_s_mistake(server: Server) -> None:
+    """Limits that are reached midway, and a least length beyond what matches."""
+    endless = {"grammar": 'start: "a" start'}
+    for options in (
+        {"structured_outputs": endless},
+        {"structured_outputs": DIGITS, "min_tokens": 60},
+    ):
+        refused = server.post(COMPLETIONS, body(COMPLETIONS, **options))
+        assert (refused.status, refused.error["code"]) == (400, "no_token_allowed")
+        assert refused.error["type"] == "invalid_request_error"
+        streamed = server.post(COMPLETIONS, body(COMPLETIONS, stream=True, **options))
+        assert "no_token_allowed" in data_of(streamed.body)[-1]
 
 
 def test_two_constraints_of_one_text_contradict_each_other(server: Server) -> None:

@@ -144,7 +144,7 @@ def _origin(text: str) -> str:
 def _check(args: argparse.Namespace) -> None:
     if args.json is not None:
         raise UsageError("serve without --json: it has no result", "--json", "leave it out")
-    needed = ("starlette", "uvicorn", "prometheus_client")
+    needed = ("starlette", "uvicorn", "prometheus_client", "llguidance")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         do = f"{PIP_INSTALL} {' '.join(missing)}"

@@ -95,22 +95,22 @@ def first_non_finite(logits: Tensor, chunk: Chunk) -> NonFinite | None:
     return NonFinite(chunk.start + wrong[0]) if wrong else None
 
 
-def score(logits: Tensor, token_ids: Seq[int], num_top: int) -> tuple[Tensor, Tensor, Tensor]:
+def score(logits: Tensor, token_ids: Seq[int], num_top: int) -> tuple[Tensor, ...]:
     """Scores of given tokens from their rows of finite logits (float32 [tokens, vocab]):
-    log-probabilities float64 [tokens], the most likely tokens' ids int64 and theirs float64, both
-    [tokens, num_top].
+    log-probabilities float64 [tokens], how many tokens are at least as likely int64 [tokens], the most
+    likely tokens' ids int64 and theirs float64, both [tokens, num_top].
     """
     ids = torch.tensor([token_ids], dtype=torch.int64, device=logits.device).T
     parts = zip(logits.split(ROWS_AT_ONCE), ids.split(ROWS_AT_ONCE), strict=True)
     scores = [_score(rows, own, num_top) for rows, own in parts]
-    own, top_ids, top = (torch.cat(columns) for columns in zip(*scores, strict=True))
-    return own, top_ids, top
+    return tuple(torch.cat(columns) for columns in zip(*scores, strict=True))
 
 
-def _score(logits: Tensor, ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
+def _score(logits: Tensor, ids: Tensor, num_top: int) -> tuple[Tensor, ...]:
     """score() of a few rows and their ids [tokens, 1]."""
     logprobs = logits.double().log_softmax(dim=-1)
-    return logprobs.gather(1, ids)[:, 0], *_top(logprobs, num_top)
+    own = logprobs.gather(1, ids)
+    return own[:, 0], (logprobs >= own).sum(dim=-1), *_top(logprobs, num_top)
 
 
 def _describe(logits: Tensor, token_id: int, params: SamplingParams) -> Token:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gyrfalcon.request import SHARED_TOP, Request, Token
 
 Entries = NDArray[np.void]  # of _entry(), one for each token
-_NAMES = ("logprob", "top_ids", "top_logprobs")
+_NAMES = ("logprob", "rank", "top_ids", "top_logprobs")
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class _Prompt:
 
 
 class PromptScores:
-    """Where scores are held: 68 bytes a token, 1,088 a block of 16. Without `reuse` blocks have none."""
+    """Where scores are held: 72 bytes a token, 1,152 a block of 16. Without `reuse` blocks have none."""
 
     def __init__(
         self, num_blocks: int, block_size: int, vocab_size: int, reuse: bool = True
@@ -46,8 +46,8 @@ class PromptScores:
         return range(self._of(request).num_known, min(stop + 1, len(request.prompt_ids)))
 
     def add(self, request: Request, new: tuple[NDArray[np.generic], ...]) -> None:
-        """The scores of the next tokens of a prompt: log-probabilities float64 [tokens], ids of the
-        most likely tokens [tokens, num_top] and theirs float64 [tokens, num_top].
+        """The scores of the next tokens of a prompt: log-probabilities float64 [tokens], ranks
+        [tokens], ids of the most likely tokens [tokens, num_top] and theirs float64 [tokens, num_top].
         """
         prompt = self._of(request)
         stop = prompt.num_known + len(new[0])
@@ -80,8 +80,8 @@ class PromptScores:
         asked, known = prompt.request.params.prompt_logprobs, slice(1, prompt.num_known)
         columns = (prompt.entries[name][known].tolist() for name in _NAMES)
         return [
-            Token(token_id, logprob, tuple(zip(ids, logprobs, strict=True))[:asked])
-            for token_id, logprob, ids, logprobs in zip(
+            Token(token_id, logprob, tuple(zip(ids, logprobs, strict=True))[:asked], rank=rank)
+            for token_id, logprob, rank, ids, logprobs in zip(
                 prompt.request.prompt_ids[known], *columns, strict=True
             )
         ]
@@ -95,5 +95,5 @@ class PromptScores:
 
 
 def _entry(num_top: int) -> np.dtype[np.void]:
-    kinds = (np.float64, (np.int32, (num_top,)), (np.float64, (num_top,)))
+    kinds = (np.float64, np.int32, (np.int32, (num_top,)), (np.float64, (num_top,)))
     return np.dtype(list(zip(_NAMES, kinds, strict=True)))

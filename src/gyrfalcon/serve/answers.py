@@ -163,7 +163,7 @@ def error_response(error: ApiError) -> Response:
 def failed(delta: Delta) -> ApiError:
     """What a caller is told of a sample that the engine ended by itself."""
     if isinstance(delta.failure, NoTokenAllowed):  # what was asked for allows none
-        return ApiError(400, str(delta.failure), code="invalid_value")
+        return ApiError(400, str(delta.failure), code="no_token_allowed")
     reason = "" if delta.finish_reason is None else delta.finish_reason.value
     return ApiError(500, delta.error or f"wanted a complete text, got one that was {reason}")
 

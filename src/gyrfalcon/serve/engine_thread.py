@@ -43,6 +43,7 @@ class Submission:
     sink: Sink
     accepted: asyncio.Future[None]  # by the engine; fails with why it did not
     reservation: Reservation  # of room in the queue
+    priority: int = 0  # the lowest runs first
     cache_salt: str | None = None
     submitted: float = field(default_factory=time.monotonic)
     last_deltas: dict[tuple[int, int], float] = field(default_factory=dict)  # when, by sample
@@ -107,6 +108,7 @@ class EngineThread:
         prompts: Sequence[tuple[Sequence[int], SamplingParams]],
         sink: Sink,
         reservation: Reservation,
+        priority: int = 0,
         cache_salt: str | None = None,
     ) -> Submission:
         """Hands prompts to the engine before its next step. The outcome is in `accepted`, then in the
@@ -115,7 +117,7 @@ class EngineThread:
         if self._failure is not None:
             raise self._failure
         accepted = self._loop.create_future()
-        submission = Submission(prompts, sink, accepted, reservation, cache_salt)
+        submission = Submission(prompts, sink, accepted, reservation, priority, cache_salt)
         self._live.add(submission)
         self._call(lambda engine: self._add(engine, submission))
         return submission
@@ -180,7 +182,12 @@ class EngineThread:
     def _add(self, engine: Engine, submission: Submission) -> None:
         try:
             for place, (ids, params) in enumerate(submission.prompts):
-                number = engine.add(ids, params, cache_salt=submission.cache_salt)
+                number = engine.add(
+                    ids,
+                    params,
+                    priority=submission.priority,
+                    cache_salt=submission.cache_salt,
+                )
                 submission.engine_ids.append(number)
                 self._routes[number] = _Route(submission, place, params.n)
         except (RequestError, QueueFull) as error:  # anything else ends the engine

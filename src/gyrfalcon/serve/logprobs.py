@@ -70,7 +70,7 @@ def prompt_logprobs(
     tokenizer: Tokenizer, tokens: Iterable[Token | None], num_top: int
 ) -> list[Mapping[str, Json] | None]:
     """Those of a prompt's tokens, as vLLM writes them: by token id, None for the first. `rank` is 1 for the
-    most likely token, and None for the prompt's own where it is not among those that were looked at.
+    most likely token.
     """
     return [None if token is None else _ranked(tokenizer, token, num_top) for token in tokens]
 
@@ -80,7 +80,7 @@ def _ranked(tokenizer: Tokenizer, token: Token, num_top: int) -> Mapping[str, Js
     return {
         str(token_id): {
             "logprob": _number(logprob),
-            "rank": ranks.get(token_id),
+            "rank": ranks.get(token_id, token.rank),
             "decoded_token": token_text(tokenizer, token_id),
         }
         for token_id, logprob in ((token.id, token.logprob), *token.top[:num_top])

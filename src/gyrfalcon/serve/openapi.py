@@ -25,6 +25,12 @@ SUMMARIES = {
     Endpoint.TOKENIZE: "Text or a conversation to token ids",
     Endpoint.DETOKENIZE: "Token ids to text",
 }
+EXAMPLES: dict[Endpoint, Schema] = {
+    Endpoint.COMPLETIONS: {"prompt": "The old captain", "max_tokens": 16, "temperature": 0},
+    Endpoint.CHAT: {"messages": [{"role": "user", "content": "Name a bird."}], "max_tokens": 16},
+    Endpoint.TOKENIZE: {"prompt": "The old captain"},
+    Endpoint.DETOKENIZE: {"tokens": [30, 31, 32]},
+}
 GETS = {
     "/v1/models": "The served models",
     "/v1/models/{name}": "One served model",
@@ -81,17 +87,19 @@ def request_schema(endpoint: Endpoint, names: Sequence[str]) -> Schema:
 
 
 def _property(option: Option, names: Sequence[str]) -> Schema:
-    schema = {"enum": [*names]} if option.name == "model" else option.value.schema()
+    schema: Schema = option.value.schema() if option.name != "model" else {"enum": [*names]}
     schema = schema if option.required else nullable(schema)
     default = {} if option.default is None else {"default": option.default}
     return schema | {"description": f"{option.text} ({option.kind.value})"} | default
 
 
 def _post(endpoint: Endpoint, names: Sequence[str]) -> Schema:
-    body = {"application/json": {"schema": request_schema(endpoint, names)}}
+    example: Schema = {"model": names[0], **EXAMPLES[endpoint]}
+    schema = request_schema(endpoint, names)
+    body = {"application/json": {"schema": schema, "example": example}}
     content: Schema = {"application/json": {"schema": {"type": "object"}}}
     if endpoint in (Endpoint.COMPLETIONS, Endpoint.CHAT):
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {}  # one schema cannot say what each event is
     return {
         "summary": SUMMARIES[endpoint],
         "requestBody": {"required": True, "content": body},

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from gyrfalcon.bounds import ONE_TOKEN_OR_MORE, SAMPLING, TOKENS, Bounds
+from gyrfalcon.bounds import ONE_TOKEN_OR_MORE, REQUEST, SAMPLING, TOKENS, Bounds
 from gyrfalcon.serve.constraints import ResponseFormat, StructuredOutputs
 from gyrfalcon.serve.values import (
     MOST_STOP_IDS,
@@ -237,6 +237,13 @@ OPTIONS: tuple[Option, ...] = (
     _served(
         "stop_token_ids", GENERATING, TokenIds(most=MOST_STOP_IDS), "token ids that end the text"
     ),
+    _served(
+        "min_tokens",
+        GENERATING,
+        Whole(TOKENS),
+        "before so many tokens nothing ends the text: no token id, and no stop string in their text",
+        0,
+    ),
     _served("ignore_eos", GENERATING, FLAG, "generates past the model's end of text", False),
     # what comes back
     _served("stream", GENERATING, FLAG, "sends the text as it comes, as server-sent events", False),
@@ -274,6 +281,20 @@ OPTIONS: tuple[Option, ...] = (
         FLAG,
         "adds `prompt_token_ids`, and `token_ids` to each choice",
         False,
+    ),
+    # when it runs, and beside what
+    _served(
+        "priority",
+        GENERATING,
+        Whole(REQUEST["priority"]),
+        "requests of a lower number run first, and take cache from those of a higher one",
+        0,
+    ),
+    _served(
+        "cache_salt",
+        GENERATING,
+        Text(1, 1024),
+        "the cached beginning of a prompt is shared with requests of the same salt alone",
     ),
     # how a text becomes tokens
     _served(
@@ -373,9 +394,6 @@ OPTIONS: tuple[Option, ...] = (
     _refused("guided_regex", GENERATING, "write `structured_outputs`: {`regex`: …}"),
     _refused("guided_choice", GENERATING, "write `structured_outputs`: {`choice`: …}"),
     _refused("guided_grammar", GENERATING, "write `structured_outputs`: {`grammar`: …}"),
-    _refused("min_tokens", GENERATING, "an end of text is never held off; see `ignore_eos`"),
-    _refused("priority", GENERATING, "requests have no priority of their own yet"),
-    _refused("cache_salt", GENERATING, "cached prompts are shared by all requests"),
 )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gyrfalcon.bounds import shown
+from gyrfalcon.bounds import TOKENS, shown
 from gyrfalcon.console.suggestion import did_you_mean
 from gyrfalcon.errors import RequestError
 from gyrfalcon.request import SamplingParams
@@ -48,6 +48,8 @@ class Generation:
     streaming: Streaming
     return_token_ids: bool
     constrained_by: str  # the option that says what the text has to match, if one does
+    priority: int
+    cache_salt: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +233,8 @@ def _generation(
         ),
         values["return_token_ids"],
         "structured_outputs" if values["structured_outputs"] else "response_format",
+        values["priority"],
+        values["cache_salt"],
     )
 
 
@@ -239,6 +243,8 @@ def _params(
 ) -> SamplingParams:
     try:
         return SamplingParams(
+            max_new_tokens=int(TOKENS.most),
+            min_tokens=values["min_tokens"],
             temperature=values["temperature"],
             top_k=max(values["top_k"], 0),
             top_p=values["top_p"],

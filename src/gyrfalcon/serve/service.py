@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +18,21 @@ from gyrfalcon.request import Delta, FinishReason, SamplingParams
 from gyrfalcon.serve.answer_size import NumEntries, check_size
 from gyrfalcon.serve.bodies import Bodies
 from gyrfalcon.serve.engine_thread import EngineThread, Sink, Submission
-from gyrfalcon.serve.errors import RETRY_LATER, ApiError, as_api_error, without_folder, wrong_option
+from gyrfalcon.serve.errors import (
+    RETRY_LATER,
+    ApiError,
+    as_api_error,
+    queue_full,
+    without_folder,
+    wrong_option,
+)
 from gyrfalcon.serve.metrics import Metrics
 from gyrfalcon.serve.queue import MOST_REQUESTS, MOST_TOKENS, Queue, Reservation
 from gyrfalcon.serve.requests import Conversation, Generation, Length
 
 log = logging.getLogger(__name__)
 
+COMPILE_SECONDS = 10.0  # that structured output may wait and take
 LONG_BYTES, MANY_TOKENS = 2048, 16384  # of prompts that are read elsewhere than on the event loop
 
 
@@ -56,6 +65,7 @@ class Service:
         self.failure: BaseException | None = None
         self._engine: Engine | None = None
         self._on_failure = on_failure
+        self._compilers = ThreadPoolExecutor(2, "compiler")  # one compiles, one waits for its turn
         self._ready = asyncio.Event()
         self.thread = EngineThread(
             make_engine, self._take_engine, self._fail, self._see, self._lose
@@ -164,7 +174,7 @@ class Service:
     ) -> Submission:
         """Hands prompts to the engine and waits until it has taken them. ApiError where it does not;
         `param` is the option that they came in, `num_entries` what the answer's size follows from. Cached
-        prompts are shared by those of the same `cache_salt`.
+        prompts are shared by those of the same `cache_salt`, and of the request's own.
         """
         engine, params = self.engine, generation.params
         _check_ids("logit_bias", params.logit_bias, engine)
@@ -173,11 +183,13 @@ class Service:
         check_size(num_entries, ((len(ids), own.n * own.max_new_tokens) for ids, own in asked))
         await self._check(prompts, generation, param)
         if params.structured is not None:
-            with self._named(generation.constrained_by):
-                await asyncio.to_thread(engine.check, *asked[0])
+            compiled = await self._compiled(generation)
+            asked = _with_lengths(prompts, replace(generation, params=compiled), engine.max_len)
+        salts = [one for one in (cache_salt, generation.cache_salt) if one is not None]
+        salt = "\n".join(salts) or None
         reservation.resize(sum(map(len, prompts)) * params.n)
         with self._named(param):
-            submission = self.thread.submit(asked, sink, reservation, cache_salt)
+            submission = self.thread.submit(asked, sink, reservation, generation.priority, salt)
         try:
             with self._named(param):
                 await submission.accepted
@@ -201,6 +213,20 @@ class Service:
         num_checked = sum(len(ids) + len(own_ids) for ids in prompts)
         with self._named(param):
             await asyncio.to_thread(check) if num_checked > MANY_TOKENS else check()
+
+    async def _compiled(self, generation: Generation) -> SamplingParams:
+        """The parameters with structured output compiled, on threads where it keeps nobody else waiting.
+        ApiError 400 for what cannot be, and 429 when too many others come first.
+        """
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._compilers, self.engine.prepare, generation.params)
+        try:
+            with self._named(generation.constrained_by):
+                async with asyncio.timeout(COMPILE_SECONDS):
+                    return await work
+        except TimeoutError:
+            message = f"wanted structured output compiled within {COMPILE_SECONDS:g} s, got a longer queue"
+            raise queue_full(f"{message}; ask again later") from None
 
     def cancel(self, submission: Submission) -> None:
         """Frees what a submission holds; nothing happens when it is over."""
@@ -261,6 +287,9 @@ def _with_lengths(
     asked = []
     for ids in prompts:
         num_new = _num_new_tokens(generation.length, len(ids), max_len)
+        if generation.params.min_tokens > num_new:
+            wanted = f"at most {num_new}, as many as may be generated,"
+            raise wrong_option("min_tokens", wanted, str(generation.params.min_tokens))
         if num_new not in made:
             made[num_new] = replace(generation.params, max_new_tokens=num_new)
         asked.append((ids, made[num_new]))

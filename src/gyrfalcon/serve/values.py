@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gyrfalcon.bounds import Bounds, shown
+from gyrfalcon.request import is_text
 from gyrfalcon.text.chat import Message
 
 Schema = dict[str, object]
@@ -104,17 +105,28 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A string."""
+    """A string, of a length within bounds."""
 
-    words: str = "a string"
+    least: int = 0
+    most: int | None = None
+
+    @property
+    def words(self) -> str:
+        return "a string" if self.most is None else f"{self.least} to {self.most} characters"
 
     def read(self, value: object) -> str:
         if not isinstance(value, str):
             raise WrongValue(self.words, shown(value))
+        if len(value) < self.least or (self.most is not None and len(value) > self.most):
+            raise WrongValue(self.words, str(len(value)))
+        if not is_text(value):
+            raise WrongValue("valid Unicode", shown(value))
         return value
 
     def schema(self) -> Schema:
-        return {"type": "string"}
+        least: Schema = {"minLength": self.least} if self.least else {}
+        most: Schema = {} if self.most is None else {"maxLength": self.most}
+        return {"type": "string", **least, **most}
 
 
 @dataclass(frozen=True, slots=True)

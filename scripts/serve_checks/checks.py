@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from serve_checks import (
+    browser,
     curl,
     fairness,
     guidellm,
@@ -33,6 +34,7 @@ CHECKS: Mapping[str, Check] = {
     "openai": Check("OpenAI's client: its answers are those of the engine", openai_client.run),
     "curl": Check("curl: bodies, streams, connections, errors", curl.run),
     "langchain": Check("langchain-openai: chats, streams, batches, chains", langchain.run),
+    "browser": Check("the page at / in Chromium, with axe-core", browser.run),
     "lm-eval": Check("lm-evaluation-harness: scores, and what prompts share", lm_eval_harness.run),
     "guidellm": Check("guidellm measures what `gyrfalcon load` measures", guidellm.run),
     "router": Check("vllm-router in front of two servers", router.run),

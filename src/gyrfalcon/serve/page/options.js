@@ -32,13 +32,12 @@ const MOST_USED = [
   "seed",
   "stop",
 ];
-const USUAL = Object.fromEntries(Object.values(USUAL_LENGTH));
-const SLIDER_ENDS = { temperature: [0, 2], repetition_penalty: [0.5, 2] }; // where the bounds are far apart
-const WIDEST_SLIDER = 10;
-
 // How much the page asks for where a person says nothing: the server's own defaults are 16 tokens of a text, and
 // all that fits of an answer.
 export const USUAL_LENGTH = { chat: ["max_completion_tokens", 512], text: ["max_tokens", 256] };
+const USUAL = Object.fromEntries(Object.values(USUAL_LENGTH));
+const SLIDER_ENDS = { temperature: [0, 2], repetition_penalty: [0.5, 2] }; // where the bounds are far apart
+const WIDEST_SLIDER = 10;
 
 /** The controls of each mode: {name, kind, help, usual, least, most, slider, isMostUsed}. */
 export function controlsOf(document) {

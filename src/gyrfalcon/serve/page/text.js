@@ -64,7 +64,7 @@ export function TokenText({ store, turn }) {
       onClick=${click}
       onKeyDown=${keys}
     >
-      ${groupsOf(turn, ends, probe?.place ?? -1)}${turn.text.slice(ends.at(-1))}
+      ${groupsOf(turn, ends, probe?.place ?? -1, store.mode === "chat")}${turn.text.slice(ends.at(-1))}
     </span>
     ${
       probe &&
@@ -81,7 +81,8 @@ export function TokenText({ store, turn }) {
   </span>`;
 }
 
-function groupsOf(turn, ends, marked) {
+/** `isApart`: the text stands alone, so that a blank before it would be seen. */
+function groupsOf(turn, ends, marked, isApart) {
   const groups = [];
   for (let from = 0; from < turn.tokens.length; from += GROUP) {
     const to = Math.min(from + GROUP, turn.tokens.length);
@@ -94,6 +95,7 @@ function groupsOf(turn, ends, marked) {
         ends=${ends.slice(from, to + 1)}
         content=${turn.text.slice(ends[from], ends[to])}
         marked=${isMarked ? marked : -1}
+        isApart=${isApart}
       />`,
     );
   }
@@ -112,13 +114,14 @@ class TokenGroup extends Component {
     );
   }
 
-  render({ turn, from, ends, marked }) {
+  render({ turn, from, ends, marked, isApart }) {
     return ends.slice(1).map((end, index) => {
       const place = from + index;
       const token = turn.tokens[place];
       const chosen = place === turn.forkedAt ? " chosen" : "";
       const current = place === marked ? " current" : "";
-      const piece = turn.text.slice(ends[index], end);
+      const written = turn.text.slice(ends[index], end);
+      const piece = place === 0 && isApart ? written.trimStart() : written;
       return html`<span
         key=${place}
         class=${`token shade-${shade(token)}${chosen}${current}`}

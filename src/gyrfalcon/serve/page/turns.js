@@ -5,7 +5,7 @@ import { IconButton } from "./icons.js";
 import { TokenText } from "./text.js";
 import { words } from "./words.js";
 
-const ENDS = { length: "at the length limit", aborted: "stopped" };
+const ENDS = { length: "length limit", aborted: "stopped" };
 
 /** All turns that are shown: one by one in a chat, as one running text otherwise. */
 export function Turns({ store }) {
@@ -126,13 +126,12 @@ function Facts({ turn }) {
   if (!turn.numTokens || !turn.seconds) return null;
   const { first, all } = turn.seconds;
   const facts = [`${turn.numTokens} tokens`];
-  if (first !== null && all > first)
-    facts.push(
-      `${rounded((turn.numTokens - 1) / (all - first))} tokens/s`,
-      `first after ${rounded(first)} s`,
-    );
+  if (first !== null && all > first) {
+    facts.push(`${rounded((turn.numTokens - 1) / (all - first))}/s`, `first ${rounded(first)} s`);
+  }
   if (ENDS[turn.finish]) facts.push(ENDS[turn.finish]);
-  return html`<span class="facts">${facts.join(" · ")}</span>`;
+  const title = "Tokens written, tokens per second after the first, seconds until the first";
+  return html`<span class="facts" title=${title}>${facts.join(" · ")}</span>`;
 }
 
 function Editor({ store, turn }) {

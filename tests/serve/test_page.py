@@ -151,6 +151,7 @@ def test_the_line_of_figures_counts_tokens_and_steps(server: Server) -> None:
     assert after["steps"] - before["steps"] == 7
     assert after["seconds"] > before["seconds"]
     assert (after["running"], after["waiting"], after["cache_usage"]) == (0, 0, 0)
+    assert after["prompts"] == []
 
 
 def test_a_step_reads_the_weights_and_the_cache_in_use(server: Server) -> None:

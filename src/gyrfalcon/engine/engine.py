@@ -448,6 +448,18 @@ class Engine:
         """
         return self._core.scheduler.stats()
 
+    def prompt_progress(self) -> list[tuple[int, int]]:
+        """How far each prompt is that is being prefilled: tokens whose keys and values are in the cache, and
+        all of its tokens. Waits for no step of another thread.
+
+        >>> engine = Engine("nestling", max_batch_tokens=4)
+        >>> _ = engine.add([5] * 9)
+        >>> _ = engine.step()
+        >>> engine.prompt_progress()
+        [(4, 9)]
+        """
+        return self._core.scheduler.prompt_progress()
+
     def close(self) -> None:
         """Ends the ranks this engine started, and with EngineClosed what other threads have it do.
         Nothing happens when it is closed, or in a forked process.

@@ -138,6 +138,11 @@ class Scheduler:
             num_waiting_tokens=self.waiting.num_tokens,
         )
 
+    def prompt_progress(self) -> list[tuple[int, int]]:
+        """Of each prompt that is being prefilled: its tokens in the cache, and all of them."""
+        prefilling = tuple(self._prefilling)  # at once: another thread may ask
+        return [(sequence.num_computed, len(sequence.tokens)) for sequence in prefilling]
+
     def next_chunks(self, prompt_tokens: int) -> list[Chunk]:
         """What the next step computes: a token of each sequence that decodes, and at most `prompt_tokens`
         of prompts.

@@ -25,6 +25,7 @@ class Reading:
     generated_tokens, steps: since the server began; steps that gave no token are not counted.
     running, waiting: sequences that hold cache, and that wait for it.
     cache_usage: the part of the cache's blocks in use, 0 to 1.
+    prompts: of each prompt that is being prefilled, its tokens in the cache and all of them.
     step_bytes: what the busiest device has to read for one decoding step of the running sequences.
     bandwidth: bytes a second that its memory gives; None until that was measured.
     """
@@ -35,6 +36,7 @@ class Reading:
     running: int
     waiting: int
     cache_usage: float
+    prompts: list[tuple[int, int]]
     step_bytes: int
     bandwidth: float | None
 
@@ -85,6 +87,7 @@ class Live:
             running=stats.num_running,
             waiting=stats.num_waiting,
             cache_usage=stats.num_used_blocks / stats.num_blocks,
+            prompts=engine.prompt_progress(),
             step_bytes=self._bytes.of_step(stats),
             bandwidth=self._bandwidth,
         )

@@ -89,7 +89,6 @@ async function follow(turn, stream, begun, changed) {
     const ids = choice?.prompt_token_ids ?? event.prompt_token_ids;
     if (ids && !turn.text) turn.contextIds = ids; // else they are of its beginning, too
     if (choice) take(turn, choice, decoder);
-    if (event.prompt_progress) turn.prompt = event.prompt_progress;
     if (event.usage) turn.numTokens = counted + event.usage.completion_tokens;
     const seconds = (performance.now() - begun) / 1000;
     if (turn.state === "running") turn.seconds.first ??= seconds;

@@ -94,7 +94,7 @@ function blank() {
     seconds: null, // {first, all}
     forkedAt: null,
     state: "done", // or waiting, running
-    prompt: null, // while it waits: {total, processed}
+    prompt: null, // while it waits: {total}, its tokens
     error: null,
     version: 0, // counts changes, for what is drawn
   };

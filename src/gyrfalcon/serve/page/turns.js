@@ -2,9 +2,11 @@
 
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import { IconButton } from "./icons.js";
+import { ask } from "./server.js";
 import { TokenText } from "./text.js";
 import { words } from "./words.js";
 
+const PROGRESS_MS = 400;
 const ENDS = { length: "length limit", aborted: "stopped" };
 
 /** All turns that are shown: one by one in a chat, as one running text otherwise. */
@@ -67,11 +69,13 @@ function State({ store, turn }) {
 
 function Waiting({ turn }) {
   const seconds = useSeconds();
-  const { total, processed } = turn.prompt ?? {};
-  const count = total ? ` ${processed === undefined ? "" : `${processed} of `}${total} tokens` : "";
+  const { total } = turn.prompt ?? {};
+  const done = useProgress(total);
+  const count = total ? `: ${done === null ? "" : `${done} of `}${total} tokens` : "";
+  const elapsed = seconds > 1 ? `, ${seconds} s` : "";
   return html`<div class="waiting">
-    <progress max=${total ?? 1} value=${processed} aria-label="Prompt"></progress>
-    <span>Reading the prompt${count && ":"}${count}${seconds > 1 ? `, ${seconds} s` : ""}</span>
+    <progress max=${total ?? 1} value=${done ?? undefined} aria-label="Prompt"></progress>
+    <span>Reading the prompt${count}${elapsed}</span>
   </div>`;
 }
 
@@ -178,6 +182,22 @@ async function copy(store, turn) {
   store.say(
     navigator.clipboard ? "Copied" : "This browser copies only over https or from this machine",
   );
+}
+
+/** How many of a prompt's tokens are read; null where that is not known. The server lists prompts by their
+ *  lengths: among several of one length, nobody's is told. */
+function useProgress(total) {
+  const [done, setDone] = useState(null);
+  useEffect(() => {
+    const look = async () => {
+      const { prompts } = await ask("page/live.json").catch(() => ({ prompts: [] }));
+      const own = prompts.filter(([, all]) => all === total);
+      setDone(own.length === 1 ? own[0][0] : null);
+    };
+    const timer = setInterval(look, PROGRESS_MS);
+    return () => clearInterval(timer);
+  }, [total]);
+  return done;
 }
 
 function useSeconds() {

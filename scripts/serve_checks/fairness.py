@@ -30,8 +30,8 @@ def run(context: Context, report: Report) -> None:
     random = Random(context.seed)
     with serving(context.folder, "nestling", *OPTIONS) as server:
         pace = asyncio.run(_pace(server, random))
-    target = f"{2 * pace:.5f}"
-    report.figure("step_target_seconds", target)
+    target = f"{2000 * pace:.2f}"
+    report.figure("step_target_ms", target)
     with serving(context.folder, "nestling", *OPTIONS, "--step-target", target) as server:
         asyncio.run(_joining(server, report, random))
         asyncio.run(_overtaking(server, report, random))

@@ -13,6 +13,8 @@ from gyrfalcon.serve.queue import MOST_REQUESTS, MOST_TOKENS
 
 SUMMARY = "answer OpenAI's API over HTTP"
 
+STEP_TARGET_MS = Bounds(0, 3_600_000, above=True)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Answer OpenAI's API over HTTP, many requests at once: completions, chat, models, tokenizer, metrics.
@@ -119,10 +121,10 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--step-target",
-        metavar="SECONDS",
-        type=Number("--step-target", ENGINE["step_target"]),
-        help="seconds that a step may take: prompts are prefilled in smaller chunks, so that streams keep "
-        "their pace beside them (default: as many prompt tokens as fit into a step)",
+        metavar="MS",
+        type=Number("--step-target", STEP_TARGET_MS),
+        help="milliseconds that a step may take: prompts are prefilled in smaller chunks, so that streams "
+        "keep their pace beside them (default: as many prompt tokens as fit into a step)",
     )
     group.add_argument(
         "--rank-timeout",

@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
 
 def served_config(args: argparse.Namespace) -> EngineConfig:
     """The settings of the engine that is served."""
-    own = {"step_target": args.step_target, "rank_timeout": args.rank_timeout}
-    return replace(engine_config(args), **own)
+    target = None if args.step_target is None else args.step_target / 1000
+    return replace(engine_config(args), step_target=target, rank_timeout=args.rank_timeout)
 
 
 def _keys(args: argparse.Namespace) -> tuple[str, ...]:

@@ -5,11 +5,17 @@ import socket
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from engines import make_engine, small
+from torch import Tensor
 
+from gyrfalcon import SamplingParams
+from gyrfalcon.batch import Batch
 from gyrfalcon.errors import RankDied
+from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.parallel.heartbeat import Heartbeat
 from gyrfalcon.parallel.watchdog import Sender, Watchdog
 
@@ -163,3 +169,25 @@ def test_a_thread_looks_until_it_is_stopped() -> None:
         seen.wait(0.01)
     watchdog.stop()
     heart.num_working = 0
+
+
+def test_an_engine_of_one_rank_tells_for_how_long_it_has_stood_still(tmp_path: Path) -> None:
+    """In a step that takes three times the timeout, and ends as any other."""
+    one_token = SamplingParams(max_new_tokens=1)
+    with make_engine(small(tmp_path, "rw-1b"), rank_timeout=0.2) as engine:
+        [expected] = engine.generate([30, 31], one_token)
+        run, heart = engine._core.model_runner, engine._ranks.rank_info.group.heartbeat
+
+        def standing_still(batch: Batch, pool: KVPool) -> Tensor:
+            while engine.stalled_seconds < 0.6:
+                time.sleep(0.1)
+            return run(batch, pool)
+
+        engine._core.model_runner = standing_still
+        assert engine.generate([30, 31], one_token) == [expected]
+        engine._core.model_runner = run
+        before = heart.count
+        engine.generate([30, 31], one_token)
+        assert heart.count - before >= engine.model_config.num_layers
+        while engine.stalled_seconds:
+            time.sleep(0.1)

@@ -14,6 +14,7 @@ had, so that it was not run, and all others held.
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -116,5 +117,11 @@ def _text(document: Mapping[str, object]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
+def _end(number: int, frame: object) -> None:
+    """Ends on SIGTERM as on Ctrl-C: no server of a check is left behind."""
+    raise SystemExit(128 + number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)
     sys.exit(main())

@@ -206,6 +206,7 @@ def test_the_matrix_peak_is_that_of_the_instruction_which_multiplies_a_prompt() 
         assert found.instruction in names
         assert found.float32_flops_per_second is not None
     assert prompt_instruction(CPU, torch.float32) == names[0]
+    assert list(instruction_peaks(CPU, {names[-1]})) == [names[-1]]
     assert prompt_instruction(CPU, torch.bfloat16, "fp8") is None
 
 

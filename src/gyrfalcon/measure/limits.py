@@ -5,7 +5,7 @@ native kernels that do nothing else do.
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from functools import partial
 
 import numpy as np
@@ -28,8 +28,10 @@ def machine_limits(device: Device, dtype: torch.dtype, quant: str = "none") -> M
     instruction = prompt_instruction(device, dtype, quant)
     if instruction is None:
         return MachineLimits(bandwidth, device.measure_matrix_peak(dtype))
-    peaks = instruction_peaks(device)
-    return MachineLimits(bandwidth, peaks[instruction], instruction, next(iter(peaks.values())))
+    float32 = prompt_instruction(device, torch.float32)
+    assert float32 is not None
+    peaks = instruction_peaks(device, {instruction, float32})
+    return MachineLimits(bandwidth, peaks[instruction], instruction, peaks[float32])
 
 
 def memory_bandwidth(device: Device) -> float:
@@ -58,9 +60,10 @@ def prompt_instruction(device: Device, dtype: torch.dtype, quant: str = "none") 
     return str(found.gf_instruction_for(kind, MANY_TOKENS, KINDS[dtype]).decode())
 
 
-def instruction_peaks(device: Device) -> dict[str, float]:
-    """Operations per second of each instruction that native kernels may multiply by, on all cores and
-    from registers, the one for float32 first; a multiply-add is two. {} where there are none.
+def instruction_peaks(device: Device, wanted: Set[str] | None = None) -> dict[str, float]:
+    """Operations per second of each instruction that native kernels may multiply by, or of those
+    wanted, on all cores and from registers, the one for float32 first; a multiply-add is two. {}
+    where there are none.
     """
     found = library() if device.on_host else None
     if found is None:
@@ -68,6 +71,8 @@ def instruction_peaks(device: Device) -> dict[str, float]:
     peaks = {}
     with _all_cores(found):
         for name in found.gf_multiply_instructions().split():
+            if wanted is not None and name.decode() not in wanted:
+                continue
             operations = int(found.gf_multiply_add(name, ROUNDS))
             seconds = best_seconds(partial(found.gf_multiply_add, name, ROUNDS))
             peaks[name.decode()] = operations / seconds

@@ -21,6 +21,11 @@ def pattern_of(shown: str) -> str:
 
 
 def masked(text: str) -> str:
-    """Output without what the machine decides: numbers, the width of columns, lines of progress."""
+    """Output without what the machine decides: numbers, the width of columns, lines of progress, and what
+    `speed` adds where native kernels tell the instruction that they multiply by.
+    """
     text = re.sub(r"^.* left\n", "", text, flags=re.MULTILINE)
-    return re.sub(r" +", " ", re.sub(r"\d[\d.]*(e-\d+)?", "#", text))
+    text = re.sub(r" +", " ", re.sub(r"\d[\d.]*(e-\d+)?", "#", text))
+    text = text.replace("prefill of float#\n", "prefill\n").replace("# % # % # %\n", "# % # %\n")
+    with_instruction = r"of \S+'s peak, # TOP/s, and of float# multiply-adds, # TFLOP/s; all"
+    return re.sub(with_instruction, "of the matrix peak, # TFLOP/s; both", text)

@@ -40,7 +40,8 @@ LINES = 150  # of a README
 
 def commands(page: str) -> Iterator[list[str]]:
     """The words of every command of ours in a page's console and bash blocks."""
-    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    scripts = (block.replace("\\\n", "") for block in blocks(page, "bash"))
+    lines = [line for script in scripts for line in script.splitlines()]
     for block in blocks(page, "console"):
         lines += [line[2:] for line in block.splitlines() if line.startswith("$ ")]
     for line in lines:

@@ -115,11 +115,11 @@ class Ranks:
             heartbeat.num_working -= 1
 
     def check(self) -> None:
-        """Raises what became of a started rank that has ended, or what the watchdog found."""
-        if self.children is not None:
-            _raise_if_dead(self.children, self.store)
+        """Raises what the watchdog found, who then kills the ranks, or what became of one that has ended."""
         if self.watchdog is not None and self.watchdog.error is not None:
             raise self.watchdog.error from None
+        if self.children is not None:
+            _raise_if_dead(self.children, self.store)
 
     def _explain(self, error: RuntimeError) -> None:
         """Raises what became of a rank, if that is what an error comes from."""

@@ -153,9 +153,10 @@ def _limits(raw: Fields) -> MachineLimits:
     bandwidth, peak = (
         above_zero(raw, name) for name in ("bandwidth_bytes_per_second", "matrix_flops_per_second")
     )
-    instruction = raw.take(str, "instruction")
-    if instruction is None:
-        return MachineLimits(bandwidth, peak)
+    names = {"instruction", "float32_flops_per_second"}
+    if all(raw.raw.get(name) is None for name in names) and len(names & raw.raw.keys()) != 1:
+        return MachineLimits(bandwidth, peak)  # no native kernels, or an earlier version's file
+    instruction = raw.need(str, "instruction")
     return MachineLimits(bandwidth, peak, instruction, above_zero(raw, "float32_flops_per_second"))
 
 

@@ -345,7 +345,7 @@ run_checks() {
     cd -- "$here" || exit 2
     check "$bin/ruff" check .
     check "$bin/ruff" format --check .
-    check "$bin/mypy"
+    check "$bin/mypy" -n 2
     check "$bin/pytest" -n 2 --dist loadfile --no-loadscope-reorder "$@" # a file's tests share the models they make
     return "$status"
 }

@@ -469,8 +469,8 @@ def test_test_runs_every_check_and_says_which(copy: Copy) -> None:
         "ruff <check> <.>",
         "+ ruff format --check .",
         "ruff <format> <--check> <.>",
-        "+ mypy",
-        "mypy <>",
+        "+ mypy -n 2",
+        "mypy <-n> <2>",
         "+ pytest -n 2 --dist loadfile --no-loadscope-reorder --require-data -k a b",
         "pytest <-n> <2> <--dist> <loadfile> <--no-loadscope-reorder> <--require-data> <-k> <a b>",
     ]

@@ -46,7 +46,10 @@ def build_core(
     dtype = effective_dtype(checkpoint, config.dtype)
     if rank_info.group.rank == 0:
         log.info(
-            "running on %s in %s with %d ranks", device, WORD_OF_DTYPE[dtype], rank_info.group.size
+            "running on %s in %s, world size %d",
+            device,
+            WORD_OF_DTYPE[dtype],
+            rank_info.group.size,
         )
     processors = own_processors(rank_info.local_rank, rank_info.ranks_here)
     operations = ops.choose(device, config.quant, processors)

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
 from gyrfalcon.cli.parser import parse
-from gyrfalcon.cli.serve_run import served_config
+from gyrfalcon.cli.serve_run import _keys, served_config
 from gyrfalcon.errors import UsageError
 
 
@@ -23,3 +23,12 @@ def test_the_engine_gets_the_rank_timeout(words: list[str], seconds: float) -> N
 def test_a_step_target_out_of_bounds_is_refused(value: str) -> None:
     with pytest.raises(UsageError, match="--step-target"):
         parse(["serve", "nestling", "--step-target", value])
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "a\x01b"])
+def test_keys_that_clients_send_differently_are_refused(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GYRFALCON_API_KEY", key)
+    with pytest.raises(UsageError, match="API keys of printable ASCII"):
+        _keys(parse(["serve", "nestling"]))

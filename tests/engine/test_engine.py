@@ -23,6 +23,8 @@ from gyrfalcon.kv.pool import CacheShape, KVPool
 from gyrfalcon.ops import chosen_name
 from gyrfalcon.parallel.interrupts import held_interrupts
 from gyrfalcon.request import FinishReason
+from gyrfalcon.text.detokenizer import StopStrings
+from gyrfalcon.text.tokenizer import Tokenizer
 
 GREEDY = SamplingParams()
 
@@ -336,3 +338,22 @@ def test_a_block_of_the_cache_costs_what_its_tensors_take() -> None:
     pool = KVPool(shape, 1, torch.device("cpu"))
     tensors = [tensor for layer in pool.layers for tensor in (layer.k, layer.v)]
     assert shape.block_bytes == sum(tensor.nbytes for tensor in tensors)
+
+
+def test_prompts_with_the_same_stop_strings_share_their_tables(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Counted(StopStrings):
+        def __init__(self, stops: tuple[str, ...], tokenizer: Tokenizer | None = None) -> None:
+            made.append(stops)
+            super().__init__(stops, tokenizer)
+
+    monkeypatch.setattr("gyrfalcon.engine.engine.StopStrings", Counted)
+    make_tokenizer(folder)
+    params = SamplingParams(max_new_tokens=2, stop=["qu" * 100, "é"])
+    with make_engine(folder) as engine:
+        engine.generate([random_prompt(9)] * 3, params)
+        engine.generate(random_prompt(5), params)
+    assert made == [("qu" * 100, "é")]

@@ -18,10 +18,11 @@ from gyrfalcon import Engine, SamplingParams, StructuredOutput
 from gyrfalcon.checkpoint.hub import NESTLING
 from gyrfalcon.engine.overlap import Overlap
 from gyrfalcon.engine.scheduler import Scheduler
-from gyrfalcon.errors import NoTokenAllowed, RequestError
+from gyrfalcon.errors import EngineClosed, NoTokenAllowed, RequestError
 from gyrfalcon.request import FinishReason, RequestOutput, Sequence, check_finite
 from gyrfalcon.structured import CompiledOutput
 from gyrfalcon.text.grammar import LIMITS, Grammars
+from gyrfalcon.text.grammar_check import GrammarCheck
 
 pytest.importorskip("llguidance", reason="the extra serve is not installed")
 jsonschema = pytest.importorskip("jsonschema")
@@ -357,3 +358,10 @@ def test_a_prompt_that_is_read_in_parts_is_constrained_from_its_end_on() -> None
     with Engine("nestling", max_len=96, max_batch_tokens=8) as own:
         outputs = own.generate([PROMPT * 4, PROMPT], drawn(DIGITS, max_new_tokens=8))
     assert all(re.fullmatch("[0-9]{3}", text) for text in finished(outputs))
+
+
+def test_who_waits_for_a_grammar_while_the_engine_closes_is_told_that() -> None:
+    check = GrammarCheck({"tokens": ["a", "b"], "special": []}, {})
+    check.close()
+    with pytest.raises(EngineClosed):
+        check.error("start: /a/")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gyrfalcon import SamplingParams
 from gyrfalcon.batch import Batch
-from gyrfalcon.errors import RankDied
+from gyrfalcon.errors import GyrfalconError, RankDied
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.parallel.heartbeat import Heartbeat
 from gyrfalcon.parallel.watchdog import Sender, Watchdog
@@ -28,7 +28,8 @@ class Ranks:
 
     size: int
     when_idle: bool = True
-    ended: list[RankDied] = field(default_factory=list)
+    dead: RankDied | None = None  # what is known of a rank that has ended
+    ended: list[GyrfalconError] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         store = dist.HashStore() if self.size > 1 else None
@@ -36,10 +37,16 @@ class Ranks:
             Heartbeat(doing=f"taking step {rank}", on_host=False) for rank in range(self.size)
         ]
         self.senders = [
-            Sender(self.hearts[rank], store, rank, TIMEOUT) for rank in range(1, self.size) if store
+            Sender(self.hearts[rank], store, rank, TIMEOUT, own_program=not self.when_idle)
+            for rank in range(1, self.size)
+            if store
         ]
         own = (self.hearts[0], store, self.size, TIMEOUT, self.ended.append)
-        self.watchdog = Watchdog(*own, when_idle=self.when_idle)
+        self.watchdog = Watchdog(*own, when_idle=self.when_idle, check=self.check)
+
+    def check(self) -> None:
+        if self.dead is not None:
+            raise self.dead
 
     def second(self, *moving: int, silent: int | None = None) -> None:
         """A second in which some ranks move, and all but one send."""
@@ -103,6 +110,27 @@ def test_a_program_on_another_rank_may_end_while_there_is_no_work() -> None:
     for _ in range(10):
         ranks.second(0, silent=1)
     assert ranks.ended
+
+
+def test_a_program_that_is_busy_elsewhere_on_another_rank_is_waited_for() -> None:
+    ranks = Ranks(2, when_idle=False)
+    ranks.hearts[0].num_working = 1
+    for _ in range(50):
+        ranks.second()
+    assert not ranks.ended
+    ranks.hearts[1].num_working = 1
+    for _ in range(10):
+        ranks.second()
+    assert ranks.ended
+
+
+def test_a_rank_that_has_ended_is_not_said_to_stand_still() -> None:
+    ranks = Ranks(
+        2, dead=RankDied("all 2 ranks to live", "rank 1 ended by signal 9", "start again")
+    )
+    for _ in range(10):
+        ranks.second(0, silent=1)
+    assert ranks.ended == [ranks.dead] == [ranks.watchdog.error]
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
@@ -169,6 +197,23 @@ def test_a_thread_looks_until_it_is_stopped() -> None:
         seen.wait(0.01)
     watchdog.stop()
     heart.num_working = 0
+
+
+def test_a_look_that_finds_no_store_is_followed_by_the_next() -> None:
+    class Store(dist.HashStore):
+        looks = 0
+
+        def check(self, keys: list[str]) -> bool:
+            self.looks += 1
+            raise RuntimeError("the connection is gone")
+
+    store = Store()
+    watchdog = Watchdog(Heartbeat(), store, 2, 0.05, lambda error: None).start()
+    deadline = time.monotonic() + 30
+    while store.looks < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    watchdog.stop()
 
 
 def test_an_engine_of_one_rank_tells_for_how_long_it_has_stood_still(tmp_path: Path) -> None:

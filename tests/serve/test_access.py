@@ -102,7 +102,7 @@ def test_elsewhere_than_on_loopback_any_host_is_served_unless_some_are_named() -
 
 PREFLIGHT = {
     "access-control-request-method": "POST",
-    "access-control-request-headers": "authorization, content-type",
+    "access-control-request-headers": "authorization, content-type, x-stainless-lang",
 }
 
 

@@ -90,6 +90,11 @@ def test_more_tokens_than_may_come_are_refused(server: Server, options: dict[str
     assert (refused.status, refused.error["param"]) == (400, "min_tokens")
 
 
+def test_a_prompt_that_is_too_long_is_told_so_whatever_else_is_asked(server: Server) -> None:
+    asked = body(COMPLETIONS, prompt=[30] * 250, max_tokens=None, min_tokens=5)
+    assert server.post(COMPLETIONS, asked).error["code"] == "context_length_exceeded"
+
+
 def test_a_chat_may_have_as_many_tokens_as_fit(server: Server) -> None:
     assert num_generated(server, CHAT, max_tokens=None, min_tokens=130, ignore_eos=True) >= 130
     refused = server.post(CHAT, body(CHAT, max_tokens=None, min_tokens=190))

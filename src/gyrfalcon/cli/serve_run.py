@@ -79,7 +79,11 @@ def _keys(args: argparse.Namespace) -> tuple[str, ...]:
         keys.append(args.api_key)
     if args.api_key_file is not None:
         keys += keys_of_file(args.api_key_file)
-    return tuple(dict.fromkeys(key for key in map(str.strip, keys) if key))
+    found = tuple(dict.fromkeys(key for key in map(str.strip, keys) if key))
+    if not all(key.isascii() and key.isprintable() for key in found):
+        got, do = "one with others", "choose a key that every client sends alike"
+        raise UsageError("API keys of printable ASCII characters", got, do)
+    return found
 
 
 def keys_of_file(path: str) -> list[str]:

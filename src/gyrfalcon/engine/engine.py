@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -79,6 +79,8 @@ from gyrfalcon.text.detokenizer import StopStrings, TextStream
 from gyrfalcon.text.grammar import Grammars
 from gyrfalcon.text.tokenizer import Tokenizer
 
+STOPS_KEPT = 64  # sets of stop strings whose tables are kept
+
 
 class Engine:
     """A model ready to generate, on as many ranks as it was asked for. Close it, or use it in a
@@ -121,6 +123,8 @@ class Engine:
         self.adapter_name = checkpoint.adapter_name
         self._tokenizer = load_tokenizer(checkpoint)
         self._ends = ends_of(checkpoint, self._tokenizer)
+        # Of long strings the tables take milliseconds, and many prompts may share them.
+        self._stops = lru_cache(STOPS_KEPT)(partial(StopStrings, tokenizer=self._tokenizer))
         self._grammars = Grammars(self._tokenizer, self.model_config.vocab_size, self._ends.ids)
         self.notes = (*checkpoint.notes, *self._ends.notes)
         self._live: dict[int, Live] = {}
@@ -559,7 +563,7 @@ class Engine:
             self._refuse_if_full(asked.num_tokens)
         self._longest.check(asked)
         check(asked, self.model_config.vocab_size, self._tokenizer)
-        asked = replace(asked, stops=StopStrings(own.stop_strings, self._tokenizer))
+        asked = replace(asked, stops=self._stops(own.stop_strings))
         if own.structured is None:
             return asked
         compiled = self._compiled(own, own.structured)

@@ -191,7 +191,7 @@ def start(
     return _looked_after(_start_local(world_size, kind, work, rank_timeout))
 
 
-def _let_be(error: RankDied) -> None:
+def _let_be(error: GyrfalconError) -> None:
     """The one rank of an engine is this process."""
 
 
@@ -220,7 +220,9 @@ def _watched(
     """One of torchrun's ranks as it sees all."""
     group = rank_info.group
     if group.rank > 0:
-        sender = Sender(group.heartbeat, store, group.rank, rank_timeout).start()
+        sender = Sender(
+            group.heartbeat, store, group.rank, rank_timeout, own_program=not followed
+        ).start()
         return Ranks(rank_info, store=store, sender=sender)
     watchdog = Watchdog(
         group.heartbeat,
@@ -233,7 +235,7 @@ def _watched(
     return Ranks(rank_info, store=store, followed=followed, watchdog=watchdog.start())
 
 
-def _end_this_process(error: RankDied) -> None:
+def _end_this_process(error: GyrfalconError) -> None:
     """Whatever it waits for: torchrun then ends the others."""
     print(f"gyrfalcon: error: {error}", file=sys.stderr, flush=True)
     os._exit(error.exit_code)
@@ -301,7 +303,12 @@ def _start_local(world_size: int, kind: type[Device], work: Work, rank_timeout: 
         raise
     workers = children
     watchdog = Watchdog(
-        group.heartbeat, store, world_size, rank_timeout, end=lambda error: _kill(workers)
+        group.heartbeat,
+        store,
+        world_size,
+        rank_timeout,
+        end=lambda error: _kill(workers),
+        check=lambda: _raise_if_dead(workers, store),
     )
     rank_info = RankInfo(group, local_rank=0, ranks_here=world_size)
     return Ranks(rank_info, children, store, watch, watchdog=watchdog.start())

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from gyrfalcon.errors import RankDied
+from gyrfalcon.errors import GyrfalconError, RankDied
 from gyrfalcon.parallel.heartbeat import Heartbeat
 from gyrfalcon.parallel.meeting import Store
 
@@ -26,9 +26,10 @@ FAULTS = 9  # a field of /proc/…/stat behind the name of the program
 class _Observer:
     """Counts how often a rank of this process was seen to move."""
 
-    def __init__(self, heartbeat: Heartbeat) -> None:
+    def __init__(self, heartbeat: Heartbeat, *, own_program: bool = False) -> None:
+        """`own_program`: between the engine's calls the rank runs a program of its own, and moves."""
         self.moves = 0
-        self._heartbeat = heartbeat
+        self._heartbeat, self._own_program = heartbeat, own_program
         self._seen = (0, 0, 0.0)  # count, thread, and when
         self._used = (0.0, 0)  # what that thread had used
 
@@ -37,7 +38,8 @@ class _Observer:
         heartbeat, now = self._heartbeat, time.monotonic()
         used = _used_by(heartbeat.thread)
         count, thread, then = self._seen
-        if heartbeat.count != count or heartbeat.thread != thread or heartbeat.exempt:
+        elsewhere = self._own_program and not heartbeat.num_working
+        if heartbeat.count != count or heartbeat.thread != thread or heartbeat.exempt or elsewhere:
             self.moves += 1
         elif heartbeat.on_host:
             seconds, faults = used[0] - self._used[0], used[1] - self._used[1]
@@ -65,7 +67,9 @@ def _key(rank: int) -> str:
 
 
 class _Looking:
-    """A thread that looks now and then until it is stopped, or the store is gone."""
+    """A thread that looks now and then until it is stopped. A look that finds no store, as that of another
+    host may be for a while, is followed by the next.
+    """
 
     def __init__(self, timeout: float) -> None:
         self._interval = min(timeout / LOOKS, LONGEST_LOOK)
@@ -78,11 +82,11 @@ class _Looking:
 
         def run() -> None:
             then = time.monotonic()
-            with suppress(RuntimeError):  # rank 0, which holds the store, has ended
-                while not self._over.wait(self._interval):
-                    now = time.monotonic()
+            while not self._over.wait(self._interval):
+                now = time.monotonic()
+                with suppress(RuntimeError):
                     look(min(now - then, 2 * self._interval))
-                    then = now
+                then = now
 
         threading.Thread(target=run, name=name, daemon=True).start()
 
@@ -94,8 +98,17 @@ class _Looking:
 class Sender:
     """Sends what a rank other than 0 does."""
 
-    def __init__(self, heartbeat: Heartbeat, store: Store, rank: int, timeout: float) -> None:
-        self._observer, self._store, self._rank = _Observer(heartbeat), store, rank
+    def __init__(
+        self,
+        heartbeat: Heartbeat,
+        store: Store,
+        rank: int,
+        timeout: float,
+        *,
+        own_program: bool = False,
+    ) -> None:
+        self._observer = _Observer(heartbeat, own_program=own_program)
+        self._store, self._rank = store, rank
         self._number = 0
         self._looking = _Looking(timeout)
 
@@ -131,6 +144,7 @@ class Watchdog:
     """Rank 0's view of all ranks. When one says nothing for `timeout` seconds, or none moves for so long
     while there is work, `end` ends them; not a single rank, which is this process. Without `when_idle` a
     rank may be silent where there is no work: it runs a program of its own, which may end earlier.
+    `check` raises what is known of a rank that is silent because it has ended.
     """
 
     def __init__(
@@ -139,14 +153,15 @@ class Watchdog:
         store: Store | None,
         size: int,
         timeout: float,
-        end: Callable[[RankDied], object],
+        end: Callable[[GyrfalconError], object],
         *,
         when_idle: bool = True,
+        check: Callable[[], object] = lambda: None,
     ) -> None:
-        self.error: RankDied | None = None
+        self.error: GyrfalconError | None = None
         self.stalled_seconds = 0.0  # for which no rank has moved though there is work
         self._heartbeat, self._store, self._timeout, self._end = heartbeat, store, timeout, end
-        self._when_idle = when_idle
+        self._when_idle, self._check = when_idle, check
         self._own = _Observer(heartbeat)
         self._seen = [_Seen(host=socket.gethostname()) for _ in range(size)]
         self._clock = 0.0
@@ -179,7 +194,11 @@ class Watchdog:
         stalled = self.stalled_seconds >= self._timeout and len(self._seen) > 1
         if (silent or stalled) and self.error is None:
             first = min(silent or self._seen, key=lambda seen: seen.moved_at)
-            self.error = self._stood_still(first)
+            try:
+                self._check()
+                self.error = self._stood_still(first)
+            except GyrfalconError as error:
+                self.error = error
             self.stop()
             self._end(self.error)
 

@@ -75,7 +75,7 @@ def with_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         app,
         allow_origins=origins,
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+        allow_headers=["*"],  # clients send some of their own, such as X-Stainless-Lang
         expose_headers=["X-Request-Id", "X-Ignored-Options", "Retry-After"],
     )
 

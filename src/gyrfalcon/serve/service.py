@@ -287,6 +287,8 @@ def _with_lengths(
     asked = []
     for ids in prompts:
         num_new = _num_new_tokens(generation.length, len(ids), max_len)
+        if len(ids) >= max_len:  # the engine's own check tells both lengths
+            num_new = max(num_new, generation.params.min_tokens)
         if generation.params.min_tokens > num_new:
             wanted = f"at most {num_new}, as many as may be generated,"
             raise wrong_option("min_tokens", wanted, str(generation.params.min_tokens))

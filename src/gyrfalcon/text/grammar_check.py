@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
-from gyrfalcon.errors import QueueFull, RequestError, UsageError
+from gyrfalcon.errors import EngineClosed, QueueFull, RequestError, UsageError
 
 PROGRAM = Path(__file__).with_name("grammar_child.py")
 SECONDS = 0.5  # for a grammar and its first mask
@@ -28,26 +28,38 @@ class GrammarCheck:
         """`vocabulary`: "tokens", whose bytes are Latin-1 letters, and the "special" ones' ids."""
         content = {**vocabulary, "limits": dict(limits), "seconds": SECONDS}
         self._first_line = json.dumps(content) + "\n"
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), False
         self._child = _Child(self._first_line)
 
     def error(self, grammar: str) -> str | None:
         """What the library says against a grammar; None for a good one. RequestError for one that takes
-        too long or too much memory, QueueFull where too many others come before it.
+        too long or too much memory, QueueFull where too many others come before it, EngineClosed.
         """
         if not self._lock.acquire(timeout=WAIT_SECONDS):
             raise QueueFull(WANTED, "too many others before it", "ask again later")
         try:
-            if self._child.is_gone:
-                self._child = _Child(self._first_line)
+            self._begin_again()
             return self._child.answer(grammar)
+        except RequestError:
+            self._refuse_if_closed()  # that ended the process, not the grammar
+            raise
         finally:
-            if self._child.is_gone:  # the next finds one that is ready
-                self._child = _Child(self._first_line)
+            with contextlib.suppress(EngineClosed):
+                self._begin_again()  # the next finds one that is ready
             self._lock.release()
 
+    def _begin_again(self) -> None:
+        self._refuse_if_closed()
+        if self._child.is_gone:
+            self._child = _Child(self._first_line)
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise EngineClosed("a working engine", "one that was closed", "make a new one")
+
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process; whoever waits for it gets EngineClosed."""
+        self._closed = True
         self._child.end()
 
 

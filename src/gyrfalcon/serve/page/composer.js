@@ -9,7 +9,8 @@ export function Composer({ store }) {
   const area = useRef(null);
   const [text, setText] = useState("");
   const last = store.tree.path().at(-1);
-  const goesOn = store.mode === "text" && last?.role === "assistant" && last.text !== "";
+  const isOpen = last?.role === "assistant" && last.text !== "" && last.finish !== "stop";
+  const goesOn = store.mode === "text" && isOpen;
   const isRunning = store.running !== null;
   useLayoutEffect(() => fit(area.current), [text]);
   useEffect(() => area.current.focus({ preventScroll: true }), [store.mode]);

@@ -1,9 +1,10 @@
 """What serving costs beside the engine: processor time of the event loop's thread per streamed token, the
 time between two tokens of a stream, and the tokens per second of many.
 
-    python benchmarks/serve_overhead.py [--streams 1,16,64] [--tokens 200] [--rounds 5] [--threads 1]
+    python benchmarks/serve_overhead.py [--model nestling] [--streams 1,16,64] [--tokens 200] [--rounds 5]
+        [--threads 1]
 
-Serves nestling on the CPU from this process to clients in another, one event a token, by turns with
+Serves a model on the CPU from this process to clients in another, one event a token, by turns with
 Engine.stream() and Engine.generate() of the same engine with the same prompts. Detokenising is the
 engine's and not counted. Prints medians of all rounds; --json FILE has every round. Run nothing else
 beside it.
@@ -33,6 +34,7 @@ from gyrfalcon.serve.service import Service, Settings
 
 T = TypeVar("T")
 WARM_UP_TOKENS = 16
+SERVED = "served"  # the name, whatever the model
 PROMPT = "The old captain number {} looked at the sea"
 
 
@@ -74,7 +76,7 @@ class Loop:
         return time.thread_time()
 
     async def _begin(self, config: EngineConfig) -> tuple[Service, _Server, int]:
-        service = Service(lambda: Engine(config), Settings(("nestling",)), lambda error: None)
+        service = Service(lambda: Engine(config), Settings((SERVED,)), lambda error: None)
         service.start()
         await service.until_loaded()
         bound, server = listen("127.0.0.1", 0), _Server(_config(application(service)))
@@ -160,7 +162,7 @@ def read_streams(port: int, streams: int, tokens: int) -> Streamed:
 
 def request(place: int, tokens: int) -> bytes:
     """One request for a stream."""
-    asked = {"model": "nestling", "prompt": PROMPT.format(place), "max_tokens": tokens}
+    asked = {"model": SERVED, "prompt": PROMPT.format(place), "max_tokens": tokens}
     body = json.dumps(asked | {"stream": True, "ignore_eos": True, "temperature": 0}).encode()
     head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
@@ -187,6 +189,7 @@ def shown(row: Round) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="nestling")
     parser.add_argument("--streams", default="1,16,64")
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
@@ -200,7 +203,7 @@ def main() -> None:
         return
     counts = [int(count) for count in args.streams.split(",")]
     config = EngineConfig(
-        "nestling",
+        args.model,
         device="cpu",
         threads=args.threads,
         max_len=args.tokens + 64,

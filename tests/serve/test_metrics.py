@@ -73,12 +73,12 @@ def test_samples_whose_client_leaves_or_whose_engine_fails_are_counted(
     wait_for(lambda: fresh.service.engine.stats().num_running == 3)
     pending.leave()
     pending.answer()
-    assert scraped(fresh)["vllm:request_success_total/abort"] == 3
+    wait_for(lambda: scraped(fresh)["vllm:request_success_total/abort"] == 3)
     pending = fresh.later("/v1/completions", long)
     wait_for(lambda: fresh.service.engine.stats().num_running == 3)
     fresh.service.engine.close()
     pending.answer()
-    assert scraped(fresh)["vllm:request_success_total/error"] == 3
+    wait_for(lambda: scraped(fresh)["vllm:request_success_total/error"] == 3)
 
 
 def test_preemptions_are_counted(model: Path, engine: Engine) -> None:

@@ -354,7 +354,9 @@ OPTIONS: tuple[Option, ...] = (
     _no_effect("no_stop_trim", GENERATING, (False,), "the text stops before a stop string"),
     _no_effect("return_hidden_states", GENERATING, (False,), "hidden states stay in the engine"),
     _no_effect("use_beam_search", GENERATING, (False,), "there is sampling and greedy decoding"),
-    _no_effect("length_penalty", GENERATING, (1, 1.0), "a setting of beam search, which is not offered"),
+    _no_effect(
+        "length_penalty", GENERATING, (1, 1.0), "a setting of beam search, which is not offered"
+    ),
     _no_effect("bad_words", GENERATING, ([],), "forbids strings: see `logit_bias`"),
     _no_effect("chat_template_kwargs", CHAT, ({},), "variables of the chat template"),
     _no_effect("documents", CHAT, ([],), "texts for the chat template to cite"),

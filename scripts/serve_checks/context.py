@@ -18,11 +18,16 @@ class Context:
     seed: int
 
 
-def run_client(command: list[str], seconds: float) -> "subprocess.CompletedProcess[str]":
-    """A program's end, whatever its exit code; RuntimeError when it takes too long."""
+def run_client(
+    command: list[str], seconds: float, cwd: Path | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """A program's end, whatever its exit code; RuntimeError when it takes too long. `cwd`: where it may
+    leave files.
+    """
+    environ = clean_environ()
     try:
         return subprocess.run(
-            command, env=clean_environ(), capture_output=True, text=True, timeout=seconds
+            command, env=environ, cwd=cwd, capture_output=True, text=True, timeout=seconds
         )
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"wanted an end within {seconds:g} s, got none: {command[0]}") from None

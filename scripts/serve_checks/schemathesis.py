@@ -3,6 +3,7 @@ document does not have.
 """
 
 import re
+from pathlib import Path
 
 from serve_checks.context import Context, run_client
 from serve_checks.environment import environment
@@ -22,7 +23,8 @@ def run(context: Context, report: Report) -> None:
     report.versions |= client.versions
     with serving(context.folder, chat_model(context.folder), *OPTIONS) as server:
         for seed in range(context.seed + 1, context.seed + 1 + SEEDS):
-            _run_seed([client.command("schemathesis"), "run"], server, report, seed)
+            command = [client.command("schemathesis"), "run", f"{server.url}/openapi.json"]
+            _run_seed(command, context.folder, report, seed)
         report.claim("no cache block is lost", wait_until(server.is_idle, 20))
         statuses = _statuses(server)
         report.figure("statuses_refused", statuses)
@@ -32,10 +34,10 @@ def run(context: Context, report: Report) -> None:
         report.claim("the server ends with exit code 0", server.stop() == 0)
 
 
-def _run_seed(command: list[str], server: Server, report: Report, seed: int) -> None:
+def _run_seed(command: list[str], folder: Path, report: Report, seed: int) -> None:
     options = ["--max-examples", str(NUM_CASES), "--seed", str(seed), "--checks", CHECKS]
     options += ["--continue-on-failure", "--no-color", "--request-timeout", "60"]
-    done = run_client([*command, f"{server.url}/openapi.json", *options], SECONDS)
+    done = run_client([*command, *options], SECONDS, folder)
     text = done.stdout
     found = re.search(r"(\d+) generated", text.replace(",", ""))
     report.figure(f"cases_seed_{seed}", int(found[1]) if found else None)

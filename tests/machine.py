@@ -168,7 +168,8 @@ class Machine:
         """No block is lost or free and held at once; only blocks with the same tokens are shared."""
         running, waiting = self.scheduler.running, self.scheduler.waiting
         users = Counter(block for sequence in running for block in sequence.blocks)
-        assert sorted([*users, *self.allocator._free]) == list(range(self.num_blocks))
+        fresh = range(self.num_blocks - self.allocator._num_fresh, self.num_blocks)
+        assert sorted([*users, *self.allocator._free, *fresh]) == list(range(self.num_blocks))
         assert self.allocator._users == [users[block] for block in range(self.num_blocks)]
         assert not any(sequence.blocks or sequence.num_computed for sequence in waiting)
         assert len(running) <= self.limits.max_sequences

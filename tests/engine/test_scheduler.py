@@ -765,3 +765,18 @@ def test_a_shared_block_is_free_only_when_its_last_user_releases_it() -> None:
     assert (allocator.num_free, allocator.num_unused(second)) == (1, 0)
     allocator.release(second)
     assert allocator.num_free == 2
+
+
+def test_blocks_that_were_never_used_go_first_then_the_one_unused_longest() -> None:
+    allocator = BlockAllocator(num_blocks=4, block_size=2)
+    tables: list[list[int]] = [[], [], []]
+    for table in tables[:2]:
+        assert allocator.grow(table, 2)
+    [first], [second] = tables[:2]
+    allocator.release(tables[1])
+    allocator.release(tables[0])
+    assert allocator.num_free == 4
+    assert allocator.grow(tables[2], 8)
+    assert tables[2][2:] == [second, first]
+    assert sorted(tables[2]) == [0, 1, 2, 3]
+    assert (allocator.num_free, allocator.grow([], 1)) == (0, False)

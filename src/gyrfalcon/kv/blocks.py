@@ -6,6 +6,7 @@ until it is needed for something else, the one unused longest first. With the co
 that its tokens have scores, which are kept elsewhere.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from itertools import takewhile
@@ -21,7 +22,10 @@ class BlockAllocator:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.reuse = reuse
-        self._free = dict.fromkeys(range(num_blocks))  # in the order in which they are given away
+        self._num_fresh = num_blocks  # never given away: the last ones, and the first to go
+        # Unused again, in the order in which they are given away. (A dict that loses its first item again and
+        # again searches ever longer for the next one.)
+        self._free: OrderedDict[int, None] = OrderedDict()
         self._users = [0] * num_blocks
         self._block_of: dict[bytes, int] = {}  # digest of all tokens up to its end → full block
         self._digest_of: dict[int, bytes] = {}
@@ -32,7 +36,7 @@ class BlockAllocator:
     @property
     def num_free(self) -> int:
         """Blocks that no sequence uses."""
-        return len(self._free)
+        return self._num_fresh + len(self._free)
 
     def blocks_for(self, num_tokens: int) -> int:
         """How many blocks hold `num_tokens` tokens."""
@@ -43,10 +47,10 @@ class BlockAllocator:
         few are free.
         """
         missing = self.blocks_for(num_tokens) - len(table)
-        if missing > len(self._free):
+        if missing > self._num_fresh + len(self._free):
             return False
         for _ in range(missing):
-            block = next(iter(self._free))
+            block = self._next()
             self._forget(block)
             self._use(block)
             table.append(block)
@@ -145,6 +149,13 @@ class BlockAllocator:
             if not self._users[block]:
                 self._free[block] = None
         table.clear()
+
+    def _next(self) -> int:
+        """The block that is given away next."""
+        if not self._num_fresh:
+            return next(iter(self._free))
+        self._num_fresh -= 1
+        return self.num_blocks - 1 - self._num_fresh
 
     def _use(self, block: int) -> None:
         self._users[block] += 1

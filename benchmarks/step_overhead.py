@@ -1,13 +1,14 @@
 """The host's share of a decoding step: scheduling, building the batch, sampling, committing and text.
 
     python benchmarks/step_overhead.py [PYTHON ...] [--counts 1,16,64,256] [--rounds 6] [--json FILE]
+        [--sampling greedy,top_k,schema] [--model nestling] [--quant none]
 
-Decodes nestling on the CPU with so many sequences, greedily and with top_k, and prints medians in
-milliseconds: a step, the model's run in it, and the host's share, which is their difference, with its
-parts. A PYTHON is that of an environment in which a checkout is installed; two are run by turns, and
-compared round by round with a 95 % interval of the median ratio. Without one, this Python. `--clock thread`
-counts processor time of the engine's thread alone, for machines that others use, too. Run nothing else
-beside it.
+Decodes a model on the CPU with so many sequences, greedily, with top_k, or greedily under a JSON schema, and
+prints medians in milliseconds: a step, the model's run in it, and the host's share, which is their
+difference, with its parts. A PYTHON is that of an environment in which a checkout is installed; two are
+run by turns, and compared round by round with a 95 % interval of the median ratio. Without one, this
+Python. `--clock thread` counts processor time of the engine's thread alone, for machines that others use,
+too. Run nothing else beside it.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from unittest.mock import patch
 
 from checkouts import FEWEST_PAIRS, interval
 
-from gyrfalcon import Engine, SamplingParams
+from gyrfalcon import Engine, SamplingParams, StructuredOutput
 from gyrfalcon.batch import Batch
 from gyrfalcon.engine import sampler
 from gyrfalcon.measure.result import machine_facts
@@ -34,9 +35,19 @@ CLOCKS: Mapping[str, Callable[[], float]] = {
     "wall": time.perf_counter,
     "thread": time.thread_time,
 }
+PEOPLE = {  # more of them than any text that is timed
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+    },
+    "minItems": 500,
+}
 SAMPLING = {  # beside the same length for all
     "greedy": SamplingParams(),
     "top_k": SamplingParams(temperature=0.8, top_k=40, seed=1),
+    "schema": SamplingParams(structured=StructuredOutput(json=PEOPLE)),
 }
 PROMPT_LEN = 32
 WARM_UP_STEPS = 8
@@ -102,7 +113,8 @@ def timed_steps(
 ) -> list[Seconds]:
     """Decoding steps of all sequences of a case, after those that read their prompts."""
     most = engine.max_len - PROMPT_LEN
-    params = replace(SAMPLING[case.sampling], max_new_tokens=most, ignore_eos=True)
+    params = SAMPLING[case.sampling]
+    params = replace(params, max_new_tokens=most, ignore_eos=params.structured is None)
     requests = [
         engine.add([100 + (7 * row + 3 * i) % 1000 for i in range(PROMPT_LEN)], params)
         for row in range(case.count)
@@ -127,13 +139,20 @@ def _step(engine: Engine, spent: Seconds, clock: Callable[[], float]) -> Seconds
     return {**spent, "step": step, "host": step - spent["model"], "deliver": step - spent["core"]}
 
 
-def measure(cases: Sequence[Case], num_steps: int, clock_name: str) -> list[Row]:
+def measure(
+    cases: Sequence[Case],
+    num_steps: int,
+    clock_name: str,
+    model: str = "nestling",
+    quant: str = "none",
+) -> list[Row]:
     """One round of every case, in this process."""
     most, length = max(case.count for case in cases), PROMPT_LEN + WARM_UP_STEPS + num_steps + 8
     rows = []
     with Engine(
-        "nestling",
+        model,
         device="cpu",
+        quant=quant,
         max_len=length,
         max_sequences=most,
         max_batch_tokens=most * length,
@@ -223,12 +242,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "pythons", nargs="*", help="one or two; two are compared, the old one first"
     )
     parser.add_argument("--counts", default="1,16,64,256", help="sequences side by side")
+    parser.add_argument("--sampling", default="greedy,top_k", help=f"of {', '.join(SAMPLING)}")
+    parser.add_argument("--model", default="nestling", help="a folder, or nestling")
+    parser.add_argument("--quant", default="none", help="as gyrfalcon generate takes it")
     parser.add_argument("--steps", type=int, default=60, help="of each case and round")
     parser.add_argument("--rounds", type=int, default=FEWEST_PAIRS)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--json", type=Path, help="write every round's medians to this file")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    if unknown := set(args.sampling.split(",")) - set(SAMPLING):
+        parser.error(f"wanted --sampling of {', '.join(SAMPLING)}, got {', '.join(unknown)}")
     if len(args.pythons) > 2:
         parser.error(f"wanted one or two Pythons, got {len(args.pythons)}")
     if len(args.pythons) == 2 and args.rounds < FEWEST_PAIRS:
@@ -240,12 +264,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if args.worker:
         counts = map(int, args.counts.split(","))
-        cases = [Case(count, sampling) for count in counts for sampling in SAMPLING]
-        rows = measure(cases, args.steps, args.clock)
+        cases = [Case(count, each) for count in counts for each in args.sampling.split(",")]
+        rows = measure(cases, args.steps, args.clock, args.model, args.quant)
         print(json.dumps([asdict(row) for row in rows]))
         return 0
     pythons = args.pythons or [sys.executable]
-    options = [f"--counts={args.counts}", f"--steps={args.steps}", f"--clock={args.clock}"]
+    names = ("counts", "steps", "clock", "sampling", "model", "quant")
+    options = [f"--{name}={getattr(args, name)}" for name in names]
     rounds = by_turns(pythons, args.rounds, options)
     for python, each in zip(pythons, rounds, strict=True):
         print(python, table(typical(each)), sep="\n")

@@ -1,11 +1,18 @@
 """Options of `serve` that are settings of its engine."""
 
+import gc
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
+from gyrfalcon.cli import serve_run
 from gyrfalcon.cli.parser import parse
 from gyrfalcon.cli.serve_run import _keys, served_config
+from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import UsageError
 
 
@@ -32,3 +39,21 @@ def test_keys_that_clients_send_differently_are_refused(
     monkeypatch.setenv("GYRFALCON_API_KEY", key)
     with pytest.raises(UsageError, match="API keys of printable ASCII"):
         _keys(parse(["serve", "nestling"]))
+
+
+def test_full_garbage_collections_leave_out_what_has_been_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    num_frozen = []
+
+    def served(*args: object) -> None:
+        on_ready = cast("Callable[[Engine], None]", args[-1])
+        on_ready(cast("Engine", SimpleNamespace(description="a model", notes=())))
+        num_frozen.append(gc.get_freeze_count())
+
+    monkeypatch.setattr(serve_run, "run_server", served)
+    try:
+        assert serve_run.run(parse(["serve", "nestling", "--port", "0"])) == 0
+    finally:
+        gc.unfreeze()
+    assert num_frozen[0] > 100_000

@@ -11,6 +11,7 @@ from gyrfalcon.cli.before_loading import opened
 from gyrfalcon.cli.engine_options import engine_config
 from gyrfalcon.console.format import say_ready
 from gyrfalcon.engine.engine import Engine
+from gyrfalcon.engine.heap import freeze_heap
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import UsageError
 from gyrfalcon.files.text import contents, decoded
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     log_to_stderr()
 
     def ready(engine: Engine) -> None:
+        freeze_heap()
         say_ready(f"{engine.description}, {time.perf_counter() - begin:.1f} s", engine.notes)
         where = f"[{args.host}]" if ":" in args.host else args.host
         names = " and ".join(settings.names)

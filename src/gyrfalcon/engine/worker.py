@@ -13,6 +13,7 @@ from gyrfalcon.device.lookup import kind_for
 from gyrfalcon.device.threads import keep_to, own_processors
 from gyrfalcon.engine.build import build_core
 from gyrfalcon.engine.core import EngineCore
+from gyrfalcon.engine.heap import freeze_heap
 from gyrfalcon.engine.overlap import stepper
 from gyrfalcon.engine.rank_messages import Step, decode, decode_engine
 from gyrfalcon.engine_config import EngineConfig
@@ -75,6 +76,7 @@ def _built(config: EngineConfig, folder: Path, rank_info: RankInfo) -> EngineCor
 
 def _follow_messages(core: EngineCore, group: Group) -> None:
     """Until the connection to rank 0 breaks, which raises RankGone."""
+    freeze_heap()
     take_step = stepper(core)
     heartbeat = group.heartbeat
     while True:

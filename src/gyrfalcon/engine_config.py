@@ -56,7 +56,7 @@ class EngineConfig:
     max_len: the longest sequence, prompt and new tokens together; by default as many tokens as the
         model has positions.
     cache_memory: the size of one rank's KV cache, in bytes (int) or as a fraction of the free memory (float).
-    block_size: tokens per KV cache block.
+    block_size: tokens per KV cache block; more where the device's operators read larger blocks alone.
     max_batch_tokens: tokens computed in one step; longer prompts are prefilled in chunks.
     max_sequences: sequences that run at once; further ones wait.
     step_target: seconds that a step may take. Sequences that decode get their token in every step;

@@ -18,6 +18,7 @@ from gyrfalcon.errors import CheckpointError, UsageError
 # int4: the rows and columns that are packed together, in half as many bytes. They divide every head
 # dimension of the family, so that a cut between heads is a cut between tiles.
 TILE_ROWS, TILE_COLUMNS = 16, 64
+COLUMN_WORD = 8  # weights of a column in an int32, where a library of others packs int4 that way
 WORD = 4  # bytes of a row, and as many columns in the low halves, that lie together
 GROUPS = {"int4": 64, "int4-32": 32, "int4-128": 128}  # weights of a row that share a scale
 
@@ -38,7 +39,8 @@ class Quantised:
     bytes of each row, then the second one of each: a processor's vectors are a word of several rows,
     and sums of rows need not be taken across them. Scales of these rows lie together, too. They are
     bfloat16, which has float32's range, and the values are computed against the bfloat16 scale: against
-    float32 scales the error grows by less than 0.01 % of itself. `by_rows` has rows one by one.
+    float32 scales the error grows by less than 0.01 % of itself. `by_rows` has rows one by one. Operators
+    may prepack int4 as int32 [in, out / 8], in an order that only they know.
 
     Relative L2 error after `dequantise`, for normally distributed weights in rows of 4096
     and for nestling's matrices: int8 0.87 % and 0.84 %, fp8 2.6 % and 2.6 %, int4 9.1 % and 9.2 %,
@@ -56,6 +58,8 @@ class Quantised:
             tiles, blocks, _ = self.data.shape
             return tiles * TILE_ROWS, blocks * TILE_COLUMNS
         rows, width = self.data.shape
+        if self.data.dtype == torch.int32:
+            return width * COLUMN_WORD, rows
         return rows, width * 2 if self.group else width
 
     @property

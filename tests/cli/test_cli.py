@@ -214,10 +214,6 @@ def test_a_rounding_that_does_not_exist_is_told_the_known_ones(words: list[str])
     assert "--quant none | int8 | fp8 | int4 | int4-32 | int4-128, got 'int3'" in refused
 
 
-def test_a_device_that_is_not_built_yet_is_refused_by_name() -> None:
-    assert "got npu, which is not built yet" in refusal("generate", "m", "-", "--device", "npu")
-
-
 def test_a_shortened_option_is_not_guessed() -> None:
     assert "'--over'" in refusal("cut", "a", "b", "-w", "2", "--over")
 

@@ -79,9 +79,10 @@ def run(args: argparse.Namespace) -> int:
         num_new = sum(len(sample.tokens) for answer in answers for sample in answer.samples)
         seconds = max(answer.seconds for answer in answers)
         rate = f", {num_new / seconds:.1f} tokens/s" if num_new else ""
-        _say(f"{counted(num_new, 'new token')} in {seconds:.2f} s{rate}")
+        timed = not engine.hardware.emulated
+        _say(counted(num_new, "new token") + (f" in {seconds:.2f} s{rate}" if timed else ""))
         if args.json is not None:
-            _write_json([_as_json(answer, load_seconds) for answer in answers], args)
+            _write_json([_as_json(answer, load_seconds, timed) for answer in answers], args)
     return 0
 
 
@@ -194,8 +195,10 @@ def _structured(args: argparse.Namespace) -> StructuredOutput | None:
     return None
 
 
-def _as_json(answer: GenerateResult, load_seconds: float) -> dict[str, object]:
-    """One prompt's result; several samples lie under `samples`, one in the object itself."""
+def _as_json(answer: GenerateResult, load_seconds: float, timed: bool) -> dict[str, object]:
+    """One prompt's result; several samples lie under `samples`, one in the object itself. Times that say
+    nothing of the device are left out.
+    """
     samples = [_sample_json(sample) for sample in answer.samples]
     return {
         "prompt": answer.prompt,
@@ -205,7 +208,9 @@ def _as_json(answer: GenerateResult, load_seconds: float) -> dict[str, object]:
             "load_seconds": load_seconds,
             "first_token_seconds": answer.first_token_seconds,
             "seconds": answer.seconds,
-        },
+        }
+        if timed
+        else None,
     }
 
 

@@ -52,7 +52,7 @@ class Done:
     answers: Sequence[Answer]
     score: Score
     num_new: int
-    seconds: float
+    seconds: float | None  # None: other hardware computed in the device's place
 
     def as_result(self) -> ExamResult:
         categories = {subject.name: subject.category for subject in self.exam.subjects}
@@ -74,7 +74,7 @@ class Done:
             "seconds": self.seconds,
             "num_computed": self.num_new,
             "num_resumed": len(self.answers) - self.num_new,
-            "questions_per_second": self.num_new / self.seconds,
+            "questions_per_second": None if self.seconds is None else self.num_new / self.seconds,
             "predictions": [mmlu_score.answer_json(answer) for answer in self.answers],
         }
 
@@ -197,7 +197,7 @@ def _ask(
             count = mmlu_score.count(new)
             recorder.log(f"{name}: {count.right} of {count.total} right")
             found += new
-    seconds = time.perf_counter() - start
+    seconds = None if engine.hardware.emulated else time.perf_counter() - start
     in_order = sorted(found, key=attrgetter("subject", "id"))
     num_new = len(found) - len(earlier)
     model, found_score = engine.config.model_name, score(exam.subjects, in_order)
@@ -244,10 +244,10 @@ def _lines(
 
 
 def _say_speed(done: Done, output: str) -> None:
-    rate = f"{done.num_new / done.seconds:.2f} questions/s"
-    new = counted(done.num_new, "question")
-    text = f"{new} in {done.seconds:.1f} s, {rate}; written to {output}"
-    print(text, file=sys.stderr)
+    text = counted(done.num_new, "question")
+    if done.seconds is not None:
+        text += f" in {done.seconds:.1f} s, {done.num_new / done.seconds:.2f} questions/s"
+    print(f"{text}; written to {output}", file=sys.stderr)
 
 
 def _verdict(rows: Sequence[mmlu_published.PublishedComparison]) -> int:

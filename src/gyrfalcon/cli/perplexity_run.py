@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
         num_tokens = len(text_ids(engine.tokenizer, text)) - 1
         with bar(num_tokens, "token", "perplexity") as shown:
             found = perplexity(engine, text, window, stride, shown.update)
-        result = _result(args.file, found, window, stride, time.perf_counter() - start)
+        seconds = None if engine.hardware.emulated else time.perf_counter() - start
+        result = _result(args.file, found, window, stride, seconds)
         document = envelope("perplexity", engine, args.words, result)
         show_result(document, _lines(found, window, stride), args.json)
     return 0
@@ -41,7 +42,7 @@ def _stride(window: int, asked: int | None) -> int:
 
 
 def _result(
-    file: str, found: Perplexity, window: int, stride: int, seconds: float
+    file: str, found: Perplexity, window: int, stride: int, seconds: float | None
 ) -> dict[str, object]:
     return {
         "file": file,

@@ -9,8 +9,9 @@ Imports no torch: the command line's help reads these words.
 KINDS = {
     "cpu": "CPU",
     "cuda": "CUDA",
+    "npu": "Huawei Ascend",
 }
-PLANNED = ("npu",)  # refused as not built yet
+PLANNED: tuple[str, ...] = ()  # refused as not built yet
 OTHER_NAMES = {"gpu": "cuda"}  # what people type for them
 
 HOST = "cpu"

@@ -25,8 +25,7 @@ def kind_for(word: str) -> type[Device]:
         return next(kind for kind in map(kind_of, reversed(KINDS)) if kind.count())
     kind = kind_of(word)
     if not kind.count():
-        do = f"use `device={HOST}`, or install a torch built for your card"
-        raise UsageError(f"a {KINDS[word]} device", "none", do)
+        raise UsageError(f"a {KINDS[word]} device", *kind.lacking())
     return kind
 
 

@@ -23,6 +23,9 @@ class Device(ABC):
     ]  # to quantise: what a core's cache holds, or enough to fill a card
     collectives: ClassVar[str]  # the library that sums over ranks
 
+    emulated: ClassVar[bool] = False  # other hardware computes in its place, in tests: results are
+    # its own, times are not, and none are told
+
     def __init__(self, torch_device: torch.device) -> None:
         self.torch_device = torch_device
 
@@ -33,6 +36,18 @@ class Device(ABC):
     @abstractmethod
     def count(cls) -> int:
         """How many this machine has; 0 where torch cannot use one."""
+
+    @classmethod
+    def lacking(cls) -> tuple[str, str]:
+        """Where there are none: what there is instead, and what to do."""
+        return "none", "use `device=cpu`, or install a torch built for your card"
+
+    @classmethod
+    def block_size(cls, least: int) -> int:
+        """The tokens of a cache block that its operators read, at least so many; UsageError where they
+        read none as large.
+        """
+        return least
 
     @classmethod
     @abstractmethod

@@ -26,6 +26,7 @@ from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.format import counted
 from gyrfalcon.device.dtypes import WORD_OF_DTYPE
 from gyrfalcon.device.lookup import kind_for
+from gyrfalcon.device.protocol import Device
 from gyrfalcon.engine.build import build_core, longest_sequence
 from gyrfalcon.engine.core import EngineCore
 from gyrfalcon.engine.deadlines import Deadlines
@@ -117,7 +118,11 @@ class Engine:
         world_size = joined.size if joined else _world_size(config, checkpoint)
         share_of(checkpoint.config, world_size, 0)
         longest_sequence(config, checkpoint)
-        config = replace(config, quant=effective_quant(checkpoint, config.quant))
+        config = replace(
+            config,
+            quant=effective_quant(checkpoint, config.quant),
+            block_size=kind_for(config.device).block_size(config.block_size),
+        )
         self.config = config
         self.model_config: ModelConfig = checkpoint.config
         self.adapter_name = checkpoint.adapter_name
@@ -164,12 +169,17 @@ class Engine:
         quantised = "" if self.config.quant == "none" else f", quantised to {self.config.quant}"
         ranks, dtype = counted(self.world_size, "rank"), WORD_OF_DTYPE[self.dtype] + quantised
         adapter = f", adapter {self.adapter_name}" if self.adapter_name else ""
-        return f"{ranks} on {self.device}, {dtype}{adapter}, cache for {self.cache_len} tokens"
+        return f"{ranks} on {self.hardware}, {dtype}{adapter}, cache for {self.cache_len} tokens"
 
     @property
     def device(self) -> torch.device:
         """The device of this process's rank."""
         return self._core.device.torch_device
+
+    @property
+    def hardware(self) -> Device:
+        """The same, and what it can do."""
+        return self._core.device
 
     @property
     def dtype(self) -> torch.dtype:

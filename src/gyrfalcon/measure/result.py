@@ -11,7 +11,6 @@ from gyrfalcon import __version__
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.device import HOST
 from gyrfalcon.device.dtypes import WORD_OF_DTYPE
-from gyrfalcon.device.lookup import device_of
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import UsageError
 from gyrfalcon.files.json_fields import Fields, parsed_json, shown
@@ -63,7 +62,7 @@ def engine_facts(engine: Engine) -> dict[str, object]:
     """How the model runs: ranks, device, dtype, quantisation, longest sequence, threads requested."""
     return {
         "world_size": engine.world_size,
-        "device": device_of(engine.device).name,
+        "device": engine.hardware.name,
         "dtype": WORD_OF_DTYPE[engine.dtype],
         "quant": engine.config.quant,
         "max_len": engine.max_len,

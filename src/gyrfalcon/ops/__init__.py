@@ -4,6 +4,7 @@ call.
 
 import os
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
+from gyrfalcon.device import KINDS
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.errors import UsageError
 from gyrfalcon.kv.pool import LayerCache
@@ -24,7 +26,10 @@ from gyrfalcon.parallel.shared_memory import SharedMemory
 from gyrfalcon.quant import Quantised, Weight
 
 VARIABLE = "GYRFALCON_OPS"
-NAMES = ("triton", "native", "reference")
+OF_ANY_KIND = ("triton", "native", "reference")
+# A kind of device may have a set of its own, in a folder here of the same name.
+OWN = tuple(kind for kind in KINDS if find_spec(f"{__name__}.{kind}"))
+NAMES = (*OF_ANY_KIND, *OWN)
 
 
 class Ops(Protocol):
@@ -57,19 +62,21 @@ class Ops(Protocol):
 
 def choose(device: Device, quant: str = "none", processors: Sequence[int] = ()) -> Ops:
     """The operations for `device`: the first of its operator sets that is installed here, or what
-    the environment variable GYRFALCON_OPS says (`triton`, `native` or `reference`). UsageError where
-    the device does not support weights quantised to `quant`. Native kernels pin their threads to
+    the environment variable GYRFALCON_OPS says (one of NAMES). UsageError where the device does not
+    support weights quantised to `quant`. Native kernels pin their threads to
     `processors`.
     """
     if quant == "fp8":
         device.require_fp8()
-    return _IMPLEMENTATIONS[chosen_name(device)](processors)
+    name = chosen_name(device)
+    if name in OWN:
+        own: Ops = import_module(f"{__name__}.{name}.ops").open_set(device)
+        return own
+    return _IMPLEMENTATIONS[name](processors)
 
 
 def chosen_name(device: Device) -> str:
-    """triton, native or reference; UsageError for a name that is none of them, or one that cannot
-    run here.
-    """
+    """One of NAMES; UsageError for a name that is none of them, or one that cannot run here."""
     name = os.environ.get(VARIABLE) or _default(device)
     if name not in NAMES:
         raise UsageError(f"{VARIABLE} {' or '.join(NAMES)}", repr(name), "correct or unset it")
@@ -78,6 +85,8 @@ def chosen_name(device: Device) -> str:
     if name == "triton" and device.on_host and os.environ.get("TRITON_INTERPRET") != "1":
         do = "unset it, or set TRITON_INTERPRET=1 to have its kernels interpreted"
         raise UsageError(f"a GPU for {VARIABLE}=triton", "the CPU", do)
+    if name in OWN and name not in device.operator_sets:
+        raise UsageError(f"the device for {VARIABLE}={name}", str(device), "unset it")
     if name == "native" and not device.on_host:
         raise UsageError(f"the CPU for {VARIABLE}=native", str(device), "unset it")
     if name == "native" and library() is None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from gyrfalcon.device import KINDS as DEVICES
 from gyrfalcon.device.dtypes import DTYPE_OF_WORD
 from gyrfalcon.errors import UsageError
 from gyrfalcon.files.json_fields import Fields, shown
@@ -70,7 +71,7 @@ def _head(path: Path, document: Mapping[str, object], is_baseline: bool) -> RunH
     model, settings, machine = (fields.inside(name) for name in ("model", "settings", "machine"))
     name, kind = model_of(document, path)
     cards = machine.list_of(str, "accelerators")
-    device = settings.need(str, "device")
+    device = _device(settings)
     return RunHeader(
         path=path,
         kind=fields.need(str, "kind"),
@@ -86,6 +87,15 @@ def _head(path: Path, document: Mapping[str, object], is_baseline: bool) -> RunH
         date=_date(fields),
         version=fields.need(str, "gyrfalcon"),
     )
+
+
+def _device(settings: Fields) -> str:
+    """The kind of device; what other hardware computed in its place is no figure of it."""
+    device = settings.need(str, "device")
+    if device not in DEVICES:
+        wanted = f"a result of a device, {', '.join(DEVICES)}, in {settings.where}"
+        raise UsageError(wanted, shown(device), DO)
+    return device
 
 
 def _date(fields: Fields) -> str:

@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 from threading import Thread
 
-from gyrfalcon.device.lookup import device_of
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.measure.roofline import decode_bytes
 from gyrfalcon.measure.speed.bench import deployment_of
@@ -95,7 +94,7 @@ class Live:
     def _measure(self, engine: Engine) -> None:
         num_steps = self._service.thread.num_steps
         try:
-            bandwidth = device_of(engine.device).measure_bandwidth()
+            bandwidth = engine.hardware.measure_bandwidth()
         except (MemoryError, RuntimeError) as error:  # no room for what it reads; not tried again
             log.warning("the memory's bandwidth is not known: %s", error)
             return

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
-from gyrfalcon.device.lookup import device_of, is_out_of_memory
+from gyrfalcon.device.lookup import is_out_of_memory
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.measure.limits import machine_limits
@@ -49,6 +49,8 @@ class Bench:
         if reason is None:
             try:
                 prompts = prompt_rows(self.text, case.input_len, case.batch)
+                if self.engine.hardware.emulated:
+                    return self._untimed(case, prompts, repeats, done)
                 figures = time_case(self.engine, case, prompts, repeats, done)
                 return Row(case, max_len, figures)
             except Exception as error:
@@ -59,10 +61,26 @@ class Bench:
             self.engine = Engine(self.engine.config)
         return Row(case, max_len, None, reason)
 
+    def _untimed(
+        self,
+        case: Case,
+        prompts: Sequence[Sequence[int]],
+        repeats: int,
+        done: Callable[[int], object],
+    ) -> Row:
+        """Computes a case without timing it."""
+        for _ in range(repeats):
+            generate(self.engine, prompts, case.output_len)
+            done(case.output_len)
+        reason = f"{self.engine.hardware} has no speed"
+        return Row(case, self.engine.max_len, None, reason, is_emulated=True)
 
-def measure_limits(engine: Engine) -> MachineLimits:
-    """The peak rates of this rank's device."""
-    return machine_limits(device_of(engine.device), engine.dtype, engine.config.quant)
+
+def measure_limits(engine: Engine) -> MachineLimits | None:
+    """The peak rates of this rank's device; None where other hardware computes in its place."""
+    if engine.hardware.emulated:
+        return None
+    return machine_limits(engine.hardware, engine.dtype, engine.config.quant)
 
 
 def lacks_room(engine: Engine, case: Case) -> str | None:
@@ -84,14 +102,14 @@ def time_case(
     """Warms up, then times one token and all tokens in turn, `repeats` times."""
     generate(engine, prompts, min(WARM_UP_TOKENS, case.output_len))
     pids = _pids()
-    device_of(engine.device).forget_peak_memory(pids)
+    engine.hardware.forget_peak_memory(pids)
     first, whole = [], []
     for _ in range(repeats):
         first.append(generate(engine, prompts, 1))
         whole.append(generate(engine, prompts, case.output_len))
         done(case.output_len)
     figures = figures_of(case, first, whole, deployment_of(engine).num_devices)
-    return replace(figures, peak_memory_bytes=device_of(engine.device).peak_memory(pids))
+    return replace(figures, peak_memory_bytes=engine.hardware.peak_memory(pids))
 
 
 def generate(engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Generation:
@@ -117,7 +135,7 @@ def deployment_of(engine: Engine) -> Deployment:
         world_size=engine.world_size,
         number_bytes=engine.dtype.itemsize,
         quant=engine.config.quant,
-        on_cards=not device_of(engine.device).on_host,
+        on_cards=not engine.hardware.on_host,
     )
 
 

@@ -11,7 +11,7 @@ from statistics import fmean, median
 
 import numpy as np
 
-OOM = "oom"
+OOM, UNTIMED = "oom", "emulated"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -68,19 +68,29 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A case and its figures, or why it ran out of memory."""
+    """A case and its figures, or why it has none: it ran out of memory, or was computed by other hardware
+    than that it is named after.
+    """
 
     case: Case
     max_seq_len: int
     figures: Figures | None
     reason: str | None = None
+    is_emulated: bool = False
+
+    @property
+    def status(self) -> str:
+        """What stands in place of figures; "measured" where there are some."""
+        if self.figures is not None:
+            return "measured"
+        return UNTIMED if self.is_emulated else OOM
 
     def to_json(self) -> dict[str, object]:
-        """One flat object; `status` is "measured" or "oom"."""
+        """One flat object; `status` is "measured", "oom" or "emulated"."""
         return {
             **asdict(self.case),
             "max_seq_len": self.max_seq_len,
-            "status": OOM if self.figures is None else "measured",
+            "status": self.status,
             **({"reason": self.reason} if self.figures is None else vars(self.figures)),
         }
 
@@ -127,7 +137,10 @@ def averages(rows: Sequence[Row]) -> dict[str, float]:
     mean of the cases' rates, which is larger where cases differ.
     """
     measured = [row.figures for row in rows if row.figures is not None]
-    counts: dict[str, float] = {"cases": len(measured), OOM: len(rows) - len(measured)}
+    counts: dict[str, float] = {
+        "cases": len(measured),
+        OOM: sum(row.status == OOM for row in rows),
+    }
     if not measured:
         return counts
     per_token = fmean(one.time_per_token_ms for one in measured)

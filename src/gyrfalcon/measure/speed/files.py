@@ -13,7 +13,7 @@ from gyrfalcon.files.json_fields import Fields
 from gyrfalcon.files.output import OutputFile, open_output
 from gyrfalcon.measure import result
 from gyrfalcon.measure.roofline import MachineLimits
-from gyrfalcon.measure.speed.cases import OOM, Case, Row, averages
+from gyrfalcon.measure.speed.cases import Case, Row, averages
 from gyrfalcon.measure.speed.rows import DO, above_zero, read_row
 
 COLUMNS = (
@@ -170,7 +170,7 @@ def _cells(row: Row) -> list[str]:
     case, figures = row.case, row.figures
     lengths = [str(n) for n in (case.batch, row.max_seq_len, case.input_len, case.output_len)]
     if figures is None:
-        return lengths + [OOM] * 4
+        return lengths + [row.status] * 4
     times = (
         figures.response_ms,
         figures.first_token_ms,

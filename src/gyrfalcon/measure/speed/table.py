@@ -59,7 +59,7 @@ def _cells(row: Row, of_float32: float | None) -> tuple[str, ...]:
     case, figures = row.case, row.figures
     lengths = (str(case.batch), str(case.input_len), str(case.output_len))
     if figures is None:
-        return lengths + (OOM,) * 4 + ("",) * (len(HEADINGS) - 7)
+        return lengths + (row.status,) * 4 + ("",) * (len(HEADINGS) - 7)
     return (
         *lengths,
         f"{figures.first_token_ms:.1f}",

@@ -1,0 +1,142 @@
+"""How attention is computed: as the installed CANN takes it. Which layouts it accepts for a head size is
+written nowhere for all versions, so each is tried once, on a few tokens, and compared with the definition.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gyrfalcon.batch import Batch
+from gyrfalcon.errors import UsageError
+from gyrfalcon.kv.pool import LayerCache
+from gyrfalcon.ops import reference
+from gyrfalcon.ops.npu.attention import Attend, Kernel, Step
+
+log = logging.getLogger(__name__)
+
+VARIABLE = "GYRFALCON_NPU_ATTENTION"
+ALIBI_VARIABLE = "GYRFALCON_NPU_ALIBI"
+PLAIN = "plain"
+LARGEST_ERROR = 0.03  # of the largest output: many times what bfloat16 rounds
+
+
+class Shape(NamedTuple):
+    """What the answer depends on."""
+
+    dtype: torch.dtype
+    heads: int
+    kv_heads: int
+    dim: int
+    block_size: int
+    alibi: bool
+
+
+class Choice:
+    """Chooses an implementation for each shape of attention, the first that holds: one call for all
+    sequences (`tnd`), calls by sequence (`bsh`), or the definition (`plain`); with ALiBi the operator's
+    bias (`pse`) or `plain`. The environment variables GYRFALCON_NPU_ATTENTION and GYRFALCON_NPU_ALIBI
+    name one, which is then not tried.
+    """
+
+    def __init__(self, kernel: Kernel | None, environment: Mapping[str, str] = os.environ) -> None:
+        self._ways: dict[str, Attend] = {}
+        self._alibi_ways: dict[str, Attend] = {}
+        if kernel is not None:
+            self._ways = {"tnd": kernel.packed, "bsh": kernel.by_sequence}
+            self._alibi_ways = {"pse": kernel.by_sequence}
+        self._forced = _named(environment, VARIABLE, self._ways)
+        self._forced_alibi = _named(environment, ALIBI_VARIABLE, self._alibi_ways)
+        self._chosen: dict[Shape, Attend] = {}
+
+    def of(self, q: Tensor, cache: LayerCache, slopes: Tensor | None) -> Attend:
+        """The implementation for these tensors."""
+        block_size, kv_heads, dim = cache.k.shape[1:]
+        shape = Shape(q.dtype, q.shape[1], kv_heads, dim, block_size, slopes is not None)
+        if shape not in self._chosen:
+            self._chosen[shape] = self._choose(shape, q.device)
+        return self._chosen[shape]
+
+    def _choose(self, shape: Shape, device: torch.device) -> Attend:
+        ways = self._alibi_ways if shape.alibi else self._ways
+        name = self._forced_alibi if shape.alibi else self._forced
+        why = "as the environment says"
+        if name is None:
+            failures = {way: _failure(attend, shape, device) for way, attend in ways.items()}
+            name = next((way for way, failure in failures.items() if failure is None), PLAIN)
+            why = "; ".join(f"{way}: {failure}" for way, failure in failures.items() if failure)
+        log.info(
+            "attention of %d heads of %d over %d in %s%s: %s (%s)",
+            shape.heads,
+            shape.dim,
+            shape.kv_heads,
+            str(shape.dtype).removeprefix("torch."),
+            " with ALiBi" if shape.alibi else "",
+            name,
+            why or "tried",
+        )
+        return plain if name == PLAIN else ways[name]
+
+
+def plain(q: Tensor, cache: LayerCache, step: Step, slopes: Tensor | None) -> Tensor:
+    """By the definition."""
+    return reference.attention(q, cache, step.batch, slopes).view(q.shape)
+
+
+def _named(environment: Mapping[str, str], variable: str, ways: Mapping[str, Attend]) -> str | None:
+    name = environment.get(variable) or None
+    if name not in (None, PLAIN, *ways):
+        wanted = f"{variable} {', '.join((*ways, PLAIN))}"
+        raise UsageError(wanted, repr(name), "correct or unset it")
+    return name
+
+
+def _failure(attend: Attend, shape: Shape, device: torch.device) -> str | None:
+    """Why an implementation cannot be used: what was raised, or how far it is off; None where it can.
+
+    Two sequences, three new tokens over two pages and one after four; places that no token owns are NaN.
+    """
+    try:
+        q, cache, batch, slopes = _trial(shape, device)
+        found = attend(q, cache, Step.of(batch), slopes).float()
+    except (RuntimeError, NotImplementedError) as error:  # of CANN
+        return " ".join(str(error).split())[:200]
+    exact = LayerCache(cache.k.float(), cache.v.float())
+    wanted = reference.attention(q.float(), exact, batch, slopes).view(q.shape)
+    off = float((found - wanted).abs().max() / wanted.abs().max())
+    return None if off <= LARGEST_ERROR else f"off by {off:.2g} of the largest output"
+
+
+def _trial(shape: Shape, device: torch.device) -> tuple[Tensor, LayerCache, Batch, Tensor | None]:
+    draw = torch.Generator().manual_seed(0)
+
+    def random(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=draw).to(device, shape.dtype)
+
+    size = shape.block_size
+    contexts, lens = (size + 2, 5), (3, 1)
+    tables = torch.tensor([[2, 0], [1, 0]])
+    cache = LayerCache(*(random(3, size, shape.kv_heads, shape.dim) for _ in range(2)))
+    for tensor in (cache.k, cache.v):
+        tensor[0, contexts[0] - size :] = torch.nan
+        tensor[1, contexts[1] :] = torch.nan
+    numbers = torch.zeros(sum(lens), dtype=torch.int64)
+    batch = Batch(
+        query_lens=lens,
+        context_lens=contexts,
+        token_ids=numbers,
+        positions=numbers,
+        rope_lengths=numbers,
+        slots=numbers,
+        block_tables=tables,
+        starts=torch.tensor([0, 3, 4]),
+        contexts=torch.tensor(contexts),
+        rows=numbers,
+    ).on(device)
+    slopes = None
+    if shape.alibi:
+        slopes = torch.linspace(0.1, 1.0, shape.heads, device=device)
+    return random(sum(lens), shape.heads, shape.dim), cache, batch, slopes

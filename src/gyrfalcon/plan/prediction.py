@@ -1,0 +1,114 @@
+"""How long a step takes: the time of its bytes or of its operations, whichever is longer, launches,
+collectives and the host's share (docs/performance-model.md).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gyrfalcon.plan.hardware import Hardware
+from gyrfalcon.plan.step_load import StepLoad
+from gyrfalcon.plan.work import Work
+
+FEW_TOKENS, MANY_TOKENS = 8, 128  # of a step: products of few reach another share of the peak
+GRAPH_SEQUENCES = 128  # that decode in one graph: engine/graphs.py
+HOST_SECONDS = (
+    0.9e-3  # of a step that decodes one sequence, nestling (docs/log.md, "The host's share")
+)
+HOST_SEQUENCE_SECONDS = 24e-6  # and for each further one
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """The shares of the peaks that steps reach, and how they are known."""
+
+    bytes: float  # of the memory's rate
+    flops: float  # of the products' peak, in steps of MANY_TOKENS or more
+    few_flops: float  # in steps of FEW_TOKENS or fewer
+    basis: str = ""
+    host_seconds: float = HOST_SECONDS  # of a step that decodes one sequence
+
+    def flops_at(self, tokens: int) -> float:
+        """Of a step of so many tokens: a power of it between the two."""
+        place = math.log(max(tokens, 1) / FEW_TOKENS) / math.log(MANY_TOKENS / FEW_TOKENS)
+        place = min(max(place, 0.0), 1.0)
+        return float(self.few_flops ** (1 - place) * self.flops**place)
+
+
+class Parts(NamedTuple):
+    """Seconds of a step. Of bytes and flops only the longer counts."""
+
+    bytes: float
+    flops: float
+    launches: float
+    collectives: float
+    host: float
+    hides_host: bool = False  # the host works for the next step meanwhile
+
+    @property
+    def device(self) -> float:
+        """Of the device alone."""
+        return max(self.bytes, self.flops) + self.launches + self.collectives
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole step."""
+        return max(self.device, self.host) if self.hides_host else self.device + self.host
+
+    @property
+    def limit(self) -> str:
+        """What takes most of it: bytes, flops, launches, collectives or host."""
+        if self.hides_host and self.host > self.device:
+            return "host"
+        longest = "bytes" if self.bytes >= self.flops else "flops"
+        shares = {
+            longest: max(self.bytes, self.flops),
+            "launches": self.launches,
+            "collectives": self.collectives,
+            "host": 0.0 if self.hides_host else self.host,
+        }
+        return max(shares, key=lambda name: shares[name])
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """Predicts the steps of one replica of gyrfalcon (a StepTimes)."""
+
+    work: Work
+    hardware: Hardware
+    efficiency: Efficiency
+    dtype: str
+
+    def seconds(self, load: StepLoad) -> float:
+        """Seconds of a step."""
+        return self.parts(load).seconds
+
+    def parts(self, load: StepLoad) -> Parts:
+        """What they are made of. Decoding steps of up to GRAPH_SEQUENCES sequences are graphs on a card and
+        overlap with the host; in others the host launches kernel by kernel.
+        """
+        work, hardware, share = self.work, self.hardware, self.efficiency
+        host = share.host_seconds + HOST_SEQUENCE_SECONDS * max(load.decoding - 1, 0)
+        moved = work.bytes_read(load) / (share.bytes * hardware.bytes_per_second)
+        peak = hardware.peak(self.dtype)
+        computed = work.flops(load) / (share.flops_at(load.tokens) * peak)
+        reduced = collective_seconds(work, hardware, load.tokens)
+        if not hardware.on_cards:
+            return Parts(moved, computed, 0.0, reduced, host)
+        if load.prompt_tokens or load.decoding > GRAPH_SEQUENCES:
+            launched = work.launches * hardware.eager_launch_seconds
+            waiting = max(launched - max(moved, computed), 0.0)
+            return Parts(moved, computed, waiting, reduced, host)
+        launched = work.launches * hardware.launch_seconds
+        return Parts(moved, computed, launched, reduced, host, hides_host=True)
+
+
+def collective_seconds(work: Work, hardware: Hardware, tokens: int) -> float:
+    """All-reduces of a step: each a latency, and 2 (n − 1) / n of the bytes through a card's link (the ring
+    algorithm: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce").
+    """
+    if work.all_reduces == 0:
+        return 0.0
+    link = hardware.link_of(work.ranks)
+    moved = 2 * (work.ranks - 1) / work.ranks * work.reduced_bytes * tokens
+    return work.all_reduces * (link.latency_seconds + moved / link.bytes_per_second)

@@ -7,7 +7,7 @@ venv=$here/.venv
 devices=/dev
 stamp=$venv/.complete # what the finished set-up was made from; written last, so an interrupted one has none
 
-modes=(cut generate serve speed precision mmlu report verify demo doctor test)
+modes=(cut generate serve speed precision mmlu plan report verify demo doctor test)
 mode='' # from -m
 declare -A flag=() # the other flags by their letter
 words=() # of the prompt
@@ -27,6 +27,7 @@ Modes:
   speed     -n MODEL [-f CSV] [-w N]  time the model over 36 pairs of lengths; goes on with what CSV has already
   precision -n MODEL [-w N]           compare the model's logits with a reference's; exit 1 when they are too far off
   mmlu      -n MODEL -d MMLU [-w N]   evaluate the model on MMLU; writes test_result/
+  plan      -n MODEL [-w N]           memory and speed on hardware named by -- --hardware, and how many cards
   report    RESULT.json ...           result files as tables and plots: report/report.html and report.md
   verify    -n CUT                    check every file of a cut against its manifest
   demo                                the whole chain on nestling, the model that ships with it; ends in a report
@@ -150,7 +151,7 @@ build_command() {
             command=(speed "${flag[n]}" -f "${flag[f]:-1_batch_performance_falcon40b.csv}")
             [ -z "${flag[w]:-}" ] || command+=(-w "${flag[w]}")
             ;;
-        serve | precision)
+        serve | precision | plan)
             takes nw && needs n MODEL
             command=("$mode" "${flag[n]}")
             [ -z "${flag[w]:-}" ] || command+=(-w "${flag[w]}")
@@ -173,7 +174,6 @@ build_command() {
             command=("$mode")
             ;;
         '') no_mode "${words[0]-}" ;;
-        plan) wrong_usage 'a mode that exists' "$mode, which is not built yet" 'use another' ;;
         *) no_mode "$mode" ;;
     esac
     command+=(${rest[@]+"${rest[@]}"})

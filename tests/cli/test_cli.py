@@ -22,7 +22,7 @@ from gyrfalcon import errors
 from gyrfalcon.cli.commands import COMMANDS
 from gyrfalcon.cli.main import main
 from gyrfalcon.cli.option_types import Number, Size, Whole, Wholes, cache_memory
-from gyrfalcon.cli.parser import PLANNED, flags, parse
+from gyrfalcon.cli.parser import flags, parse
 from gyrfalcon.console.interrupted import interrupt_message, interrupts_tell
 from gyrfalcon.console.suggestion import OTHER_NAMES
 from gyrfalcon.engine_config import DTYPES, QUANTS, EngineConfig
@@ -43,6 +43,7 @@ REQUIRED = {  # what a command cannot do without, and what other options cannot
     "verify": ["a"],
     "perplexity": ["m", "f"],
     "load": ["http://a"],
+    "plan": ["m", "--hardware=h200"],
 }
 NO_TORCH = {"demo", "load"}  # demo's steps are processes
 
@@ -196,11 +197,6 @@ def test_an_error_is_one_line_of_three_parts(
     assert err.startswith("gyrfalcon: error: wanted ")
     assert ", got " in err
     assert "; " in err
-
-
-@pytest.mark.parametrize("name", PLANNED)
-def test_a_command_that_does_not_exist_yet_is_refused_by_name(name: str) -> None:
-    assert f"got {name}, which is not built yet" in refusal(name, "model")
 
 
 def test_an_unknown_command_is_told_the_known_ones() -> None:

@@ -139,6 +139,7 @@ def active(copy: Copy) -> Copy:
         ("-m precision -n M -- --published", "<precision> <M> <--published>"),
         ("-m mmlu -n CUT -d MMLU -w 2", "<mmlu> <CUT> <-d> <MMLU> <-w> <2>"),
         ("-m mmlu -n M -d D -- --split val", "<mmlu> <M> <-d> <D> <--split> <val>"),
+        ("-m plan -n M -w 4 -- --hardware h200x8", "<plan> <M> <-w> <4> <--hardware> <h200x8>"),
         ("-m verify -n CUT", "<verify> <CUT>"),
         ("-m doctor -- --json -", "<doctor> <--json> <->"),
         ("-m demo", "<demo>"),
@@ -197,7 +198,7 @@ def test_the_exit_code_is_gyrfalcons(active: Copy) -> None:
         ("-m genrate -n M", "got genrate; did you mean -m generate?"),
         ("-m mlmu", "got mlmu; did you mean -m mmlu?"),
         ("-m demos", "got demos; did you mean -m demo?"),
-        ("-m plan -n CUT -w 4", "got plan, which is not built yet"),
+        ("-m plan -w 4", "wanted -n MODEL with -m plan, got none"),
         ("-m serve -w 4", "wanted -n MODEL with -m serve, got none"),
         ("-m speed -f CSV", "wanted -n MODEL with -m speed, got none"),
         ("-m mmlu -n CUT", "wanted -d MMLU with -m mmlu, got none"),
@@ -218,7 +219,7 @@ def test_wrong_usage_is_told_in_three_lines_and_sets_nothing_up(
     usage, modes, error = err.splitlines()
     assert usage.startswith("Usage: bash run.sh -m MODE [")
     assert modes == (
-        "Modes: cut generate serve speed precision mmlu report verify demo doctor test; "
+        "Modes: cut generate serve speed precision mmlu plan report verify demo doctor test; "
         "bash run.sh --help explains them"
     )
     assert error.startswith("run.sh: error: wanted ")

@@ -13,8 +13,6 @@ from gyrfalcon.cli.option_types import Number, Whole, Wholes
 from gyrfalcon.console.suggestion import did_you_mean
 from gyrfalcon.errors import UsageError
 
-PLANNED = ("plan",)
-
 DESCRIPTION = "Run Falcon language models, cut for any number of ranks."
 EPILOG = """\
 examples:
@@ -86,9 +84,7 @@ def _check_command(argv: Sequence[str]) -> None:
     if word in COMMANDS or (word.startswith("-") and word != "-m"):
         return
     got, do = repr(word) if word else "none", "see gyrfalcon --help"
-    if word in PLANNED:
-        got = f"{word}, which is not built yet"
-    elif word == "-m":
+    if word == "-m":
         got, do = "-m, a flag of run.sh", "write the mode alone: gyrfalcon generate MODEL"
     elif word == "test":
         got, do = "test, a mode of run.sh", "run bash run.sh -m test beside the source"

@@ -1,0 +1,103 @@
+"""What `gyrfalcon plan` does: reads the model and the hardware, estimates or sizes, shows and writes it."""
+
+import argparse
+from pathlib import Path
+
+from gyrfalcon.cli.plan import DEFAULT_TTFT
+from gyrfalcon.config import ModelConfig
+from gyrfalcon.console.format import show_result
+from gyrfalcon.engine_config import EngineConfig
+from gyrfalcon.errors import UsageError
+from gyrfalcon.files.foreign import read_json
+from gyrfalcon.measure import result
+from gyrfalcon.plan.document import document, plain_estimate, plain_sizing
+from gyrfalcon.plan.estimate import Setting, Split, estimate
+from gyrfalcon.plan.hardware import THIS, Hardware, hardware_of
+from gyrfalcon.plan.lengths import Streams, default_lengths
+from gyrfalcon.plan.measured import this_machine, timed
+from gyrfalcon.plan.models import PlannedModel, planned_model
+from gyrfalcon.plan.prediction import Efficiency
+from gyrfalcon.plan.sizing import Demand, size
+from gyrfalcon.plan.table import describe_estimate, describe_sizing
+
+LONGEST = 2048  # of the default context
+DOES_NOT_FIT = 1
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the plan; 1 when the batch does not fit."""
+    model = planned_model(args.model)
+    setting, cards = _setting(args, model)
+    if args.target is None:
+        return _estimate(args, setting, cards)
+    return _size(args, setting)
+
+
+def _estimate(args: argparse.Namespace, setting: Setting, cards: int | None) -> int:
+    config = setting.model.config
+    context = args.context or min(config.max_positions, LONGEST)
+    _check_context(config, context, "--context")
+    ranks = args.world_size or (cards if setting.hardware.on_cards else None) or 1
+    if cards is not None and ranks > cards:
+        raise UsageError(f"-w of at most {cards}, the cards of --hardware", str(ranks), "lower it")
+    split = Split(ranks, (cards or ranks) // ranks)
+    batch = args.batch or 1
+    found = estimate(setting, split, context, batch, args.price)
+    plain = document(setting, args.words, {"estimate": plain_estimate(found, context, batch)})
+    show_result(plain, describe_estimate(setting, found, context, batch), args.json)
+    return 0 if found.fits else DOES_NOT_FIT
+
+
+def _size(args: argparse.Namespace, setting: Setting) -> int:
+    target = args.target
+    _check_context(setting.model.config, target.context, "--target")
+    prompts, outputs = default_lengths(target.context)
+    streams = Streams.of(args.input_lens or prompts, args.output_lens or outputs, target.context)
+    demand = Demand(
+        target=target,
+        first_token=args.ttft or DEFAULT_TTFT,
+        streams=streams,
+        think_seconds=args.think or 0.0,
+        requests_per_second=args.rate,
+        spare=args.spare or 0,
+    )
+    found = size(setting, demand)
+    plain = document(setting, args.words, {"sizing": plain_sizing(demand, found)})
+    show_result(plain, describe_sizing(setting, demand, found), args.json)
+    return 0
+
+
+def _setting(args: argparse.Namespace, model: PlannedModel) -> tuple[Setting, int | None]:
+    """What is planned, and the number of cards where --hardware says so."""
+    if model.quant != "none" and args.quant not in ("none", model.quant):
+        wanted = f"--quant {model.quant} for {model.name}, whose matrices are quantised to that"
+        raise UsageError(wanted, args.quant, "leave --quant out")
+    dtype = model.dtype if args.dtype == "auto" else args.dtype
+    quant = args.quant if model.quant == "none" else model.quant
+    hardware, efficiency, cards = _hardware(args.hardware, model, dtype, quant)
+    hardware.peak(dtype)
+    tokens = EngineConfig(model.name).max_batch_tokens
+    setting = Setting(model, hardware, dtype, quant, tokens, args.max_sequences, efficiency)
+    return setting, cards
+
+
+def _hardware(
+    word: str, model: PlannedModel, dtype: str, quant: str
+) -> tuple[Hardware, Efficiency | None, int | None]:
+    if word == THIS:
+        return this_machine(dtype, quant), None, None
+    path = Path(word)
+    if not (path.is_file() and read_json(path).get("format") == result.FORMAT):
+        return hardware_of(word)[0], None, hardware_of(word)[1]
+    found = timed(result.read(path, "speed"), path, model)
+    if (found.dtype, found.quant) != (dtype, quant):
+        wanted = f"--dtype {found.dtype} --quant {found.quant}, as in {path}"
+        raise UsageError(wanted, f"{dtype} and {quant}", "name these, or another file")
+    return found.hardware, found.efficiency, None
+
+
+def _check_context(config: ModelConfig, context: int, option: str) -> None:
+    """As the engine does: rotary positions end, ALiBi goes on."""
+    if config.rope is not None and context > config.max_positions:
+        wanted = f"a context of at most {config.max_positions} tokens, the model's positions"
+        raise UsageError(f"{wanted}, in {option}", str(context), "lower it")

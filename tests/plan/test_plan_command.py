@@ -1,0 +1,123 @@
+"""`gyrfalcon plan` as typed."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from results import signed, sweep
+
+from gyrfalcon.cli.main import main
+from gyrfalcon.measure.roofline import MachineLimits
+
+
+def ran(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> dict[str, object]:
+    assert main(["plan", *words, "--json", "-"]) == code
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(["plan", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def test_an_estimate_is_shown_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "plan.json"
+    words = ["falcon-40b", "--hardware", "910b3x4", "--context", "1024", "--batch", "8"]
+    assert main(["plan", *words, "--json", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "falcon-40b in bf16 on Ascend 910B3, 64 GB: 4 ranks" in shown
+    assert "8 × 1024 tokens a replica: fits" in shown
+    written = json.loads(file.read_text())
+    assert (written["format"], written["version"]) == ("gyrfalcon-plan", 1)
+    assert written["estimate"]["ranks"] == 4
+    assert written["estimate"]["step"]["limit"] == "bytes"
+    assert written["command"] == ["plan", *words, "--json", str(file)]
+
+
+def test_cards_beyond_the_ranks_are_replicas(capsys: pytest.CaptureFixture[str]) -> None:
+    found = ran(capsys, "falcon-7b", "--hardware", "h100x8", "-w", "2", "--price", "2")["estimate"]
+    assert isinstance(found, dict)
+    assert (found["ranks"], found["replicas"]) == (2, 4)
+    assert found["cost_per_million"] > 0
+
+
+def test_a_batch_that_does_not_fit_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "falcon-180b", "--hardware", "h100"]) == 1
+    assert "does not fit; would with 6 ranks" in capsys.readouterr().out
+
+
+def test_a_target_is_answered_with_the_runner_up(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["falcon-40b", "--hardware", "h200", "--target", "30 tok/s, 2k context, 500 users"]
+    assert main(["plan", *words, "--spare", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "500 streams at a time" in shown
+    assert "\nneeds " in shown
+    assert "\nrunner-up " in shown
+    found = ran(capsys, *words, "--in", "256", "--out", "lognormal:200,100", "--ttft", "1")[
+        "sizing"
+    ]
+    assert isinstance(found, dict)
+    assert found["splits"][0]["pace"]["first_token"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("falcon-40b --hardware h100 --ttft 1", "wanted --target with --ttft"),
+        ("falcon-40b --hardware h100 --in 5", "wanted --target with --in"),
+        ("falcon-40b --hardware h100 -w 3 --target T", "wanted --target or -w"),
+        ("falcon-40b --hardware h100 --rate 3 --target T", "--rate, or users"),
+        ("falcon-40b --hardware h100 --target R", "users in --target"),
+        ("falcon-40b --hardware h100 --context 4096", "at most 2048 tokens"),
+        ("falcon-40b --hardware h100x4 -w 8", "-w of at most 4"),
+        ("falcon-40b --hardware 910b3 --dtype fp32", "got fp32"),
+        ("falcon-40b --hardware h100 --quant int3", "--quant none | int8"),
+        ("falcon-40b --hardware h300", "wanted --hardware 910b3"),
+        ("falcon-40", "wanted --hardware, got none"),
+        ("falcon-40 --hardware h100", "did you mean falcon-40b?"),
+        ("falcon-7b --hardware h100x8 -w 80", "-w of at most 8"),
+        ("falcon-7b --hardware h100 --target fast", "write it as"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    targets = {"T": "40 tok/s, 2k context, 5 users", "R": "40 tok/s, 2k context"}
+    assert said in refusal(capsys, *(targets.get(word, word) for word in words.split()))
+
+
+@pytest.mark.usefixtures("brief_limits")
+def test_this_machine_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    found = ran(capsys, "nestling", "--hardware", "this", "--batch", "4", "--context", "64")
+    hardware, estimate = found["hardware"], found["estimate"]
+    assert isinstance(hardware, dict)
+    assert isinstance(estimate, dict)
+    assert hardware["name"].startswith("cpu-")
+    assert 1e8 < hardware["bytes_per_second"] < 1e13
+    assert 0 < estimate["step"]["seconds"] < 1
+
+
+def test_a_speed_result_tells_the_times_of_its_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The result's steps take 10 ms and more; nestling's bytes and operations would take less."""
+    timed = replace(sweep(lengths=(32, 64, 128)), limits=MachineLimits(2e10, 2e11))
+    file = tmp_path / "speed.json"
+    file.write_text(json.dumps(signed("speed", timed.to_json(), "nestling")))
+    words = ["nestling", "--hardware", str(file), "--dtype", "fp32", "--context", "96"]
+    found = ran(capsys, *words)
+    efficiency, estimate = found["efficiency"], found["estimate"]
+    assert isinstance(efficiency, dict)
+    assert isinstance(estimate, dict)
+    assert "times of nestling" in efficiency["basis"]
+    rows = [row.figures.time_per_token_ms for row in timed.in_order if row.figures]
+    assert min(rows) * 0.7 < 1000 * estimate["step"]["seconds"] < max(rows) * 1.3
+    assert "name these, or another file" in refusal(capsys, *words[:3], "--quant", "int8")
+    assert "a speed result of falcon-7b" in refusal(capsys, "falcon-7b", *words[1:])

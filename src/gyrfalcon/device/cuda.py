@@ -11,6 +11,7 @@ from torch import Tensor
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.device.rates import best_seconds, product_rate
 from gyrfalcon.device.threads import torch_threads
+from gyrfalcon.device.topology import node_of_pci
 from gyrfalcon.errors import UsageError
 
 COPY_BYTES = 1 << 30  # in one pass
@@ -72,6 +73,16 @@ class Cuda(Device):
     def memory(self) -> tuple[int, int]:
         free, total = torch.cuda.mem_get_info(self.torch_device)
         return int(free), int(total)
+
+    def numa_node(self) -> int | None:
+        found = torch.cuda.get_device_properties(self.torch_device)
+        place = [getattr(found, f"pci_{part}_id", -1) for part in ("domain", "bus", "device")]
+        if -1 in place:  # a torch that does not tell
+            return None
+        return node_of_pci("{:04x}:{:02x}:{:02x}.0".format(*place))
+
+    def reaches(self, other: Device) -> bool:
+        return torch.cuda.can_device_access_peer(self.torch_device, other.torch_device)
 
     def forget_peak_memory(self, pids: Sequence[int]) -> None:
         torch.cuda.reset_peak_memory_stats(self.torch_device)

@@ -87,6 +87,14 @@ class Device(ABC):
     def memory(self) -> tuple[int, int]:
         """Bytes that could still be allocated, and all there are."""
 
+    def numa_node(self) -> int | None:
+        """The node of the host's memory that it is attached to; None where that is not known."""
+        return None
+
+    def reaches(self, other: "Device") -> bool | None:
+        """Whether it reads the memory of another one directly; None where that is not known."""
+        return None
+
     @abstractmethod
     def forget_peak_memory(self, pids: Sequence[int]) -> None:
         """Lets peak_memory() start from now. `pids` are the processes of all ranks."""

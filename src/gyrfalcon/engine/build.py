@@ -3,7 +3,6 @@ every rank.
 """
 
 import logging
-import os
 
 import torch
 
@@ -11,9 +10,10 @@ from gyrfalcon import ops
 from gyrfalcon.checkpoint.load import effective_dtype, load_model
 from gyrfalcon.checkpoint.source import Checkpoint
 from gyrfalcon.device.dtypes import WORD_OF_DTYPE
+from gyrfalcon.device.environment import THREADS, set_by_user
 from gyrfalcon.device.lookup import kind_for
 from gyrfalcon.device.protocol import Device
-from gyrfalcon.device.threads import own_processors, use_threads
+from gyrfalcon.device.threads import home_processors, kept_to, own_processors, use_threads
 from gyrfalcon.engine.core import EngineCore, ModelRunner
 from gyrfalcon.engine.graphs import Graphs
 from gyrfalcon.engine.scheduler import Scheduler, StepLimits
@@ -41,8 +41,22 @@ def build_core(
     heartbeat = rank_info.group.heartbeat
     heartbeat.doing, heartbeat.exempt = "loading weights", True  # from a slow disk, maybe
     device = kind_for(config.device).of_rank(rank_info.local_rank)
-    if device.on_host and not _threads_are_ours():
+    alone = not device.on_host and rank_info.ranks_here == 1  # then torch's own number will do
+    if not set_by_user(THREADS) and (config.threads or not alone):
         use_threads(config.threads, rank_info.ranks_here)
+    with kept_to(home_processors(device, rank_info.local_rank, rank_info.ranks_here)):
+        return _core(config, checkpoint, rank_info, device, retain_prompt_logits)
+
+
+def _core(
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    rank_info: RankInfo,
+    device: Device,
+    retain_prompt_logits: bool,
+) -> EngineCore:
+    """On its device, by a thread that keeps to the NUMA node where the memory shall be."""
+    heartbeat = rank_info.group.heartbeat
     dtype = effective_dtype(checkpoint, config.dtype)
     if rank_info.group.rank == 0:
         log.info(
@@ -132,8 +146,3 @@ def _cache_bytes(config: EngineConfig, rank_info: RankInfo, device: Device) -> i
     free, _ = device.memory()
     ranks = rank_info.ranks_here if device.on_host else 1  # that share it
     return int(free * (asked or device.cache_share) / ranks)
-
-
-def _threads_are_ours() -> bool:
-    """Whether the user set the number of threads in the environment: then it stays."""
-    return "OMP_NUM_THREADS" in os.environ

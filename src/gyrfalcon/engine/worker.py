@@ -10,7 +10,7 @@ from pathlib import Path
 from gyrfalcon.checkpoint.hub import resolve_model
 from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.device.lookup import kind_for
-from gyrfalcon.device.threads import keep_to, own_processors
+from gyrfalcon.device.threads import home_processors, keep_to, own_processors
 from gyrfalcon.engine.build import build_core
 from gyrfalcon.engine.core import EngineCore
 from gyrfalcon.engine.heap import freeze_heap
@@ -28,8 +28,9 @@ def follow(config: EngineConfig, folder: Path, rank_info: RankInfo) -> None:
     that raises.
     """
     core = _built(config, folder, rank_info)
-    if core.device.on_host:
-        keep_to(own_processors(rank_info.local_rank, rank_info.ranks_here))
+    rank = rank_info.local_rank, rank_info.ranks_here
+    own = own_processors(*rank) if core.device.on_host else []
+    keep_to(own or home_processors(core.device, *rank))
     _follow_messages(core, rank_info.group)
 
 

@@ -6,7 +6,6 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -15,6 +14,7 @@ import torch
 from gyrfalcon import __version__
 from gyrfalcon.console.format import shown_bytes
 from gyrfalcon.device import KINDS, PLANNED
+from gyrfalcon.device.host import installed_version
 from gyrfalcon.device.lookup import all_devices, kind_of
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.errors import UsageError
@@ -123,14 +123,6 @@ def processor(cpuinfo: str, kind: str) -> Processor:
         usable_cores=len(os.sched_getaffinity(0)),
         features={name: name in flags for name in FEATURES.get(kind, ())},
     )
-
-
-def installed_version(package: str) -> str | None:
-    """The version of an installed package, without importing it; None when it is not there."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def describe(report: MachineReport) -> list[tuple[str, str]]:

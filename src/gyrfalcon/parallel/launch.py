@@ -25,7 +25,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.multiprocessing.spawn import ProcessContext
 
+from gyrfalcon.device.environment import set_up_process, set_up_ranks, settings_of
 from gyrfalcon.device.protocol import Device
+from gyrfalcon.device.setup import setup_of
+from gyrfalcon.device.threads import threads_of
 from gyrfalcon.errors import GyrfalconError, RankDied, TooManyOpenFiles, UsageError
 from gyrfalcon.native.library import RankGone
 from gyrfalcon.parallel.error_message import decode_error, encode_error
@@ -181,6 +184,7 @@ def start(
     Under torchrun nothing is started: its processes meet, and each is a rank that runs the same
     program, or while rank 0 runs a command, does as the `announcement` says.
     """
+    set_up_process(setup_of(kind.name))
     torchrun = Torchrun.found()
     if torchrun is not None:
         return _looked_after(_join_torchrun(world_size, torchrun, kind, announcement, rank_timeout))
@@ -256,6 +260,7 @@ def joined(
     rank_timeout: float = RANK_TIMEOUT,
 ) -> Iterator[RankInfo]:
     """The same for a block that ends where rank 0 closes the engine."""
+    set_up_process(setup_of(kind.name))
     rank_info = connect_torchrun(torchrun, store, kind)
     group = rank_info.group
     sender = Sender(group.heartbeat, store, group.rank, rank_timeout).start()
@@ -266,12 +271,16 @@ def joined(
             sender.stop()
 
 
+def files_needed(world_size: int) -> int:
+    """How many open files rank 0 needs, those that it has now included."""
+    return FILES + FILES_OF_RANK * world_size + len(os.listdir("/proc/self/fd"))
+
+
 def _check_open_files(world_size: int) -> None:
     """Connections that run out of them end the process without a word that Python could catch."""
-    needed = FILES + FILES_OF_RANK * world_size + len(os.listdir("/proc/self/fd"))
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if limit != resource.RLIM_INFINITY and limit < needed:
-        wanted = f"{needed} open files for {world_size} ranks"
+    if limit != resource.RLIM_INFINITY and limit < files_needed(world_size):
+        wanted = f"{files_needed(world_size)} open files for {world_size} ranks"
         raise TooManyOpenFiles(wanted, f"a limit of {limit}", "raise it, as with ulimit -n 4096")
 
 
@@ -280,7 +289,8 @@ def _start_local(world_size: int, kind: type[Device], work: Work, rank_timeout: 
     store = _local_store()
     children: ProcessContext | None = None
     try:
-        with held_interrupts() as hold, _main_module_hidden():
+        settings = settings_of(setup_of(kind.name), world_size, threads_of(world_size))
+        with held_interrupts() as hold, _main_module_hidden(), set_up_ranks(settings):
             hold.firm = True  # until it is known which processes have to be ended
             children = mp.start_processes(
                 _worker,

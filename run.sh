@@ -31,7 +31,7 @@ Modes:
   report    RESULT.json ...           result files as tables and plots: report/report.html and report.md
   verify    -n CUT                    check every file of a cut against its manifest
   demo                                the whole chain on nestling, the model that ships with it; ends in a report
-  doctor                              what this machine has, and what gyrfalcon makes of it
+  doctor                              what this machine has, what is wrong with it, and the cure
   test                                all checks of the source; what follows -- goes to pytest
 
 Flags:

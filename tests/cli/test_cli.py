@@ -295,7 +295,7 @@ def test_a_value_that_begins_with_a_dash_is_told_how() -> None:
 
 
 def test_a_full_disk_is_told_as_such() -> None:
-    command = [sys.executable, "-m", "gyrfalcon", "doctor"]
+    command = [sys.executable, "-m", "gyrfalcon", "doctor", "--quick"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             command, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, check=False
@@ -397,7 +397,7 @@ def start(*words: str) -> subprocess.Popen[str]:
 def test_an_interrupt_ends_with_130_and_one_line(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    with start("doctor", "--json", str(fifo)) as process:
+    with start("doctor", "--quick", "--json", str(fifo)) as process:
         assert process.stderr is not None
         waiting = f"gyrfalcon: waiting for a reader of {fifo}\n"
         assert process.stderr.readline() == waiting
@@ -408,7 +408,7 @@ def test_an_interrupt_ends_with_130_and_one_line(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_goes_away_is_no_traceback() -> None:
-    with start("doctor") as process:
+    with start("doctor", "--quick") as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()

@@ -274,10 +274,10 @@ def test_a_named_pipe_gives_its_reader_the_result(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "script",
     [
-        '"$@" doctor --json >(cat) >/dev/null',
-        '"$@" doctor --json /dev/stdout | sed 1,/not.built/d',
-        '"$@" doctor --json /dev/fd/5 5>&1 >/dev/null',
-        '"$@" doctor --json - | cat',
+        '"$@" doctor --quick --json >(cat) >/dev/null',
+        '"$@" doctor --quick --json /dev/stdout | sed 1,/^checks/d',
+        '"$@" doctor --quick --json /dev/fd/5 5>&1 >/dev/null',
+        '"$@" doctor --quick --json - | cat',
     ],
 )
 def test_results_go_through_what_the_shell_gives(script: str) -> None:
@@ -287,8 +287,9 @@ def test_results_go_through_what_the_shell_gives(script: str) -> None:
 
 
 def test_standard_output_in_a_file_keeps_what_was_printed(tmp_path: Path) -> None:
-    done = bash(f'"$@" doctor --json /dev/stdout > {tmp_path}/out')
-    assert (done.returncode, done.stderr) == (0, "")
+    done = bash(f'"$@" doctor --quick --json /dev/stdout > {tmp_path}/out')
+    assert done.returncode in (0, 1)  # 1: something is wrong with this machine
+    assert done.stderr == ""
     text = (tmp_path / "out").read_text()
     assert text.startswith("gyrfalcon ")
     assert "gyrfalcon" in json.loads(text[text.index("{") :])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import accumulate
 
+from gyrfalcon.engine.drafts import Drafts, accepted, unrolled
 from gyrfalcon.engine.scheduler import Scheduler, StepLimits
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.request import (
@@ -26,8 +27,12 @@ Sample = tuple[int, int]  # request id and sample
 Written = tuple[str, tuple[int, ...]]  # of a request with this salt, after these tokens
 
 
-def next_token(tokens: list[int], index: int) -> int:
-    """What the fake model writes after `tokens`: any wrong, missing or stale token changes it."""
+def next_token(tokens: list[int], index: int, repeats: bool = False) -> int:
+    """What the fake model writes after `tokens`: any wrong, missing or stale token changes it. One that
+    `repeats` looks at the last two alone, and for 13 tokens writes after the same ones the same.
+    """
+    if repeats:
+        return sha256(f"{index} {len(tokens) // 13} {tokens[-2:]}".encode()).digest()[0] % 5
     return sha256(f"{index} {tokens}".encode()).digest()[0] % VOCAB
 
 
@@ -37,11 +42,11 @@ def first_poisoned(tokens: list[int]) -> int | None:
     return next((place for place, total in sums if total % 97 == 5), None)
 
 
-def continuation(request: Request, index: int, max_len: int) -> list[int]:
+def continuation(request: Request, index: int, max_len: int, repeats: bool = False) -> list[int]:
     """What a sample must end up with, whatever else the scheduler does."""
     tokens = list(request.prompt_ids)
     for _ in range(request.params.max_new_tokens):
-        tokens.append(next_token(tokens, index))
+        tokens.append(next_token(tokens, index, repeats))
         ends = tokens[-1] == EOS and not request.params.ignore_eos
         if ends or tokens[-1] in request.params.stop_ids or len(tokens) >= max_len:
             break
@@ -65,6 +70,8 @@ class Machine:
     limits: StepLimits
     num_blocks: int
     block_size: int = 4
+    most_drafted: int = 0  # for a sequence in a step; the model repeats itself then
+    least_acceptance: float = 0.0
     poisoned: bool = False  # tokens after which first_poisoned() says so have NaN
     written: dict[int, Written] = field(default_factory=dict)  # all tokens up to its own
     num_computed: int = 0
@@ -73,13 +80,15 @@ class Machine:
     reasons: dict[Sample, FinishReason] = field(default_factory=dict)
     alive: dict[Sample, Sequence] = field(default_factory=dict)  # in the order of arrival
     num_preempted: int = 0
+    num_drafted: int = 0
     overtakers: dict[Sample, set[Sample]] = field(default_factory=dict)  # of those that are alive
     begun: set[Sample] = field(default_factory=set)
     read: set[Sample] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.allocator = BlockAllocator(self.num_blocks, self.block_size)
-        self.scheduler = Scheduler(self.allocator, self.limits, copy_block=self.copy)
+        drafts = Drafts(self.most_drafted)
+        self.scheduler = Scheduler(self.allocator, self.limits, copy_block=self.copy, drafts=drafts)
 
     def copy(self, source: int, target: int) -> None:
         for place in range(self.block_size):
@@ -105,7 +114,7 @@ class Machine:
         most = self.limits.max_batch_tokens if prompt_tokens is None else prompt_tokens
         before = {sequence: sequence.num_preemptions for sequence in self.scheduler.running}
         decoding = [sequence for sequence in before if decodes(sequence)]
-        chunks = self.scheduler.next_chunks(most)
+        chunks = self.scheduler.next_chunks(most, self.least_acceptance)
         preempted = [one for one, number in before.items() if one.num_preemptions > number]
         self.num_preempted += len(preempted)
         assert preempted == [*before][len(before) - len(preempted) :], "not the last ones"
@@ -114,7 +123,7 @@ class Machine:
         self.check_chunks(chunks, [one for one in decoding if one not in preempted], most)
         self.check_order(chunks)
         self.check_sharing()
-        for output in self.scheduler.commit(chunks, [self.compute(chunk) for chunk in chunks]):
+        for output in self.commit(chunks):
             self.take(output)
         self.check_blocks()
         return chunks
@@ -133,27 +142,38 @@ class Machine:
         assert not self.alive
         return self
 
+    def commit(self, chunks: list[Chunk]) -> list[StepOutput]:
+        if not any(chunk.draft for chunk in chunks):
+            return self.scheduler.commit(chunks, [self.compute(chunk) for chunk in chunks])
+        results = [
+            accepted(chunk.draft, [self.compute(one) for one in unrolled(chunk)])
+            for chunk in chunks
+        ]
+        return self.scheduler.commit_drafts(chunks, results)
+
     def compute(self, chunk: Chunk) -> ChunkResult:
         """Writes the chunk's slots, then reads the whole context back, as attention does. A chunk that
         fails may leave anything in all its slots.
         """
         sequence, salt = chunk.sequence, chunk.request.cache_salt
+        own = sequence.tokens + chunk.draft
         slots = [
             sequence.blocks[place // self.block_size] * self.block_size + place % self.block_size
             for place in range(chunk.stop)
         ]
         for place in range(chunk.start, chunk.stop):
             assert self.allocator._users[slots[place] // self.block_size] == 1
-            self.written[slots[place]] = salt, tuple(sequence.tokens[: place + 1])
+            self.written[slots[place]] = salt, tuple(own[: place + 1])
             self.num_computed += 1
         read = [self.written[slot] for slot in slots]
-        assert read == [(salt, tuple(sequence.tokens[: stop + 1])) for stop in range(chunk.stop)]
-        if self.poisoned and first_poisoned(sequence.tokens[: chunk.stop]) is not None:
+        assert read == [(salt, tuple(own[: stop + 1])) for stop in range(chunk.stop)]
+        if self.poisoned and first_poisoned(own[: chunk.stop]) is not None:
             self.written.update(dict.fromkeys(slots[chunk.start :], ("", ())))
             return NonFinite(chunk.stop - 1)
         if not chunk.samples:
             return None
-        return Token(next_token([tokens[-1] for _, tokens in read], sequence.index))
+        context = [tokens[-1] for _, tokens in read]
+        return Token(next_token(context, sequence.index, self.most_drafted > 0))
 
     def take(self, output: StepOutput) -> None:
         sample = (output.request_id, output.index)
@@ -182,9 +202,16 @@ class Machine:
 
     def check_chunks(self, chunks: list[Chunk], decoding: list[Sequence], most: int) -> None:
         """Decoding sequences get their token, prompts at most what was asked for, and if less, all that
-        they lack. Nothing is empty or twice, nothing left out or computed again.
+        they lack. Nothing is empty or twice, nothing left out or computed again. Where there are no prompts,
+        there may be drafts.
         """
-        lengths = {chunk.sequence: chunk.stop - chunk.start for chunk in chunks}
+        lengths = {chunk.sequence: chunk.stop - chunk.start - len(chunk.draft) for chunk in chunks}
+        drafted = [chunk for chunk in chunks if chunk.draft]
+        num_drafted = sum(len(chunk.draft) for chunk in drafted)
+        self.num_drafted += num_drafted
+        assert not drafted or {*lengths} <= {*decoding}
+        assert all(chunk.stop < chunk.sequence.max_len for chunk in drafted)
+        assert sum(lengths.values()) + num_drafted <= self.limits.max_batch_tokens
         assert min(lengths.values()) > 0
         assert len(lengths) == len(chunks)
         assert all(chunk.start == chunk.sequence.num_computed for chunk in chunks)
@@ -210,7 +237,7 @@ class Machine:
                         assert not victim.num_preemptions
                         if other < sample:
                             self.overtakers[other].add(sample)
-            if chunk.stop == len(own.tokens):
+            if chunk.stop >= len(own.tokens):
                 self.read.add(sample)
         assert max(map(len, self.overtakers.values())) <= self.limits.most_overtaken
 

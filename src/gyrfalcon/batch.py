@@ -58,7 +58,7 @@ class Batch:
         blocks, places = np.divmod(positions, block_size)
         prompt_lens = _numbers(sequence.prompt_len for sequence in sequences)
         first_rows = starts[:-1] + _numbers(chunk.rows.start for chunk in chunks)
-        known = (chunk.sequence.tokens[chunk.start : chunk.stop] for chunk in chunks)
+        known = (chunk.sequence.tokens[chunk.start : chunk.stop] + chunk.draft for chunk in chunks)
         arrays = (
             _numbers(chain.from_iterable(known)),
             positions,

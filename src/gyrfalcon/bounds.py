@@ -67,6 +67,7 @@ ENGINE = {
     "block_size": Bounds(1, 65_536),
     "max_batch_tokens": ONE_TOKEN_OR_MORE,
     "max_sequences": Bounds(1, 100_000),
+    "num_speculative_tokens": Bounds(0, 64),
     "step_target": Bounds(0, 3600, above=True),  # seconds
     "rank_timeout": Bounds(0, 86_400, above=True),  # seconds
     "max_queued_requests": Bounds(1, 100_000_000),

@@ -13,7 +13,13 @@ DTYPES = ("auto", "bf16", "fp16", "fp32")
 CALIBRATE_TOKENS = 32768  # of the calibration text
 DECODE_STEPS = 32  # of each prompt in `precision`
 NO_ADAPTER = "none"
-NEVER_NONE = ("block_size", "max_batch_tokens", "max_sequences", "rank_timeout")
+NEVER_NONE = (
+    "block_size",
+    "max_batch_tokens",
+    "max_sequences",
+    "num_speculative_tokens",
+    "rank_timeout",
+)
 QUANTS = ("none", "int8", "fp8", "int4", "int4-32", "int4-128")
 
 
@@ -30,6 +36,7 @@ class EngineSettings(TypedDict, total=False):
     block_size: int
     max_batch_tokens: int
     max_sequences: int
+    num_speculative_tokens: int
     step_target: float | None
     rank_timeout: float
     max_queued_requests: int | None
@@ -59,6 +66,10 @@ class EngineConfig:
     block_size: tokens per KV cache block; more where the device's operators read larger blocks alone.
     max_batch_tokens: tokens computed in one step; longer prompts are prefilled in chunks.
     max_sequences: sequences that run at once; further ones wait.
+    num_speculative_tokens: how many tokens at most are drafted for a sequence in a step, by prompt lookup:
+        those that followed where its last tokens stood before. All are computed at once, and as many are
+        accepted as are what would have been picked anyway. Fewer or none where that takes longer than it
+        saves. 0: never.
     step_target: seconds that a step may take. Sequences that decode get their token in every step;
         prompts are prefilled in smaller chunks where the last steps took longer, but of a block at
         least. None: as many tokens as `max_batch_tokens` leaves.
@@ -86,6 +97,7 @@ class EngineConfig:
     block_size: int = 16
     max_batch_tokens: int = 512
     max_sequences: int = 64
+    num_speculative_tokens: int = 0
     step_target: float | None = None
     rank_timeout: float = 10.0
     max_queued_requests: int | None = None
@@ -131,6 +143,7 @@ class EngineConfig:
             "block_size": self.block_size,
             "max_batch_tokens": self.max_batch_tokens,
             "max_sequences": self.max_sequences,
+            "num_speculative_tokens": self.num_speculative_tokens,
             "max_queued_requests": self.max_queued_requests,
             "max_queued_tokens": self.max_queued_tokens,
             "seed": self.seed,

@@ -307,6 +307,7 @@ class Sequence:
     num_computed: int = 0  # tokens whose keys and values are in the cache
     num_cached: int = 0  # of them taken over from the cache when it was first admitted
     num_preemptions: int = 0
+    num_accepted: int = 0  # of its tokens, draft tokens that were the ones picked
     blocks: list[int] = field(default_factory=list)  # cache blocks, in order
     num_shared: int = 0  # of them taken over from others, the first ones
     digests: list[bytes] = field(default_factory=list)  # of full blocks, as far as they were needed
@@ -332,6 +333,8 @@ class Sequence:
 class Chunk:
     """The tokens [start, stop) of a sequence that one step computes.
 
+    draft: tokens up to `stop` that are not the sequence's yet, but assumed to follow on them
+        (speculative decoding). What follows each of them and the sequence's last is sampled.
     samples: whether the step yields a new token: the chunk reaches the sequence's end, or goes on
         with a token that is not known yet, and more are wanted.
     wants_every_row: whether the logits after each of its tokens are wanted: it is part of such a
@@ -343,6 +346,7 @@ class Chunk:
     sequence: Sequence
     start: int
     stop: int
+    draft: list[int] = field(default_factory=list)
     samples: bool = field(init=False)
     wants_every_row: bool = field(init=False)
     rows: range = field(init=False)
@@ -353,7 +357,8 @@ class Chunk:
         samples = self.stop >= len(sequence.tokens) and sequence.request.params.max_new_tokens > 0
         self.samples, self.request = samples, sequence.request
         self.wants_every_row = sequence.wants_every_row and self.start < sequence.prompt_len
-        self.rows = range(0 if self.wants_every_row else length - 1, length)
+        first = 0 if self.wants_every_row else max(length - 1 - len(self.draft), 0)
+        self.rows = range(first, length)
 
     @property
     def may_end(self) -> bool:
@@ -404,6 +409,7 @@ class StepOutput:
     num_cached_tokens: int  # of its prompt
     num_preemptions: int = 0  # so far
     why: GyrfalconError | str | None = None  # it failed, or its deadline passed
+    num_accepted_tokens: int = 0  # of its output, draft tokens so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,6 +425,7 @@ class Delta:
         alike.
     queued_seconds: from add() to the first step that computed the sample, or to its end before one.
     num_preemptions: how often its cache was taken for another, so that it started over.
+    num_accepted_tokens: of its tokens, those that were drafted (`num_speculative_tokens`).
     prompt_logprobs: those that SamplingParams.prompt_logprobs asks for, with the first delta of the
         request's first sample.
 
@@ -436,6 +443,7 @@ class Delta:
     num_cached_tokens: int = field(default=0, compare=False)
     queued_seconds: float = field(default=0.0, compare=False)
     num_preemptions: int = field(default=0, compare=False)
+    num_accepted_tokens: int = field(default=0, compare=False)
     prompt_logprobs: tuple[Token | None, ...] | None = None  # None for its first token
     failure: GyrfalconError | None = field(default=None, compare=False)
 
@@ -471,6 +479,7 @@ class RequestOutput:
     prompt_logprobs: None, too, where the first sample ended before all of them were known.
     queued_seconds: until the first step that computed its first sample.
     num_preemptions: how often the cache of one of its samples was taken for another request.
+    num_accepted_tokens: new tokens of all samples that were drafted (`num_speculative_tokens`).
 
     Outputs that differ in these alone are equal.
 
@@ -488,6 +497,7 @@ class RequestOutput:
     num_cached_tokens: int = field(compare=False)
     queued_seconds: float = field(default=0.0, compare=False)
     num_preemptions: int = field(default=0, compare=False)
+    num_accepted_tokens: int = field(default=0, compare=False)
 
     @property
     def text(self) -> str:
@@ -529,6 +539,8 @@ class EngineStats:
     num_cached_tokens: those of them that were not computed, because an earlier prompt began alike.
     num_waiting_requests: requests of which a sample waits.
     num_waiting_tokens: the tokens of the sequences that wait, those in the cache included.
+    num_drafts, num_draft_tokens, num_accepted_tokens: drafts of speculative decoding, their tokens, and those
+        of them that were the ones picked.
 
     >>> engine = Engine("nestling", block_size=8)
     >>> for _ in range(2):
@@ -546,3 +558,6 @@ class EngineStats:
     num_cached_tokens: int
     num_waiting_requests: int = 0
     num_waiting_tokens: int = 0
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0

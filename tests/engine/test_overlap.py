@@ -349,8 +349,10 @@ def test_random_loads_contain_every_kind_of_end_and_decision(
     seen: Counter[object] = Counter()
     next_after, preempt = Scheduler.next_after, Scheduler._preempt
 
-    def noted_next_after(self: Scheduler, chunks: Seq[Chunk]) -> list[Chunk]:
-        following = next_after(self, chunks)
+    def noted_next_after(
+        self: Scheduler, chunks: Seq[Chunk], least_acceptance: float
+    ) -> list[Chunk]:
+        following = next_after(self, chunks, least_acceptance)
         seen["ahead" if following else "read first"] += 1
         seen["dropped"] += sum(chunk.sequence.finish_reason is not None for chunk in chunks)
         return following

@@ -74,7 +74,13 @@ def test_the_end_of_a_request_comes_through(message: End) -> None:
 
 @pytest.mark.parametrize(
     "step",
-    [Step(512), Step(0, (End(3),)), Step(7, (End(3, 0), End(4))), Step(1, (End(2),), (5, 6))],
+    [
+        Step(512),
+        Step(0, (End(3),)),
+        Step(7, (End(3, 0), End(4))),
+        Step(1, (End(2),), (5, 6)),
+        Step(1, (End(2),), (5, 6), 0.1 + 0.2),
+    ],
 )
 def test_a_step_comes_through(step: Step) -> None:
     assert decode(encode(step)) == decode_step(encode(step)) == step
@@ -82,7 +88,7 @@ def test_a_step_comes_through(step: Step) -> None:
 
 def test_a_step_with_a_few_ends_travels_in_one_broadcast() -> None:
     ends = tuple(End(10**6 + number) for number in range(3))
-    assert len(encode(Step(1_000_000, ends))) <= SHORT_BYTES
+    assert len(encode(Step(1_000_000, ends, (), 0.1 + 0.2))) <= SHORT_BYTES
 
 
 def test_another_message_in_place_of_a_step_is_told() -> None:
@@ -116,14 +122,20 @@ PARAMS = json.loads(encode(Add(REQUEST)))["add"]["params"]
         b'{"end": [1, null], "add": 1}',
         b'{"stop": [1, null]}',
         b'{"step": []}',
-        b'{"step": [-1]}',
-        b'{"step": [true]}',
-        b'{"step": [1.0]}',
-        b'{"step": 1}',
+        b'{"step": [1]}',
+        b'{"step": [-1, 2.0]}',
+        b'{"step": [true, 2.0]}',
+        b'{"step": [1.0, 2.0]}',
         b'{"step": [1, 2]}',
-        b'{"step": [1, [2]]}',
-        b'{"step": [1, ["2", null]]}',
-        b'{"step": [1, [2, null]], "end": [1, null]}',
+        b'{"step": [1, 2.5]}',
+        b'{"step": [1, -0.5]}',
+        b'{"step": [1, NaN]}',
+        b'{"step": [1, "2.0"]}',
+        b'{"step": 1}',
+        b'{"step": [1, 2.0, 2]}',
+        b'{"step": [1, 2.0, [2]]}',
+        b'{"step": [1, 2.0, ["2", null]]}',
+        b'{"step": [1, 2.0, [2, null]], "end": [1, null]}',
         b'{"add": {}}',
         b'{"add": [1, 2]}',
         encode(Add(REQUEST))[:-1],

@@ -379,7 +379,8 @@ def test_the_repetition_penalty_equals_that_of_transformers(penalty: float) -> N
         tokens = torch.randint(VOCAB, (30,), generator=torch.Generator().manual_seed(seed)).tolist()
         own = sequence(params, prompt=tuple(tokens[:20]), output=tuple(tokens[20:]))
         expected = processor(torch.tensor([tokens]), logits.clone())
-        torch.testing.assert_close(sampler._penalised(logits[0].clone(), own), expected[0])
+        penalised = sampler._penalised(logits[0].clone(), Chunk(own, 29, 30))
+        torch.testing.assert_close(penalised, expected[0])
         assert pick(logits, [own])[0].id == int(expected.argmax())
 
 
@@ -388,9 +389,11 @@ def test_presence_counts_an_output_token_once_and_frequency_every_time() -> None
     params = SamplingParams(presence_penalty=0.5, frequency_penalty=-0.25)
     expected = torch.zeros(VOCAB)
     expected[4], expected[7] = -0.5 + 3 * 0.25, -0.5 + 0.25
-    penalised = sampler._penalised(
-        torch.zeros(VOCAB), sequence(params, prompt=prompt, output=output)
-    )
+    own = sequence(params, prompt=prompt, output=output)
+    penalised = sampler._penalised(torch.zeros(VOCAB), Chunk(own, 5, 6))
+    torch.testing.assert_close(penalised, expected)
+    behind_a_draft = sequence(params, prompt=prompt, output=output[:2])
+    penalised = sampler._penalised(torch.zeros(VOCAB), Chunk(behind_a_draft, 5, 6, [*output[2:]]))
     torch.testing.assert_close(penalised, expected)
 
 

@@ -40,7 +40,9 @@ def machines(draw: st.DrawFn) -> Machine:
         max_sequences=draw(st.sampled_from([1, 3, 8, 8])),
         most_overtaken=draw(st.integers(0, 3)),
     )
-    return Machine(limits, draw(st.integers(least, 2 * least)), block_size)
+    num_blocks = draw(st.integers(least, 2 * least))
+    most_drafted = draw(st.sampled_from([0, 0, 1, 3, 7]))
+    return Machine(limits, num_blocks, block_size, most_drafted, draw(st.sampled_from([0.0, 0.6])))
 
 
 @st.composite
@@ -111,5 +113,22 @@ def test_any_load_keeps_every_promise_and_gives_each_sample_its_own_tokens(
     assert sorted([*own.finished, *aborted]) == sorted(samples), "not one answer each"
     assert own.allocator.num_free == own.num_blocks
     for number, index in own.finished:
-        expected = continuation(samples[number, index], index, own.limits.max_len)
+        repeats = own.most_drafted > 0
+        expected = continuation(samples[number, index], index, own.limits.max_len, repeats)
         assert own.outputs[number, index] == expected
+
+
+def test_drafts_and_preemptions_meet() -> None:
+    """The loads above would prove little of drafts if there were hardly any."""
+    own = Machine(StepLimits(max_len=60, max_batch_tokens=24, max_sequences=8), 22, 4, 5)
+    load = [request(number, 5 + number, max_new_tokens=45, n=2) for number in range(3)]
+    for one in load:
+        own.add(one)
+    own.finish()
+    for one in load:
+        for index in range(2):
+            expected = continuation(one, index, own.limits.max_len, repeats=True)
+            assert own.outputs[one.id, index] == expected
+    stats = own.scheduler.stats()
+    assert own.num_drafted == stats.num_draft_tokens > stats.num_accepted_tokens > 50
+    assert own.num_preempted > 2

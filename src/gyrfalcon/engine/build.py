@@ -15,6 +15,7 @@ from gyrfalcon.device.lookup import kind_for
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.device.threads import home_processors, kept_to, own_processors, use_threads
 from gyrfalcon.engine.core import EngineCore, ModelRunner
+from gyrfalcon.engine.drafts import Drafts
 from gyrfalcon.engine.graphs import Graphs
 from gyrfalcon.engine.scheduler import Scheduler, StepLimits
 from gyrfalcon.engine.scores import PromptScores
@@ -80,7 +81,8 @@ def _core(
     scores = None
     if retain_prompt_logits:
         scores = PromptScores(allocator.num_blocks, config.block_size, vocabulary.size, reuse)
-    scheduler = Scheduler(allocator, limits, scores, pool.copy)
+    drafts = Drafts(config.num_speculative_tokens)
+    scheduler = Scheduler(allocator, limits, scores, pool.copy, drafts)
     own_threads = operations.own_threads(config.quant)
     heartbeat.doing = "taking a step"
     heartbeat.on_host = device.on_host

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from contextlib import nullcontext
-from itertools import accumulate
+from itertools import accumulate, islice
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from gyrfalcon.batch import Batch
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.device.threads import one_torch_thread
-from gyrfalcon.engine import sampler
+from gyrfalcon.engine import drafts, sampler
 from gyrfalcon.engine.rank_messages import Add, End
 from gyrfalcon.engine.scheduler import Scheduler
 from gyrfalcon.engine.scores import PromptScores
@@ -73,18 +73,31 @@ class EngineCore:
         return self._logits.pop(request_id, [])
 
     @torch.inference_mode()
-    def step(self, prompt_tokens: int) -> list[StepOutput]:
-        """Computes one batch, at most `prompt_tokens` tokens of it prompts; returns the tokens and
-        endings it gave.
+    def step(self, prompt_tokens: int, least_acceptance: float = drafts.NEVER) -> list[StepOutput]:
+        """Computes one batch, at most `prompt_tokens` tokens of it prompts, with drafts of tokens that are
+        accepted with at least such a probability; returns the tokens and endings it gave.
         """
-        chunks = self.scheduler.next_chunks(prompt_tokens)
+        chunks = self.scheduler.next_chunks(prompt_tokens, least_acceptance)
         return self.compute(chunks) if chunks else []
 
     def compute(self, chunks: Seq[Chunk]) -> list[StepOutput]:
         """The same for chunks that the scheduler gave."""
         with self._quiet():
             logits = self.model_runner(Batch.build(chunks, self.pool.block_size), self.pool)
+            if any(chunk.draft for chunk in chunks):
+                return self.scheduler.commit_drafts(chunks, self._verified(chunks, logits))
             return self.scheduler.commit(chunks, self._results(chunks, logits))
+
+    def _verified(self, chunks: Seq[Chunk], logits: Tensor) -> list[list[ChunkResult]]:
+        """What the tokens of each chunk yield, as far as they are accepted, in a step with drafts, which has
+        no prompts: every row is sampled as if they were computed one by one.
+        """
+        each = [one for chunk in chunks for one in drafts.unrolled(chunk)]
+        picked = iter(self._results(each, logits))
+        return [
+            drafts.accepted(chunk.draft, list(islice(picked, 1 + len(chunk.draft))))
+            for chunk in chunks
+        ]
 
     def _results(self, chunks: Seq[Chunk], logits: Tensor) -> list[ChunkResult]:
         """What each chunk yields; rows of chunks that want all are kept."""

@@ -30,6 +30,8 @@ from gyrfalcon.device.protocol import Device
 from gyrfalcon.engine.build import build_core, longest_sequence
 from gyrfalcon.engine.core import EngineCore
 from gyrfalcon.engine.deadlines import Deadlines
+from gyrfalcon.engine.draft_target import DraftTarget
+from gyrfalcon.engine.drafts import NEVER
 from gyrfalcon.engine.live import Live
 from gyrfalcon.engine.overlap import stepper
 from gyrfalcon.engine.prompts import (
@@ -152,6 +154,7 @@ class Engine:
             self._core = build_core(config, checkpoint, self._ranks.rank_info)
             self._take_step = stepper(self._core)
             self._step_target = _step_target(config, self._core)
+            self._draft_target = DraftTarget() if config.num_speculative_tokens else None
             self._seeds = random.Random(self._ranks.agree(_seed_bytes(config.seed)))
 
     def __repr__(self) -> str:
@@ -662,14 +665,24 @@ class Engine:
                 self._expire(end, now)
             for request_id in step.aborts:
                 self._abort(request_id)
-            outputs = self._take_step(step.prompt_tokens)
-            if self._step_target is not None:
-                sizes = self._core.scheduler.committed_sizes()
-                self._step_target.record(*sizes, self._now() - now)
+            outputs = self._take_step(step.prompt_tokens, step.least_acceptance)
+            if self._step_target is not None or self._draft_target is not None:
+                self._record(self._now() - now)
             for sequence in self._core.scheduler.admitted:
                 self._live[sequence.request.id].admitted_at[sequence.index] = now
             for output in outputs:
-                self._deliver(output, now)
+                if self._draft_target is None or not self._has_ended(output):
+                    self._deliver(output, now)
+
+    def _record(self, seconds: float) -> None:
+        """Takes in how long a step took."""
+        scheduler = self._core.scheduler
+        if self._step_target is not None:
+            self._step_target.record(*scheduler.committed_sizes(), seconds)
+        if self._draft_target is not None:
+            num_prompt_tokens, num_decoding = scheduler.committed_sizes()
+            if num_decoding and not num_prompt_tokens:
+                self._draft_target.record(num_decoding, scheduler.num_drafted, seconds)
 
     def _decided(self, now: float) -> Step:
         """What rank 0 decides of the next step: it tells the other ranks."""
@@ -678,7 +691,9 @@ class Engine:
             return decode_step(group.broadcast())
         passed = self._deadlines.pop_passed(now) if self._deadlines.next_at <= now else ()
         aborts = self._take_given_up() if self._given_up else ()
-        step = Step(self._prompt_tokens(), tuple(map(End, passed)), aborts)
+        ends = tuple(map(End, passed))
+        least_acceptance = NEVER if self._draft_target is None else self._least_acceptance()
+        step = Step(self._prompt_tokens(), ends, aborts, least_acceptance)
         if group.size > 1:
             group.broadcast(encode(step))
         return step
@@ -694,11 +709,22 @@ class Engine:
             return scheduler.limits.max_batch_tokens
         return self._step_target.prompt_tokens(scheduler.num_decoding)
 
+    def _least_acceptance(self) -> float:
+        """How probable the acceptance of a token must be for the next step to draft it."""
+        scheduler = self._core.scheduler
+        assert self._draft_target is not None
+        return self._draft_target.least_acceptance(scheduler.num_decoding, scheduler.acceptance())
+
     def _expire(self, end: End, now: float) -> None:
         """Ends a request whose deadline has passed, as every rank does in this step."""
         error = f"deadline of {self._live[end.request_id].timeout:g} s passed"
         for output in self._core.handle(end):
             self._deliver(replace(output, why=error), now)
+
+    def _has_ended(self, output: StepOutput) -> bool:
+        """Whether a stop string ended the sample with another token of the same step."""
+        live = self._live.get(output.request_id)
+        return live is None or live.streams[output.index].finish_reason is not None
 
     def _deliver(self, output: StepOutput, now: float) -> None:
         """A sample's new text; retires the request when this ends its last sample."""

@@ -25,6 +25,7 @@ class Live:
     num_cached_tokens: int = 0  # of its first sample, as is what follows
     queued_seconds: float = 0.0
     num_preemptions: int = 0  # of all its samples
+    num_accepted_tokens: int = 0  # of all its samples
     num_unfinished: int = field(init=False)
     owes_scores: bool = field(init=False)  # of the prompt, with the first delta of its first sample
 
@@ -43,6 +44,7 @@ class Live:
         queued_seconds = self.admitted_at.get(output.index, now) - self.queued_at
         self.num_unfinished -= 1
         self.num_preemptions += output.num_preemptions
+        self.num_accepted_tokens += output.num_accepted_tokens
         if output.index == 0:
             self.num_cached_tokens = output.num_cached_tokens
             self.queued_seconds = queued_seconds
@@ -51,6 +53,7 @@ class Live:
             num_cached_tokens=output.num_cached_tokens,
             queued_seconds=queued_seconds,
             num_preemptions=output.num_preemptions,
+            num_accepted_tokens=output.num_accepted_tokens,
         )
 
     def output(self) -> RequestOutput:
@@ -64,6 +67,7 @@ class Live:
             num_cached_tokens=self.num_cached_tokens,
             queued_seconds=self.queued_seconds,
             num_preemptions=self.num_preemptions,
+            num_accepted_tokens=self.num_accepted_tokens,
         )
 
     def _whole(self, scores: list[Token]) -> tuple[Token | None, ...] | None:

@@ -6,6 +6,7 @@ It knows neither how tokens are chosen nor how the model computes, only what has
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,10 +15,17 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.device.lookup import fetch, send
 from gyrfalcon.engine import sampler
 from gyrfalcon.engine.core import EngineCore
+from gyrfalcon.engine.drafts import NEVER
 from gyrfalcon.request import Chunk, StepOutput
 
 
-def stepper(core: EngineCore) -> Callable[[int], list[StepOutput]]:
+class TakeStep(Protocol):
+    """EngineCore.step or Overlap.step."""
+
+    def __call__(self, prompt_tokens: int, least_acceptance: float = NEVER) -> list[StepOutput]: ...
+
+
+def stepper(core: EngineCore) -> TakeStep:
     """What takes the core's steps; on the CPU, which computes them itself, one after the other."""
     return core.step if core.device.on_host else Overlap(core).step
 
@@ -47,18 +55,19 @@ class Overlap:
         self._in_flight: _InFlight | None = None
 
     @torch.inference_mode()
-    def step(self, prompt_tokens: int) -> list[StepOutput]:
-        """Launches the next step, unless it needs the tokens of the one under way; returns what that
-        gave.
+    def step(self, prompt_tokens: int, least_acceptance: float = NEVER) -> list[StepOutput]:
+        """Launches the next step, unless it needs the tokens of the one under way, as drafts do; returns
+        what that gave.
         """
         if self._in_flight is None:
-            return self._start(prompt_tokens)
-        done, self._in_flight = self._in_flight, self._follow(self._in_flight)
+            return self._start(prompt_tokens, least_acceptance)
+        following = self._follow(self._in_flight, least_acceptance)
+        done, self._in_flight = self._in_flight, following
         return self._commit(done)
 
-    def _start(self, prompt_tokens: int) -> list[StepOutput]:
+    def _start(self, prompt_tokens: int, least_acceptance: float) -> list[StepOutput]:
         """A step with none under way. One in whose tokens the host has a part ends here."""
-        chunks = self._core.scheduler.next_chunks(prompt_tokens)
+        chunks = self._core.scheduler.next_chunks(prompt_tokens, least_acceptance)
         if not chunks:
             return []
         if not all(map(_needs_no_host, chunks)):
@@ -66,9 +75,9 @@ class Overlap:
         self._in_flight = self._launch(chunks, Batch.build(chunks, self._core.pool.block_size))
         return []
 
-    def _follow(self, in_flight: _InFlight) -> _InFlight | None:
+    def _follow(self, in_flight: _InFlight, least_acceptance: float) -> _InFlight | None:
         """The step after one that is under way, with its tokens; None when they must be read first."""
-        chunks = self._core.scheduler.next_after(in_flight.chunks)
+        chunks = self._core.scheduler.next_after(in_flight.chunks, least_acceptance)
         if not chunks:
             return None
         going_on = {chunk.sequence for chunk in chunks}
@@ -100,4 +109,5 @@ def _needs_no_host(chunk: Chunk) -> bool:
     """Whether the host has no part in choosing a token, nor in telling any log-probability."""
     request = chunk.request
     changed = request.changes_logits or request.constrained
-    return chunk.samples and not (changed or chunk.wants_every_row or request.wants_logprobs)
+    wanted = chunk.wants_every_row or request.wants_logprobs or chunk.draft
+    return chunk.samples and not (changed or wanted)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
+from gyrfalcon.engine.drafts import NEVER
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import RankDied, RequestError, UsageError
 from gyrfalcon.request import Request, SamplingParams
@@ -30,14 +31,16 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Take a step: first cancel `ends`, then compute at most `prompt_tokens` tokens of prompts. Rank 0
-    alone decides both, by its clock. `aborts` are requests whose caller is gone, where every rank runs the
+    """Take a step: first cancel `ends`, then compute at most `prompt_tokens` tokens of prompts, and draft
+    tokens whose acceptance has at least the probability `least_acceptance`. Rank 0 alone decides these, by
+    its clock. `aborts` are requests whose caller is gone, where every rank runs the
     same program: each collects its garbage at another time.
     """
 
     prompt_tokens: int
     ends: tuple[End, ...] = ()
     aborts: tuple[int, ...] = ()
+    least_acceptance: float = NEVER
 
 
 RankMessage = Add | End | Step
@@ -60,9 +63,9 @@ def encode(message: RankMessage) -> bytes:
     """A message as bytes."""
     content: object
     match message:
-        case Step(prompt_tokens, ends, aborts):
+        case Step(prompt_tokens, ends, aborts, least_acceptance):
             lost = [[request_id, "aborted"] for request_id in aborts]
-            content = {"step": [prompt_tokens, *map(_end_fields, ends), *lost]}
+            content = {"step": [prompt_tokens, least_acceptance, *map(_end_fields, ends), *lost]}
         case End():
             content = {"end": _end_fields(message)}
         case Add(request):
@@ -122,12 +125,14 @@ def _end(request_id: object, index: object) -> End:
     raise ValueError("not a request and a sample of it")
 
 
-def _step(prompt_tokens: object, *others: list[object]) -> Step:
+def _step(prompt_tokens: object, least_acceptance: object, *others: list[object]) -> Step:
     if type(prompt_tokens) is not int or prompt_tokens < 0:
         raise ValueError("not a number of prompt tokens")
+    if type(least_acceptance) is not float or not 0 <= least_acceptance <= NEVER:
+        raise ValueError("not a probability of acceptance")
     aborts = tuple(_aborted(*fields) for fields in others if fields[1:] == ["aborted"])
     ends = tuple(_end(*fields) for fields in others if fields[1:] != ["aborted"])
-    return Step(prompt_tokens, ends, aborts)
+    return Step(prompt_tokens, ends, aborts, least_acceptance)
 
 
 def _aborted(request_id: object, word: object) -> int:

@@ -22,7 +22,6 @@ from gyrfalcon.request import (
     NonFinite,
     SamplingMode,
     SamplingParams,
-    Sequence,
     Token,
 )
 
@@ -218,25 +217,24 @@ def _changed(logits: Tensor, chunks: Seq[Chunk]) -> Tensor:
     """The rows after what their parameters change about them, in place."""
     for row, chunk in zip(logits, chunks, strict=True):
         if chunk.request.changes_logits:
-            _penalised(row, chunk.sequence)
+            _penalised(row, chunk)
     return logits
 
 
-def _penalised(logits: Tensor, sequence: Sequence) -> Tensor:
+def _penalised(logits: Tensor, chunk: Chunk) -> Tensor:
     """Bias, then repetition over prompt and output, then presence and frequency over the output; in
     place.
     """
-    params = sequence.request.params
+    params, tokens = chunk.request.params, chunk.sequence.tokens + chunk.draft
     for token_id, bias in params.logit_bias.items():
         logits[token_id] += bias
-    seen = torch.tensor(sequence.tokens, device=logits.device).unique()
+    seen = torch.tensor(tokens, device=logits.device).unique()
     scores = logits[seen]
     penalty = params.repetition_penalty
     logits[seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
-    if sequence.output_ids:
-        out, counts = torch.tensor(sequence.output_ids, device=logits.device).unique(
-            return_counts=True
-        )
+    output_ids = tokens[chunk.sequence.prompt_len :]
+    if output_ids:
+        out, counts = torch.tensor(output_ids, device=logits.device).unique(return_counts=True)
         logits[out] -= params.presence_penalty + params.frequency_penalty * counts
     return logits
 

@@ -5,8 +5,10 @@ every rank.
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
+from gyrfalcon.engine.drafts import NEVER, Drafts, unrolled
 from gyrfalcon.engine.prefixes import PrefixesInProgress
 from gyrfalcon.engine.prompt_queue import PromptQueue, Turn
 from gyrfalcon.engine.waiting import Waiting
@@ -58,9 +60,11 @@ class Scheduler:
         limits: StepLimits,
         scores: ScoreStore | None = None,
         copy_block: Callable[[int, int], object] | None = None,
+        drafts: Drafts | None = None,
     ) -> None:
         self.allocator = allocator
         self.limits = limits
+        self._drafts = drafts or Drafts(most=0)
         self._scores = scores  # every rank knows which blocks have some, not all hold them
         self._copy_block = copy_block  # from one to another, where there is a cache
         self.waiting = Waiting()
@@ -117,13 +121,26 @@ class Scheduler:
         return [_output(sample, None) for sample in ended]
 
     def committed_sizes(self) -> tuple[int, int]:
-        """Of what the last step computed: tokens of prompts, and sequences that decoded."""
+        """Of what the last step computed: tokens of prompts, and of sequences that decoded, drafts
+        included.
+        """
         prompts = [
             one.stop - one.start
             for one in self._committed
-            if one.start < one.sequence.prompt_len or one.stop > one.start + 1
+            if one.start < one.sequence.prompt_len or one.stop > one.start + 1 + len(one.draft)
         ]
-        return sum(prompts), len(self._committed) - len(prompts)
+        return sum(prompts), len(self._committed) - len(prompts) + self.num_drafted
+
+    @property
+    def num_drafted(self) -> int:
+        """Draft tokens that the last step computed."""
+        return sum(len(one.draft) for one in self._committed)
+
+    def acceptance(self) -> list[float]:
+        """The probability of being accepted of each token that the next step could draft."""
+        if self._prefilling:
+            return []
+        return [one for sequence in self.running for one in self._drafts.acceptance(sequence)]
 
     def stats(self) -> EngineStats:
         """What it holds now and has reused so far."""
@@ -136,6 +153,9 @@ class Scheduler:
             num_cached_tokens=self._num_cached_tokens,
             num_waiting_requests=self.waiting.num_requests,
             num_waiting_tokens=self.waiting.num_tokens,
+            num_drafts=self._drafts.num_drafts,
+            num_draft_tokens=self._drafts.num_tokens,
+            num_accepted_tokens=self._drafts.num_accepted,
         )
 
     def prompt_progress(self) -> list[tuple[int, int]]:
@@ -143,9 +163,9 @@ class Scheduler:
         prefilling = tuple(self._prefilling)  # at once: another thread may ask
         return [(sequence.num_computed, len(sequence.tokens)) for sequence in prefilling]
 
-    def next_chunks(self, prompt_tokens: int) -> list[Chunk]:
+    def next_chunks(self, prompt_tokens: int, least_acceptance: float = NEVER) -> list[Chunk]:
         """What the next step computes: a token of each sequence that decodes, and at most `prompt_tokens`
-        of prompts.
+        of prompts; where there are none, draft tokens that are accepted with at least such a probability.
         """
         chunks: list[Chunk] = []
         self.admitted, self._committed = [], ()
@@ -153,19 +173,24 @@ class Scheduler:
             stop = len(sequence.tokens)
             if sequence not in self._prefilling and self._make_room(sequence, stop):
                 chunks.append(Chunk(sequence, sequence.num_computed, stop))
+        prompts, left = list[Chunk](), self.limits.max_batch_tokens - len(chunks)
         if self._prefilling or self.waiting.num_sequences:
-            left = self.limits.max_batch_tokens - len(chunks)
-            chunks += self._prefill(min(left, prompt_tokens))
-        return chunks
+            prompts = self._prefill(min(left, prompt_tokens))
+        if prompts or least_acceptance > 1:
+            return chunks + prompts
+        return self._drafts.added_to(chunks, left, least_acceptance, self.allocator)
 
-    def next_after(self, chunks: Seq[Chunk]) -> list[Chunk]:
+    def next_after(self, chunks: Seq[Chunk], least_acceptance: float = NEVER) -> list[Chunk]:
         """What follows on `chunks`, which all sample, while their tokens are not known: one token
         more of each sequence that will not have reached its longest length.
 
-        Empty where more has to be decided: another could run as well, or cache is missing.
+        Empty where more has to be decided: another could run as well, tokens could be drafted, or cache is
+        missing.
         """
         self.admitted, self._committed = [], ()
         if self._prefilling or (self.waiting.num_sequences and self._another_could_run()):
+            return []
+        if least_acceptance <= 1 and self._drafts.any(chunks, least_acceptance):
             return []
         following = [
             Chunk(chunk.sequence, chunk.stop, chunk.stop + 1)
@@ -175,6 +200,17 @@ class Scheduler:
         grown = all(self.allocator.grow(one.sequence.blocks, one.stop) for one in following)
         return following if grown else []
 
+    def commit_drafts(self, chunks: Seq[Chunk], results: Seq[Seq[ChunkResult]]) -> list[StepOutput]:
+        """Takes in a step with drafts: of each chunk what it yielded for the tokens that were accepted, as
+        if these had come one by one.
+        """
+        each = [
+            zip(unrolled(one), own, strict=False) for one, own in zip(chunks, results, strict=True)
+        ]
+        outputs = self.commit(*zip(*chain(*each), strict=True))
+        self._committed = chunks
+        return outputs
+
     def commit(self, chunks: Seq[Chunk], results: Seq[ChunkResult]) -> list[StepOutput]:
         """Takes in what a step yielded for each chunk; returns one output per sequence that got a
         token or ended. A failure ends its own sequence, unless its logits are what is asked for.
@@ -183,6 +219,10 @@ class Scheduler:
         self._committed = chunks
         for chunk, token in zip(chunks, results, strict=True):
             sequence = chunk.sequence
+            if sequence.finish_reason is not None:  # before its draft did
+                continue
+            if chunk.draft:
+                self._drafts.accept(sequence)
             if isinstance(token, NonFinite):
                 self._withdraw(sequence)
             if isinstance(token, NonFinite | NoneAllowed):
@@ -371,6 +411,7 @@ class Scheduler:
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason
         self._release(sequence)
+        self._drafts.forget(sequence)
         self._prefilling.pop(sequence, None)
         self._queue.leave(sequence)
         self._prefixes.give_up(sequence)
@@ -432,5 +473,5 @@ def _order(sequence: Sequence) -> tuple[int, int]:
 def _output(
     one: Sequence, token: Token | None, failure: GyrfalconError | None = None
 ) -> StepOutput:
-    figures = (one.num_cached, one.num_preemptions, failure)
+    figures = (one.num_cached, one.num_preemptions, failure, one.num_accepted)
     return StepOutput(one.request.id, one.index, token, one.finish_reason, *figures)

@@ -96,18 +96,18 @@ class StepTarget:
         sizes = Counter(tokens for tokens, _ in points)
         [(_, num_alike)] = sizes.most_common(1)
         if len(points) - num_alike >= TRIALS and max(sizes) >= SPREAD * min(sizes):
-            self._fixed = max(_theil_sen(points)[0], 0.0)
+            self._fixed = max(theil_sen(points)[0], 0.0)
             self._fixed_at = self._num_mixed
 
     def _decoding_seconds(self, num_decoding: int) -> float:
         """Seconds of a step without prompt tokens; 0 as long as none was timed."""
         if self._num_new and (self._num_new >= REDRAW or len(self._decoding) < REDRAW):
-            self._line, self._num_new = _theil_sen(list(self._decoding)), 0
+            self._line, self._num_new = theil_sen(list(self._decoding)), 0
         base, row = self._line
         return base + row * num_decoding
 
 
-def _theil_sen(points: Seq[tuple[int, float]]) -> tuple[float, float]:
+def theil_sen(points: Seq[tuple[int, float]]) -> tuple[float, float]:
     """Intercept and slope of a line through (x, y); the slope is 0 where all x are the same, and where it
     would be negative, since no step becomes shorter by a sequence.
     """

@@ -88,6 +88,6 @@ def _follow_messages(core: EngineCore, group: Group) -> None:
         if isinstance(message, Step):
             for end in message.ends:
                 core.handle(end)
-            take_step(message.prompt_tokens)
+            take_step(message.prompt_tokens, message.least_acceptance)
         else:
             core.handle(message)

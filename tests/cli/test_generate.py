@@ -76,3 +76,15 @@ def test_wrong_sampling_is_told_before_the_model_is_loaded(
     err = capsys.readouterr().err
     assert told in err
     assert err.count("\n") == 1
+
+
+def test_draft_tokens_are_told_and_change_no_text(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt, texts = ["--prompt", "a b a b a b a b", "--ignore-eos"], []
+    for words in ([], ["--num-speculative-tokens", "4"]):
+        assert generate(model, *prompt, "--max-new-tokens", "60", *words) == 0
+        said = capsys.readouterr()
+        texts.append(said.out)
+        assert ("draft tokens accepted" in said.err) == bool(words)
+    assert texts[0] == texts[1]

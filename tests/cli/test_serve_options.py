@@ -26,6 +26,18 @@ def test_the_engine_gets_the_rank_timeout(words: list[str], seconds: float) -> N
     assert served_config(parse(["serve", "nestling", *words])).rank_timeout == seconds
 
 
+@pytest.mark.parametrize(("words", "most"), [([], 0), (["--num-speculative-tokens", "6"], 6)])
+def test_the_engine_gets_the_number_of_draft_tokens(words: list[str], most: int) -> None:
+    config = served_config(parse(["serve", "nestling", *words]))
+    assert config.num_speculative_tokens == most
+
+
+@pytest.mark.parametrize("value", ["-1", "65", "some"])
+def test_a_number_of_draft_tokens_out_of_bounds_is_refused(value: str) -> None:
+    with pytest.raises(UsageError, match="--num-speculative-tokens"):
+        parse(["serve", "nestling", "--num-speculative-tokens", value])
+
+
 @pytest.mark.parametrize("value", ["0", "3600001", "soon"])
 def test_a_step_target_out_of_bounds_is_refused(value: str) -> None:
     with pytest.raises(UsageError, match="--step-target"):

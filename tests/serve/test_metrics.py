@@ -1,5 +1,6 @@
 """/metrics tells what was done and what the engine holds, under the names that dashboards know."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,24 @@ def test_tokens_requests_refusals_and_times_are_counted(fresh: Server) -> None:
     stats = fresh.service.engine.stats()
     assert found["vllm:prefix_cache_queries_total"] == stats.num_prompt_tokens
     assert found["vllm:prefix_cache_hits_total"] == stats.num_cached_tokens > 0
+    assert found["vllm:spec_decode_num_draft_tokens_total"] == 0
     assert found["vllm:num_requests_running"] == found["vllm:num_requests_waiting"] == 0
     assert found["vllm:kv_cache_usage_perc"] == 0
+
+
+def test_draft_tokens_are_counted_and_told_in_the_usage(model: Path) -> None:
+    prompt, texts = "One two three four. One two three four. One two three", []
+    for most in (0, 5):
+        make = partial(engine_of, model, num_speculative_tokens=most, dtype="fp32")
+        with serving(make) as server:
+            answer = server.complete(prompt, max_tokens=60, ignore_eos=True)
+            texts.append(answer["choices"][0]["text"])
+            found, details = scraped(server), answer["usage"].get("completion_tokens_details")
+    assert texts[0] == texts[1]
+    accepted = found["vllm:spec_decode_num_accepted_tokens_total"]
+    assert details == {"accepted_prediction_tokens": accepted}
+    assert 0 < accepted <= found["vllm:spec_decode_num_draft_tokens_total"]
+    assert 0 < found["vllm:spec_decode_num_drafts_total"] <= accepted
 
 
 def test_an_endpoint_picker_finds_the_cache_s_shape(fresh: Server) -> None:

@@ -93,6 +93,18 @@ def add_dtype(to: argparse._ActionsContainer, text: str) -> None:
     )
 
 
+def add_speculation(to: argparse._ActionsContainer) -> None:
+    """--num-speculative-tokens."""
+    to.add_argument(
+        "--num-speculative-tokens",
+        type=Whole("--num-speculative-tokens", ENGINE["num_speculative_tokens"]),
+        metavar="N",
+        default=0,
+        help="draft at most N tokens a step for each text, those that followed the same words in it before; "
+        "changes no text, pays where texts repeat themselves or their prompts (default 0: none)",
+    )
+
+
 def add_adapter(to: argparse._ActionsContainer) -> None:
     """--adapter."""
     to.add_argument(

@@ -3,7 +3,7 @@
 import argparse
 
 from gyrfalcon.bounds import SAMPLING, TOP_TOKENS
-from gyrfalcon.cli.engine_options import add_engine, add_model
+from gyrfalcon.cli.engine_options import add_engine, add_model, add_speculation
 from gyrfalcon.cli.option_types import Number, Whole
 from gyrfalcon.errors import UsageError
 from gyrfalcon.parallel.interrupts import ending_interrupts
@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_structured(parser.add_argument_group("what the text has to match (default: nothing)"))
     add_engine(parser)
+    add_speculation(parser.add_argument_group("speculative decoding"))
     parser.set_defaults(check=_check)
 
 

@@ -16,7 +16,7 @@ from gyrfalcon.cli.engine_options import engine_config
 from gyrfalcon.console.format import counted, goes_to_stdout, json_text
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.files.text import all_of, contents, decoded, prompts_in
-from gyrfalcon.request import Delta, SamplingParams, Token, check_finite
+from gyrfalcon.request import Delta, EngineStats, SamplingParams, Token, check_finite
 from gyrfalcon.structured import StructuredOutput
 from gyrfalcon.text.chat import Message
 from gyrfalcon.text.tokenizer import Tokenizer
@@ -59,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
     prompts, params = _prompts(args), _sampling(args)
     start = time.perf_counter()
     args.model = str(resolve_model(args.model))  # a hub is asked once
-    config = engine_config(args)
+    config = dataclasses.replace(
+        engine_config(args), num_speculative_tokens=args.num_speculative_tokens
+    )
     checkpoint = opened(config)
     tokenizer = load_tokenizer(checkpoint)
     assert tokenizer is not None  # opened() has seen to it
@@ -80,10 +82,18 @@ def run(args: argparse.Namespace) -> int:
         seconds = max(answer.seconds for answer in answers)
         rate = f", {num_new / seconds:.1f} tokens/s" if num_new else ""
         timed = not engine.hardware.emulated
-        _say(counted(num_new, "new token") + (f" in {seconds:.2f} s{rate}" if timed else ""))
+        took = f" in {seconds:.2f} s{rate}" if timed else ""
+        _say(f"{counted(num_new, 'new token')}{took}{_drafts(engine.stats())}")
         if args.json is not None:
             _write_json([_as_json(answer, load_seconds, timed) for answer in answers], args)
     return 0
+
+
+def _drafts(stats: EngineStats) -> str:
+    """How many draft tokens were accepted, where there were any."""
+    if not stats.num_draft_tokens:
+        return ""
+    return f"; {stats.num_accepted_tokens} of {counted(stats.num_draft_tokens, 'draft token')} accepted"
 
 
 def _as_chats(

@@ -5,7 +5,7 @@ import importlib.util
 import re
 
 from gyrfalcon.bounds import ENGINE, Bounds
-from gyrfalcon.cli.engine_options import add_engine, add_model
+from gyrfalcon.cli.engine_options import add_engine, add_model, add_speculation
 from gyrfalcon.cli.option_types import Number, Whole, one_of
 from gyrfalcon.errors import PIP_INSTALL, UsageError
 from gyrfalcon.parallel.interrupts import ending_interrupts
@@ -126,6 +126,7 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
         help="milliseconds that a step may take: prompts are prefilled in smaller chunks, so that streams "
         "keep their pace beside them (default: as many prompt tokens as fit into a step)",
     )
+    add_speculation(group)
     group.add_argument(
         "--rank-timeout",
         metavar="SECONDS",

@@ -64,7 +64,12 @@ def run(args: argparse.Namespace) -> int:
 def served_config(args: argparse.Namespace) -> EngineConfig:
     """The settings of the engine that is served."""
     target = None if args.step_target is None else args.step_target / 1000
-    return replace(engine_config(args), step_target=target, rank_timeout=args.rank_timeout)
+    return replace(
+        engine_config(args),
+        step_target=target,
+        rank_timeout=args.rank_timeout,
+        num_speculative_tokens=args.num_speculative_tokens,
+    )
 
 
 def _keys(args: argparse.Namespace) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ class Head:
     created: int = field(default_factory=lambda: int(time.time()))
     num_new_tokens: int = 0
     num_cached_tokens: int = 0  # of the prompts, for their first samples
+    num_accepted_tokens: int = 0  # of the new tokens, those that were drafted
     _extras_are_out: bool = False
 
     def __post_init__(self) -> None:
@@ -43,12 +44,16 @@ class Head:
     def usage(self) -> Json:
         """The tokens so far."""
         num_prompt = sum(len(prompt.ids) for prompt in self.format.prompts)
-        return {
+        usage: Json = {
             "prompt_tokens": num_prompt,
             "completion_tokens": self.num_new_tokens,
             "total_tokens": num_prompt + self.num_new_tokens,
             "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
         }
+        if self.num_accepted_tokens:
+            accepted = {"accepted_prediction_tokens": self.num_accepted_tokens}
+            usage["completion_tokens_details"] = accepted
+        return usage
 
     def num_entries(self) -> int:
         """Tokens and log-probabilities so far."""
@@ -68,6 +73,7 @@ class Head:
             raise failed(delta)
         self.num_new_tokens += delta.token is not None
         self.num_cached_tokens += 0 if delta.index else delta.num_cached_tokens
+        self.num_accepted_tokens += delta.num_accepted_tokens
         if delta.prompt_logprobs is not None:
             self.format.prompts[prompt].scores = delta.prompt_logprobs
 

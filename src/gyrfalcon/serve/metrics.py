@@ -202,6 +202,17 @@ class _OfEngine(Collector):
                 "Prompt tokens that were there.",
                 stats.num_cached_tokens,
             ),
+            ("vllm:spec_decode_num_drafts", "Drafts of tokens.", stats.num_drafts),
+            (
+                "vllm:spec_decode_num_draft_tokens",
+                "Tokens that were drafted.",
+                stats.num_draft_tokens,
+            ),
+            (
+                "vllm:spec_decode_num_accepted_tokens",
+                "Draft tokens that were the ones picked.",
+                stats.num_accepted_tokens,
+            ),
         )
         for name, text, value in counters:
             yield self._labelled(CounterMetricFamily(name, text, labels=[MODEL]), value)

@@ -97,7 +97,10 @@ def main() -> int:
     """Runs the steps; 1 when one did not hold."""
     args = parse()
     if not args.dry_run and not torch.cuda.is_available():
-        print("gpu-gate: error: wanted a CUDA device, got none; add --dry-run", file=sys.stderr)
+        print(
+            "gpu-gate: error: wanted a CUDA or ROCm device, got none; add --dry-run",
+            file=sys.stderr,
+        )
         return 2
     if args.dry_run:
         os.environ["GYRFALCON_OPS"] = "triton"
@@ -198,14 +201,16 @@ def kernel_tests(plan: Plan) -> dict[str, Any]:
     return {"passed": code == 0, "summary": lines[-1] if lines else "", "failed": failed}
 
 
-def run_for(command: list[str], seconds: float) -> tuple[int | None, str]:
-    """Runs a command for at most this many seconds: its exit code and standard output. No exit code
-    when it had to be killed, with every process it started.
+def run_for(
+    command: list[str], seconds: float, with_errors: bool = False
+) -> tuple[int | None, str]:
+    """Runs a command for at most this many seconds: its exit code and standard output, with_errors
+    standard error as well. No exit code when it had to be killed, with every process it started.
     """
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT if with_errors else subprocess.DEVNULL,
         text=True,
         start_new_session=True,
     )
@@ -246,6 +251,7 @@ def facts(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "cuda": torch.version.cuda,
+        "rocm": torch.version.hip,
         "dry_run": args.dry_run,
     }
 

@@ -113,9 +113,7 @@ def test_auto_takes_an_accelerator_before_the_host(monkeypatch: pytest.MonkeyPat
 
 def test_a_kind_this_machine_has_none_of_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kind_of("cuda"), "count", lambda: 0)
-    wanted = (
-        "wanted a CUDA device, got none; use device=cpu, or install a torch built for your card"
-    )
+    wanted = "wanted a CUDA or ROCm device, got none; use device=cpu, or install a torch built for your card"
     with pytest.raises(UsageError, match=wanted):
         kind_for("cuda")
 
@@ -123,6 +121,6 @@ def test_a_kind_this_machine_has_none_of_is_refused(monkeypatch: pytest.MonkeyPa
 def test_more_ranks_than_accelerators_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kind_of("cuda"), "count", lambda: 2)
     with pytest.raises(
-        UsageError, match="a CUDA device for every rank on this machine, got 2 of them"
+        UsageError, match="a CUDA or ROCm device for every rank on this machine, got 2 of them"
     ):
         kind_of("cuda").of_rank(2)

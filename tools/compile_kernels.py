@@ -50,6 +50,7 @@ TARGETS = {
     "sm_80": Target("cuda", 80, 32, 163 * 1024, r"\bmma\.sync", "A100"),
     "sm_90": Target("cuda", 90, 32, 227 * 1024, r"\bwgmma\.mma_async|\bmma\.sync", "H100, H200"),
     "gfx942": Target("hip", "gfx942", 64, 64 * 1024, r"\bv_mfma_", "MI300"),
+    "gfx90a": Target("hip", "gfx90a", 64, 64 * 1024, r"\bv_mfma_", "MI210, MI250"),
 }
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-TARGETS = frozenset({"sm_80", "sm_90", "gfx942"})
+TARGETS = frozenset({"sm_80", "sm_90", "gfx942", "gfx90a"})
 
 
 @dataclass(frozen=True, slots=True)

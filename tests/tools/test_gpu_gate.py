@@ -148,7 +148,7 @@ def test_without_a_gpu_it_says_so() -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr == "gpu-gate: error: wanted a CUDA device, got none; add --dry-run\n"
+    assert done.stderr == "gpu-gate: error: wanted a CUDA or ROCm device, got none; add --dry-run\n"
 
 
 def test_the_gate_refuses_an_interpreter_that_runs_another_clone(tmp_path: Path) -> None:

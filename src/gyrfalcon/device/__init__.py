@@ -8,7 +8,7 @@ Imports no torch: the command line's help reads these words.
 # module here, whose KIND is a class of Device (protocol.py).
 KINDS = {
     "cpu": "CPU",
-    "cuda": "CUDA",
+    "cuda": "CUDA or ROCm",
     "npu": "Huawei Ascend",
 }
 PLANNED: tuple[str, ...] = ()  # refused as not built yet

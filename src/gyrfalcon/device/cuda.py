@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gyrfalcon.device import KINDS
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.device.rates import best_seconds, product_rate
 from gyrfalcon.device.threads import torch_threads
@@ -26,7 +27,7 @@ class Cuda(Device):
     operator_sets = ("triton", "reference")
     cache_share = 0.8  # the weights are loaded by then
     weights_at_once = 1 << 24
-    collectives = "NCCL"
+    collectives = "RCCL" if torch.version.hip else "NCCL"  # torch calls both NCCL
 
     @classmethod
     def count(cls) -> int:
@@ -40,7 +41,7 @@ class Cuda(Device):
     def of_rank(cls, local_rank: int) -> "Cuda":
         if local_rank >= cls.count():
             raise UsageError(
-                "a CUDA device for every rank on this machine",
+                f"a {KINDS[cls.name]} device for every rank on this machine",
                 f"{cls.count()} of them",
                 "use fewer ranks or `device=cpu`",
             )

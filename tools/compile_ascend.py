@@ -1,12 +1,17 @@
 """Takes every kernel as far towards an Ascend 910B3 as its open compiler goes, without an NPU.
 
-Run by `scripts/ascend-compile`, in whose environment `triton` is triton-ascend. Each kernel becomes
+    scripts/ascend-compile              # writes docs/ascend-kernels.md
+    scripts/ascend-compile --check      # compares with it; exit code 1 when something differs
+
+Run by that script, in whose environment `triton` is triton-ascend. Each kernel becomes
 Linalg, then HIVM: memory is planned for the unified buffer (UB), L1 and L0C, and what does not fit is
-an error. The last step, machine code, needs hivmc of CANN, which is not open; a stand-in takes its
-place. What passes here may still be slow, or fail there.
+an error, as for those of `ascend_refused.py`, which show that it would be noticed. The last step,
+machine code, needs hivmc of CANN, which is not open; a stand-in takes its place. What passes here may
+still be slow, or fail there.
 """
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -14,17 +19,21 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compile_kernels import TOOLS, cases_of
+from compile_kernels import TOOLS, cases_of, differences
 from kernel_cases import Case
 
 DEVICE = "Ascend910B3"
 ATTEMPTS = 3  # ascendnpu-ir 1.2.0 fails at random, about once in six times
 MEMORIES = {"ub": "UB", "cbuf": "L1", "cc": "L0C"}  # name in HIVM → in Ascend's documents
+PAGE = TOOLS.parent / "docs" / "ascend-kernels.md"
+FILES = sorted(TOOLS.glob("kernel_cases_*.py"))
+REFUSED = TOOLS / "ascend_refused.py"
 OPTIONS = (
     f"--target={DEVICE}",
     "--enable-auto-multi-buffer=True",
@@ -51,29 +60,57 @@ class Result:
     kib: dict[str, float]
     fault: str | None
 
+    @property
+    def is_too_large(self) -> bool:
+        """Whether it was refused because a memory does not suffice."""
+        return self.fault is not None and "overflow, requires" in self.fault
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compiles the cases and prints a table; the exit code is 1 when one of them fails."""
+    """Compiles the cases; the exit code is 1 when one fails, or one that does not fit is not refused."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", default="", help="cases with these words in their name")
+    parser.add_argument("--check", action="store_true", help="compare with docs/, write nothing")
     parser.add_argument(
-        "files", type=Path, nargs="*", help="files that define CASES (default: all)"
+        "--only", default="", help="cases with these words in their name; writes nothing"
+    )
+    parser.add_argument(
+        "files", type=Path, nargs="*", help="files that define CASES; writes nothing (default: all)"
     )
     options = parser.parse_args(arguments)
-    files = options.files or sorted(TOOLS.glob("kernel_cases_*.py"))
-    cases = [case for file in files for case in cases_of(file) if options.only in case.name]
+    cases = distinct(
+        case
+        for file in options.files or FILES
+        for case in cases_of(file)
+        if options.only in case.name
+    )
+    with compiler():
+        results = [shown(compile_case(case)) for case in cases]
+        refused = [] if options.files else [shown(refuse_case(case)) for case in cases_of(REFUSED)]
+    faults = [f"{one.name}: {one.fault}" for one in results if one.fault is not None]
+    faults += [
+        f"{one.name}: {one.fault or 'not refused'}" for one in refused if not one.is_too_large
+    ]
+    if not options.files and not options.only:
+        page = as_page(results, refused)
+        if options.check:
+            faults += differences({PAGE: page})
+        elif not faults:
+            PAGE.write_text(page, "utf-8")
+    print("\n".join(faults))
+    print(f"{len(results)} kernels, {len(refused)} that do not fit, {len(faults)} faults")
+    return 1 if faults or not results else 0
+
+
+@contextmanager
+def compiler() -> Iterator[None]:
+    """A cache of its own, and what stands in for hivmc."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITON_CACHE_DIR"] = f"{folder}/cache"
         stand_in = Path(folder, "hivmc")
         stand_in.write_text(STAND_IN, "utf-8")
         stand_in.chmod(0o755)
         os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
-        print(f"| kernel | {' | '.join(f'{name} KiB' for name in MEMORIES.values())} | |")
-        print(f"|---|{'---|' * len(MEMORIES)}---|")
-        results = [shown(compile_case(case)) for case in distinct(cases)]
-    failed = sum(result.fault is not None for result in results)
-    print(f"\n{len(results)} kernels, {failed} failed")
-    return 1 if failed or not results else 0
+        yield
 
 
 def distinct(cases: Iterable[Case]) -> list[Case]:
@@ -88,10 +125,41 @@ def distinct(cases: Iterable[Case]) -> list[Case]:
 
 
 def shown(result: Result) -> Result:
-    """Prints a row of the table as soon as it is known."""
-    kib = (f"{result.kib[name]:.0f}" if name in result.kib else "" for name in MEMORIES)
-    print(f"| {result.name} | {' | '.join(kib)} | {result.fault or ''} |", flush=True)
+    """Prints a result as soon as it is known."""
+    print(row(result), file=sys.stderr, flush=True)
     return result
+
+
+def row(result: Result) -> str:
+    """A row of the table."""
+    kib = (f"{result.kib[name]:.0f}" if name in result.kib else "" for name in MEMORIES)
+    return f"| {result.name} | {' | '.join(kib)} |"
+
+
+def as_page(results: Sequence[Result], refused: Sequence[Result]) -> str:
+    """The table for people."""
+    version = importlib.metadata.version
+    return "\n".join(
+        [
+            "# What Triton's kernels take of an Ascend 910B3",
+            "",
+            "Written by `scripts/ascend-compile`, which needs no NPU, with"
+            f" triton-ascend {version('triton-ascend')} and ascendnpu-ir {version('ascendnpu-ir')}:",
+            "KiB of the unified buffer (UB, a core has 192), of L1 (512) and of L0C (128) that the compiler"
+            " plans for a kernel.",
+            "Machine code is made by a part of CANN that is not open: no kernel has been taken that far, none"
+            " has run on a card.",
+            "",
+            f"| kernel | {' | '.join(f'{name} KiB' for name in MEMORIES.values())} |",
+            f"|---|{'---|' * len(MEMORIES)}",
+            *map(row, results),
+            "",
+            "Refused, as they have to be, for they do not fit:",
+            "",
+            *(f"- {one.name}: {one.fault}" for one in refused),
+            "",
+        ]
+    )
 
 
 def compile_case(case: Case) -> Result:
@@ -99,6 +167,15 @@ def compile_case(case: Case) -> Result:
     for _ in range(ATTEMPTS):
         result = _attempt(case)
         if result.fault is None:
+            break
+    return result
+
+
+def refuse_case(case: Case) -> Result:
+    """The same for a case that does not fit: one refusal that says so suffices."""
+    for _ in range(ATTEMPTS):
+        result = _attempt(case)
+        if result.is_too_large:
             break
     return result
 

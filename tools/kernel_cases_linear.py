@@ -67,9 +67,10 @@ def _case(
 
 
 def _ascend(kind: str, dtype: str, tokens: int) -> dict[str, int]:
-    if dtype == "fp32" or (kind, tokens) not in ASCEND:
+    key = ("int4" if kind in GROUPS else kind, tokens)
+    if (dtype == "fp32" and kind not in GROUPS) or key not in ASCEND:
         return {}
-    return dict(zip(("TOKENS", "OUTPUTS", "INPUTS"), ASCEND[kind, tokens], strict=True))
+    return dict(zip(("TOKENS", "OUTPUTS", "INPUTS"), ASCEND[key], strict=True))
 
 
 def _sum(parts: int, last: str = "none", *, bias: bool = False) -> Case:

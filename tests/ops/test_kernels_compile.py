@@ -12,7 +12,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from compile_ascend import distinct, memory_kib
+from compile_ascend import PAGE as ASCEND_PAGE
+from compile_ascend import REFUSED, distinct, memory_kib
+from compile_ascend import Result as AscendResult
 from compile_kernels import (
     FILES,
     PAGE,
@@ -126,6 +128,32 @@ def test_the_documents_have_every_kernel_and_no_other() -> None:
     assert named(documented()) == named(jobs(FILES))
     assert TABLE.read_text("utf-8") == as_json(documented())
     assert PAGE.read_text("utf-8") == as_page(documented())
+
+
+def test_the_page_for_ascend_has_every_kernel_that_it_can_have() -> None:
+    """What the compiler says of them needs an environment of its own: scripts/ascend-compile."""
+    page = ASCEND_PAGE.read_text("utf-8")
+    names = [case.name for case in distinct(case for file in FILES for case in cases_of(file))]
+    assert [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ")] == [
+        "| kernel",
+        *(f"| {name}" for name in names),
+    ]
+    for case in cases_of(REFUSED):
+        assert f"- {case.name}: ub overflow, requires " in page
+
+
+@pytest.mark.parametrize(
+    ("fault", "too_large"),
+    [
+        ("ub overflow, requires 1703936 bits while 1572864 bits available", True),
+        ("operations cannot be fused", False),
+        (None, False),
+    ],
+)
+def test_only_a_memory_that_does_not_suffice_refuses_a_kernel(
+    fault: str | None, too_large: bool
+) -> None:
+    assert AscendResult("any", {}, fault).is_too_large is too_large
 
 
 KERNEL = """

@@ -55,12 +55,11 @@ def _operator(name: str, schema: str) -> Callable[..., object]:
 class EmulatedNpu(npu.Npu):
     """A card that is the host: tensors are the CPU's."""
 
-    name = "npu (emulated)"
     emulated = True
     cache_share = 0.1
 
     def __str__(self) -> str:
-        return self.name
+        return self.label
 
     @classmethod
     def count(cls) -> int:
@@ -129,8 +128,8 @@ def emulate(patch: pytest.MonkeyPatch, module: ModuleType | None = None) -> None
 
 
 def emulate_for_good() -> None:
-    """What the folder site/ does in the processes that a test starts with it in PYTHONPATH. They compute in
-    float32 as well where GYRFALCON_EMULATED_FLOAT32 is set.
+    """What site/ does in the processes that a test starts with it in PYTHONPATH. They compute in float32 as
+    well where GYRFALCON_EMULATED_FLOAT32 is set.
     """
     emulate(pytest.MonkeyPatch())
     if os.environ.get("GYRFALCON_EMULATED_FLOAT32"):

@@ -3,6 +3,7 @@ for.
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,6 @@ from gyrfalcon.errors import UsageError
 
 pytest_plugins = ["npu_fixtures"]
 
-REPOSITORY = Path(__file__).parents[2]
 QUICK = ("--repeats", "1", "--in", "8", "--out", "2")
 
 
@@ -201,3 +201,19 @@ def test_what_is_emulated_says_so_has_no_speed_and_is_no_figure(
     assert main(["generate", *options, *words]) == 0
     assert json.loads(answer.read_text())["timing"] is None
     assert "tokens/s" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ranks_of_a_command_are_emulated_each_in_its_process(tmp_path: Path) -> None:
+    file = tmp_path / "speed.json"
+    options = ("nestling", "-w", "2", "--device", "npu", "--dtype", "bf16", "--json", str(file))
+    run = subprocess.run(
+        [sys.executable, "-m", "gyrfalcon", "speed", *options, *QUICK],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent / "site")},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "2 ranks on npu (emulated), bf16" in run.stderr
+    [row] = json.loads(file.read_text())["result"]["rows"]
+    assert row["status"] == "emulated"

@@ -19,6 +19,7 @@ from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.measure.precision.reference_file import Origin, Reference, write_reference
 from gyrfalcon.measure.precision.reference_transformers import reference_logits
 from gyrfalcon.measure.precision.run import judge
+from gyrfalcon.ops import reference
 from gyrfalcon.ops.npu.choice import ALIBI_VARIABLE, VARIABLE
 
 pytest_plugins = ["npu_fixtures"]
@@ -115,3 +116,19 @@ def test_bf16_holds_the_gate(folder: Path, emulated: pytest.MonkeyPatch) -> None
     )
     assert outcome.precision == "bf16"
     assert outcome.failures == []
+
+
+@pytest.mark.parametrize("variant", ["40b"])
+@pytest.mark.parametrize(("world_size", "quant"), [(1, "int8"), (1, "int4"), (4, "int4")])
+def test_quantised_logits_equal_those_of_the_definitions(
+    folder: Path, world_size: int, quant: str, emulated: pytest.MonkeyPatch
+) -> None:
+    admit_float32()
+    emulated.setenv(VARIABLE, "bsh")
+    kernels.CALLS.clear()
+    found, _ = on_engines(world_size, folder, ours, device="npu", quant=quant, max_len=160)
+    assert "npu_weight_quant_batchmatmul" in kernels.CALLS
+    emulated.setenv("GYRFALCON_OPS", "reference")
+    emulated.setitem(reference.ACTIVATIONS, "gelu", torch.nn.functional.gelu)  # the host's
+    plain, _ = on_engines(1, folder, ours, device="cpu", quant=quant, max_len=160)
+    torch.testing.assert_close(found, plain, atol=TOLERANCE, rtol=0)

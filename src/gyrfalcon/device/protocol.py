@@ -32,6 +32,11 @@ class Device(ABC):
     def __str__(self) -> str:
         return str(self.torch_device)
 
+    @property
+    def label(self) -> str:
+        """What results call its kind."""
+        return f"{self.name} (emulated)" if self.emulated else self.name
+
     @classmethod
     @abstractmethod
     def count(cls) -> int:

@@ -62,7 +62,7 @@ def engine_facts(engine: Engine) -> dict[str, object]:
     """How the model runs: ranks, device, dtype, quantisation, longest sequence, threads requested."""
     return {
         "world_size": engine.world_size,
-        "device": engine.hardware.name,
+        "device": engine.hardware.label,
         "dtype": WORD_OF_DTYPE[engine.dtype],
         "quant": engine.config.quant,
         "max_len": engine.max_len,

@@ -5,6 +5,7 @@ torch_npu lacks falls back to the reference.
 import logging
 from collections.abc import Sequence
 from functools import reduce
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -95,7 +96,5 @@ class NpuOps:
 
 def open_set(device: Device) -> NpuOps:
     """The operators for `device`, which there is only where torch_npu imports."""
-    import torch_npu
-
     log.info("decoding runs operator by operator: no graph holds lengths that change")
-    return NpuOps(torch_npu, device)
+    return NpuOps(import_module("torch_npu"), device)

@@ -145,7 +145,7 @@ def _loads(raw: Mapping[str, Any]) -> list[tuple[StepLoad, float]]:
 def _card_step(
     work: Work, hardware: Hardware, load: StepLoad, peak: float, weight: float
 ) -> TimedStep:
-    fixed = work.launches * hardware.launch_seconds if not load.prompt_tokens else 0.0
+    fixed = work.launches * hardware.launch_seconds
     return TimedStep(
         work.bytes_read(load) / hardware.bytes_per_second,
         work.flops(load) / peak,

@@ -79,6 +79,8 @@ def test_a_file_of_the_same_format_is_taken(tmp_path: Path) -> None:
         ({"cards_per_machine": 5000}, "cards_per_machine from 1 to 1,024"),
         ({"sources": {}}, "a field memory_bytes"),
         ({"price_per_hour": -1}, "price_per_hour above 0"),
+        ({"block_size": -1}, "block_size from 1 to"),
+        ({"graphs": "yes"}, "true or false for graphs"),
         ({"colour": "red"}, "only fields whose meaning is known"),
     ],
 )

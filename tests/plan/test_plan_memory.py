@@ -14,6 +14,7 @@ from gyrfalcon.checkpoint.load import load_model
 from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.device.cpu import Cpu
+from gyrfalcon.device.npu import Npu
 from gyrfalcon.errors import UsageError, WorldSizeError
 from gyrfalcon.measure.roofline import Deployment, prefill_flops
 from gyrfalcon.model.architectures import config_from_file
@@ -164,6 +165,20 @@ def test_the_cache_gets_the_engine_s_part_of_what_the_weights_leave(made: Made) 
     shared = rank_memory(config, 2, "bf16", "none", cpu, 512, 64)
     assert shared.total == memory.total // 2
     assert shared.cache == int(Cpu.cache_share * (shared.total - shared.reserved - shared.weights))
+
+
+def test_a_card_s_own_block_size_counts(made: Made) -> None:
+    """Ascend's operators read blocks of 128 tokens alone."""
+    card, config = known_hardware()["910b3"], config_of(made.of("40b"))
+    assert card.block_size == Npu.block_size(16) == 128
+    memory = rank_memory(config, 1, "bf16", "none", card, 512, 64)
+    share = share_of(config, 1, 0)
+    assert (
+        memory.block
+        == block_bytes(config, share, "bf16", 128)
+        == 8 * block_bytes(config, share, "bf16")
+    )
+    assert memory.sequences(129) == memory.cache // memory.block // 2
 
 
 def test_weights_that_do_not_fit_leave_no_cache(made: Made) -> None:

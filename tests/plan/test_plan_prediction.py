@@ -73,10 +73,20 @@ def test_kernels_that_the_host_launches_are_waited_for_where_they_are_short() ->
     one, quick = load_of([range(1)]), replace(H200, bytes_per_second=48e12)
     step = replace(predicted(), hardware=quick)
     parts = step.parts(one)
-    longest = max(parts.bytes, parts.flops)
-    assert parts.launches == pytest.approx((9 * 32 + 20) * 10e-6 - longest)
+    launches = 9 * 32 + 20
+    assert parts.device == pytest.approx(launches * 10e-6)
     slow = replace(step, hardware=replace(H200, bytes_per_second=1e11))
-    assert slow.parts(one).launches == 0
+    assert slow.parts(one).launches == pytest.approx(launches * 4e-6)
+
+
+def test_without_graphs_the_host_launches_while_the_step_before_runs() -> None:
+    load, launched = decoding_load(4, 4000), (9 * 32 + 20) * 10e-6
+    graphs = predicted().parts(load)
+    eager = replace(predicted(), hardware=replace(H200, graphs=False)).parts(load)
+    assert eager.host == pytest.approx(graphs.host + launched)
+    assert eager.seconds == max(eager.device, eager.host)
+    many = predicted().parts(decoding_load(129, 129))
+    assert many.host == pytest.approx(0.9e-3 + 128 * 24e-6 + launched)
 
 
 def test_a_long_prompt_is_limited_by_operations() -> None:

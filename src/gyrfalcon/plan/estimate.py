@@ -7,7 +7,7 @@ from gyrfalcon.engine_config import QUANTS
 from gyrfalcon.errors import UsageError, WorldSizeError
 from gyrfalcon.plan.efficiencies import efficiency_for, precision_of
 from gyrfalcon.plan.hardware import Hardware
-from gyrfalcon.plan.memory import BLOCK_SIZE, RankMemory, rank_memory
+from gyrfalcon.plan.memory import RankMemory, rank_memory
 from gyrfalcon.plan.models import PlannedModel
 from gyrfalcon.plan.prediction import Efficiency, Parts, Predicted
 from gyrfalcon.plan.step_load import decoding_load, load_of
@@ -86,8 +86,7 @@ def estimate(
     where the model cannot be split so.
     """
     memory, predicted = setting.memory(split.ranks), setting.predicted(split.ranks)
-    blocks = memory.cache // memory.block
-    concurrent = blocks // -(-context // BLOCK_SIZE)
+    concurrent = memory.sequences(context)
     step = predicted.parts(decoding_load(batch, batch * context))
     chunks = _chunks(context, setting.max_batch_tokens)
     first = sum(predicted.seconds(load_of([chunk])) for chunk in chunks)
@@ -119,7 +118,8 @@ def _chunks(prompt_len: int, max_batch_tokens: int) -> list[range]:
 def _remedies(setting: Setting, ranks: int, context: int, batch: int) -> list[str]:
     """What would make the batch fit, each alone: more ranks, fewer bits, shorter or fewer sequences."""
     found = []
-    needed = batch * -(-context // BLOCK_SIZE)
+    size = setting.hardware.block_size
+    needed = batch * -(-context // size)
     for more in MORE_RANKS if setting.hardware.on_cards else ():
         if more > ranks and _holds(setting, more, setting.quant, needed):
             found.append(f"{more} ranks")
@@ -132,7 +132,7 @@ def _remedies(setting: Setting, ranks: int, context: int, batch: int) -> list[st
     memory = setting.memory(ranks)
     held = memory.cache // memory.block
     if held >= batch:
-        found.append(f"contexts of {held // batch * BLOCK_SIZE} tokens")
+        found.append(f"contexts of {held // batch * size} tokens")
     if held >= needed // batch:
         found.append(f"{held // (needed // batch)} sequences at a time")
     return found or [f"cards with more than {shown_bytes(memory.total)}"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
-from gyrfalcon.bounds import Bounds, shown
+from gyrfalcon.bounds import ENGINE, Bounds, shown
 from gyrfalcon.console.suggestion import did_you_mean
 from gyrfalcon.errors import ConfigError, UsageError
 from gyrfalcon.files.foreign import read_json
@@ -48,6 +48,8 @@ class Hardware:
     eager_launch_seconds: float  # that the host takes for a kernel outside of a graph
     sources: Mapping[str, str]  # of these figures, by their names
     price_per_hour: float | None = None  # of a card
+    block_size: int = 16  # tokens of a cache block, as its operators want it (Device.block_size)
+    graphs: bool = True  # decoding steps are captured; else the host launches each kernel
     on_cards: bool = True  # a card for each rank; else all ranks share one CPU
 
     def peak(self, dtype: str) -> float:
@@ -135,7 +137,12 @@ def _hardware(fields: Fields) -> Hardware:
         eager_launch_seconds=_number(fields, "eager_launch_seconds", FROM_ZERO),
         sources={name: sources.need(str, name) for name in sources.raw},
         price_per_hour=_optional(fields, "price_per_hour"),
+        block_size=fields.take(int, "block_size") or 16,
+        graphs=fields.take(bool, "graphs") is not False,
     )
+    if found.block_size not in ENGINE["block_size"]:
+        wanted = f"block_size {ENGINE['block_size'].words} in {fields.where}"
+        raise ConfigError(wanted, str(found.block_size), "fix it")
     if found.reserved_bytes >= found.memory_bytes:
         wanted = f"reserved_bytes below memory_bytes in {fields.where}"
         raise ConfigError(wanted, str(found.reserved_bytes), "fix it")

@@ -69,11 +69,16 @@ class RankMemory:
     workspace: int  # activations and logits of the largest step: an estimate
     cache: int  # that the engine takes unless told otherwise; 0 where the weights leave none
     block: int  # of a cache block
+    block_size: int  # tokens of it
 
     @property
     def cache_tokens(self) -> int:
         """Tokens that the cache holds."""
-        return self.cache // self.block * BLOCK_SIZE
+        return self.cache // self.block * self.block_size
+
+    def sequences(self, context: int) -> int:
+        """How many of so many tokens the cache holds."""
+        return self.cache // self.block // -(-context // self.block_size)
 
 
 def rank_memory(
@@ -95,8 +100,9 @@ def rank_memory(
     free = total - reserved - weights
     cache = int(free * (CARD_SHARE if hardware.on_cards else CPU_SHARE))
     cache = max(min(cache, free - workspace), 0)
-    largest = max(block_bytes(config, share, dtype) for share in shares_of(config, ranks))
-    return RankMemory(total, reserved, weights, workspace, cache, largest)
+    size = hardware.block_size
+    largest = max(block_bytes(config, share, dtype, size) for share in shares_of(config, ranks))
+    return RankMemory(total, reserved, weights, workspace, cache, largest, size)
 
 
 def _workspace(

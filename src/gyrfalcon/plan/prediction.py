@@ -84,8 +84,8 @@ class Predicted:
         return self.parts(load).seconds
 
     def parts(self, load: StepLoad) -> Parts:
-        """What they are made of. Decoding steps of up to GRAPH_SEQUENCES sequences are graphs on a card and
-        overlap with the host; in others the host launches kernel by kernel.
+        """What they are made of. On a card a step that only decodes overlaps with the host, which launches it
+        as a graph or kernel by kernel; one with prompts is launched kernel by kernel while it runs.
         """
         work, hardware, share = self.work, self.hardware, self.efficiency
         host = share.host_seconds + HOST_SEQUENCE_SECONDS * max(load.decoding - 1, 0)
@@ -95,12 +95,14 @@ class Predicted:
         reduced = collective_seconds(work, hardware, load.tokens)
         if not hardware.on_cards:
             return Parts(moved, computed, 0.0, reduced, host)
-        if load.prompt_tokens or load.decoding > GRAPH_SEQUENCES:
-            launched = work.launches * hardware.eager_launch_seconds
-            waiting = max(launched - max(moved, computed), 0.0)
-            return Parts(moved, computed, waiting, reduced, host)
-        launched = work.launches * hardware.launch_seconds
-        return Parts(moved, computed, launched, reduced, host, hides_host=True)
+        gaps = work.launches * hardware.launch_seconds
+        eager = work.launches * hardware.eager_launch_seconds
+        if load.prompt_tokens:
+            waiting = max(eager - max(moved, computed) - gaps - reduced, 0.0)
+            return Parts(moved, computed, gaps + waiting, reduced, host)
+        if not hardware.graphs or load.decoding > GRAPH_SEQUENCES:
+            host += eager
+        return Parts(moved, computed, gaps, reduced, host, hides_host=True)
 
 
 def collective_seconds(work: Work, hardware: Hardware, tokens: int) -> float:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from gyrfalcon.errors import UsageError, WorldSizeError
 from gyrfalcon.plan.estimate import Setting, Split
 from gyrfalcon.plan.lengths import Streams
-from gyrfalcon.plan.memory import BLOCK_SIZE
 from gyrfalcon.plan.prediction import Parts, Predicted
 from gyrfalcon.plan.step_load import StepLoad, decoding_load
 from gyrfalcon.plan.target import Target
@@ -156,20 +155,21 @@ def _pace(
     """With the largest chunk of prompts that keeps the inter-token times: all that a step may take, where few
     steps have one; else fewer, as --step-target does.
     """
-    largest = max(setting.max_batch_tokens - num_streams, BLOCK_SIZE)
+    block = setting.hardware.block_size
+    largest = max(setting.max_batch_tokens - num_streams, block)
     whole = _at_chunk(setting, demand, predicted, cache_tokens, num_streams, largest)
     if whole.lacks != "inter-token":
         return whole
-    steps = largest // BLOCK_SIZE
+    steps = largest // block
     longest = 1 / demand.target.tokens_per_second
 
     def is_short(blocks: int) -> bool:
-        load = _mixed(demand.streams, num_streams, blocks * BLOCK_SIZE)
+        load = _mixed(demand.streams, num_streams, blocks * block)
         return predicted.seconds(load) <= longest
 
     if steps < 1 or not is_short(1):
         return whole
-    chunk = _last(steps, is_short) * BLOCK_SIZE
+    chunk = _last(steps, is_short) * block
     return _at_chunk(setting, demand, predicted, cache_tokens, num_streams, chunk)
 
 
@@ -195,7 +195,7 @@ def _at_chunk(
     first = _first_token(streams, chunk, mixed.seconds, share, mean)
     utilisation = max(rate * mean, share)
     pace = Pace(num_streams, chunk, decoding, mixed, share, first, inter_token, utilisation, None)
-    held = streams.held(num_streams, BLOCK_SIZE, SPARE_DEVIATIONS)
+    held = streams.held(num_streams, setting.hardware.block_size, SPARE_DEVIATIONS)
     checks = {
         "cache": held <= cache_tokens and streams.longest <= cache_tokens,
         "sequences": num_streams <= setting.max_sequences,

@@ -111,6 +111,8 @@ def _why_lost(best: Sized, other: Sized) -> str:
     more = other.split.cards - best.split.cards
     if more > 0:
         per_card = other.most / other.split.ranks, best.most / best.split.ranks
+        if per_card[0] >= per_card[1]:
+            return f"{counted(more, 'card')} more: replicas of {other.split.ranks} fill up worse"
         return (
             f"{counted(more, 'card')} more: {per_card[0]:.1f} streams a card, not {per_card[1]:.1f}, "
             f"as {WHY[other.bound]}"

@@ -185,7 +185,7 @@ def test_a_run_without_a_finished_request_is_drawn(tmp_path: Path) -> None:
 
 
 def test_plots_need_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gyrfalcon.cli.load.find_spec", lambda name: None)
+    monkeypatch.setattr("gyrfalcon.cli.pictures.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"matplotlib for --plot, got none installed; .* install"):
         parse(["load", "http://a", "--plot", "a.png"])
 

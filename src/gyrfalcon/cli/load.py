@@ -2,11 +2,11 @@
 
 import argparse
 import re
-from importlib.util import find_spec
 
 from gyrfalcon.bounds import SEEDS, Bounds
 from gyrfalcon.cli.option_types import Number, Whole, one_of
-from gyrfalcon.errors import PIP_INSTALL, UsageError
+from gyrfalcon.cli.pictures import check_picture
+from gyrfalcon.errors import UsageError
 from gyrfalcon.load.goodput import OPTION, parse_limits
 from gyrfalcon.load.lengths import LengthsOption
 from gyrfalcon.load.plan import CONSTANT, POISSON
@@ -17,7 +17,6 @@ SUMMARY = "put an OpenAI-compatible server under load and measure it"
 
 DEFAULT_RATE = 1.0
 DEFAULT_REQUESTS = 100
-PICTURES = (".png", ".svg")
 VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
 
@@ -178,8 +177,4 @@ def _check(args: argparse.Namespace) -> None:
             "export the key, then name it",
         )
     if args.plot is not None:
-        if not args.plot.lower().endswith(PICTURES):
-            raise UsageError("a file for --plot that ends in .png or .svg", args.plot, "rename it")
-        if find_spec("matplotlib") is None:
-            do = f"{PIP_INSTALL} matplotlib, or leave --plot out"
-            raise UsageError("matplotlib for --plot", "none installed", do)
+        check_picture(args.plot)

@@ -5,6 +5,7 @@ import argparse
 from gyrfalcon.bounds import ENGINE, ONE_TOKEN_OR_MORE, Bounds
 from gyrfalcon.cli.engine_options import add_dtype, add_quant, add_world_size
 from gyrfalcon.cli.option_types import Number, Whole
+from gyrfalcon.cli.pictures import check_picture
 from gyrfalcon.errors import UsageError
 from gyrfalcon.load.lengths import LengthsOption
 from gyrfalcon.parallel.interrupts import ending_interrupts
@@ -49,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=64,
         metavar="N",
         help="sequences that a replica runs at once (EngineConfig.max_sequences)",
+    )
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw memory and times as .png or .svg; needs matplotlib (default: no plot)",
     )
     _add_estimate(parser.add_argument_group("one split"))
     _add_target(parser.add_argument_group("a target"))
@@ -131,7 +137,9 @@ def _add_target(group: argparse._ArgumentGroup) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """No option that another one makes meaningless."""
+    """No option that another one makes meaningless, and a plot that can be drawn."""
+    if args.plot is not None:
+        check_picture(args.plot)
     of_target = ("ttft", "think", "rate", "spare", "input_lens", "output_lens")
     of_split = ("world_size", "context", "batch", "price")
     options = {"input_lens": "--in", "output_lens": "--out", "world_size": "-w"}

@@ -1,15 +1,18 @@
 """What `gyrfalcon plan` does: reads the model and the hardware, estimates or sizes, shows and writes it."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from gyrfalcon.cli.plan import DEFAULT_TTFT
 from gyrfalcon.config import ModelConfig
-from gyrfalcon.console.format import show_result
+from gyrfalcon.console.format import counted, show_result
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import UsageError
 from gyrfalcon.files.foreign import read_json
+from gyrfalcon.files.output import OutputFile, open_output, replace_file
 from gyrfalcon.measure import result
+from gyrfalcon.plan.curves import card_curves, rate_curve, step_curves
 from gyrfalcon.plan.document import document, plain_estimate, plain_sizing
 from gyrfalcon.plan.estimate import Setting, Split, estimate
 from gyrfalcon.plan.hardware import THIS, Hardware, hardware_of
@@ -17,8 +20,8 @@ from gyrfalcon.plan.lengths import Streams, default_lengths
 from gyrfalcon.plan.measured import this_machine, timed
 from gyrfalcon.plan.models import PlannedModel, planned_model
 from gyrfalcon.plan.prediction import Efficiency
-from gyrfalcon.plan.sizing import Demand, size
-from gyrfalcon.plan.table import describe_estimate, describe_sizing
+from gyrfalcon.plan.sizing import Demand, Sized, size
+from gyrfalcon.plan.table import describe_estimate, describe_sizing, title
 
 LONGEST = 2048  # of the default context
 DOES_NOT_FIT = 1
@@ -26,6 +29,8 @@ DOES_NOT_FIT = 1
 
 def run(args: argparse.Namespace) -> int:
     """Prints the plan; 1 when the batch does not fit."""
+    if args.plot is not None:
+        args.plot = open_output(args.plot, "--plot", regular=True)
     model = planned_model(args.model)
     setting, cards = _setting(args, model)
     if args.target is None:
@@ -43,6 +48,7 @@ def _estimate(args: argparse.Namespace, setting: Setting, cards: int | None) -> 
     split = Split(ranks, (cards or ranks) // ranks)
     batch = args.batch or 1
     found = estimate(setting, split, context, batch, args.price)
+    _draw(args, setting, ranks, context)
     plain = document(setting, args.words, {"estimate": plain_estimate(found, context, batch)})
     show_result(plain, describe_estimate(setting, found, context, batch), args.json)
     return 0 if found.fits else DOES_NOT_FIT
@@ -62,9 +68,36 @@ def _size(args: argparse.Namespace, setting: Setting) -> int:
         spare=args.spare or 0,
     )
     found = size(setting, demand)
+    _draw(args, setting, found[0].split.ranks, round(streams.context[0]), (demand, found))
     plain = document(setting, args.words, {"sizing": plain_sizing(demand, found)})
     show_result(plain, describe_sizing(setting, demand, found), args.json)
     return 0
+
+
+def _draw(
+    args: argparse.Namespace,
+    setting: Setting,
+    ranks: int,
+    context: int,
+    sized: tuple[Demand, Sequence[Sized]] | None = None,
+) -> None:
+    """The picture of --plot: memory, steps over load, and tokens a second or the cards of a target."""
+    picture: OutputFile | None = args.plot
+    if picture is None:
+        return
+    from gyrfalcon.plan.plot import Panel, draw
+
+    curves = step_curves(setting, ranks, context)
+    sequences = f"sequences of a replica, {context} tokens each"
+    panels = [Panel("A step", sequences, "ms", curves)]
+    if sized is None:
+        panels.append(Panel("Tokens a second", sequences, "tokens/s", [rate_curve(curves[0])]))
+    else:
+        panels.append(Panel("Cards", "streams", "cards", card_curves(*sized), steps=True))
+    heading = f"{title(setting)}: {counted(ranks, 'rank')}"
+    assert picture.file is not None
+    content = draw(heading, setting.memory(ranks), panels, Path(picture.path).suffix.lower())
+    replace_file(picture.file, content)
 
 
 def _setting(args: argparse.Namespace, model: PlannedModel) -> tuple[Setting, int | None]:

@@ -6,6 +6,7 @@ from gyrfalcon.bounds import ENGINE, ONE_TOKEN_OR_MORE, Bounds
 from gyrfalcon.cli.engine_options import add_dtype, add_quant, add_world_size
 from gyrfalcon.cli.option_types import Number, Whole
 from gyrfalcon.cli.pictures import check_picture
+from gyrfalcon.cli.plan_trace import add_trace, check_trace
 from gyrfalcon.errors import UsageError
 from gyrfalcon.load.lengths import LengthsOption
 from gyrfalcon.parallel.interrupts import ending_interrupts
@@ -19,7 +20,8 @@ POSITIVE = Bounds(0, 1_000_000, above=True)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Predict what a model takes and how fast it is on some hardware, without weights or the hardware. With
-    --target: how many cards, in how many ranks and replicas, and what the runner-up lacks.
+    --target: how many cards, in how many ranks and replicas, and what the runner-up lacks. With --trace: what
+    users see under a load, by the engine's own scheduler on a simulated clock (docs/simulation.md).
 
     MODEL is a published model (falcon-40b, tiiuae/falcon-7b-instruct), a config.json, a folder, a cut or
     nestling. Times come from bytes, operations, launches, collectives and the host's share, and from the
@@ -31,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
       gyrfalcon plan falcon-180b --hardware h100x8 --quant int8 --json plan.json
       gyrfalcon plan falcon-40b --hardware h200 --target "40 tok/s, 2k context, 500 users" --spare 1
       gyrfalcon plan nestling --hardware this --batch 16
+      gyrfalcon plan falcon-7b --hardware h100x8 -w 1 --trace poisson:40 --router least-loaded
     """
     parser.add_argument(
         "model", metavar="MODEL", help="a published model, a config.json or a folder"
@@ -58,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_estimate(parser.add_argument_group("one split"))
     _add_target(parser.add_argument_group("a target"))
+    add_trace(parser.add_argument_group("a simulated load"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -138,6 +142,9 @@ def _add_target(group: argparse._ArgumentGroup) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """No option that another one makes meaningless, and a plot that can be drawn."""
+    check_trace(args)
+    if args.trace is not None:
+        return
     if args.plot is not None:
         check_picture(args.plot)
     of_target = ("ttft", "think", "rate", "spare", "input_lens", "output_lens")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gyrfalcon.cli.plan import DEFAULT_TTFT
+from gyrfalcon.cli.plan_trace_run import simulate
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.format import counted, show_result
 from gyrfalcon.engine_config import EngineConfig
@@ -33,25 +34,44 @@ def run(args: argparse.Namespace) -> int:
         args.plot = open_output(args.plot, "--plot", regular=True)
     model = planned_model(args.model)
     setting, cards = _setting(args, model)
+    if args.trace is not None:
+        return _simulate(args, setting, cards)
     if args.target is None:
         return _estimate(args, setting, cards)
     return _size(args, setting)
 
 
 def _estimate(args: argparse.Namespace, setting: Setting, cards: int | None) -> int:
-    config = setting.model.config
-    context = args.context or min(config.max_positions, LONGEST)
-    _check_context(config, context, "--context")
-    ranks = args.world_size or (cards if setting.hardware.on_cards else None) or 1
-    if cards is not None and ranks > cards:
-        raise UsageError(f"-w of at most {cards}, the cards of --hardware", str(ranks), "lower it")
-    split = Split(ranks, (cards or ranks) // ranks)
+    context, split = _context(args, setting), _split(args, setting, cards)
     batch = args.batch or 1
     found = estimate(setting, split, context, batch, args.price)
-    _draw(args, setting, ranks, context)
+    _draw(args, setting, split.ranks, context)
     plain = document(setting, args.words, {"estimate": plain_estimate(found, context, batch)})
     show_result(plain, describe_estimate(setting, found, context, batch), args.json)
     return 0 if found.fits else DOES_NOT_FIT
+
+
+def _simulate(args: argparse.Namespace, setting: Setting, cards: int | None) -> int:
+    split = _split(args, setting, cards)
+    if args.replicas is not None:
+        split = Split(split.ranks, args.replicas)
+    return simulate(args, setting, split, _context(args, setting), args.ttft or DEFAULT_TTFT)
+
+
+def _context(args: argparse.Namespace, setting: Setting) -> int:
+    """The tokens of the longest sequence."""
+    config = setting.model.config
+    context: int = args.context or min(config.max_positions, LONGEST)
+    _check_context(config, context, "--context")
+    return context
+
+
+def _split(args: argparse.Namespace, setting: Setting, cards: int | None) -> Split:
+    """Ranks as asked for, and replicas on the other cards of --hardware."""
+    ranks = args.world_size or (cards if setting.hardware.on_cards else None) or 1
+    if cards is not None and ranks > cards:
+        raise UsageError(f"-w of at most {cards}, the cards of --hardware", str(ranks), "lower it")
+    return Split(ranks, (cards or ranks) // ranks)
 
 
 def _size(args: argparse.Namespace, setting: Setting) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from host_machines import Machine
 
-from gyrfalcon.device import KINDS, PLANNED
+from gyrfalcon.device import KINDS
 from gyrfalcon.device.environment import (
     BY_US,
     BY_USER,
@@ -90,7 +90,7 @@ def test_a_rank_s_own_threads_and_cards_are_left_alone_in_this_process() -> None
     assert not {"A_VISIBLE", "OMP_NUM_THREADS"} & set(environment)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *PLANNED])
+@pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_has_a_setup_whose_variables_say_why(kind: str, tmp_path: Path) -> None:
     setup = setup_of(kind)
     host = Machine(tmp_path, torch_version="cuda: Optional[str] = '13.0'\n").host

@@ -1,5 +1,7 @@
 """What tests of Ascend cards may ask for."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,16 @@ from npu_emulation import emulate
 
 
 @pytest.fixture
-def emulated(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """`device=npu` is the emulated device, as a card: with halves alone, and the newest torch_npu."""
+def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """`device=npu` is the emulated device, as a card: with halves alone, and the newest torch_npu. What an
+    engine on such a device sets in the environment of its process goes with it.
+    """
+    before = dict(os.environ)
     emulate(monkeypatch)
-    return monkeypatch
+    yield monkeypatch
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

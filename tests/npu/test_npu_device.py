@@ -14,12 +14,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from engines import make_engine, small
+from npu_emulation import CARDS
 
 from gyrfalcon.cli.main import main
 from gyrfalcon.device import npu
 from gyrfalcon.device.lookup import all_devices, kind_for
 from gyrfalcon.device.npu import BLOCK_SIZES, Npu, find_torch_npu
 from gyrfalcon.errors import UsageError
+from gyrfalcon.measure.machine import examine
 
 pytest_plugins = ["npu_fixtures"]
 
@@ -170,6 +172,13 @@ def test_its_operators_are_for_it_alone(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("GYRFALCON_OPS", "npu")
     with pytest.raises(UsageError, match="the device for GYRFALCON_OPS=npu, got cpu; unset it"):
         make_engine(small(tmp_path / "model"))
+
+
+@pytest.mark.usefixtures("emulated")
+def test_doctor_names_its_operators_and_why() -> None:
+    [card, *others] = [device for device in examine(Path.cwd()).devices if device.name != "cpu"]
+    assert (card.operators, card.why) == ("npu", "torch_npu of no version's operators")
+    assert len(others) == CARDS - 1
 
 
 def test_what_is_emulated_says_so_has_no_speed_and_is_no_figure(

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from gyrfalcon.device import KINDS, PLANNED
+from gyrfalcon.device import KINDS
 from gyrfalcon.device.host import Host
 from gyrfalcon.device.setup import setup_of
 from gyrfalcon.doctor.bundle import make_bundle
@@ -19,7 +19,7 @@ def examine(ranks: int | None, *, measure: bool) -> Examination:
 
 def write_bundle(examination: Examination, target: OutputFile, *, quiet: bool) -> None:
     """Replaces the file as a whole."""
-    setups = [setup_of(name) for name in (*KINDS, *PLANNED)]
+    setups = [setup_of(name) for name in KINDS]
     redact = Redaction.of_this_machine(os.environ)
     content = make_bundle(examination, Host(), setups, Path.home(), redact)
     assert target.file is not None

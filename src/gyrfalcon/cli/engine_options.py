@@ -6,7 +6,7 @@ import argparse
 
 from gyrfalcon.bounds import ENGINE
 from gyrfalcon.cli.option_types import Whole, cache_memory, one_of
-from gyrfalcon.device import ACCELERATORS, CHOICES, PLANNED
+from gyrfalcon.device import ACCELERATORS, CHOICES
 from gyrfalcon.engine_config import DTYPES, QUANTS, EngineConfig
 
 
@@ -26,7 +26,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     add_world_size(group, "ranks that share the model (default: the cut's own, else 1)")
     group.add_argument(
         "--device",
-        type=one_of("--device", *CHOICES, planned=PLANNED),
+        type=one_of("--device", *CHOICES),
         default="auto",
         metavar="|".join(CHOICES),
         help=f"auto uses {' or '.join(ACCELERATORS)} where available",

@@ -73,15 +73,14 @@ class Number:
         return value
 
 
-def one_of(option: str, *choices: str, planned: tuple[str, ...] = ()) -> Callable[[str], str]:
-    """Takes one of the words; `planned` ones are refused as not built yet."""
+def one_of(option: str, *choices: str) -> Callable[[str], str]:
+    """Takes one of the words."""
 
     def parse(text: str) -> str:
         if text in choices:
             return text
-        got = f"{text}, which is not built yet" if text in planned else shown(text)
         do = did_you_mean(text, choices, f"leave {option} out or choose one of these")
-        raise UsageError(f"{option} {' | '.join(choices)}", got, do)
+        raise UsageError(f"{option} {' | '.join(choices)}", shown(text), do)
 
     return parse
 

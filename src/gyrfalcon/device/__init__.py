@@ -11,7 +11,6 @@ KINDS = {
     "cuda": "CUDA or ROCm",
     "npu": "Huawei Ascend",
 }
-PLANNED: tuple[str, ...] = ()  # refused as not built yet
 OTHER_NAMES = {"gpu": "cuda"}  # what people type for them
 
 HOST = "cpu"

@@ -59,6 +59,6 @@ class Setup:
 
 @cache
 def setup_of(name: str) -> Setup:
-    """What one of KINDS or PLANNED needs."""
+    """What one of KINDS needs."""
     setup: Setup = import_module(f"gyrfalcon.device.{name}_setup").SETUP
     return setup

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gyrfalcon import __version__
 from gyrfalcon.console.format import counted
-from gyrfalcon.device import KINDS, PLANNED
+from gyrfalcon.device import KINDS
 from gyrfalcon.device.environment import Setting, settings_of
 from gyrfalcon.device.host import Host
 from gyrfalcon.device.setup import Finding, fault, setup_of
@@ -63,7 +63,7 @@ def examine_all(host: Host, folder: Path, ranks: int | None, *, measure: bool) -
     `measure`: bandwidth too, seconds of work.
     """
     findings = [*host_checks.check_extensions(host, host_checks.extensions())]
-    present = [name for name in (*KINDS, *PLANNED) if setup_of(name).present(host)]
+    present = [name for name in KINDS if setup_of(name).present(host)]
     for name in present:
         findings += setup_of(name).check(host)
     findings += host_checks.check_host(host, folder)

@@ -13,13 +13,13 @@ import torch
 
 from gyrfalcon import __version__
 from gyrfalcon.console.format import shown_bytes
-from gyrfalcon.device import KINDS, PLANNED
+from gyrfalcon.device import KINDS
 from gyrfalcon.device.host import installed_version
 from gyrfalcon.device.lookup import all_devices, kind_of
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.errors import UsageError
 from gyrfalcon.native.library import available, instructions, why_not_native
-from gyrfalcon.ops import VARIABLE, chosen_name
+from gyrfalcon.ops import OWN, VARIABLE, chosen_name
 
 PACKAGES = (
     "torch",
@@ -81,7 +81,6 @@ class MachineReport:
     disk_folder: str
     disk_free_bytes: int
     devices: tuple[DeviceInfo, ...]
-    not_built: tuple[str, ...]  # kinds of device that gyrfalcon cannot use yet
 
 
 def examine(folder: Path) -> MachineReport:
@@ -105,7 +104,6 @@ def examine(folder: Path) -> MachineReport:
         disk_folder=str(folder),
         disk_free_bytes=shutil.disk_usage(folder).free,
         devices=tuple(map(_info, all_devices())),
-        not_built=PLANNED,
     )
 
 
@@ -147,7 +145,7 @@ def describe(report: MachineReport) -> list[tuple[str, str]]:
             (device.name, f"{device.model}, {_free(device.free_bytes, device.total_bytes)}")
         )
         rows.append(("", f"operators: {device.operators} ({device.why})"))
-    return rows + [(name, "not built yet") for name in report.not_built]
+    return rows
 
 
 def _torch_facts(report: MachineReport) -> str:
@@ -200,6 +198,8 @@ def _operators(device: Device) -> tuple[str, str]:
         return name, f"plain torch: {why_not_native()}"
     if name == "triton":
         return name, "Triton's kernels"
+    if name in OWN:
+        return name, f"{device.toolkit()}'s operators"
     return name, "Triton is not installed" if "triton" in device.operator_sets else "plain torch"
 
 

@@ -20,7 +20,7 @@ from gyrfalcon.config import ModelConfig, RopeConfig
 from gyrfalcon.cut import staged_folder as weights_build
 from gyrfalcon.cut.hashed_file import HashedFile
 from gyrfalcon.engine import engine, sampler
-from gyrfalcon.engine.scheduler import Scheduler
+from gyrfalcon.engine.prefix_cache import PrefixCache
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.kv.pool import KVPool, LayerCache
 from gyrfalcon.load import figures as load_figures
@@ -229,13 +229,13 @@ OF_THE_SUITE: dict[str, Callable[[Patch], None]] = {
         edited(KVPool, "copy", "layer.v[target] = layer.v[source]", "pass")
     ),
     "tests/engine/test_scheduler.py::test_a_prompt_whose_logits_are_wanted_ends_well_and_serves_nobody": (
-        edited(Scheduler, "_withdraw", "sequence.is_finite = False", "")
+        edited(PrefixCache, "withdraw", "sequence.is_finite = False", "")
     ),
     "tests/engine/test_scheduler.py::test_no_block_of_a_failed_sample_is_found_nor_one_that_it_had_found": (
         edited(
-            Scheduler,
-            "_withdraw",
-            "self.allocator.forget(sequence.blocks[sequence.num_shared :])",
+            PrefixCache,
+            "withdraw",
+            "self._allocator.forget(sequence.blocks[sequence.num_shared :])",
             "",
         )
     ),

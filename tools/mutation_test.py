@@ -37,6 +37,7 @@ MODULES: dict[str, tuple[str, ...]] = {  # and the tests that are theirs
         "engine/test_scores.py",
         "engine/test_simulation.py",
     ),
+    "engine/prefix_cache.py": ("engine/test_scheduler.py", "engine/test_scores.py"),
     "engine/prompt_queue.py": ("engine/test_scheduler.py", "engine/test_simulation.py"),
     "engine/prefixes.py": ("engine/test_scheduler.py",),
     "engine/step_target.py": ("engine/test_step_target.py",),

@@ -310,6 +310,7 @@ class Sequence:
     num_accepted: int = 0  # of its tokens, draft tokens that were the ones picked
     blocks: list[int] = field(default_factory=list)  # cache blocks, in order
     num_shared: int = 0  # of them taken over from others, the first ones
+    num_published: int = 0  # of them that others can find, the first ones
     digests: list[bytes] = field(default_factory=list)  # of full blocks, as far as they were needed
     is_finite: bool = True  # no NaN or infinity was in its logits: its blocks may serve others
     finish_reason: FinishReason | None = None

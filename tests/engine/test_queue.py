@@ -46,7 +46,7 @@ def finish(engine: Engine) -> dict[int, Delta]:
 
 
 def test_waiting_requests_run_by_priority_then_in_the_order_they_came(one_by_one: Engine) -> None:
-    running = one_by_one.add([30], FEW)
+    running = one_by_one.add([30], FEW, priority=-3)
     one_by_one.step()
     priorities = [0, 5, -3, 0, 5, -3]
     numbers = [one_by_one.add([31 + i], FEW, priority=p) for i, p in enumerate(priorities)]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from machine import EOS, Machine, continuation, first_poisoned, machine, request, spans
 
-from gyrfalcon.engine.scheduler import Scheduler, StepLimits
+from gyrfalcon.engine.prefixes import PrefixesInProgress
+from gyrfalcon.engine.scheduler import MOST_HELD, Scheduler, StepLimits
 from gyrfalcon.kv import blocks
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.request import EngineStats, FinishReason, NonFinite, Request, SamplingParams, Token
@@ -108,7 +109,7 @@ def test_a_prompt_that_waits_is_overtaken_so_many_times_and_no_more() -> None:
 
 def test_a_better_priority_goes_first_however_long_its_prompt() -> None:
     own = machine(max_batch_tokens=8, max_sequences=1)
-    own.add(request(0, 4, max_new_tokens=2))
+    own.add(request(0, 4, priority=-1, max_new_tokens=2))
     own.step()
     for number, (length, priority) in enumerate([(3, 0), (2, 5), (30, -1), (9, -1)], start=1):
         own.add(request(number, length, priority=priority, max_new_tokens=1))
@@ -212,6 +213,106 @@ def test_the_highest_priority_value_gives_its_blocks_up_though_it_is_the_oldest(
     assert (preempted.request.id, preempted.num_preemptions) == (0, 1)
     own.finish()
     assert own.finished == [(1, 0), (2, 0), (0, 0)]
+
+
+def test_a_more_urgent_sequence_takes_the_place_of_a_running_one() -> None:
+    own = machine(max_sequences=2)
+    for number, priority in enumerate((0, 2, 1)):
+        own.add(request(number, 5, priority=priority, max_new_tokens=9))
+        own.step()
+    assert [one.request.id for one in own.scheduler.running] == [0, 2]
+    [preempted] = own.scheduler.waiting
+    assert (preempted.request.id, len(preempted.output_ids)) == (1, 1)
+    own.finish()
+    assert own.finished == [(0, 0), (2, 0), (1, 0)]
+    for number in range(3):
+        expected = continuation(request(number, 5, max_new_tokens=9), 0, max_len=64)
+        assert own.outputs[number, 0] == expected
+
+
+@pytest.mark.parametrize(("prompt_len", "left"), [(3, [0, 1, 2]), (9, [0, 1]), (17, [0]), (20, [])])
+def test_a_more_urgent_sequence_takes_blocks_of_as_many_as_it_needs_and_no_more(
+    prompt_len: int, left: list[int]
+) -> None:
+    own = machine(num_blocks=7, max_len=24)  # one is free
+    for number in range(3):
+        own.add(request(number, 6, priority=1, max_new_tokens=9))
+    own.step()
+    own.add(request(3, prompt_len, max_new_tokens=1))
+    assert (3, 0, min(prompt_len, 16 - len(left))) in spans(own.step())
+    assert [one.request.id for one in own.scheduler.running if one.priority] == left
+    own.finish()
+
+
+def test_nobody_is_preempted_in_vain_nor_for_one_of_the_same_priority() -> None:
+    own = machine(num_blocks=6, max_len=24)
+    own.add(request(0, 14, max_new_tokens=6))
+    own.add(request(1, 2, priority=1, max_new_tokens=3))
+    own.step()
+    own.step()
+    own.add(
+        request(2, 12, max_new_tokens=1)
+    )  # needs four blocks, of which two are free or could be
+    own.add(request(3, 2, priority=1, max_new_tokens=1))
+    assert [one[0] for one in spans(own.step())] == [0, 1]
+    assert own.num_preempted == 0
+    own.finish()
+
+
+def test_a_step_looks_at_few_of_the_many_that_wait_for_a_prefix(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each prompt goes on where the next shorter one ends: whoever begins has all others wait anew."""
+    scheduler = Scheduler(BlockAllocator(1000, 4), StepLimits(1024, 16, 8))
+    looks = 0
+    awaited = PrefixesInProgress.awaited
+
+    def counted(*args: Any) -> object:
+        nonlocal looks
+        looks += 1
+        return awaited(*args)
+
+    monkeypatch.setattr(PrefixesInProgress, "awaited", counted)
+    for number in range(200):
+        prompt = (7,) * (4 * number + 5)
+        scheduler.add(Request(number, prompt, SamplingParams(max_new_tokens=1), seed=0))
+    most = num_ended = 0
+    while scheduler.has_work:
+        looks = 0
+        chunks = scheduler.next_chunks(16)
+        results = [Token(1) if chunk.samples else None for chunk in chunks]
+        num_ended += len(scheduler.commit(chunks, results))
+        most = max(most, looks)
+    assert num_ended == 200
+    assert most < MOST_HELD + 16
+
+
+class Counted(dict[Any, Any]):
+    """Counts how often something is looked for."""
+
+    looks = 0
+
+    def __contains__(self, key: object) -> bool:
+        Counted.looks += 1
+        return super().__contains__(key)
+
+    def get(self, key: object, default: object = None) -> Any:
+        Counted.looks += 1
+        return super().get(key, default)
+
+
+def test_blocks_and_scores_are_published_once_however_many_chunks_a_prompt_has() -> None:
+    own = machine(max_len=256, max_batch_tokens=4)
+    own.allocator._block_of, own.allocator._scored = Counted(), Counted()
+    own.add(request(0, 250, prompt_logprobs=0, max_new_tokens=1))
+    Counted.looks = 0
+    assert len([*own.run()]) == 63
+    assert Counted.looks < 12 * 63
+    again = machine(max_len=256, max_batch_tokens=100)
+    again.add(request(0, 250, prompt_logprobs=0, max_new_tokens=1))
+    again.finish()
+    assert own.allocator._block_of == again.allocator._block_of
+    assert own.allocator._scored == again.allocator._scored
 
 
 def test_who_is_computed_for_the_first_time_is_told_once() -> None:

@@ -268,12 +268,11 @@ class Engine:
         RequestError or PromptTooLong, and QueueFull when as much waits as the config allows. Structured
         output is compiled first, unless prepare() or check() did that: it may take half a second.
 
-        Requests of a lower `priority` begin before those of a higher one, and take cache from them when
-        it runs out; what runs goes on meanwhile. Of equals the shortest prompt is prefilled first, but at
-        most 16 overtake an older one. A request that has not ended `timeout` seconds from now ends in
-        the next step with
-        FinishReason.ABORTED, what text it has, and an `error`. It shares cached prefixes only with
-        requests of the same `cache_salt`.
+        Requests of a lower `priority` begin before those of a higher one, and preempt them where there is
+        no room: these start over later, with their text kept. Of equals the shortest prompt is prefilled
+        first, but at most 16 overtake an older one, and what runs goes on. A request that has not ended
+        `timeout` seconds from now ends in the next step with FinishReason.ABORTED, what text it has, and
+        an `error`. It shares cached prefixes only with requests of the same `cache_salt`.
 
         >>> engine = Engine("nestling")
         >>> number = engine.add("The falcon", SamplingParams(max_new_tokens=3))

@@ -5,6 +5,7 @@ with ageing. Knows nothing of cache blocks.
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from math import inf
 
 from gyrfalcon.request import Sequence
 
@@ -75,6 +76,11 @@ class PromptQueue:
         self._most_overtaken = most_overtaken
         self._lines: dict[int, _Line] = {}  # by priority, the lowest first; none is empty
 
+    @property
+    def least_priority(self) -> float:
+        """Of those whose prefill has not ended."""
+        return next(iter(self._lines), inf)
+
     def add(self, sequence: Sequence, remainder: int) -> None:
         """Takes in one that arrived after all others; `remainder`: tokens to compute."""
         line = self._line(sequence.priority)
@@ -96,7 +102,7 @@ class PromptQueue:
 
     def first(self) -> Sequence | None:
         """Who begins next; None where nobody may."""
-        last_arrival: float = float("inf")  # who arrived later would overtake once too often
+        last_arrival: float = inf  # who arrived later would overtake once too often
         for line in self._lines.values():
             if line.preempted:
                 return line.preempted[0][1]

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
 
 from gyrfalcon.engine.drafts import NEVER, Drafts, unrolled
+from gyrfalcon.engine.prefix_cache import PrefixCache, ScoreStore
 from gyrfalcon.engine.prefixes import PrefixesInProgress
 from gyrfalcon.engine.prompt_queue import PromptQueue, Turn
+from gyrfalcon.engine.room import Room
 from gyrfalcon.engine.waiting import Waiting
 from gyrfalcon.errors import GyrfalconError
 from gyrfalcon.kv.blocks import BlockAllocator
@@ -27,6 +28,8 @@ from gyrfalcon.request import (
     Token,
 )
 
+MOST_HELD = 64  # waiting sequences that a step finds to need what another is computing
+
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:
@@ -38,20 +41,10 @@ class StepLimits:
     most_overtaken: int = 16  # sequences that may overtake an older one before its prefill ends
 
 
-class ScoreStore(Protocol):
-    """Where a rank that serves a user holds the scores of prompts and of cache blocks."""
-
-    def load(self, request: Request, blocks: Seq[int], num_tokens: int) -> None:
-        """Takes over the scores of a prompt's first tokens from the blocks that hold them."""
-
-    def store(self, request: Request, block: int, tokens: range) -> None:
-        """Leaves the scores of some of a prompt's tokens with the block that begins with them."""
-
-
 class Scheduler:
     """Decoding first: what a step has left goes to prompts, in the order of PromptQueue. Sequences take cache
-    from those of a higher priority value, then from younger ones, which start over; so the first of all
-    always goes on, and every request ends.
+    and places from those of a higher priority value, then running ones cache from younger ones, which start
+    over; so the first of all always goes on, and every request ends.
     """
 
     def __init__(
@@ -65,8 +58,9 @@ class Scheduler:
         self.allocator = allocator
         self.limits = limits
         self._drafts = drafts or Drafts(most=0)
-        self._scores = scores  # every rank knows which blocks have some, not all hold them
-        self._copy_block = copy_block  # from one to another, where there is a cache
+        self._cache = PrefixCache(allocator, scores, copy_block)
+        self._most_running = min(limits.max_sequences, limits.max_batch_tokens)
+        self._room = Room(allocator, self._cache, limits.max_len, self._most_running)
         self.waiting = Waiting()
         self.running: dict[Sequence, None] = {}  # by priority, then oldest first
         self.admitted: list[Sequence] = []  # those that the last step was the first to compute
@@ -75,6 +69,7 @@ class Scheduler:
         self._queue = PromptQueue(limits.most_overtaken)
         self._prefixes = PrefixesInProgress()
         self._num_arrived = 0
+        self._num_held = 0  # that this step has found waiting for a prefix
         self._samples: dict[int, dict[int, Sequence]] = {}  # of requests by id, by index
         self._num_prompt_tokens = 0  # of sequences that were admitted
         self._num_cached_tokens = 0
@@ -103,7 +98,7 @@ class Scheduler:
             tokens = list(request.prompt_ids)
             sample = Sequence(request, index, tokens, max_len, self._num_arrived)
             sample.digests = list(digests)
-            digests = self._digests(sample, len(tokens) - 1)
+            digests = self._cache.digests(sample, len(tokens) - 1)
             self._num_arrived += 1
             self._queue.add(sample, self._remainder(sample))
             self.waiting.add(sample)
@@ -168,7 +163,9 @@ class Scheduler:
         of prompts; where there are none, draft tokens that are accepted with at least such a probability.
         """
         chunks: list[Chunk] = []
-        self.admitted, self._committed = [], ()
+        self.admitted, self._committed, self._num_held = [], (), 0
+        if self.waiting.num_sequences:
+            self._make_way()
         for sequence in tuple(self.running):
             stop = len(sequence.tokens)
             if sequence not in self._prefilling and self._make_room(sequence, stop):
@@ -187,7 +184,7 @@ class Scheduler:
         Empty where more has to be decided: another could run as well, tokens could be drafted, or cache is
         missing.
         """
-        self.admitted, self._committed = [], ()
+        self.admitted, self._committed, self._num_held = [], (), 0
         if self._prefilling or (self.waiting.num_sequences and self._another_could_run()):
             return []
         if least_acceptance <= 1 and self._drafts.any(chunks, least_acceptance):
@@ -224,7 +221,7 @@ class Scheduler:
             if chunk.draft:
                 self._drafts.accept(sequence)
             if isinstance(token, NonFinite):
-                self._withdraw(sequence)
+                self._cache.withdraw(sequence)
             if isinstance(token, NonFinite | NoneAllowed):
                 if not sequence.request.keep_logits:
                     self._finish(sequence, FinishReason.ERROR)
@@ -235,7 +232,7 @@ class Scheduler:
             sequence.num_computed = chunk.stop
             size = self.allocator.block_size
             if chunk.start // size < chunk.stop // size <= len(sequence.digests):
-                self._publish(sequence)
+                self._cache.publish(sequence)
                 self._wake(sequence, chunk.start, chunk.stop)
             if token is not None:
                 sequence.tokens.append(token.id)
@@ -274,32 +271,52 @@ class Scheduler:
     def _next_to_prefill(self, prefilling: list[Sequence]) -> Sequence | None:
         """The sequence to prefill next: one of `prefilling`, which loses it, or a new one."""
         started = min(prefilling, key=self._turn, default=None)
-        new = self._next_to_begin()
+        is_full = len(self.running) == self._most_running
+        new = None if is_full else self._next_to_begin()
         before = started is None or (new is not None and self._turn(new) < self._turn(started))
-        if new is not None and before and self._has_room(new):
+        if new is not None and before and self._room.is_for(new, self.running):
             return self._admit(new)
         if started is not None:
             prefilling.remove(started)
         return started
 
     def _next_to_begin(self) -> Sequence | None:
-        """The first in the queue that need not wait for a prefix that another is computing."""
-        if len(self.running) == min(self.limits.max_sequences, self.limits.max_batch_tokens):
-            return None
-        while sequence := self._queue.first():
-            awaited = self._prefixes.awaited(sequence, self._missing(sequence))
+        """The first in the queue that need not wait for a prefix that another is computing. A step looks
+        at no more than MOST_HELD that do wait, however many there are.
+        """
+        while self._num_held < MOST_HELD and (sequence := self._queue.first()):
+            awaited = self._prefixes.awaited(sequence, self._cache.missing(sequence))
             if awaited is None:
                 return sequence
             if sequence.num_preemptions:  # nobody may overtake it
                 return None
             self._queue.hold(sequence)
             self._prefixes.wait(sequence, awaited)
+            self._num_held += 1
         return None
 
     def _another_could_run(self) -> bool:
-        """Whether a waiting sequence has room, or waits for what the steps under way compute."""
+        """Whether a waiting sequence has room or can be given some, or waits for what the steps under way
+        compute.
+        """
         new = self._next_to_begin()
-        return self._prefixes.any_waits or (new is not None and self._has_room(new))
+        if self._prefixes.any_waits or new is None:
+            return self._prefixes.any_waits
+        return self._room.is_for(new, self.running) or bool(self._room.victims(new, self.running))
+
+    def _make_way(self) -> None:
+        """Preempts sequences of a higher priority value for those that are next, if that gives them room."""
+        while self.running and self._queue.least_priority < next(reversed(self.running)).priority:
+            new = self._next_to_begin()
+            started = min(self._prefilling, key=self._turn, default=None)
+            if new is None or (started is not None and self._turn(started) < self._turn(new)):
+                return
+            victims = self._room.victims(new, self.running)
+            if not victims:
+                return
+            for victim in victims:
+                self._preempt(victim)
+            self._admit(new)
 
     def _turn(self, sequence: Sequence) -> Turn:
         return self._queue.turn(sequence, self._remainder(sequence))
@@ -308,7 +325,7 @@ class Scheduler:
         """Tokens that are still to be computed, as far as is known now."""
         if sequence in self.running:
             return len(sequence.tokens) - sequence.num_computed
-        return len(sequence.tokens) - len(self._known(sequence)) * self.allocator.block_size
+        return len(sequence.tokens) - len(self._cache.known(sequence)) * self.allocator.block_size
 
     def _make_room(self, sequence: Sequence, stop: int) -> bool:
         """Gets the blocks for the sequence's tokens up to `stop`, from the youngest if need be; False
@@ -329,26 +346,13 @@ class Scheduler:
         self.waiting.add(sequence)
         self._queue.put_back(sequence)
 
-    def _has_room(self, sequence: Sequence) -> bool:
-        """Whether the cache has room for all tokens of a waiting sequence and one more."""
-        known = self._known(sequence)
-        blocks = self.allocator.blocks_for(min(len(sequence.tokens) + 1, self.limits.max_len))
-        available = self.allocator.num_free - self.allocator.num_unused(known)
-        return available >= blocks - len(known)
-
     def _admit(self, sequence: Sequence) -> Sequence:
         """Moves a sequence that has room to the running ones, with what is known of its cache and the
         blocks for the rest of its prompt.
         """
         self.waiting.remove(sequence)
         self._queue.begin(sequence)
-        known = self._known(sequence)
-        self.allocator.take(known)
-        sequence.blocks.extend(known)
-        sequence.num_shared = len(known)
-        sequence.num_computed = len(known) * self.allocator.block_size
-        if sequence.shares_scores:
-            self._take_scores(sequence)  # before a block of them is given away
+        self._cache.take_over(sequence)
         grown = self.allocator.grow(sequence.blocks, len(sequence.tokens))
         assert grown, "admitted without room"
         self._note_missing(sequence)
@@ -360,48 +364,6 @@ class Scheduler:
             self._num_cached_tokens += sequence.num_cached
             self._num_prompt_tokens += sequence.prompt_len
         return sequence
-
-    def _known(self, sequence: Sequence) -> list[int]:
-        """Blocks that hold the sequence's beginning already, but never all of it: the last token has
-        to be computed to know what follows. Where scores are wanted, blocks that have them, but never
-        the last token that has one: the score of the next follows from it.
-        """
-        if not sequence.wants_every_row:
-            return self.allocator.find(self._digests(sequence, len(sequence.tokens) - 1))
-        blocks, num_scored = self._scored(sequence)
-        return blocks[: max(0, num_scored - 1) // self.allocator.block_size]
-
-    def _scored(self, sequence: Sequence) -> tuple[list[int], int]:
-        """Blocks that hold its beginning with scores, and how many of its tokens that is."""
-        if not sequence.shares_scores:
-            return [], 0
-        digests = self._digests(sequence, sequence.prompt_len - 1)  # its output has no scores
-        request = sequence.request
-        return self.allocator.find_scored(digests, request.prompt_ids, request.cache_root)
-
-    def _missing(self, sequence: Sequence) -> list[bytes]:
-        """Digests of blocks that the sequence would take over if they were there."""
-        if sequence.wants_every_row and not sequence.shares_scores:
-            return []
-        num_found = len(self._known(sequence))
-        if sequence.shares_scores:
-            num_found = self._scored(sequence)[1] // self.allocator.block_size
-        return self._digests(sequence, len(sequence.tokens) - 1)[num_found:]
-
-    def _take_scores(self, sequence: Sequence) -> None:
-        """Takes over the scores of its beginning, and a copy of the block with the last such token."""
-        blocks, num_scored = self._scored(sequence)
-        if self._scores is not None:
-            self._scores.load(sequence.request, blocks, num_scored)
-        num_shared, num_tokens = len(sequence.blocks), num_scored - 1
-        if num_tokens > sequence.num_computed and self.allocator.grow(sequence.blocks, num_tokens):
-            if self._copy_block is not None:
-                self._copy_block(blocks[num_shared], sequence.blocks[num_shared])
-            sequence.num_computed = num_tokens
-
-    def _digests(self, sequence: Sequence, num_tokens: int) -> list[bytes]:
-        root = sequence.request.cache_root
-        return self.allocator.digests(sequence.tokens, num_tokens, sequence.digests, root)
 
     def _ending(self, sequence: Sequence, token: Token | None) -> FinishReason | None:
         if token is not None and token.id in sequence.request.end_ids:
@@ -425,44 +387,21 @@ class Scheduler:
             del self._samples[sequence.request.id]
 
     def _release(self, sequence: Sequence) -> None:
-        """Frees the sequence's blocks; what they hold may serve others, or itself once more."""
-        self._publish(sequence)
+        """Frees the sequence's blocks, and lets those go on that wait for what it will not compute."""
+        self._cache.release(sequence)
         self._wake(sequence, sequence.num_computed, len(sequence.tokens))
-        self.allocator.release(sequence.blocks)
 
     def _note_missing(self, sequence: Sequence) -> None:
         """Has others wait for the blocks, and their scores, that an admitted sequence will compute."""
-        digests = self._digests(sequence, len(sequence.tokens))
-        self._prefixes.compute(sequence, digests[len(self.allocator.find(digests)) :], scored=False)
-        if sequence.shares_scores:
-            num_scored = self._scored(sequence)[1] // self.allocator.block_size
-            self._prefixes.compute(sequence, digests[num_scored:], scored=True)
+        blocks, scores = self._cache.uncomputed(sequence)
+        self._prefixes.compute(sequence, blocks, scored=False)
+        self._prefixes.compute(sequence, scores, scored=True)
 
     def _wake(self, sequence: Sequence, start: int, stop: int) -> None:
         """Lets those go on that wait for the sequence to compute blocks in [start, stop)."""
         size = self.allocator.block_size
         for one in self._prefixes.done(sequence, sequence.digests[start // size : stop // size]):
             self._queue.resume(one, self._remainder(one))
-
-    def _publish(self, sequence: Sequence) -> None:
-        """Lets others find the full blocks of what was computed."""
-        if not sequence.is_finite:
-            return
-        digests = self._digests(sequence, sequence.num_computed)
-        self.allocator.publish(sequence.blocks, digests)
-        if sequence.shares_scores:
-            request = sequence.request
-            own = (sequence.blocks, digests, request.prompt_ids[: sequence.num_computed])
-            for block, tokens in self.allocator.add_scores(*own, request.cache_root):
-                if self._scores is not None:
-                    self._scores.store(request, block, tokens)
-
-    def _withdraw(self, sequence: Sequence) -> None:
-        """Lets nobody find a block that the sequence computed: anew, all may be well. Those of others
-        had finite logits behind them.
-        """
-        sequence.is_finite = False
-        self.allocator.forget(sequence.blocks[sequence.num_shared :])
 
 
 def _order(sequence: Sequence) -> tuple[int, int]:

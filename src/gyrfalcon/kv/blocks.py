@@ -7,7 +7,7 @@ that its tokens have scores, which are kept elsewhere.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import takewhile
 
@@ -104,16 +104,27 @@ class BlockAllocator:
         """How many of `blocks` count as free as long as they are not taken."""
         return sum(block in self._free for block in blocks)
 
+    def released_with(self, kept: Sequence[int]) -> Callable[[Sequence[int]], int]:
+        """Counts, table after table, how many more blocks would be free if these users left, `kept` aside."""
+        users = {block: self._users[block] + 1 for block in kept}
+
+        def released(table: Sequence[int]) -> int:
+            for block in table:
+                users[block] = users.get(block, self._users[block]) - 1
+            return sum(not users[block] for block in table)
+
+        return released
+
     def take(self, blocks: Sequence[int]) -> None:
         """Makes a sequence one more user of each of `blocks`."""
         for block in blocks:
             self._use(block)
 
-    def publish(self, table: Sequence[int], digests: Sequence[bytes]) -> None:
-        """Notes that the first blocks of `table` hold the tokens of `digests`: they can be found from
-        now on.
+    def publish(self, table: Sequence[int], digests: Sequence[bytes], first: int = 0) -> None:
+        """Notes that the blocks of `table` hold the tokens of `digests`, from the `first` on: they can be
+        found from now on.
         """
-        for block, digest in zip(table, digests, strict=False):
+        for block, digest in zip(table[first:], digests[first:], strict=False):
             if digest not in self._block_of:
                 self._block_of[digest], self._digest_of[block] = block, digest
 
@@ -123,11 +134,14 @@ class BlockAllocator:
         digests: Sequence[bytes],
         tokens: Sequence[int],
         root: bytes = b"",
+        first: int = 0,
     ) -> Iterator[tuple[int, range]]:
-        """Notes that `tokens`, the first of `table`, have scores; yields the blocks that get some now,
-        and of which tokens. Full blocks are published, and keep the scores that they have.
+        """Notes that `tokens`, the first of `table`, have scores, from the `first` block on; yields the
+        blocks that get some now, and of which tokens. Full blocks are published, and keep the scores
+        that they have.
         """
-        for start in range(0, len(tokens) if self.reuse else 0, self.block_size):
+        stop = len(tokens) if self.reuse else 0
+        for start in range(first * self.block_size, stop, self.block_size):
             index, own = start // self.block_size, tuple(tokens[start : start + self.block_size])
             is_full = len(own) == self.block_size
             block = self._block_of[digests[index]] if is_full else table[index]

@@ -287,7 +287,7 @@ OPTIONS: tuple[Option, ...] = (
         "priority",
         GENERATING,
         Whole(REQUEST["priority"]),
-        "requests of a lower number run first, and take cache from those of a higher one",
+        "requests of a lower number run first, and preempt those of a higher one",
         0,
     ),
     _served(

@@ -30,6 +30,7 @@ from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.device.threads import own_processors
 from gyrfalcon.errors import CheckpointError, RankDied, UsageError
 from gyrfalcon.native.library import library
+from gyrfalcon.parallel import launch
 from gyrfalcon.parallel.interrupts import watched_interrupts
 from gyrfalcon.parallel.launch import RankInfo, start
 from gyrfalcon.parallel.meeting import meet
@@ -387,6 +388,24 @@ def test_one_ctrl_c_ends_the_wait_for_a_rank_stopped_while_it_starts(
     os.kill(script.process.pid, signal.SIGINT)
     _, _, status = script.finish()
     assert status == -signal.SIGINT
+
+
+def test_a_rank_that_hangs_before_the_ranks_have_met_is_told_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop_it() -> None:
+        wait_until(lambda: our_ranks() != [])
+        stop(our_ranks()[0])
+
+    monkeypatch.setattr(launch, "MEET_SECONDS", 1.0)
+    stopping = threading.Thread(target=stop_it)
+    stopping.start()
+    with pytest.raises(
+        RankDied, match="all 2 ranks to start within 1 s, got no word of rank 1; look"
+    ):
+        start(2, Cpu, sum_for_ever)
+    stopping.join()
+    assert our_ranks() == []
 
 
 def test_one_ctrl_c_ends_a_wait_in_native_code_that_is_no_step() -> None:

@@ -1,11 +1,18 @@
 """Messages of any length reach every rank as rank 0 sent them, over sockets and through memory."""
 
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
 import pytest
 import torch
+import torch.distributed as dist
 from worlds import on_every_rank
 
 from gyrfalcon.errors import RankDied
-from gyrfalcon.parallel.group import FRAME, MOST_BYTES, SHORT_BYTES, Group
+from gyrfalcon.parallel.group import FRAME, MOST_BYTES, SHORT_BYTES, Group, connect
+from gyrfalcon.parallel.launch import HERE
 
 LENGTHS = (0, 1, SHORT_BYTES - 1, SHORT_BYTES, SHORT_BYTES + 1, 100_003)
 MESSAGES = [bytes(place * length % 251 for place in range(length)) for length in LENGTHS]
@@ -36,3 +43,23 @@ def test_a_message_of_an_impossible_length_is_told_before_its_memory_is_taken(le
         f"wanted a message of at most {MOST_BYTES:,} bytes between ranks, got one of {length:,}"
     )
     assert on_every_rank(2, program) == ["", f"{wanted}; start again"]
+
+
+def test_a_rank_that_does_not_connect_is_waited_for_no_longer_than_was_asked() -> None:
+    with pytest.raises(RuntimeError):
+        connect(dist.HashStore(), 0, 2, host=HERE, meeting=timedelta(seconds=0.2))
+
+
+@pytest.mark.parametrize("one_machine", [False, True], ids=["sockets", "memory"])
+def test_ranks_that_have_met_wait_for_each_other_for_longer(one_machine: bool) -> None:
+    store, meeting = dist.HashStore(), timedelta(seconds=1)
+
+    def run(rank: int) -> bytes:
+        group = connect(store, rank, 2, host=HERE, one_machine=one_machine, meeting=meeting)
+        with contextlib.closing(group):
+            if rank == 0:
+                time.sleep(1.5)
+            return group.broadcast(MESSAGES[-1])
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, range(2))) == [MESSAGES[-1]] * 2

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from gyrfalcon.errors import EngineClosed, GyrfalconError, RankDied, UsageError
+from gyrfalcon.parallel.children import DEATH_SECONDS
 from gyrfalcon.parallel.interrupts import held_interrupts
-from gyrfalcon.parallel.launch import DEATH_SECONDS, Ranks
+from gyrfalcon.parallel.launch import Ranks
 
 
 class FairLock:

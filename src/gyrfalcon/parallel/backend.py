@@ -25,8 +25,12 @@ class Backend:
     as they are when it dies.
     """
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        self._group = group
+    def __init__(self, group: dist.ProcessGroup, gloo: dist.ProcessGroupGloo) -> None:
+        self._group, self._gloo = group, gloo
+
+    def wait_for_ever(self) -> None:
+        """The ranks have met: from here on it waits as long as they live."""
+        self._gloo._set_default_timeout(TIMEOUT)
 
     def add(self, x: Tensor) -> None:
         """`x` becomes the sum of all ranks' `x`."""
@@ -66,23 +70,28 @@ def open_backend(
     kind: type[Device],
     one_device: bool,
     host: str | None,
+    meeting: timedelta,
 ) -> Backend:
-    """Meets the other ranks at `store`; see group.connect()."""
+    """Meets the other ranks at `store` and waits for them no longer than `meeting`, until it is told
+    otherwise; see group.connect().
+    """
     kinds = dist.ProcessGroup.BackendType
     group = dist.ProcessGroup(store, rank, size)
-    gloo = _gloo(dist.PrefixStore("gloo", store), rank, size, host)
+    gloo = _gloo(dist.PrefixStore("gloo", store), rank, size, host, meeting)
     group._register_backend(torch.device("cpu"), kinds.GLOO, gloo)
     if one_device:
         group._register_backend(torch.device(kind.name), kinds.GLOO, gloo)
     else:
         kind.add_collectives(group, store, rank, size)
-    return Backend(group)
+    return Backend(group, gloo)
 
 
-def _gloo(store: dist.Store, rank: int, size: int, host: str | None) -> dist.ProcessGroupGloo:
+def _gloo(
+    store: dist.Store, rank: int, size: int, host: str | None, timeout: timedelta
+) -> dist.ProcessGroupGloo:
     make_device = dist.ProcessGroupGloo.create_device
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # torch's stubs lack it
-    options._timeout = TIMEOUT
+    options._timeout = timeout
     options._threads = 1
     options._devices = [
         dist.ProcessGroupGloo.create_default_device()

@@ -5,6 +5,7 @@ memory or a backend. A single rank needs neither.
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,7 @@ from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.device.lookup import device_of
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.errors import RankDied
-from gyrfalcon.parallel.backend import Backend, open_backend
+from gyrfalcon.parallel.backend import TIMEOUT, Backend, open_backend
 from gyrfalcon.parallel.heartbeat import Heartbeat
 from gyrfalcon.parallel.host_top_k import top_k_on_host
 from gyrfalcon.parallel.shards import owned
@@ -179,6 +180,7 @@ def connect(
     one_device: bool = False,
     one_machine: bool = False,
     host: str | None = None,
+    meeting: timedelta = TIMEOUT,
 ) -> Group:
     """Meets the other ranks at `store`. Tensors on the host travel over gloo, those on devices of
     `kind` over its collectives.
@@ -186,10 +188,13 @@ def connect(
     one_device: the ranks share one, which its collectives may not allow; gloo then goes through the
     host. one_machine: the ranks are processes of one machine, and those on the CPU share memory
     where they can. `host` is the address to listen on; without one GLOO_SOCKET_IFNAME or the host's
-    name decides.
+    name decides. RuntimeError when a rank does not come within `meeting`.
     """
     if size == 1:
         return solo()
-    backend = open_backend(store, rank, size, kind=kind, one_device=one_device, host=host)
+    backend = open_backend(
+        store, rank, size, kind=kind, one_device=one_device, host=host, meeting=meeting
+    )
     memory = share_memory(backend, rank, size) if one_machine and kind.on_host else None
+    backend.wait_for_ever()
     return Group(rank, size, backend, memory, capturable=not one_device)

@@ -18,6 +18,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from types import ModuleType
 
@@ -31,18 +32,24 @@ from gyrfalcon.device.setup import setup_of
 from gyrfalcon.device.threads import threads_of
 from gyrfalcon.errors import GyrfalconError, RankDied, TooManyOpenFiles, UsageError
 from gyrfalcon.native.library import RankGone
-from gyrfalcon.parallel.error_message import decode_error, encode_error
+from gyrfalcon.parallel.children import (
+    POLL_SECONDS,
+    await_arrival,
+    came_late,
+    kill,
+    raise_if_dead,
+    wait_for_death,
+)
+from gyrfalcon.parallel.error_message import encode_error
 from gyrfalcon.parallel.group import Group, connect, solo
 from gyrfalcon.parallel.interrupts import Watch, held_interrupts, watched_interrupts
-from gyrfalcon.parallel.meeting import announce, is_led, meet
+from gyrfalcon.parallel.meeting import MEET_SECONDS, announce, is_led, meet
 from gyrfalcon.parallel.torchrun import Torchrun
 from gyrfalcon.parallel.watchdog import Sender, Watchdog
 
 HERE = "127.0.0.1"
-POLL_SECONDS = 0.02
 FILES, FILES_OF_RANK = 24, 4  # that rank 0 opens: 23 with two ranks, 28 with four
 RANK_TIMEOUT = 10.0  # seconds that a rank may stand still
-DEATH_SECONDS = 5.0  # how long a broken connection waits for the process behind it to be seen dead
 
 _engines = (
     itertools.count()
@@ -122,13 +129,13 @@ class Ranks:
         if self.watchdog is not None and self.watchdog.error is not None:
             raise self.watchdog.error from None
         if self.children is not None:
-            _raise_if_dead(self.children, self.store)
+            raise_if_dead(self.children, self.store)
 
     def _explain(self, error: RuntimeError) -> None:
         """Raises what became of a rank, if that is what an error comes from."""
         self.check()
         if self.children is not None:
-            _wait_for_death(self.children, self.store)
+            wait_for_death(self.children, self.store)
         if isinstance(error, RankGone):
             raise RankDied(
                 "every rank to answer", "a closed connection", "look at the other ranks' output"
@@ -147,7 +154,7 @@ class Ranks:
     def kill(self) -> None:
         """Ends the workers, which hold nothing worth keeping, whatever any process is waiting for."""
         if self.children is not None and not self.forked:
-            _kill(self.children)
+            kill(self.children)
 
     def leave(self) -> None:
         """Ends the connections to the ranks, through which no other thread may be computing."""
@@ -161,14 +168,6 @@ class Ranks:
         """Both."""
         self.kill()
         self.leave()
-
-
-def _kill(children: ProcessContext) -> None:
-    """Not SIGTERM, which a stopped process does not answer."""
-    for process in children.processes:
-        process.kill()
-    for process in children.processes:
-        process.join()
 
 
 def start(
@@ -301,15 +300,12 @@ def _start_local(world_size: int, kind: type[Device], work: Work, rank_timeout: 
                 start_method="spawn",
             )
         assert children is not None
-        watch = Watch(partial(_kill, children))
+        watch = Watch(partial(kill, children))
         with watched_interrupts(watch):
-            while not store.check([f"here/{rank}" for rank in range(1, world_size)]):
-                _raise_if_dead(children, store)
-                time.sleep(POLL_SECONDS)
-            group = _connect_here(store, 0, world_size, kind)
+            group = _meet_workers(children, store, kind)
     except BaseException:
         if children is not None:
-            _kill(children)
+            kill(children)
         raise
     workers = children
     watchdog = Watchdog(
@@ -317,11 +313,22 @@ def _start_local(world_size: int, kind: type[Device], work: Work, rank_timeout: 
         store,
         world_size,
         rank_timeout,
-        end=lambda error: _kill(workers),
-        check=lambda: _raise_if_dead(workers, store),
+        end=lambda error: kill(workers),
+        check=lambda: raise_if_dead(workers, store),
     )
     rank_info = RankInfo(group, local_rank=0, ranks_here=world_size)
     return Ranks(rank_info, children, store, watch, watchdog=watchdog.start())
+
+
+def _meet_workers(children: ProcessContext, store: dist.Store, kind: type[Device]) -> Group:
+    """Rank 0's end of the group; RankDied for a rank that ends first or does not come in time."""
+    await_arrival(children, store, MEET_SECONDS)
+    try:
+        return _connect_here(store, 0, len(children.processes) + 1, kind)
+    except RuntimeError as error:
+        raise_if_dead(children, store)
+        got = f"no connection: {str(error).splitlines()[0]}"
+        raise came_late(children, got, MEET_SECONDS) from None
 
 
 def _local_store() -> dist.TCPStore:
@@ -367,7 +374,8 @@ def _look_after_all() -> weakref.WeakSet[Ranks]:
 
 
 def _connect_here(store: dist.Store, rank: int, world_size: int, kind: type[Device]) -> Group:
-    return connect(store, rank, world_size, kind=kind, one_machine=True, host=HERE)
+    meeting = timedelta(seconds=MEET_SECONDS)
+    return connect(store, rank, world_size, kind=kind, one_machine=True, host=HERE, meeting=meeting)
 
 
 @contextlib.contextmanager
@@ -421,34 +429,4 @@ def _tellable(error: Exception, rank: int) -> GyrfalconError:
         return error
     return RankDied(
         f"rank {rank} to go on", f"{type(error).__name__}: {error}".splitlines()[0], "start again"
-    )
-
-
-def _wait_for_death(children: ProcessContext, store: dist.Store | None) -> None:
-    """Raises what became of a child, if one is found dead soon enough."""
-    deadline = time.monotonic() + DEATH_SECONDS
-    while time.monotonic() < deadline:
-        _raise_if_dead(children, store)
-        time.sleep(POLL_SECONDS)
-
-
-def _raise_if_dead(children: ProcessContext, store: dist.Store | None) -> None:
-    dead = {
-        rank: code
-        for rank, child in enumerate(children.processes, 1)
-        if (code := child.exitcode) is not None
-    }
-    if not dead:
-        return
-    killed = [rank for rank, code in dead.items() if code < 0]
-    # What other ranks said of a killed one's broken connection tells less.
-    if not killed and store is not None and store.check(["error"]):
-        raise decode_error(store.get("error"))
-    rank = killed[0] if killed else next(iter(dead))
-    code = dead[rank]
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    raise RankDied(
-        f"all {len(children.processes) + 1} ranks to live",
-        f"rank {rank} ended by {how}",
-        "start again",
     )

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from serve_client import Server, engine_of, serving, wait_for
 from serve_fixtures import make_model
 
@@ -23,6 +25,12 @@ CHAT: dict[str, object] = {
     "messages": [{"role": "user", "content": "a"}],
 }
 JSON = {"content-type": "application/json"}
+
+
+def containers(inner: "st.SearchStrategy[object]") -> "st.SearchStrategy[object]":
+    return st.lists(inner, max_size=4) | st.dictionaries(
+        st.text('k"\\[', max_size=3), inner, max_size=4
+    )
 
 
 def test_an_unknown_path_or_method_is_answered_in_the_envelope(server: Server) -> None:
@@ -143,6 +151,46 @@ def test_a_body_that_is_no_object_of_json_is_400(server: Server, raw: bytes) -> 
     refused = server.ask("POST", "/v1/completions", raw, JSON)
     assert refused.status == 400
     assert refused.error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("item", "number", "named"),
+    [
+        (b"[]", 1_000_000, "20,000 lists and objects, got 1,000,002"),
+        (b'""', 1_000_000, "100,000 strings, got 1,000,001"),
+        (b"7", 4_000_000, "500,000 items, got 3,999,999"),
+    ],
+)
+def test_a_body_of_a_million_values_is_400_and_is_not_parsed(
+    server: Server, monkeypatch: pytest.MonkeyPatch, item: bytes, number: int, named: str
+) -> None:
+    monkeypatch.setattr(bodies, "json", None)
+    raw = b'{"prompt": [' + b",".join([item] * number) + b"]}"
+    refused = server.ask("POST", "/v1/completions", raw, JSON)
+    assert (refused.status, refused.error["type"]) == (400, "invalid_request_error")
+    assert named in refused.error["message"]
+
+
+def test_brackets_and_commas_within_a_text_are_no_values(server: Server) -> None:
+    body = BODY | {"user": '[{,"\\' * 200_000}
+    assert server.post("/v1/completions", body).status == 200
+
+
+@settings(max_examples=100, derandomize=True, database=None, deadline=None)
+@given(st.recursive(st.text(st.sampled_from('a"\\[{,é\n'), max_size=6), containers, max_leaves=20))
+def test_values_are_counted_as_json_reads_them(value: object) -> None:
+    for raw in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
+        assert bodies.num_values(raw.encode()) == counted(value)
+
+
+def counted(value: object) -> tuple[int, int, int]:
+    """Strings, lists and objects, and commas."""
+    if isinstance(value, str):
+        return 1, 0, 0
+    assert isinstance(value, dict | list)
+    inner = [*value, *(value.values() if isinstance(value, dict) else ())]
+    strings, containers, commas = map(sum, zip((0, 0, 0), *map(counted, inner), strict=True))
+    return strings, containers + 1, commas + max(0, len(value) - 1)
 
 
 def test_a_body_of_another_kind_is_415(server: Server) -> None:

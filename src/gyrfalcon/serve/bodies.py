@@ -13,6 +13,10 @@ MOST_BODIES_BYTES = 64 << 20  # of all long bodies that are being read
 BODY_SECONDS = 30.0
 MOST_NESTING = 32
 LONG_BODY_BYTES = 64 << 10  # parsed elsewhere than on the event loop
+# What makes parsing take long, in which no other thread runs: 8 MiB may be a million of each.
+MOST_STRINGS = 100_000
+MOST_CONTAINERS = 20_000  # lists and objects
+MOST_ITEMS = 500_000  # of all lists and objects, commas counted
 
 
 class Bodies:
@@ -77,7 +81,33 @@ def _too_large() -> ApiError:
     return ApiError(413, f"wanted a body of at most {MOST_BODY_BYTES} bytes, got a larger one")
 
 
+def num_values(body: bytes | bytearray) -> tuple[int, int, int]:
+    """How many strings, lists and objects, and commas between values a body of JSON has, by the
+    characters alone; in one that is none, at least those before the place where that shows.
+    """
+    plain = body.replace(b"\\\\", b"").replace(
+        b'\\"', b""
+    )  # each quote left begins or ends a string
+    num_quotes = plain.count(b'"')
+    if num_quotes > 2 * MOST_STRINGS:
+        return num_quotes // 2, 0, 0
+    outside = b"".join(plain.split(b'"')[::2])
+    num_containers = outside.count(b"[") + outside.count(b"{")
+    return num_quotes // 2, num_containers, outside.count(b",")
+
+
+def _refuse_many(body: bytearray) -> None:
+    """ApiError 400 for more values than a request can need, before they are made."""
+    most = (MOST_STRINGS, "strings"), (MOST_CONTAINERS, "lists and objects"), (MOST_ITEMS, "items")
+    for number, (limit, name) in zip(num_values(body), most, strict=True):
+        if number > limit:
+            message = f"wanted a body of at most {limit:,} {name}, got {number:,}"
+            raise ApiError(400, f"{message}; send less at a time")
+
+
 def _parse(body: bytearray) -> object:
+    if len(body) > LONG_BODY_BYTES:
+        _refuse_many(body)
     try:
         value: object = json.loads(body.decode(), parse_constant=_no_constant)
     except RecursionError:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,7 @@ from serve_client import Server, engine_of, serving, wait_for
 from gyrfalcon import Engine
 from gyrfalcon.errors import CheckpointError, RankDied
 from gyrfalcon.request import Delta
+from gyrfalcon.serve import engine_thread
 from gyrfalcon.serve.answers import WholeAnswer
 
 pytest_plugins = ["serve_fixtures"]
@@ -187,3 +189,41 @@ def test_a_rank_that_stood_still_ends_an_idle_server(
         assert server.service.failure is error
         refused = server.post("/v1/completions", BODY)
         assert (refused.status, refused.error["code"]) == (503, "failed")
+
+
+def test_a_dead_rank_is_told_while_a_step_waits_for_it_without_end(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a collective of accelerators does, which no death interrupts."""
+    error, may_end = (
+        RankDied("all ranks to live", "rank 1 ended by signal 9", "look"),
+        threading.Event(),
+    )
+    monkeypatch.setattr(engine_thread, "IDLE_SECONDS", 0.02)
+    monkeypatch.setattr(engine_thread, "NOTICE_SECONDS", 0.0)
+    monkeypatch.setattr(engine_thread, "CLOSE_SECONDS", 0.1)
+
+    def found() -> None:
+        raise error
+
+    with serving(lambda: engine_of(model)) as server:
+        engine, began = server.service.engine, threading.Event()
+        monkeypatch.setattr(engine, "_take_step", hanging(began, may_end))
+        pending = server.later("/v1/completions", BODY)
+        assert began.wait(20)
+        monkeypatch.setattr(engine, "check_ranks", found)
+        assert pending.answer().status == 503
+        assert server.get("/health").json() == {"status": "failed"}
+        assert server.failures == [error]
+        assert not server.on_loop(server.service.thread.stop())
+        may_end.set()
+        assert server.on_loop(server.service.thread.stop())
+
+
+def hanging(began: threading.Event, may_end: threading.Event) -> Callable[..., list[Delta]]:
+    def step(*budget: object) -> list[Delta]:
+        began.set()
+        may_end.wait(60)
+        return []
+
+    return step

@@ -57,9 +57,11 @@ def read_answer(connection: socket.socket) -> bytes:
     return head + b"\r\n\r\n" + body
 
 
-def start(*options: str, **environment: str) -> Process:
+def start(
+    *options: str, program: tuple[str, str] = ("-m", "gyrfalcon"), **environment: str
+) -> Process:
     """Starts one on a free port and waits until it serves."""
-    words = [sys.executable, "-m", "gyrfalcon", "serve", MODEL, "--port", "0", *options]
+    words = [sys.executable, *program, "serve", MODEL, "--port", "0", *options]
     process = subprocess.Popen(
         words, stderr=subprocess.PIPE, text=True, env=os.environ | environment
     )
@@ -286,3 +288,29 @@ def read_all(connection: socket.socket) -> bytes:
         while part := connection.recv(65536):
             parts.append(part)
     return b"".join(parts)
+
+
+HANGING = """
+import sys, threading
+from gyrfalcon.cli.main import main
+from gyrfalcon.engine.core import EngineCore
+EngineCore.step = lambda core, *budget: core.scheduler.next_chunks(1) and threading.Event().wait()
+sys.exit(main())
+"""
+
+
+def test_a_step_that_never_ends_does_not_keep_a_server_from_its_end() -> None:
+    """As one that waits for an accelerator which waits for another rank."""
+    server = start("--max-len", "64", "--shutdown-timeout", "0.1", program=("-c", HANGING))
+    body = LONG.replace(b"4000", b"9")
+    connection = server.connect()
+    connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    wait_until(lambda: gauge(server, "vllm:num_requests_running") == 1)
+    begin = time.monotonic()
+    server.process.terminate()
+    assert server.process.wait(60) == 1
+    assert time.monotonic() - begin < 15
+    assert b"shut down" in read_all(connection)
+    assert server.process.stderr is not None
+    assert "the engine's last step to end, got one that goes on" in server.process.stderr.read()
+    server.process.stderr.close()

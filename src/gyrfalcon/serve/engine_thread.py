@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gyrfalcon.engine.engine import Engine
-from gyrfalcon.errors import EngineClosed, QueueFull, RequestError
+from gyrfalcon.errors import EngineClosed, GyrfalconError, QueueFull, RequestError
 from gyrfalcon.request import Delta, SamplingParams
 from gyrfalcon.serve.queue import Reservation
 
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 1.0  # between two looks whether the ranks are well
-CLOSE_SECONDS = 10.0  # that a step may take to notice that its ranks have ended
+NOTICE_SECONDS = 2.0  # that a step may take to notice a rank's death by itself
+CLOSE_SECONDS = 5.0  # that it may take to end when its ranks have ended
 
 
 class Sink(Protocol):
@@ -48,7 +49,9 @@ class Submission:
     submitted: float = field(default_factory=time.monotonic)
     last_deltas: dict[tuple[int, int], float] = field(default_factory=dict)  # when, by sample
     num_unfinished: int = field(init=False)  # samples
-    engine_ids: list[int] = field(default_factory=list)  # the engine thread's own
+    engine_ids: list[int] = field(
+        default_factory=list
+    )  # the engine thread's own
 
     def __post_init__(self) -> None:
         self.num_unfinished = sum(params.n for _, params in self.prompts)
@@ -93,10 +96,12 @@ class EngineThread:
         self._engine: Engine | None = None
         self._routes: dict[int, _Route] = {}  # by the engine's numbers
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._looking: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begins to load the engine."""
         self._thread.start()
+        self._looking = self._loop.create_task(self._look_at_ranks())
 
     @property
     def num_live(self) -> int:
@@ -132,18 +137,43 @@ class EngineThread:
         self._call(lambda engine: self._abort(engine, submission))
         return True
 
-    async def stop(self) -> None:
-        """Answers every submission and ends the engine; a step that runs may take long to notice."""
+    async def stop(self) -> bool:
+        """Answers every submission and ends the engine. False where a step goes on regardless, as one
+        that waits for an accelerator may for ever: nothing but the process's end ends that.
+        """
         with self._called:
             self._stopping = True
             self._called.notify()
+        if self._looking is not None:
+            self._looking.cancel()
         self._fail(EngineClosed("an answer", "a server that was shut down", "ask again later"))
-        await asyncio.to_thread(self._end)
+        ending = threading.Thread(target=self._end, name="end", daemon=True)
+        ending.start()
+        deadline = self._loop.time() + CLOSE_SECONDS
+        while ending.is_alive() and self._loop.time() < deadline:
+            await asyncio.sleep(0.01)
+        return self._engine is None or not ending.is_alive()
 
     def _end(self) -> None:
         if self._engine is not None:
             self._engine.close()  # a step that runs ends now
-        self._thread.join(CLOSE_SECONDS)
+        self._thread.join()
+
+    async def _look_at_ranks(self) -> None:
+        """Tells everybody of a rank that has died or stands still where the engine's thread does not
+        notice, because it waits for an accelerator that waits for that rank.
+        """
+        while self._failure is None:
+            await asyncio.sleep(IDLE_SECONDS)
+            try:
+                if self._engine is not None:
+                    self._engine.check_ranks()
+            except GyrfalconError as error:
+                await asyncio.sleep(NOTICE_SECONDS)  # and tell more
+                if self._failure is None:
+                    log.error("the engine waits for a rank: %s", error)
+                    self._on_failure(error)
+                    self._fail(error)
 
     def _call(self, work: Callable[[Engine], None]) -> None:
         with self._called:
@@ -154,17 +184,19 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
-            with self._make_engine() as engine:
-                self._engine = engine
-                self._tell(self._on_ready, engine)
-                while self._carry_out(engine):
-                    if engine.has_work:
-                        self._hand_over(engine.step())
+            self._engine = engine = self._make_engine()
+            self._tell(self._on_ready, engine)
+            while self._carry_out(engine):
+                if engine.has_work:
+                    self._hand_over(engine.step())
         except BaseException as error:
             if not self._stopping:
                 log.exception("the engine ended")
                 self._tell(self._on_failure, error)  # red before anybody is answered
                 self._tell(self._fail, error)
+        finally:
+            if self._engine is not None:
+                self._engine.close()  # which may take long on an accelerator
 
     def _carry_out(self, engine: Engine) -> bool:
         """Does what is in the inbox; sleeps while there is nothing to do, but for a look at the ranks. False

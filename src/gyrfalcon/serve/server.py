@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import logging
+import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -12,7 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from gyrfalcon.engine.engine import Engine
-from gyrfalcon.errors import UsageError
+from gyrfalcon.errors import GyrfalconError, RankDied, UsageError
 from gyrfalcon.serve.access import allowed_hosts
 from gyrfalcon.serve.app import application, with_origins
 from gyrfalcon.serve.connection import Connection
@@ -105,9 +108,11 @@ class _Running:
         await self._over.wait()
         await self._last_answers()
         announcing.cancel()
-        await service.thread.stop()
+        has_ended = await service.thread.stop()
         server.should_exit = True
         await serving  # raises what ended it
+        if not has_ended:
+            _end_this_process(service.failure or _goes_on())
         if self._stopped:
             raise RuntimeError("the HTTP server ended by itself")
         if service.failure is not None:
@@ -146,6 +151,18 @@ class _Running:
         self._hurried = self._over.is_set()  # the second signal does not wait
         self._interrupted = True
         self._drain()
+
+
+def _goes_on() -> RankDied:
+    got = "one that goes on, and may wait for a device for ever"
+    return RankDied("the engine's last step to end", got, "see the log, and look at the device")
+
+
+def _end_this_process(error: BaseException) -> None:
+    """Whatever its threads wait for, which on its way out Python might wait for as well."""
+    logging.shutdown()
+    print("gyrfalcon: error:", error, file=sys.stderr, flush=True)
+    os._exit(error.exit_code if isinstance(error, GyrfalconError) else 1)
 
 
 def _config(app: ASGIApp) -> uvicorn.Config:

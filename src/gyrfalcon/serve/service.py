@@ -266,7 +266,7 @@ class Service:
         self._ready.set()
 
     def _fail(self, error: BaseException) -> None:
-        self.failure = error
+        self.failure = self.failure or error
         self._ready.set()
         self._on_failure(error)
 

@@ -4,14 +4,17 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from serve_client import Server, engine_of, serving, wait_for
+from serve_client import Pending, Server, engine_of, serving, wait_for
 
 from gyrfalcon import Engine
-from gyrfalcon.errors import CheckpointError, RankDied
+from gyrfalcon.errors import CheckpointError, QueueFull, RankDied
 from gyrfalcon.request import Delta
 from gyrfalcon.serve import engine_thread
 from gyrfalcon.serve.answers import WholeAnswer
@@ -227,3 +230,97 @@ def hanging(began: threading.Event, may_end: threading.Event) -> Callable[..., l
         return []
 
     return step
+
+
+def test_a_request_of_many_prompts_lets_steps_run_between_them(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("add", "step"):
+        monkeypatch.setattr(server.service.engine, name, noted(server.service.engine, name, calls))
+    stream = server.later("/v1/completions", BODY | {"stream": True, "max_tokens": 180})
+    wait_for(lambda: len(stream.parts) > 3)
+    many = {"model": "nestling", "prompt": [[30, 31]] * 300, "max_tokens": 1}
+    answer = server.post("/v1/completions", many)
+    assert len(answer.json()["choices"]) == 300
+    stream.answer()
+    runs = [len(list(run)) for name, run in groupby(calls) if name == "add"]
+    assert sum(runs) == 301
+    assert max(runs) <= engine_thread.ADDED_AT_ONCE
+
+
+def noted(engine: Engine, name: str, calls: list[str]) -> Callable[..., object]:
+    call = getattr(engine, name)
+
+    def counted(*args: object, **options: object) -> object:
+        calls.append(name)
+        return call(*args, **options)
+
+    return counted
+
+
+def test_many_prompts_of_a_client_who_leaves_are_added_no_further(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, calls, may_step = server.service.engine, list[str](), threading.Event()
+    step = engine.step
+
+    def held() -> list[Delta]:
+        may_step.wait(20)
+        return step()
+
+    monkeypatch.setattr(engine, "add", noted(engine, "add", calls))
+    monkeypatch.setattr(engine, "step", held)
+    pending = server.later("/v1/completions", BODY | {"prompt": [[30, 31]] * 300})
+    wait_for(lambda: len(calls) == engine_thread.ADDED_AT_ONCE)
+    pending.leave()
+    wait_for(lambda: server.service.thread.num_live == 0)
+    may_step.set()
+    wait_for(lambda: engine.stats().num_running == 0 == len(server.service.thread._routes))
+    assert len(calls) <= 2 * engine_thread.ADDED_AT_ONCE  # those that were under way, too
+    server.complete(max_tokens=2)
+
+
+def test_a_prompt_that_the_engine_refuses_after_others_ends_the_whole_request(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has checked it before: only what another of the engine's callers queued can do that."""
+    engine, add, num_added = server.service.engine, server.service.engine.add, 0
+
+    def full(*args: Any, **options: Any) -> int:
+        nonlocal num_added
+        num_added += 1
+        if num_added > 40:
+            raise QueueFull("room", "none", "ask again later")
+        return add(*args, **options)
+
+    monkeypatch.setattr(engine, "add", full)
+    for stream in (False, True):
+        num_added = 0
+        many = BODY | {"prompt": [[30, 31]] * 50, "stream": stream, "max_tokens": 100}
+        answer = server.post("/v1/completions", many)
+        assert b"wanted room, got none" in answer.body
+        assert b"[DONE]" not in answer.body
+        assert answer.status == (200 if stream else 429)
+    wait_for(lambda: engine.stats().num_running == 0 == len(server.service.thread._routes))
+    assert server.service.queue.num_requests == 0
+
+
+def test_clients_that_leave_at_any_time_end_nothing_but_their_own(server: Server) -> None:
+    """Between the end of a sample and its being handed over, too: some texts end at a stop string."""
+    asked = BODY | {"n": 3, "stop": ["e", "a"], "max_tokens": 30, "stream": True}
+    for num_parts in range(0, 60, 10):
+        pending = [server.later("/v1/completions", asked | {"seed": seed}) for seed in range(8)]
+        wait_for(partial(have_parts, pending, num_parts))
+        for one in pending[::2]:
+            one.leave()
+        for one in pending[1::2]:
+            choices = [choice for event in one.answer().events() for choice in event["choices"]]
+            assert sum(choice["finish_reason"] is not None for choice in choices) == 3
+    engine, routes = server.service.engine, server.service.thread._routes
+    wait_for(lambda: engine.stats().num_running == 0 == len(routes))
+    assert not server.failures
+
+
+def have_parts(pending: list[Pending], number: int) -> bool:
+    return sum(len(one.parts) for one in pending) >= number

@@ -3,14 +3,18 @@
 import re
 import shutil
 import subprocess
+import threading
 import tomllib
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import torch
 from serve_client import Server, engine_of, serving, wait_for
 
+from gyrfalcon import Engine
+from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.serve.page import FOLDER, PageFile, page_files
 
 pytest_plugins = ["serve_fixtures"]
@@ -178,3 +182,22 @@ def test_the_memory_s_bandwidth_is_measured_once_somebody_looks(server: Server) 
     assert first is not None
     assert first > 1e8
     assert bandwidth() == first
+
+
+def test_a_card_s_bandwidth_is_measured_between_steps(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else may use a card while a graph is captured."""
+    measured: list[threading.Thread] = []
+
+    class Card(Cpu):
+        on_host = False
+
+        def measure_bandwidth(self) -> float:
+            measured.append(threading.current_thread())
+            return 1e12
+
+    monkeypatch.setattr(Engine, "hardware", Card(torch.device("cpu")))
+    with serving(lambda: engine_of(model)) as own:
+        wait_for(lambda: own.get("/page/live.json").json()["bandwidth"] == 1e12)
+        assert measured == [own.service.thread._thread]

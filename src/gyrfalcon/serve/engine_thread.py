@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 IDLE_SECONDS = 1.0  # between two looks whether the ranks are well
 NOTICE_SECONDS = 2.0  # that a step may take to notice a rank's death by itself
 CLOSE_SECONDS = 5.0  # that it may take to end when its ranks have ended
+ADDED_AT_ONCE = 32  # prompts, between two steps
 
 
 class Sink(Protocol):
@@ -42,7 +43,7 @@ class Submission:
 
     prompts: Sequence[tuple[Sequence[int], SamplingParams]]
     sink: Sink
-    accepted: asyncio.Future[None]  # by the engine; fails with why it did not
+    accepted: asyncio.Future[None]  # by the engine, its first prompts; fails with why it did not
     reservation: Reservation  # of room in the queue
     priority: int = 0  # the lowest runs first
     cache_salt: str | None = None
@@ -51,7 +52,8 @@ class Submission:
     num_unfinished: int = field(init=False)  # samples
     engine_ids: list[int] = field(
         default_factory=list
-    )  # the engine thread's own
+    )  # the engine thread's own, as is what follows
+    is_aborted: bool = False
 
     def __post_init__(self) -> None:
         self.num_unfinished = sum(params.n for _, params in self.prompts)
@@ -137,6 +139,10 @@ class EngineThread:
         self._call(lambda engine: self._abort(engine, submission))
         return True
 
+    def between_steps(self, work: Callable[[Engine], None]) -> None:
+        """Has the engine's thread do something before its next step."""
+        self._call(work)
+
     async def stop(self) -> bool:
         """Answers every submission and ends the engine. False where a step goes on regardless, as one
         that waits for an accelerator may for ever: nothing but the process's end ends that.
@@ -212,8 +218,13 @@ class EngineThread:
         return not self._stopping
 
     def _add(self, engine: Engine, submission: Submission) -> None:
+        """Adds a few of its prompts; the rest after the next step, so that many delay nobody's token."""
+        if submission.is_aborted:
+            return
+        begin = len(submission.engine_ids)
+        stop = begin + ADDED_AT_ONCE
         try:
-            for place, (ids, params) in enumerate(submission.prompts):
+            for place, (ids, params) in enumerate(submission.prompts[begin:stop], begin):
                 number = engine.add(
                     ids,
                     params,
@@ -225,10 +236,14 @@ class EngineThread:
         except (RequestError, QueueFull) as error:  # anything else ends the engine
             self._abort(engine, submission)
             self._tell(self._refuse, submission, error)
-        else:
+            return
+        if begin == 0:
             self._tell(_accept, submission)
+        if stop < len(submission.prompts):
+            self._call(lambda engine: self._add(engine, submission))
 
     def _abort(self, engine: Engine, submission: Submission) -> None:
+        submission.is_aborted = True
         for number in submission.engine_ids:
             if self._routes.pop(number, None) is not None:
                 engine.abort(number)
@@ -276,9 +291,14 @@ class EngineThread:
             sink.flush()
 
     def _refuse(self, submission: Submission, error: Exception) -> None:
+        if submission not in self._live:
+            return
         self._live.discard(submission)
         if not submission.accepted.done():
             submission.accepted.set_exception(error)
+        else:
+            submission.sink.fail(error)
+            self._on_loss(submission)
 
     def _fail(self, error: BaseException) -> None:
         self._failure = self._failure or error

@@ -5,6 +5,7 @@ compared with, so that whoever asks twice has rates.
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from threading import Thread
 
 from gyrfalcon.engine.engine import Engine
@@ -61,7 +62,9 @@ class DecodeBytes:
 
 class Live:
     """Reads a service. The memory's bandwidth is measured after somebody first looked, at a time without
-    requests, on a thread of its own: those that come meanwhile are answered, and it is measured again.
+    requests. On the CPU that takes seconds, on a thread of its own: requests that come meanwhile are
+    answered, and it is measured again. A card takes milliseconds between two steps: at the same time as a
+    graph is captured nothing else may use it.
     """
 
     def __init__(self, service: Service) -> None:
@@ -78,7 +81,7 @@ class Live:
             self._bytes = DecodeBytes.of(engine)
         if self._bandwidth is None and not (self._is_measuring or engine.has_work):
             self._is_measuring = True
-            Thread(target=self._measure, args=(engine,), name="bandwidth", daemon=True).start()
+            self._begin(engine)
         return Reading(
             seconds=time.monotonic(),
             generated_tokens=thread.num_tokens,
@@ -90,6 +93,13 @@ class Live:
             step_bytes=self._bytes.of_step(stats),
             bandwidth=self._bandwidth,
         )
+
+    def _begin(self, engine: Engine) -> None:
+        if engine.hardware.on_host:
+            work = partial(self._measure, engine)
+            Thread(target=work, name="bandwidth", daemon=True).start()
+        else:
+            self._service.thread.between_steps(self._measure)
 
     def _measure(self, engine: Engine) -> None:
         num_steps = self._service.thread.num_steps

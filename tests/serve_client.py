@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from gyrfalcon.serve.app import application, with_origins
 from gyrfalcon.serve.service import Service, Settings
 
 T = TypeVar("T")
+NO_HEADERS: Mapping[str, str] = {}
 Json = Any  # of an answer, which a test looks into
 
 
@@ -86,9 +87,15 @@ class Server:
         assert answer.status == 200, answer.body
         return answer.events() if options.get("stream") else answer.json()
 
-    def later(self, path: str, body: object, reads: bool = True) -> "Pending":
+    def later(
+        self,
+        path: str,
+        body: object,
+        reads: bool = True,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> "Pending":
         """Asks and does not wait; its client may read nothing."""
-        return Pending(self, path, json.dumps(body).encode(), reads)
+        return Pending(self, path, json.dumps(body).encode(), reads, headers=headers)
 
     def uploading(self, path: str, part: bytes) -> "Pending":
         """Sends a part of a body, and no more."""
@@ -109,12 +116,18 @@ class Pending:
     """A request whose client can leave."""
 
     def __init__(
-        self, server: Server, path: str, raw: bytes, reads: bool = True, ends: bool = True
+        self,
+        server: Server,
+        path: str,
+        raw: bytes,
+        reads: bool = True,
+        ends: bool = True,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> None:
         self._loop, self._client = server.loop, Client(ends=ends)
         if reads:
             self._client.reads.set()
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json", **headers}
         self._answer: Future[Answer] = asyncio.run_coroutine_threadsafe(
             exchange(server.gate, "POST", path, raw, headers, self._client), server.loop
         )

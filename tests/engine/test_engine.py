@@ -233,12 +233,12 @@ def test_stats_tell_what_waits_runs_and_is_used(folder: Path) -> None:
 
 def test_progress_of_a_prompt_grows_by_what_each_step_takes(folder: Path) -> None:
     with make_engine(folder, block_size=4, max_batch_tokens=4) as engine:
-        engine.add(random_prompt(9), SamplingParams(max_new_tokens=2))
+        number = engine.add(random_prompt(9), SamplingParams(max_new_tokens=2))
         seen = []
         while engine.has_work:
             engine.step()
             seen.append(engine.prompt_progress())
-    assert seen == [[(4, 9)], [(8, 9)], [], []]
+    assert seen == [[(number, 4, 9)], [(number, 8, 9)], [], []]
 
 
 def test_a_hundred_requests_on_one_token_a_step_all_end(folder: Path) -> None:

@@ -15,6 +15,7 @@ from serve_client import Server, engine_of, serving, wait_for
 
 from gyrfalcon import Engine
 from gyrfalcon.device.cpu import Cpu
+from gyrfalcon.request import Delta
 from gyrfalcon.serve.page import FOLDER, PageFile, page_files
 
 pytest_plugins = ["serve_fixtures"]
@@ -201,3 +202,28 @@ def test_a_card_s_bandwidth_is_measured_between_steps(
     with serving(lambda: engine_of(model)) as own:
         wait_for(lambda: own.get("/page/live.json").json()["bandwidth"] == 1e12)
         assert measured == [own.service.thread._thread]
+
+
+def test_how_far_a_prompt_is_is_told_to_who_names_its_request(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_step = threading.Semaphore(0)
+    with serving(lambda: engine_of(model, max_batch_tokens=8)) as own:
+        step = own.service.engine.step
+
+        def held() -> list[Delta]:
+            may_step.acquire(timeout=20)
+            return step()
+
+        def prompts(query: str) -> object:
+            return own.get(f"/page/live.json{query}").json()["prompts"]
+
+        monkeypatch.setattr(own.service.engine, "step", held)
+        body = {"model": "nestling", "prompt": [30] * 40, "max_tokens": 2}
+        pending = own.later("/v1/completions", body, headers={"x-request-id": "mine"})
+        may_step.release(2)
+        wait_for(lambda: prompts("?request=mine") == [[16, 40]])
+        assert prompts("?request=other") == prompts("") == []
+        may_step.release(100)
+        assert pending.answer().status == 200
+        assert prompts("?request=mine") == []

@@ -1,8 +1,10 @@
 """The page at / as a person uses it, through selenium and Chromium."""
 
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from selenium import webdriver
@@ -30,6 +32,12 @@ class Page:
         options.binary_location = shutil.which("chromium") or ""
         service = webdriver.ChromeService(shutil.which("chromedriver"))
         self.driver = webdriver.Chrome(options=options, service=service)
+        self._temporary = tempfile.TemporaryDirectory(prefix="browser-")
+        self._folder = Path(self._temporary.name)
+        self._downloads = self._folder / "downloads"
+        self._downloads.mkdir()
+        where = str(self._downloads)
+        self._devtools("Browser.setDownloadBehavior", behavior="allow", downloadPath=where)
         self.driver.set_script_timeout(WAIT_SECONDS)
         is_phone = width == "phone"
         size = {"width": columns, "height": lines, "deviceScaleFactor": 1, "mobile": is_phone}
@@ -43,6 +51,7 @@ class Page:
 
     def __exit__(self, *_: object) -> None:
         self.driver.quit()
+        self._temporary.cleanup()
 
     def open(self, url: str, ready: str = ".composer") -> None:
         """Goes to an address and waits until an element is there."""
@@ -105,6 +114,39 @@ class Page:
         field.clear()
         field.send_keys(value)
         self.one('.settings [aria-label="Close the settings"]').click()
+
+    def exported(self, kind: str) -> Path:
+        """The file that the page writes; `kind` is the first word of a line of its menu."""
+        for old in self._downloads.iterdir():
+            old.unlink()
+        self._menu(kind).click()
+        self.wait(lambda: bool(self._downloaded()), "a file")
+        [file] = self._downloaded()
+        kept = self._folder / file.name
+        file.rename(kept)
+        return kept
+
+    def _downloaded(self) -> list[Path]:
+        """Those that are whole."""
+        return [one for one in self._downloads.iterdir() if one.suffix in (".md", ".json")]
+
+    def import_file(self, file: Path) -> None:
+        """Chooses a file of an earlier export, as the system's dialog would."""
+        self.one('.menu input[type="file"]').send_keys(str(file))
+
+    def detokenized(self, ids: list[int]) -> str:
+        """Their text, as the page's own server tells it."""
+        script = """const [ids, done] = arguments;
+            const body = JSON.stringify({ tokens: ids });
+            const headers = { "Content-Type": "application/json" };
+            fetch("/detokenize", { method: "POST", headers, body })
+                .then((answer) => answer.json()).then(({ prompt }) => done(prompt));"""
+        return str(self.driver.execute_async_script(script, ids))
+
+    def _menu(self, kind: str) -> Element:
+        self.one(".menu summary").click()
+        self.wait(lambda: bool(self.all(".menu[open] .menu-list button")), "the menu")
+        return next(one for one in self.all(".menu-list button") if one.text.startswith(kind))
 
     def errors(self) -> list[str]:
         """What Chromium noted since the last time, answers of the server aside: faults of scripts, and what

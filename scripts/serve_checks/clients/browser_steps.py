@@ -7,10 +7,12 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from selenium.webdriver.common.keys import Keys
 
 from serve_checks.clients.browser_page import WIDTHS, Page
+from serve_checks.clients.cable import Cable
 
 PROMPT, QUESTION = "The old captain", "Name a bird."
 PLACE = 5  # of the token that is looked at
@@ -34,10 +36,14 @@ class Steps:
             self._versions(page)
             self._errors(page)
             self._kept(page)
+            self._files(page)
             self._clean(page, "in text mode")
         with Page() as page:
             self._chat(page)
+            self._system(page)
             self._clean(page, "in a chat")
+        with Page() as page:
+            self._server_gone(page)
         with Page() as page:
             self._locked(page)
         for width in WIDTHS:
@@ -157,6 +163,87 @@ class Steps:
         live = page.text(".live")
         self.claim("it shows what the server is doing", "tokens/s" in live or "batch" in live, live)
 
+    def _files(self, page: Page) -> None:
+        """Export, and import of what was exported."""
+        text = page.content(".own, .tokens")
+        markdown = page.exported("Markdown").read_text("utf-8")
+        self.claim("Markdown has what is shown", markdown == "".join(text) + "\n", markdown[:60])
+        file = page.exported("JSON")
+        content = json.loads(file.read_text("utf-8"))
+        versions = [turn for turn in content["turns"] if turn["role"] == "user"]
+        self.claim("JSON has all versions", len(versions) == 2, len(versions))
+        page.import_file(file)
+        page.wait(lambda: "3/4" in page.text(".versions"), "another version")
+        shown = page.content(".own, .tokens")
+        self.claim("an export can be imported beside what is there", shown == text, shown[:1])
+        page.button("Begin anew").click()
+        page.import_file(file)
+        page.wait(lambda: page.content(".own, .tokens") == text, "the imported text")
+        again = json.loads(page.exported("JSON").read_text("utf-8"))
+        same = _without_names(again) == _without_names(content)
+        self.claim("what is imported is what was exported", same)
+        before = page.text(".versions")
+        page.point_at(page.all(".token")[PLACE])
+        page.one(".alternatives .alternative:not(:disabled)").click()
+        page.wait(lambda: page.text(".versions") != before, "a version of an imported text")
+        page.wait_until_written()
+        self.claim("an imported text can be continued from another token", True)
+        damaged = file.with_name("damaged.json")
+        for wrong, words in (
+            ("{", "It is not JSON"),
+            ("{}", "no conversation"),
+            (json.dumps(content | {"version": 2}), "version 2"),
+            (json.dumps(content | {"turns": [{}]}), "damaged at turns.0"),
+            (json.dumps(content | {"mode": "chat"}), "no chat template"),
+        ):
+            damaged.write_text(wrong, "utf-8")
+            page.import_file(damaged)
+            page.wait(lambda words=words: words in page.text(".notice"), words)  # type: ignore[misc]
+        self.claim("a file that cannot be imported is told so", True)
+        page.one(".notice .button").click()
+
+    def _system(self, page: Page) -> None:
+        page.button("Begin anew").click()
+        page.one("#settings-button").click()
+        page.one("#system").send_keys("Answer as a captain.")
+        page.one('.settings [aria-label="Close the settings"]').click()
+        page.send(QUESTION)
+        page.wait(lambda: bool(page.all(".token")), "a token")
+        page.wait_until_written()
+        content = json.loads(page.exported("JSON").read_text("utf-8"))
+        prompt = page.detokenized(content["turns"][-1]["contextIds"])
+        wanted = f"System: Answer as a captain.\nUser: {QUESTION}\nAssistant:"
+        self.claim("the system message comes first", prompt == wanted, prompt)
+        self.claim("an export has it", content["system"] == "Answer as a captain.")
+        markdown = page.exported("Markdown").read_text("utf-8")
+        begins = markdown.startswith("**System**\n\nAnswer as a captain.\n\n**You**\n")
+        self.claim("Markdown of a chat says who speaks", begins, markdown[:60])
+
+    def _server_gone(self, page: Page) -> None:
+        """While a text is written, and before the next one."""
+        cable = Cable(int(self._text_url.rpartition(":")[2]))
+        page.open(f"http://127.0.0.1:{cable.port}")
+        page.set_option("max_tokens", "700")
+        page.send(PROMPT)
+        page.wait(lambda: len(page.all(".token")) > PLACE, "tokens")
+        cable.cut()
+        page.wait(lambda: bool(page.all(".error")), "an error")
+        shown, kept = page.text(".error"), len(page.all(".token"))
+        self.claim("a connection that breaks is told", "broke" in shown, shown)
+        page.wait(lambda: "cannot be reached" in page.text(".live"), "the line above")
+        self.claim("the line above says that nothing answers", True)
+        page.one(".error .button").click()
+        page.wait(lambda: "Nothing answers at" in page.text(".error"), "another error")
+        self.claim("what was written stays", len(page.all(".token")) == kept, kept)
+        cable.mend()
+        page.one(".error .button").click()
+        page.wait(lambda: len(page.all(".token")) > kept, "more tokens")
+        page.button("Stop").click()
+        page.wait_until_written()
+        self.claim("the text goes on when the server is back", not page.all(".error"))
+        page.wait(lambda: "batch" in page.text(".live"), "figures")
+        cable.cut()
+
     def _chat(self, page: Page) -> None:
         page.open(self._chat_url)
         page.set_option("max_completion_tokens", "48")
@@ -242,6 +329,13 @@ class Steps:
         page.driver.save_screenshot(str(self._screenshots / f"{name}.png"))
         found = page.violations(self._axe)
         self.claim(f"axe-core finds nothing serious: {name}", not found, found[:3] or "")
+
+
+def _without_names(content: dict[str, Any]) -> list[object]:
+    """The turns of an export in their order, each with the place of the one before it."""
+    places = {turn["id"]: place for place, turn in enumerate(content["turns"])}
+    turns = [turn | {"id": 0, "parent": places.get(turn["parent"])} for turn in content["turns"]]
+    return [*turns, [places[one] for one in content["path"]], content["options"]]
 
 
 def _typed(shown: str) -> str:

@@ -464,15 +464,15 @@ class Engine:
         """
         return self._core.scheduler.stats()
 
-    def prompt_progress(self) -> list[tuple[int, int]]:
-        """How far each prompt is that is being prefilled: tokens whose keys and values are in the cache, and
-        all of its tokens. Waits for no step of another thread.
+    def prompt_progress(self) -> list[tuple[int, int, int]]:
+        """How far each prompt is that is being prefilled: its request, the tokens whose keys and values are
+        in the cache, and all of its tokens. Waits for no step of another thread.
 
         >>> engine = Engine("nestling", max_batch_tokens=4)
-        >>> _ = engine.add([5] * 9)
+        >>> number = engine.add([5] * 9)
         >>> _ = engine.step()
-        >>> engine.prompt_progress()
-        [(4, 9)]
+        >>> engine.prompt_progress() == [(number, 4, 9)]
+        True
         """
         return self._core.scheduler.prompt_progress()
 

@@ -153,10 +153,10 @@ class Scheduler:
             num_accepted_tokens=self._drafts.num_accepted,
         )
 
-    def prompt_progress(self) -> list[tuple[int, int]]:
-        """Of each prompt that is being prefilled: its tokens in the cache, and all of them."""
+    def prompt_progress(self) -> list[tuple[int, int, int]]:
+        """Of each prompt that is being prefilled: its request, its tokens in the cache, and all of them."""
         prefilling = tuple(self._prefilling)  # at once: another thread may ask
-        return [(sequence.num_computed, len(sequence.tokens)) for sequence in prefilling]
+        return [(one.request.id, one.num_computed, len(one.tokens)) for one in prefilling]
 
     def next_chunks(self, prompt_tokens: int, least_acceptance: float = NEVER) -> list[Chunk]:
         """What the next step computes: a token of each sequence that decodes, and at most `prompt_tokens`

@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,8 +21,18 @@ log = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 PROBES = ("/health", "/health/live")
-SALT = "gyrfalcon.cache_salt"  # in the scope of a request
+CALLER = "gyrfalcon.caller"  # in the scope of a request
 GONE = 499  # as nginx says: the client left before its answer began
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What is known of who sent a request: its number in the log, and what keeps the cached prompts of one
+    API key from those of the others, where there are several.
+    """
+
+    number: str
+    cache_salt: str | None
 
 
 class Gate:
@@ -61,7 +72,7 @@ class Gate:
         self.num_answering += 1
         try:
             error = self._error(scope["path"], headers)
-            scope[SALT] = self._salt(headers)
+            scope[CALLER] = Caller(number, self._salt(headers))
             app = self._app if error is None else error_response(error)
             await app(scope, receive, numbered)
         except Exception:
@@ -98,7 +109,6 @@ class Gate:
         return digest if scheme.lower() == "bearer" and any(matches) else None
 
     def _salt(self, headers: Headers) -> str | None:
-        """What keeps the cached prompts of one key from those of the others."""
         key = self._key(headers) if len(self._keys) > 1 else None
         return None if key is None else hmac.digest(self._secret, key, "sha256").hex()
 

@@ -121,7 +121,7 @@ async def _live(service: Service, request: Request) -> Response:
 
 def _readings(live: Live) -> Handler:
     async def reading(service: Service, request: Request) -> Response:
-        return json_response(asdict(live.reading()))
+        return json_response(asdict(live.reading(request.query_params.get("request", ""))))
 
     return reading
 

@@ -47,6 +47,7 @@ class Submission:
     reservation: Reservation  # of room in the queue
     priority: int = 0  # the lowest runs first
     cache_salt: str | None = None
+    number: str = ""  # of the HTTP request in the log
     submitted: float = field(default_factory=time.monotonic)
     last_deltas: dict[tuple[int, int], float] = field(default_factory=dict)  # when, by sample
     num_unfinished: int = field(init=False)  # samples
@@ -117,6 +118,7 @@ class EngineThread:
         reservation: Reservation,
         priority: int = 0,
         cache_salt: str | None = None,
+        number: str = "",
     ) -> Submission:
         """Hands prompts to the engine before its next step. The outcome is in `accepted`, then in the
         sink. Raises what ended the engine.
@@ -124,7 +126,7 @@ class EngineThread:
         if self._failure is not None:
             raise self._failure
         accepted = self._loop.create_future()
-        submission = Submission(prompts, sink, accepted, reservation, priority, cache_salt)
+        submission = Submission(prompts, sink, accepted, reservation, priority, cache_salt, number)
         self._live.add(submission)
         self._call(lambda engine: self._add(engine, submission))
         return submission
@@ -138,6 +140,17 @@ class EngineThread:
         self._live.discard(submission)
         self._call(lambda engine: self._abort(engine, submission))
         return True
+
+    def prompt_progress(self, number: str) -> list[tuple[int, int]]:
+        """Of each prompt of an HTTP request that is being prefilled, by the request's number: its tokens
+        in the cache, and all of them.
+        """
+        found = self._engine.prompt_progress() if self._engine is not None else ()
+        return [(done, total) for one, done, total in found if self._number_of(one) == number]
+
+    def _number_of(self, engine_id: int) -> str | None:
+        route = self._routes.get(engine_id)  # in one go: the engine's thread may change them
+        return None if route is None else route.submission.number
 
     def between_steps(self, work: Callable[[Engine], None]) -> None:
         """Has the engine's thread do something before its next step."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from starlette.requests import Request
 
 from gyrfalcon.serve import requests
-from gyrfalcon.serve.access import SALT
+from gyrfalcon.serve.access import CALLER
 from gyrfalcon.serve.answers import Head, WholeAnswer
 from gyrfalcon.serve.formats import ChatFormat, CompletionFormat, Format, PromptInfo
 from gyrfalcon.serve.options import Endpoint
@@ -83,7 +83,7 @@ async def _answer(
     answer = EventStream(head, generation.streaming) if streams else WholeAnswer(head)
     prompts = [prompt.ids for prompt in form.prompts]
     submission = await service.submit(
-        prompts, generation, answer, param, form.num_entries, reservation, request.scope[SALT]
+        prompts, generation, answer, param, form.num_entries, reservation, request.scope[CALLER]
     )
     answer.cancel = lambda: service.cancel(submission)
     return answer

@@ -25,7 +25,8 @@ class Reading:
     generated_tokens, steps: since the server began; steps that gave no token are not counted.
     running, waiting: sequences that hold cache, and that wait for it.
     cache_usage: the part of the cache's blocks in use, 0 to 1.
-    prompts: of each prompt that is being prefilled, its tokens in the cache and all of them.
+    prompts: of each prompt of the request that was asked for, as long as it is prefilled, its tokens in the
+        cache and all of them.
     step_bytes: what the busiest device has to read for one decoding step of the running sequences.
     bandwidth: bytes a second that its memory gives; None until that was measured.
     """
@@ -73,8 +74,8 @@ class Live:
         self._bandwidth: float | None = None
         self._is_measuring = False
 
-    def reading(self) -> Reading:
-        """How things stand; ApiError 503 while there is no engine."""
+    def reading(self, number: str = "") -> Reading:
+        """How things stand, with the request of this number; ApiError 503 while there is no engine."""
         engine, thread = self._service.engine, self._service.thread
         stats = engine.stats()
         if self._bytes is None:
@@ -89,7 +90,7 @@ class Live:
             running=stats.num_running,
             waiting=stats.num_waiting,
             cache_usage=stats.num_used_blocks / stats.num_blocks,
-            prompts=engine.prompt_progress(),
+            prompts=thread.prompt_progress(number),
             step_bytes=self._bytes.of_step(stats),
             bandwidth=self._bandwidth,
         )

@@ -15,6 +15,7 @@ from gyrfalcon.checkpoint.hub import HUB_ID, resolve_model
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import CheckpointError, GyrfalconError, PromptTooLong, RequestError
 from gyrfalcon.request import Delta, FinishReason, SamplingParams
+from gyrfalcon.serve.access import Caller
 from gyrfalcon.serve.answer_size import NumEntries, check_size
 from gyrfalcon.serve.bodies import Bodies
 from gyrfalcon.serve.engine_thread import EngineThread, Sink, Submission
@@ -170,11 +171,11 @@ class Service:
         param: str,
         num_entries: NumEntries,
         reservation: Reservation,
-        cache_salt: str | None,
+        caller: Caller,
     ) -> Submission:
         """Hands prompts to the engine and waits until it has taken them. ApiError where it does not;
         `param` is the option that they came in, `num_entries` what the answer's size follows from. Cached
-        prompts are shared by those of the same `cache_salt`, and of the request's own.
+        prompts are shared by callers of the same salt, and of the request's own.
         """
         engine, params = self.engine, generation.params
         _check_ids("logit_bias", params.logit_bias, engine)
@@ -185,11 +186,12 @@ class Service:
         if params.structured is not None:
             compiled = await self._compiled(generation)
             asked = _with_lengths(prompts, replace(generation, params=compiled), engine.max_len)
-        salts = [one for one in (cache_salt, generation.cache_salt) if one is not None]
+        salts = [one for one in (caller.cache_salt, generation.cache_salt) if one is not None]
         salt = "\n".join(salts) or None
         reservation.resize(sum(map(len, prompts)) * params.n)
         with self._named(param):
-            submission = self.thread.submit(asked, sink, reservation, generation.priority, salt)
+            how = generation.priority, salt, caller.number
+            submission = self.thread.submit(asked, sink, reservation, *how)
         try:
             with self._named(param):
                 await submission.accepted

@@ -2,6 +2,7 @@
 
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/preact-htm.js";
 import { icon } from "./icons.js";
+import { words } from "./words.js";
 
 const HIGHEST = 220; // pixels
 
@@ -25,6 +26,7 @@ export function Composer({ store }) {
     send();
   };
   return html`<form class="composer" onSubmit=${(event) => (event.preventDefault(), send())}>
+    ${store.notice && html`<${Notice} store=${store} />`}
     <div class="composer-box">
       <textarea
         ref=${area}
@@ -59,6 +61,16 @@ export function Composer({ store }) {
     </div>
     <p class="hint">Enter sends, Shift+Enter begins a line</p>
   </form>`;
+}
+
+/** Why something that a person asked for cannot be had. */
+function Notice({ store }) {
+  const { title, message } = store.notice;
+  return html`<div class="notice error" role="alert">
+    <strong>${title}</strong>
+    <p>${words(message)}</p>
+    <button type="button" class="button" onClick=${() => store.set({ notice: null })}>Close</button>
+  </div>`;
 }
 
 function label({ mode, model }, goesOn) {

@@ -1,9 +1,12 @@
 // A conversation as a file: all of its versions as JSON, what is shown as Markdown.
 
+export const FORMAT = "gyrfalcon conversation";
+export const VERSION = 1;
+
 export function asJson({ model, mode, system, typed, tree }) {
   const about = {
-    format: "gyrfalcon conversation",
-    version: 1,
+    format: FORMAT,
+    version: VERSION,
     model: model.name,
     mode,
     exported: new Date().toISOString(),

@@ -3,6 +3,7 @@
 import { USUAL_LENGTH } from "./options.js";
 import { ask, events } from "./server.js";
 import { tokensOf } from "./tokens.js";
+import { newId } from "./tree.js";
 
 const NUM_TOP = 5; // alternatives of each token
 
@@ -19,7 +20,8 @@ export async function generate(tree, turn, setup, signal, changed) {
   changed();
   const ids =
     asked.prompt instanceof Array ? asked.prompt : await idsOf(asked, setup.model, signal);
-  turn.prompt = { total: ids.length };
+  const request = newId();
+  turn.prompt = { total: ids.length, request };
   changed();
   const prompt = chat ? asked : { prompt: ids };
   const body = {
@@ -30,7 +32,7 @@ export async function generate(tree, turn, setup, signal, changed) {
   };
   await follow(
     turn,
-    events(chat ? "v1/chat/completions" : "v1/completions", body, signal),
+    events(chat ? "v1/chat/completions" : "v1/completions", body, signal, request),
     begun,
     changed,
   );

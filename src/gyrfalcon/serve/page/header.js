@@ -50,14 +50,23 @@ function Modes({ store }) {
 
 function Export({ store }) {
   const menu = useRef(null);
+  const file = useRef(null);
   useEffect(() => onPressOutside(menu.current, () => (menu.current.open = false)), []);
   const save = (extension, type, content) => {
     menu.current.open = false;
     download(`${store.model.name.replaceAll("/", "-")}.${extension}`, type, content);
   };
+  const chosen = (event) => {
+    menu.current.open = false;
+    const [one] = event.target.files;
+    event.target.value = ""; // so that the same file can be chosen again
+    if (one) store.import(one);
+  };
   const close = (event) => event.key === "Escape" && (menu.current.open = false);
   return html`<details class="menu" ref=${menu} onKeyDown=${close}>
-    <summary class="icon-button" title="Export" aria-label="Export">${icon("export")}</summary>
+    <summary class="icon-button" title="Export and import" aria-label="Export and import">
+      ${icon("export")}
+    </summary>
     <div class="menu-list">
       <button type="button" onClick=${() => save("md", "text/markdown", asMarkdown(store))}>
         Markdown <small>what is shown</small>
@@ -65,6 +74,17 @@ function Export({ store }) {
       <button type="button" onClick=${() => save("json", "application/json", asJson(store))}>
         JSON <small>all versions and tokens</small>
       </button>
+      <button type="button" onClick=${() => file.current.click()}>
+        Import <small>a JSON export</small>
+      </button>
+      <input
+        ref=${file}
+        type="file"
+        accept=".json,application/json"
+        aria-label="A JSON export"
+        hidden
+        onChange=${chosen}
+      />
     </div>
   </details>`;
 }

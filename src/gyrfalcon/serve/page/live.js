@@ -8,16 +8,24 @@ const IDLE_MS = 5000;
 
 export function Live({ isRunning }) {
   const [readings, setReadings] = useState([]);
+  const [problem, setProblem] = useState(null);
   useEffect(() => {
     const read = async () => {
       if (document.hidden) return;
-      const reading = await ask("page/live.json").catch(() => null);
-      setReadings(([, last]) => (reading ? [last, reading] : []));
+      try {
+        const reading = await ask("page/live.json");
+        setReadings(([, last]) => [last, reading]);
+        setProblem(null);
+      } catch (error) {
+        setReadings([]);
+        setProblem(error.title);
+      }
     };
     read();
     const timer = setInterval(read, isRunning ? BUSY_MS : IDLE_MS);
     return () => clearInterval(timer);
   }, [isRunning]);
+  if (problem) return html`<p class="live" role="status">${problem}</p>`;
   const facts = factsOf(...readings);
   if (!facts) return html`<p class="live"></p>`;
   return html`<p class="live">

@@ -30,12 +30,18 @@ export const apiKey = {
 /** A JSON answer. Paths are relative to the page, so that it works behind a prefix, too. */
 export async function ask(path, body, signal) {
   const response = await send(path, body, signal);
-  return response.json();
+  try {
+    return await response.json();
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw broken();
+  }
 }
 
-/** The data of each event of a streamed answer, parsed. An answer that breaks off is an error. */
-export async function* events(path, body, signal) {
-  const response = await send(path, body, signal);
+/** The data of each event of a streamed answer, parsed. An answer that breaks off is an error. `request`: its name,
+ *  by which the server tells how far it is. */
+export async function* events(path, body, signal, request) {
+  const response = await send(path, body, signal, request);
   for await (const data of dataOf(response.body)) {
     if (data === "[DONE]") return;
     const event = JSON.parse(data);
@@ -48,8 +54,9 @@ export async function* events(path, body, signal) {
   );
 }
 
-async function send(path, body, signal) {
+async function send(path, body, signal, request) {
   const headers = {};
+  if (request) headers["X-Request-Id"] = request;
   if (apiKey.get()) headers.Authorization = `Bearer ${apiKey.get()}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const options = { headers, signal, cache: "no-store", credentials: "omit" };
@@ -91,6 +98,10 @@ function unreachable() {
   return new ServerError("The server cannot be reached", `Nothing answers at ${location.host}.`);
 }
 
+function broken() {
+  return new ServerError("The connection broke", "It ended before the answer was complete.");
+}
+
 async function* dataOf(stream) {
   const reader = stream.getReader();
   const decoder = new TextDecoder();
@@ -108,10 +119,7 @@ async function* dataOf(stream) {
     }
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ServerError(
-      "The connection broke",
-      "The network failed before the text was complete.",
-    );
+    throw broken();
   } finally {
     reader.cancel().catch(() => {});
   }

@@ -1,10 +1,11 @@
 // What the page knows, and everything that a person can do. Components draw it and call these actions.
 
 import { generate, tokenId } from "./generate.js";
+import { readExport } from "./import.js";
 import { controlsOf, valuesOf } from "./options.js";
 import { apiKey, ask, ServerError } from "./server.js";
 import { offsets } from "./tokens.js";
-import { Tree } from "./tree.js";
+import { pick, Tree } from "./tree.js";
 
 const SAVED = "gyrfalcon.page";
 const LOADING_SECONDS = 1;
@@ -23,6 +24,7 @@ export class Store {
   settingsAreOpen = false;
   editing = null; // id of a turn
   running = null; // {turn, controller}
+  notice = null; // {title, message} of what a person asked for and cannot have
   said = ""; // to those who do not see the page
 
   constructor(draw) {
@@ -64,6 +66,7 @@ export class Store {
   /** A text by the person, then what the model makes of it. Without a text it goes on. */
   async send(text) {
     const last = this.tree.path().at(-1) ?? null;
+    this.notice = null;
     if (!text) return last?.role === "assistant" ? this.resume(last) : this.#answer(last);
     const turn = this.tree.add(last, "user", { text: this.#joined(last, text) });
     return this.#answer(turn);
@@ -128,6 +131,24 @@ export class Store {
     this.stop();
     this.trees[this.mode] = new Tree();
     this.set({ editing: null });
+  }
+
+  /** Takes in a file that the page exported, as another version of what is there. */
+  async import(file) {
+    this.stop();
+    try {
+      const { mode, system, options, ...saved } = await readExport(file, this.model);
+      const known = this.controls[mode].map(({ name }) => name).filter((name) => name in options);
+      this.trees[mode].graft(saved);
+      if (mode === "chat") this.system = system;
+      this.typed = { ...this.typed, [mode]: pick(options, ...known) };
+      this.set({ mode, editing: null, notice: null });
+      this.say("The conversation is here");
+      this.#save();
+    } catch (error) {
+      const title = `${file.name} cannot be imported`;
+      this.set({ notice: { title, message: error.message }, said: `${title}. ${error.message}` });
+    }
   }
 
   #answer(parent) {
@@ -214,8 +235,4 @@ export class Store {
     const trees = { chat: new Tree(kept.trees.chat), text: new Tree(kept.trees.text) };
     Object.assign(this, kept, { trees });
   }
-}
-
-function pick(from, ...names) {
-  return Object.fromEntries(names.map((name) => [name, from[name]]));
 }

@@ -60,14 +60,23 @@ export class Tree {
     for (let one = turn; one; one = this.parentOf(one)) this.chosen.set(one.parent, one.id);
   }
 
+  /** Takes in the turns of another tree, as toJSON() gave them, and shows what that showed. Where there is
+   *  something already, they are another version of it. */
+  graft({ turns, path }) {
+    const ids = new Map(turns.map(({ id }) => [id, newId()]));
+    for (const turn of turns) {
+      const place = { id: ids.get(turn.id), parent: ids.get(turn.parent) ?? null };
+      this.#insert({ ...blank(), ...pick(turn, ...SAVED), ...place });
+    }
+    for (const id of path) this.choose(this.turns.get(ids.get(id)));
+  }
+
   get isEmpty() {
     return this.turns.size === 0;
   }
 
   toJSON() {
-    const turns = [...this.turns.values()].map((turn) =>
-      Object.fromEntries(SAVED.map((name) => [name, turn[name]])),
-    );
+    const turns = [...this.turns.values()].map((turn) => pick(turn, ...SAVED));
     return { turns, path: this.path().map((turn) => turn.id) };
   }
 
@@ -94,14 +103,19 @@ function blank() {
     seconds: null, // {first, all}
     forkedAt: null,
     state: "done", // or waiting, running
-    prompt: null, // while it waits: {total}, its tokens
+    prompt: null, // while it waits: {total, request}, its tokens and the name of what asked for them
     error: null,
     version: 0, // counts changes, for what is drawn
   };
 }
 
-function newId() {
+/** A new name, for a turn or a request. */
+export function newId() {
   return Array.from(crypto.getRandomValues(new Uint8Array(6)), (byte) =>
     byte.toString(16).padStart(2, "0"),
   ).join("");
+}
+
+export function pick(from, ...names) {
+  return Object.fromEntries(names.map((name) => [name, from[name]]));
 }

@@ -69,8 +69,8 @@ function State({ store, turn }) {
 
 function Waiting({ turn }) {
   const seconds = useSeconds();
-  const { total } = turn.prompt ?? {};
-  const done = useProgress(total);
+  const { total, request } = turn.prompt ?? {};
+  const done = useProgress(request);
   const count = total ? `: ${done === null ? "" : `${done} of `}${total} tokens` : "";
   const elapsed = seconds > 1 ? `, ${seconds} s` : "";
   return html`<div class="waiting">
@@ -184,19 +184,18 @@ async function copy(store, turn) {
   );
 }
 
-/** How many of a prompt's tokens are read; null where that is not known. The server lists prompts by their
- *  lengths: among several of one length, nobody's is told. */
-function useProgress(total) {
+/** How many of the tokens of a request's prompt are read; null where that is not known. */
+function useProgress(request) {
   const [done, setDone] = useState(null);
   useEffect(() => {
     const look = async () => {
-      const { prompts } = await ask("page/live.json").catch(() => ({ prompts: [] }));
-      const own = prompts.filter(([, all]) => all === total);
-      setDone(own.length === 1 ? own[0][0] : null);
+      const path = `page/live.json?request=${request}`;
+      const { prompts } = await ask(path).catch(() => ({ prompts: [] }));
+      setDone(prompts.length ? prompts[0][0] : null);
     };
-    const timer = setInterval(look, PROGRESS_MS);
+    const timer = request && setInterval(look, PROGRESS_MS);
     return () => clearInterval(timer);
-  }, [total]);
+  }, [request]);
   return done;
 }
 

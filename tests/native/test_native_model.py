@@ -14,6 +14,7 @@ from worlds import on_engines
 from gyrfalcon import Engine
 from gyrfalcon.native.library import library, why_not_native
 from gyrfalcon.ops.reference import BlockWeights, RunBlocks
+from gyrfalcon.parallel.heartbeat import Heartbeat
 from gyrfalcon.parallel.shared_memory import SharedMemory
 
 if library() is None:
@@ -43,9 +44,12 @@ def counted(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> list[int]:
     found: list[int] = []
 
     def fuse_blocks(
-        loop: RunBlocks, weights: Sequence[BlockWeights], memory: SharedMemory | None
+        loop: RunBlocks,
+        weights: Sequence[BlockWeights],
+        memory: SharedMemory | None,
+        heartbeat: Heartbeat,
     ) -> RunBlocks:
-        made = FUSE_BLOCKS(loop, weights, memory) if wanted else loop
+        made = FUSE_BLOCKS(loop, weights, memory, heartbeat) if wanted else loop
         found.append(0 if made is loop else len(weights))
         return made
 

@@ -51,7 +51,7 @@ class Ranks:
     def second(self, *moving: int, silent: int | None = None) -> None:
         """A second in which some ranks move, and all but one send."""
         for rank in moving:
-            self.hearts[rank].count += 1
+            self.hearts[rank].counter.value += 1
         for rank, sender in enumerate(self.senders, 1):
             if rank != silent:
                 sender.look()
@@ -216,12 +216,22 @@ def test_a_look_that_finds_no_store_is_followed_by_the_next() -> None:
     watchdog.stop()
 
 
+@pytest.mark.parametrize("variant", ["rw-1b", "7b"])
+def test_every_block_of_a_step_counts_in_one_native_call_too(variant: str, tmp_path: Path) -> None:
+    one_token = SamplingParams(max_new_tokens=1)
+    with make_engine(small(tmp_path, variant), max_batch_tokens=4) as engine:
+        heart, num_layers = engine._ranks.rank_info.group.heartbeat, engine.model_config.num_layers
+        before = heart.count
+        engine.generate([30] * 12, one_token)  # three steps
+        assert 3 * num_layers <= heart.count - before < 3 * num_layers + 10
+
+
 def test_an_engine_of_one_rank_tells_for_how_long_it_has_stood_still(tmp_path: Path) -> None:
     """In a step that takes three times the timeout, and ends as any other."""
     one_token = SamplingParams(max_new_tokens=1)
     with make_engine(small(tmp_path, "rw-1b"), rank_timeout=0.2) as engine:
         [expected] = engine.generate([30, 31], one_token)
-        run, heart = engine._core.model_runner, engine._ranks.rank_info.group.heartbeat
+        run = engine._core.model_runner
 
         def standing_still(batch: Batch, pool: KVPool) -> Tensor:
             while engine.stalled_seconds < 0.6:
@@ -231,8 +241,5 @@ def test_an_engine_of_one_rank_tells_for_how_long_it_has_stood_still(tmp_path: P
         engine._core.model_runner = standing_still
         assert engine.generate([30, 31], one_token) == [expected]
         engine._core.model_runner = run
-        before = heart.count
-        engine.generate([30, 31], one_token)
-        assert heart.count - before >= engine.model_config.num_layers
         while engine.stalled_seconds:
             time.sleep(0.1)

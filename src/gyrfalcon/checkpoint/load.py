@@ -150,5 +150,5 @@ class RankWeights:
         """What `share` has of a tensor, on our device in its stored dtype."""
         local = read_local(self._checkpoint, spec, share)
         self._progress.update()
-        self._heartbeat.count += 1
+        self._heartbeat.counter.value += 1
         return local.to(self._device)

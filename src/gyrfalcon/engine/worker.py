@@ -84,7 +84,7 @@ def _follow_messages(core: EngineCore, group: Group) -> None:
         heartbeat.doing = "waiting for rank 0"
         message = decode(group.broadcast())
         heartbeat.doing = "taking a step"
-        heartbeat.count += 1
+        heartbeat.counter.value += 1
         if isinstance(message, Step):
             for end in message.ends:
                 core.handle(end)

@@ -134,7 +134,7 @@ class BlockLoop:
         part = None
         for block, cache in zip(self.blocks, caches, strict=True):
             x, part = block(x, part, angles, batch, cache)
-            self.heartbeat.count += 1
+            self.heartbeat.counter.value += 1
         return x, part
 
 
@@ -197,4 +197,4 @@ def _run_blocks(make: LayerBuilder, blocks: Sequence[Block]) -> RunBlocks:
     can_sum = make.group.size == 1 or memory is not None
     if len(weights) < len(blocks) or make.config.bias or not can_sum:
         return loop
-    return make.ops.fuse_blocks(loop, weights, memory)
+    return make.ops.fuse_blocks(loop, weights, memory, make.group.heartbeat)

@@ -68,13 +68,15 @@ extern "C" int64_t gf_block_bytes(const gf_block *block, int kind) {
 
 extern "C" int gf_run_blocks(const gf_block *blocks, const gf_cache *caches, int num_blocks, void *x, void *y,
                              const float *cosines, const float *sines, const int64_t *slots, const gf_queries *queries,
-                             void *memory, int64_t tokens, int kind, void *shared) {
+                             void *memory, int64_t tokens, int kind, void *shared, int64_t *progress) {
     const gyrfalcon::Step step{x, y, cosines, sines, slots, queries, static_cast<char *>(memory), tokens, kind};
     int status = 0;
     for (int i = 0; i < num_blocks && !status; i++) {
         status = gyrfalcon::one_at_a_time([&] { gyrfalcon::run_block(blocks[i], caches[i], i ? y : nullptr, step); });
         if (!status && shared && gf_sum(shared, y, tokens * blocks[i].qkv.columns, kind))
             status = -2;
+        if (!status)
+            __atomic_store_n(progress, *progress + 1, __ATOMIC_RELAXED); // another thread reads it
     }
     return status;
 }

@@ -153,6 +153,7 @@ _INTERFACE: dict[str, tuple[type | None, tuple[type, ...]]] = {
             c_int64,
             c_int,
             c_void_p,
+            POINTER(c_int64),
         ),
     ),
     "gf_multiply_instructions": (c_char_p, ()),

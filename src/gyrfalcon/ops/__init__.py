@@ -22,6 +22,7 @@ from gyrfalcon.ops.reference import Angles as Angles
 from gyrfalcon.ops.reference import BlockWeights as BlockWeights
 from gyrfalcon.ops.reference import LinearCall as LinearCall
 from gyrfalcon.ops.reference import RunBlocks as RunBlocks
+from gyrfalcon.parallel.heartbeat import Heartbeat
 from gyrfalcon.parallel.shared_memory import SharedMemory
 from gyrfalcon.quant import Quantised, Weight
 
@@ -41,7 +42,11 @@ class Ops(Protocol):
         """Whether products with weights in `quant` are computed on threads other than torch's."""
 
     def fuse_blocks(
-        self, loop: RunBlocks, weights: Sequence[BlockWeights], memory: SharedMemory | None
+        self,
+        loop: RunBlocks,
+        weights: Sequence[BlockWeights],
+        memory: SharedMemory | None,
+        heartbeat: Heartbeat,
     ) -> RunBlocks: ...
     def prepack(self, weight: Quantised) -> Quantised: ...
     def linear(

@@ -25,6 +25,7 @@ from gyrfalcon.native.library import (
 from gyrfalcon.ops import reference
 from gyrfalcon.ops.reference import Angles, BlockWeights, LinearCall, RunBlocks
 from gyrfalcon.ops.reference import prepack as prepack
+from gyrfalcon.parallel.heartbeat import Heartbeat
 from gyrfalcon.parallel.shared_memory import SharedMemory
 from gyrfalcon.quant import GROUPS, Quantised, Weight
 
@@ -92,12 +93,17 @@ def sum_of_linears(*each: tuple[Tensor, Weight]) -> Tensor:
 
 
 class NativeBlocks:
-    """All blocks of a step in one call of gf_run_blocks, which also sums over ranks, in `memory`."""
+    """All blocks of a step in one call of gf_run_blocks, which also sums over ranks, in `memory`, and raises
+    the `heartbeat` after each.
+    """
 
-    def __init__(self, weights: Sequence[BlockWeights], memory: SharedMemory | None) -> None:
+    def __init__(
+        self, weights: Sequence[BlockWeights], memory: SharedMemory | None, heartbeat: Heartbeat
+    ) -> None:
         self._weights = weights  # keeps alive what `_blocks` points to
         self._blocks = (Block * len(weights))(*map(_block, weights))
         self._memory = memory
+        self._heartbeat = heartbeat
         self._layers: Sequence[LayerCache] = ()  # that `_caches` describes
         self._caches = (Cache * len(weights))()
 
@@ -127,6 +133,7 @@ class NativeBlocks:
             tokens,
             kind,
             None if self._memory is None else self._memory.handle,
+            self._heartbeat.counter,
         )
         if status == RANK_GONE:
             raise RankGone
@@ -135,11 +142,14 @@ class NativeBlocks:
 
 
 def fuse_blocks(
-    loop: RunBlocks, weights: Sequence[BlockWeights], memory: SharedMemory | None
+    loop: RunBlocks,
+    weights: Sequence[BlockWeights],
+    memory: SharedMemory | None,
+    heartbeat: Heartbeat,
 ) -> RunBlocks:
     """`reference.fuse_blocks` as one native call; the loop where a weight has no native kernel."""
     matrices = (m for w in weights for m in (w.qkv, w.up, w.dense, w.down))
-    return NativeBlocks(weights, memory) if _known(*matrices) else loop
+    return NativeBlocks(weights, memory, heartbeat) if _known(*matrices) else loop
 
 
 def add_layer_norms(

@@ -15,6 +15,7 @@ from torch import Tensor
 from gyrfalcon.batch import Batch
 from gyrfalcon.device.lookup import device_of, lacks_matrix_units
 from gyrfalcon.kv.pool import LayerCache
+from gyrfalcon.parallel.heartbeat import Heartbeat
 from gyrfalcon.parallel.shared_memory import SharedMemory
 from gyrfalcon.quant import TILE_ROWS, Quantised, Weight, dequantise
 
@@ -70,10 +71,14 @@ RunBlocks = Callable[[Tensor, Angles | None, Batch, Seq[LayerCache]], tuple[Tens
 
 
 def fuse_blocks(
-    loop: RunBlocks, weights: Seq[BlockWeights], memory: SharedMemory | None
+    loop: RunBlocks,
+    weights: Seq[BlockWeights],
+    memory: SharedMemory | None,
+    heartbeat: Heartbeat,
 ) -> RunBlocks:
     """What runs the blocks of a step: here `loop`, block by block; a faster twin may return one call
-    that computes the same from the blocks' weights, and sums ranks in their shared memory.
+    that computes the same from the blocks' weights, sums ranks in their shared memory and raises the
+    heartbeat after each block.
     """
     return loop
 

@@ -121,7 +121,7 @@ class Ranks:
             self._explain(error)
             raise
         finally:
-            heartbeat.count += 1
+            heartbeat.counter.value += 1
             heartbeat.num_working -= 1
 
     def check(self) -> None:

@@ -101,6 +101,21 @@ def test_a_step_is_launched_before_the_tokens_of_the_last_are_read(
     ]
 
 
+def test_a_more_urgent_request_takes_the_place_of_one_that_is_under_way(folder: Path) -> None:
+    prompts = random_prompt(5), random_prompt(7)
+    with make_engine(folder, max_sequences=1) as engine:
+        alone = [output.output_ids for output in engine.generate(prompts, ENDLESS)]
+        unhurried = look_ahead(engine).add(prompts[0], ENDLESS, priority=1)
+        deltas = [delta for _ in range(4) for delta in engine.step()]
+        urgent = engine.add(prompts[1], ENDLESS)
+        deltas += finish(engine)
+    ended = [delta.request_id for delta in deltas if delta.finish_reason is not None]
+    assert ended == [urgent, unhurried]
+    for number, expected in zip((unhurried, urgent), alone, strict=True):
+        tokens = [delta.token for delta in deltas if delta.request_id == number]
+        assert [token.id for token in tokens if token is not None] == list(expected)
+
+
 def test_what_a_token_ends_is_computed_once_more_and_what_its_length_ends_is_not(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

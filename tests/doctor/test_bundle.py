@@ -171,6 +171,16 @@ def test_a_user_s_name_goes_as_a_whole_word() -> None:
     )
 
 
+def test_versions_are_those_that_are_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "site/torch-99.0.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 99.0\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert json.loads(bundle(machine(tmp_path))["versions.json"])["torch"] == "99.0"
+
+
 def test_equal_facts_make_equal_bundles(tmp_path: Path) -> None:
     assert bundle(machine(tmp_path)) == bundle(machine(tmp_path))
 

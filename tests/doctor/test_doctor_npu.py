@@ -6,9 +6,10 @@ import pytest
 from host_machines import Machine, shown
 
 from gyrfalcon.device.host import Answer
-from gyrfalcon.device.npu_setup import SETUP
+from gyrfalcon.device.npu_setup import SETUP, TORCH_IS_THERE, TRY_IMPORT
 
 CANN = "/usr/local/Ascend/ascend-toolkit"
+THERE = TORCH_IS_THERE + "\n"
 LIBHCCL = "ImportError: libhccl.so: cannot open shared object file: No such file or directory"
 WORKS = Answer(0, "")
 
@@ -101,7 +102,9 @@ def test_a_local_version_of_torch_fits(tmp_path: Path) -> None:
 
 def test_a_torch_npu_that_does_not_import_says_what_to_source(tmp_path: Path) -> None:
     found = machine(tmp_path)
-    found.answers["python"] = Answer(1, f"Traceback (most recent call last):\n  x\n{LIBHCCL}\n")
+    found.answers["python"] = Answer(
+        1, f"{THERE}Traceback (most recent call last):\n  x\n{LIBHCCL}\n"
+    )
     assert findings(found)["torch_npu import"] == (
         f"FAULT fails: {LIBHCCL}; source {CANN}/set_env.sh before gyrfalcon"
     )
@@ -109,7 +112,7 @@ def test_a_torch_npu_that_does_not_import_says_what_to_source(tmp_path: Path) ->
 
 def test_a_torch_npu_without_cann_says_what_to_install_or_remove(tmp_path: Path) -> None:
     found = Machine(tmp_path, {"torch": "2.13.0", "torch_npu": "2.13.0"})
-    found.answers["python"] = Answer(1, LIBHCCL)
+    found.answers["python"] = Answer(1, THERE + LIBHCCL)
     said = findings(found)
     assert said["Ascend driver"] == "none, and no card; "
     assert said["CANN"] == "none; "
@@ -121,12 +124,15 @@ def test_a_torch_npu_without_cann_says_what_to_install_or_remove(tmp_path: Path)
     ("answer", "said"),
     [
         (
-            Answer(1, "x\nAttributeError: undefined symbol: _Z3foo\n"),
+            Answer(1, THERE + "x\nAttributeError: undefined symbol: _Z3foo\n"),
             "torch_npu for this torch again",
         ),
-        (Answer(1, "ImportError: libascend_hal.so: cannot open shared object file"), "mount "),
-        (Answer(None, "waiting"), "no end within 60 s"),
-        (Answer(-11, ""), "nothing said"),
+        (
+            Answer(1, THERE + "ImportError: libascend_hal.so: cannot open shared object file"),
+            "mount ",
+        ),
+        (Answer(None, ""), "no end within 60 s"),
+        (Answer(-11, THERE), "nothing said"),
     ],
 )
 def test_other_failures_of_its_import_are_told(tmp_path: Path, answer: Answer, said: str) -> None:
@@ -176,3 +182,16 @@ def test_cards_that_may_not_be_opened_are_a_fault(
     said = findings(machine(tmp_path))["Ascend driver"]
     assert said.startswith("FAULT /dev/davinci0, /dev/davinci1, /dev/davinci_manager may not be")
     assert "HwHiAiUser" in said
+
+
+def test_a_torch_that_does_not_import_is_not_torch_npu_s_fault(tmp_path: Path) -> None:
+    found = machine(tmp_path)
+    found.answers["python"] = Answer(1, "ValueError: libcublas.so not found\n")
+    assert findings(found)["torch_npu import"].startswith("not tried: torch itself")
+    compile(TRY_IMPORT, "", "exec")
+
+
+def test_what_a_library_says_is_cut_short(tmp_path: Path) -> None:
+    found = machine(tmp_path)
+    found.answers["python"] = Answer(1, f"{THERE}ImportError: {'x' * 5000}")
+    assert len(findings(found)["torch_npu import"]) < 500

@@ -7,9 +7,17 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from gyrfalcon.device.host import Host, numbers
-from gyrfalcon.device.setup import Finding, Setup, Variable, fault
+from gyrfalcon.device.setup import Finding, Setup, Variable, fault, first_letters
 
 IMPORT_SECONDS = 60.0
+TORCH_IS_THERE = "torch is there"
+TRY_IMPORT = f"""\
+import os
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+import torch
+print("{TORCH_IS_THERE}", flush=True)
+import torch_npu
+"""
 HUAWEI = "0x19e5"  # on the PCI bus
 DRIVER = "/usr/local/Ascend/driver/version.info"
 TOOLKITS = ("/usr/local/Ascend/cann", "/usr/local/Ascend/ascend-toolkit/latest")
@@ -70,7 +78,7 @@ def _check(host: Host) -> Iterator[Finding]:
         return
     yield _check_torch(torch_npu, host.version("torch") or "none")
     yield _check_table(torch_npu, _cann(host)[1])
-    yield _check_import(host, torch_npu)
+    yield _check_import(host)
 
 
 def _check_driver(host: Host) -> Finding:
@@ -147,18 +155,19 @@ def _check_table(torch_npu: str, cann: str) -> Finding:
     return Finding(name, f"{found}, here {cann}")
 
 
-def _check_import(host: Host, torch_npu: str) -> Finding:
+def _check_import(host: Host) -> Finding:
     """In a process of its own, which may crash or hang."""
     name = "torch_npu import"
-    code = "import os; os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'] = '0'; import torch_npu"
-    answer = host.run((sys.executable, "-c", code), IMPORT_SECONDS)
+    answer = host.run((sys.executable, "-c", TRY_IMPORT), IMPORT_SECONDS)
     if answer is not None and answer.code == 0:
         return Finding(name, "works")
-    lines = answer.text.strip().splitlines() if answer is not None else []
-    said = lines[-1] if lines else "nothing said"
+    if answer is not None and answer.code is not None and TORCH_IS_THERE not in answer.text:
+        return Finding(name, "not tried: torch itself cannot be imported")
+    lines = (answer.text if answer is not None else "").strip().splitlines()
+    said = lines[-1] if lines[1:] else "nothing said"
     if answer is not None and answer.code is None:
         said = f"no end within {IMPORT_SECONDS:g} s"
-    return fault(name, f"fails: {said}", _cure_of(host, said))
+    return fault(name, f"fails: {first_letters(said)}", _cure_of(host, said))
 
 
 def _cure_of(host: Host, said: str) -> str:

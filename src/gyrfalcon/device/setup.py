@@ -9,6 +9,8 @@ from importlib import import_module
 
 from gyrfalcon.device.host import Host
 
+MOST_LETTERS = 160  # of others' words
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -21,6 +23,11 @@ class Finding:
 
     def __post_init__(self) -> None:
         assert self.cure or not self.is_fault
+
+
+def first_letters(text: str) -> str:
+    """The beginning of what a program or library said, for one line."""
+    return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}…"
 
 
 def fault(name: str, found: str, cure: str) -> Finding:

@@ -81,7 +81,10 @@ def _logs(host: Host, setup: Setup, home: Path) -> Iterator[tuple[str, str]]:
 def _versions(setups: Sequence[Setup]) -> dict[str, str]:
     """Of packages whose names we know: others may be nobody's business."""
     known = [*KNOWN_PACKAGES, *(_plain(name) for setup in setups for name in setup.packages)]
-    names = {_plain(each.name): each.version for each in distributions() if each.name}
+    names: dict[str, str] = {}
+    for each in distributions():
+        if each.name:  # the first on the path is the one that is imported
+            names.setdefault(_plain(each.name), each.version)
     return {
         name: version
         for name, version in sorted(names.items())

@@ -11,7 +11,7 @@ from gyrfalcon.console.format import counted
 from gyrfalcon.device import KINDS
 from gyrfalcon.device.environment import Setting, settings_of
 from gyrfalcon.device.host import Host
-from gyrfalcon.device.setup import Finding, fault, setup_of
+from gyrfalcon.device.setup import Finding, fault, first_letters, setup_of
 from gyrfalcon.doctor import host_checks
 from gyrfalcon.parallel.interrupts import ending_interrupts
 
@@ -80,7 +80,7 @@ def _without_torch(
 ) -> Examination:
     said = str(error).strip().splitlines() or [type(error).__name__]
     do = "install torch again, as run.sh does; pip check shows what does not fit"
-    findings.append(fault("torch", f"cannot be imported: {said[0]}", do))
+    findings.append(fault("torch", f"cannot be imported: {first_letters(said[0])}", do))
     packages = {
         name: host.version(name) for name in ("torch", "numpy", "safetensors", "tokenizers")
     }

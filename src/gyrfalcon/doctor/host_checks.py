@@ -48,7 +48,7 @@ def base_requirements() -> list[str]:
 def check_packages(host: Host, required: Sequence[str], constraints: str) -> Iterator[Finding]:
     """The base packages against what is required, and beside it what the tests ran with."""
     tested = dict(re.findall(r"^([\w.-]+)==(\S+)$", constraints, re.M))
-    others = []
+    others, all_well = [], True
     for requirement in required:
         match = re.match(r"([\w.-]+?)\s*>=\s*([\w.]+)", requirement)
         if match is None:
@@ -56,13 +56,14 @@ def check_packages(host: Host, required: Sequence[str], constraints: str) -> Ite
         name, least = match.groups()
         version = host.version(name)
         if version is None or numbers(version) < numbers(least):
+            all_well = False
             found = f"{name} {version or 'not installed'}, {least} or newer is needed"
             yield fault("packages", found, f"{PIP_INSTALL} '{name}>={least}'")
         elif name in tested and numbers(version) != numbers(tested[name]):
             others.append(f"{name} {version} ({tested[name]})")
     if others:
         yield Finding("packages", f"other than tested (in brackets): {', '.join(others)}")
-    elif required:
+    elif required and all_well:
         yield Finding("packages", f"all {len(required)} new enough")
 
 

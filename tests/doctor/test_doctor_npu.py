@@ -1,12 +1,16 @@
 """What doctor says of Ascend's driver, CANN, torch_npu and torch, on machines that are folders."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from host_machines import Machine, shown
 
+from gyrfalcon.device import npu
 from gyrfalcon.device.host import Answer
-from gyrfalcon.device.npu_setup import SETUP, TORCH_IS_THERE, TRY_IMPORT
+from gyrfalcon.device.npu import Npu
+from gyrfalcon.device.npu_setup import SETUP, TORCH_IS_THERE, TRY_IMPORT, pci_address
 
 CANN = "/usr/local/Ascend/ascend-toolkit"
 THERE = TORCH_IS_THERE + "\n"
@@ -195,3 +199,40 @@ def test_what_a_library_says_is_cut_short(tmp_path: Path) -> None:
     found = machine(tmp_path)
     found.answers["python"] = Answer(1, f"{THERE}ImportError: {'x' * 5000}")
     assert len(findings(found)["torch_npu import"]) < 500
+
+
+BOARD = """\
+        NPU ID                         : 5
+        Product Name                   : IT21HMDC01-B2
+        PCIe Bus Info                  : 0000:C1:00.0
+        Slot ID                        : 5
+"""
+
+
+@pytest.mark.parametrize(
+    ("visible", "index", "card"), [(None, 1, "1"), ("4,5,6", 1, "5"), ("", 0, "0"), ("7", 1, "1")]
+)
+def test_a_card_s_place_on_the_bus_is_asked_by_its_number_on_the_machine(
+    tmp_path: Path, visible: str | None, index: int, card: str
+) -> None:
+    found = Machine(tmp_path, answers={"npu-smi": Answer(0, BOARD)})
+    if visible is not None:
+        found.environment["ASCEND_RT_VISIBLE_DEVICES"] = visible
+    assert pci_address(found.host, index) == "0000:C1:00.0"
+    assert found.asked == [("npu-smi", "info", "-t", "board", "-i", card, "-c", "0")]
+
+
+@pytest.mark.parametrize("answer", [None, Answer(1, BOARD), Answer(None, ""), Answer(0, "none")])
+def test_a_card_whose_place_is_not_told_has_none(tmp_path: Path, answer: Answer | None) -> None:
+    found = Machine(tmp_path, answers={} if answer is None else {"npu-smi": answer})
+    assert pci_address(found.host, 0) is None
+
+
+def test_cards_say_whom_they_reach_where_torch_npu_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, other = (Npu(torch.device("cuda", index)) for index in (0, 3))  # any kind with an index
+    told = SimpleNamespace(can_device_access_peer=lambda mine, other: (mine, other) == (0, 3))
+    monkeypatch.setattr(npu, "_torch_npu", lambda: SimpleNamespace(npu=told))
+    assert first.reaches(other) is True
+    assert other.reaches(first) is False
+    monkeypatch.setattr(npu, "_torch_npu", lambda: SimpleNamespace(npu=SimpleNamespace()))
+    assert first.reaches(other) is None

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from gyrfalcon.device import threads
-from gyrfalcon.device.threads import kept_to, node_processors, own_processors, unbound
+from gyrfalcon.device.cpu import Cpu
+from gyrfalcon.device.threads import (
+    home_processors,
+    kept_to,
+    node_processors,
+    own_processors,
+    unbound,
+)
 from gyrfalcon.device.topology import Core, node_of_pci, processor_list, usable_cores
 
 
@@ -192,3 +199,23 @@ def test_a_card_s_node_is_read_from_its_address_on_the_bus(tmp_path: Path) -> No
     assert node_of_pci("0000:3B:00.0", tmp_path) == 1
     assert node_of_pci("0000:5e:00.0", tmp_path) is None
     assert node_of_pci("0000:99:00.0", tmp_path) is None
+
+
+class Card(Cpu):
+    """A card at node 1."""
+
+    on_host = False
+
+    def numa_node(self) -> int | None:
+        return 1
+
+
+def test_a_rank_with_a_card_keeps_to_the_card_s_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(torch.device("cpu"))
+    monkeypatch.setattr(threads, "usable_cores", lambda: cores(8, nodes=2))
+    assert home_processors(card, 0, 1) == [4, 5, 6, 7]
+    monkeypatch.setattr(threads, "usable_cores", lambda: cores(8, nodes=1))
+    assert home_processors(card, 0, 1) == []
+    monkeypatch.setattr(threads, "usable_cores", lambda: cores(8, nodes=2))
+    monkeypatch.setenv("GYRFALCON_BIND", "0")
+    assert home_processors(card, 0, 1) == []

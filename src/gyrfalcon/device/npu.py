@@ -15,9 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gyrfalcon.device.host import Host
+from gyrfalcon.device.npu_setup import pci_address
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.device.rates import best_seconds, product_rate
 from gyrfalcon.device.threads import torch_threads
+from gyrfalcon.device.topology import node_of_pci
 from gyrfalcon.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -106,6 +109,14 @@ class Npu(Device):
     def memory(self) -> tuple[int, int]:
         free, total = _torch_npu().npu.mem_get_info(self.torch_device)
         return int(free), int(total)
+
+    def numa_node(self) -> int | None:
+        address = pci_address(Host(), self.torch_device.index or 0)
+        return None if address is None else node_of_pci(address)
+
+    def reaches(self, other: Device) -> bool | None:
+        ask = getattr(_torch_npu().npu, "can_device_access_peer", None)
+        return None if ask is None else bool(ask(self.torch_device.index, other.torch_device.index))
 
     def forget_peak_memory(self, pids: Sequence[int]) -> None:
         _torch_npu().npu.reset_peak_memory_stats(self.torch_device)

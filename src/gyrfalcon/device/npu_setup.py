@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from gyrfalcon.device.host import Host, numbers
 from gyrfalcon.device.setup import Finding, Setup, Variable, fault, first_letters
 
-IMPORT_SECONDS = 60.0
+IMPORT_SECONDS, QUERY_SECONDS = 60.0, 10.0
 TORCH_IS_THERE = "torch is there"
 TRY_IMPORT = f"""\
 import os
@@ -22,6 +22,10 @@ HUAWEI = "0x19e5"  # on the PCI bus
 DRIVER = "/usr/local/Ascend/driver/version.info"
 TOOLKITS = ("/usr/local/Ascend/cann", "/usr/local/Ascend/ascend-toolkit/latest")
 FIT = "see docs/ascend.md for versions that fit each other"
+
+VISIBLE = Variable(
+    "ASCEND_RT_VISIBLE_DEVICES", "", "cards that a rank may use: the first ones, as many as ranks"
+)
 
 # torch_npu → the first and last CANN that it is made for (Ascend/pytorch, COMPATIBILITY.en.md).
 COMPATIBLE: dict[tuple[int, ...], tuple[tuple[int, int], tuple[int, int]]] = {
@@ -183,6 +187,18 @@ def _cure_of(host: Host, said: str) -> str:
     return f"install CANN and source its set_env.sh ({FIT}), or {remove}"
 
 
+def pci_address(host: Host, index: int) -> str | None:
+    """Where the bus has a card, as npu-smi tells; None where it does not. `index` counts the cards that this
+    process may use.
+    """
+    visible = [card.strip() for card in host.environment.get(VISIBLE.name, "").split(",")]
+    card = visible[index] if index < len(visible) and visible[0] else str(index)
+    answer = host.run(("npu-smi", "info", "-t", "board", "-i", card, "-c", "0"), QUERY_SECONDS)
+    text = answer.text if answer is not None and answer.code == 0 else ""
+    match = re.search(r"PCIe\s*Bus\s*Info\s*:\s*([0-9a-f:.]+)", text, re.I)
+    return match[1] if match else None
+
+
 def _variables(host: Host) -> Sequence[Variable]:
     """Most are read once, when CANN or torch_npu starts (CANN's and torch_npu's variable references)."""
     return (
@@ -208,11 +224,7 @@ SETUP = Setup(
     check=_check,
     num_cards=lambda host: len(_cards(host)),
     variables=_variables,
-    visible=Variable(
-        "ASCEND_RT_VISIBLE_DEVICES",
-        "",
-        "cards that a rank may use: the first ones, as many as ranks",
-    ),
+    visible=VISIBLE,
     packages=("torch_npu", "triton-ascend", "ascendnpu-ir"),
     queries=(
         ("npu-smi", "info"),

@@ -101,9 +101,10 @@ def home_processors(device: Device, local_rank: int, ranks_here: int) -> list[in
     if device.on_host:
         return node_processors(local_rank, ranks_here)
     cores = usable_cores()
+    if unbound() or len({core.node for core in cores}) < 2:
+        return []
     node = device.numa_node()
-    own = [each for core in cores if core.node == node for each in core.processors]
-    return [] if unbound() or len({core.node for core in cores}) < 2 else sorted(own)
+    return sorted(each for core in cores if core.node == node for each in core.processors)
 
 
 def keep_to(processors: Sequence[int]) -> None:

@@ -34,8 +34,11 @@ from gyrfalcon import (
     UsageError,
 )
 from gyrfalcon.batch import Batch
-from gyrfalcon.engine.turns import FairLock
+from gyrfalcon.engine import turns
+from gyrfalcon.engine.turns import FairLock, Turns
 from gyrfalcon.kv.pool import KVPool
+from gyrfalcon.parallel.group import Group
+from gyrfalcon.parallel.launch import RankInfo, Ranks
 
 PATIENCE = 120  # seconds, of what should take less than one
 PROMPTS = ["A gyrfalcon is", "the", "When the wind turned, the bird left its rock", "x"]
@@ -428,6 +431,31 @@ def test_a_fork_in_the_middle_of_another_thread_s_step_can_leave_its_streams(
     finally:
         engine._core.model_runner = run
     assert text + text_of(mine) == expected
+
+
+def test_closing_does_not_wait_for_ever_for_a_thread_that_no_death_wakes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one in a collective of accelerators. The ranks are left when it comes back."""
+    monkeypatch.setattr(turns, "DEATH_SECONDS", 0.05)
+    group, left = Group(0, 2, None), threading.Event()
+    monkeypatch.setattr(group, "close", left.set)
+    own, began, may_end = Turns(Ranks(RankInfo(group, 0, 2))), threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with own.taken(), own.all_ranks():
+            began.set()
+            may_end.wait(PATIENCE)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert began.wait(PATIENCE)
+    own.close()
+    assert own.are_over
+    assert not left.is_set()
+    may_end.set()
+    thread.join(PATIENCE)
+    assert left.is_set()
 
 
 def test_a_lock_is_handed_over_in_the_order_of_arrival() -> None:

@@ -116,12 +116,15 @@ class Turns:
             self._catch_up()
 
     def close(self) -> None:
-        """Ends the ranks; waits until the thread whose turn it is has noticed. Others find them gone."""
+        """Ends the ranks; waits until the thread whose turn it is has noticed, and where other ranks were
+        killed no longer than that takes: in a collective of accelerators it never may. Others find them
+        gone.
+        """
         if self._ranks.forked:
             return
         self._end(EngineClosed, "one that was closed")
         if self._lock.holder != threading.get_ident():
-            with self._locked():
+            with self._locked(-1 if self._ranks.size == 1 else DEATH_SECONDS):
                 pass  # and leaves the ranks
 
     def close_for_good(self) -> None:

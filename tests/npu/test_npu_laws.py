@@ -91,6 +91,30 @@ def test_more_heads_than_one_call_takes_equal_transformers_in_one_call_too(
     equal_transformers(folder, 1)
 
 
+@pytest.mark.parametrize("variant", ["7b"])
+@pytest.mark.parametrize("layout", ["bsh", "tnd"])
+def test_drafts_verified_in_one_step_give_the_tokens_of_transformers(
+    folder: Path, layout: str, emulated: pytest.MonkeyPatch
+) -> None:
+    admit_float32()
+    kernels.MACHINE.packed_dims = TINY_DIMS
+    emulated.setenv(VARIABLE, layout)
+    prompt, num_new = tokens(1, 9).repeat(1, 5), 8
+    params = SamplingParams(max_new_tokens=num_new, ignore_eos=True)
+
+    def drafted(engine: Engine) -> tuple[tuple[int, ...], int]:
+        [output] = engine.generate(prompt[0].tolist(), params)
+        return output.output_ids, engine.stats().num_draft_tokens
+
+    new, num_drafted = on_engines(
+        1, folder, drafted, device="npu", num_speculative_tokens=3, max_len=64
+    )
+    assert num_drafted > 0
+    model = FalconForCausalLM.from_pretrained(folder).eval()
+    wanted = model.generate(prompt, max_new_tokens=num_new, do_sample=False, eos_token_id=None)
+    assert new == tuple(wanted[0, prompt.shape[1] :].tolist())
+
+
 @pytest.mark.parametrize("variant", ["rw-1b", "rw-7b"])
 def test_alibi_as_the_operator_s_bias_equals_transformers_where_pages_allow_it(
     folder: Path, emulated: pytest.MonkeyPatch

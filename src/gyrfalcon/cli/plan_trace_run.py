@@ -10,7 +10,7 @@ from gyrfalcon.engine.scheduler import StepLimits
 from gyrfalcon.plan.document import document
 from gyrfalcon.plan.estimate import Setting, Split
 from gyrfalcon.plan.lengths import default_lengths
-from gyrfalcon.plan.memory import BLOCK_SIZE, num_cache_blocks
+from gyrfalcon.plan.memory import num_cache_blocks
 from gyrfalcon.plan.router import ROUND_ROBIN
 from gyrfalcon.plan.simulate import SimulatedSettings
 from gyrfalcon.plan.simulate_figures import SimulatedFigures
@@ -55,11 +55,12 @@ def _settings(
 ) -> SimulatedSettings:
     """Each replica's engine, with the cache that it would take."""
     memory, most = setting.memory(split.ranks), setting.max_sequences
+    size = setting.hardware.block_size
     shape = (setting.model.config, split.ranks, setting.dtype)
     return SimulatedSettings(
         StepLimits(max_len, setting.max_batch_tokens, most),
-        num_blocks=num_cache_blocks(*shape, memory.cache, max_len, most),
-        block_size=BLOCK_SIZE,
+        num_blocks=num_cache_blocks(*shape, memory.cache, max_len, most, size),
+        block_size=size,
         step_target=None if args.step_target is None else args.step_target / MS,
         overlap=setting.hardware.on_cards,
         page_tokens=args.page_tokens or PAGE_TOKENS,

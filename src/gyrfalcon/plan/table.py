@@ -50,13 +50,14 @@ def describe_sizing(setting: Setting, demand: Demand, found: Sequence[Sized]) ->
     """The best split, the runner-up and why it lost, and the others."""
     best = found[0]
     yield f"{title(setting)}: {demand.num_streams:,} streams at a time"
-    yield _line("needs", _needs(best))
+    on_cards = setting.hardware.on_cards
+    yield _line("needs", _needs(best, on_cards))
     yield _line("each replica", _pace(best))
     yield _line("no more", f"than {best.most} streams: {WHY[best.bound]}")
     if len(found) > 1:
-        yield _line("runner-up", f"{_needs(found[1])}; {_why_lost(best, found[1])}")
+        yield _line("runner-up", f"{_needs(found[1], on_cards)}; {_why_lost(best, found[1])}")
     for other in found[2:MOST_SPLITS]:
-        yield _line("then", f"{_needs(other)}; {WHY[other.bound]}")
+        yield _line("then", f"{_needs(other, on_cards)}; {WHY[other.bound]}")
     yield _line("shares from", setting.shares.basis)
 
 
@@ -93,9 +94,10 @@ def _first_token(found: Estimate, context: int, batch: int) -> str:
     )
 
 
-def _needs(one: Sized) -> str:
+def _needs(one: Sized, on_cards: bool) -> str:
     machines = counted(one.machines, "machine")
-    return f"{counted(one.split.cards, 'card')} on {machines}: {shown_split(one.split)}"
+    cards = f"{counted(one.split.cards, 'card')} on " if on_cards else ""
+    return f"{cards}{machines}: {shown_split(one.split)}"
 
 
 def _pace(one: Sized) -> str:

@@ -1,13 +1,15 @@
 """Times single matrix products of the native CPU kernels beside what the processor can do, measured in turn.
 
-    python benchmarks/cpu_products.py [--sets amx,avx512,avx2] [--precisions bf16,int8] [--json FILE]
+    python benchmarks/cpu_products.py [--sets amx,avx512,avx2] [--precisions bf16,int8]
+        [--activations int16] [--json FILE]
 
 The four shapes of model A of benchmarks/cpu_peers.py and of falcon-7b, each with 1 to 512 tokens. Every call
 packs its input and reads other weights: copies in turn, together many times the caches. Before each
 repeat the memory bandwidth is measured and the multiply-adds of every instruction in registers. A row has the
 shortest time of all repeats; "of bound" is that time over the longer of two: bytes of weights by the
 largest measured bandwidth, and multiply-adds by the largest measured peak of the instruction that the
-kernel uses. "of peak" is the share of that peak, "of float" that of fp32 multiply-adds.
+kernel uses. "of peak" is the share of that peak, "of float" that of fp32 multiply-adds. int8 weights are
+multiplied with activations of 8 or 16 bits, by themselves with the faster ones.
 
 With --json rows are added to those that the file has already, of other sets or precisions.
 """
@@ -39,6 +41,7 @@ TOKENS = (1, 2, 4, 8, 16, 256, 512)
 INT8, INT4 = 3, 4  # gf_kind
 WEIGHT_KINDS = {"fp32": 0, "bf16": 1, "int8": INT8, "int4": INT4}
 GROUP = 64  # weights of int4 that share a scale
+ACTIVATION_BITS = {"auto": 0, "int8": 8, "int16": 16}
 BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4 + 16 / GROUP}
 COPIES_BYTES = 1 << 30  # of weights that are read in turn
 PROBE_BYTES, PROBE_ROUNDS = 256 << 20, 1 << 17
@@ -137,6 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("cpu_products: error: wanted native kernels, got none; build them", file=sys.stderr)
         return 1
     found.gf_use_threads(options.threads)
+    if found.gf_use_activations(ACTIVATION_BITS[options.activations]):
+        wanted = "wanted a processor with AVX-512 VNNI for --activations int8"
+        print(f"cpu_products: error: {wanted}, got none; take int16", file=sys.stderr)
+        return 1
     print(HEAD)
     try:
         for name in options.sets:
@@ -150,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     save(rows, options)
     finally:
         found.gf_choose(available()[0].encode())
+        found.gf_use_activations(ACTIVATION_BITS["auto"])
         found.gf_use_threads(torch.get_num_threads())
     return 0
 
@@ -168,6 +176,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tokens", type=lambda text: [int(part) for part in text.split(",")], default=TOKENS
     )
+    parser.add_argument("--activations", choices=ACTIVATION_BITS, default="auto")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path, help="file that gets the rows")

@@ -20,7 +20,7 @@ from gyrfalcon.native.library import SOURCES, VARIABLE
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests" / "native"
 NOTE = TESTS / "sanitised.txt"
-RUN = ("test_native.py", "test_shared_memory.py")
+RUN = ("test_native.py", "test_activations.py", "test_shared_memory.py")
 CALLERS = ("native/library.py", "ops/native.py", "parallel/shared_memory.py")  # pass the pointers
 PRELOADED = ("libasan.so", "libubsan.so")  # have to come before the interpreter's own libraries
 SETS = "amx avx512 avx2 portable"
@@ -38,6 +38,7 @@ def _files() -> Iterator[Path]:
     yield from sorted(path for path in SOURCES.rglob("*") if path.suffix in kinds)
     yield from (SOURCES.parent / name for name in CALLERS)
     yield from (TESTS / name for name in (*RUN, "emulated_amx.h"))
+    yield TESTS.parent / "kernel_sets.py"
 
 
 def missing() -> str | None:

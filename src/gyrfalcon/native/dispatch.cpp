@@ -39,6 +39,22 @@ bool runs_avx512() {
 #endif
 }
 
+bool runs_avx512_bf16() {
+#if defined(GYRFALCON_AVX512_BF16) && defined(__x86_64__)
+    return runs_avx512() && __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+// Whether vdpbf16ps makes more products than a float32 multiply-add: AMD's does, Intel's takes twice the time.
+bool bf16_is_faster() {
+#if defined(__x86_64__)
+    return __builtin_cpu_is("amd");
+#else
+    return false;
+#endif
+}
+
 // On Linux a process has to request AMX's tile registers, for all its threads.
 bool runs_amx() {
 #if defined(GYRFALCON_EMULATED_AMX)
@@ -67,6 +83,11 @@ namespace {
 const Kernels *avx512_kernels() { return nullptr; }
 namespace {
 #endif
+#if !defined(GYRFALCON_AVX512_BF16)
+} // namespace
+const Kernels *avx512_bf16_kernels() { return nullptr; }
+namespace {
+#endif
 #if !defined(GYRFALCON_AMX)
 } // namespace
 const Kernels *amx_kernels() { return nullptr; }
@@ -77,7 +98,9 @@ namespace {
 const std::vector<const Kernels *> &available() {
     static const std::vector<const Kernels *> all = [] {
         std::vector<const Kernels *> found;
-        for (const Set &set : {Set{amx_kernels, runs_amx}, Set{avx512_kernels, runs_avx512},
+        const Set plain{avx512_kernels, runs_avx512}, bf16{avx512_bf16_kernels, runs_avx512_bf16};
+        const bool faster = bf16_is_faster();
+        for (const Set &set : {Set{amx_kernels, runs_amx}, faster ? bf16 : plain, faster ? plain : bf16,
                                Set{avx2_kernels, runs_avx2}, Set{portable_kernels, [] { return true; }}})
             if (set.runs()) // first: a set's file may use its instructions anywhere
                 if (const Kernels *kernels = set.kernels())
@@ -89,11 +112,26 @@ const std::vector<const Kernels *> &available() {
 
 std::atomic<const Kernels *> chosen{nullptr};
 
+// Bits of activations with int8 weights; 0: 8 where that is faster, which a matrix unit's two products of bytes are not.
+std::atomic<int> wanted_bits{0};
+
+bool has_int8_activations() {
+    for (const Kernels *kernels : available())
+        if (kernels->pack_int8_bytes)
+            return true;
+    return false;
+}
+
 } // namespace
 
 const Kernels *chosen_kernels() {
     const Kernels *kernels = chosen.load(std::memory_order_acquire);
     return kernels ? kernels : available().front();
+}
+
+bool int8_activations(const Kernels &kernels) {
+    const int bits = wanted_bits.load(std::memory_order_relaxed);
+    return kernels.pack_int8_bytes && (bits ? bits == 8 : !available().front()->unit);
 }
 
 } // namespace gyrfalcon
@@ -110,6 +148,18 @@ extern "C" int gf_choose(const char *name) {
             return 0;
         }
     return -1;
+}
+
+extern "C" int gf_use_activations(int bits) {
+    using namespace gyrfalcon;
+    if (bits == 8 && !has_int8_activations())
+        return -1;
+    wanted_bits.store(bits, std::memory_order_relaxed);
+    return 0;
+}
+
+extern "C" int gf_activations(void) {
+    return gyrfalcon::int8_activations(*gyrfalcon::chosen_kernels()) ? 8 : 16;
 }
 
 extern "C" const char *gf_available(void) {

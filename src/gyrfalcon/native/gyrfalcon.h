@@ -79,6 +79,12 @@ GF_EXPORT int gf_choose(const char *name);
 // The names of those this CPU can run, best first, separated by spaces.
 GF_EXPORT const char *gf_available(void);
 
+// To how many bits activations are quantised for int8 weights, from now on: 16; 8 where the set in use multiplies bytes, 16
+// where it does not; or 0, the faster on this CPU. 0, or -1 where no set of this CPU multiplies bytes. And the bits of the
+// set in use.
+GF_EXPORT int gf_use_activations(int bits);
+GF_EXPORT int gf_activations(void);
+
 // SHA-256 of the sources this was built from.
 GF_EXPORT const char *gf_sources(void);
 // A line for each structure: its name and size, then each field's name, offset and size.

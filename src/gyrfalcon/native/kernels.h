@@ -8,6 +8,7 @@ namespace gyrfalcon {
 // The length of a row of floats, padded to whole vectors of any width.
 constexpr int64_t padded(int64_t count) { return (count + 15) / 16 * 16; }
 constexpr int64_t padded_int16(int64_t count) { return (count + 31) / 32 * 32; }
+constexpr int64_t int8_blocks(int64_t count) { return (count + 63) / 64; }
 // Of one number; not for i4.
 constexpr int64_t bytes_of(int kind) { return kind == GF_F32 ? 4 : kind == GF_I8 ? 1 : 2; }
 
@@ -23,6 +24,7 @@ struct Rows {
     int64_t columns;
     int kind;
     int group;
+    int64_t ahead = 0; // bytes to those that are packed next
 };
 constexpr int64_t int4_scale_bytes(const Rows &rows) { return rows.columns / rows.group * 2; } // of a row
 
@@ -32,17 +34,20 @@ constexpr int64_t TRANSPOSED_TOKENS = 32, UNIT_TOKENS = 16;
 constexpr int64_t UNIT_STEP_BYTES = 2048, TRANSPOSED_STEPS = 16;
 constexpr int64_t unit_steps(int64_t row_bytes) { return (row_bytes + 63) / 64; }
 
-// Up to so many tokens quantised weights are multiplied as stored; with more their rows are packed.
+// Up to so many tokens weights are multiplied as stored; with more their rows are packed: quantised ones with int8 or int16
+// tokens, and where there are instructions for products of bytes (isa/int8_tokens.inl) and of bf16.
 constexpr int64_t INT4_TOKENS = 16, INT8_TOKENS = 24;
+constexpr int64_t INT4_BYTE_TOKENS = 32, INT8_BYTE_TOKENS = 12, BF16_TOKENS = 12;
 
 // The form in which a linear's kernel reads its tokens.
 enum Form {
     FLOATS,        // float32
     DEINTERLEAVED, // float32; of each two vectors, even places before odd ones
     FLOAT_TILES,   // [blocks of FLOAT_COLUMNS, tiles, columns, nr]
+    BF16_TILES,    // [blocks of INT16_COLUMNS, tiles, pairs of columns, nr, 2]
     INT16,         // quantised to int16, a scale for each INT16_COLUMNS
     INT16_TILES,   // [blocks, tiles, pairs of columns, nr_int16, 2], an even number of pairs
-    INT8,          // quantised to int8, a scale for each 64 columns
+    INT8,          // quantised to int8, a scale for each 64 columns, padded with zeros to whole blocks of them
     INT8_TILES,    // [blocks of INT16_COLUMNS, tiles, groups of 4 columns, nr, 4]
     TRANSPOSED,    // for a matrix unit: bf16, TRANSPOSED_STEPS in a block, groups of TRANSPOSED_TOKENS
     SPLIT_INT16,   // for a matrix unit: INT16 as bytes, INT16_COLUMNS in a block, groups of UNIT_TOKENS
@@ -64,11 +69,16 @@ struct Tokens {
     int64_t first = 0;
     const float *floats = nullptr;
     const int16_t *shorts = nullptr;
+    const uint16_t *halves = nullptr; // bf16
     const int8_t *bytes = nullptr;
-    const float *scales = nullptr; // [tokens, blocks]; in tiles [blocks, tokens]; in groups [groups, blocks, UNIT_TOKENS]
-    // Initial values of the sums. INT8: -8 × the sum of 32 values, [tokens, columns / 32]; INT8_TILES: transposed;
+    // [tokens, blocks]; INT16_TILES: [blocks, tokens]; INT8_TILES: [tiles, blocks, nr_int8], for then no thread writes
+    // where another does; in groups [groups, blocks, UNIT_TOKENS].
+    const float *scales = nullptr;
+    // Initial values of the sums. INT8: minus what the weight is stored above its value (8, 128), times the sum of 64
+    // numbers, of 32 for weights in groups of 32, [tokens, sums of a token]; INT8_TILES: [tiles, sums of a token, nr_int8];
     // INT16_TILES: [blocks, tokens].
     const int32_t *offsets = nullptr;
+    int64_t offsets_each = 0; // INT8, INT8_TILES: of a token
     const char *tiles = nullptr; // of a matrix unit, `stride` groups
     bool by_unit = false;        // a matrix unit multiplies them
 };
@@ -84,19 +94,20 @@ struct Int16Tile {
 // Some columns of a tile of int8 tokens.
 struct Int8Tokens {
     const int8_t *bytes;    // [groups, nr, 4]
-    const float *scales;    // [blocks of 64 columns, stride]
-    const int32_t *offsets; // [halves of blocks, stride]
-    int64_t stride;
-    int64_t count; // nr at most
+    const float *scales;    // [blocks of 64 columns, nr]
+    const int32_t *offsets; // [blocks, or halves of them, nr]
+    int64_t count;          // nr at most
 };
 
 // Linears by a matrix unit. It reads tokens as TRANSPOSED for bf16 weights, SPLIT_INT16 for int8, INT8_GROUPS for int4.
 struct MatrixUnit {
     // Whether it multiplies so many tokens of a kind with weights of a kind.
     bool (*multiplies)(int weight_kind, int64_t tokens, int kind);
-    // Packs group number `group` of `groups`, `count` tokens, as TRANSPOSED or SPLIT_INT16.
-    void (*transpose)(const char *tokens, int64_t row_bytes, int64_t count, int64_t group, int64_t groups, char *to);
-    void (*split)(const int16_t *tokens, int64_t stride, int64_t count, int64_t group, int64_t groups, char *to);
+    // Packs one block of steps of group number `group` of `groups`, `count` tokens, as TRANSPOSED or SPLIT_INT16.
+    void (*transpose)(const char *tokens, int64_t row_bytes, int64_t count, int64_t block, int64_t group, int64_t groups,
+                      char *to);
+    void (*split)(const int16_t *tokens, int64_t stride, int64_t count, int64_t block, int64_t group, int64_t groups,
+                  char *to);
     // As Kernels::linear, with memory_bytes(rows, tokens) of scratch, 64-byte aligned; sums are written for rows up to
     // a multiple of 32.
     size_t (*memory_bytes)(int64_t rows, int64_t tokens);
@@ -143,8 +154,9 @@ enum Arithmetic { OF_FLOATS, OF_INT16, OF_INT8, OF_BF16, UNIT_BF16, UNIT_INT8, A
 struct Kernels {
     const char *name;
     int64_t mr;       // rows of a micro-kernel
-    int64_t nr;       // of float and int8 tokens
+    int64_t nr;       // of float tokens
     int64_t nr_int16; // of int16 tokens
+    int64_t nr_int8;  // of int8 tokens
 
     // Few tokens: sums[token × stride + row] = or += x weightᵀ. `streamed`: weights come from memory and are read
     // once.
@@ -169,8 +181,12 @@ struct Kernels {
     void (*widen)(const void *from, int kind, int64_t count, float *to);
     void (*deinterleave)(float *floats, int64_t columns); // to match bf16 weights
     void (*narrow)(const float *from, int64_t count, int kind, void *to);
-    // Quantise a token; int16 is padded with zeros to padded_int16(columns).
-    void (*quantise_int8)(const float *from, int64_t columns, int8_t *bytes, float *scales, int32_t *offsets);
+    // Packs `bytes` of each of `count` tokens, `apart` from each other, as a tile of `size`, nr or the like, word by word of 4
+    // bytes; the last word is filled up with zeros, and places of missing tokens with anything.
+    void (*pack_tokens)(const char *from, int64_t apart, int64_t count, int64_t bytes, int64_t size, char *to);
+    // Quantise a token: whole blocks of 64 to int8, with the sum of each 32, or null; int16 is padded with zeros to
+    // padded_int16(columns).
+    void (*quantise_int8)(const float *from, int64_t blocks, int8_t *bytes, float *scales, int32_t *sums);
     void (*quantise_int16)(const float *from, int64_t columns, int16_t *shorts, float *scales);
     int32_t (*winograd_offset)(const int16_t *shorts, int64_t columns); // a multiple of 4
     // y = activation(sums + bias), all of `count`
@@ -186,19 +202,32 @@ struct Kernels {
 
     Instruction instructions[ARITHMETICS];
     const MatrixUnit *unit = nullptr; // null: none
+    // As pack_rows and micro_kernel, with bf16 tokens as BF16_TILES: bf16 rows to [pairs of columns, mr, 2]. Null where no
+    // instruction multiplies them.
+    void (*pack_bf16_rows)(const Rows &rows, int64_t first_column, int64_t columns, uint16_t *to) = nullptr;
+    void (*micro_kernel_bf16)(const uint16_t *tile, const uint16_t *tokens, int64_t count, int64_t columns, float *sums,
+                              int64_t stride, bool add) = nullptr;
+    // As pack_int4_rows, int8 rows by the number of their bytes + 128, to micro_kernel_int4 as group 0 with one scale for
+    // all columns. Null where int8 weights are not multiplied with int8 tokens.
+    void (*pack_int8_bytes)(const Rows &rows, int64_t first_column, int64_t columns, uint8_t *to,
+                            float *scales) = nullptr;
 };
 
 inline int64_t tokens_in_tile(const Kernels &kernels, Form form) {
-    return form == INT16_TILES ? kernels.nr_int16 : kernels.nr;
+    return form == INT16_TILES ? kernels.nr_int16 : form == INT8_TILES ? kernels.nr_int8 : kernels.nr;
 }
 
 // Those in use.
 const Kernels *chosen_kernels();
 
+// Whether they take int8 tokens for int8 weights: a setting, never a step's size.
+bool int8_activations(const Kernels &kernels);
+
 // Null where they were not built.
 const Kernels *portable_kernels();
 const Kernels *avx2_kernels();
 const Kernels *avx512_kernels();
+const Kernels *avx512_bf16_kernels();
 const Kernels *amx_kernels();
 
 } // namespace gyrfalcon

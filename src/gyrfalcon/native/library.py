@@ -128,6 +128,8 @@ _INTERFACE: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "gf_instructions": (c_char_p, ()),
     "gf_available": (c_char_p, ()),
     "gf_choose": (c_int, (c_char_p,)),
+    "gf_use_activations": (c_int, (c_int,)),
+    "gf_activations": (c_int, ()),
     "gf_use_threads": (None, (c_int,)),
     "gf_use_processors": (None, (POINTER(c_int), c_int)),
     "gf_linears": (c_int, (POINTER(Output), c_int, c_int64, c_int)),

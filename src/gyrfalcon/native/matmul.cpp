@@ -13,8 +13,9 @@ namespace gyrfalcon {
 namespace {
 
 constexpr int MOST_OUTPUTS = 4;
-constexpr int64_t TOKENS_AT_ONCE = 576;      // of many: whole tiles of every instruction set
-constexpr int64_t UNIT_TOKENS_AT_ONCE = 288; // with a matrix unit: they and their sums stay in L2; whole groups, too
+constexpr int64_t TOKENS_AT_ONCE = 576;      // of many
+constexpr int64_t UNIT_TOKENS_AT_ONCE = 288; // with a matrix unit: they and their sums stay in L2
+constexpr int64_t SLICE_STEP = 12, UNIT_SLICE_STEP = 96; // whole tiles of every instruction set; whole groups, too
 constexpr int64_t ROWS_AT_ONCE = 64;         // of weights, with many tokens: whole tiles
 constexpr int64_t MOST_TILES_OF_ROWS = 4;    // at once: tokens are read again for each block
 constexpr int64_t MOST_UNIT_ROWS = 256;      // the same with a matrix unit
@@ -59,6 +60,15 @@ Rows from_row(const Rows &rows, int64_t row, int64_t most) {
     return some;
 }
 
+// A tile of rows to be packed, some columns, after which follow the next tile's or the first one's next columns.
+Rows tile_of(const Kernels &kernels, const Rows &rows, int64_t row, int64_t columns) {
+    Rows tile = from_row(rows, row, kernels.mr);
+    const bool last = row + kernels.mr >= rows.count;
+    const int64_t column_bytes = rows.kind == GF_I4 ? columns / 64 * INT4_BLOCK_BYTES : columns * bytes_of(rows.kind);
+    tile.ahead = last ? column_bytes - row * rows.row_bytes : kernels.mr * rows.row_bytes;
+    return tile;
+}
+
 // each(row, token, how many tokens) for every tile of rows and of tokens: a tile of rows stays in L1 for some tiles of
 // tokens, and these stay in L2 for all rows.
 template <class Each> void for_tiles(const Kernels &kernels, const Rows &rows, const Tokens &tokens, const Each &each) {
@@ -75,13 +85,27 @@ void add_float_tiles(const Kernels &kernels, const Rows &rows, const Tokens &tok
     for (int64_t column = 0; column < rows.columns; column += FLOAT_COLUMNS) {
         const int64_t columns = std::min(FLOAT_COLUMNS, rows.columns - column);
         for (int64_t row = 0; row < rows.count; row += kernels.mr)
-            kernels.pack_rows(from_row(rows, row, kernels.mr), column, columns, tiles + row * columns);
+            kernels.pack_rows(tile_of(kernels, rows, row, columns), column, columns, tiles + row * columns);
         for_tiles(kernels, rows, tokens, [&](int64_t row, int64_t token, int64_t count) {
             kernels.micro_kernel(tiles + row * columns,
                                  tokens.floats + column * tokens.stride + (tokens.first + token) * columns, count,
                                  columns, sums + token * stride + row, stride, add || column);
         });
     }
+}
+
+// Some columns of bf16 weights.
+void add_bf16_columns(const Kernels &kernels, const Rows &rows, int64_t column, const Tokens &tokens, float *sums,
+                      int64_t stride, bool add, float *memory) {
+    auto *tiles = reinterpret_cast<uint16_t *>(memory);
+    const int64_t columns = std::min(INT16_COLUMNS, rows.columns - column), room = (columns + 1) / 2 * 2;
+    for (int64_t row = 0; row < rows.count; row += kernels.mr)
+        kernels.pack_bf16_rows(tile_of(kernels, rows, row, columns), column, columns, tiles + row * room);
+    for_tiles(kernels, rows, tokens, [&](int64_t row, int64_t token, int64_t count) {
+        kernels.micro_kernel_bf16(tiles + row * room,
+                                  tokens.halves + column * tokens.stride + (tokens.first + token) * room, count, columns,
+                                  sums + token * stride + row, stride, add || column);
+    });
 }
 
 // Some columns of int8 weights.
@@ -93,7 +117,7 @@ void add_int8_columns(const Kernels &kernels, const Rows &rows, int64_t column, 
     const int64_t columns = std::min(INT16_COLUMNS, rows.columns - column), groups = (columns + 3) / 4;
     const int64_t of_block = column / INT16_COLUMNS * tokens.stride;
     for (int64_t row = 0; row < rows.count; row += kernels.mr)
-        kernels.pack_int8_rows(from_row(rows, row, kernels.mr), column, columns, tiles + row * INT16_COLUMNS,
+        kernels.pack_int8_rows(tile_of(kernels, rows, row, columns), column, columns, tiles + row * INT16_COLUMNS,
                                scales + row, offsets + row);
     for_tiles(kernels, rows, tokens, [&](int64_t row, int64_t token, int64_t count) {
         const int64_t place = tokens.first + token;
@@ -104,28 +128,32 @@ void add_int8_columns(const Kernels &kernels, const Rows &rows, int64_t column, 
     });
 }
 
-// Some columns of int4 weights.
-void add_int4_columns(const Kernels &kernels, const Rows &rows, int64_t column, const Tokens &tokens, float *sums,
+// Some columns of int4 weights, or of int8 ones with int8 tokens.
+void add_byte_columns(const Kernels &kernels, const Rows &rows, int64_t column, const Tokens &tokens, float *sums,
                       int64_t stride, bool add, float *memory) {
     auto *tiles = reinterpret_cast<uint8_t *>(memory + stride * MOST_SCALES);
-    const int64_t columns = std::min(INT16_COLUMNS, rows.columns - column);
+    const int64_t blocks = int8_blocks(rows.columns), columns = std::min(INT16_COLUMNS, 64 * blocks - column);
+    const bool int4 = rows.kind == GF_I4;
+    const int64_t group = int4 ? rows.group : 0, offset_columns = group == 32 ? 32 : 64;
+    const auto pack = int4 ? kernels.pack_int4_rows : kernels.pack_int8_bytes;
     for (int64_t row = 0; row < rows.count; row += kernels.mr)
-        kernels.pack_int4_rows(from_row(rows, row, kernels.mr), column, columns, tiles + row * INT16_COLUMNS,
-                               memory + row * MOST_SCALES);
+        pack(tile_of(kernels, rows, row, columns), column, columns, tiles + row * INT16_COLUMNS, memory + row * MOST_SCALES);
     for_tiles(kernels, rows, tokens, [&](int64_t row, int64_t token, int64_t count) {
-        const int64_t place = tokens.first + token;
+        const int64_t place = tokens.first + token, tile = place / kernels.nr_int8;
+        const int64_t block = tile * blocks + column / 64, offset = tile * tokens.offsets_each + column / offset_columns;
         const Int8Tokens some{tokens.bytes + column * tokens.stride + place * columns,
-                              tokens.scales + column / 64 * tokens.stride + place,
-                              tokens.offsets + column / 32 * tokens.stride + place, tokens.stride, count};
-        kernels.micro_kernel_int4(tiles + row * INT16_COLUMNS, memory + row * MOST_SCALES, some, columns, rows.group,
+                              tokens.scales + block * kernels.nr_int8, tokens.offsets + offset * kernels.nr_int8, count};
+        kernels.micro_kernel_int4(tiles + row * INT16_COLUMNS, memory + row * MOST_SCALES, some, columns, group,
                                   sums + token * stride + row, stride, add || column);
     });
 }
 
 // With few tokens each tile of rows is taken from end to end: long streams are read fastest.
-void add_quantised_tiles(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride,
-                         bool add, bool many, float *memory) {
-    const auto add_columns = tokens.form == INT16_TILES ? add_int8_columns : add_int4_columns;
+void add_tiles(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add,
+               bool many, float *memory) {
+    const auto add_columns = tokens.form == BF16_TILES    ? add_bf16_columns
+                             : tokens.form == INT16_TILES ? add_int8_columns
+                                                          : add_byte_columns;
     const int64_t step = many ? rows.count : kernels.mr;
     for (int64_t row = 0; row < rows.count; row += step)
         for (int64_t column = 0; column < rows.columns; column += INT16_COLUMNS)
@@ -151,8 +179,8 @@ void add_term(const Kernels &kernels, const Rows &rows, const Tokens &tokens, fl
     auto *floats = static_cast<float *>(memory);
     if (tokens.by_unit)
         kernels.unit->linear(rows, tokens, sums, stride, add, memory);
-    else if (tokens.form == INT16_TILES || tokens.form == INT8_TILES)
-        add_quantised_tiles(kernels, rows, tokens, sums, stride, add, many, floats);
+    else if (tokens.form == BF16_TILES || tokens.form == INT16_TILES || tokens.form == INT8_TILES)
+        add_tiles(kernels, rows, tokens, sums, stride, add, many, floats);
     else if (tokens.form == FLOAT_TILES)
         add_float_tiles(kernels, rows, tokens, sums, stride, add, floats);
     else if (rows.kind == GF_I4 && tokens.form == FLOATS)
@@ -195,6 +223,14 @@ int64_t block_rows(const Kernels &kernels, const gf_output *outputs, int num_out
     return std::clamp(wanted / step * step, step, int64_t{192});
 }
 
+// Slices of nearly equal size: a short last one would read all weights for few tokens.
+int64_t slice_tokens(const Kernels &kernels, int64_t tokens) {
+    const int64_t most = kernels.unit ? UNIT_TOKENS_AT_ONCE : TOKENS_AT_ONCE;
+    const int64_t slices = (tokens + most - 1) / most, each = (tokens + slices - 1) / slices;
+    const int64_t step = kernels.unit ? UNIT_SLICE_STEP : SLICE_STEP;
+    return std::min(tokens, (each + step - 1) / step * step);
+}
+
 // Packs the inputs of all terms, a shared one only once. Returns the largest number of columns.
 int64_t prepack_inputs(Matmul &matmul, int num_outputs, int64_t tokens) {
     int64_t columns = 0;
@@ -207,7 +243,7 @@ int64_t prepack_inputs(Matmul &matmul, int num_outputs, int64_t tokens) {
         int same = 0;
         while (same < i &&
                !(terms[same] && terms[same]->x == term->x && terms[same]->weight.columns == term->weight.columns &&
-                 terms[same]->weight.kind == term->weight.kind))
+                 terms[same]->weight.kind == term->weight.kind && terms[same]->weight.group == term->weight.group))
             same++;
         matmul.inputs[i] = same < i ? matmul.inputs[same] : prepack(*matmul.kernels, *term, i, tokens, matmul.kind);
     }
@@ -220,7 +256,7 @@ void linears(const gf_output *outputs, int num_outputs, int64_t tokens, int kind
     Matmul matmul{chosen_kernels(), outputs, {}, kind, 0, tokens > FEW_TOKENS};
     const int64_t columns = prepack_inputs(matmul, num_outputs, tokens);
     matmul.block_rows = block_rows(*matmul.kernels, outputs, num_outputs, matmul.many);
-    const int64_t tokens_at_once = std::min(tokens, matmul.kernels->unit ? UNIT_TOKENS_AT_ONCE : TOKENS_AT_ONCE);
+    const int64_t tokens_at_once = slice_tokens(*matmul.kernels, tokens);
     reserve(SUMS, static_cast<size_t>(4 * tokens_at_once * matmul.block_rows));
     const int64_t tiles = matmul.block_rows * (FLOAT_COLUMNS + MOST_SCALES);
     reserve(WEIGHTS, static_cast<size_t>(4 * std::max(tiles, INT4_ROWS * columns)));

@@ -120,6 +120,7 @@ def _native(processors: Sequence[int]) -> Ops:
     from gyrfalcon.ops import native
 
     native.use_threads(torch.get_num_threads(), processors)
+    native.use_activations(os.environ.get(native.ACTIVATIONS_VARIABLE) or "auto")
     return native
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
+from gyrfalcon.errors import UsageError
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.native.library import (
     KINDS,
@@ -34,6 +35,8 @@ QUANTISED = ("int8", *GROUPS)  # kinds that have kernels; others are left to the
 
 INT8, INT4 = 3, 4
 RANK_GONE = -2  # of gf_run_blocks
+ACTIVATIONS_VARIABLE = "GYRFALCON_ACTIVATIONS"
+ACTIVATION_BITS = {"auto": 0, "int8": 8, "int16": 16}
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4}  # gf_activation
 
 _found = library()
@@ -50,6 +53,24 @@ def use_threads(threads: int, processors: Sequence[int] = ()) -> None:
     LIBRARY.gf_use_threads(threads)
 
 
+def use_activations(kind: str) -> None:
+    """What activations are quantised to for int8 weights, in all of this process: int8; int16, whose error
+    is smaller; or auto, int8 where that is faster here. UsageError for another word, or for int8 on a
+    processor that does not multiply bytes.
+    """
+    wanted = f"{ACTIVATIONS_VARIABLE} {', '.join(ACTIVATION_BITS)}"
+    if kind not in ACTIVATION_BITS:
+        raise UsageError(wanted, repr(kind), "correct or unset it")
+    if LIBRARY.gf_use_activations(ACTIVATION_BITS[kind]):
+        got = f"{kind} on a processor without AVX-512 VNNI"
+        raise UsageError(f"{ACTIVATIONS_VARIABLE} auto or int16 here", got, "unset it")
+
+
+def activations() -> str:
+    """What activations are quantised to for int8 weights: int8 or int16."""
+    return f"int{LIBRARY.gf_activations()}"
+
+
 def own_threads(quant: str) -> bool:
     """The library's threads compute, but where there are no kernels."""
     return quant in ("none", *QUANTISED)
@@ -60,7 +81,8 @@ def linear(
 ) -> Tensor:
     """`reference.linear` with sums, bias and activation in float32 and one rounding at the end.
 
-    int4: x is quantised to int8, with a scale for each 64 columns, unless it is float32.
+    x is quantised unless it is float32: for int4 to int8, with a scale for each 64 columns; for int8
+    likewise, or to int16 with a scale for each 512 (`use_activations`).
     """
     return linears(LinearCall(x, weight, bias, activation))[0]
 

@@ -46,9 +46,10 @@ template <int64_t STEPS> INLINE int64_t step_place(int64_t step, int64_t steps, 
     return (first * groups + group * min(STEPS, steps - first) + step - first) * STEP_BYTES;
 }
 
-void transpose_tokens(const char *tokens, int64_t row_bytes, int64_t count, int64_t group, int64_t groups, char *to) {
-    const int64_t steps = unit_steps(row_bytes);
-    for (int64_t step = 0; step < steps; step++) {
+void transpose_tokens(const char *tokens, int64_t row_bytes, int64_t count, int64_t block, int64_t group, int64_t groups,
+                      char *to) {
+    const int64_t steps = unit_steps(row_bytes), first = block * TRANSPOSED_STEPS;
+    for (int64_t step = first; step < min(steps, first + TRANSPOSED_STEPS); step++) {
         char *place = to + step_place<TRANSPOSED_STEPS>(step, steps, group, groups);
         transpose_tile(tokens, row_bytes, 0, count, step * ROW_BYTES, place);
         transpose_tile(tokens, row_bytes, 16, count, step * ROW_BYTES, place + TILE_BYTES);
@@ -67,9 +68,10 @@ INLINE void split_columns(const int16_t *from, int64_t left, char *upper, char *
     }
 }
 // Of each 64 columns the upper bytes, then the lower ones.
-void split_tokens(const int16_t *tokens, int64_t stride, int64_t count, int64_t group, int64_t groups, char *to) {
-    const int64_t steps = unit_steps(stride);
-    for (int64_t step = 0; step < steps; step++) {
+void split_tokens(const int16_t *tokens, int64_t stride, int64_t count, int64_t block, int64_t group, int64_t groups,
+                  char *to) {
+    const int64_t steps = unit_steps(stride), first = block * INT8_STEPS;
+    for (int64_t step = first; step < min(steps, first + INT8_STEPS); step++) {
         alignas(64) char bytes[2][16][64];
         for (int64_t i = 0; i < count; i++)
             split_columns(tokens + i * stride + step * 64, stride - step * 64, bytes[0][i], bytes[1][i]);

@@ -36,7 +36,7 @@ template <int PARTS> void unpack_int4(const Rows &rows, int64_t row, int64_t fir
 struct Int4Tokens {
     const int8_t *bytes;
     const float *scales; // [blocks, UNIT_TOKENS]
-    int64_t columns;     // from one token to the next
+    int64_t stride;      // from one token to the next
 };
 
 template <int TOKENS>
@@ -49,7 +49,7 @@ INLINE void add_part(const int32_t *integers, Floats row_scales, const float *sc
 #define MULTIPLY_PART(number, left, right)                                                                             \
     if (number < left_over) {                                                                                          \
         _tile_zero(number);                                                                                            \
-        _tile_loadd(left, tokens + number * DEPTH, x.columns);                                                         \
+        _tile_loadd(left, tokens + number * DEPTH, x.stride);                                                          \
         _tile_loadd(right, weights + number * DEPTH * 16, ROW_BYTES);                                                  \
         _tile_dpbssd(number, left, right);                                                                             \
     }
@@ -116,8 +116,8 @@ void int4_panel(const Rows &rows, int64_t row, int64_t first, const Tokens &toke
     finish_writes();
     const char *next = rows.data + row * rows.row_bytes + (first + blocks) * INT4_BLOCK_BYTES; // the next panel's
     for (int64_t token = 0; token < tokens.count; token += 16) {
-        const Int4Tokens x{tokens.bytes + token * rows.columns + first * 64,
-                           tokens.scales + token * all + first * UNIT_TOKENS, rows.columns};
+        const Int4Tokens x{tokens.bytes + token * tokens.stride + first * 64,
+                           tokens.scales + token * all + first * UNIT_TOKENS, tokens.stride};
         const bool last = token + 16 >= tokens.count;
         multiply_int4_of<PARTS>(tokens.count - token, panel, blocks, x, streamed && last ? next : nullptr,
                                 sums + token * stride + row, stride, add || first);

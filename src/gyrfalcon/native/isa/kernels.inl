@@ -2,6 +2,8 @@
 // namespace of its own.
 #include "linear.inl"
 #include "widen.inl"
+#include "packed_words.inl"
+#include "packed_tokens.inl"
 #include "packed_float.inl"
 #include "packed_int8.inl"
 #include "packed_int4.inl"
@@ -16,6 +18,7 @@ const Kernels kernels = {NAME,
                          MR,
                          NR,
                          NR_INT16,
+                         NR_INT8,
                          linear,
                          widen_int4,
                          pack_rows,
@@ -27,6 +30,7 @@ const Kernels kernels = {NAME,
                          widen,
                          deinterleave,
                          narrow,
+                         pack_tokens,
                          quantise_int8,
                          quantise_int16,
                          winograd_offset,

@@ -106,7 +106,7 @@ template <bool HALVES> INLINE Floats int4_scaled(Ints low, Ints high, const char
         return __builtin_convertvector(low + offsets[0], Floats) * Bf16::at(scales, 0) +
                __builtin_convertvector(high + offsets[1], Floats) * Bf16::at(scales, INT4_ROWS);
     else
-        return __builtin_convertvector(low + high + (offsets[0] + offsets[1]), Floats) * Bf16::at(scales, 0);
+        return __builtin_convertvector(low + high + offsets[0], Floats) * Bf16::at(scales, 0);
 }
 
 // A tile of INT4_ROWS rows: one 4-byte word of each row fills a vector or several, and each lane sums one row. Prefetches
@@ -147,7 +147,8 @@ INLINE void int4_tile(const Rows &rows, int64_t row, const Tokens &tokens, int64
             UNROLL for (int i = 0; i < PARTS; i++)
                 total[i][j] += tokens.scales[place] *
                                int4_scaled<HALVES>(widen_group_sums(low[i][j]), widen_group_sums(high[i][j]),
-                                                   own_scales + 2 * i * WIDTH, tokens.offsets + 2 * place);
+                                                   own_scales + 2 * i * WIDTH,
+                                                   tokens.offsets + (HALVES ? 2 : 1) * place);
         }
     }
     UNROLL for (int j = 0; j < TOKENS; j++)

@@ -22,7 +22,7 @@ void pack_int4_rows(const Rows &rows, int64_t first, int64_t columns, uint8_t *t
             pack_int4_words<false>(nullptr, words, 0, to + 4 * row);
             continue;
         }
-        pack_int4_words<true>(int4_words(rows, row) + first / 64 * INT4_BLOCK_BYTES, words, MR * rows.row_bytes,
+        pack_int4_words<true>(int4_words(rows, row) + first / 64 * INT4_BLOCK_BYTES, words, rows.ahead,
                               to + 4 * row);
         const char *own_scales = int4_scales(rows, row);
         for (int64_t group = first / rows.group, i = 0; group * rows.group < first + columns; group++, i++)
@@ -39,7 +39,7 @@ INLINE void int4_micro_kernel(const uint8_t *tile, const float *row_scales, cons
     const int32_t *offsets = tokens.offsets;
     for (int64_t column = 0; column < columns; column += HALVES * 32, add = true) {
         Ints total[TOKENS][2];
-        UNROLL for (int half = 0; half < HALVES; half++, offsets += tokens.stride) {
+        UNROLL for (int half = 0; half < HALVES; half++) {
             GroupSums part[TOKENS][2] = {};
             for (int four = 0; four < 8; four++) {
                 NibbleGroups first = load<NibbleGroups>(tile), second = load<NibbleGroups>(tile + 4 * WIDTH);
@@ -49,14 +49,15 @@ INLINE void int4_micro_kernel(const uint8_t *tile, const float *row_scales, cons
                     part[i][1] = add_group_products(part[i][1], second, input);
                 }
                 tile += 4 * MR;
-                x += 4 * NR;
+                x += 4 * NR_INT8;
             }
             UNROLL for (int i = 0; i < TOKENS; i++)
                 UNROLL for (int j = 0; j < 2; j++) {
-                    Ints sums = widen_group_sums(part[i][j]) + offsets[i];
-                    total[i][j] = half ? total[i][j] + sums : sums;
+                    Ints sums = widen_group_sums(part[i][j]);
+                    total[i][j] = sums + (half ? total[i][j] : broadcast_int(offsets[i]));
                 }
         }
+        offsets += NR_INT8;
         const float *scales = row_scales + column / group * MR;
         UNROLL for (int i = 0; i < TOKENS; i++)
             UNROLL for (int j = 0; j < 2; j++) {
@@ -66,10 +67,10 @@ INLINE void int4_micro_kernel(const uint8_t *tile, const float *row_scales, cons
                 store(place, before + __builtin_convertvector(total[i][j], Floats) * scale);
             }
         if (column % 64 + HALVES * 32 == 64)
-            token_scales += tokens.stride;
+            token_scales += NR_INT8;
     }
 }
-template <int HALVES, int TOKENS = NR>
+template <int HALVES, int TOKENS = NR_INT8>
 INLINE void int4_micro_kernel_of(const uint8_t *tile, const float *row_scales, const Int8Tokens &tokens,
                                  int64_t columns, int64_t group, float *to, int64_t stride, bool add) {
     if constexpr (TOKENS > 1)

@@ -1,12 +1,5 @@
 // ---- linear with many tokens: int8 weights ----
 
-// Prefetches the next tile's source, `away` bytes further on, into the second-level cache: once per cache line, with the
-// first vector of `bytes` in it.
-INLINE void prefetch_ahead(const char *from, int64_t bytes, int64_t away) {
-    if (static_cast<int64_t>(reinterpret_cast<uintptr_t>(from) % 64) < bytes)
-        __builtin_prefetch(from + away, 0, 2);
-}
-
 // The same for int8 weights with int16 tokens, in pairs of columns. Two pairs may form a Winograd inner product (A New
 // Algorithm for Inner Product, 1968):
 //
@@ -29,7 +22,7 @@ INLINE void pack_int8_block(const Rows &rows, int64_t row, int64_t column, int64
         block[i] = !exists                      ? Floats{}
                    : WHOLE || left >= 2 * WIDTH ? (Floats)widen(load<ManyBytes>(from))
                                                 : (Floats)widen_partial(from, left);
-        prefetch_ahead(from, 2 * WIDTH, MR * rows.row_bytes);
+        prefetch_ahead(from, 2 * WIDTH, rows.ahead);
     }
     transpose(block);
     UNROLL for (int i = 0; i < WIDTH; i += 2)

@@ -43,6 +43,27 @@ INLINE float reduce_max(Floats x) {
     return each[0];
 }
 
+INLINE int32_t reduce_max(Ints x) {
+#if defined(__AVX512F__) && GYRFALCON_WIDTH == 16
+    return _mm512_reduce_max_epi32((__m512i)x);
+#else
+    int32_t best = x[0];
+    for (int i = 1; i < WIDTH; i++)
+        best = x[i] > best ? x[i] : best;
+    return best;
+#endif
+}
+INLINE int32_t reduce_sum(Ints x) {
+#if defined(__AVX512F__) && GYRFALCON_WIDTH == 16
+    return _mm512_reduce_add_epi32((__m512i)x);
+#else
+    int32_t total = 0;
+    for (int i = 0; i < WIDTH; i++)
+        total += x[i];
+    return total;
+#endif
+}
+
 // ---- 16-bit floats ----
 
 // Compilers do not always pick the widening instructions.
@@ -249,6 +270,26 @@ INLINE Ints add_pair_products(Ints sums, Shorts a, Shorts b) {
     Ints even = ((Ints)((Words)a << 16) >> 16) * ((Ints)((Words)b << 16) >> 16);
     return sums + even + ((Ints)a >> 16) * ((Ints)b >> 16);
 #endif
+}
+
+// ---- unsigned × signed bytes ----
+
+// sums + the products of four neighbours.
+INLINE Ints add_byte_products(Ints sums, Words a, Words b) {
+#if defined(__AVX512VNNI__) && GYRFALCON_WIDTH == 16
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+#else
+    UNROLL for (int byte = 0; byte < 4; byte++)
+        sums += (Ints)(a >> 8 * byte & 255) * ((Ints)(b << (24 - 8 * byte)) >> 24);
+    return sums;
+#endif
+}
+
+// `count` bytes, then zeros.
+INLINE Words load_some(const char *from, int64_t count) {
+    Words bytes = {};
+    memcpy(&bytes, from, static_cast<size_t>(count));
+    return bytes;
 }
 
 // ---- nibbles × bytes, groups of 4 columns of WIDTH rows at a time ----

@@ -1,0 +1,76 @@
+// For x86-64 processors with AVX-512, VNNI and BF16 (Zen 4, Cooper Lake, and later): AVX-512's kernels, but many tokens of
+// bf16 by weights of bf16 two products at a time. Denormal numbers are zeros to the instruction.
+#include "instructions.h"
+#include <immintrin.h>
+
+#define GYRFALCON_WIDTH 16
+namespace gyrfalcon {
+namespace {
+constexpr int MR = AVX512_MR, NR = AVX512_NR;
+#include "vectors.h"
+#include "packed_words.inl"
+
+INLINE Floats add_bf16_products(Floats sums, Words a, Words b) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
+}
+
+void pack_bf16_rows(const Rows &rows, int64_t first, int64_t columns, uint16_t *to) {
+    pack_words(rows, 2 * first, 2 * columns, 2 * (rows.columns - first), 0, reinterpret_cast<char *>(to));
+}
+
+template <int TOKENS>
+INLINE void bf16_micro_kernel(const uint16_t *tile, const uint16_t *x, int64_t columns, float *to, int64_t stride,
+                              bool add) {
+    Floats total[TOKENS][2] = {};
+    if (add)
+        UNROLL for (int i = 0; i < TOKENS; i++)
+            UNROLL for (int j = 0; j < 2; j++)
+                total[i][j] = load<Floats>(to + i * stride + j * WIDTH);
+    _Pragma("GCC unroll 4") for (int64_t column = 0; column < columns; column += 2) {
+        const Words first = load<Words>(tile), second = load<Words>(tile + 2 * WIDTH);
+        UNROLL for (int i = 0; i < TOKENS; i++) {
+            const Words input = (Words)broadcast_int(load<int32_t>(x + 2 * i));
+            total[i][0] = add_bf16_products(total[i][0], first, input);
+            total[i][1] = add_bf16_products(total[i][1], second, input);
+        }
+        tile += 2 * MR;
+        x += 2 * NR;
+    }
+    UNROLL for (int i = 0; i < TOKENS; i++)
+        UNROLL for (int j = 0; j < 2; j++)
+            store(to + i * stride + j * WIDTH, total[i][j]);
+}
+template <int TOKENS = NR>
+INLINE void bf16_micro_kernel_of(const uint16_t *tile, const uint16_t *x, int64_t count, int64_t columns, float *to,
+                                 int64_t stride, bool add) {
+    if constexpr (TOKENS > 1)
+        if (count < TOKENS)
+            return bf16_micro_kernel_of<TOKENS - 1>(tile, x, count, columns, to, stride, add);
+    bf16_micro_kernel<TOKENS>(tile, x, columns, to, stride, add);
+}
+void micro_kernel_bf16(const uint16_t *tile, const uint16_t *x, int64_t count, int64_t columns, float *to,
+                       int64_t stride, bool add) {
+    bf16_micro_kernel_of(tile, x, count, columns, to, stride, add);
+}
+
+#include "chains.inl"
+
+int64_t multiply_bf16(int64_t rounds) {
+    Words numbers = (Words)broadcast_int(0x3f813f83);
+    asm volatile("" : "+m"(numbers));
+    return run_chains<Floats>(rounds, 2 * WIDTH, [&](Floats sums) { return add_bf16_products(sums, numbers, numbers); });
+}
+} // namespace
+
+const Kernels *avx512_bf16_kernels() {
+    static const Kernels kernels = [] {
+        Kernels all = *avx512_kernels();
+        all.name = "avx512-bf16";
+        all.pack_bf16_rows = pack_bf16_rows;
+        all.micro_kernel_bf16 = micro_kernel_bf16;
+        all.instructions[OF_BF16] = {"vdpbf16ps", multiply_bf16};
+        return all;
+    }();
+    return &kernels;
+}
+} // namespace gyrfalcon

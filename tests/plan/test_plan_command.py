@@ -67,6 +67,15 @@ def test_a_target_is_answered_with_the_runner_up(capsys: pytest.CaptureFixture[s
     assert found["splits"][0]["pace"]["first_token"] <= 1
 
 
+def test_a_target_has_a_price(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of all cards in an hour, over what the users get in it."""
+    words = ["falcon-40b", "--hardware", "h200", "--target", "30 tok/s, 2k context, 500 users"]
+    best = ran(capsys, *words, "--price", "4", "--spare", "1")["sizing"]["splits"][0]  # type: ignore[index]
+    assert best["cost_per_million"] == pytest.approx(4 * best["cards"] / (500 * 30 * 3600) * 1e6)
+    assert main(["plan", *words, "--price", "4"]) == 0
+    assert "\ncost " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -59,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="draw memory and times as .png or .svg; needs matplotlib (default: no plot)",
     )
+    parser.add_argument(
+        "--price",
+        type=Number("--price", POSITIVE),
+        metavar="P",
+        help="what a card costs in an hour, for the cost of a million tokens (default: the file's, if any)",
+    )
     _add_estimate(parser.add_argument_group("one split"))
     _add_target(parser.add_argument_group("a target"))
     add_trace(parser.add_argument_group("a simulated load"))
@@ -85,12 +91,6 @@ def _add_estimate(group: argparse._ArgumentGroup) -> None:
         type=Whole("--batch", ENGINE["max_sequences"]),
         metavar="N",
         help="sequences that a replica decodes at once (default 1)",
-    )
-    group.add_argument(
-        "--price",
-        type=Number("--price", POSITIVE),
-        metavar="P",
-        help="what a card costs in an hour, for the cost of a million tokens (default: the file's, if any)",
     )
 
 
@@ -148,7 +148,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.plot is not None:
         check_picture(args.plot)
     of_target = ("ttft", "think", "rate", "spare", "input_lens", "output_lens")
-    of_split = ("world_size", "context", "batch", "price")
+    of_split = ("world_size", "context", "batch")
     options = {"input_lens": "--in", "output_lens": "--out", "world_size": "-w"}
     for name in of_split if args.target is not None else of_target:
         if getattr(args, name) is not None:

@@ -88,9 +88,10 @@ def _size(args: argparse.Namespace, setting: Setting) -> int:
         spare=args.spare or 0,
     )
     found = size(setting, demand)
+    price = setting.hardware.price_per_hour if args.price is None else args.price
     _draw(args, setting, found[0].split.ranks, round(streams.context[0]), (demand, found))
-    plain = document(setting, args.words, {"sizing": plain_sizing(demand, found)})
-    show_result(plain, describe_sizing(setting, demand, found), args.json)
+    plain = document(setting, args.words, {"sizing": plain_sizing(demand, found, price)})
+    show_result(plain, describe_sizing(setting, demand, found, price), args.json)
     return 0
 
 

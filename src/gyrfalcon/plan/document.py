@@ -54,8 +54,10 @@ def plain_estimate(found: Estimate, context: int, batch: int) -> dict[str, objec
     }
 
 
-def plain_sizing(demand: Demand, found: Sequence[Sized]) -> dict[str, object]:
-    """The splits that meet a target, the best first."""
+def plain_sizing(
+    demand: Demand, found: Sequence[Sized], price: float | None = None
+) -> dict[str, object]:
+    """The splits that meet a target, the best first; `price`: of a card in an hour."""
     return {
         "target": asdict(demand.target),
         "first_token": demand.first_token,
@@ -63,7 +65,13 @@ def plain_sizing(demand: Demand, found: Sequence[Sized]) -> dict[str, object]:
         "requests_per_second": demand.requests_per_second,
         "spare": demand.spare,
         "streams": demand.num_streams,
-        "splits": [_sized(one) for one in found],
+        "splits": [
+            {
+                **_sized(one),
+                "cost_per_million": None if price is None else one.cost_per_million(demand, price),
+            }
+            for one in found
+        ],
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gyrfalcon.errors import UsageError, WorldSizeError
-from gyrfalcon.plan.estimate import Setting, Split
+from gyrfalcon.plan.estimate import HOUR, Setting, Split
 from gyrfalcon.plan.lengths import Streams
 from gyrfalcon.plan.prediction import Parts, Predicted
 from gyrfalcon.plan.step_load import StepLoad, decoding_load
@@ -81,6 +81,11 @@ class Sized:
     pace: Pace  # at the streams that each replica gets
     most: int  # streams that a replica could serve
     bound: str  # what one stream more would lack
+
+    def cost_per_million(self, demand: Demand, price_per_hour: float) -> float:
+        """What a million output tokens cost at the target's speed, spare cards included."""
+        rate = demand.num_streams * demand.target.tokens_per_second
+        return price_per_hour * self.split.cards / HOUR / rate * 1e6
 
 
 def size(setting: Setting, demand: Demand) -> list[Sized]:

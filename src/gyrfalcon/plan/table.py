@@ -46,14 +46,21 @@ def describe_estimate(setting: Setting, found: Estimate, context: int, batch: in
     yield _line("shares from", found.basis)
 
 
-def describe_sizing(setting: Setting, demand: Demand, found: Sequence[Sized]) -> Iterator[str]:
-    """The best split, the runner-up and why it lost, and the others."""
+def describe_sizing(
+    setting: Setting, demand: Demand, found: Sequence[Sized], price: float | None = None
+) -> Iterator[str]:
+    """The best split, the runner-up and why it lost, and the others; `price`: of a card in an hour."""
     best = found[0]
     yield f"{title(setting)}: {demand.num_streams:,} streams at a time"
     on_cards = setting.hardware.on_cards
     yield _line("needs", _needs(best, on_cards))
     yield _line("each replica", _pace(best))
     yield _line("no more", f"than {best.most} streams: {WHY[best.bound]}")
+    if price is not None:
+        cost = best.cost_per_million(demand, price)
+        yield _line(
+            "cost", f"{cost:.2f} per million output tokens, {price * best.split.cards:.2f} an hour"
+        )
     if len(found) > 1:
         yield _line("runner-up", f"{_needs(found[1], on_cards)}; {_why_lost(best, found[1])}")
     for other in found[2:MOST_SPLITS]:

@@ -18,7 +18,7 @@ from npu_emulation import CARDS
 
 from gyrfalcon.cli.main import main
 from gyrfalcon.device import npu
-from gyrfalcon.device.lookup import all_devices, kind_for
+from gyrfalcon.device.lookup import all_devices, kind_for, warn_once
 from gyrfalcon.device.npu import BLOCK_SIZES, Npu, find_torch_npu
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.machine import examine
@@ -32,6 +32,7 @@ QUICK = ("--repeats", "1", "--in", "8", "--out", "2")
 def looked_for_anew() -> Iterator[None]:
     """What was found of torch_npu is forgotten, before and after."""
     find_torch_npu.cache_clear()
+    warn_once.cache_clear()
     yield
     find_torch_npu.cache_clear()
 
@@ -73,6 +74,22 @@ def test_a_machine_without_cards_says_in_one_line_what_is_missing(
     assert line.startswith("wanted a Huawei Ascend device, ")
     assert message in line
     assert "\n" not in line
+
+
+@pytest.mark.skipif(find_spec("torch_npu") is not None, reason="torch_npu is installed")
+@pytest.mark.usefixtures("looked_for_anew")
+def test_auto_passes_over_a_torch_npu_that_does_not_load_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert kind_for("auto").name != "npu"
+    assert caplog.messages == []
+    find_torch_npu.cache_clear()
+    refused(monkeypatch, tmp_path, "raise ImportError('libhccl.so')")
+    assert caplog.messages == []  # its error says it
+    for _ in range(2):
+        assert kind_for("auto").name != "npu"
+    [line] = caplog.messages
+    assert line.startswith("no Huawei Ascend device: a torch_npu that does not import: libhccl.so;")
 
 
 @pytest.mark.skipif(find_spec("torch_npu") is not None, reason="torch_npu is installed")

@@ -1,5 +1,6 @@
 """Finds devices: by the name that was asked for, by a rank, by a tensor."""
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -10,6 +11,8 @@ from torch import Tensor
 from gyrfalcon.device import HOST, KINDS
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 
 @cache
@@ -22,11 +25,29 @@ def kind_of(name: str) -> type[Device]:
 def kind_for(word: str) -> type[Device]:
     """What `auto` or one of KINDS means here; UsageError where this machine has none of them."""
     if word == "auto":
-        return next(kind for kind in map(kind_of, reversed(KINDS)) if kind.count())
+        return _best()
     kind = kind_of(word)
     if not kind.count():
         raise UsageError(f"a {KINDS[word]} device", *kind.lacking())
     return kind
+
+
+def _best() -> type[Device]:
+    """Of the kinds that are here the last in KINDS; warns of those passed over that do not load."""
+    for name in reversed(KINDS):
+        kind = kind_of(name)
+        if kind.count():
+            return kind
+        if kind.is_broken():
+            warn_once(name)
+    raise AssertionError("a machine has a processor")
+
+
+@cache
+def warn_once(name: str) -> None:
+    """Says what is broken of one of KINDS; an engine looks for its device several times."""
+    got, do = kind_of(name).lacking()
+    log.warning("no %s device: %s; %s", KINDS[name], got, do.replace("`", ""))
 
 
 @cache

@@ -2,7 +2,6 @@
 installed. docs/ascend.md has the versions and what was tried without a card.
 """
 
-import logging
 import os
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
@@ -22,8 +21,6 @@ from gyrfalcon.device.rates import best_seconds, product_rate
 from gyrfalcon.device.threads import torch_threads
 from gyrfalcon.device.topology import node_of_pci
 from gyrfalcon.errors import UsageError
-
-log = logging.getLogger(__name__)
 
 PACKAGE = "torch_npu"
 COPY_BYTES = 1 << 30  # in one pass
@@ -60,6 +57,11 @@ class Npu(Device):
             f"{PACKAGE} {_version()} and no card",
             "see what npu-smi info says, or use `device=cpu`",
         )
+
+    @classmethod
+    def is_broken(cls) -> bool:
+        found, _ = find_torch_npu()
+        return found is None and find_spec(PACKAGE) is not None
 
     @classmethod
     def block_size(cls, least: int) -> int:
@@ -182,9 +184,7 @@ def find_torch_npu() -> tuple[Any, str]:
     try:
         return import_module(PACKAGE), ""
     except Exception as error:  # whatever a library that lacks its own may raise
-        why_not = f"a {PACKAGE} that does not import: {' '.join(str(error).split())}"
-        log.warning("%s", why_not)
-        return None, why_not
+        return None, f"a {PACKAGE} that does not import: {' '.join(str(error).split())}"
 
 
 def _torch_npu() -> Any:

@@ -48,6 +48,11 @@ class Device(ABC):
         return "none", "use `device=cpu`, or install a torch built for your card"
 
     @classmethod
+    def is_broken(cls) -> bool:
+        """Whether there are none because what is installed for them does not load."""
+        return False
+
+    @classmethod
     def block_size(cls, least: int) -> int:
         """The tokens of a cache block that its operators read, at least so many; UsageError where they
         read none as large.

@@ -41,6 +41,13 @@ def test_a_random_load_is_simulated_on_the_replicas_that_the_cards_make(
     assert found != simulated(capsys, *words, "--seed", "1")
 
 
+def test_cache_blocks_are_as_large_as_the_hardware_wants_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = simulated(capsys, "falcon-40b", "--hardware", "910b3x4", *RANDOM)
+    assert found["num_blocks"] == 64 * 2048 // 128  # those that 64 sequences can use
+
+
 def test_a_file_of_requests_is_simulated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

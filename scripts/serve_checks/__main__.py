@@ -102,13 +102,13 @@ def _run(name: str, check: Check, options: argparse.Namespace, arguments: Sequen
             traceback.print_exc()
             report.broken = f"{type(error).__name__}: {error}"[:500]
     report.seconds = time.monotonic() - begin
-    text = _text(report.document(arguments))
+    text = as_text(report.document(arguments))
     replace_file(options.out / f"serve-check-{name}.json", text.encode())
     print(f"{name}: {report.verdict}, {report.seconds:.0f} s", flush=True)
     return report
 
 
-def _text(document: Mapping[str, object]) -> str:
+def as_text(document: Mapping[str, object]) -> str:
     """JSON with a line for each field."""
     lines = (
         f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}"

@@ -44,11 +44,13 @@ class Environment:
         return ["env", f"PYTHONPATH={SCRIPTS}", self.python, "-m", f"serve_checks.clients.{name}"]
 
 
-def environment(name: str, parent: Path, *, borrows: bool = False) -> Environment:
-    """The environment for pins/NAME.txt, made where it is not there yet or is another. `borrows`: sees
-    the project's packages, too. NotRun when a package cannot be had.
+def environment(
+    name: str, parent: Path, *, borrows: bool = False, pins_folder: Path | None = None
+) -> Environment:
+    """The environment for NAME.txt of a folder of pins (default: pins/ here), made where it is not there
+    yet or is another. `borrows`: sees the project's packages, too. NotRun when a package cannot be had.
     """
-    pins = PINS / f"{name}.txt"
+    pins = (pins_folder or PINS) / f"{name}.txt"
     text = pins.read_text("utf-8")
     folder, wanted = parent / name, _digest(text, borrows)
     stamp = folder / ".complete"

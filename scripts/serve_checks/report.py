@@ -36,6 +36,7 @@ class Report:
     why_not: str = ""  # not run
     broken: str = ""  # the check itself ended with this error
     seconds: float = 0.0
+    tool: str = "serve-check"  # the script that it belongs to
 
     def claim(self, text: str, holds: bool, got: object = "") -> None:
         """Notes and prints whether something is true. `got` is what was seen, in a few words."""
@@ -60,13 +61,13 @@ class Report:
     def document(self, arguments: Sequence[str]) -> dict[str, object]:
         """The result as JSON; `arguments` are those of the command line."""
         return {
-            "format": "gyrfalcon-serve-check",
+            "format": f"gyrfalcon-{self.tool}",
             "version": 1,
             "check": self.check,
             "verdict": self.verdict,
             "reason": self.why_not or self.broken,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(["scripts/serve-check", *arguments]),
+            "command": shlex.join([f"scripts/{self.tool}", *arguments]),
             "seconds": round(self.seconds, 1),
             "machine": machine_facts(),
             "versions": {"gyrfalcon": __version__, "python": sys.version.split()[0]}

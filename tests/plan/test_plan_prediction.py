@@ -141,3 +141,9 @@ def test_every_platform_has_shares_and_says_where_from(platform: str, precision:
     if platform in ("cpu-avx2", "cpu-amx") and precision in ("int8", "int4"):
         [row] = [row for row in own if row.precision == precision]
         assert (found.bytes, found.flops) == (row.bytes, row.flops)
+
+
+def test_a_processor_without_native_kernels_is_as_fast_as_torch() -> None:
+    plain, native = efficiency_for("cpu-torch", "bf16"), efficiency_for("cpu-avx2", "bf16")
+    assert "transformers" in plain.basis
+    assert plain.bytes < native.bytes / 2

@@ -14,6 +14,8 @@ from gyrfalcon.plan.prediction import Efficiency
 FORMAT, VERSION = "gyrfalcon-efficiencies", 1
 ENGINE = "gyrfalcon"
 CPU = "cpu-"  # what the platforms of processors begin with
+PLAIN = f"{CPU}torch"  # one without native kernels, which is as fast as another engine on torch
+ON_TORCH = "transformers"
 SIXTEEN_BITS = "16 bits"  # bf16 and fp16 are as fast
 QUANTISED = ("int8", "int4", "fp8")
 
@@ -68,11 +70,12 @@ def efficiency_for(platform: str, precision: str) -> Efficiency:
     other engines' there, and the same of any precision. Where several are as near, their median.
     """
     kind, on_cards = precision_kind(precision), not platform.startswith(CPU)
+    engine = ON_TORCH if platform == PLAIN else ENGINE
     same_kind = [row for row in fitted() if row.on_cards == on_cards]
     tests: tuple[Callable[[Fitted], bool], ...] = (
-        lambda row: row.platform == platform and row.engine == ENGINE and row.kind == kind,
+        lambda row: row.platform == platform and row.engine == engine and row.kind == kind,
         lambda row: row.platform == platform and row.kind == kind,
-        lambda row: row.engine == ENGINE and row.kind == kind,
+        lambda row: row.engine == engine and row.kind == kind,
         lambda row: row.kind == kind,
         lambda row: row.platform == platform,
         lambda row: True,

@@ -17,7 +17,7 @@ from gyrfalcon.measure.roofline import MachineLimits
 from gyrfalcon.measure.speed.cases import Row
 from gyrfalcon.measure.speed.files import Sweep
 from gyrfalcon.native.library import instructions
-from gyrfalcon.plan.efficiencies import CPU, ENGINE
+from gyrfalcon.plan.efficiencies import CPU, ENGINE, PLAIN
 from gyrfalcon.plan.fit import Key, Observation, TimedStep, fit_with_host
 from gyrfalcon.plan.hardware import Hardware, Link, known_hardware
 from gyrfalcon.plan.models import PlannedModel
@@ -127,7 +127,7 @@ def _processor(limits: MachineLimits, memory: int, source: str) -> Hardware:
     """A CPU: its peak is that of float32 multiply-adds, which integers and tiles may exceed."""
     peak = limits.float32_flops_per_second or limits.matrix_flops_per_second
     return Hardware(
-        name=f"{CPU}{instructions() or 'torch'}",
+        name=f"{CPU}{instructions()}" if instructions() else PLAIN,
         title="a processor",
         memory_bytes=memory,
         reserved_bytes=0,

@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from tokenizers_ import make_tokenizer
 from gyrfalcon import Engine, EngineConfig, SamplingParams
 from gyrfalcon.cut.cut import cut
 from gyrfalcon.device.cpu import Cpu
+from gyrfalcon.device.environment import OURS
+from gyrfalcon.device.setup import Variable, setup_of
 from gyrfalcon.device.threads import own_processors
 from gyrfalcon.errors import CheckpointError, RankDied, UsageError
 from gyrfalcon.native.library import library
@@ -133,6 +136,22 @@ def test_started_ranks_keep_to_cores_of_their_own(folder: Path) -> None:
             time.sleep(0.01)
         assert rank.cpu_affinity() == wanted
     assert set(os.sched_getaffinity(0)) == usable
+
+
+def test_started_ranks_find_their_environment_and_this_process_keeps_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, visible = Variable("A_QUEUE", "1", "faster"), Variable("A_VISIBLE", "", "cards")
+    setup = replace(setup_of("cpu"), variables=lambda host: (queue,), visible=visible)
+    monkeypatch.setattr(launch, "setup_of", lambda name: setup)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("A_QUEUE", "0")  # the user's
+    with Engine(EngineConfig(model=str(folder), world_size=2)):
+        (rank,) = our_ranks()
+        its_own = rank.environ()
+    names = ("A_QUEUE", "A_VISIBLE", "OMP_NUM_THREADS", OURS)
+    assert [its_own.get(name) for name in names] == ["0", "0,1", "1", "A_VISIBLE"]
+    assert [os.environ.get(name) for name in names] == ["0", None, "1", None]
 
 
 def test_what_keeps_a_rank_from_loading_is_told_in_its_own_words(

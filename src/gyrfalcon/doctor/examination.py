@@ -63,16 +63,16 @@ def examine_all(host: Host, folder: Path, ranks: int | None, *, measure: bool) -
     `measure`: bandwidth too, seconds of work.
     """
     findings = [*host_checks.check_extensions(host, host_checks.extensions())]
-    present = [name for name in KINDS if setup_of(name).present(host)]
-    for name in present:
-        findings += setup_of(name).check(host)
+    for setup in map(setup_of, KINDS):
+        if setup.present(host):
+            findings += setup.check(host)
     findings += host_checks.check_host(host, folder)
     try:
         with ending_interrupts():
             from gyrfalcon.doctor import with_torch
     except Exception as error:  # whatever a broken installation raises
         return _without_torch(host, error, findings, ranks or 1)
-    return with_torch.examine(host, folder, findings, present, ranks, measure=measure)
+    return with_torch.examine(host, folder, findings, ranks, measure=measure)
 
 
 def _without_torch(

@@ -21,12 +21,11 @@ def examine(
     host: Host,
     folder: Path,
     findings: list[Finding],
-    present: Sequence[str],
     ranks: int | None,
     *,
     measure: bool,
 ) -> Examination:
-    """Goes on from what was found without torch, on `present` kinds of device."""
+    """Goes on from what was found without torch."""
     counts = device_checks.device_counts()
     num_cards = max(count for name, count in counts.items() if name != HOST)
     ranks = ranks or max(1, num_cards)
@@ -37,8 +36,8 @@ def examine(
     report = examine_machine(folder)
     kinds = [
         name
-        for name in present
-        if name == HOST or counts.get(name) or setup_of(name).num_cards(host)
+        for name, count in counts.items()
+        if name == HOST or count or setup_of(name).num_cards(host)
     ]
     environment = environments(kinds, ranks, threads_of(ranks), host.environment)
     return Examination(asdict(report), describe(report), findings, environment, ranks)

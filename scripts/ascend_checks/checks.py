@@ -29,6 +29,7 @@ TESTS = ROOT / "tests" / "npu"
 SABOTAGE = "tests/npu/test_npu_sabotage.py"
 SCHEMAS = TESTS / "schemas"
 SHOWN = 3  # of the cases that failed
+UNFIT = {"2.7.1": {"npu_scatter_pa_kv_cache"}}  # it has no cache_mode there, so it is never called
 ATTENTION, ALIBI = "GYRFALCON_NPU_ATTENTION", "GYRFALCON_NPU_ALIBI"
 # How a card may answer what is asked of it at start, and operators that another version lacks.
 WAYS: Mapping[str, tuple[Mapping[str, str], Sequence[str]]] = {
@@ -101,7 +102,7 @@ def shapes(version: str, context: Context, report: Report) -> None:
     lacking = set(found["lacking"])
     report.figure("operators called", sorted(called))
     report.figure("operators that this torch_npu lacks", sorted(lacking))
-    left = used_operators() - called - lacking
+    left = used_operators() - called - lacking - UNFIT.get(version, set())
     report.claim("every operator that ops/npu names was called", not left, ", ".join(sorted(left)))
     stored = (SCHEMAS / f"{version}.txt").read_text("utf-8").splitlines()
     others = sorted(set(stored) - set(found["schemas"]))
@@ -167,7 +168,7 @@ def guide(context: Context, report: Report) -> None:
         ["speed", "-n", cut, "-f", csv, "-w", "4", *on_cards, "--in", "32", "--out", "4"],
         ["mmlu", "-n", cut, "-d", "nestling", "-w", "4", *on_cards, "--limit", "1", "-o", exam],
     )
-    environ = dict(own_environ())
+    environ = own_environ() | {"VIRTUAL_ENV": str(_shims(context.folder / "environment"))}
     environ["PYTHONPATH"] = f"{TESTS / 'site'}:{environ['PYTHONPATH']}"
     for words in commands:
         done = context.call(["bash", str(ROOT / "run.sh"), "-m", *words], environ)
@@ -194,7 +195,17 @@ def gate(context: Context, report: Report) -> None:
 
 def own_environ() -> dict[str, str]:
     """Variables under which this Python runs the source of this folder."""
-    return clean_environ() | source_path() | {"VIRTUAL_ENV": sys.prefix}
+    return clean_environ() | source_path()
+
+
+def _shims(folder: Path) -> Path:
+    """An environment for run.sh that is this Python's: it sets up none."""
+    (folder / "bin").mkdir(parents=True)
+    for name, words in (("python", '"$@"'), ("gyrfalcon", '-m gyrfalcon "$@"')):
+        script = folder / "bin" / name
+        script.write_text(f"#!/bin/sh\nexec {sys.executable} {words}\n", "utf-8")
+        script.chmod(0o755)
+    return folder
 
 
 def kernels(context: Context, report: Report) -> None:
@@ -211,7 +222,7 @@ def kernels(context: Context, report: Report) -> None:
     report.claim(
         "every kernel compiles as docs/ascend-kernels.md says", done.returncode == 0, lines[-1]
     )
-    for fault in lines[:-1]:
+    for fault in filter(None, lines[:-1]):
         report.claim("a kernel", False, fault)
 
 

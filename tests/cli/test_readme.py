@@ -23,7 +23,7 @@ from gyrfalcon.cut.inspect import inspect_model
 from gyrfalcon.model.architectures import config_from_json
 
 READMES = ("README.md", "README.zh-CN.md")
-PAGES = ("docs/guide.md", "docs/guide.zh-CN.md")
+PAGES = (("docs/guide.md", "docs/guide.zh-CN.md"), ("docs/ascend.md", "docs/ascend.zh-CN.md"))
 TEXTS = sorted(
     str(path.relative_to(REPOSITORY))
     for path in (*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"))
@@ -149,7 +149,7 @@ def test_a_readme_is_short(page: str) -> None:
     assert len(text_of(page).splitlines()) <= LINES
 
 
-@pytest.mark.parametrize(("page", "chinese"), [READMES, PAGES])
+@pytest.mark.parametrize(("page", "chinese"), [READMES, *PAGES])
 def test_the_chinese_page_has_what_the_english_one_has(page: str, chinese: str) -> None:
     def shape(name: str) -> list[tuple[str, int]]:
         """Headings, rows and points in their order, runs of the latter two as their number."""

@@ -19,6 +19,9 @@ from gyrfalcon.native.library import RankGone
 # connections at once, which ends the waiting of all others.
 TIMEOUT = timedelta(days=30)
 
+# The gloo of torch 2.7.1 keeps the timeout that it was opened with; that of 2.13 takes another.
+TIMEOUT_CAN_CHANGE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
+
 
 class Backend:
     """One rank's end of the connections. What waits raises RankGone when another rank's are closed,
@@ -77,7 +80,8 @@ def open_backend(
     """
     kinds = dist.ProcessGroup.BackendType
     group = dist.ProcessGroup(store, rank, size)
-    gloo = _gloo(dist.PrefixStore("gloo", store), rank, size, host, meeting)
+    limit = meeting if TIMEOUT_CAN_CHANGE else TIMEOUT
+    gloo = _gloo(dist.PrefixStore("gloo", store), rank, size, host, limit)
     group._register_backend(torch.device("cpu"), kinds.GLOO, gloo)
     if one_device:
         group._register_backend(torch.device(kind.name), kinds.GLOO, gloo)

@@ -1,8 +1,13 @@
 """What llama.cpp and its forks share in benchmarks/cpu_peers.py: their C interface, and GGUF files,
 written by llama.cpp's own package gguf.
+
+    python benchmarks/cpu_gguf.py CHECKPOINT FILE.gguf
+
+writes a file with the checkpoint's tokenizer in it, as a server needs; llama-quantize makes others of it.
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from cpu_engine import Generate, Generation, Prompts, Setup
-from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, LlamaFileType, get_tensor_name_map
+from gguf import (
+    MODEL_ARCH,
+    GGMLQuantizationType,
+    GGUFWriter,
+    LlamaFileType,
+    TokenType,
+    get_tensor_name_map,
+)
 from numpy.typing import NDArray
 from safetensors import safe_open
 
@@ -65,9 +77,9 @@ def fill(batch: Any, rows: Prompts, past: int) -> list[int]:
     return ends
 
 
-def write_gguf(checkpoint: Path, target: Path) -> None:
-    """A Hugging Face folder with one .safetensors file as llama.cpp's converter writes it, in bf16,
-    without a tokenizer.
+def write_gguf(checkpoint: Path, target: Path, tokenizer: bool = False) -> None:
+    """A Hugging Face folder with one .safetensors file as llama.cpp's converter writes it, in bf16, with or
+    without its tokenizer.
     """
     config = json.loads((checkpoint / "config.json").read_text("utf-8"))
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
@@ -82,8 +94,11 @@ def write_gguf(checkpoint: Path, target: Path) -> None:
     writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_eps(config["layer_norm_epsilon"])
     writer.add_file_type(LlamaFileType.MOSTLY_BF16)
-    writer.add_tokenizer_model("none")
     writer.add_vocab_size(config["vocab_size"])
+    if tokenizer:
+        _add_tokenizer(writer, checkpoint, config)
+    else:
+        writer.add_tokenizer_model("none")
     names = get_tensor_name_map(MODEL_ARCH.FALCON, layers)
     for name, tensor in tensors(checkpoint):
         new = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -97,6 +112,28 @@ def write_gguf(checkpoint: Path, target: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _add_tokenizer(writer: GGUFWriter, checkpoint: Path, config: dict[str, Any]) -> None:
+    """Falcon's byte-level BPE, which llama.cpp knows."""
+    read = json.loads((checkpoint / "tokenizer.json").read_text("utf-8"))
+    texts = {number: text for text, number in read["model"]["vocab"].items()}
+    added = {one["id"]: one["content"] for one in read["added_tokens"]}
+    numbers = range(config["vocab_size"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("falcon")
+    writer.add_token_list([added.get(one, texts.get(one, f"[PAD{one}]")) for one in numbers])
+    kinds = (TokenType.CONTROL if one in added else TokenType.NORMAL for one in numbers)
+    writer.add_token_types(
+        [
+            kind if one in texts or one in added else TokenType.UNUSED
+            for one, kind in enumerate(kinds)
+        ]
+    )
+    merges = read["model"]["merges"]
+    writer.add_token_merges([one if isinstance(one, str) else " ".join(one) for one in merges])
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
 
 
 def tensors(checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -116,3 +153,7 @@ def as_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
     """bfloat16 as numpy, which does not know it, can hold it: [rows, 2 × columns] bytes."""
     found: NDArray[np.uint8] = tensor.contiguous().view(torch.uint8).numpy()
     return found
+
+
+if __name__ == "__main__":
+    write_gguf(Path(sys.argv[1]), Path(sys.argv[2]), tokenizer=True)

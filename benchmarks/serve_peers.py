@@ -10,7 +10,7 @@ A command's {port} is a free one; it is waited for until it answers a completion
 256 prompt tokens and 64 new ones, which no end of text cuts short. Rounds take turns: the second is in
 reverse order.
 Give the servers models of the same precision, with a tokenizer that has a text for each token: what has none
-is no event, and `load` counts events. benchmarks/cpu_engine_llama_cpp.py writes GGUF files.
+is no event, and `load` counts events. benchmarks/cpu_gguf.py writes GGUF files.
 """
 
 import argparse

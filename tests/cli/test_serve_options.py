@@ -38,6 +38,15 @@ def test_a_number_of_draft_tokens_out_of_bounds_is_refused(value: str) -> None:
         parse(["serve", "nestling", "--num-speculative-tokens", value])
 
 
+@pytest.mark.parametrize(
+    ("words", "most"),
+    [([], (64, 512)), (["--max-sequences", "8", "--max-batch-tokens", "128"], (8, 128))],
+)
+def test_the_engine_gets_the_bounds_of_a_step(words: list[str], most: tuple[int, int]) -> None:
+    config = served_config(parse(["serve", "nestling", *words]))
+    assert (config.max_sequences, config.max_batch_tokens) == most
+
+
 @pytest.mark.parametrize("value", ["0", "3600001", "soon"])
 def test_a_step_target_out_of_bounds_is_refused(value: str) -> None:
     with pytest.raises(UsageError, match="--step-target"):

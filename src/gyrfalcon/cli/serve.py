@@ -120,6 +120,20 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
         help=f"the same for the tokens of their prompts (default: {MOST_TOKENS})",
     )
     group.add_argument(
+        "--max-sequences",
+        metavar="N",
+        type=Whole("--max-sequences", ENGINE["max_sequences"]),
+        default=64,
+        help="sequences that run at once, one of n samples counted n times; further ones wait",
+    )
+    group.add_argument(
+        "--max-batch-tokens",
+        metavar="N",
+        type=Whole("--max-batch-tokens", ENGINE["max_batch_tokens"]),
+        default=512,
+        help="tokens of a step; longer prompts are prefilled in chunks",
+    )
+    group.add_argument(
         "--step-target",
         metavar="MS",
         type=Number("--step-target", STEP_TARGET_MS),

@@ -66,6 +66,8 @@ def served_config(args: argparse.Namespace) -> EngineConfig:
     target = None if args.step_target is None else args.step_target / 1000
     return replace(
         engine_config(args),
+        max_sequences=args.max_sequences,
+        max_batch_tokens=args.max_batch_tokens,
         step_target=target,
         rank_timeout=args.rank_timeout,
         num_speculative_tokens=args.num_speculative_tokens,

@@ -21,7 +21,7 @@ from gyrfalcon.cut import staged_folder as weights_build
 from gyrfalcon.cut.hashed_file import HashedFile
 from gyrfalcon.device import environment, npu_setup, topology
 from gyrfalcon.doctor import redact
-from gyrfalcon.engine import drafts, engine, sampler
+from gyrfalcon.engine import build, drafts, sampler
 from gyrfalcon.engine.prefix_cache import PrefixCache
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.kv.pool import KVPool, LayerCache
@@ -245,7 +245,7 @@ OF_THE_SUITE: dict[str, Callable[[Patch], None]] = {
         edited(sampler, "read", "if state else Token", "if chunk.samples and state else Token")
     ),
     "tests/engine/test_engine.py::test_with_dynamic_scaling_a_prompt_takes_no_keys_over_from_a_shorter_one": (
-        edited(engine, "build_core", '.kind == "dynamic"', '.kind == "never"')
+        edited(build, "_core", '.kind == "dynamic"', '.kind == "never"')
     ),
     "tests/engine/test_sampler.py::test_top_p_keeps_no_token_beyond_the_one_that_reaches_it": (
         edited(sampler, "_draw", "< top_p", "<= top_p")

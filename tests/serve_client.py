@@ -137,6 +137,11 @@ class Pending:
         """What has been sent."""
         return self._client.parts
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether all has been sent."""
+        return self._answer.done()
+
     def leave(self) -> None:
         """The client closes its connection."""
         self._loop.call_soon_threadsafe(self._client.gone.set)

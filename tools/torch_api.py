@@ -16,13 +16,16 @@ APPEARED = {
     "torch.bool": "1.2",
     "torch.contiguous_format": "1.5",
     "torch.cuda.CUDAGraph": "1.10",
+    "torch.cuda.can_device_access_peer": "1.10",
     "torch.cuda.get_device_capability": "1.0",
+    "torch.cuda.get_device_properties": "1.0",
     "torch.cuda.graph": "1.10",
     "torch.cuda.mem_get_info": "1.11",
     "torch.cuda.reset_peak_memory_stats": "1.4",
     "torch.distributed.PrefixStore": "1.8",
     "torch.distributed.ProcessGroup": "1.8",
     "torch.distributed.ProcessGroup.BackendType": "2.0",
+    "torch.distributed.ProcessGroup.BackendType.CUSTOM": "2.0",
     "torch.distributed.ProcessGroupGloo": "1.8",
     "torch.distributed.ProcessGroupGloo._Options": "1.10",
     "torch.distributed.ProcessGroupGloo.create_default_device": "1.8",
@@ -53,9 +56,11 @@ APPEARED = {
     "torch.searchsorted": "1.6",
     "torch.version.hip": "1.5",
 }
+OTHERS = ("torch.ops.npu.",)  # operators that another package adds
 APPEARED |= dict.fromkeys(
     """
-    torch.Tensor torch.add torch.arange torch.cat torch.device torch.dtype torch.empty
+    torch.Generator torch.Size torch.Tensor torch.__version__ torch.add torch.arange torch.cat
+    torch.device torch.dtype torch.empty torch.erf torch.linspace torch.tanh
     torch.empty_like torch.equal torch.eye torch.float16 torch.float32 torch.float64 torch.from_numpy
     torch.full torch.get_num_threads torch.int16 torch.int32 torch.int64 torch.int8 torch.load torch.mm
     torch.ones torch.randn torch.set_num_threads torch.stack torch.strided torch.tensor torch.uint8
@@ -80,10 +85,12 @@ def names_in(source: str) -> set[str]:
 
 
 def used(folder: Path) -> dict[str, list[Path]]:
-    """Every name of torch in the Python files of a folder, with the files that have it."""
+    """Every name of torch in the Python files of a folder, with the files that have it, but for OTHERS."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*.py")):
         for name in names_in(path.read_text("utf-8")):
+            if name.startswith(OTHERS):
+                continue
             found.setdefault(name, []).append(path)
     return found
 

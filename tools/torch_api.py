@@ -91,6 +91,8 @@ def used(folder: Path) -> dict[str, list[Path]]:
         for name in names_in(path.read_text("utf-8")):
             if name.startswith(OTHERS):
                 continue
+            if name.startswith("torch.__version__."):
+                name = "torch.__version__"  # a text, with methods of its own
             found.setdefault(name, []).append(path)
     return found
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from gyrfalcon.engine.prompt_lookup import ASSUMED_RATE, PromptLookup
+from gyrfalcon.engine.prompt_lookup import ASSUMED_RATE, MOST_OF_PROMPT, PromptLookup
 
 LESS_THAN_ANY = 0.0
 
@@ -82,3 +82,9 @@ def test_tokens_of_the_prompt_say_nothing_of_acceptance() -> None:
     tokens = [1, 2, 3, 4, 5] * 10
     assert PromptLookup(tokens, len(tokens)).acceptance(1) == [ASSUMED_RATE]
     assert PromptLookup(tokens, len(tokens) - 1).acceptance(1) > [ASSUMED_RATE]
+
+
+@pytest.mark.parametrize(("before", "expected"), [(100, [7, 8]), (MOST_OF_PROMPT, [])])
+def test_of_a_long_prompt_only_the_end_is_looked_up(before: int, expected: list[int]) -> None:
+    others = list(range(10, 10 + before))
+    assert found([1, 2, 7, 8, *others, 1, 2], most=2) == expected

@@ -58,7 +58,7 @@ def read_answer(connection: socket.socket) -> bytes:
 
 
 def start(
-    *options: str, program: tuple[str, str] = ("-m", "gyrfalcon"), **environment: str
+    *options: str, program: tuple[str, ...] = ("-m", "gyrfalcon"), **environment: str
 ) -> Process:
     """Starts one on a free port and waits until it serves."""
     words = [sys.executable, *program, "serve", MODEL, "--port", "0", *options]
@@ -294,23 +294,37 @@ HANGING = """
 import sys, threading
 from gyrfalcon.cli.main import main
 from gyrfalcon.engine.core import EngineCore
+from gyrfalcon.serve import engine_thread
+engine_thread.CLOSE_SECONDS = 1.0
+if sys.argv[1] == "card":
+    engine_thread.EngineThread.computes_here = False
+del sys.argv[1]
 EngineCore.step = lambda core, *budget: core.scheduler.next_chunks(1) and threading.Event().wait()
 sys.exit(main())
 """
 
 
-def test_a_step_that_never_ends_does_not_keep_a_server_from_its_end() -> None:
-    """As one that waits for an accelerator which waits for another rank."""
-    server = start("--max-len", "64", "--shutdown-timeout", "0.1", program=("-c", HANGING))
+@pytest.mark.parametrize(
+    ("where", "code", "said"),
+    [("card", 1, "the engine's last step to end, got one that goes on"), ("host", 0, "")],
+)
+def test_a_step_that_does_not_end_does_not_keep_a_server_from_its_end(
+    where: str, code: int, said: str
+) -> None:
+    """One that waits for a card, for ever; and a long one of a processor, which nobody waits for."""
+    program = ("-c", HANGING, where)
+    server = start("--max-len", "64", "--shutdown-timeout", "0.1", program=program)
     body = LONG.replace(b"4000", b"9")
     connection = server.connect()
     connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
     wait_until(lambda: gauge(server, "vllm:num_requests_running") == 1)
     begin = time.monotonic()
     server.process.terminate()
-    assert server.process.wait(60) == 1
+    assert server.process.wait(60) == code
     assert time.monotonic() - begin < 15
     assert b"shut down" in read_all(connection)
     assert server.process.stderr is not None
-    assert "the engine's last step to end, got one that goes on" in server.process.stderr.read()
+    printed = server.process.stderr.read()
+    assert said in printed
+    assert ("error:" in printed) is bool(code)
     server.process.stderr.close()

@@ -7,6 +7,7 @@ from itertools import accumulate, repeat
 from operator import mul
 
 SIZE = 2  # tokens that are looked up
+MOST_OF_PROMPT = 8192  # its last tokens are read, in one step
 ASSUMED_RATE = 0.5  # at which tokens found are the right ones, before any came
 WEIGHT = 0.1  # of the newest token in that rate
 
@@ -22,7 +23,7 @@ class PromptLookup:
         """`tokens` is read again whenever something is asked, and only ever gets longer."""
         self._tokens = tokens
         self._prompt_len = prompt_len
-        self._num_read = 0
+        self._num_read = max(0, prompt_len - MOST_OF_PROMPT)
         self._places: dict[tuple[int, ...], int] = {}  # n-gram → where it last ended
         self._found: int | None = None  # the place of what may follow next
         self._rate = ASSUMED_RATE

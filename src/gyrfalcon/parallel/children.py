@@ -13,11 +13,14 @@ DEATH_SECONDS = 5.0  # how long a broken connection waits for the process behind
 
 
 def kill(children: ProcessContext) -> None:
-    """Not by SIGTERM, which a stopped process does not answer."""
+    """Not by SIGTERM, which a stopped process does not answer. One that a driver keeps from dying is not
+    waited for.
+    """
     for process in children.processes:
         process.kill()
+    deadline = time.monotonic() + DEATH_SECONDS
     for process in children.processes:
-        process.join()
+        process.join(max(0.0, deadline - time.monotonic()))
 
 
 def await_arrival(children: ProcessContext, store: dist.Store, seconds: float) -> None:

@@ -157,8 +157,9 @@ class EngineThread:
         self._call(work)
 
     async def stop(self) -> bool:
-        """Answers every submission and ends the engine. False where a step goes on regardless, as one
-        that waits for an accelerator may for ever: nothing but the process's end ends that.
+        """Answers every submission and ends the engine. False where a step or the loading of the model goes
+        on regardless, as a step that waits for an accelerator may for ever: nothing but the process's end
+        ends that.
         """
         with self._called:
             self._stopping = True
@@ -171,7 +172,12 @@ class EngineThread:
         deadline = self._loop.time() + CLOSE_SECONDS
         while ending.is_alive() and self._loop.time() < deadline:
             await asyncio.sleep(0.01)
-        return self._engine is None or not ending.is_alive()
+        return not ending.is_alive()
+
+    @property
+    def computes_here(self) -> bool:
+        """Whether what goes on is a step on the host or loading, which comes to an end by itself."""
+        return self._engine is None or self._engine.hardware.on_host
 
     def _end(self) -> None:
         if self._engine is not None:
@@ -193,6 +199,8 @@ class EngineThread:
                     log.error("the engine waits for a rank: %s", error)
                     self._on_failure(error)
                     self._fail(error)
+            except RuntimeError as error:  # of the store where ranks say what ended them
+                log.debug("a look at the ranks failed: %s", error)
 
     def _call(self, work: Callable[[Engine], None]) -> None:
         with self._called:

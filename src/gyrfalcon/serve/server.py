@@ -112,7 +112,10 @@ class _Running:
         server.should_exit = True
         await serving  # raises what ended it
         if not has_ended:
-            _end_this_process(service.failure or _goes_on())
+            error = service.failure
+            if error is None and not service.thread.computes_here:
+                error = _goes_on()
+            _end_this_process(error, 130 if self._interrupted else 0)
         if self._stopped:
             raise RuntimeError("the HTTP server ended by itself")
         if service.failure is not None:
@@ -158,11 +161,15 @@ def _goes_on() -> RankDied:
     return RankDied("the engine's last step to end", got, "see the log, and look at the device")
 
 
-def _end_this_process(error: BaseException) -> None:
-    """Whatever its threads wait for, which on its way out Python might wait for as well."""
+def _end_this_process(error: BaseException | None, exit_code: int) -> None:
+    """Whatever its threads wait for, which on its way out Python might wait for as well. Without an error
+    with this exit code: nobody waits for the step that a processor is computing.
+    """
     logging.shutdown()
-    print("gyrfalcon: error:", error, file=sys.stderr, flush=True)
-    os._exit(error.exit_code if isinstance(error, GyrfalconError) else 1)
+    if error is not None:
+        print("gyrfalcon: error:", error, file=sys.stderr, flush=True)
+        exit_code = error.exit_code if isinstance(error, GyrfalconError) else 1
+    os._exit(exit_code)
 
 
 def _config(app: ASGIApp) -> uvicorn.Config:

@@ -104,6 +104,7 @@ def test_cards_that_torch_does_not_find_are_a_fault_unless_the_user_hides_them(
 def test_kernels_are_built_or_the_reason_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.delenv("GYRFALCON_NATIVE", raising=False)
     [found] = device_checks.check_kernels({})
     assert found.is_fault == (library.library() is None)
     monkeypatch.setenv("GYRFALCON_NATIVE", "0")

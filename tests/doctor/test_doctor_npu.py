@@ -13,6 +13,7 @@ from gyrfalcon.device.npu import Npu
 from gyrfalcon.device.npu_setup import SETUP, TORCH_IS_THERE, TRY_IMPORT, pci_address
 
 CANN = "/usr/local/Ascend/ascend-toolkit"
+ATB = "/usr/local/Ascend/nnal/atb/latest/atb/cxx_abi_0"
 THERE = TORCH_IS_THERE + "\n"
 LIBHCCL = "ImportError: libhccl.so: cannot open shared object file: No such file or directory"
 WORKS = Answer(0, "")
@@ -31,6 +32,7 @@ def machine(
         found.write(f"{CANN}/latest/aarch64-linux/ascend_toolkit_install.info", info)
         found.write(f"{CANN}/set_env.sh")
         found.environment["LD_LIBRARY_PATH"] = f"{CANN}/latest/lib64"
+    found.write(f"{ATB}/lib/libatb.so").environment["ATB_HOME_PATH"] = ATB
     if torch_npu is not None:
         found.versions["torch_npu"] = torch_npu
     return found
@@ -47,6 +49,7 @@ def test_a_machine_where_all_fits_has_no_fault(tmp_path: Path) -> None:
         "CANN": f"8.3.RC1 in {CANN}/latest; ",
         "torch_npu": "2.7.1 with torch 2.7.1; ",
         "compatibility": "torch_npu 2.7.1 is made for CANN 8.3 to 9.1, here 8.3.RC1; ",
+        "NNAL": f"{ATB}/lib/libatb.so; ",
         "torch_npu import": "works; ",
     }
 
@@ -92,6 +95,19 @@ def test_a_torch_npu_that_the_table_lacks_is_said_not_to_be_in_it(
 ) -> None:
     said = findings(machine(tmp_path, torch_npu, "9.1.0", torch_npu))["compatibility"]
     assert said.startswith(f"torch_npu {torch_npu} is not in the compatibility table; ")
+
+
+def test_a_shell_without_nnal_is_noted_where_the_cache_s_write_needs_it(tmp_path: Path) -> None:
+    found = machine(tmp_path)
+    del found.environment["ATB_HOME_PATH"]
+    instead = "torch's own operators write the KV cache"
+    assert findings(found)["NNAL"].startswith(f"none: {instead}; install Ascend-cann-nnal")
+    found.write("/usr/local/Ascend/nnal/atb/set_env.sh")
+    source = "source /usr/local/Ascend/nnal/atb/set_env.sh before gyrfalcon"
+    assert findings(found)["NNAL"] == f"not set up in this shell: {instead}; {source}"
+    found.environment["LD_LIBRARY_PATH"] += f":{ATB}/lib"
+    assert findings(found)["NNAL"] == f"{ATB}/lib/libatb.so; "
+    assert "NNAL" not in findings(machine(tmp_path, "2.13.0", "9.1.0", "2.13.0"))
 
 
 def test_another_torch_than_torch_npu_s_is_a_fault(tmp_path: Path) -> None:

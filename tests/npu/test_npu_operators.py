@@ -223,6 +223,25 @@ def test_rotating_and_caching_equal_their_definition(without: tuple[str, ...], d
     assert {name: name in CALLS for name in expected} == expected
 
 
+@pytest.mark.parametrize("error", [OSError, RuntimeError, UnboundLocalError])
+def test_a_cache_s_write_that_lacks_its_library_is_told_and_replaced(
+    error: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    """torch_npu names the operator of ATB where NNAL is not installed, and opens it at the first call."""
+
+    def lacks_its_library(*_: object) -> None:
+        raise error("libatb.so: cannot open\nshared object file")
+
+    module = fake_torch_npu(without=("npu_scatter_pa_kv_cache",))
+    module._npu_reshape_and_cache = lacks_its_library  # type: ignore[attr-defined]
+    ops = NpuOps(module, EmulatedNpu.at(0))
+    _, k, v, _, wanted_k, wanted_v = placed(ops, (6, 2, 64), torch.bfloat16)
+    torch.testing.assert_close(k.float(), wanted_k.float(), atol=0.04, rtol=0)
+    assert v.equal(wanted_v)
+    [said] = [each.getMessage() for each in caplog.records if "NNAL" in each.getMessage()]
+    assert "(libatb.so: cannot open shared object file); install CANN's NNAL" in said
+
+
 @pytest.mark.parametrize("without", [(), ("npu_gelu",)])
 @pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "relu", "silu"])
 def test_activations_equal_their_definition(name: str, without: tuple[str, ...]) -> None:

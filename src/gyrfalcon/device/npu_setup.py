@@ -21,6 +21,8 @@ import torch_npu
 HUAWEI = "0x19e5"  # on the PCI bus
 DRIVER = "/usr/local/Ascend/driver/version.info"
 TOOLKITS = ("/usr/local/Ascend/cann", "/usr/local/Ascend/ascend-toolkit/latest")
+NNAL = "/usr/local/Ascend/nnal/atb"
+NEEDS_NNAL = (2, 7)  # up to this torch_npu the cache is written by NNAL's operator
 FIT = "see docs/ascend.md for versions that fit each other"
 
 VISIBLE = Variable(
@@ -82,6 +84,8 @@ def _check(host: Host) -> Iterator[Finding]:
         return
     yield _check_torch(torch_npu, host.version("torch") or "none")
     yield _check_table(torch_npu, _cann(host)[1])
+    if numbers(torch_npu)[:2] <= NEEDS_NNAL and _cards(host):
+        yield _check_nnal(host)
     yield _check_import(host)
 
 
@@ -157,6 +161,22 @@ def _check_table(torch_npu: str, cann: str) -> Finding:
     if not first <= numbers(cann)[:2] <= last:
         return fault(name, f"{found}, not {cann}", f"install one that fits; {FIT}")
     return Finding(name, f"{found}, here {cann}")
+
+
+def _check_nnal(host: Host) -> Finding:
+    """The library of _npu_reshape_and_cache; without it torch's own operators write the KV cache."""
+    places = host.environment.get("LD_LIBRARY_PATH", "").split(":")
+    if home := host.environment.get("ATB_HOME_PATH"):
+        places.insert(0, f"{home.rstrip('/')}/lib")
+    found = host.find(*(f"{place}/libatb.so" for place in places if place.startswith("/")))
+    if found:
+        return Finding("NNAL", found[0])
+    installed = host.find(f"{NNAL}/set_env.sh")
+    do = f"source {NNAL}/set_env.sh before gyrfalcon"
+    if not installed:
+        do = f"install Ascend-cann-nnal of the same version as CANN, then {do}"
+    said = "not set up in this shell" if installed else "none"
+    return Finding("NNAL", f"{said}: torch's own operators write the KV cache", do)
 
 
 def _check_import(host: Host) -> Finding:

@@ -41,7 +41,7 @@ class NpuOps:
         self._choice = Choice(kernel)
         self._step: Step | None = None
         self._linear = Linear(torch_npu, features)
-        self._rotary_and_cache = RotaryAndCache(torch_npu, features)
+        self._rotary_and_cache = RotaryAndCache(torch_npu, features, device.torch_device)
 
     def own_threads(self, quant: str) -> bool:
         """The card computes."""

@@ -1,5 +1,6 @@
 """Rotary positions and the KV cache's write on Ascend cards."""
 
+import logging
 from typing import Any
 
 import torch
@@ -10,16 +11,24 @@ from gyrfalcon.ops import reference
 from gyrfalcon.ops.npu.features import ROTARY_DIMS, Features
 from gyrfalcon.ops.reference import Angles
 
+log = logging.getLogger(__name__)
+
 MOST_OF_A_HEAD = 895  # numbers, an even number of them, that npu_rotary_mul rotates
 MOST_ROTATED_HEADS = 999
+LACKING_NNAL = (
+    "the KV cache is written by torch's own operators: _npu_reshape_and_cache does not run (%s); "
+    "install CANN's NNAL package and source /usr/local/Ascend/nnal/atb/set_env.sh before gyrfalcon"
+)
 
 
 class RotaryAndCache:
     """The operators of these two, by what this torch_npu has."""
 
-    def __init__(self, torch_npu: Any, features: Features) -> None:
+    def __init__(self, torch_npu: Any, features: Features, device: torch.device) -> None:
         self._torch_npu = torch_npu
         self._features = features
+        tried = features.reshape_and_cache and not features.scatter_kv
+        self._reshape_and_cache = tried and _atb_runs(torch_npu, device)
         self._angles: Angles | None = None  # whose cos and sin these are
         self._factors: tuple[Tensor, Tensor] | None = None
 
@@ -64,7 +73,23 @@ class RotaryAndCache:
             self._torch_npu.npu_scatter_pa_kv_cache(
                 k, v, cache.k, cache.v, slots, cache_mode="Norm"
             )
-        elif self._features.reshape_and_cache and k.dtype != torch.float32:
+        elif self._reshape_and_cache and k.dtype != torch.float32:
             self._torch_npu._npu_reshape_and_cache(k, v, cache.k, cache.v, slots.int())
         else:
             reference.write_kv(k, v, cache, slots)
+
+
+def _atb_runs(torch_npu: Any, device: torch.device) -> bool:
+    """Whether _npu_reshape_and_cache works: it is there without the libraries of NNAL as well, which its
+    first call opens.
+    """
+    pages = torch.zeros(1, 128, 1, 64, dtype=torch.float16, device=device)
+    token = torch.ones(1, 1, 64, dtype=torch.float16, device=device)
+    slots = torch.zeros(1, dtype=torch.int32, device=device)
+    try:
+        torch_npu._npu_reshape_and_cache(token, token, pages, pages.clone(), slots)
+        pages.cpu()  # waits for the card
+    except (OSError, RuntimeError, UnboundLocalError) as error:
+        log.warning(LACKING_NNAL, " ".join(str(error).split())[:200])
+        return False
+    return True

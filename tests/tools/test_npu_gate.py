@@ -14,8 +14,10 @@ pytest.importorskip("triton", reason="the gate's modules are those of gpu-gate, 
 
 import npu_checks
 import npu_gate
-from checkpoints import VARIANTS
+from checkpoints import VARIANTS, make_checkpoint
 from npu_gate import Plan
+
+from gyrfalcon.cli.main import main
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -74,6 +76,30 @@ def test_a_step_that_fails_leaves_the_others_something_to_tell(
     assert (found["passed"], found["error"]) == (False, "RuntimeError: no")
     over = plan("--minutes", "0", monkeypatch=monkeypatch)
     assert npu_gate._found("laws", fails, over) == {"skipped": "0 minutes are over"}
+
+
+def test_a_checkpoint_is_cut_below_build_and_a_cut_is_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, ...]] = []
+
+    def run(plan: Plan, *words: str) -> tuple[int, str]:
+        made.append(words)
+        return main([*words]), "the last line"
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(npu_gate, "_gyrfalcon", run)
+    model = str(make_checkpoint(tmp_path / "model", "7b"))
+    here = plan("--model", model, monkeypatch=monkeypatch)
+    assert npu_gate._cut_and_verify(here) == {"passed": True, "said": "the last line"}
+    [(_, _, temporary, *_), _] = made
+    assert temporary.startswith("build/")
+    assert not [*Path("build").iterdir()]
+    made.clear()
+    assert main(["cut", model, "a-cut", "-w", "1"]) == 0
+    here = plan("--model", "a-cut", monkeypatch=monkeypatch)
+    assert npu_gate._cut_and_verify(here)["passed"]
+    assert made == [("verify", "a-cut")]
 
 
 @pytest.mark.skipif(find_spec("torch_npu") is not None, reason="torch_npu is installed")

@@ -133,6 +133,31 @@ def test_an_operator_that_is_off_is_not_chosen() -> None:
     assert Choice(Kernel(module, CPU), {}).of(q, cache, None) is plain
 
 
+class Late:
+    """A tensor of a card whose kernel has failed: that is told when its values are fetched."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def float(self) -> "Late":
+        return self
+
+    def cpu(self) -> Tensor:
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no tiling"), OSError("no libopapi.so")])
+def test_an_operator_that_fails_on_the_card_is_not_chosen(
+    error: Exception, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    kernel = Kernel(fake_torch_npu(), CPU)
+    monkeypatch.setattr(kernel, "packed", lambda *_: Late(error))
+    q, cache, _ = step((16, 1, 64), (1,), (5,))
+    assert Choice(kernel, {}).of(q, cache, None) == kernel.by_sequence
+    assert f"bsh (tnd: {error})" in caplog.text
+
+
 def test_what_no_layout_takes_goes_by_the_definition() -> None:
     q, cache, batch = step((16, 1, 64), (1, 3), (5, 131), torch.float32)
     ops = ops_of()

@@ -11,6 +11,7 @@ from gyrfalcon.device import npu
 from gyrfalcon.device.host import Answer
 from gyrfalcon.device.npu import Npu
 from gyrfalcon.device.npu_setup import SETUP, TORCH_IS_THERE, TRY_IMPORT, pci_address
+from gyrfalcon.ops.npu.choice import ALIBI_VARIABLE, VARIABLE
 
 CANN = "/usr/local/Ascend/ascend-toolkit"
 ATB = "/usr/local/Ascend/nnal/atb/latest/atb/cxx_abi_0"
@@ -52,6 +53,10 @@ def test_a_machine_where_all_fits_has_no_fault(tmp_path: Path) -> None:
         "NNAL": f"{ATB}/lib/libatb.so; ",
         "torch_npu import": "works; ",
     }
+
+
+def test_a_bundle_says_which_attention_was_asked_for() -> None:
+    assert {VARIABLE, ALIBI_VARIABLE} <= set(SETUP.noted)
 
 
 def test_a_machine_without_anything_of_ascend_is_not_examined(tmp_path: Path) -> None:

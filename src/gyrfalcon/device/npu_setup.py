@@ -262,6 +262,8 @@ SETUP = Setup(
         "CPU_AFFINITY_CONF",
         "HCCL_DETERMINISTIC",
         "TORCH_NPU_USE_COMPATIBLE_IMPL",
+        "GYRFALCON_NPU_ATTENTION",
+        "GYRFALCON_NPU_ALIBI",
     ),
     logs=("~/ascend/log/run/plog/*.log", "~/ascend/log/debug/plog/*.log"),
 )

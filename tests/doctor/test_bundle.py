@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from gyrfalcon.cli.main import main
 from gyrfalcon.device.environment import settings_of
 from gyrfalcon.device.host import Answer
 from gyrfalcon.device.setup import Finding, Setup, Variable, fault
-from gyrfalcon.doctor.bundle import LAST_LINES, make_bundle
+from gyrfalcon.doctor.bundle import LAST_LINES, MOST_LOGS, make_bundle
 from gyrfalcon.doctor.examination import Examination
 from gyrfalcon.doctor.redact import Redaction
 
@@ -35,7 +36,7 @@ SETUP = Setup(
     queries=(("cards-smi", "-a"), ("hung-smi",), ("no-smi",)),
     packages=("tor*", "no-such-*"),
     noted=("NCCL_DEBUG",),
-    logs=("~/cards/log/*.log",),
+    logs=("~/cards/log/*.log", "$CARDS_LOG_PATH/*/*.log"),
 )
 
 
@@ -78,7 +79,7 @@ def test_a_bundle_has_what_helps(tmp_path: Path) -> None:
         "environment.json",
         "queries/cards-smi_-a.txt",
         "queries/hung-smi.txt",
-        "logs/plog-1_2.log",
+        "logs/1-plog-1_2.log",
     ]
     assert json.loads(texts["report.json"])["disk_folder"] == "~/models"
     assert json.loads(texts["environment.json"]) == {"A_QUEUE": "0", "NCCL_DEBUG": "INFO"}
@@ -90,10 +91,23 @@ def test_a_bundle_has_what_helps(tmp_path: Path) -> None:
         "card 0: 64 GB\n~/venv/bin/python on HOST\n"
     )
     assert texts["queries/hung-smi.txt"].endswith("hung-smi: took too long\n")
-    log = texts["logs/plog-1_2.log"].splitlines()
+    log = texts["logs/1-plog-1_2.log"].splitlines()
     assert len(log) == LAST_LINES
     assert log[0] == "[ERROR] line 801 at ~/x.py"
     assert log[-1] == "login [removed] from [IP] of [EMAIL]"
+
+
+def test_the_newest_logs_are_packed_wherever_they_lie(tmp_path: Path) -> None:
+    found = machine(tmp_path)
+    found.environment["CARDS_LOG_PATH"] = "/var/log[1]/cards/"
+    logs = [f"{HOME}/cards/log/plog-{place}.log" for place in (9, 1, 5)]
+    logs += [f"/var/log[1]/cards/{kind}/plog-0.log" for kind in ("run", "debug")]
+    for age, path in enumerate((*logs, f"{HOME}/cards/log/plog-1_2.log")):
+        found.write(path, path)
+        os.utime(tmp_path / path.lstrip("/"), (1e9 - age, 1e9 - age))
+    texts = bundle(found)
+    packed = [text.strip() for name, text in texts.items() if name.startswith("logs/")]
+    assert packed == [path.replace(HOME, "~") for path in reversed(logs[:MOST_LOGS])]
 
 
 @pytest.mark.parametrize("name", SECRETS)

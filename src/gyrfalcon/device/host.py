@@ -90,6 +90,12 @@ class Host:
         found = [path for pattern in patterns for path in sorted(self.root.glob(pattern[1:]))]
         return [f"/{path.relative_to(self.root)}" for path in found]
 
+    def modified(self, path: str) -> float:
+        """When a file was last written, in seconds; 0 where there is none."""
+        with contextlib.suppress(OSError):
+            return self._at(path).stat().st_mtime
+        return 0.0
+
     def may_use(self, path: str) -> bool:
         """Whether this process may read and write it."""
         return os.access(self._at(path), os.R_OK | os.W_OK)

@@ -265,5 +265,5 @@ SETUP = Setup(
         "GYRFALCON_NPU_ATTENTION",
         "GYRFALCON_NPU_ALIBI",
     ),
-    logs=("~/ascend/log/run/plog/*.log", "~/ascend/log/debug/plog/*.log"),
+    logs=("~/ascend/log/*/plog/*.log", "$ASCEND_PROCESS_LOG_PATH/*/plog/*.log"),
 )

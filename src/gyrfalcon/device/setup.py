@@ -61,7 +61,8 @@ class Setup:
     packages: tuple[str, ...] = ()  # whose versions matter; nvidia-* are all that begin so
     noted: tuple[str, ...] = ()  # further variables that change what libraries do
     queries: tuple[tuple[str, ...], ...] = ()  # programs that describe the cards
-    logs: tuple[str, ...] = ()  # patterns of files, below the home folder where they begin with ~
+    logs: tuple[str, ...] = ()  # patterns of files, below the home folder where they begin with ~,
+    # and below a folder that the environment names where they begin with $NAME
 
 
 @cache

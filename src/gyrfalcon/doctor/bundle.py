@@ -4,6 +4,7 @@ far as a list allows it, what the cards' own programs say, and the last lines of
 Nothing of models, prompts or texts is looked at; every entry goes through redact.py.
 """
 
+import glob
 import io
 import json
 import zipfile
@@ -71,11 +72,23 @@ def _entries(
 
 
 def _logs(host: Host, setup: Setup, home: Path) -> Iterator[tuple[str, str]]:
-    """The last lines of the newest logs; their own names hold process ids and dates only."""
-    patterns = [pattern.replace("~", str(home), 1) for pattern in setup.logs]
-    for path in host.find(*patterns)[-MOST_LOGS:]:
+    """The last lines of the newest logs, the newest last; their own names, which may be equal in two
+    folders, hold process ids and dates only.
+    """
+    found = set(host.find(*_patterns(host, setup, home)))
+    newest = sorted(found, key=lambda path: (host.modified(path), path))[-MOST_LOGS:]
+    for number, path in enumerate(newest, 1):
         text = host.read(path)[-MOST_BYTES:]
-        yield f"logs/{Path(path).name}", "\n".join(recent(text, LAST_LINES)) + "\n"
+        yield f"logs/{number}-{Path(path).name}", "\n".join(recent(text, LAST_LINES)) + "\n"
+
+
+def _patterns(host: Host, setup: Setup, home: Path) -> Iterator[str]:
+    """Those of the logs, in folders of this machine."""
+    for pattern in setup.logs:
+        first, _, rest = pattern.partition("/")
+        folder = str(home) if first == "~" else host.environment.get(first.removeprefix("$"), "")
+        if folder:
+            yield f"{glob.escape(str(Path(folder).absolute()))}/{rest}"
 
 
 def _versions(setups: Sequence[Setup]) -> dict[str, str]:

@@ -143,6 +143,10 @@ def test_no_secret_of_the_environment_gets_in(tmp_path: Path, name: str) -> None
         "GPU-0a1b2c3d-0000-1111-2222-0123456789ab",
         "0a:1b:2c:3d:4e:5f",
         "192.168.7.77",
+        "fe80::a1b2:c3ff:fe04:5d6e%eth0",
+        "2001:db8::1",
+        "2001:DB8:0:0:8:800:200C:417A",
+        "::ffff:10.1.2.3",
         "someone@REDACTED.org",
         "Serial Number : REDACTED",
     ],
@@ -165,10 +169,26 @@ def test_forms_of_secrets_and_identities_are_removed(text: str) -> None:
         "/usr/local/Ascend/ascend-toolkit/latest",
         "npu-smi 24.1.0.3   Version: 24.1.0.3, driver version 24.1.0.3",
         "rank 0 on 0-3, rank 1 on 4-7 at 127.0.0.1",
+        "12:34:56.789 at::native::add, ::1, x[1::2], 0000:3b:00.0, 10:20:30:40",
     ],
 )
 def test_facts_stay_as_they_are(text: str) -> None:
     assert Redaction({"A_KEY": "no"}, Path("/root"), "root", "localhost")(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("HCCL_IF_IP=fe80::1", "HCCL_IF_IP=[IP]"),
+        ('"HCCL_IF_IP": "2001:db8::8:800"', '"HCCL_IF_IP": "[IP]"'),
+        ("tcp://[fe80::1%eth0]:29500", "tcp://[[IP]]:29500"),
+        ("2001:db8::1:29500", "[IP]:29500"),
+        ("from fe80::1: refused", "from [IP]: refused"),
+        ("2001:db8:1:2:3:4:5:6: refused", "[IP]: refused"),
+    ],
+)
+def test_ipv6_addresses_go_and_what_is_around_them_stays(text: str, left: str) -> None:
+    assert Redaction({}, Path("/root"), "root", "localhost")(text) == left
 
 
 def test_a_short_value_or_a_folder_of_a_secret_s_name_removes_nothing() -> None:

@@ -1,6 +1,7 @@
 """Takes out of a text what may not leave a machine: secrets, people's and the machine's names, addresses."""
 
 import getpass
+import ipaddress
 import platform
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,25 @@ SHORTEST_SECRET = 4  # shorter values are words such as 1 and no
 GONE = "[removed]"
 
 _NAME = r"[\w-]*(?:token|secret|password|passwd|api[-_]?key|access[-_]?key|credential)s?"
+
+_IPV6 = re.compile(  # as far as a pattern tells, with an interface or a port
+    r"(?i)(?<![\w:])((?:[0-9a-f]{0,4}:){2,7}(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9a-f]{1,4})?)"
+    r"(?:%[\w.-]+)?((?::\d{1,5})?)(?!\w)"
+)
+
+
+def _without_ipv6(match: re.Match[str]) -> str:
+    text, rest = match[1], match[2]
+    if text.endswith(":") and not text.endswith("::"):
+        text, rest = text[:-1], f":{rest}"  # of the sentence around it
+    try:
+        address = ipaddress.IPv6Address(text)
+    except ValueError:  # a time, an address on the PCI bus
+        return match[0]
+    if not address.packed[0] and address.ipv4_mapped is None:  # ::1, or a[1::2] in a program
+        return match[0]
+    return f"[IP]{rest}"
+
 
 # Forms of secrets and identities, whoever has them.
 FORMS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
@@ -44,6 +64,7 @@ FORMS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] 
     (re.compile(rf"(?i)(--{_NAME}\s+)(?!-)\S+"), rf"\1{GONE}"),
     (re.compile(r"(/(?:home|Users|export/home)/)[^/\s:;,\"'\\]+"), r"\1USER"),
     (re.compile(r"\b(?:GPU-|MIG-)?[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b", re.I), "[UUID]"),
+    (_IPV6, _without_ipv6),
     (re.compile(r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b", re.I), "[MAC]"),
     (
         re.compile(

@@ -85,6 +85,12 @@ def test_bandwidth_far_below_the_maker_s_is_a_fault(card: Card, said: str) -> No
     assert shown([found])["cuda:0 bandwidth"].startswith(said)
 
 
+def test_a_slow_card_of_ascend_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Card, "name", "npu")
+    slow, well = (Card(0, rate=rate, name="Ascend910B3") for rate in (0.9e12, 1.2e12))
+    assert [each.is_fault for each in device_checks.check_bandwidth([slow, well])] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("found", "visible", "fault"),
     [(2, None, None), (0, None, True), (1, None, True), (1, "0", False)],

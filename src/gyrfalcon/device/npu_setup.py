@@ -245,6 +245,7 @@ SETUP = Setup(
     num_cards=lambda host: len(_cards(host)),
     variables=_variables,
     visible=VISIBLE,
+    bandwidths={"910B3": 1.6e12},
     packages=("torch_npu", "triton-ascend", "ascendnpu-ir"),
     queries=(
         ("npu-smi", "info"),

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from worlds import on_every_rank
 
 from gyrfalcon.errors import RankDied
+from gyrfalcon.parallel.backend import TIMEOUT_CAN_CHANGE
 from gyrfalcon.parallel.group import FRAME, MOST_BYTES, SHORT_BYTES, Group, connect
 from gyrfalcon.parallel.launch import HERE
 
@@ -45,6 +46,10 @@ def test_a_message_of_an_impossible_length_is_told_before_its_memory_is_taken(le
     assert on_every_rank(2, program) == ["", f"{wanted}; start again"]
 
 
+@pytest.mark.skipif(
+    not TIMEOUT_CAN_CHANGE,
+    reason="this torch's gloo keeps its first timeout, so ranks are waited for without a limit",
+)
 def test_a_rank_that_does_not_connect_is_waited_for_no_longer_than_was_asked() -> None:
     with pytest.raises(RuntimeError):
         connect(dist.HashStore(), 0, 2, host=HERE, meeting=timedelta(seconds=0.2))

@@ -4,11 +4,13 @@ import copy
 import json
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from gyrfalcon.errors import ConfigError, UsageError
+from gyrfalcon.plan import measured
 from gyrfalcon.plan.hardware import hardware_of, known_hardware
 
 TABLE = json.loads(resources.files("gyrfalcon.plan").joinpath("hardware.json").read_text("utf-8"))
@@ -81,6 +83,7 @@ def test_a_file_of_the_same_format_is_taken(tmp_path: Path) -> None:
         ({"price_per_hour": -1}, "price_per_hour above 0"),
         ({"block_size": -1}, "block_size from 1 to"),
         ({"graphs": "yes"}, "true or false for graphs"),
+        ({"fp8": 1}, "true or false for fp8"),
         ({"colour": "red"}, "only fields whose meaning is known"),
     ],
 )
@@ -110,3 +113,20 @@ def test_other_words_are_refused_in_a_line(word: str) -> None:
 def test_a_dtype_without_a_peak_is_refused() -> None:
     with pytest.raises(UsageError, match=r"bf16, fp16\), got fp32"):
         known_hardware()["910b3"].peak("fp32")
+
+
+def test_fp8_is_refused_where_the_engine_refuses_it() -> None:
+    """Ascend cards (device/npu.py) and those below compute capability 8.9 (device/cuda.py)."""
+    for name, hardware in known_hardware().items():
+        if name in ("910b3", "a100", "a10g"):
+            with pytest.raises(UsageError, match=f"8-bit floating point for fp8, got {name}"):
+                hardware.require_fp8()
+        else:
+            hardware.require_fp8()
+
+
+def test_a_machine_without_fp8_is_not_measured_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = known_hardware()["a100"]  # which has this of a device alone
+    monkeypatch.setattr(measured, "kind_for", lambda _: SimpleNamespace(at=lambda _: card))
+    with pytest.raises(UsageError, match="8-bit floating point"):
+        measured.this_machine("bf16", "fp8")

@@ -130,6 +130,8 @@ def _setting(args: argparse.Namespace, model: PlannedModel) -> tuple[Setting, in
     quant = args.quant if model.quant == "none" else model.quant
     hardware, efficiency, cards = _hardware(args.hardware, model, dtype, quant)
     hardware.peak(dtype)
+    if quant == "fp8":
+        hardware.require_fp8()
     tokens = EngineConfig(model.name).max_batch_tokens
     setting = Setting(model, hardware, dtype, quant, tokens, args.max_sequences, efficiency)
     return setting, cards

@@ -50,6 +50,7 @@ class Hardware:
     price_per_hour: float | None = None  # of a card
     block_size: int = 16  # tokens of a cache block, as its operators want it (Device.block_size)
     graphs: bool = True  # decoding steps are captured; else the host launches each kernel
+    fp8: bool = True  # it has 8-bit floating point, which --quant fp8 needs (Device.require_fp8)
     on_cards: bool = True  # a card for each rank; else all ranks share one CPU
 
     def peak(self, dtype: str) -> float:
@@ -59,6 +60,12 @@ class Hardware:
             wanted = f"a dtype whose peak on {self.name} is known ({known})"
             raise UsageError(wanted, dtype, "choose one of these with `dtype`")
         return self.flops_per_second[dtype]
+
+    def require_fp8(self) -> None:
+        """UsageError where the engine would refuse to quantise so."""
+        if not self.fp8:
+            do = "choose int8, which takes as much memory and is closer"
+            raise UsageError("a card with 8-bit floating point for fp8", self.name, do)
 
     def link_of(self, ranks: int) -> Link:
         """What connects so many ranks: the slower link as soon as they need two machines."""
@@ -139,6 +146,7 @@ def _hardware(fields: Fields) -> Hardware:
         price_per_hour=_optional(fields, "price_per_hour"),
         block_size=fields.take(int, "block_size") or 16,
         graphs=fields.take(bool, "graphs") is not False,
+        fp8=fields.take(bool, "fp8") is not False,
     )
     if found.block_size not in ENGINE["block_size"]:
         wanted = f"block_size {ENGINE['block_size'].words} in {fields.where}"

@@ -36,6 +36,8 @@ def this_machine(dtype: str, quant: str) -> Hardware:
     """Measures the memory and the products of this machine's device, which takes seconds."""
     kind = kind_for("auto")
     device = kind.at(0)
+    if quant == "fp8":
+        device.require_fp8()
     limits = machine_limits(device, DTYPE_OF_WORD[dtype], quant)
     free, _ = device.memory()
     if device.on_host:

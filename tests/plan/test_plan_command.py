@@ -53,6 +53,13 @@ def test_a_batch_that_does_not_fit_ends_with_1(capsys: pytest.CaptureFixture[str
     assert "does not fit; would with 6 ranks" in capsys.readouterr().out
 
 
+def test_a_batch_may_be_all_that_a_replica_runs_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["falcon-7b", "--hardware", "h100", "--batch", "65", "--max-sequences", "65"]
+    assert ran(capsys, *words)["estimate"]["fits"]  # type: ignore[index]
+
+
 def test_a_target_is_answered_with_the_runner_up(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["falcon-40b", "--hardware", "h200", "--target", "30 tok/s, 2k context, 500 users"]
     assert main(["plan", *words, "--spare", "1"]) == 0
@@ -85,6 +92,8 @@ def test_a_target_has_a_price(capsys: pytest.CaptureFixture[str]) -> None:
         ("falcon-40b --hardware h100 --rate 3 --target T", "--rate, or users"),
         ("falcon-40b --hardware h100 --target R", "users in --target"),
         ("falcon-40b --hardware h100 --context 4096", "at most 2048 tokens"),
+        ("falcon-7b --hardware h100 --batch 65", "--max-sequences, 64, got 65"),
+        ("falcon-7b --hardware none --batch 3 --max-sequences 2", "at most --max-sequences, 2"),
         ("falcon-40b --hardware h100x4 -w 8", "-w of at most 4"),
         ("falcon-40b --hardware 910b3 --dtype fp32", "got fp32"),
         ("falcon-40b --hardware 910b3 --quant fp8", "8-bit floating point for fp8, got 910b3"),

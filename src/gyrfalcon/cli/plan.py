@@ -90,7 +90,7 @@ def _add_estimate(group: argparse._ArgumentGroup) -> None:
         "--batch",
         type=Whole("--batch", ENGINE["max_sequences"]),
         metavar="N",
-        help="sequences that a replica decodes at once (default 1)",
+        help="sequences that a replica decodes at once, at most --max-sequences (default 1)",
     )
 
 
@@ -145,6 +145,9 @@ def _check(args: argparse.Namespace) -> None:
     check_trace(args)
     if args.trace is not None:
         return
+    if args.batch is not None and args.batch > args.max_sequences:
+        wanted = f"--batch of at most --max-sequences, {args.max_sequences}"
+        raise UsageError(wanted, str(args.batch), "raise --max-sequences, or lower --batch")
     if args.plot is not None:
         check_picture(args.plot)
     of_target = ("ttft", "think", "rate", "spare", "input_lens", "output_lens")

@@ -74,6 +74,14 @@ def test_a_target_is_answered_with_the_runner_up(capsys: pytest.CaptureFixture[s
     assert found["splits"][0]["pace"]["first_token"] <= 1
 
 
+def test_cards_beside_a_target_are_those_of_a_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    """No replica has more ranks, and there are as many machines as it takes."""
+    words = ["--target", "30 tok/s, 2k context, 500 users"]
+    splits = ran(capsys, "falcon-40b", "--hardware", "h200x4", *words)["sizing"]["splits"]  # type: ignore[index]
+    assert max(one["ranks"] for one in splits) == 4
+    assert splits[0]["machines"] == -(-splits[0]["cards"] // 4) > 1
+
+
 def test_a_target_has_a_price(capsys: pytest.CaptureFixture[str]) -> None:
     """Of all cards in an hour, over what the users get in it."""
     words = ["falcon-40b", "--hardware", "h200", "--target", "30 tok/s, 2k context, 500 users"]
@@ -103,6 +111,7 @@ def test_a_target_has_a_price(capsys: pytest.CaptureFixture[str]) -> None:
         ("falcon-40", "wanted --hardware, got none"),
         ("falcon-40 --hardware h100", "did you mean falcon-40b?"),
         ("falcon-7b --hardware h100x8 -w 80", "-w of at most 8"),
+        ("falcon-7b --hardware h100x9 --target T", "at most 8 cards in --hardware"),
         ("falcon-7b --hardware h100 --target fast", "write it as"),
     ],
 )

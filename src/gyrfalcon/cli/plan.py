@@ -42,8 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hardware",
         required=True,
         metavar="NAME[xN]|this|FILE",
-        help="910b3, a100, h100, h200, mi300x, a10g or rtx4090, as h200x8 with a number of cards; this: the "
-        "machine at hand, measured; a file in the table's format, or the JSON of gyrfalcon speed",
+        help="910b3, a100, h100, h200, mi300x, a10g or rtx4090, as h200x8 with a number of cards: all there "
+        "are, or beside --target those of one machine; this: the machine at hand, measured; a file in the "
+        "table's format, or the JSON of gyrfalcon speed",
     )
     add_dtype(parser, "the dtype to compute in; auto is the checkpoint's, bf16 where it says none")
     add_quant(parser, "quantise the matrices")

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         return _simulate(args, setting, cards)
     if args.target is None:
         return _estimate(args, setting, cards)
-    return _size(args, setting)
+    return _size(args, setting, cards)
 
 
 def _estimate(args: argparse.Namespace, setting: Setting, cards: int | None) -> int:
@@ -74,8 +74,11 @@ def _split(args: argparse.Namespace, setting: Setting, cards: int | None) -> Spl
     return Split(ranks, (cards or ranks) // ranks)
 
 
-def _size(args: argparse.Namespace, setting: Setting) -> int:
-    target = args.target
+def _size(args: argparse.Namespace, setting: Setting, cards: int | None) -> int:
+    target, most = args.target, setting.hardware.cards_per_machine
+    if cards is not None and cards > most:
+        wanted = f"machines of at most {most} cards in --hardware, beside --target"
+        raise UsageError(wanted, str(cards), "leave xN out: the plan says how many cards")
     _check_context(setting.model.config, target.context, "--target")
     prompts, outputs = default_lengths(target.context)
     streams = Streams.of(args.input_lens or prompts, args.output_lens or outputs, target.context)

@@ -79,6 +79,8 @@ def test_cards_beside_a_target_are_those_of_a_machine(capsys: pytest.CaptureFixt
     words = ["--target", "30 tok/s, 2k context, 500 users"]
     splits = ran(capsys, "falcon-40b", "--hardware", "h200x4", *words)["sizing"]["splits"]  # type: ignore[index]
     assert max(one["ranks"] for one in splits) == 4
+    pace = splits[0]["pace"]
+    assert pace["decoding"]["seconds"] < pace["mean_step"] < pace["mixed"]["seconds"]
     assert splits[0]["machines"] == -(-splits[0]["cards"] // 4) > 1
 
 

@@ -91,6 +91,7 @@ def _pace(pace: Pace) -> dict[str, object]:
     names = ("num_streams", "chunk", "mixed_share", "first_token", "inter_token", "utilisation")
     return {
         **{name: getattr(pace, name) for name in names},
+        "mean_step": pace.mean_step,
         "decoding": _parts(pace.decoding),
         "mixed": _parts(pace.mixed),
     }

@@ -58,6 +58,7 @@ def test_a_file_of_requests_is_simulated(
     words = ["falcon-7b", "--hardware", "h100", "--trace", str(file), "--page-tokens", "64"]
     found = simulated(capsys, *words, "--itl", "0.5", "--warm-up", "1")
     assert (found["finished"], found["replicas"]["cached_tokens"]) == (3, 3 * 624)
+    assert found["replicas"]["prompt_tokens"] == 3 * 640  # as all counts, without the first
     assert (found["goodput"]["limits"], found["goodput"]["share"]) == (
         {"ttft": 2000, "itl": 500},
         1,

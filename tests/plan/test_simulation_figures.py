@@ -1,6 +1,7 @@
 """Figures of a simulation, against numpy's on all values."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from gyrfalcon.load.figures import Spread
 from gyrfalcon.plan.simulate import Ended, SimulatedEngine
 from gyrfalcon.plan.simulate_figures import Collector, Distribution, latencies
 from gyrfalcon.plan.simulate_run import Simulation, describe
+from gyrfalcon.plan.step_load import StepLoad
 from gyrfalcon.plan.trace import TraceRequest
 
 
@@ -89,3 +91,47 @@ def test_figures_follow_from_what_became_of_each_request() -> None:
     text = describe("a trace", found)
     assert text.splitlines()[0] == "a trace"
     assert f"{found.finished} finished, {found.expired} after their deadline given up" in text
+
+
+@pytest.mark.parametrize("num_replicas", [1, 3])
+def test_what_replicas_use_is_counted_from_the_warm_up_on(num_replicas: int) -> None:
+    """Two bursts with a pause: after it the second one counts as if it were alone."""
+    first, drawn = drawn_trace(4, 60, 20.0), drawn_trace(5, 80, 20.0)
+    second = [
+        replace(
+            one, arrival_s=100 + one.arrival_s, prefix_ids=tuple(n + 50 for n in one.prefix_ids)
+        )
+        for one in drawn
+    ]
+    simulation = Simulation(ROOMY, ByLoad(), num_replicas, warm_up=90.0)
+    found = simulation.run([*first, *second]).replicas
+    alone = simulation.run(second).replicas
+    assert (found.steps, found.prompt_tokens) == (alone.steps, alone.prompt_tokens)
+    assert found.cached_tokens == alone.cached_tokens > 0
+    for name in ("busy_share", "busiest_share", "cache_share", "most_cache_share"):
+        assert getattr(found, name) == pytest.approx(getattr(alone, name))
+
+
+def test_of_a_step_at_the_end_of_the_warm_up_the_rest_counts() -> None:
+    """Steps of a second without a pause: the replica is busy all the time, and never more than that."""
+
+    class Second:
+        def seconds(self, _: StepLoad) -> float:
+            return 1.0
+
+    trace = [TraceRequest(0.0, 8, 20), TraceRequest(9.5, 8, 4)]
+    simulation = Simulation(ROOMY, Second(), warm_up=9.25)
+    found = simulation.run(trace)
+    assert found.seconds == 20
+    assert found.replicas.busy_share == pytest.approx(1)
+    assert found.replicas.steps == 11
+    assert found.replicas.prompt_tokens == 8
+    assert ended_requests(simulation, trace) == ended_requests(
+        replace(simulation, warm_up=0), trace
+    )
+
+
+def test_a_warm_up_that_outlasts_all_requests_leaves_nothing() -> None:
+    found = Simulation(ROOMY, ByLoad(), warm_up=1e6).run(drawn_trace(4, 20, 10.0))
+    assert found.requests == found.replicas.steps == found.replicas.prompt_tokens == 0
+    assert found.replicas.busy_share == found.replicas.cache_share == 0

@@ -79,7 +79,8 @@ def add_trace(group: argparse._ArgumentGroup) -> None:
         "--warm-up",
         metavar="S",
         type=Number("--warm-up", Bounds(0, 1_000_000_000)),
-        help="leave requests that arrive in the first S seconds out of the figures (default 0)",
+        help="leave requests that arrive in the first S seconds, and what replicas do then, out of the "
+        "figures (default 0)",
     )
     _add_replicas(group)
 

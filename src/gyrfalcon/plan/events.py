@@ -19,10 +19,18 @@ class Clock:
         self._changes: list[tuple[float, int]] = []  # (when a replica changes next, which), a heap
         self._change_of = [NEVER] * len(engines)
 
-    def run(self, trace: Trace, arrived: Callable[[], object] = lambda: None) -> None:
-        """Has all requests arrive and waits until all have ended; calls `arrived` after each."""
+    def run(
+        self, trace: Trace, arrived: Callable[[], object] = lambda: None, warm_up: float = 0.0
+    ) -> None:
+        """Has all requests arrive and waits until all have ended; calls `arrived` after each. What engines
+        use is counted from `warm_up` seconds on.
+        """
+        counts = False
         for number, request in enumerate(trace):
             now = request.arrival_s
+            if not counts and now >= warm_up:
+                self._count_from(warm_up)
+                counts = True
             if self._router.needs_loads:
                 self._advance(now)
             chosen = self._router.choose(request)
@@ -31,8 +39,15 @@ class Clock:
             engine.add(number, request, now)
             self._note(chosen)
             arrived()
+        if not counts:
+            self._count_from(warm_up)
         for engine in self._engines:
             engine.advance(NEVER)
+
+    def _count_from(self, start: float) -> None:
+        for engine in self._engines:
+            engine.advance(start)
+            engine.count_from(start)
 
     def _advance(self, now: float) -> None:
         """Lets all that ends before now happen."""

@@ -5,7 +5,7 @@ times move. As in the engine's own loop, what arrives or is given up during a st
 from bisect import bisect_left
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -63,7 +63,7 @@ class Ended:
 
 @dataclass(slots=True)
 class Use:
-    """What an engine has used so far."""
+    """What an engine has used since it began to count."""
 
     num_steps: int = 0
     busy_seconds: float = 0.0
@@ -116,6 +116,7 @@ class SimulatedEngine:
         self._lives: dict[int, _Live] = {}
         self._times: list[float] = []  # of the last commits
         self._num_dropped = 0  # of those before
+        self._before = self._scheduler.stats()  # when it began to count
         self._most_times = KEPT_TIMES
 
     @property
@@ -131,8 +132,19 @@ class SimulatedEngine:
         return self.now if self._scheduler.has_work else NEVER
 
     def stats(self) -> EngineStats:
-        """What it holds now and has reused so far."""
-        return self._scheduler.stats()
+        """What it holds now, and has reused since it began to count."""
+        found, before = self._scheduler.stats(), self._before
+        return replace(
+            found,
+            num_prompt_tokens=found.num_prompt_tokens - before.num_prompt_tokens,
+            num_cached_tokens=found.num_cached_tokens - before.num_cached_tokens,
+        )
+
+    def count_from(self, now: float) -> None:
+        """Counts what is used from now on, after advance(now): of the step under way only the rest."""
+        passed, held = 0.0 if self._call is None else now - self.now, self._used_blocks()
+        self.use = Use(busy_seconds=-passed, block_seconds=-passed * held, most_blocks=held)
+        self._before = self._scheduler.stats()
 
     def add(self, number: int, request: TraceRequest, now: float) -> None:
         """A request arrives, after advance(now)."""

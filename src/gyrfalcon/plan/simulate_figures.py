@@ -20,7 +20,7 @@ MOST_NEW = 1 << 16  # values that are not in their bins yet
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """What all replicas have used; shares are between 0 and 1."""
+    """What all replicas have used after the warm-up; shares are between 0 and 1."""
 
     count: int
     steps: int
@@ -40,7 +40,7 @@ class Replicas:
 @dataclass(frozen=True, slots=True)
 class SimulatedFigures:
     """All figures of a simulation. Latencies are those of finished requests, from their arrival. What
-    arrived within `warm_up` seconds is in none of the counts.
+    arrived within `warm_up` seconds is in none of the counts; what replicas use is counted from then on.
     """
 
     seconds: float  # from the start to the last end
@@ -111,7 +111,7 @@ class Collector:
             finished_per_second=_rate(self._num_finished, seconds),
             output_tokens_per_second=_rate(self._num_output_tokens, seconds),
             goodput=goodput,
-            replicas=_replicas(engines, self._last_end),
+            replicas=_replicas(engines, seconds),
             **spreads,
         )
 

@@ -21,7 +21,7 @@ class Simulation:
     """What is simulated.
 
     limits: of goodput, in milliseconds, by name as in load/goodput.py.
-    warm_up: requests that arrive within so many seconds are not counted.
+    warm_up: neither requests that arrive within so many seconds are counted, nor what replicas use then.
     """
 
     settings: SimulatedSettings
@@ -53,7 +53,7 @@ class Simulation:
         num_pages = settings.num_blocks * settings.block_size // settings.page_tokens
         most = settings.limits.max_sequences
         router = make_router(self.router, self.num_replicas, most, num_pages)
-        Clock(engines, router).run(trace, arrived)
+        Clock(engines, router).run(trace, arrived, self.warm_up)
         return collector.figures(engines)
 
 

@@ -32,7 +32,7 @@ from gyrfalcon.plan.fit import (
     leave_one_out,
     median_error,
 )
-from gyrfalcon.plan.hardware import Hardware, Link, known_hardware
+from gyrfalcon.plan.hardware import TRITON_LAUNCHES, Hardware, Link, known_hardware
 from gyrfalcon.plan.models import PUBLISHED
 from gyrfalcon.plan.prediction import (
     HOST_SECONDS,
@@ -145,7 +145,7 @@ def _loads(raw: Mapping[str, Any]) -> list[tuple[StepLoad, float]]:
 def _card_step(
     work: Work, hardware: Hardware, load: StepLoad, peak: float, weight: float
 ) -> TimedStep:
-    fixed = work.launches * hardware.launch_seconds
+    fixed = work.launches(TRITON_LAUNCHES) * hardware.launch_seconds
     return TimedStep(
         work.bytes_read(load) / hardware.bytes_per_second,
         work.flops(load) / peak,

@@ -39,7 +39,8 @@ def file_with(tmp_path: Path, **changed: object) -> Path:
 
 def test_every_figure_of_the_table_has_its_source() -> None:
     for entry in TABLE["hardware"]:
-        assert set(entry["sources"]) == {*FIELDS, *LAUNCHES}, entry["name"]
+        counted = {"layer_launches"} & set(entry)
+        assert set(entry["sources"]) == {*FIELDS, *LAUNCHES, *counted}, entry["name"]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,7 @@ def test_a_file_of_the_same_format_is_taken(tmp_path: Path) -> None:
         ({"price_per_hour": -1}, "price_per_hour above 0"),
         ({"block_size": -1}, "block_size from 1 to"),
         ({"graphs": "yes"}, "true or false for graphs"),
+        ({"layer_launches": 0}, "layer_launches from 1 to 1,000"),
         ({"fp8": 1}, "true or false for fp8"),
         ({"colour": "red"}, "only fields whose meaning is known"),
     ],

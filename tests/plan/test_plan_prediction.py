@@ -89,6 +89,15 @@ def test_without_graphs_the_host_launches_while_the_step_before_runs() -> None:
     assert many.host == pytest.approx(0.9e-3 + 128 * 24e-6 + launched)
 
 
+def test_hardware_says_how_many_kernels_a_layer_takes() -> None:
+    """Ascend's operators, launched one by one, are more than Triton's kernels (ops/npu)."""
+    load, card = decoding_load(1, 1), known_hardware()["910b3"]
+    ascend = replace(predicted(), hardware=card).parts(load)
+    assert ascend.launches == pytest.approx((15 * 32 + 20) * 5e-6)
+    assert ascend.host == pytest.approx(0.9e-3 + (15 * 32 + 20) * 10e-6)
+    assert predicted().parts(load).launches == pytest.approx((9 * 32 + 20) * 4e-6)
+
+
 def test_a_long_prompt_is_limited_by_operations() -> None:
     parts = predicted().parts(load_of([range(512)]))
     assert parts.limit == "flops"

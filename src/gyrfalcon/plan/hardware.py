@@ -18,6 +18,8 @@ FORMAT, VERSION = "gyrfalcon-hardware", 1
 THIS = "this"
 CARDS = Bounds(1, 1024)
 LARGEST = 1e21  # of the numbers in a file
+TRITON_LAUNCHES = 9  # kernels of a parallel block: ops/triton/ops.py
+LAUNCHES = Bounds(1, 1000)
 ABOVE_ZERO = Bounds(0, LARGEST, above=True)
 FROM_ZERO = Bounds(0, LARGEST)
 SOURCES = ("memory_bytes", "bytes_per_second", "flops_per_second", "link")  # that a file must name
@@ -50,6 +52,7 @@ class Hardware:
     price_per_hour: float | None = None  # of a card
     block_size: int = 16  # tokens of a cache block, as its operators want it (Device.block_size)
     graphs: bool = True  # decoding steps are captured; else the host launches each kernel
+    layer_launches: int = TRITON_LAUNCHES  # kernels of a layer
     fp8: bool = True  # it has 8-bit floating point, which --quant fp8 needs (Device.require_fp8)
     on_cards: bool = True  # a card for each rank; else all ranks share one CPU
 
@@ -146,6 +149,7 @@ def _hardware(fields: Fields) -> Hardware:
         price_per_hour=_optional(fields, "price_per_hour"),
         block_size=fields.take(int, "block_size") or 16,
         graphs=fields.take(bool, "graphs") is not False,
+        layer_launches=_launches(fields),
         fp8=fields.take(bool, "fp8") is not False,
     )
     if found.block_size not in ENGINE["block_size"]:
@@ -163,6 +167,14 @@ def _link(fields: Fields) -> Link:
     link = Link(latency, _number(fields, "bytes_per_second"))
     fields.refuse_unread()
     return link
+
+
+def _launches(fields: Fields) -> int:
+    found = fields.take(int, "layer_launches")
+    if found is not None and found not in LAUNCHES:
+        wanted = f"layer_launches {LAUNCHES.words} in {fields.where}"
+        raise ConfigError(wanted, str(found), "fix it")
+    return TRITON_LAUNCHES if found is None else found
 
 
 def _optional(fields: Fields, name: str) -> float | None:

@@ -95,8 +95,9 @@ class Predicted:
         reduced = collective_seconds(work, hardware, load.tokens)
         if not hardware.on_cards:
             return Parts(moved, computed, 0.0, reduced, host)
-        gaps = work.launches * hardware.launch_seconds
-        eager = work.launches * hardware.eager_launch_seconds
+        launches = work.launches(hardware.layer_launches)
+        gaps = launches * hardware.launch_seconds
+        eager = launches * hardware.eager_launch_seconds
         if load.prompt_tokens:
             waiting = max(eager - max(moved, computed) - gaps - reduced, 0.0)
             return Parts(moved, computed, gaps + waiting, reduced, host)

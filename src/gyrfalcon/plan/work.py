@@ -7,7 +7,6 @@ from gyrfalcon.config import ModelConfig
 from gyrfalcon.measure.roofline import Deployment, decode_bytes, prefill_flops
 from gyrfalcon.plan.step_load import StepLoad
 
-LAUNCHES_OF_A_LAYER = 9  # Triton kernels of a parallel block: ops/triton/ops.py
 OTHER_LAUNCHES = 20  # embedding, angles, final norm, head, choice of tokens and what is copied
 NUMBER_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 ALL_REDUCES = {True: 1, False: 2}  # of a block that is parallel, or not
@@ -28,7 +27,7 @@ class Work:
     body_flops: int  # for each token
     head_flops: int  # for each token whose logits are wanted
     pair_flops: int  # for each pair of a token and one that it attends to
-    launches: int
+    num_layers: int
     all_reduces: int  # of a step, the one of the embedding included; 0 on one rank
     reduced_bytes: int  # of a token, in each
 
@@ -39,6 +38,10 @@ class Work:
         return (
             self.weight_bytes + self.row_bytes * load.tokens + self.key_bytes * load.context_tokens
         )
+
+    def launches(self, of_a_layer: int) -> int:
+        """Kernels of a step."""
+        return of_a_layer * self.num_layers + OTHER_LAUNCHES
 
     def flops(self, load: StepLoad) -> int:
         """2 operations for each weight and token, the head's for each sequence that gets a token, and
@@ -70,7 +73,7 @@ def work_of(config: ModelConfig, ranks: int, dtype: str, quant: str, on_cards: b
         body_flops=one - none - pair,
         head_flops=none,
         pair_flops=pair,
-        launches=LAUNCHES_OF_A_LAYER * config.num_layers + OTHER_LAUNCHES,
+        num_layers=config.num_layers,
         all_reduces=ALL_REDUCES[config.parallel] * config.num_layers + 1 if ranks > 1 else 0,
         reduced_bytes=size * config.hidden_size,
     )

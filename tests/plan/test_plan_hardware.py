@@ -77,6 +77,10 @@ def test_a_file_of_the_same_format_is_taken(tmp_path: Path) -> None:
         ({"bytes_per_second": 1e30}, "a number for bytes_per_second"),
         ({"launch_seconds": -1}, "launch_seconds of 0 or more"),
         ({"link": {"latency_seconds": 1e-6}}, "a field bytes_per_second"),
+        (
+            {"link": {"latency_seconds": 0, "bytes_per_second": 1, "peers": 0}},
+            "peers from 1 to 1,024",
+        ),
         ({"link": 3}, "an object for link"),
         ({"reserved_bytes": 81e9}, "reserved_bytes below memory_bytes"),
         ({"cards_per_machine": 5000}, "cards_per_machine from 1 to 1,024"),

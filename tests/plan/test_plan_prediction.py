@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from gyrfalcon.plan.efficiencies import efficiency_for, fitted
-from gyrfalcon.plan.hardware import Link, known_hardware
+from gyrfalcon.plan.hardware import Link, hardware_of, known_hardware
 from gyrfalcon.plan.models import planned_model
 from gyrfalcon.plan.prediction import (
     FEW_TOKENS,
@@ -125,6 +125,21 @@ def test_an_all_reduce_of_a_ring_moves_twice_all_but_a_part() -> None:
     seconds = collective_seconds(work, hardware, 10)
     assert work.all_reduces == 61
     assert seconds == pytest.approx(61 * 10 * 8192 * 2 * 2 * 3 / 4 / 1e9)
+
+
+def test_ranks_in_a_mesh_use_the_links_between_them_alone() -> None:
+    """Four cards of eight reach 3 / 7 of what a card sends to all others; through a switch all of it."""
+    for name, rate in (("910b3", 196e9), ("mi300x", 448e9)):
+        hardware = hardware_of(f"{name}x4")[0]
+        assert hardware.link_of(4).rate(4) == pytest.approx(rate * 3 / 7)
+        assert known_hardware()[name].link_of(8).rate(8) == pytest.approx(rate)
+    assert H200.link.rate(2) == H200.link.bytes_per_second
+    work = work_of(planned_model("falcon-40b").config, 2, "bf16", "none", on_cards=True)
+    switched, mesh = (
+        collective_seconds(work, replace(H200, link=Link(0.0, 1e9, peers)), 10)
+        for peers in (None, 7)
+    )
+    assert mesh == pytest.approx(7 * switched)
 
 
 def test_a_sequential_block_has_two_all_reduces() -> None:

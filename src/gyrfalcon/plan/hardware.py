@@ -27,10 +27,19 @@ SOURCES = ("memory_bytes", "bytes_per_second", "flops_per_second", "link")  # th
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What connects cards: the latency of a collective of a few bytes, and a card's rate in one direction."""
+    """What connects cards: the latency of a collective of a few bytes, and a card's rate in one direction.
+    In a full mesh that is the sum of its links to each of `peers`; None: through a switch.
+    """
 
     latency_seconds: float
     bytes_per_second: float
+    peers: int | None = None
+
+    def rate(self, ranks: int) -> float:
+        """Bytes a second of a card among so many ranks: of a mesh, by the links between these alone."""
+        if self.peers is None:
+            return self.bytes_per_second
+        return self.bytes_per_second * min(ranks - 1, self.peers) / self.peers
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +173,9 @@ def _hardware(fields: Fields) -> Hardware:
 
 def _link(fields: Fields) -> Link:
     latency = _number(fields, "latency_seconds", FROM_ZERO)
-    link = Link(latency, _number(fields, "bytes_per_second"))
+    link = Link(latency, _number(fields, "bytes_per_second"), fields.take(int, "peers"))
+    if link.peers is not None and link.peers not in CARDS:
+        raise ConfigError(f"peers {CARDS.words} in {fields.where}", str(link.peers), "fix it")
     fields.refuse_unread()
     return link
 

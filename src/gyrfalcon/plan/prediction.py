@@ -108,10 +108,10 @@ class Predicted:
 
 def collective_seconds(work: Work, hardware: Hardware, tokens: int) -> float:
     """All-reduces of a step: each a latency, and 2 (n − 1) / n of the bytes through a card's link (the ring
-    algorithm: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce").
+    algorithm: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce"), in a mesh through all links at once.
     """
     if work.all_reduces == 0:
         return 0.0
     link = hardware.link_of(work.ranks)
     moved = 2 * (work.ranks - 1) / work.ranks * work.reduced_bytes * tokens
-    return work.all_reduces * (link.latency_seconds + moved / link.bytes_per_second)
+    return work.all_reduces * (link.latency_seconds + moved / link.rate(work.ranks))

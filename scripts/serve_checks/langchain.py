@@ -8,7 +8,7 @@ from serve_checks.environment import environment
 from serve_checks.models import chat_model
 from serve_checks.report import Report
 from serve_checks.server import serving
-from serve_checks.truth import MAX_LEN, greedy
+from serve_checks.truth import OPTIONS, greedy
 
 
 def run(context: Context, report: Report) -> None:
@@ -17,8 +17,7 @@ def run(context: Context, report: Report) -> None:
     report.versions |= client.versions
     model = chat_model(context.folder)
     completion, answer = greedy(model)
-    options = ("--max-len", str(MAX_LEN), "--threads", "1")
-    with serving(context.folder, model, *options) as server:
+    with serving(context.folder, model, *OPTIONS) as server:
         found: Any = json_of([*client.client("langchain_calls"), f"{server.url}/v1"], 300)
     texts = {
         "completion": completion.text,

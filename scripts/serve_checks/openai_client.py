@@ -11,7 +11,7 @@ from serve_checks.environment import environment
 from serve_checks.models import chat_model
 from serve_checks.report import Report
 from serve_checks.server import serving, wait_until
-from serve_checks.truth import MAX_LEN, greedy
+from serve_checks.truth import OPTIONS, greedy
 
 Json = Any  # of an answer, which the claims look into
 MOST_DIFFERENCE = 1e-3  # between log-probabilities
@@ -30,8 +30,7 @@ def run(context: Context, report: Report) -> None:
     report.versions |= client.versions
     model = chat_model(context.folder)
     completion, answer = greedy(model)
-    options = ("--max-len", str(MAX_LEN), "--threads", "1")
-    with serving(context.folder, model, *options) as server:
+    with serving(context.folder, model, *OPTIONS) as server:
         found: Json = json_of([*client.client("openai_calls"), f"{server.url}/v1"], 300)
         report.claim(
             "a stream that is closed frees its cache", wait_until(server.is_idle, IDLE_SECONDS)

@@ -15,11 +15,10 @@ from serve_checks.environment import Environment, clean_environ, environment
 from serve_checks.models import chat_model
 from serve_checks.report import Report
 from serve_checks.server import Server, serving, wait_until
-from serve_checks.truth import MAX_LEN, greedy
+from serve_checks.truth import OPTIONS, greedy
 
 START_SECONDS, NUM_REQUESTS = 60.0, 20
 BODY = {"model": "nestling", "max_tokens": NUM_TOKENS, "temperature": 0}
-OPTIONS = ("--max-len", str(MAX_LEN), "--threads", "1")
 
 
 def run(context: Context, report: Report) -> None:

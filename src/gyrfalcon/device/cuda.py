@@ -10,12 +10,11 @@ from torch import Tensor
 
 from gyrfalcon.device import KINDS
 from gyrfalcon.device.protocol import Device
-from gyrfalcon.device.rates import best_seconds, product_rate
+from gyrfalcon.device.rates import copy_rate, product_rate
 from gyrfalcon.device.threads import torch_threads
 from gyrfalcon.device.topology import node_of_pci
 from gyrfalcon.errors import UsageError
 
-COPY_BYTES = 1 << 30  # in one pass
 FP8_CAPABILITY = (8, 9)  # of cards with 8-bit floating point
 
 
@@ -128,17 +127,7 @@ class Cuda(Device):
         torch.cuda.synchronize(self.torch_device)
 
     def measure_bandwidth(self) -> float:
-        """A copy within the card's memory, in which the read and the written bytes both count."""
-        size = min(COPY_BYTES, self.memory()[0] // 4)
-        source = torch.ones(size, dtype=torch.uint8, device=self.torch_device)
-        target = torch.empty_like(source)
-
-        def copy() -> None:
-            target.copy_(source)
-            self.synchronise()
-
-        copy()
-        return 2 * size / best_seconds(copy)
+        return copy_rate(self)
 
     def measure_matrix_peak(self, dtype: torch.dtype) -> float:
         with torch_threads(len(os.sched_getaffinity(0))):

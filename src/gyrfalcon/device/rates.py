@@ -9,6 +9,7 @@ import torch
 from gyrfalcon.device.protocol import Device
 
 LEAST_ROUNDS = 5
+COPY_BYTES = 1 << 30  # in one pass
 ROUNDS_SECONDS = 0.3  # rounds go on for so long: on a shared machine the best of many counts
 PRODUCT_SIZES = (512, 1024, 2048, 4096, 8192)
 PRODUCT_SECONDS = 0.1  # a product of this time is large enough
@@ -35,6 +36,20 @@ def _product_seconds(device: Device, dtype: torch.dtype, size: int) -> float:
 
     multiply()
     return best_seconds(multiply)
+
+
+def copy_rate(device: Device) -> float:
+    """Bytes a second of a copy within a card's memory, in which those read and those written both count."""
+    size = min(COPY_BYTES, device.memory()[0] // 4)
+    source = torch.ones(size, dtype=torch.uint8, device=device.torch_device)
+    target = torch.empty_like(source)
+
+    def copy() -> None:
+        target.copy_(source)
+        device.synchronise()
+
+    copy()
+    return 2 * size / best_seconds(copy)
 
 
 def best_seconds(work: Callable[[], object]) -> float:

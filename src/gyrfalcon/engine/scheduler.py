@@ -165,7 +165,7 @@ class Scheduler:
         chunks: list[Chunk] = []
         self.admitted, self._committed, self._num_held = [], (), 0
         if self.waiting.num_sequences:
-            self._make_way()
+            self._preempt_for_urgent()
         for sequence in tuple(self.running):
             stop = len(sequence.tokens)
             if sequence not in self._prefilling and self._make_room(sequence, stop):
@@ -304,7 +304,7 @@ class Scheduler:
             return self._prefixes.any_waits
         return self._room.is_for(new, self.running) or bool(self._room.victims(new, self.running))
 
-    def _make_way(self) -> None:
+    def _preempt_for_urgent(self) -> None:
         """Preempts sequences of a higher priority value for those that are next, if that gives them room."""
         while self.running and self._queue.least_priority < next(reversed(self.running)).priority:
             new = self._next_to_begin()

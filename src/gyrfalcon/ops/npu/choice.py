@@ -43,13 +43,13 @@ class Choice:
     """
 
     def __init__(self, kernel: Kernel | None, environment: Mapping[str, str] = os.environ) -> None:
-        self._ways: dict[str, Attend] = {}
-        self._alibi_ways: dict[str, Attend] = {}
+        self._implementations: dict[str, Attend] = {}
+        self._alibi_implementations: dict[str, Attend] = {}
         if kernel is not None:
-            self._ways = {"tnd": kernel.packed, "bsh": kernel.by_sequence}
-            self._alibi_ways = {"pse": kernel.by_sequence}
-        self._forced = _named(environment, VARIABLE, self._ways)
-        self._forced_alibi = _named(environment, ALIBI_VARIABLE, self._alibi_ways)
+            self._implementations = {"tnd": kernel.packed, "bsh": kernel.by_sequence}
+            self._alibi_implementations = {"pse": kernel.by_sequence}
+        self._forced = _named(environment, VARIABLE, self._implementations)
+        self._forced_alibi = _named(environment, ALIBI_VARIABLE, self._alibi_implementations)
         self._chosen: dict[Shape, Attend] = {}
 
     def of(self, q: Tensor, cache: LayerCache, slopes: Tensor | None) -> Attend:
@@ -61,13 +61,15 @@ class Choice:
         return self._chosen[shape]
 
     def _choose(self, shape: Shape, device: torch.device) -> Attend:
-        ways = self._alibi_ways if shape.alibi else self._ways
+        implementations = self._alibi_implementations if shape.alibi else self._implementations
         name = self._forced_alibi if shape.alibi else self._forced
         why = "as the environment says"
         if name is None:
-            failures = {way: _failure(attend, shape, device) for way, attend in ways.items()}
-            name = next((way for way, failure in failures.items() if failure is None), PLAIN)
-            why = "; ".join(f"{way}: {failure}" for way, failure in failures.items() if failure)
+            failures = {
+                one: _failure(attend, shape, device) for one, attend in implementations.items()
+            }
+            name = next((one for one, failure in failures.items() if failure is None), PLAIN)
+            why = "; ".join(f"{one}: {failure}" for one, failure in failures.items() if failure)
         log.info(
             "attention of %d heads of %d over %d in %s%s: %s (%s)",
             shape.heads,
@@ -78,7 +80,7 @@ class Choice:
             name,
             why or "tried",
         )
-        return plain if name == PLAIN else ways[name]
+        return plain if name == PLAIN else implementations[name]
 
 
 def plain(q: Tensor, cache: LayerCache, step: Step, slopes: Tensor | None) -> Tensor:
@@ -86,10 +88,12 @@ def plain(q: Tensor, cache: LayerCache, step: Step, slopes: Tensor | None) -> Te
     return reference.attention(q, cache, step.batch, slopes).view(q.shape)
 
 
-def _named(environment: Mapping[str, str], variable: str, ways: Mapping[str, Attend]) -> str | None:
+def _named(
+    environment: Mapping[str, str], variable: str, implementations: Mapping[str, Attend]
+) -> str | None:
     name = environment.get(variable) or None
-    if name not in (None, PLAIN, *ways):
-        wanted = f"{variable} {', '.join((*ways, PLAIN))}"
+    if name not in (None, PLAIN, *implementations):
+        wanted = f"{variable} {', '.join((*implementations, PLAIN))}"
         raise UsageError(wanted, repr(name), "correct or unset it")
     return name
 

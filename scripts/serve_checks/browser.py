@@ -22,13 +22,16 @@ AXE_VERSION = "4.14.1"
 AXE_URL = f"https://registry.npmjs.org/axe-core/-/axe-core-{AXE_VERSION}.tgz"
 AXE_SHA256 = "e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745"
 OPTIONS = ("--max-len", "1024", "--threads", "1", "--cache-memory", "32MB")
+SLOW = ("--threads", "1", "--max-sequences", "1", "--max-batch-tokens", "1")  # a token a step
 KEY = "a-key-for-the-page"
 STEPS_SECONDS, FETCH_SECONDS = 900, 60
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "serve-check" / "screenshots"
 
 
 def run(context: Context, report: Report) -> None:
-    """Takes the steps on three servers: one that only continues texts, one that chats, one with a key."""
+    """Takes the steps on four servers: one that only continues texts, one that chats, one with a key and
+    one that is slow to read a prompt.
+    """
     for program in ("chromium", "chromedriver"):
         if shutil.which(program) is None:
             raise NotRun(f"{program} is not installed: apt-get install chromium chromium-driver")
@@ -40,7 +43,9 @@ def run(context: Context, report: Report) -> None:
         urls = [server.url for server in servers]
         command = [*client.client("browser_steps"), *urls, KEY, str(axe), str(SCREENSHOTS)]
         found = json_of(command, STEPS_SECONDS)
-        idle = all(server.is_idle() for server in servers[:2])  # the third asks for a key
+        idle = all(
+            server.is_idle() for server in (*servers[:2], servers[3])
+        )  # the third asks for a key
     claims, figures = found["claims"], found["figures"]
     assert isinstance(claims, list)
     assert isinstance(figures, dict)
@@ -53,15 +58,16 @@ def run(context: Context, report: Report) -> None:
 
 @contextmanager
 def _servers(folder: Path) -> Iterator[tuple[Server, ...]]:
-    for name in ("text", "chat", "keyed"):
+    for name in ("text", "chat", "keyed", "slow"):
         (folder / name).mkdir()
     model = chat_model(folder)
     with (
         serving(folder / "text", "nestling", *OPTIONS) as text,
         serving(folder / "chat", model, *OPTIONS) as chat,
         serving(folder / "keyed", "nestling", *OPTIONS, "--api-key", KEY) as keyed,
+        serving(folder / "slow", "nestling", *SLOW) as slow,
     ):
-        yield text, chat, keyed
+        yield text, chat, keyed, slow
 
 
 def _axe(parent: Path) -> Path:

@@ -1,9 +1,10 @@
 """Run by the check `browser` in an environment with selenium: uses the page, prints what held as JSON.
 
-python -m serve_checks.clients.browser_steps TEXT_URL CHAT_URL KEYED_URL KEY AXE SCREENSHOTS
+python -m serve_checks.clients.browser_steps TEXT_URL CHAT_URL KEYED_URL SLOW_URL KEY AXE SCREENSHOTS
 """
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from serve_checks.clients.browser_page import WIDTHS, Page
 from serve_checks.clients.cable import Cable
 
 PROMPT, QUESTION = "The old captain", "Name a bird."
+PROMPT_WORDS = 1_900
 PLACE = 5  # of the token that is looked at
 GREEDY = (("temperature", "0"), ("max_tokens", "48"))
 
@@ -23,7 +25,7 @@ class Steps:
     """All steps, and what they found."""
 
     def __init__(self, urls: list[str], key: str, axe: Path, screenshots: Path) -> None:
-        self._text_url, self._chat_url, self._keyed_url = urls
+        self._text_url, self._chat_url, self._keyed_url, self._slow_url = urls
         self._key, self._axe, self._screenshots = key, axe.read_text("utf-8"), screenshots
         self.claims: list[tuple[str, bool, str]] = []
         self.figures: dict[str, object] = {}
@@ -46,6 +48,8 @@ class Steps:
             self._server_gone(page)
         with Page() as page:
             self._locked(page)
+        with Page() as page:
+            self._progress(page)
         for width in WIDTHS:
             for scheme in ("light", "dark"):
                 with Page(width, scheme) as page:
@@ -284,6 +288,25 @@ class Steps:
         page.wait(lambda: "batch" in page.text(".live"), "the figures")
         self.claim("its figures come with the key", True)
         self._clean(page, "behind a key")
+
+    def _progress(self, page: Page) -> None:
+        """While a long prompt is read."""
+        page.open(self._slow_url)
+        page.set_option("max_tokens", "1")
+        page.send("the " * PROMPT_WORDS)
+        shown: list[tuple[int, int]] = []
+        while page.is_writing or not shown:
+            found = re.search(r"(\d+) of (\d+) tokens", page.text(".waiting"))
+            if found is not None:
+                shown.append((int(found[1]), int(found[2])))
+            elif not page.is_writing and page.all(".token"):
+                break
+        counts = sorted({done for done, _ in shown})
+        holds = len(counts) > 1 and [done for done, _ in shown] == sorted(done for done, _ in shown)
+        self.claim("the tokens of a prompt that are read grow", holds, counts[:5])
+        totals = {total for _, total in shown}
+        holds = len(totals) == 1 and min(totals) >= PROMPT_WORDS and max(counts) <= min(totals)
+        self.claim("beside how many it has", holds, sorted(totals))
 
     def _clean(self, page: Page, where: str) -> None:
         errors, foreign = page.errors(), page.foreign_addresses()

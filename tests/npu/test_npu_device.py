@@ -204,7 +204,10 @@ def test_what_is_emulated_says_so_has_no_speed_and_is_no_figure(
     table, file = tmp_path / "speed.csv", tmp_path / "speed.json"
     options = ("nestling", "--device", "npu", "--dtype", "bf16")
     assert main(["speed", *options, "-f", str(table), *QUICK]) == 0
-    assert "1 rank on npu (emulated)" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "1 rank on npu (emulated)" in said.err
+    assert said.out.splitlines()[-1] == "1 case computed, none timed: npu (emulated) has no speed"
+    assert "mean" not in said.out
     document = json.loads(file.read_text())
     assert document["settings"]["device"] == "npu (emulated)"
     [row] = document["result"]["rows"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from gyrfalcon.console.format import counted
 from gyrfalcon.measure.roofline import MachineLimits
-from gyrfalcon.measure.speed.cases import OOM, Row, averages
+from gyrfalcon.measure.speed.cases import OOM, UNTIMED, Row, averages
 from gyrfalcon.measure.speed.files import Sweep
 
 HEADINGS = tuple(
@@ -101,6 +101,9 @@ def _limits(limits: MachineLimits | None) -> list[str]:
 
 def _averages(rows: Sequence[Row]) -> list[str]:
     found = averages(rows)
+    untimed = [row for row in rows if row.status == UNTIMED]
+    if untimed:
+        return [f"{counted(len(untimed), 'case')} computed, none timed: {untimed[0].reason}"]
     failed = f", {found[OOM]} out of memory" if found[OOM] else ""
     lines = [f"mean over {counted(round(found['cases']), 'case')}{failed}"]
     if not found["cases"]:

@@ -10,7 +10,7 @@ NO_MEMORY = re.compile("allocate memory|out of memory|start new thread", re.IGNO
 FIX_LOGITS = "use `dtype=bf16` or fp32, or verify"
 MOST_LETTERS = 2000  # shown of each part: a foreign file may hold values of megabytes
 SHOWN_LETTERS = 40  # of a value that is wrong
-ON_CARD = re.compile("CUDA|HIP|NPU")
+ON_CARD = re.compile(r"\b[A-Z]{3,} (?:error: )?out of memory")  # torch's name of a kind of card
 NO_FILES = re.compile("too many open files", re.IGNORECASE)
 PIP_INSTALL = f"{sys.executable} -m pip install"  # into the environment that runs this
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system calls it

@@ -282,6 +282,9 @@ def test_too_little_memory_is_called_that(form: str, made: Path, tmp_path: Path)
 def test_a_full_card_is_not_told_to_raise_the_limits_of_a_process() -> None:
     for error, advice in (
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "more ranks"),
+        (RuntimeError("CUDA error: out of memory"), "more ranks"),
+        (RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"), "more ranks"),
+        (RuntimeError("NPU out of memory. Tried to allocate 2.00 GiB (NPU 0; …)"), "more ranks"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "ulimit"),
     ):
         found = lack(error, "to go on")

@@ -100,10 +100,17 @@ def test_attention_equals_its_definition(
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-def test_alibi_as_a_bias_equals_its_definition(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("heads", [(8, 8, 64), (71, 1, 64), (130, 2, 64)])
+@pytest.mark.parametrize(("lens", "contexts"), [((9, 1), (200, 131)), ((1, 1), (300, 5))])
+def test_alibi_as_a_bias_equals_its_definition(
+    dtype: torch.dtype,
+    heads: tuple[int, int, int],
+    lens: tuple[int, int],
+    contexts: tuple[int, int],
+) -> None:
     kernels.MACHINE.bias_on_pages = True
-    q, cache, batch = step((8, 8, 64), (9, 1), (200, 131), dtype)
-    slopes = torch.linspace(0.05, 0.7, 8)
+    q, cache, batch = step(heads, lens, contexts, dtype)
+    slopes = torch.linspace(0.05, 0.7, heads[0])
     found = Kernel(fake_torch_npu(), CPU).by_sequence(q, cache, Step.of(batch), slopes)
     assert_near(found, defined(q, cache, batch, slopes))
 

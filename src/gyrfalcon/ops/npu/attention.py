@@ -98,7 +98,11 @@ class Kernel:
     ) -> Tensor:
         """One query of each sequence."""
         places = tables.shape[1] * cache.k.shape[1]
-        parts, spread = _spread(q, cache.k.shape[2], slopes)
+        parts, spread = _spread(q, cache.k.shape[2])
+        bias = None
+        if slopes is not None:
+            of_parts = _bias(q, cache.k.shape[2], places, slopes)
+            bias = of_parts if parts == 1 else of_parts.repeat_interleave(len(q), dim=0)
         out = self._call(
             spread.flatten(1)[:, None],
             cache,
@@ -106,7 +110,7 @@ class Kernel:
             contexts * parts,
             input_layout="BSH",
             num_heads=spread.shape[1],
-            pse_shift=None if slopes is None else _bias(q, places, slopes)[None, :, None],
+            pse_shift=bias,
         )
         return _gathered(out.view(spread.shape), parts, cache.k.shape[2], q.shape)
 
@@ -114,13 +118,14 @@ class Kernel:
         self, q: Tensor, cache: LayerCache, table: Tensor, context: int, slopes: Tensor | None
     ) -> Tensor:
         """All queries of one sequence."""
-        parts, spread = _spread(q, cache.k.shape[2], slopes)
+        parts, spread = _spread(q, cache.k.shape[2])
         heads, dim = spread.shape[1:]
         rows = spread.view(parts, len(q), heads, dim).transpose(1, 2).contiguous()
         bias = None
         if slopes is not None:
-            of_places = _bias(q, table.shape[1] * cache.k.shape[1], slopes)
-            bias = of_places[None, :, None].expand(-1, -1, len(q), -1).contiguous()
+            places = table.shape[1] * cache.k.shape[1]
+            of_parts = _bias(q, cache.k.shape[2], places, slopes)
+            bias = of_parts.expand(-1, -1, len(q), -1).contiguous()
         out = self._call(
             rows,
             cache,
@@ -155,7 +160,7 @@ class Kernel:
         return out
 
 
-def _spread(q: Tensor, kv_heads: int, slopes: Tensor | None = None) -> tuple[int, Tensor]:
+def _spread(q: Tensor, kv_heads: int) -> tuple[int, Tensor]:
     """Where more query heads share a KV head than the operator takes (7b on one card: 71), they become
     those of several sequences with the same keys: [tokens, heads, dim] → parts, and [parts × tokens,
     kv_heads × heads of a part, dim], the last part filled up with zeros.
@@ -165,8 +170,6 @@ def _spread(q: Tensor, kv_heads: int, slopes: Tensor | None = None) -> tuple[int
     parts = -(-group // MOST_HEADS)
     if parts == 1:
         return 1, q.contiguous()
-    if slopes is not None:
-        raise NotImplementedError(f"ALiBi of {group} heads that share a KV head")
     own = -(-group // parts)
     padding = (0, 0, 0, parts * own - group)
     padded = torch.nn.functional.pad(q.view(tokens, kv_heads, group, dim), padding)
@@ -183,9 +186,12 @@ def _gathered(out: Tensor, parts: int, kv_heads: int, shape: torch.Size) -> Tens
     return of_parts[:, :, : heads // kv_heads].reshape(shape)
 
 
-def _bias(q: Tensor, places: int, slopes: Tensor) -> Tensor:
-    """ALiBi for every place of the longest table's pages, [heads, places] in q's dtype. Falcon adds it
-    before the scores are scaled, the operator after: so it is divided by √d.
+def _bias(q: Tensor, kv_heads: int, places: int, slopes: Tensor) -> Tensor:
+    """ALiBi for every place of the longest table's pages in q's dtype, [parts, heads, 1, places] for the
+    heads of each part. Falcon adds it before the scores are scaled, the operator after: so it is divided
+    by √d.
     """
+    parts, of_parts = _spread(slopes[None, :, None], kv_heads)
     positions = torch.arange(places, device=q.device)
-    return (reference.alibi_bias(slopes, positions) / math.sqrt(q.shape[-1])).to(q.dtype)
+    bias = reference.alibi_bias(of_parts.flatten(), positions) / math.sqrt(q.shape[-1])
+    return bias.view(parts, -1, 1, places).to(q.dtype)

@@ -58,7 +58,8 @@ def eager(engine: Engine, least: float = 0.0) -> Engine:
         def record(self, num_tokens: int, num_drafted: int, seconds: float) -> None:
             pass
 
-    engine._draft_target = Always()  # type: ignore[assignment]
+    assert engine._budget is not None
+    engine._budget._draft_target = Always()  # type: ignore[assignment]
     return engine
 
 

@@ -28,10 +28,7 @@ from gyrfalcon.device.dtypes import WORD_OF_DTYPE
 from gyrfalcon.device.lookup import kind_for
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.engine.build import build_core, longest_sequence
-from gyrfalcon.engine.core import EngineCore
 from gyrfalcon.engine.deadlines import Deadlines
-from gyrfalcon.engine.draft_target import DraftTarget
-from gyrfalcon.engine.drafts import NEVER
 from gyrfalcon.engine.live import Live
 from gyrfalcon.engine.overlap import stepper
 from gyrfalcon.engine.prompts import (
@@ -52,7 +49,7 @@ from gyrfalcon.engine.prompts import (
 )
 from gyrfalcon.engine.queue_bound import refuse_if_full
 from gyrfalcon.engine.rank_messages import Add, End, Step, decode_step, encode, encode_engine
-from gyrfalcon.engine.step_target import StepTarget
+from gyrfalcon.engine.step_budget import StepBudget
 from gyrfalcon.engine.tensors import real_tokens
 from gyrfalcon.engine.turns import Turns
 from gyrfalcon.engine.worker import follow
@@ -153,8 +150,7 @@ class Engine:
         with watched_interrupts(self._ranks.watch), self._turns.all_ranks():
             self._core = build_core(config, checkpoint, self._ranks.rank_info)
             self._take_step = stepper(self._core)
-            self._step_target = _step_target(config, self._core)
-            self._draft_target = DraftTarget() if config.num_speculative_tokens else None
+            self._budget = StepBudget.of(config, self._core.scheduler)
             self._seeds = random.Random(self._ranks.agree(_seed_bytes(config.seed)))
 
     def __repr__(self) -> str:
@@ -665,23 +661,13 @@ class Engine:
             for request_id in step.aborts:
                 self._abort(request_id)
             outputs = self._take_step(step.prompt_tokens, step.least_acceptance)
-            if self._step_target is not None or self._draft_target is not None:
-                self._record(self._now() - now)
+            if self._budget is not None:
+                self._budget.record(self._now() - now)
             for sequence in self._core.scheduler.admitted:
                 self._live[sequence.request.id].admitted_at[sequence.index] = now
             for output in outputs:
-                if self._draft_target is None or not self._has_ended(output):
+                if self._budget is None or not self._has_ended(output):
                     self._deliver(output, now)
-
-    def _record(self, seconds: float) -> None:
-        """Takes in how long a step took."""
-        scheduler = self._core.scheduler
-        if self._step_target is not None:
-            self._step_target.record(*scheduler.committed_sizes(), seconds)
-        if self._draft_target is not None:
-            num_prompt_tokens, num_decoding = scheduler.committed_sizes()
-            if num_decoding and not num_prompt_tokens:
-                self._draft_target.record(num_decoding, scheduler.num_drafted, seconds)
 
     def _decided(self, now: float) -> Step:
         """What rank 0 decides of the next step: it tells the other ranks."""
@@ -691,8 +677,10 @@ class Engine:
         passed = self._deadlines.pop_passed(now) if self._deadlines.next_at <= now else ()
         aborts = self._take_given_up() if self._given_up else ()
         ends = tuple(map(End, passed))
-        least_acceptance = NEVER if self._draft_target is None else self._least_acceptance()
-        step = Step(self._prompt_tokens(), ends, aborts, least_acceptance)
+        step = Step(self._core.scheduler.limits.max_batch_tokens, ends, aborts)
+        if self._budget is not None:
+            most, least = self._budget.prompt_tokens(), self._budget.least_acceptance()
+            step = replace(step, prompt_tokens=most, least_acceptance=least)
         if group.size > 1:
             group.broadcast(encode(step))
         return step
@@ -700,19 +688,6 @@ class Engine:
     def _take_given_up(self) -> tuple[int, ...]:
         """The requests that have lost their caller since the last step."""
         return tuple(self._given_up.popleft() for _ in range(len(self._given_up)))
-
-    def _prompt_tokens(self) -> int:
-        """How many tokens of prompts the next step may read."""
-        scheduler = self._core.scheduler
-        if self._step_target is None or not scheduler.has_prompts:
-            return scheduler.limits.max_batch_tokens
-        return self._step_target.prompt_tokens(scheduler.num_decoding)
-
-    def _least_acceptance(self) -> float:
-        """How probable the acceptance of a token must be for the next step to draft it."""
-        scheduler = self._core.scheduler
-        assert self._draft_target is not None
-        return self._draft_target.least_acceptance(scheduler.num_decoding, scheduler.acceptance())
 
     def _expire(self, end: End, now: float) -> None:
         """Ends a request whose deadline has passed, as every rank does in this step."""
@@ -763,13 +738,6 @@ class Engine:
             if self._ranks.led:
                 self._ranks.tell(encode(message))
             return self._core.handle(message)
-
-
-def _step_target(config: EngineConfig, core: EngineCore) -> StepTarget | None:
-    if config.step_target is None:
-        return None
-    most = core.scheduler.limits.max_batch_tokens
-    return StepTarget(config.step_target, most, min(config.block_size, most))
 
 
 def _world_size(config: EngineConfig, checkpoint: Checkpoint) -> int:

@@ -4,11 +4,19 @@ import argparse
 
 from gyrfalcon.bounds import SAMPLING, TOP_TOKENS
 from gyrfalcon.cli.engine_options import add_engine, add_model, add_speculation
+from gyrfalcon.cli.job_options import PART_ROWS, add_rows
 from gyrfalcon.cli.option_types import Number, Whole
 from gyrfalcon.errors import UsageError
 from gyrfalcon.parallel.interrupts import ending_interrupts
 
 SUMMARY = "continue prompts"
+_DEFAULTS = {
+    "id_field": "id",
+    "prompt_field": "prompt",
+    "part_rows": PART_ROWS,
+    "on_error": "stop",
+    "overwrite": False,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
       gyrfalcon generate falcon-7b-instruct --chat "Name a bird."
       gyrfalcon generate nestling "The bird is:" --choice falcon --choice kestrel
       gyrfalcon generate falcon-40b -w 4 --prompt-file prompts.txt --temperature 0.7 --seed 1 --json out.jsonl
+      gyrfalcon generate falcon-40b --prompt-file millions.parquet -o texts --max-new-tokens 64
     """
     add_model(parser)
     parser.add_argument(
@@ -37,7 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt-file",
         metavar="FILE",
-        help="read one prompt per line from a file (default: no file)",
+        help="read one prompt per line from a file; with -o also rows of .jsonl or .parquet, or all files of "
+        "a folder (default: no file)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="with --prompt-file: write results to a folder, in parts, for files of any size; run the same "
+        "command again to go on, or at the same time to share the work (default: print them)",
     )
     parser.add_argument(
         "--chat",
@@ -49,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument_group("how the next token is chosen (default: always the most likely)")
     )
     _add_structured(parser.add_argument_group("what the text has to match (default: nothing)"))
+    add_rows(parser.add_argument_group("rows and parts, with -o"))
     add_engine(parser)
     add_speculation(parser.add_argument_group("speculative decoding"))
     parser.set_defaults(check=_check)
@@ -175,6 +193,23 @@ def _check(args: argparse.Namespace) -> None:
         args.prompt_file = "-"
     elif words:
         args.prompt = [" ".join(words)]
+    if args.output is not None:
+        _check_files(args)
+        return
+    for name in ("id_field", "prompt_field", "part_rows", "on_error", "overwrite"):
+        if getattr(args, name) != _DEFAULTS[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"-o FOLDER with {flag}", "none", f"add it, or leave {flag} out")
+    if args.prompt_file is not None and args.prompt_file.lower().endswith((".jsonl", ".parquet")):
+        do = "add -o FOLDER for the results"
+        raise UsageError("-o with a prompt file of rows", args.prompt_file, do)
     if args.logprobs is not None and args.json is None:
         do = "add --json FILE (- for standard output), or leave --logprobs out"
         raise UsageError("--json with --logprobs, which only JSON shows", "none", do)
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """-o reads files, as often as a worker begins."""
+    if args.prompt_file in (None, "-"):
+        got = "standard input" if args.prompt_file == "-" else "other prompts"
+        raise UsageError("--prompt-file FILE with -o", got, "name a file, or leave -o out")

@@ -7,36 +7,22 @@ import dataclasses
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gyrfalcon.checkpoint.hub import resolve_model
 from gyrfalcon.checkpoint.tokenizer import load_tokenizer
+from gyrfalcon.cli import job_run
 from gyrfalcon.cli.before_loading import check_structured, ids_of_prompts, opened
 from gyrfalcon.cli.engine_options import engine_config
 from gyrfalcon.console.format import counted, goes_to_stdout, json_text
 from gyrfalcon.engine.engine import Engine
+from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.files.text import all_of, contents, decoded, prompts_in
-from gyrfalcon.request import Delta, EngineStats, SamplingParams, Token, check_finite
+from gyrfalcon.jobs.samples import Sample, samples_json
+from gyrfalcon.request import EngineStats, SamplingParams, check_finite
 from gyrfalcon.structured import StructuredOutput
 from gyrfalcon.text.chat import Message
 from gyrfalcon.text.tokenizer import Tokenizer
-
-
-@dataclass(slots=True)
-class Sample:
-    """One continuation as it grows."""
-
-    text: str = ""
-    tokens: list[Token] = field(default_factory=list)
-    finish_reason: str | None = None
-
-    def take(self, delta: Delta) -> None:
-        """Appends what a step gave."""
-        self.text += delta.text
-        if delta.token is not None:
-            self.tokens.append(delta.token)
-        if delta.finish_reason is not None:
-            self.finish_reason = delta.finish_reason.value
 
 
 @dataclass(slots=True)
@@ -55,13 +41,13 @@ class GenerateResult:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generates for every prompt and prints text, JSON or both."""
-    prompts, params = _prompts(args), _sampling(args)
+    """Generates for every prompt and prints text, JSON or both; or works on a folder of results."""
+    params = _sampling(args)
+    if args.output is not None:
+        return job_run.generate(args, params, _config(args))
+    prompts = _prompts(args)
     start = time.perf_counter()
-    args.model = str(resolve_model(args.model))  # a hub is asked once
-    config = dataclasses.replace(
-        engine_config(args), num_speculative_tokens=args.num_speculative_tokens
-    )
+    config = _config(args)
     checkpoint = opened(config)
     tokenizer = load_tokenizer(checkpoint)
     assert tokenizer is not None  # opened() has seen to it
@@ -87,6 +73,13 @@ def run(args: argparse.Namespace) -> int:
         if args.json is not None:
             _write_json([_as_json(answer, load_seconds, timed) for answer in answers], args)
     return 0
+
+
+def _config(args: argparse.Namespace) -> EngineConfig:
+    args.model = str(resolve_model(args.model))  # a hub is asked once
+    return dataclasses.replace(
+        engine_config(args), num_speculative_tokens=args.num_speculative_tokens
+    )
 
 
 def _drafts(stats: EngineStats) -> str:
@@ -206,14 +199,11 @@ def _structured(args: argparse.Namespace) -> StructuredOutput | None:
 
 
 def _as_json(answer: GenerateResult, load_seconds: float, timed: bool) -> dict[str, object]:
-    """One prompt's result; several samples lie under `samples`, one in the object itself. Times that say
-    nothing of the device are left out.
-    """
-    samples = [_sample_json(sample) for sample in answer.samples]
+    """One prompt's result. Times that say nothing of the device are left out."""
     return {
         "prompt": answer.prompt,
         "prompt_ids": answer.prompt_ids,
-        **(samples[0] if len(samples) == 1 else {"samples": samples}),
+        **samples_json(answer.samples),
         "timing": {
             "load_seconds": load_seconds,
             "first_token_seconds": answer.first_token_seconds,
@@ -222,19 +212,6 @@ def _as_json(answer: GenerateResult, load_seconds: float, timed: bool) -> dict[s
         if timed
         else None,
     }
-
-
-def _sample_json(sample: Sample) -> dict[str, object]:
-    result: dict[str, object] = {
-        "output_ids": [token.id for token in sample.tokens],
-        "text": sample.text,
-        "finish_reason": sample.finish_reason,
-    }
-    if any(token.logprob is not None for token in sample.tokens):
-        result["logprobs"] = [
-            {"id": token.id, "logprob": token.logprob, "top": token.top} for token in sample.tokens
-        ]
-    return result
 
 
 def _write_json(results: Iterable[dict[str, object]], args: argparse.Namespace) -> None:

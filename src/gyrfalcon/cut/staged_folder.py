@@ -24,7 +24,7 @@ from gyrfalcon.console.format import counted
 from gyrfalcon.console.interrupted import interrupts_tell
 from gyrfalcon.errors import DISK_FULL, CheckpointError, DiskFull, UsageError, lack
 from gyrfalcon.files.foreign import is_inside, read_json
-from gyrfalcon.files.output import check_folder, is_at, remove_parts, replace_file
+from gyrfalcon.files.output import check_folder, is_at, remove_parts, replace_file, sync_folder
 
 REPLACEABLE = (
     "manifest.json",
@@ -230,15 +230,6 @@ def check_target(target: Path, overwrite: bool) -> None:
     if not target.with_name(target.name + PARTIAL).exists():
         _check_target(target, overwrite)
     check_folder(target.parent, str(target))
-
-
-def sync_folder(folder: Path) -> None:
-    """Puts a folder's list of names on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sync_tree(folder: Path) -> None:

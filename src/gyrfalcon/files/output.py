@@ -117,6 +117,15 @@ def remove_parts(folder: Path, name: str = "") -> None:
                 part.unlink(missing_ok=True)
 
 
+def sync_folder(folder: Path) -> None:
+    """Puts a folder's list of names on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def is_at(stream: BinaryIO, path: Path) -> bool:
     """Whether an open file still lies at a path, neither moved nor removed."""
     try:

@@ -1,0 +1,37 @@
+"""The options of commands that write a result for each row of a file: `score`, and `generate -o`."""
+
+import argparse
+
+from gyrfalcon.bounds import Bounds
+from gyrfalcon.cli.option_types import Whole, one_of
+
+PART_ROWS = 500
+
+
+def add_rows(group: argparse._ArgumentGroup) -> None:
+    """What fields of a row are called, and how the work is divided."""
+    for name, text in (("id", "names a row"), ("prompt", "holds a row's text or token ids")):
+        group.add_argument(
+            f"--{name}-field",
+            metavar="NAME",
+            default=name,
+            help=f"the field or column that {text} (default {name})",
+        )
+    group.add_argument(
+        "--part-rows",
+        type=Whole("--part-rows", Bounds(1, 10_000)),
+        metavar="N",
+        default=PART_ROWS,
+        help="rows of a part, the most work that a killed worker loses",
+    )
+    group.add_argument(
+        "--on-error",
+        type=one_of("--on-error", "stop", "write"),
+        metavar="stop|write",
+        default="stop",
+        help="for a row from which no result can come: stop, before the model is loaded where that can be "
+        "known (default); or write the error in place of its result and go on",
+    )
+    group.add_argument(
+        "--overwrite", action="store_true", help="discard what the folder has and start over"
+    )

@@ -1,286 +1,188 @@
 """The simulation of `gyrfalcon plan --trace` against a real server: step times that were not measured before,
 and latencies end to end.
 
-    python benchmarks/plan_simulation.py [--models nestling,A] [--loads 0.3,0.6,0.8,0.9] [--seeds 5]
-        [--in uniform:16-128] [--out uniform:8-64] [--sequences 16] [--threads 1] [--json FILE]
-        [--steps FOLDER]
+    python benchmarks/plan_simulation.py --json FILE [--resume] [--minutes 6] [--models nestling,A]
+        [--loads 0.3,0.6,0.8,0.9] [--seeds 5] [--requests 200] [--in uniform:16-128] [--out uniform:8-64]
+        [--sequences 16] [--threads 1] [--folder DIR] [--steps FOLDER]
 
 Serves a model on the CPU from this process, with `gyrfalcon load` as the client in another, and notes
-what each step computes and how long it takes, to the start of the next one. Step times are fitted to
-closed loops of 1, 2, 4, … requests at a time. Capacity is what a closed loop of --sequences sustains;
-then each share of it arrives as an open loop, with each seed. Of these runs the steps are predicted one
-by one, and the same requests are simulated, with what a request alone takes beside its steps: requests of
-the first fifth of the time are dropped. A model is void where its capacity, measured again at the end,
-has moved by more than 10 %. Wanted: steps within 10 % (median) and 25 % (90th percentile); first token,
-time per token and end to end within 15 % at their median and 25 % at their 90th percentile, up to 80 % of
-capacity. --steps writes MODEL.json for `gyrfalcon plan --step-times`. A is that of cpu_peers_model.py,
-1.17 billion weights in bf16. Run nothing else beside it.
+what each step computes and how long it takes, to the start of the next one. A piece is a model with one
+seed. Step times are fitted to closed loops of 1, 2, 4, … requests at a time. Capacity is what a closed
+loop of --sequences sustains; then each share of it arrives as an open loop. Of these runs the steps are
+predicted one by one, and the same requests are simulated, with what a request alone takes beside its steps;
+requests of the first fifth of the time are dropped. At last the requests of the capacity come again: where
+it has moved by more than 10 %, the piece is void. Wanted, of the medians over the seeds: steps within 10 %
+(median) and 25 % (90th percentile); first token, time per token and end to end within 15 % at their median
+and 25 % at their 90th percentile, up to 80 % of capacity.
+
+FILE is written after each piece. With --resume those in it are kept, but for void ones, which are measured
+again; with --minutes none begins that would not end in time, judged by the longest of its model. --folder
+keeps the models that are made. --steps writes MODEL.json for `gyrfalcon plan --step-times`. A is that of
+cpu_peers_model.py, 1.17 billion weights in bf16. Run nothing else beside it.
 """
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
-from cpu_peers_model import SHAPES, VOCAB_SIZE, make_checkpoint
-from serve_overhead import Loop, served
+from plan_simulation_errors import (
+    Piece,
+    end_to_end,
+    is_void,
+    misses,
+    outside_ms,
+    step_errors,
+    summary,
+)
+from plan_simulation_server import Served, ServerSettings, opened
 
-from gyrfalcon import Engine, EngineConfig
+from gyrfalcon.errors import UsageError
+from gyrfalcon.files.json_fields import parsed_json
 from gyrfalcon.load.lengths import LengthsOption
 from gyrfalcon.measure.result import machine_facts
-from gyrfalcon.plan.simulate import Ended, SimulatedSettings
-from gyrfalcon.plan.simulate_figures import latencies
-from gyrfalcon.plan.simulate_measured import MeasuredSteps, Timed, fit_steps, write_steps
-from gyrfalcon.plan.simulate_run import Simulation
-from gyrfalcon.plan.simulate_steps import load_of_chunks
-from gyrfalcon.plan.step_load import StepLoad
-from gyrfalcon.plan.trace import TraceRequest
-from gyrfalcon.request import Chunk, Delta
+from gyrfalcon.plan.simulate_measured import Timed, fit_steps, write_steps
 
-BODY = json.dumps({"ignore_eos": True, "temperature": 0})
-NAMES = ("first_token_ms", "time_per_token_ms", "end_to_end_ms")
-SHARES = (50, 90)  # percentiles that are compared
-MOST_MOVED = 0.1  # of the capacity
-WARM_UP_SHARE = 0.2
-STEP_LIMITS = (0.10, 0.25)  # of the median error, and the 90th percentile
-END_LIMITS = {50: 0.15, 90: 0.25}  # of errors at percentiles
-LOAD_OF_LIMITS = 0.8  # above, errors are reported only
-
-Steps = list[tuple[StepLoad, float]]
-Rows = Sequence[Mapping[str, Any]]  # of requests, in load's JSON
+BENCHMARK = "plan_simulation"
+SAME_MACHINE = ("processor", "kind", "system")
+MINUTE = 60.0
 
 
-class StepLog:
-    """Notes the load of each step of an engine, and the seconds until the next one begins; not of one after
-    which there was nothing to do.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self._step = engine, engine.step
-        self._compute: Callable[..., Any] = engine._core.compute
-        self._steps: Steps = []
-        self._last: StepLoad | None = None  # of the step under way
-        self._begun: float | None = None  # of the last step, where there was more to do after it
-        engine.step = self.step  # type: ignore[method-assign]
-        engine._core.compute = self.compute  # type: ignore[method-assign]
-
-    def step(self) -> list[Delta]:
-        """The engine's step."""
-        now = time.perf_counter()
-        if self._begun is not None and self._last is not None:
-            self._steps.append((self._last, now - self._begun))
-        self._last = None
-        deltas = self._step()
-        self._begun = now if self._engine.has_work else None
-        return deltas
-
-    def compute(self, chunks: Sequence[Chunk]) -> Any:
-        """What the step computes."""
-        self._last = load_of_chunks(list(chunks))
-        return self._compute(chunks)
-
-    def pop(self) -> Steps:
-        """The steps since the last call."""
-        found, self._steps = self._steps, []
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A server under test."""
-
-    loop: Loop
-    log: StepLog
-    args: argparse.Namespace
-
-    def closed(self, concurrency: int, requests: int, seed: int) -> dict[str, Any]:
-        """What load says of a closed loop."""
-        words = ("--concurrency", str(concurrency), "--requests", str(requests))
-        return self._load(*words, "--seed", str(seed))
-
-    def capacity(self, requests: int, seed: int) -> float:
-        """Requests a second of as many at a time as run at once."""
-        found = self.closed(self.args.sequences, requests, seed)["result"]["finished_per_second"]
-        assert isinstance(found, float)
-        return found
-
-    def opened(self, rate: float, requests: int, seed: int) -> Rows:
-        """The requests of an open loop."""
-        words = ("--rate", f"{rate:.6f}", "--requests", str(requests), "--seed", str(seed))
-        return self._load(*words)["requests"]
-
-    def _load(self, *words: str) -> dict[str, Any]:
-        url = f"http://127.0.0.1:{self.loop.port}"
-        lengths = ("--in", str(self.args.input_lens), "--out", str(self.args.output_lens))
-        command = [sys.executable, "-m", "gyrfalcon", "load", url, "--extra-body", BODY, *lengths]
-        done = subprocess.run(
-            [*command, *words, "--json", "-"], check=True, capture_output=True, text=True
-        )
-        found: dict[str, Any] = json.loads(done.stdout)
-        assert found["result"]["finished"] == found["result"]["sent"], "not all answered"
-        return found
-
-
-def compared(own: Served, settings: SimulatedSettings, name: str) -> dict[str, Any]:
-    """All figures of one model."""
-    args = own.args
-    own.capacity(args.sequences, 100)  # warms up
+def measured_piece(own: Served, name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one model with one seed."""
+    begun, most = time.monotonic(), own.settings.sequences
+    own.capacity(most, 100)  # warms up
     own.log.pop()
-    alone = own.closed(1, args.requests // 4 + 1, 201)["requests"]
+    alone = own.closed(1, args.requests // 8 + 1, 1000 + seed)["requests"]
     concurrency = 2
-    while concurrency < args.sequences:
-        own.closed(concurrency, args.requests // 4 + concurrency, 200 + concurrency)
+    while concurrency < most:
+        own.closed(concurrency, args.requests // 8 + concurrency, 1000 * concurrency + seed)
         concurrency *= 2
-    before = own.capacity(args.requests, 300)
-    measured = own.log.pop()
-    times = fit_steps([Timed([(load, 1)], seconds) for load, seconds in measured])
-    outside = outside_ms(alone, settings, times)
+    before = own.capacity(args.requests, seed)
+    fitted = own.log.pop()
+    times = fit_steps([Timed([(load, 1)], seconds) for load, seconds in fitted])
     if args.steps is not None:
-        write_steps(
-            args.steps / f"{name}.json", {"machine": machine_facts(), "model": name}, measured
-        )
+        facts = {"machine": machine_facts(), "model": name}
+        write_steps(args.steps / f"{name}.json", facts, fitted)
+    outside = outside_ms(alone, own.simulated, times)
     runs, steps = [], []
-    for share in args.loads:
-        for seed in range(args.seeds):
-            rows = own.opened(share * before, args.requests, seed)
-            steps += own.log.pop()
-            found = end_to_end(rows, settings, times, outside)
-            runs.append({"load": share, "seed": seed, **found})
-    after = own.capacity(args.requests, 301)
+    for load in args.loads:
+        rows = own.opened(load * before, args.requests, seed)
+        steps += own.log.pop()
+        runs.append({"load": load, **end_to_end(rows, own.simulated, times, outside)})
+    capacity = [before, own.capacity(args.requests, seed)]
     return {
         "model": name,
-        "capacity": [before, after],
-        "void": abs(after / before - 1) > MOST_MOVED,
+        "seed": seed,
+        "settings": settings_of(args),
+        "seconds": time.monotonic() - begun,
+        "capacity": capacity,
+        "void": is_void(capacity),
         "outside_ms": outside,
-        "steps": {"fitted": len(measured), **step_errors(steps, times)},
+        "step_times": asdict(times),
+        "steps": {"fitted": len(fitted), **step_errors(steps, times)},
         "runs": runs,
-        "medians": medians(runs),
     }
 
 
-def step_errors(steps: Steps, times: MeasuredSteps) -> dict[str, float]:
-    """Relative errors of predicted steps that the fit has not seen."""
-    errors = [abs(times.seconds(load) / seconds - 1) for load, seconds in steps]
-    median, p90 = np.percentile(errors, SHARES).tolist()
-    return {"predicted": len(errors), "median_error": median, "p90_error": p90}
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What must be alike in all pieces of a model."""
+    names = ("loads", "requests", "sequences", "max_len", "threads")
+    lengths = {name: str(getattr(args, name)) for name in ("input_lens", "output_lens")}
+    return {**{name: getattr(args, name) for name in names}, **lengths}
 
 
-def simulated(
-    trace: Sequence[TraceRequest], settings: SimulatedSettings, times: MeasuredSteps
-) -> list[Ended]:
-    """What becomes of each request, in order."""
-    found: list[Ended] = []
-    Simulation(settings, times).run(trace, ended=found.append)
-    return sorted(found, key=lambda one: one.number)
+def kept_pieces(file: Path, args: argparse.Namespace) -> list[Piece]:
+    """The sound pieces in a file, if there is one; UsageError of other settings or another machine."""
+    if not file.exists():
+        return []
+    found = cast(Any, parsed_json(file.read_bytes(), str(file), "name another file"))
+    if not isinstance(found, dict) or found.get("benchmark") != BENCHMARK:
+        raise UsageError(f"a result of {BENCHMARK}.py in {file}", "another", "name another file")
+    machine = machine_facts()
+    differing = [name for name in SAME_MACHINE if found["machine"].get(name) != machine[name]]
+    for piece in found["pieces"]:
+        if piece["model"] in args.models and piece["settings"] != settings_of(args):
+            differing.append(f"settings of {piece['model']}")
+    if differing:
+        do = "repeat its command, or name another file"
+        raise UsageError(f"the pieces in {file} to be of this run", f"other {differing[0]}", do)
+    return [piece for piece in found["pieces"] if not piece["void"]]
 
 
-def outside_ms(rows: Rows, settings: SimulatedSettings, times: MeasuredSteps) -> float:
-    """What requests alone take to their first token beside their steps: HTTP and tokenising."""
-    trace = [
-        TraceRequest(1000.0 * number, row["input_len"], row["output_len"])
-        for number, row in enumerate(rows)
-    ]
-    found = [latencies(one).ttft for one in simulated(trace, settings, times)]
-    beyond = [row["first_token_ms"] - ms for row, ms in zip(rows, found, strict=True)]
-    return max(float(np.median(beyond)), 0.0)
+def missing_seeds(pieces: Sequence[Piece], name: str, seeds: int) -> list[int]:
+    """Of a model, in order."""
+    had = {piece["seed"] for piece in pieces if piece["model"] == name}
+    return [seed for seed in range(seeds) if seed not in had]
 
 
-def end_to_end(
-    rows: Rows, settings: SimulatedSettings, times: MeasuredSteps, outside: float
-) -> dict[str, Any]:
-    """Percentiles of a run, real and simulated with its own arrivals and lengths, and relative errors."""
-    ordered = sorted(rows, key=lambda row: row["due"])
-    trace = [TraceRequest(row["due"], row["input_len"], row["output_len"]) for row in ordered]
-    found = simulated(trace, settings, times)
-    warm_up = WARM_UP_SHARE * trace[-1].arrival_s
-    real = {name: [row[name] for row in ordered if row["due"] >= warm_up] for name in NAMES}
-    counted = [latencies(one) for one in found if one.request.arrival_s >= warm_up]
-    predicted: dict[str, list[Any]] = {
-        "first_token_ms": [one.ttft + outside for one in counted],
-        "time_per_token_ms": [one.tpot for one in counted],
-        "end_to_end_ms": [one.e2e + outside for one in counted],
-    }
-    result: dict[str, Any] = {"real": {}, "simulated": {}, "errors": {}}
-    for name in NAMES:
-        for share in SHARES:
-            key = f"{name[:-3]}_p{share}"
-            was, said = (
-                float(np.percentile([one for one in values[name] if one is not None], share))
-                for values in (real, predicted)
-            )
-            result["real"][key], result["simulated"][key] = was, said
-            result["errors"][key] = said / was - 1
-    return result
+def is_in_time(pieces: Sequence[Piece], name: str, begun: float, minutes: float | None) -> bool:
+    """Whether one piece more of a model would end in time: one that was never measured may try."""
+    longest = max((piece["seconds"] for piece in pieces if piece["model"] == name), default=0.0)
+    return minutes is None or time.monotonic() - begun + longest <= minutes * MINUTE
 
 
-def medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of each load, each error's median over the seeds, without its sign."""
-    found: dict[str, dict[str, float]] = {}
-    for share in dict.fromkeys(run["load"] for run in runs):
-        own = [run["errors"] for run in runs if run["load"] == share]
-        found[f"{share:g}"] = {
-            key: float(np.median([abs(errors[key]) for errors in own])) for key in own[0]
-        }
-    return found
-
-
-def misses(result: Mapping[str, Any]) -> list[str]:
-    """What is not within its limit."""
-    found = ["capacity moved: void"] if result["void"] else []
-    for key, limit in zip(("median_error", "p90_error"), STEP_LIMITS, strict=True):
-        if result["steps"][key] > limit:
-            found.append(f"steps {key} {result['steps'][key]:.1%}, wanted {limit:.0%}")
-    for share, errors in result["medians"].items():
-        for key, error in errors.items():
-            limit = END_LIMITS[int(key.rpartition("_p")[2])]
-            if float(share) <= LOAD_OF_LIMITS and error > limit:
-                found.append(f"load {share} {key} {error:.1%}, wanted {limit:.0%}")
-    return found
-
-
-@contextmanager
-def opened(name: str, folder: Path, args: argparse.Namespace) -> Any:
-    """A server of a model, and the settings of its simulation."""
-    model = name
-    if name in SHAPES:
-        model = str(folder / name)
-        make_checkpoint(Path(model), SHAPES[name].config(VOCAB_SIZE))
-    config = EngineConfig(
-        model,
-        device="cpu",
-        max_len=args.max_len,
-        max_sequences=args.sequences,
-        threads=args.threads,
+def measure(args: argparse.Namespace, folder: Path) -> list[Piece]:
+    """The pieces that there are, and those that are missing as far as the time allows."""
+    begun, pieces = time.monotonic(), kept_pieces(args.json, args) if args.resume else []
+    settings = ServerSettings(
+        args.input_lens, args.output_lens, args.max_len, args.sequences, args.threads
     )
-    with served(config) as loop:
-        engine = loop.service.engine
-        scheduler = engine._core.scheduler
-        settings = SimulatedSettings(
-            scheduler.limits, scheduler.allocator.num_blocks, config.block_size
-        )
-        yield Served(loop, StepLog(engine), args), settings
+    for name in args.models:
+        missing = missing_seeds(pieces, name, args.seeds)
+        if not missing or not is_in_time(pieces, name, begun, args.minutes):
+            continue
+        with opened(name, folder, settings) as own:
+            for seed in missing:
+                if not is_in_time(pieces, name, begun, args.minutes):
+                    break
+                pieces.append(measured_piece(own, name, seed, args))
+                write(args, pieces)
+                show_piece(pieces[-1])
+    return pieces
 
 
-def show(result: Mapping[str, Any]) -> None:
-    """Prints a model's figures."""
-    steps, (before, after) = result["steps"], result["capacity"]
-    capacity = f"capacity {before:.2f}/s before, {after:.2f}/s after"
-    print(f"{result['model']}: {capacity}; {result['outside_ms']:.1f} ms outside of steps")
+def write(args: argparse.Namespace, pieces: Sequence[Piece]) -> None:
+    """Everything that was measured, and what of it counts."""
+    names = dict.fromkeys(piece["model"] for piece in pieces)
+    document = {
+        "benchmark": BENCHMARK,
+        "machine": machine_facts(),
+        "summary": {name: summary(of_model(pieces, name)) for name in names},
+        "pieces": pieces,
+    }
+    args.json.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+
+
+def of_model(pieces: Sequence[Piece], name: str) -> list[Piece]:
+    """Those of one model."""
+    return [piece for piece in pieces if piece["model"] == name]
+
+
+def show_piece(piece: Piece) -> None:
+    """A line of a piece."""
+    steps, (before, after) = piece["steps"], piece["capacity"]
     print(
-        f"  steps: {steps['fitted']} fitted, {steps['predicted']} predicted,"
-        f" error median {steps['median_error']:.1%}, p90 {steps['p90_error']:.1%}"
+        f"{piece['model']} seed {piece['seed']}, {piece['seconds']:.0f} s: capacity {before:.2f}/s before,"
+        f" {after:.2f}/s after{' (void)' if piece['void'] else ''}; {steps['fitted']} steps fitted,"
+        f" {steps['predicted']} predicted, error median {steps['median_error']:.1%},"
+        f" p90 {steps['p90_error']:.1%}; {piece['outside_ms']:.1f} ms outside of steps",
+        flush=True,
     )
-    for share, errors in result["medians"].items():
+
+
+def show_summary(name: str, found: Mapping[str, Any], seeds: int) -> None:
+    """A model's medians over the seeds, and what misses."""
+    steps = ", ".join(f"{key} {error:.1%}" for key, error in found["steps"].items())
+    print(f"{name}, {found['seeds']} seeds: steps {steps}")
+    for share, errors in found["loads"].items():
         print(f"  load {share}: " + ", ".join(f"{key} {one:.1%}" for key, one in errors.items()))
-    for line in misses(result):
+    for line in misses(found, seeds):
         print(f"  MISSED {line}")
 
 
@@ -288,6 +190,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--resume", action="store_true", help="keep the sound pieces in the file")
+    parser.add_argument("--minutes", type=float, help="in which pieces have to end")
     parser.add_argument("--models", type=lambda text: text.split(","), default=["nestling", "A"])
     parser.add_argument(
         "--loads",
@@ -305,32 +210,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sequences", type=int, default=16, help="that run at once")
     parser.add_argument("--max-len", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1, help="of the model")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", type=Path, help="of models that are made")
     parser.add_argument("--steps", type=Path, help="a folder for measured step times")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compares every model; 1 where one misses a limit."""
-    args, results = parse(argv), []
-    with tempfile.TemporaryDirectory() as folder:
-        for name in args.models:
-            with opened(name, Path(folder), args) as (own, settings):
-                results.append(compared(own, settings, name))
-            show(results[-1])
-    if args.json is not None:
-        settings = {**vars(args), "json": str(args.json), "steps": str(args.steps)}
-        document = {
-            "benchmark": "plan_simulation",
-            "machine": machine_facts(),
-            "settings": {
-                name: value if isinstance(value, int | list) else str(value)
-                for name, value in settings.items()
-            },
-            "models": results,
-        }
-        args.json.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-    return int(any(misses(result) for result in results))
+    """Measures what is missing; 1 where a model misses a limit, or seeds are still missing."""
+    args = parse(argv)
+    if args.json.exists() and not args.resume:
+        print(f"wanted a new file for --json, got {args.json}; add --resume", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as made:
+        try:
+            pieces = measure(args, args.folder or Path(made))
+        except UsageError as error:
+            print(error, file=sys.stderr)
+            return 2
+    failed = False
+    for name in args.models:
+        found = summary(of_model(pieces, name))
+        show_summary(name, found, args.seeds)
+        failed = failed or bool(misses(found, args.seeds))
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,124 @@
+"""What benchmarks/plan_simulation.py compares: steps predicted and measured, latencies simulated and real,
+and which errors are too large.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from plan_simulation_server import Rows, Steps
+
+from gyrfalcon.plan.simulate import Ended, SimulatedSettings
+from gyrfalcon.plan.simulate_figures import latencies
+from gyrfalcon.plan.simulate_measured import MeasuredSteps
+from gyrfalcon.plan.simulate_run import Simulation
+from gyrfalcon.plan.trace import TraceRequest
+
+NAMES = ("first_token_ms", "time_per_token_ms", "end_to_end_ms")
+SHARES = (50, 90)  # percentiles that are compared
+MOST_MOVED = 0.1  # of the capacity
+WARM_UP_SHARE = 0.2
+STEP_LIMITS = {"median_error": 0.10, "p90_error": 0.25}
+END_LIMITS = {50: 0.15, 90: 0.25}  # of errors at percentiles
+LOAD_OF_LIMITS = 0.8  # above, errors are reported only
+
+Piece = Mapping[str, Any]  # a model with one seed, as in the JSON
+
+
+def is_void(capacity: Sequence[float]) -> bool:
+    """Whether the machine was not the same before and after."""
+    before, after = capacity
+    return abs(after / before - 1) > MOST_MOVED
+
+
+def step_errors(steps: Steps, times: MeasuredSteps) -> dict[str, float]:
+    """Relative errors of predicted steps that the fit has not seen."""
+    errors = [abs(times.seconds(load) / seconds - 1) for load, seconds in steps]
+    median, p90 = np.percentile(errors, SHARES).tolist()
+    return {"predicted": len(errors), "median_error": median, "p90_error": p90}
+
+
+def outside_ms(rows: Rows, settings: SimulatedSettings, times: MeasuredSteps) -> float:
+    """What requests alone take to their first token beside their steps: HTTP and tokenising."""
+    trace = [
+        TraceRequest(1000.0 * number, row["input_len"], row["output_len"])
+        for number, row in enumerate(rows)
+    ]
+    found = [latencies(one).ttft for one in _simulated(trace, settings, times)]
+    beyond = [row["first_token_ms"] - ms for row, ms in zip(rows, found, strict=True)]
+    return max(float(np.median(beyond)), 0.0)
+
+
+def end_to_end(
+    rows: Rows, settings: SimulatedSettings, times: MeasuredSteps, outside: float
+) -> dict[str, Any]:
+    """Percentiles of a run, real and simulated with its own arrivals and lengths, and relative errors."""
+    ordered = sorted(rows, key=lambda row: row["due"])
+    trace = [TraceRequest(row["due"], row["input_len"], row["output_len"]) for row in ordered]
+    found = _simulated(trace, settings, times)
+    warm_up = WARM_UP_SHARE * trace[-1].arrival_s
+    real = {name: [row[name] for row in ordered if row["due"] >= warm_up] for name in NAMES}
+    counted = [latencies(one) for one in found if one.request.arrival_s >= warm_up]
+    predicted: dict[str, list[Any]] = {
+        "first_token_ms": [one.ttft + outside for one in counted],
+        "time_per_token_ms": [one.tpot for one in counted],
+        "end_to_end_ms": [one.e2e + outside for one in counted],
+    }
+    result: dict[str, Any] = {"real": {}, "simulated": {}, "errors": {}}
+    for name in NAMES:
+        for share in SHARES:
+            key = f"{name[:-3]}_p{share}"
+            was, said = (
+                float(np.percentile([one for one in values[name] if one is not None], share))
+                for values in (real, predicted)
+            )
+            result["real"][key], result["simulated"][key] = was, said
+            result["errors"][key] = said / was - 1
+    return result
+
+
+def summary(pieces: Sequence[Piece]) -> dict[str, Any]:
+    """Medians over the seeds of one model: of the errors of steps, and of each load's errors without their
+    sign. Void pieces count for nothing.
+    """
+    sound = [piece for piece in pieces if not piece["void"]]
+    runs = [run for piece in sound for run in piece["runs"]]
+    loads = dict.fromkeys(run["load"] for run in runs)
+    return {
+        "seeds": len(sound),
+        "steps": {key: _median(piece["steps"][key] for piece in sound) for key in STEP_LIMITS},
+        "loads": {f"{load:g}": _errors(runs, load) for load in loads},
+    }
+
+
+def misses(found: Mapping[str, Any], seeds: int) -> list[str]:
+    """What of a summary is not within its limit, or is not there."""
+    lines = [f"{found['seeds']} sound seeds, wanted {seeds}"] if found["seeds"] < seeds else []
+    for key, limit in STEP_LIMITS.items():
+        if found["steps"][key] > limit:
+            lines.append(f"steps {key} {found['steps'][key]:.1%}, wanted {limit:.0%}")
+    for share, errors in found["loads"].items():
+        for key, error in errors.items():
+            limit = END_LIMITS[int(key.rpartition("_p")[2])]
+            if float(share) <= LOAD_OF_LIMITS and error > limit:
+                lines.append(f"load {share} {key} {error:.1%}, wanted {limit:.0%}")
+    return lines
+
+
+def _errors(runs: Sequence[Mapping[str, Any]], load: float) -> dict[str, float]:
+    own = [run["errors"] for run in runs if run["load"] == load]
+    return {key: _median(abs(errors[key]) for errors in own) for key in own[0]}
+
+
+def _median(values: Any) -> float:
+    found = list(values)
+    return float(np.median(found)) if found else float("inf")
+
+
+def _simulated(
+    trace: Sequence[TraceRequest], settings: SimulatedSettings, times: MeasuredSteps
+) -> list[Ended]:
+    """What becomes of each request, in order."""
+    found: list[Ended] = []
+    Simulation(settings, times).run(trace, ended=found.append)
+    return sorted(found, key=lambda one: one.number)

@@ -9,6 +9,7 @@ from results import signed, sweep
 
 from gyrfalcon.cli.main import main
 from gyrfalcon.measure.roofline import MachineLimits
+from gyrfalcon.plan.hardware import known_hardware
 
 
 def ran(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> dict[str, object]:
@@ -46,6 +47,48 @@ def test_cards_beyond_the_ranks_are_replicas(capsys: pytest.CaptureFixture[str])
     assert isinstance(found, dict)
     assert (found["ranks"], found["replicas"]) == (2, 4)
     assert found["cost_per_million"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "split"),
+    [
+        ("h200x16 -w 3", (3, 4, 4)),  # no replica has ranks in two machines
+        ("h200x20 -w 3", (3, 5, 5)),
+        ("h200x99 -w 8", (8, 12, 3)),
+        ("h200x24 -w 16", (16, 1, 8)),
+        ("h200x4 -w 3", (3, 1, 1)),
+        ("h200 -w 16", (16, 1, 0)),
+    ],
+)
+def test_a_replica_is_in_one_machine_or_has_whole_ones(
+    words: str, split: tuple[int, int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = ran(capsys, "falcon-40b", "--hardware", *words.split(), "--price", "2")["estimate"]
+    assert isinstance(found, dict)
+    assert (found["ranks"], found["replicas"], found["idle_cards"]) == split
+    cards = found["ranks"] * found["replicas"] + found["idle_cards"]
+    hourly = 2 * cards  # idle cards are paid, too
+    assert found["cost_per_million"] == pytest.approx(
+        hourly / 3600 / found["tokens_per_second"] * 1e6
+    )
+
+
+@pytest.mark.parametrize("name", known_hardware())
+def test_more_cards_than_a_machine_has_need_the_ranks_of_a_replica(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    most = known_hardware()[name].cards_per_machine
+    words = ["falcon-7b", "--hardware", f"{name}x{most + 1}", "--context", "128"]
+    assert f"the {most} cards of one {name} machine, got {most + 1}" in refusal(capsys, *words)
+    assert main(["plan", *words, "-w", str(most)]) == 0
+    assert f"{most} ranks, 1 card idle" in capsys.readouterr().out
+
+
+def test_what_would_fit_is_possible(capsys: pytest.CaptureFixture[str]) -> None:
+    """12 ranks would hold it, but leave half of a second machine of 8."""
+    words = ["falcon-180b", "--hardware", "a100", "-w", "8", "--batch", "900"]
+    found = ran(capsys, *words, "--max-sequences", "1000", code=1)["estimate"]
+    assert "16 ranks" in found["remedies"]  # type: ignore[index]
 
 
 def test_a_batch_that_does_not_fit_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,6 +156,11 @@ def test_a_target_has_a_price(capsys: pytest.CaptureFixture[str]) -> None:
         ("falcon-40", "wanted --hardware, got none"),
         ("falcon-40 --hardware h100", "did you mean falcon-40b?"),
         ("falcon-7b --hardware h100x8 -w 80", "-w of at most 8"),
+        ("falcon-40b --hardware h200x99", "the 8 cards of one h200 machine, got 99 cards"),
+        ("falcon-40b --hardware h200x16 --trace poisson:1", "add -w 8 for replicas of a machine"),
+        ("falcon-40b --hardware h200x99 -w 99", "8 h200 cards, or of whole machines, got 99 ranks"),
+        ("falcon-40b --hardware rtx4090 -w 3", "choose -w 2 or less, or 4"),
+        ("falcon-40b --hardware a10gx0", "got 'a10gx0'; write a10gx4"),
         ("falcon-7b --hardware h100x9 --target T", "at most 8 cards in --hardware"),
         ("falcon-7b --hardware h100 --target fast", "write it as"),
     ],

@@ -15,7 +15,7 @@ from gyrfalcon.files.output import OutputFile, open_output, replace_file
 from gyrfalcon.measure import result
 from gyrfalcon.plan.curves import card_curves, rate_curve, step_curves
 from gyrfalcon.plan.document import document, plain_estimate, plain_sizing
-from gyrfalcon.plan.estimate import Setting, Split, estimate
+from gyrfalcon.plan.estimate import Setting, Split, estimate, split_of
 from gyrfalcon.plan.hardware import THIS, Hardware, hardware_of
 from gyrfalcon.plan.lengths import Streams, default_lengths
 from gyrfalcon.plan.measured import this_machine, timed
@@ -68,10 +68,15 @@ def _context(args: argparse.Namespace, setting: Setting) -> int:
 
 def _split(args: argparse.Namespace, setting: Setting, cards: int | None) -> Split:
     """Ranks as asked for, and replicas on the other cards of --hardware."""
-    ranks = args.world_size or (cards if setting.hardware.on_cards else None) or 1
-    if cards is not None and ranks > cards:
+    ranks, hardware = args.world_size, setting.hardware
+    if cards is not None and ranks is not None and ranks > cards:
         raise UsageError(f"-w of at most {cards}, the cards of --hardware", str(ranks), "lower it")
-    return Split(ranks, (cards or ranks) // ranks)
+    most = hardware.cards_per_machine
+    if hardware.on_cards and ranks is None and cards is not None and cards > most:
+        wanted = f"-w beside more than the {counted(most, 'card')} of one {hardware.name} machine"
+        do = f"add -w {most} for replicas of a machine each, or leave x{cards} out and add --target"
+        raise UsageError(wanted, f"{cards} cards without it", do)
+    return split_of(hardware, ranks or (cards if hardware.on_cards else None) or 1, cards)
 
 
 def _size(args: argparse.Namespace, setting: Setting, cards: int | None) -> int:

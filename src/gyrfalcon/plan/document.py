@@ -41,6 +41,7 @@ def plain_estimate(found: Estimate, context: int, batch: int) -> dict[str, objec
         "batch": batch,
         "ranks": found.split.ranks,
         "replicas": found.split.replicas,
+        "idle_cards": found.split.idle,
         "memory": {**asdict(found.memory), "cache_tokens": found.memory.cache_tokens},
         "fits": found.fits,
         "remedies": list(found.remedies),

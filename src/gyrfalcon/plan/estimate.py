@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from gyrfalcon.console.format import shown_bytes
+from gyrfalcon.console.format import counted, shown_bytes
 from gyrfalcon.engine_config import QUANTS
 from gyrfalcon.errors import UsageError, WorldSizeError
 from gyrfalcon.plan.efficiencies import efficiency_for, precision_of
@@ -24,10 +24,35 @@ class Split:
 
     ranks: int
     replicas: int = 1
+    idle: int = 0  # cards that are left over
 
     @property
     def cards(self) -> int:
-        return self.ranks * self.replicas
+        return self.ranks * self.replicas + self.idle
+
+
+def split_of(hardware: Hardware, ranks: int, cards: int | None) -> Split:
+    """Replicas of so many ranks on all cards, or one where their number is open: a replica has ranks in one
+    machine or has whole machines. UsageError for ranks that no machine has.
+    """
+    if not hardware.on_cards:
+        return Split(ranks)
+    each = hardware.cards_per_machine
+    if not is_whole(hardware, ranks):
+        cards_of_one = counted(each, f"{hardware.name} card")
+        wanted = f"ranks of one machine, which has {cards_of_one}, or of whole machines"
+        do = f"choose -w {each} or less, or {2 * each}; --target says how many cards users need"
+        raise UsageError(wanted, f"{ranks} ranks", do)
+    if cards is None:
+        return Split(ranks)
+    machines, rest = divmod(cards, max(each, ranks))
+    replicas = machines * max(each // ranks, 1) + rest // ranks
+    return Split(ranks, replicas, cards - ranks * replicas)
+
+
+def is_whole(hardware: Hardware, ranks: int) -> bool:
+    """Whether so many ranks are in one machine or have whole machines."""
+    return ranks <= hardware.cards_per_machine or ranks % hardware.cards_per_machine == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +146,8 @@ def _remedies(setting: Setting, ranks: int, context: int, batch: int) -> list[st
     size = setting.hardware.block_size
     needed = batch * -(-context // size)
     for more in MORE_RANKS if setting.hardware.on_cards else ():
-        if more > ranks and _holds(setting, more, setting.quant, needed):
+        possible = more > ranks and is_whole(setting.hardware, more)
+        if possible and _holds(setting, more, setting.quant, needed):
             found.append(f"{more} ranks")
             break
     for quant in SMALLER:

@@ -99,7 +99,8 @@ def hardware_of(word: str) -> tuple[Hardware, int | None]:
             return hardware, None
         cards = int(found[1])
         if cards not in CARDS:
-            raise UsageError(f"a number of cards {CARDS.words}", shown(word), f"write {name}x8")
+            do = f"write {name}x{hardware.cards_per_machine}"
+            raise UsageError(f"a number of cards {CARDS.words}", shown(word), do)
         return replace(hardware, cards_per_machine=min(cards, hardware.cards_per_machine)), cards
     path = Path(word)
     if path.is_file():

@@ -69,9 +69,10 @@ def describe_sizing(
 
 
 def shown_split(split: Split) -> str:
-    """As "4 ranks × 2 replicas"."""
+    """As "4 ranks × 2 replicas, 1 card idle"."""
     ranks = counted(split.ranks, "rank")
-    return ranks if split.replicas == 1 else f"{ranks} × {split.replicas} replicas"
+    shown = ranks if split.replicas == 1 else f"{ranks} × {split.replicas} replicas"
+    return f"{shown}, {counted(split.idle, 'card')} idle" if split.idle else shown
 
 
 def shown_memory(memory: RankMemory) -> str:

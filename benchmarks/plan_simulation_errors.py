@@ -2,7 +2,7 @@
 and which errors are too large.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ def summary(pieces: Sequence[Piece]) -> dict[str, Any]:
     loads = dict.fromkeys(run["load"] for run in runs)
     return {
         "seeds": len(sound),
-        "steps": {key: _median(piece["steps"][key] for piece in sound) for key in STEP_LIMITS},
+        "steps": {key: _median(one["steps"][key] for one in sound) for key in STEP_LIMITS if sound},
         "loads": {f"{load:g}": _errors(runs, load) for load in loads},
     }
 
@@ -94,9 +94,9 @@ def summary(pieces: Sequence[Piece]) -> dict[str, Any]:
 def misses(found: Mapping[str, Any], seeds: int) -> list[str]:
     """What of a summary is not within its limit, or is not there."""
     lines = [f"{found['seeds']} sound seeds, wanted {seeds}"] if found["seeds"] < seeds else []
-    for key, limit in STEP_LIMITS.items():
-        if found["steps"][key] > limit:
-            lines.append(f"steps {key} {found['steps'][key]:.1%}, wanted {limit:.0%}")
+    for key, error in found["steps"].items():
+        if error > STEP_LIMITS[key]:
+            lines.append(f"steps {key} {error:.1%}, wanted {STEP_LIMITS[key]:.0%}")
     for share, errors in found["loads"].items():
         for key, error in errors.items():
             limit = END_LIMITS[int(key.rpartition("_p")[2])]
@@ -110,9 +110,8 @@ def _errors(runs: Sequence[Mapping[str, Any]], load: float) -> dict[str, float]:
     return {key: _median(abs(errors[key]) for errors in own) for key in own[0]}
 
 
-def _median(values: Any) -> float:
-    found = list(values)
-    return float(np.median(found)) if found else float("inf")
+def _median(values: Iterable[float]) -> float:
+    return float(np.median(list(values)))
 
 
 def _simulated(

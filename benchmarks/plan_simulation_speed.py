@@ -20,6 +20,7 @@ from pathlib import Path
 
 from gyrfalcon.engine.scheduler import StepLimits
 from gyrfalcon.load.lengths import LengthsOption
+from gyrfalcon.measure.result import machine_facts
 from gyrfalcon.plan.router import LEAST_LOADED, ROUTERS
 from gyrfalcon.plan.simulate import SimulatedSettings
 from gyrfalcon.plan.simulate_run import Simulation
@@ -79,6 +80,13 @@ def _memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
+def settings_of(args: argparse.Namespace) -> dict[str, object]:
+    """What was simulated."""
+    names = ("load", "router", "sequences", "batch_tokens")
+    lengths = {"in": str(args.input_lens), "out": str(args.output_lens)}
+    return {**lengths, **{name: getattr(args, name) for name in names}}
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -108,7 +116,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             f" memory {row.memory_before_mb:.0f} → {row.memory_mb:.0f} MB, busy {row.busy_share:.0%}"
         )
     if args.json is not None:
-        document = {"benchmark": "plan_simulation_speed", "rows": [asdict(row) for row in rows]}
+        document = {
+            "benchmark": "plan_simulation_speed",
+            "machine": machine_facts(),
+            "settings": settings_of(args),
+            "rows": [asdict(row) for row in rows],
+        }
         args.json.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
     return 0
 

@@ -10,6 +10,7 @@ from results import signed, sweep
 from gyrfalcon.cli.main import main
 from gyrfalcon.measure.roofline import MachineLimits
 from gyrfalcon.plan.hardware import known_hardware
+from gyrfalcon.plan.prediction import Predicted
 
 
 def ran(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> dict[str, object]:
@@ -141,6 +142,8 @@ def test_a_target_has_a_price(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("falcon-40b --hardware h100 --ttft 1", "wanted --target with --ttft"),
         ("falcon-40b --hardware h100 --in 5", "wanted --target with --in"),
+        ("falcon-40b --hardware h100 --verify", "wanted --target with --verify"),
+        ("falcon-40b --hardware h100 --trace poisson:1 --verify", "--trace without --verify"),
         ("falcon-40b --hardware h100 -w 3 --target T", "wanted --target or -w"),
         ("falcon-40b --hardware h100 --rate 3 --target T", "--rate, or users"),
         ("falcon-40b --hardware h100 --target R", "users in --target"),
@@ -200,3 +203,28 @@ def test_a_speed_result_tells_the_times_of_its_machine(
     assert min(rows) * 0.7 < 1000 * estimate["step"]["seconds"] < max(rows) * 1.3
     assert "name these, or another file" in refusal(capsys, *words[:3], "--quant", "int8")
     assert "a speed result of falcon-7b" in refusal(capsys, "falcon-7b", *words[1:])
+
+
+def test_a_target_is_verified_by_simulation(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["falcon-7b", "--hardware", "a100", "--target", "30 tok/s, 256 context, 12 users"]
+    found = ran(capsys, *words, "--verify")["sizing"]
+    assert isinstance(found, dict)
+    assert len(found["verified"]) == 2
+    assert all(one["holds"] for one in found["verified"])
+    assert found["verified"][0]["cards"] == found["splits"][0]["cards"]
+    assert found["verified"][0]["simulated"]["figures"]["finished"] >= 1000
+    assert main(["plan", *words, "--verify"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("\nsimulated ") == 2
+    assert "\nverdict       the formulas' answer holds" in shown
+
+
+def test_a_target_that_no_simulated_split_holds_ends_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The scheduler takes twice the time that the formulas have."""
+    plain = Predicted.seconds
+    monkeypatch.setattr(Predicted, "seconds", lambda own, load: 2 * plain(own, load))
+    words = ["falcon-7b", "--hardware", "rtx4090", "--quant", "int8", "--verify"]
+    assert main(["plan", *words, "--target", "60 tok/s, 256 context, 2 users"]) == 1
+    assert "no simulated split holds" in capsys.readouterr().out

@@ -20,8 +20,9 @@ POSITIVE = Bounds(0, 1_000_000, above=True)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Predict what a model takes and how fast it is on some hardware, without weights or the hardware. With
-    --target: how many cards, in how many ranks and replicas, and what the runner-up lacks. With --trace: what
-    users see under a load, by the engine's own scheduler on a simulated clock (docs/simulation.md).
+    --target: how many cards, in how many ranks and replicas, and what the runner-up lacks; --verify has both
+    simulated. With --trace: what users see under a load, by the engine's own scheduler on a simulated clock
+    (docs/simulation.md).
 
     MODEL is a published model (falcon-40b, tiiuae/falcon-7b-instruct), a config.json, a folder, a cut or
     nestling. Times come from bytes, operations, launches, collectives and the host's share, and from the
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
       gyrfalcon plan falcon-40b --hardware 910b3x4 --context 2048 --batch 8
       gyrfalcon plan falcon-180b --hardware h100x8 --quant int8 --json plan.json
       gyrfalcon plan falcon-40b --hardware h200 --target "40 tok/s, 2k context, 500 users" --spare 1
+      gyrfalcon plan falcon-7b --hardware a100 --target "30 tok/s, 2k context, 200 users" --verify
       gyrfalcon plan nestling --hardware this --batch 16
       gyrfalcon plan falcon-7b --hardware h100x8 -w 1 --trace poisson:40 --router least-loaded
     """
@@ -127,6 +129,13 @@ def _add_target(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="replicas beyond those that are needed (default 0)",
     )
+    group.add_argument(
+        "--verify",
+        action="store_true",
+        default=None,
+        help="simulate the answer and the runner-up on the engine's own scheduler, with fewer streams a "
+        "replica where they miss the target, which may overturn the answer; exits with 1 where none holds",
+    )
     for option, name, what in (
         ("--in", "input_lens", "prompt lengths: 128, uniform:64-256, or lognormal:MEAN,SD"),
         ("--out", "output_lens", "output lengths, likewise"),
@@ -151,7 +160,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(wanted, str(args.batch), "raise --max-sequences, or lower --batch")
     if args.plot is not None:
         check_picture(args.plot)
-    of_target = ("ttft", "think", "rate", "spare", "input_lens", "output_lens")
+    of_target = ("ttft", "think", "rate", "spare", "verify", "input_lens", "output_lens")
     of_split = ("world_size", "context", "batch")
     options = {"input_lens": "--in", "output_lens": "--out", "world_size": "-w"}
     for name in of_split if args.target is not None else of_target:

@@ -8,6 +8,7 @@ from gyrfalcon.cli.plan import DEFAULT_TTFT
 from gyrfalcon.cli.plan_trace_run import simulate
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.console.format import counted, show_result
+from gyrfalcon.console.progress import bar
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import UsageError
 from gyrfalcon.files.foreign import read_json
@@ -23,13 +24,14 @@ from gyrfalcon.plan.models import PlannedModel, planned_model
 from gyrfalcon.plan.prediction import Efficiency
 from gyrfalcon.plan.sizing import Demand, Sized, size
 from gyrfalcon.plan.table import describe_estimate, describe_sizing, title
+from gyrfalcon.plan.verify import Verified, verify
 
 LONGEST = 2048  # of the default context
-DOES_NOT_FIT = 1
+DOES_NOT_FIT = DOES_NOT_HOLD = 1
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the plan; 1 when the batch does not fit."""
+    """Prints the plan; 1 when the batch does not fit, or no simulated split meets the target."""
     if args.plot is not None:
         args.plot = open_output(args.plot, "--plot", regular=True)
     model = planned_model(args.model)
@@ -95,12 +97,18 @@ def _size(args: argparse.Namespace, setting: Setting, cards: int | None) -> int:
         requests_per_second=args.rate,
         spare=args.spare or 0,
     )
-    found = size(setting, demand)
+    found, verified = size(setting, demand), list[Verified]()
+    if args.verify:
+        with bar(0, "simulations", "verifying") as progress:
+            verified = verify(setting, demand, found, progress.update)
+        rest = [one for one in found if all(one is not other.planned for other in verified)]
+        found = [*(one.sized for one in verified), *rest]
     price = setting.hardware.price_per_hour if args.price is None else args.price
     _draw(args, setting, found[0].split.ranks, round(streams.context[0]), (demand, found))
-    plain = document(setting, args.words, {"sizing": plain_sizing(demand, found, price)})
-    show_result(plain, describe_sizing(setting, demand, found, price), args.json)
-    return 0
+    sizing = plain_sizing(demand, found, price, verified)
+    lines = describe_sizing(setting, demand, found, price, verified)
+    show_result(document(setting, args.words, {"sizing": sizing}), lines, args.json)
+    return 0 if all(one.holds for one in verified[:1]) else DOES_NOT_HOLD
 
 
 def _draw(

@@ -37,6 +37,7 @@ OF_OTHERS = {
     "think": "--think",
     "rate": "--rate",
     "spare": "--spare",
+    "verify": "--verify",
     "plot": "--plot",
 }
 

@@ -6,16 +6,14 @@ from dataclasses import asdict, replace
 from gyrfalcon.cli.plan_trace import DEFAULT_REQUESTS, poisson_rate
 from gyrfalcon.console.format import show_result
 from gyrfalcon.console.progress import bar
-from gyrfalcon.engine.scheduler import StepLimits
 from gyrfalcon.plan.document import document
 from gyrfalcon.plan.estimate import Setting, Split
 from gyrfalcon.plan.lengths import default_lengths
-from gyrfalcon.plan.memory import num_cache_blocks
 from gyrfalcon.plan.router import ROUND_ROBIN
 from gyrfalcon.plan.simulate import SimulatedSettings
 from gyrfalcon.plan.simulate_figures import SimulatedFigures
 from gyrfalcon.plan.simulate_measured import read_measured
-from gyrfalcon.plan.simulate_run import WIDTH, Simulation, describe
+from gyrfalcon.plan.simulate_run import WIDTH, Simulation, describe, replica_settings
 from gyrfalcon.plan.step_load import StepTimes
 from gyrfalcon.plan.table import shown_split, title
 from gyrfalcon.plan.trace import PAGE_TOKENS, PoissonTrace, Trace, TraceFile
@@ -31,7 +29,9 @@ def simulate(
     """
     if args.max_batch_tokens is not None:
         setting = replace(setting, max_batch_tokens=args.max_batch_tokens)
-    settings = _settings(args, setting, split, max_len)
+    target = None if args.step_target is None else args.step_target / MS
+    pages = args.page_tokens or PAGE_TOKENS
+    settings = replica_settings(setting, split.ranks, max_len, target, pages)
     settings.check()
     trace, num_requests = _trace(args, max_len)
     simulation = Simulation(
@@ -48,23 +48,6 @@ def simulate(
     lines = _lines(args, setting, split, simulation, found)
     show_result(document(setting, args.words, {"simulation": plain}), lines, args.json)
     return 0
-
-
-def _settings(
-    args: argparse.Namespace, setting: Setting, split: Split, max_len: int
-) -> SimulatedSettings:
-    """Each replica's engine, with the cache that it would take."""
-    memory, most = setting.memory(split.ranks), setting.max_sequences
-    size = setting.hardware.block_size
-    shape = (setting.model.config, split.ranks, setting.dtype)
-    return SimulatedSettings(
-        StepLimits(max_len, setting.max_batch_tokens, most),
-        num_blocks=num_cache_blocks(*shape, memory.cache, max_len, most, size),
-        block_size=size,
-        step_target=None if args.step_target is None else args.step_target / MS,
-        overlap=setting.hardware.on_cards,
-        page_tokens=args.page_tokens or PAGE_TOKENS,
-    )
 
 
 def _trace(args: argparse.Namespace, max_len: int) -> tuple[Trace, int]:

@@ -7,6 +7,7 @@ from gyrfalcon import __version__
 from gyrfalcon.plan.estimate import Estimate, Setting
 from gyrfalcon.plan.prediction import Parts
 from gyrfalcon.plan.sizing import Demand, Pace, Sized
+from gyrfalcon.plan.verify import Verified
 
 FORMAT, VERSION = "gyrfalcon-plan", 1
 
@@ -56,9 +57,14 @@ def plain_estimate(found: Estimate, context: int, batch: int) -> dict[str, objec
 
 
 def plain_sizing(
-    demand: Demand, found: Sequence[Sized], price: float | None = None
+    demand: Demand,
+    found: Sequence[Sized],
+    price: float | None = None,
+    verified: Sequence[Verified] = (),
 ) -> dict[str, object]:
-    """The splits that meet a target, the best first; `price`: of a card in an hour."""
+    """The splits that meet a target, the best first, and what was simulated of them; `price`: of a card in an
+    hour.
+    """
     return {
         "target": asdict(demand.target),
         "first_token": demand.first_token,
@@ -73,6 +79,7 @@ def plain_sizing(
             }
             for one in found
         ],
+        "verified": [_verified(one) for one in verified],
     }
 
 
@@ -85,6 +92,17 @@ def _sized(one: Sized) -> dict[str, object]:
         "most_streams": one.most,
         "bound": one.bound,
         "pace": _pace(one.pace),
+    }
+
+
+def _verified(one: Verified) -> dict[str, object]:
+    return {
+        "ranks": one.planned.split.ranks,
+        "holds": one.holds,
+        "cards": one.sized.split.cards,
+        "planned_cards": one.planned.split.cards,
+        "planned": asdict(one.first),
+        "simulated": asdict(one.trial),
     }
 
 

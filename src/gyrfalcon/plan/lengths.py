@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, exp, log, log1p, sqrt
+from random import Random
 from statistics import NormalDist, fmean
 
 from gyrfalcon.load.lengths import Lengths, LogNormal, Uniform
+from gyrfalcon.plan.trace import TraceRequest
 
 NUM_VALUES = 48  # of a distribution
 
@@ -68,6 +70,11 @@ class Streams:
             square += output * (middle**2 + output**2 / 12)
         mean /= weight
         return mean, sqrt(max(square / weight - mean**2, 0.0))
+
+    def request(self, arrival_s: float, draw: Random) -> TraceRequest:
+        """One that begins a stream, drawn at random."""
+        prompt, wanted = draw.choice(self.prompts), draw.choice(self.outputs)
+        return TraceRequest(arrival_s, prompt, min(wanted, self.longest - prompt))
 
     def held(self, num_streams: int, block_size: int, z: float) -> int:
         """Tokens of cache that so many streams hold with z standard deviations to spare: each has half a

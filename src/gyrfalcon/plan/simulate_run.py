@@ -4,16 +4,40 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from gyrfalcon.console.format import counted
+from gyrfalcon.engine.scheduler import StepLimits
 from gyrfalcon.load.figures import Spread
+from gyrfalcon.plan.estimate import Setting
 from gyrfalcon.plan.events import Clock
+from gyrfalcon.plan.memory import num_cache_blocks
 from gyrfalcon.plan.router import ROUND_ROBIN, make_router
 from gyrfalcon.plan.simulate import Ended, SimulatedEngine, SimulatedSettings
 from gyrfalcon.plan.simulate_figures import Collector, SimulatedFigures
 from gyrfalcon.plan.step_load import StepTimes
-from gyrfalcon.plan.trace import Trace
+from gyrfalcon.plan.trace import PAGE_TOKENS, Trace
 
 WIDTH = 14  # of the names of lines
 HEADINGS = ("ms", "p50", "p90", "p99", "mean", "max")
+
+
+def replica_settings(
+    setting: Setting,
+    ranks: int,
+    max_len: int,
+    step_target: float | None = None,
+    page_tokens: int = PAGE_TOKENS,
+) -> SimulatedSettings:
+    """The engine of a replica, with the cache that it would take. `step_target` in seconds."""
+    memory, most = setting.memory(ranks), setting.max_sequences
+    size = setting.hardware.block_size
+    shape = (setting.model.config, ranks, setting.dtype)
+    return SimulatedSettings(
+        StepLimits(max_len, setting.max_batch_tokens, most),
+        num_blocks=num_cache_blocks(*shape, memory.cache, max_len, most, size),
+        block_size=size,
+        step_target=step_target,
+        overlap=setting.hardware.on_cards,
+        page_tokens=page_tokens,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,15 +134,20 @@ def _sized(setting: Setting, demand: Demand, ranks: int) -> Sized | Pace:
     if pace(1).lacks is not None:
         return pace(1)
     most = _last(limit, lambda num: pace(num).lacks is None)
+    bound = pace(most + 1).lacks or "sequences"
+    return serving(setting, demand, ranks, most, "users" if most == demand.num_streams else bound)
+
+
+def serving(setting: Setting, demand: Demand, ranks: int, most: int, bound: str) -> Sized:
+    """The fewest replicas of so many ranks when each serves at most `most` streams, for reason of `bound`."""
     replicas = -(-demand.num_streams // most)
     each = -(-demand.num_streams // replicas)
     split = Split(ranks, replicas + demand.spare)
     per_machine = max(setting.hardware.cards_per_machine // ranks, 1)
     machines = -(-split.replicas // per_machine) * -(-ranks // setting.hardware.cards_per_machine)
-    bound = pace(most + 1).lacks or "sequences"
-    if most == demand.num_streams:
-        bound = "users"
-    return Sized(split, machines, pace(each), most, bound)
+    tokens = setting.memory(ranks).cache_tokens
+    pace = _pace(setting, demand, setting.predicted(ranks), tokens, each)
+    return Sized(split, machines, pace, most, bound)
 
 
 def _last(limit: int, holds: Callable[[int], bool]) -> int:

@@ -7,6 +7,7 @@ from gyrfalcon.plan.estimate import Estimate, Setting, Split
 from gyrfalcon.plan.memory import RankMemory
 from gyrfalcon.plan.prediction import Parts
 from gyrfalcon.plan.sizing import Demand, Sized
+from gyrfalcon.plan.verify import Trial, Verified
 
 WIDTH = 14
 MOST_SPLITS = 4  # listed of those that meet a target
@@ -17,6 +18,7 @@ WHY = {  # a split serves no more streams than it does
     "first token": "first tokens reach their limit",
     "utilisation": "80 % of the time is used",
     "users": "there are no more users",
+    "simulation": "more miss the target when simulated",
 }
 
 
@@ -47,9 +49,15 @@ def describe_estimate(setting: Setting, found: Estimate, context: int, batch: in
 
 
 def describe_sizing(
-    setting: Setting, demand: Demand, found: Sequence[Sized], price: float | None = None
+    setting: Setting,
+    demand: Demand,
+    found: Sequence[Sized],
+    price: float | None = None,
+    verified: Sequence[Verified] = (),
 ) -> Iterator[str]:
-    """The best split, the runner-up and why it lost, and the others; `price`: of a card in an hour."""
+    """The best split, the runner-up and why it lost, the others, and what was simulated; `price`: of a card
+    in an hour.
+    """
     best = found[0]
     yield f"{title(setting)}: {demand.num_streams:,} streams at a time"
     on_cards = setting.hardware.on_cards
@@ -65,7 +73,27 @@ def describe_sizing(
         yield _line("runner-up", f"{_needs(found[1], on_cards)}; {_why_lost(best, found[1])}")
     for other in found[2:MOST_SPLITS]:
         yield _line("then", f"{_needs(other, on_cards)}; {WHY[other.bound]}")
+    yield from describe_verified(verified)
     yield _line("shares from", setting.shares.basis)
+
+
+def describe_verified(verified: Sequence[Verified]) -> Iterator[str]:
+    """A line of each split that was simulated, the best first, and whether the formulas' answer stands."""
+    for one in verified:
+        yield _line("simulated", f"{counted(one.planned.split.ranks, 'rank')}: {_simulated(one)}")
+    if not verified:
+        return
+    best = verified[0]
+    planned = min((one.planned for one in verified), key=lambda one: one.split.cards)
+    if not best.holds:
+        yield _line("verdict", "no simulated split holds; the answer above is the formulas' alone")
+    elif best.sized == best.planned:
+        yield _line("verdict", "the formulas' answer holds")
+    else:
+        cards = counted(planned.split.cards, "card")
+        yield _line(
+            "verdict", f"the formulas' answer, {cards}: {shown_split(planned.split)}, is overturned"
+        )
 
 
 def shown_split(split: Split) -> str:
@@ -100,6 +128,31 @@ def _first_token(found: Estimate, context: int, batch: int) -> str:
     return (
         text if batch == 1 else f"{text}, {_ms(found.last_first_token)} until all {batch} have one"
     )
+
+
+def _simulated(one: Verified) -> str:
+    """What the planned streams come to, and how many hold."""
+    if one.trial is one.first:
+        return _trial(one.trial)
+    lacks = f"{counted(one.first.num_streams, 'stream')} lack {one.first.lacks}"
+    return f"{lacks} ({_percentiles(one.first)}); {_trial(one.trial)}"
+
+
+def _trial(trial: Trial) -> str:
+    streams = counted(trial.num_streams, "stream")
+    if trial.lacks is not None:
+        return f"{streams} lack {trial.lacks} ({_percentiles(trial)})"
+    good, target = trial.figures.goodput, trial.step_target
+    assert good is not None
+    step_target = "" if target is None else f", with --step-target {1000 * target:.4g}"
+    return (
+        f"{streams} hold: {_percentiles(trial)}, {trial.utilisation:.0%} utilised, "
+        f"{good.share:.1%} of the requests meet both{step_target}"
+    )
+
+
+def _percentiles(trial: Trial) -> str:
+    return f"inter-token p90 {_ms(trial.inter_token)}, first token p90 {_ms(trial.first_token)}"
 
 
 def _needs(one: Sized, on_cards: bool) -> str:

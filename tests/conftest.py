@@ -62,8 +62,15 @@ def refuse_another_clone() -> None:
         )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with the files that take longest, so that no process waits for another's at the end."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begins with the files that take longest, so that no process waits for another's at the end. Clusters
+    start only where they are asked for.
+    """
+    if "ray" not in config.option.markexpr:
+        skipped = pytest.mark.skip(reason="starts a Ray cluster of three nodes; run pytest -m ray")
+        for item in items:
+            if item.get_closest_marker("ray"):
+                item.add_marker(skipped)
     place = {REPOSITORY / "tests" / name: number for number, name in enumerate(LONGEST)}
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (place.get(item.path, len(place)), item.path not in slow))

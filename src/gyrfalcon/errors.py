@@ -61,6 +61,10 @@ class UsageError(GyrfalconError):
     """An option or argument is wrong: whoever typed it can correct it."""
 
 
+class MissingExtra(UsageError, ImportError):
+    """A package that only an extra needs is not installed: whoever installed this one can install it."""
+
+
 class ConfigError(GyrfalconError):
     """A config.json says something this package does not compute: its author can fix it."""
 

@@ -14,14 +14,12 @@ from gyrfalcon.engine.engine import Engine
 from gyrfalcon.engine.heap import freeze_heap
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import UsageError
-from gyrfalcon.files.text import contents, decoded
 from gyrfalcon.serve.access import is_loopback
+from gyrfalcon.serve.keys import API_KEY, checked_keys, keys_of_file
 from gyrfalcon.serve.log import log_to_stderr
 from gyrfalcon.serve.server import Listening, listen
 from gyrfalcon.serve.server import run as run_server
 from gyrfalcon.serve.service import Settings, served_names
-
-API_KEY = "GYRFALCON_API_KEY"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,20 +86,4 @@ def _keys(args: argparse.Namespace) -> tuple[str, ...]:
         keys.append(args.api_key)
     if args.api_key_file is not None:
         keys += keys_of_file(args.api_key_file)
-    found = tuple(dict.fromkeys(key for key in map(str.strip, keys) if key))
-    if not all(key.isascii() and key.isprintable() for key in found):
-        got, do = "one with others", "choose a key that every client sends alike"
-        raise UsageError("API keys of printable ASCII characters", got, do)
-    return found
-
-
-def keys_of_file(path: str) -> list[str]:
-    """One a line; lines that begin with # are comments."""
-    lines = map(str.strip, decoded(contents(path), path).splitlines())
-    found = [line for line in lines if line and not line.startswith("#")]
-    do = "write one a line"
-    if not found:
-        raise UsageError(f"a key in {path}", "none", do)
-    if any(len(key.split()) > 1 for key in found):
-        raise UsageError(f"keys without spaces in {path}", "one with a space", do)
-    return found
+    return checked_keys(keys)

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import NoReturn
 
 from starlette.requests import ClientDisconnect, Request
@@ -38,21 +40,35 @@ class Bodies:
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length[:20]) > MOST_BODY_BYTES:
             raise _too_large()
-        body = bytearray()
-        try:
-            await self._read(request, body)
+        async with self._reading(request) as body:
             long = len(body) > LONG_BODY_BYTES
             return await asyncio.to_thread(_parse, body) if long else _parse(body)
+
+    async def read(self, request: Request) -> bytes:
+        """A request's body as it is, for who passes it on. ApiError 400, 408 or 503, as with read_json();
+        one that is too large is cut off where that shows, so that it is refused where it goes.
+        """
+        async with self._reading(request, cut_off=True) as body:
+            return bytes(body)
+
+    @asynccontextmanager
+    async def _reading(self, request: Request, cut_off: bool = False) -> AsyncIterator[bytearray]:
+        body = bytearray()
+        try:
+            await self._read(request, body, cut_off)
+            yield body
         finally:
             self._num_bytes -= _counted(body)
 
-    async def _read(self, request: Request, body: bytearray) -> None:
+    async def _read(self, request: Request, body: bytearray, cut_off: bool) -> None:
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 async for part in request.stream():
                     self._num_bytes -= _counted(body)
                     body += part
                     self._num_bytes += _counted(body)
+                    if len(body) > MOST_BODY_BYTES and cut_off:
+                        return
                     if len(body) > MOST_BODY_BYTES:
                         raise _too_large()
                     if len(body) > LONG_BODY_BYTES and self._num_bytes > MOST_BODIES_BYTES:

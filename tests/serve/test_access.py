@@ -8,9 +8,9 @@ from serve_client import Server, serving
 
 from gyrfalcon import Engine, EngineConfig
 from gyrfalcon.cli.serve import _origin
-from gyrfalcon.cli.serve_run import keys_of_file
 from gyrfalcon.errors import UsageError
 from gyrfalcon.serve.access import allowed_hosts, is_loopback
+from gyrfalcon.serve.keys import keys_of_file
 
 pytest_plugins = ["serve_fixtures"]
 

@@ -127,6 +127,7 @@ def _loaded(url: str, args: argparse.Namespace, seed: int) -> Figures:
         "tokens/s": result["tokens"]["output_per_second"],
         "first token p50, ms": result["first_token_ms"]["p50"],
         "first token p99, ms": result["first_token_ms"]["p99"],
+        "first token mean, ms": result["first_token_ms"]["mean"],
         "between tokens p50, ms": result["inter_token_ms"]["p50"],
         "between tokens p99, ms": result["inter_token_ms"]["p99"],
         "finished": result["finished"],

@@ -125,6 +125,13 @@ def test_long_rows_may_end_within_a_vector(
     check_product(kind, dtype, (tokens, 50, columns), None, bias=True)
 
 
+@pytest.mark.parametrize("tokens", [*range(1, 14), 16, 17, 25, 32, 33, 63, 64, 65])
+def test_bf16_products_of_every_tile_equal_those_of_exact_arithmetic(tokens: int) -> None:
+    """Whole tiles and what is left of rows, tokens and columns, in one block of columns and several."""
+    for rows, columns in ((7, 31), (97, 1024), (50, 1025), (29, 2110)):
+        check_product("bf16", torch.bfloat16, (tokens, rows, columns), None, bias=False)
+
+
 @pytest.mark.parametrize(
     ("kind", "dtype", "tokens"), pairwise(["int8", "int4", "int4-32"], DTYPES, [1, 5, 40])
 )
@@ -280,6 +287,15 @@ def test_a_token_gets_what_it_gets_alone(kind: str) -> None:
     alone = torch.cat([native.linear(x[i : i + 1], weight) for i in range(len(x))])
     for count in (2, 3, 4, 5, 9, 16, 17, 25, 32, 100):
         assert_near(native.linear(x[:count], weight), alone[:count], TOLERANCES[torch.bfloat16])
+
+
+def test_a_bf16_token_gets_the_bits_it_gets_alone_from_products_of_pairs() -> None:
+    if native.LIBRARY.gf_instruction_for(1, 1, 1) != b"vdpbf16ps":
+        pytest.skip("multiplies few bf16 tokens as floats")
+    x, weight = drawn(64, 2110, seed=1).bfloat16(), drawn(97, 2110).bfloat16()
+    alone = torch.cat([native.linear(x[i : i + 1], weight) for i in range(len(x))])
+    for count in (2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17, 33, 64):
+        assert torch.equal(native.linear(x[:count], weight), alone[:count])
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "int4-32"])

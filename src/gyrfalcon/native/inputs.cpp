@@ -26,8 +26,8 @@ Form form_of(const Kernels &kernels, int weight_kind, int64_t tokens, int kind) 
         return tokens > INT8_TOKENS ? INT16_TILES : INT16;
     if (weight_kind == GF_I4)
         return tokens > (kernels.pack_int8_bytes ? INT4_BYTE_TOKENS : INT4_TOKENS) ? INT8_TILES : INT8;
-    if (tokens > BF16_TOKENS && kind == GF_BF16 && weight_kind == GF_BF16 && kernels.pack_bf16_rows)
-        return BF16_TILES;
+    if (kind == GF_BF16 && weight_kind == GF_BF16 && kernels.pack_bf16_rows)
+        return tokens > BF16_TOKENS ? BF16_TILES : BF16;
     return many ? FLOAT_TILES : weight_kind == GF_BF16 ? DEINTERLEAVED : FLOATS;
 }
 
@@ -115,6 +115,23 @@ Tokens as_float_tiles(const Source &source) {
     made.floats = reinterpret_cast<const float *>(source.pack_tiles(
         bytes, FLOAT_COLUMNS * static_cast<int64_t>(sizeof(float)), bytes,
         [&](int64_t, const float *floats, char *to, int) { memcpy(to, floats, static_cast<size_t>(bytes)); }));
+    return made;
+}
+
+Tokens as_bf16(const Source &source) {
+    const int64_t blocks = (source.columns + BF16_COLUMNS - 1) / BF16_COLUMNS;
+    auto *to = source.memory<uint16_t>(INPUTS, blocks * source.tokens * BF16_COLUMNS);
+    in_parallel(source.tokens, [&](int64_t token, int) {
+        const char *from = source.x + token * source.row_bytes();
+        for (int64_t column = 0; column < source.columns; column += BF16_COLUMNS) {
+            const int64_t columns = std::min(BF16_COLUMNS, source.columns - column);
+            uint16_t *place = to + column * source.tokens + token * BF16_COLUMNS;
+            memcpy(place, from + 2 * column, static_cast<size_t>(2 * columns));
+            std::fill(place + columns, place + padded_int16(columns), uint16_t{0});
+        }
+    });
+    Tokens made;
+    made.halves = to;
     return made;
 }
 
@@ -323,6 +340,7 @@ Tokens prepack(const Kernels &kernels, const gf_term &term, int place, int64_t t
     Tokens made = form == FLOATS          ? as_floats(source, false)
                   : form == DEINTERLEAVED ? as_floats(source, true)
                   : form == FLOAT_TILES   ? as_float_tiles(source)
+                  : form == BF16          ? as_bf16(source)
                   : form == BF16_TILES    ? as_bf16_tiles(source)
                   : form == INT16         ? as_int16(source)
                   : form == INT16_TILES   ? as_int16_tiles(source)
@@ -341,6 +359,7 @@ Arithmetic arithmetic_of(const Kernels &kernels, int weight_kind, int64_t tokens
     if (by_unit(kernels, weight_kind, tokens, kind))
         return weight_kind == GF_BF16 ? UNIT_BF16 : UNIT_INT8;
     switch (form_of(kernels, weight_kind, tokens, kind)) {
+    case BF16:
     case BF16_TILES:
         return OF_BF16;
     case INT16:
@@ -363,6 +382,7 @@ Tokens slice(const Tokens &all, int64_t first, int64_t count, int64_t columns) {
     case DEINTERLEAVED:
         part.floats += first * all.stride;
         break;
+    case BF16: // few: never a part of them
     case FLOAT_TILES:
     case BF16_TILES:
     case INT16_TILES:

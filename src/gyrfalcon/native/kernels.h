@@ -37,13 +37,14 @@ constexpr int64_t unit_steps(int64_t row_bytes) { return (row_bytes + 63) / 64; 
 // Up to so many tokens weights are multiplied as stored; with more their rows are packed: quantised ones with int8 or int16
 // tokens, and where there are instructions for products of bytes (isa/int8_tokens.inl) and of bf16.
 constexpr int64_t INT4_TOKENS = 16, INT8_TOKENS = 24;
-constexpr int64_t INT4_BYTE_TOKENS = 32, INT8_BYTE_TOKENS = 12, BF16_TOKENS = 12;
+constexpr int64_t INT4_BYTE_TOKENS = 32, INT8_BYTE_TOKENS = 12, BF16_TOKENS = 64;
 
 // The form in which a linear's kernel reads its tokens.
 enum Form {
     FLOATS,        // float32
     DEINTERLEAVED, // float32; of each two vectors, even places before odd ones
     FLOAT_TILES,   // [blocks of FLOAT_COLUMNS, tiles, columns, nr]
+    BF16,          // [blocks of BF16_COLUMNS, tokens, BF16_COLUMNS], padded with zeros to whole cache lines
     BF16_TILES,    // [blocks of INT16_COLUMNS, tiles, pairs of columns, nr, 2]
     INT16,         // quantised to int16, a scale for each INT16_COLUMNS
     INT16_TILES,   // [blocks, tiles, pairs of columns, nr_int16, 2], an even number of pairs
@@ -54,6 +55,7 @@ enum Form {
     INT8_GROUPS,   // for a matrix unit: INT8, with memory for whole groups of UNIT_TOKENS
 };
 
+constexpr int64_t BF16_COLUMNS = 1024; // isa/bf16_tokens.inl
 constexpr int64_t FLOAT_COLUMNS = 256; // half of INT16_COLUMNS: as many bytes
 // Sums of so many int8 × int16 products fit int32. Relative to a block's largest, int16 is 128 times as fine as
 // bfloat16.

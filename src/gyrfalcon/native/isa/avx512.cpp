@@ -8,8 +8,8 @@ namespace {
 constexpr const char *NAME = "avx512";
 constexpr int64_t AHEAD = 1024; // prefetch distance in bytes
 constexpr int NEAR = 3;         // into L1
-constexpr int TILE_ROWS = 6, TILE_TOKENS = 4, INT8_TILE_ROWS = 4;
-constexpr int MR = AVX512_MR, NR = AVX512_NR, NR_INT16 = 12, NR_INT8 = 6;
+constexpr int TILE_ROWS = AVX512_TILE_ROWS, TILE_TOKENS = AVX512_TILE_TOKENS, INT8_TILE_ROWS = AVX512_INT8_TILE_ROWS;
+constexpr int MR = AVX512_MR, NR = AVX512_NR, NR_INT16 = 12, NR_INT8 = AVX512_NR_INT8;
 constexpr bool WINOGRAD = false; // VNNI multiplies and adds in one instruction
 constexpr const char *MULTIPLY_FLOATS = "vfmadd", *MULTIPLY_INT16 = "vpdpwssd", *MULTIPLY_INT8 = "vpdpbusd";
 #include "vectors.h"

@@ -5,7 +5,8 @@
 #include <string.h>
 #include <utility>
 
-// A micro-kernel's rows and tokens, of several files.
-constexpr int AVX512_MR = 32, AVX512_NR = 12;
+// Rows and tokens of micro-kernels and of tiles, of several files.
+constexpr int AVX512_MR = 32, AVX512_NR = 12, AVX512_NR_INT8 = 6;
+constexpr int AVX512_TILE_ROWS = 6, AVX512_TILE_TOKENS = 4, AVX512_INT8_TILE_ROWS = 4;
 
 #define INLINE_MEMBER inline __attribute__((always_inline))

@@ -13,6 +13,7 @@
 #include "rotary.inl"
 #include "attention.inl"
 #include "limits.inl"
+#include "read_streams.inl"
 
 const Kernels kernels = {NAME,
                          MR,

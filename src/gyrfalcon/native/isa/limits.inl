@@ -1,4 +1,4 @@
-// ---- peak arithmetic and memory bandwidth ----
+// ---- peak arithmetic ----
 
 #include "chains.inl"
 
@@ -20,20 +20,4 @@ int64_t multiply_int8(int64_t rounds) {
     return run_chains<GroupSums>(rounds, 4 * WIDTH, [&](GroupSums sums) {
         return add_group_products(sums, (NibbleGroups)numbers, (ByteGroups)numbers);
     });
-}
-
-void read_streams(const char *from, int64_t bytes) {
-    constexpr int STREAMS = 8, LINE = 64;
-    const int64_t length = bytes / STREAMS / LINE * LINE;
-    Ints total[STREAMS] = {};
-    for (int64_t place = 0; place < length; place += LINE)
-        UNROLL for (int i = 0; i < STREAMS; i++) {
-            const char *line = from + i * length + place;
-            if (AHEAD)
-                __builtin_prefetch(line + AHEAD, 0, NEAR);
-            for (int j = 0; j < LINE; j += WIDTH * 4)
-                total[i] ^= load<Ints>(line + j);
-        }
-    for (auto &one : total)
-        asm volatile("" : "+m"(one));
 }

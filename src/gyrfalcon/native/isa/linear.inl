@@ -1,18 +1,6 @@
 // ---- linear with few tokens: ROWS × TOKENS sums at a time, all in registers; weights are read as stored ----
 
-struct Sums {
-    float *first;
-    int64_t stride;
-    bool add;
-    INLINE_MEMBER void put(int64_t token, int64_t row, float value) const {
-        float *place = first + token * stride + row;
-        *place = add ? *place + value : value;
-    }
-    INLINE_MEMBER void put_vector(int64_t token, int64_t row, Floats value) const {
-        float *place = first + token * stride + row;
-        store(place, add ? load<Floats>(place) + value : value);
-    }
-};
+#include "sums.inl"
 
 // Loads weights in the order of the tokens they are multiplied with: bf16 deinterleaved, even places of two vectors
 // before odd ones.

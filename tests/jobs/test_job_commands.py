@@ -13,6 +13,7 @@ from tokenizers_ import make_tokenizer
 
 from gyrfalcon import Engine, SamplingParams
 from gyrfalcon.cli.main import main
+from gyrfalcon.jobs import source as source_module
 from gyrfalcon.jobs.task import row_seed
 
 PROMPTS: list[dict[str, Any]] = [
@@ -211,6 +212,21 @@ def test_errors_are_written_in_place_of_results_when_asked(model: Path, tmp_path
     assert json.loads((tmp_path / "out/result.json").read_text())["num_errors"] == 8
 
 
+def test_a_line_that_never_ends_is_a_bad_row_and_the_next_ones_are_not(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_module, "MOST_ROW_BYTES", 64)
+    prompts = ["the bird", "x" * 300, "cliffs", "y" * 64, "north"]
+    path = write_rows(tmp_path / "a.jsonl", ({"prompt": prompt} for prompt in prompts))
+    for rows in ("1", "5"):
+        out = tmp_path / rows
+        assert score(model, path, out, "--on-error", "write", "--part-rows", rows) == 0
+        found = written(out)
+        assert [row["id"] for row in found] == [f"a.jsonl:{number}" for number in range(1, 6)]
+        assert ["error" in row for row in found] == [False, True, False, True, False]
+        assert "wanted a row of at most " in found[1]["error"]
+
+
 def test_other_options_are_refused_with_what_differs(
     model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -248,17 +264,43 @@ def test_every_kind_of_file_gives_the_same_and_a_folder_all_of_its_files(
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     texts = ["the bird", "Once upon a time", "a \u2028 separator", "cliffs", "north"]
-    source = tmp_path / "in"
-    source.mkdir()
-    (source / "c.txt").write_text("\ufeff" + "\r\n\n  \n".join(texts) + "\n", "utf-8")
-    write_rows(source / "a.jsonl", [{"prompt": text} for text in texts])
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "_SUCCESS").write_text("no prompt")
+    (folder / "c.txt").write_text("\ufeff" + "\r\n\n  \n".join(texts) + "\n", "utf-8")
+    write_rows(folder / "a.jsonl", [{"prompt": text} for text in texts])
     table = arrow.table({"prompt": texts, "other": range(5)})
-    parquet.write_table(table, source / "b.parquet", row_group_size=2)
-    assert score(model, source, tmp_path / "out", "--part-rows", "2") == 0
+    parquet.write_table(table, folder / "b.parquet", row_group_size=2)
+    assert score(model, folder, tmp_path / "out", "--part-rows", "2") == 0
     rows = written(tmp_path / "out")
     numbers = [f"{name}:{n}" for name in ("a.jsonl", "b.parquet") for n in range(1, 6)]
     assert [row.pop("id") for row in rows] == [*numbers, *(f"c.txt:{n}" for n in (1, 4, 7, 10, 13))]
     assert rows[:5] == rows[5:10] == rows[10:]
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        ([b"x", b"y"], "text or a list of token ids for prompt in a.parquet:1, got b'x'"),
+        (["x", None], "a field prompt in a.parquet:2, got none"),
+    ],
+)
+def test_what_is_wrong_in_parquet_is_told_by_row(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    column: list[object],
+    told: str,
+) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table({"prompt": column}), tmp_path / "a.parquet")
+    assert score(model, tmp_path / "a.parquet", tmp_path / "out") == 2
+    assert told in error_of(capsys)
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole[: len(whole) // 2])
+    assert score(model, tmp_path / "a.parquet", tmp_path / "out") == 2
+    assert "wanted a Parquet file " in error_of(capsys)
 
 
 def test_fields_may_have_other_names_and_unread_ones_are_told(

@@ -6,11 +6,14 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from threading import Timer
 
 import pytest
+from durable_disk import DurableDisk
 from job_fixtures import run_lengths, write_rows, written
 
 from gyrfalcon.errors import DiskFull, UsageError
+from gyrfalcon.jobs import work
 from gyrfalcon.jobs.claims import FIRST_PART, Claims
 from gyrfalcon.jobs.folder import open_job
 from gyrfalcon.jobs.plan import Plan
@@ -38,7 +41,8 @@ class Killed:
 
         def counted_open(path: Path, mode: str = "r", *more: object, **named: object) -> object:
             file = real_open(path, mode, *more, **named)  # type: ignore[call-overload]  # as it was called
-            return _Writer(file, self) if mode in ("wb", "ab") and path.suffix == ".part" else file
+            is_written = mode in ("wb", "ab") and (path.suffix == ".part" or path.name == "log")
+            return _Writer(file, self) if is_written else file
 
         patch.setattr(Path, "open", counted_open)
 
@@ -79,12 +83,12 @@ class _Writer:
         return getattr(self._file, name)
 
 
-def forked(work: Callable[[], object]) -> int:
-    """What a fork of this process that does some work ends with, as waitpid says."""
+def forked(run: Callable[[], object]) -> int:
+    """What a fork of this process that runs a function ends with, as waitpid says."""
     child = os.fork()
     if child == 0:
         try:
-            work()
+            run()
         except BaseException:
             os._exit(1)
         os._exit(0)
@@ -145,8 +149,12 @@ def test_several_kills_in_a_row_lose_a_part_each(source: Path, tmp_path: Path) -
 
 
 def test_workers_share_the_parts_and_take_over_that_of_a_killed_one(
-    source: Path, tmp_path: Path
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(work, "SAY_SECONDS", 0.1)
     out = tmp_path / "out"
     ready, go = os.pipe()
 
@@ -165,12 +173,13 @@ def test_workers_share_the_parts_and_take_over_that_of_a_killed_one(
 
     def begin(part: object) -> None:
         parts.append(part.number)  # type: ignore[attr-defined]
-        if len(parts) == NUM_PARTS - 1:
-            os.kill(child, signal.SIGKILL)
+        if len(parts) == NUM_PARTS - 1:  # from here on there is nothing to do but to wait
+            Timer(1.5, os.kill, (child, signal.SIGKILL)).start()
 
     run_lengths(source, out, PART_ROWS, begin)
     os.waitpid(child, 0)
     assert parts == [1, 2, 0]
+    assert f"waiting for part 0 (process {child} on " in capsys.readouterr().out
     assert_whole(out)
     assert begun(out) == NUM_PARTS + 1
 
@@ -218,6 +227,26 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     assert 0 < len(written(out)) < NUM_ROWS
     run_lengths(source, out, PART_ROWS)
     assert_whole(out)
+
+
+def test_a_loss_of_power_leaves_only_parts_that_are_whole(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, disk = tmp_path / "out", DurableDisk(monkeypatch)
+    renamed: list[str] = []
+
+    def see(old: Path, new: Path) -> None:
+        assert disk.keeps(old), f"{new} gets its name before its bytes are on the disk"
+        if new.name.startswith("part-") and new.suffix == ".jsonl":
+            assert f"{new.stem}.json" in disk.left_of(out / "sums")
+        renamed.append(new.name)
+
+    disk.before_rename.append(see)
+    run_lengths(source, out, PART_ROWS)
+    assert len(renamed) == 2 * NUM_PARTS + 2
+    left = disk.left_of(out)
+    for name in ("job.json", "result.json", *(f"part-{n:06d}.jsonl" for n in range(NUM_PARTS))):
+        assert left[name] == (out / name).read_bytes()
 
 
 def test_a_folder_of_anything_else_is_refused(source: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def parquet_rows(path: Path, start: int, columns: Sequence[str]) -> Iterator[dic
             for batch in file.iter_batches(BATCH_ROWS, groups, known):
                 yield from batch.slice(min(skip, len(batch))).to_pylist()
                 skip = max(0, skip - len(batch))
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, ValueError) as error:  # the last for text that is not UTF-8
         told = str(error).splitlines()[0] if str(error) else "damaged data"
         raise UsageError(f"a Parquet file {path}", told, "write it again") from None
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from gyrfalcon.bounds import shown as shown_by_python
 from gyrfalcon.errors import GyrfalconError, UsageError
 from gyrfalcon.files.json_fields import shown
 
@@ -47,7 +48,7 @@ def read_row(value: object, where: str, columns: Columns, *, scored: bool) -> Ro
     """The row in a JSON value. A continuation is read where rows are `scored`."""
     try:
         if not isinstance(value, Mapping):
-            raise UsageError(f"a JSON object in {where}", shown(value), FIX)
+            raise UsageError(f"a JSON object in {where}", _shown(value), FIX)
         own_id = _id(value.get(columns.id), where, columns.id)
     except UsageError as error:
         return BadRow(where, where, error)
@@ -70,7 +71,7 @@ def read_row(value: object, where: str, columns: Columns, *, scored: bool) -> Ro
 def _id(value: object, where: str, name: str) -> RowId | None:
     if value is None or (isinstance(value, str | int) and not isinstance(value, bool)):
         return value
-    raise UsageError(f"a string or a whole number for {name} in {where}", shown(value), FIX)
+    raise UsageError(f"a string or a whole number for {name} in {where}", _shown(value), FIX)
 
 
 def _text_or_ids(value: object, where: str, name: str) -> Prompt:
@@ -80,4 +81,12 @@ def _text_or_ids(value: object, where: str, name: str) -> Prompt:
         return tuple(value)
     if value is None:
         raise UsageError(f"a field {name} in {where}", "none", FIX)
-    raise UsageError(f"text or a list of token ids for {name} in {where}", shown(value), FIX)
+    raise UsageError(f"text or a list of token ids for {name} in {where}", _shown(value), FIX)
+
+
+def _shown(value: object) -> str:
+    """As JSON; what Parquet has beyond it as Python does."""
+    try:
+        return shown(value)
+    except TypeError:
+        return shown_by_python(value)

@@ -50,14 +50,16 @@ class SourceFile:
 
 
 def source_files(path: str) -> list[SourceFile]:
-    """The file, or the files in the folder in order of their names; UsageError for what is no such file."""
+    """The file, or the files in the folder in order of their names, but for hidden ones and others' marks
+    such as _SUCCESS; UsageError for what is no such file.
+    """
     place = Path(path)
     if not place.exists():
         do = path_meant(path, "check its path")
         raise UsageError("a file or folder of prompts", f"no such one at {path}", do)
     if not place.is_dir():
         return [_source_file(place, place.name)]
-    files = sorted(one for one in place.iterdir() if one.is_file() and not one.name.startswith("."))
+    files = sorted(one for one in place.iterdir() if one.is_file() and one.name[0] not in "._")
     if not files:
         raise UsageError(f"files of prompts in {path}", "none", "name another folder")
     return [_source_file(file, file.name) for file in files]

@@ -11,9 +11,10 @@ seed. Step times are fitted to closed loops of 1, 2, 4, … requests at a time. 
 loop of --sequences sustains; then each share of it arrives as an open loop. Of these runs the steps are
 predicted one by one, and the same requests are simulated, with what a request alone takes beside its steps;
 requests of the first fifth of the time are dropped. At last the requests of the capacity come again: where
-it has moved by more than 10 %, the piece is void. Wanted, of the medians over the seeds: steps within 10 %
-(median) and 25 % (90th percentile); first token, time per token and end to end within 15 % at their median
-and 25 % at their 90th percentile, up to 80 % of capacity.
+it has moved by more than 10 %, or others used more than 5 % of the processors meanwhile, the piece is void.
+Wanted, of the medians over the seeds: steps within 10 % (median) and 25 % (90th percentile); first token,
+time per token and end to end within 15 % at their median and 25 % at their 90th percentile, up to 80 % of
+capacity.
 
 FILE is written after each piece. With --resume those in it are kept, but for void ones, which are measured
 again; with --minutes none begins that would not end in time, judged by the longest of its model. --folder
@@ -40,6 +41,7 @@ from plan_simulation_errors import (
     step_errors,
     summary,
 )
+from plan_simulation_machine import Used
 from plan_simulation_server import Served, ServerSettings, opened
 
 from gyrfalcon.errors import UsageError
@@ -55,8 +57,8 @@ MINUTE = 60.0
 
 def measured_piece(own: Served, name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """All figures of one model with one seed."""
-    begun, most = time.monotonic(), own.settings.sequences
-    own.capacity(most, 100)  # warms up
+    begun, most = Used.now(), own.settings.sequences
+    own.capacity(args.requests // 2, 100)  # warms up
     own.log.pop()
     alone = own.closed(1, args.requests // 8 + 1, 1000 + seed)["requests"]
     concurrency = 2
@@ -75,14 +77,16 @@ def measured_piece(own: Served, name: str, seed: int, args: argparse.Namespace) 
         rows = own.opened(load * before, args.requests, seed)
         steps += own.log.pop()
         runs.append({"load": load, **end_to_end(rows, own.simulated, times, outside)})
-    capacity = [before, own.capacity(args.requests, seed)]
+    capacity, end = [before, own.capacity(args.requests, seed)], Used.now()
+    others = begun.others_share(end)
     return {
         "model": name,
         "seed": seed,
         "settings": settings_of(args),
-        "seconds": time.monotonic() - begun,
+        "seconds": end.wall - begun.wall,
         "capacity": capacity,
-        "void": is_void(capacity),
+        "others": others,
+        "void": is_void(capacity, others),
         "outside_ms": outside,
         "step_times": asdict(times),
         "steps": {"fitted": len(fitted), **step_errors(steps, times)},
@@ -169,7 +173,8 @@ def show_piece(piece: Piece) -> None:
     steps, (before, after) = piece["steps"], piece["capacity"]
     print(
         f"{piece['model']} seed {piece['seed']}, {piece['seconds']:.0f} s: capacity {before:.2f}/s before,"
-        f" {after:.2f}/s after{' (void)' if piece['void'] else ''}; {steps['fitted']} steps fitted,"
+        f" {after:.2f}/s after, {piece['others']:.1%} used by others{' (void)' if piece['void'] else ''};"
+        f" {steps['fitted']} steps fitted,"
         f" {steps['predicted']} predicted, error median {steps['median_error']:.1%},"
         f" p90 {steps['p90_error']:.1%}; {piece['outside_ms']:.1f} ms outside of steps",
         flush=True,

@@ -17,6 +17,7 @@ from gyrfalcon.plan.trace import TraceRequest
 NAMES = ("first_token_ms", "time_per_token_ms", "end_to_end_ms")
 SHARES = (50, 90)  # percentiles that are compared
 MOST_MOVED = 0.1  # of the capacity
+MOST_OTHERS = 0.05  # of the processors' time
 WARM_UP_SHARE = 0.2
 STEP_LIMITS = {"median_error": 0.10, "p90_error": 0.25}
 END_LIMITS = {50: 0.15, 90: 0.25}  # of errors at percentiles
@@ -25,10 +26,10 @@ LOAD_OF_LIMITS = 0.8  # above, errors are reported only
 Piece = Mapping[str, Any]  # a model with one seed, as in the JSON
 
 
-def is_void(capacity: Sequence[float]) -> bool:
-    """Whether the machine was not the same before and after."""
+def is_void(capacity: Sequence[float], others: float) -> bool:
+    """Whether the machine was not the same before and after, or not for the benchmark alone."""
     before, after = capacity
-    return abs(after / before - 1) > MOST_MOVED
+    return abs(after / before - 1) > MOST_MOVED or others > MOST_OTHERS
 
 
 def step_errors(steps: Steps, times: MeasuredSteps) -> dict[str, float]:

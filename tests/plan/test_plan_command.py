@@ -166,6 +166,8 @@ def test_a_target_has_a_price(capsys: pytest.CaptureFixture[str]) -> None:
         ("falcon-40b --hardware a10gx0", "got 'a10gx0'; write a10gx4"),
         ("falcon-7b --hardware h100x9 --target T", "at most 8 cards in --hardware"),
         ("falcon-7b --hardware h100 --target fast", "write it as"),
+        ("falcon-7b --hardware h100x8 --pipeline-parallel-size 2", "has no pipeline stages"),
+        ("falcon-7b --hardware h100x8 --pp=2", "use -w: gyrfalcon shares each layer"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(

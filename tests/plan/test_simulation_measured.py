@@ -113,6 +113,20 @@ def test_a_file_without_step_times_is_refused(document: object, said: str, tmp_p
     assert said in str(caught.value)
 
 
+def test_steps_of_which_some_are_slow_take_as_long_as_measured_all_together() -> None:
+    """A fit to errors relative to the measured times comes out 14 % too short."""
+    draw = np.random.default_rng(3)
+    loads = [decoding_load(n, 100 * n) for n in (1, 2, 4, 8)] * 200
+    measured = [
+        (load, 0.001 * (4 + load.decoding) * float(draw.lognormal(0.0, 0.3))) for load in loads
+    ]
+    times = fit_steps([Timed([(load, 1)], seconds) for load, seconds in measured])
+    for num in (1, 2, 4, 8):
+        own = [seconds for load, seconds in measured if load.decoding == num]
+        predicted = times.seconds(decoding_load(num, 100 * num))
+        assert predicted == pytest.approx(sum(own) / len(own), rel=0.04)
+
+
 def test_least_squares_without_negative_numbers_are_optimal() -> None:
     draw = np.random.default_rng(5)
     for _ in range(50):

@@ -1,6 +1,7 @@
 """benchmarks/plan_simulation.py: which pieces a resumed run keeps, and what it says of their errors."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from plan_simulation import is_in_time, kept_pieces, main, missing_seeds, parse, settings_of
 from plan_simulation_errors import end_to_end, is_void, misses, summary
+from plan_simulation_machine import Used, _busy_seconds
 
 from gyrfalcon.engine.scheduler import StepLimits
 from gyrfalcon.errors import UsageError
@@ -99,10 +101,27 @@ def test_nothing_sound_is_a_miss() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capacity", "void"), [([10.0, 10.9], False), ([10.0, 11.1], True), ([10.0, 8.9], True)]
+    ("capacity", "others", "void"),
+    [
+        ([10.0, 10.9], 0.04, False),
+        ([10.0, 11.1], 0.0, True),
+        ([10.0, 8.9], 0.0, True),
+        ([10.0, 10.0], 0.06, True),
+    ],
 )
-def test_a_capacity_that_moved_makes_a_piece_void(capacity: list[float], void: bool) -> None:
-    assert is_void(capacity) is void
+def test_a_machine_that_was_not_the_same_or_not_alone_makes_a_piece_void(
+    capacity: list[float], others: float, void: bool
+) -> None:
+    assert is_void(capacity, others) is void
+
+
+def test_what_others_use_is_all_but_our_own() -> None:
+    stat = "cpu  100 20 30 7000 400 5 6 39 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n"
+    ticks = os.sysconf("SC_CLK_TCK")
+    assert _busy_seconds(stat) == pytest.approx(200 / ticks)
+    processors = os.cpu_count() or 1
+    before, after = Used(0.0, 10.0, 3.0), Used(10.0, 10.0 + 5 * processors, 3.0 + 4 * processors)
+    assert before.others_share(after) == pytest.approx(0.1)
 
 
 def test_latencies_that_come_from_the_step_times_have_no_error() -> None:

@@ -13,6 +13,7 @@ from gyrfalcon.cli.option_types import Number, Whole, Wholes
 from gyrfalcon.console.suggestion import did_you_mean
 from gyrfalcon.errors import UsageError
 
+PIPELINES = ("--pipeline-parallel-size", "-pp", "--pp", "--pipeline-parallel", "--pp-size")
 DESCRIPTION = "Run Falcon language models, cut for any number of ranks."
 EPILOG = """\
 examples:
@@ -101,6 +102,8 @@ def _unknown(command: str, word: str) -> UsageError:
     )
     if word.partition("=")[0] in ("-m", "--model"):
         do = f"write the model alone: gyrfalcon {command} MODEL"
+    elif word.partition("=")[0] in PIPELINES:
+        do = "use -w: gyrfalcon shares each layer among ranks and has no pipeline stages"
     return UsageError(f"arguments that gyrfalcon {command} takes", repr(word), do)
 
 

@@ -23,6 +23,8 @@ VERSION = 1
 MOST_KNOTS = 12
 FEWEST = 4  # times that a fit takes
 DO = "name another file, or measure again"
+WEIGHINGS = 4  # of errors, the first by what was measured
+LEAST_SHARE = 0.01  # of a measured time: no error counts more than by that
 MOST_ROUNDS = 200  # of the fit: far more than any takes
 
 
@@ -66,16 +68,24 @@ class MeasuredSteps:
 
 
 def fit_steps(measured: Sequence[Timed]) -> MeasuredSteps:
-    """The MeasuredSteps with the least squares of relative errors; UsageError of too few times."""
+    """The MeasuredSteps with the least squares of errors, each relative to what is predicted: relative to
+    what was measured, slow steps would count for less than quick ones, and all together come out too short.
+    UsageError of too few times.
+    """
     if len(measured) < FEWEST:
         raise UsageError(f"{FEWEST} measured times or more", str(len(measured)), DO)
     knots = _knots(measured)
-    rows = [
-        sum((count * _features(load, knots) for load, count in one.steps), np.zeros(len(knots) + 3))
-        / one.seconds
-        for one in measured
-    ]
-    found = _not_negative(np.array(rows), np.ones(len(rows)))
+    rows = np.array(
+        [
+            sum((n * _features(load, knots) for load, n in one.steps), np.zeros(len(knots) + 3))
+            for one in measured
+        ]
+    )
+    seconds = np.array([one.seconds for one in measured])
+    scale = seconds
+    for _ in range(WEIGHINGS):
+        found = _not_negative(rows / scale[:, None], seconds / scale)
+        scale = np.maximum(rows @ found, LEAST_SHARE * seconds)
     *increases, sequence, context, attended = found.tolist()
     at_knots = np.cumsum(increases).tolist()
     return MeasuredSteps(tuple(knots), tuple(at_knots), sequence, context, attended)

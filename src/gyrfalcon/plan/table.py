@@ -177,7 +177,7 @@ def _why_lost(best: Sized, other: Sized) -> str:
         if per_card[0] >= per_card[1]:
             return f"{counted(more, 'card')} more: replicas of {other.split.ranks} fill up worse"
         return (
-            f"{counted(more, 'card')} more: {per_card[0]:.1f} streams a card, not {per_card[1]:.1f}, "
+            f"{counted(more, 'card')} more: {per_card[0]:.3g} streams a card, not {per_card[1]:.3g}, "
             f"as {WHY[other.bound]}"
         )
     if other.machines > best.machines:

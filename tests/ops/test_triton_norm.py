@@ -81,7 +81,7 @@ def test_a_mean_far_from_zero_costs_no_digits(hidden: int) -> None:
     ours = triton_norm.add_layer_norms(x, None, norms, EPS)[1][0]
     truth = in_double(x, norms)[0]
     plain = reference.add_layer_norms(x, None, norms, EPS)[1][0]
-    assert error(ours, truth) <= max(2 * error(plain, truth), 5e-5)
+    assert error(ours, truth) <= max(2 * error(plain, truth), 1e-4)  # the mean itself has 6e-5
 
 
 def test_rounding_comes_before_the_statistics() -> None:

@@ -22,6 +22,7 @@ from datetime import timedelta
 from functools import partial
 from types import ModuleType
 
+import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.multiprocessing.spawn import ProcessContext
@@ -50,6 +51,8 @@ from gyrfalcon.parallel.watchdog import Sender, Watchdog
 HERE = "127.0.0.1"
 FILES, FILES_OF_RANK = 24, 4  # that rank 0 opens: 23 with two ranks, 28 with four
 RANK_TIMEOUT = 10.0  # seconds that a rank may stand still
+# The libuv store of torch 2.7.1 takes no socket that listens already; its older store does.
+LIBUV_TAKES_SOCKETS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
 
 _engines = (
     itertools.count()
@@ -340,6 +343,7 @@ def _local_store() -> dist.TCPStore:
             is_master=True,
             wait_for_workers=False,
             master_listen_fd=server.detach(),  # the store closes it
+            use_libuv=LIBUV_TAKES_SOCKETS,
         )
 
 

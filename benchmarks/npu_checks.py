@@ -124,7 +124,7 @@ def _core(config: ModelConfig, device: Device, dtype: torch.dtype, max_len: int)
     block_size = device.block_size(16)
     num_blocks = 1 + -(-max_len // block_size)
     shape = CacheShape(config.num_layers, config.num_kv_heads, config.head_dim, block_size, dtype)
-    pool = KVPool(shape, num_blocks, device.torch_device)
+    pool = KVPool(shape, num_blocks, device.torch_device, device.spare_blocks)
     scheduler = Scheduler(
         BlockAllocator(num_blocks, block_size, False), StepLimits(max_len, max_len, 1)
     )

@@ -128,8 +128,17 @@ def _claim_cases(title: str, cases: Sequence[Mapping[str, Any]], report: Report)
     seen = [f"{case['model']} {case['quant']}: {case['error']}" for case in failed[:SHOWN]]
     text = f"{title}: {len(cases)} models take each step"
     report.claim(text, bool(cases) and not failed, "; ".join(seen))
+    _claim_graphs(title, cases, report)
     if refused:
         report.figure(f"{title}: refused", sorted(refused))
+
+
+def _claim_graphs(title: str, cases: Sequence[Mapping[str, Any]], report: Report) -> None:
+    """Decoding is captured, but for attention by its definition."""
+    reasons = {case["no graph"] for case in cases if case.get("no graph")}
+    others = sorted(reason for reason in reasons if "by its definition" not in reason)
+    captured = sum(case.get("no graph") == "" for case in cases)
+    report.claim(f"{title}: {captured} decode in a graph", not others, "; ".join(others)[:400])
 
 
 def numbers(context: Context, report: Report) -> None:

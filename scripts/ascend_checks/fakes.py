@@ -1,6 +1,6 @@
 """Shape functions of ours for operators whose wheel brings none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import torch
@@ -52,7 +52,54 @@ def _add_layer_norm(
     return torch.empty_like(x1), figures, torch.empty_like(figures), total
 
 
+def _max_workspace(query: Tensor, key: Tensor, value: Tensor, **named: object) -> Tensor:
+    """Bytes that the attention works in: how many only a card says."""
+    return query.new_empty(1 << 20, dtype=torch.uint8)
+
+
+def _attention_out(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    workspace: Tensor | None = None,
+    out: Sequence[Tensor],
+    **named: object,
+) -> tuple[Tensor, Tensor]:
+    """Checked by the wheel's own shape function of the same operator, which gives new tensors."""
+    new, _ = torch.ops.npu.npu_fused_infer_attention_score(query, key, value, **named)
+    sizes = (out[0].shape, out[0].dtype)
+    torch._check(
+        sizes == (new.shape, new.dtype), lambda: f"wanted {new.shape}, {new.dtype}, got {sizes}"
+    )
+    return out[0], out[1]
+
+
+class _Nothing:
+    """A stream, an event or a graph that does nothing, and a context of such."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def nothing(self, *_: object) -> None:
+        pass
+
+    wait = reset = record = synchronize = wait_stream = replay = pool = nothing
+    __enter__ = __exit__ = nothing
+
+
+def graph_functions() -> dict[str, Callable[..., object]]:
+    """What torch_npu.npu has for graphs, which only a card can run: what is captured runs at once, and so
+    does what a replay is given.
+    """
+    names = ("Stream", "stream", "Event", "ExternalEvent", "NPUGraph", "graph", "current_stream")
+    tasks = ("group_begin", "group_end", "update_begin", "update_end")
+    return dict.fromkeys((*names, *(f"graph_task_{name}" for name in tasks)), _Nothing)
+
+
 FAKES: dict[str, Callable[..., object]] = {
     "npu_convert_weight_to_int4pack": _int4pack,
     "npu_add_layer_norm": _add_layer_norm,
+    "npu_fused_infer_attention_score.out": _attention_out,
+    "_npu_fused_infer_attention_score_get_max_workspace": _max_workspace,
 }

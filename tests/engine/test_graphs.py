@@ -15,7 +15,7 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.device.lookup import device_of
 from gyrfalcon.engine.build import model_runner
-from gyrfalcon.engine.graphs import SIZES, Graphs
+from gyrfalcon.engine.graphs import Graphs
 from gyrfalcon.engine.overlap import Overlap
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.model.falcon import Falcon
@@ -108,7 +108,7 @@ def test_operations_that_read_lengths_on_the_host_are_not_captured(engine: Engin
     graphs = engine._core.model_runner
     assert isinstance(graphs, Watched)
     card = device_of(torch.device("cuda"))
-    for operations, largest in ((triton_ops, SIZES[-1]), (reference, 0)):
+    for operations, largest in ((triton_ops, card.graph_sizes[-1]), (reference, 0)):
         run = model_runner(graphs.model, operations, solo(), 64, card)
         assert isinstance(run, Graphs)
         assert run.largest == largest

@@ -6,13 +6,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import npu_kernels as kernels
 import psutil
 import pytest
 import torch
 import torch.distributed as dist
+from npu_graph_emulation import emulated_cards
 from torch import Tensor
 
 from gyrfalcon.device import lookup, npu
@@ -27,18 +28,19 @@ def fake_torch_npu(version: str = kernels.NEWEST, without: Sequence[str] = ()) -
     kernels.install()
     module = ModuleType("torch_npu")
     module.__spec__ = ModuleSpec("torch_npu", None)
-    for name, schema in kernels.schemas(version).items():
-        if name not in without:
-            setattr(module, name, _operator(name, schema))
-    cards = SimpleNamespace(is_available=lambda: True, device_count=lambda: CARDS)
-    setattr(module, "npu", cards)  # noqa: B010  # a module has no such attribute for mypy
+    for full_name, schema in kernels.schemas(version).items():
+        name, _, overload = full_name.partition(".")
+        if full_name not in without and name not in without:
+            operator = _operator(name, overload or "default", schema)
+            setattr(getattr(module, name) if overload else module, overload or name, operator)
+    setattr(module, "npu", emulated_cards(CARDS, without))  # noqa: B010  # mypy knows no such attribute
     return module
 
 
-def _operator(name: str, schema: str) -> Callable[..., object]:
+def _operator(name: str, overload: str, schema: str) -> Callable[..., object]:
     """An operator that takes the arguments of its version alone, and lengths as lists on the host."""
     known = {argument.name for argument in torch._C.parse_schema(schema).arguments}
-    operator = getattr(getattr(torch.ops, schema.partition("::")[0]), name)
+    operator = getattr(getattr(getattr(torch.ops, schema.partition("::")[0]), name), overload)
 
     def call(*arguments: object, **named: object) -> object:
         if unknown := named.keys() - known:
@@ -125,6 +127,7 @@ def emulate(patch: pytest.MonkeyPatch, module: ModuleType | None = None) -> None
     patch.setitem(reference.ACTIVATIONS, "gelu", gelu_of_cards)
     patch.setattr(kernels, "MACHINE", kernels.Machine())
     lookup.device_of.cache_clear()
+    npu.find_torch_npu.cache_clear()
 
 
 def emulate_for_good() -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from checkpoints import make_checkpoint
 from npu_emulation import emulate
+from npu_graph_emulation import LOG
+
+from gyrfalcon.device.npu import find_torch_npu
 
 
 @pytest.fixture
@@ -16,10 +19,12 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """
     before = dict(os.environ)
     emulate(monkeypatch)
+    LOG.clear()
     yield monkeypatch
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
+    find_torch_npu.cache_clear()
 
 
 @pytest.fixture(scope="session")

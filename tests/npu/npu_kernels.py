@@ -126,6 +126,38 @@ def fused_infer_attention_score(
     return out.view(query.shape), torch.zeros(1)
 
 
+def fused_infer_attention_score_out(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    workspace: Tensor | None = None,
+    out: Sequence[Tensor],
+    **named: object,
+) -> tuple[Tensor, Tensor]:
+    """The same into tensors that are there."""
+    require(workspace is not None, "a workspace, which a graph may not allocate")
+    assert workspace is not None
+    attention, lse = fused_infer_attention_score(query, key, value, **named)  # type: ignore[arg-type]
+    needed = workspace_size(query, named["actual_seq_lengths_kv"])  # type: ignore[arg-type]
+    require(len(workspace) >= needed, "a workspace for these lengths", (len(workspace), needed))
+    require(out[0].shape == attention.shape and out[0].dtype == attention.dtype, "query's shape")
+    out[0].copy_(attention)
+    out[1].copy_(lse)
+    return out[0], out[1]
+
+
+def max_workspace(query: Tensor, key: Tensor, value: Tensor, **named: object) -> Tensor:
+    """The memory that the attention works in, with these lengths."""
+    CALLS.append("_npu_fused_infer_attention_score_get_max_workspace")
+    return torch.empty(workspace_size(query, named["actual_seq_lengths_kv"]), dtype=torch.uint8)  # type: ignore[arg-type]
+
+
+def workspace_size(query: Tensor, lengths: Sequence[int]) -> int:
+    """Of this emulation: it grows with the tokens, as a card's may."""
+    return query.numel() + sum(lengths)
+
+
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, bias: Tensor | None
 ) -> Tensor:
@@ -396,6 +428,8 @@ def unpacked(words: Tensor) -> Tensor:
 
 KERNELS: dict[str, Callable[..., object]] = {
     "npu_fused_infer_attention_score": fused_infer_attention_score,
+    "npu_fused_infer_attention_score.out": fused_infer_attention_score_out,
+    "_npu_fused_infer_attention_score_get_max_workspace": max_workspace,
     "npu_scatter_pa_kv_cache": scatter_pa_kv_cache,
     "npu_apply_rotary_pos_emb": apply_rotary_pos_emb,
     "npu_rotary_mul": rotary_mul,

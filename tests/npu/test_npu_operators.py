@@ -15,6 +15,7 @@ from npu_kernels import CALLS, Refused
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
+from gyrfalcon.device.npu_graphs import GraphTasks
 from gyrfalcon.errors import UsageError
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
@@ -95,7 +96,7 @@ def test_attention_equals_its_definition(
     heads: tuple[int, int, int], layout: str, lens: tuple[int, ...], contexts: tuple[int, ...]
 ) -> None:
     q, cache, batch = step(heads, lens, contexts)
-    attend = getattr(Kernel(fake_torch_npu(), CPU), layout)
+    attend = getattr(Kernel(fake_torch_npu(), CPU, GraphTasks()), layout)
     assert_near(attend(q, cache, Step.of(batch), None), defined(q, cache, batch))
 
 
@@ -111,7 +112,9 @@ def test_alibi_as_a_bias_equals_its_definition(
     kernels.MACHINE.bias_on_pages = True
     q, cache, batch = step(heads, lens, contexts, dtype)
     slopes = torch.linspace(0.05, 0.7, heads[0])
-    found = Kernel(fake_torch_npu(), CPU).by_sequence(q, cache, Step.of(batch), slopes)
+    found = Kernel(fake_torch_npu(), CPU, GraphTasks()).by_sequence(
+        q, cache, Step.of(batch), slopes
+    )
     assert_near(found, defined(q, cache, batch, slopes))
 
 
@@ -137,7 +140,7 @@ def test_an_operator_that_is_off_is_not_chosen() -> None:
         npu_fused_infer_attention_score=lambda *a, **named: attend(*a, **{**named, "scale": 1})
     )
     q, cache, _ = step((16, 1, 64), (1,), (5,))
-    assert Choice(Kernel(module, CPU), {}).of(q, cache, None) is plain
+    assert Choice(Kernel(module, CPU, GraphTasks()), {}).of(q, cache, None) is plain
 
 
 class Late:
@@ -158,7 +161,7 @@ def test_an_operator_that_fails_on_the_card_is_not_chosen(
     error: Exception, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")
-    kernel = Kernel(fake_torch_npu(), CPU)
+    kernel = Kernel(fake_torch_npu(), CPU, GraphTasks())
     monkeypatch.setattr(kernel, "packed", lambda *_: Late(error))
     q, cache, _ = step((16, 1, 64), (1,), (5,))
     assert Choice(kernel, {}).of(q, cache, None) == kernel.by_sequence
@@ -178,7 +181,7 @@ def test_what_no_layout_takes_goes_by_the_definition() -> None:
 def test_alibi_is_the_operator_s_bias_where_it_takes_one_beside_pages(takes: bool) -> None:
     kernels.MACHINE.bias_on_pages = takes
     q, cache, _ = step((8, 8, 64), (1,), (200,))
-    attend = Choice(Kernel(fake_torch_npu(), CPU), {}).of(q, cache, torch.ones(8))
+    attend = Choice(Kernel(fake_torch_npu(), CPU, GraphTasks()), {}).of(q, cache, torch.ones(8))
     assert (attend is plain) is not takes
 
 
@@ -187,7 +190,7 @@ def test_the_environment_overrides_the_choice(variable: str) -> None:
     kernels.MACHINE.bias_on_pages = True
     q, cache, _ = step((8, 8, 64), (1,), (200,))
     slopes = torch.ones(8) if variable == ALIBI_VARIABLE else None
-    kernel = Kernel(fake_torch_npu(), CPU)
+    kernel = Kernel(fake_torch_npu(), CPU, GraphTasks())
     assert Choice(kernel, {variable: "plain"}).of(q, cache, slopes) is plain
     assert Choice(kernel, {}).of(q, cache, slopes) is not plain
     with pytest.raises(UsageError, match=f"wanted {variable} .*plain, got 'fast'"):

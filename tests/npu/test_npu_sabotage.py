@@ -3,15 +3,20 @@ the test beside it red.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import test_npu_device as device_tests
+import test_npu_graphs as graphs
 import test_npu_laws as laws
 import test_npu_operators as operators
 import torch
 from sabotages import Patch, edited
 
 from gyrfalcon.device.npu import Npu
+from gyrfalcon.device.npu_graphs import GraphTasks, _Copy
+from gyrfalcon.engine.graphs import _Graph
+from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.ops.npu import attention
 from gyrfalcon.ops.npu.attention import Kernel, Step
 from gyrfalcon.ops.npu.linear import Linear
@@ -21,6 +26,7 @@ from gyrfalcon.ops.npu.rotary import RotaryAndCache
 DECODE = ((1, 1), (5, 300))
 MIXED = ((9, 1, 140, 1), (9, 129, 200, 256))
 pytest_plugins = ["npu_fixtures"]
+layout, small_model = graphs.layout, graphs.small_model
 
 HEADS_40B, HEADS_7B = (16, 1, 64), (71, 1, 64)
 
@@ -36,7 +42,7 @@ def take_every_head_in_one_call(patch: Patch) -> None:
 
 SABOTAGES: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "a wrong keyword": (
-        edited(Kernel, "_call", "block_table=tables", "block_tables=tables"),
+        edited(Kernel, "_call", '"block_table":', '"block_tables":'),
         attention_in("packed"),
     ),
     "a wrong layout": (
@@ -48,7 +54,7 @@ SABOTAGES: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
         attention_in("packed"),
     ),
     "the scale left out": (
-        edited(Kernel, "_call", "scale=dim**-0.5,", ""),
+        edited(Kernel, "_call", '"scale": dim**-0.5,', ""),
         attention_in("packed"),
     ),
     "the mask left out": (
@@ -59,8 +65,8 @@ SABOTAGES: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
         edited(
             Kernel,
             "packed",
-            "list(step.batch.context_lens)",
-            "list(accumulate(step.batch.context_lens))",
+            "step.contexts,",
+            "list(accumulate(step.contexts)),",
         ),
         attention_in("packed"),
     ),
@@ -91,6 +97,39 @@ SABOTAGES: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
         edited(RotaryAndCache, "_cos_and_sin", ".to(dtype)", ""),
         lambda: operators.test_rotating_and_caching_equal_their_definition((), 64),
     ),
+    "a graph's lengths not brought": (
+        edited(_Copy, "replay", "task.issue(contexts)", "pass"),
+        graphs.a_task_of_a_graph_gets_its_lengths,
+    ),
+    "the lengths of the capture brought": (
+        edited(_Copy, "replay", "task.issue(contexts)", "task.issue([0] * len(contexts))"),
+        graphs.a_task_of_a_graph_gets_its_lengths,
+    ),
+    "lengths brought without telling the graph": (
+        edited(_Copy, "replay", "task.ready.record(updates)", "pass"),
+        graphs.a_task_of_a_graph_gets_its_lengths,
+    ),
+    "a graph that may still run given lengths": (
+        edited(_Copy, "replay", "self._done.synchronize()", "pass"),
+        graphs.a_task_of_a_graph_gets_its_lengths,
+    ),
+    "a graph replayed before its lengths are brought": (
+        edited(
+            _Copy,
+            "replay",
+            "with self._npu.stream(updates):",
+            "self._graph.replay()\n    with self._npu.stream(updates):",
+        ),
+        graphs.a_task_of_a_graph_gets_its_lengths,
+    ),
+    "a graph that does not wait for its lengths": (
+        edited(GraphTasks, "add", "ready.wait(stream)", "pass"),
+        graphs.a_graph_waits_for_its_lengths,
+    ),
+    "a graph that waits only once": (
+        edited(GraphTasks, "add", "ready.reset(stream)", "pass"),
+        graphs.a_graph_waits_for_its_lengths,
+    ),
     "a step's numbers kept": (
         edited(NpuOps, "attention", " or self._step.batch is not batch", ""),
         operators.test_a_step_s_numbers_are_not_kept_for_the_next,
@@ -115,6 +154,29 @@ def test_every_sabotage_of_the_operators_turns_its_test_red(
     plant(emulated)
     with pytest.raises((AssertionError, RuntimeError, TypeError)):
         test()
+
+
+GRAPHS = {
+    "padding cached where a sequence is": edited(
+        KVPool, "padding_slots", "self.num_blocks * self.block_size", "0"
+    ),
+    "what operators made of another run's batch": edited(
+        _Graph, "of", "model(replace(batch), pool)", "model(batch, pool)"
+    ),
+    "lengths of the step before": edited(
+        _Graph, "run", "*batch.context_lens", "*(n - 1 for n in batch.context_lens)"
+    ),
+}
+
+
+@pytest.mark.parametrize("sabotage", GRAPHS)
+@pytest.mark.parametrize("layout", ["tnd"], indirect=True)
+def test_every_sabotage_of_graphs_turns_their_tokens_red(
+    sabotage: str, layout: str, small_model: Path, emulated: pytest.MonkeyPatch
+) -> None:
+    GRAPHS[sabotage](emulated)
+    with pytest.raises((AssertionError, RuntimeError)):
+        graphs.graphs_give_the_tokens_of_single_launches(small_model, emulated, 3)
 
 
 @pytest.mark.parametrize("variant", ["40b"])

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gyrfalcon.device.protocol import Device
+from gyrfalcon.device.protocol import Device, Replay
 from gyrfalcon.device.rates import best_seconds, product_rate
 from gyrfalcon.device.threads import torch_threads
 
@@ -86,9 +86,9 @@ class Cpu(Device):
     def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
         return lambda: tensor
 
-    def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def capture(self, work: Callable[[], Tensor]) -> Replay:
         """There are no graphs here: `work` itself."""
-        return work
+        return lambda contexts=(): work()
 
     def synchronise(self) -> None:
         pass

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gyrfalcon.device import KINDS
-from gyrfalcon.device.protocol import Device
+from gyrfalcon.device.protocol import Device, Replay
 from gyrfalcon.device.rates import copy_rate, product_rate
 from gyrfalcon.device.threads import torch_threads
 from gyrfalcon.device.topology import node_of_pci
@@ -106,7 +106,7 @@ class Cuda(Device):
 
         return wait
 
-    def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def capture(self, work: Callable[[], Tensor]) -> Replay:
         """A graph, captured after a first run that compiles and allocates (torch.cuda.graphs)."""
         side = torch.cuda.Stream(self.torch_device)
         side.wait_stream(torch.cuda.current_stream(self.torch_device))
@@ -117,7 +117,7 @@ class Cuda(Device):
         with torch.cuda.graph(graph):
             out = work()
 
-        def replay() -> Tensor:
+        def replay(contexts: Sequence[int] = ()) -> Tensor:
             graph.replay()
             return out
 

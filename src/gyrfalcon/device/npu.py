@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gyrfalcon.device.host import Host
+from gyrfalcon.device.npu_graphs import GraphTasks, capture
 from gyrfalcon.device.npu_setup import pci_address
-from gyrfalcon.device.protocol import Device
+from gyrfalcon.device.protocol import Device, Replay
 from gyrfalcon.device.rates import copy_rate, product_rate
 from gyrfalcon.device.threads import torch_threads
 from gyrfalcon.device.topology import node_of_pci
@@ -36,6 +37,8 @@ class Npu(Device):
     cache_share = 0.8  # the weights are loaded by then
     weights_at_once = 1 << 24
     collectives = "HCCL"
+    graph_sizes = (1, 4, 16, 64)  # each is captured twice, and CANN has few streams and events
+    spare_blocks = 1
 
     @classmethod
     def count(cls) -> int:
@@ -141,11 +144,13 @@ class Npu(Device):
 
         return wait
 
-    def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """`work` itself: the attention takes its lengths from the host, and a graph would keep those of
-        its capture. The operators say so (CAPTURABLE), so that nobody asks.
-        """
-        return work
+    @cached_property
+    def graph_tasks(self) -> GraphTasks:
+        """Through which operators that take lengths from the host get into a graph."""
+        return GraphTasks()
+
+    def capture(self, work: Callable[[], Tensor]) -> Replay:
+        return capture(_torch_npu().npu, self.graph_tasks, self.torch_device, work)
 
     def synchronise(self) -> None:
         _torch_npu().npu.synchronize(self.torch_device)

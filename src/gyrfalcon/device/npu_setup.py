@@ -265,6 +265,7 @@ SETUP = Setup(
         "TORCH_NPU_USE_COMPATIBLE_IMPL",
         "GYRFALCON_NPU_ATTENTION",
         "GYRFALCON_NPU_ALIBI",
+        "GYRFALCON_NPU_GRAPHS",
     ),
     logs=("~/ascend/log/*/plog/*.log", "$ASCEND_PROCESS_LOG_PATH/*/plog/*.log"),
 )

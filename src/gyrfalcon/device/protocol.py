@@ -2,11 +2,23 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class CannotCapture(Exception):
+    """Work cannot become a graph here, and is launched operator by operator; str() says why."""
+
+
+class Replay(Protocol):
+    """Launches a captured graph; `contexts` are the tokens that each sequence attends to, for operators that
+    take them from the host.
+    """
+
+    def __call__(self, contexts: Sequence[int] = ()) -> Tensor: ...
 
 
 class Device(ABC):
@@ -22,6 +34,20 @@ class Device(ABC):
         int
     ]  # to quantise: what a core's cache holds, or enough to fill a card
     collectives: ClassVar[str]  # the library that sums over ranks
+    graph_sizes: ClassVar[Sequence[int]] = (
+        1,
+        2,
+        4,
+        8,
+        16,
+        32,
+        64,
+        128,
+    )  # batches that are captured
+    spare_blocks: ClassVar[int] = (
+        0  # of the KV cache, for the padding of captured batches: where the
+    )
+    # operators have no slot that says nowhere
 
     emulated: ClassVar[bool] = False  # other hardware computes in its place, in tests: results are
     # its own, times are not, and none are told
@@ -124,8 +150,10 @@ class Device(ABC):
         """
 
     @abstractmethod
-    def capture(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """What launches all of `work` at once, again and again on the same tensors."""
+    def capture(self, work: Callable[[], Tensor]) -> Replay:
+        """What launches all of `work` at once, again and again on the same tensors; CannotCapture where
+        that cannot be had.
+        """
 
     @abstractmethod
     def synchronise(self) -> None:

@@ -74,7 +74,7 @@ def _core(
     pool, max_len = _cache(config, checkpoint, rank_info, device, dtype)
     rope = checkpoint.config.rope  # with dynamic scaling a token's key depends on what follows it
     reuse = config.reuse_prefixes and not (rope is not None and rope.kind == "dynamic")
-    allocator = BlockAllocator(len(pool.layers[0].k), config.block_size, reuse)
+    allocator = BlockAllocator(pool.num_blocks, config.block_size, reuse)
     limits = StepLimits(max_len, config.max_batch_tokens, config.max_sequences)
     runner = model_runner(model, operations, rank_info.group, max_len, device)
     vocabulary = Vocabulary.shared(checkpoint.config.vocab_size, rank_info.group)
@@ -97,7 +97,7 @@ def model_runner(
     if device.on_host:
         return model
     capturable = operations.CAPTURABLE and group.capturable
-    return Graphs(model, max_len, device, capturable, group.heartbeat)
+    return Graphs(model, max_len, device, capturable, group.heartbeat, group.all_reduce_min)
 
 
 def longest_sequence(config: EngineConfig, checkpoint: Checkpoint) -> int:
@@ -128,7 +128,7 @@ def _cache(
         model.num_layers, len(share.kv_heads), model.head_dim, config.block_size, dtype
     )
     useful = config.max_sequences * -(-max_len // config.block_size)
-    affordable = _cache_bytes(config, rank_info, device) // shape.block_bytes
+    affordable = _cache_bytes(config, rank_info, device) // shape.block_bytes - device.spare_blocks
     num_blocks = rank_info.group.all_reduce_min(min(useful, affordable))
     held = num_blocks * config.block_size
     wanted = -(-max_len // config.block_size) * shape.block_bytes
@@ -138,7 +138,7 @@ def _cache(
             f"one for {held} tokens",
             "raise `cache_memory` or lower `max_len`",
         )
-    return KVPool(shape, num_blocks, device.torch_device), min(max_len, held)
+    return KVPool(shape, num_blocks, device.torch_device, device.spare_blocks), min(max_len, held)
 
 
 def _cache_bytes(config: EngineConfig, rank_info: RankInfo, device: Device) -> int:

@@ -205,7 +205,7 @@ class Engine:
     def cache_len(self) -> int:
         """Tokens that the KV cache holds, of all running sequences together."""
         pool = self._core.pool
-        return len(pool.layers[0].k) * pool.block_size
+        return pool.num_blocks * pool.block_size
 
     @property
     def tokenizer(self) -> Tokenizer:

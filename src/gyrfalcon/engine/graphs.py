@@ -1,23 +1,24 @@
 """Decoding on an accelerator as captured graphs: a step is launched as one piece, not kernel by kernel.
 
 A graph's shapes are fixed, so there is one for each of a few batch sizes; a batch is padded to the
-next of them with sequences that attend to nothing and are cached nowhere.
+next of them with sequences that attend to nothing and are cached nowhere, or where no sequence is.
 """
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
-from gyrfalcon.device.protocol import Device
+from gyrfalcon.device.protocol import CannotCapture, Device, Replay
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.model.builder import Model
 from gyrfalcon.parallel.heartbeat import Heartbeat
 
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
-NOWHERE = -1  # the slot of a token that is not cached
+log = logging.getLogger(__name__)
+
 COLUMNS = ("token_ids", "positions", "rope_lengths", "slots", "contexts")  # one of each a sequence
 
 
@@ -31,28 +32,51 @@ class Graphs:
         device: Device,
         capturable: bool = True,
         heartbeat: Heartbeat | None = None,
+        smallest: Callable[[int], int] = int,
     ) -> None:
+        """`smallest` of the ranks' numbers: all of them replay a graph, or none does."""
         self.model = model
-        self.largest = SIZES[-1] if capturable else 0
+        self.largest = device.graph_sizes[-1] if capturable else 0
         self.max_len = max_len
         self.device = device
         self._graphs: dict[int, _Graph] = {}
         self._heartbeat = heartbeat or Heartbeat()
+        self._smallest = smallest
 
     def __call__(self, batch: Batch, pool: KVPool) -> Tensor:
         """As the model: this rank's logits float32 [rows, own tokens]."""
         num_sequences = len(batch.query_lens)
         decoding = set(batch.query_lens) == {1} and len(batch.rows) == num_sequences
-        if not decoding or num_sequences > self.largest:
-            logits = self.model(batch.on(self.device.torch_device), pool)
-            self._heartbeat.exempt = False  # its kernels are compiled
-            return logits
-        size = next(size for size in SIZES if size >= num_sequences)
-        if size not in self._graphs:
-            self._heartbeat.exempt = True
-            self._graphs[size] = _Graph.of(self.model, pool, size, self.max_len, self.device)
-            self._heartbeat.exempt = False
-        return self._graphs[size].run(batch)
+        graph = self._graph_for(num_sequences, pool) if decoding else None
+        if graph is not None:
+            return graph.run(batch)
+        logits = self.model(batch.on(self.device.torch_device), pool)
+        self._heartbeat.exempt = False  # its kernels are compiled
+        return logits
+
+    def _graph_for(self, num_sequences: int, pool: KVPool) -> "_Graph | None":
+        """The graph for so many sequences, captured when it is first wanted; None where there is none."""
+        if num_sequences > self.largest:
+            return None
+        size = next(size for size in self.device.graph_sizes if size >= num_sequences)
+        if size not in self._graphs and not self._capture(size, pool):
+            self.largest = max((one for one in self._graphs if one < size), default=0)
+            return self._graph_for(num_sequences, pool)
+        return self._graphs[size]
+
+    def _capture(self, size: int, pool: KVPool) -> bool:
+        """Whether all ranks have captured the graph of a size."""
+        self._heartbeat.exempt = True
+        graph = None
+        try:
+            graph = _Graph.of(self.model, pool, size, self.max_len, self.device)
+        except CannotCapture as error:
+            log.warning("%d sequences or more are decoded without a graph: %s", size, error)
+        captured = bool(self._smallest(int(graph is not None)))
+        if captured and graph is not None:
+            self._graphs[size] = graph
+        self._heartbeat.exempt = False
+        return captured
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +85,8 @@ class _Graph:
 
     device: Device
     numbers: "_BatchBuffer"
-    replay: Callable[[], Tensor]
+    nowhere: Tensor  # int64 [sequences] on the host, the slots of those that only pad
+    replay: Replay
 
     @classmethod
     def of(cls, model: Model, pool: KVPool, size: int, max_len: int, device: Device) -> "_Graph":
@@ -69,24 +94,30 @@ class _Graph:
         num_blocks = -(-max_len // pool.block_size)
         length = size * (len(COLUMNS) + num_blocks)
         flat = torch.zeros(length, dtype=torch.int64, device=device.torch_device)
-        numbers = _BatchBuffer(flat, size)
+        nowhere = pool.padding_slots(size)
+        numbers = _BatchBuffer(flat, nowhere.to(flat.device))
         numbers.fill_up(0)
         batch = numbers.batch()
-        return cls(device, numbers, device.capture(lambda: model(batch, pool)))
+
+        def step() -> Tensor:
+            """With a batch of its own: operators keep for all layers what they made of one."""
+            return model(replace(batch), pool)
+
+        return cls(device, numbers, nowhere, device.capture(step))
 
     def run(self, batch: Batch) -> Tensor:
         """Copies to the device, one launch; the logits of the batch's own rows."""
         num_sequences = len(batch.query_lens)
         on_device = self.numbers
         # Anew for each step: the copy for the one before may still have to be made.
-        on_host = _BatchBuffer(
-            torch.zeros_like(on_device.flat, device="cpu"), len(on_device.tables)
-        )
+        on_host = _BatchBuffer(torch.zeros_like(on_device.flat, device="cpu"), self.nowhere)
         on_host.take(batch)
         on_host.fill_up(num_sequences)
         on_device.flat.copy_(self.device.pinned(on_host.flat), non_blocking=True)
         on_device.token_ids[:num_sequences].copy_(batch.token_ids, non_blocking=True)
-        return self.replay()[:num_sequences].clone()  # the next replay writes over them
+        padding = (0,) * (len(self.nowhere) - num_sequences)
+        logits = self.replay((*batch.context_lens, *padding))
+        return logits[:num_sequences].clone()  # the next replay writes over them
 
 
 class _BatchBuffer:
@@ -94,8 +125,10 @@ class _BatchBuffer:
     tables row by row. Kernels read each as a run of its own.
     """
 
-    def __init__(self, flat: Tensor, size: int) -> None:
+    def __init__(self, flat: Tensor, nowhere: Tensor) -> None:
+        size = len(nowhere)
         self.flat = flat  # int64
+        self._nowhere = nowhere  # the slots of padding
         self.columns = flat[: len(COLUMNS) * size].view(len(COLUMNS), size)
         self.token_ids = self.columns[COLUMNS.index("token_ids")]
         self.tables = flat[len(COLUMNS) * size :].view(size, -1)
@@ -110,9 +143,9 @@ class _BatchBuffer:
         self.tables[:num_sequences, :num_blocks] = batch.block_tables
 
     def fill_up(self, first: int) -> None:
-        """Sequences from `first` on attend to nothing and are cached nowhere."""
+        """Sequences from `first` on attend to nothing and are cached where no other is."""
         self.columns[:, first:] = 0
-        self.columns[COLUMNS.index("slots"), first:] = NOWHERE
+        self.columns[COLUMNS.index("slots"), first:] = self._nowhere[first:]
 
     def batch(self) -> Batch:
         """The batch whose tensors these are. The host does not know its contexts: ()."""

@@ -2,11 +2,12 @@
 
 Its limits, of torch_npu's documents: at most 64 query heads a KV head; lengths are lists on the host; pages
 hold 128, 256, 384 or 512 tokens; a bias (pse_shift) is added after the scale. Which layouts it takes for a
-head size depends on the CANN that is installed: choice.py asks it.
+head size depends on the CANN that is installed: choice.py asks it. In a captured graph its lengths come with
+each replay (device/npu_graphs.py).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from gyrfalcon.batch import Batch
 from gyrfalcon.device.lookup import send
+from gyrfalcon.device.npu_graphs import GraphTasks
+from gyrfalcon.device.protocol import CannotCapture
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
 
@@ -39,12 +42,20 @@ class Step:
         """Converted once for all layers."""
         return cls(batch, batch.block_tables.int())
 
+    @property
+    def contexts(self) -> list[int]:
+        """The tokens that each sequence attends to; 1 in a graph, which gets them with each replay."""
+        return list(self.batch.context_lens) or [1] * len(self.batch.query_lens)
+
 
 class Kernel:
     """The operator, and the mask that it wants."""
 
-    def __init__(self, torch_npu: Any, device: torch.device) -> None:
+    def __init__(self, torch_npu: Any, device: torch.device, tasks: GraphTasks) -> None:
+        self._torch_npu = torch_npu
         self._attend = torch_npu.npu_fused_infer_attention_score
+        self._tasks = tasks
+        self._workspaces: dict[tuple[torch.Size, torch.Size], Tensor] = {}
         ones = torch.ones(MASK_SIZE, MASK_SIZE, dtype=torch.bool, device=device)
         self._mask = ones.triu(1)
 
@@ -56,8 +67,9 @@ class Kernel:
         out = self._call(
             spread,
             cache,
-            step.tables.repeat(parts, 1),
-            list(step.batch.context_lens) * parts,
+            step.tables,
+            step.contexts,
+            parts,
             input_layout="TND",
             num_heads=spread.shape[1],
             sparse_mode=CAUSAL,
@@ -70,10 +82,10 @@ class Kernel:
         self, q: Tensor, cache: LayerCache, step: Step, slopes: Tensor | None
     ) -> Tensor:
         """Sequences with one new token in one call (BSH), each of the others in its own (BNSD)."""
-        lens, contexts = step.batch.query_lens, step.batch.context_lens
+        lens, contexts = step.batch.query_lens, step.contexts
         single = [place for place, length in enumerate(lens) if length == 1]
         if len(single) == len(lens):
-            return self._decode(q, cache, step.tables, list(contexts), slopes)
+            return self._decode(q, cache, step.tables, contexts, slopes)
         out = torch.empty_like(q)
         starts = list(accumulate(lens, initial=0))
         if single:
@@ -106,8 +118,9 @@ class Kernel:
         out = self._call(
             spread.flatten(1)[:, None],
             cache,
-            tables.repeat(parts, 1),
-            contexts * parts,
+            tables,
+            contexts,
+            parts,
             input_layout="BSH",
             num_heads=spread.shape[1],
             pse_shift=bias,
@@ -129,8 +142,9 @@ class Kernel:
         out = self._call(
             rows,
             cache,
-            table.repeat(parts, 1),
-            [context] * parts,
+            table,
+            [context],
+            parts,
             input_layout="BNSD",
             num_heads=heads,
             sparse_mode=CAUSAL,
@@ -142,22 +156,61 @@ class Kernel:
         )
 
     def _call(
-        self, q: Tensor, cache: LayerCache, tables: Tensor, contexts: list[int], **others: Any
+        self,
+        q: Tensor,
+        cache: LayerCache,
+        tables: Tensor,
+        contexts: list[int],
+        parts: int,
+        **others: Any,
     ) -> Tensor:
-        """The operator, on pages [blocks, block_size, kv_heads × head_dim]."""
+        """The operator, on pages [blocks, block_size, kv_heads × head_dim]; each sequence `parts` times."""
         block_size, kv_heads, dim = cache.k.shape[1:]
-        out: Tensor = self._attend(
-            q,
-            cache.k.flatten(2),
-            cache.v.flatten(2),
-            block_table=tables,
-            block_size=block_size,
-            actual_seq_lengths_kv=contexts,
-            num_key_value_heads=kv_heads,
-            scale=dim**-0.5,
-            **others,
-        )[0]
+        tensors = (q, cache.k.flatten(2), cache.v.flatten(2))
+        others |= {
+            "block_table": tables.repeat(parts, 1),
+            "block_size": block_size,
+            "num_key_value_heads": kv_heads,
+            "scale": dim**-0.5,
+        }
+        if self._tasks.is_warming_up:
+            longest = [tables.shape[1] * block_size] * (len(contexts) * parts)
+            self._reserve(tensors, others | {"actual_seq_lengths_kv": longest})
+        if self._tasks.is_capturing:
+            return self._captured(tensors, contexts, parts, others)
+        lengths = contexts * parts
+        out: Tensor = self._attend(*tensors, actual_seq_lengths_kv=lengths, **others)[0]
         return out
+
+    def _reserve(self, tensors: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+        """The memory that the operator works in, for one shape and the longest sequences: of all graphs,
+        which run one after the other.
+        """
+        key = (tensors[0].shape, named["block_table"].shape)
+        if key in self._workspaces:
+            return
+        ask = self._torch_npu._npu_fused_infer_attention_score_get_max_workspace
+        try:
+            self._workspaces[key] = ask(*tensors, **named)
+        except (OSError, RuntimeError) as error:
+            raise CannotCapture(" ".join(str(error).split())[:200]) from error
+
+    def _captured(
+        self, tensors: tuple[Tensor, ...], contexts: list[int], parts: int, named: dict[str, Any]
+    ) -> Tensor:
+        """Part of a graph, each replay of which brings lengths. A sequence that pads has one key."""
+        q = tensors[0]
+        workspace = self._workspaces[(q.shape, named["block_table"].shape)]
+        out = [torch.empty_like(q), q.new_empty(1)]
+
+        def issue(contexts: Sequence[int]) -> None:
+            lengths = [max(1, context) for context in contexts] * parts
+            self._attend.out(
+                *tensors, actual_seq_lengths_kv=lengths, workspace=workspace, out=out, **named
+            )
+
+        self._tasks.add(issue, contexts)
+        return out[0]
 
 
 def _spread(q: Tensor, kv_heads: int) -> tuple[int, Tensor]:

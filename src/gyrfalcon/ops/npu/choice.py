@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
+from gyrfalcon.device.protocol import CannotCapture
 from gyrfalcon.errors import UsageError
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
@@ -85,6 +86,8 @@ class Choice:
 
 def plain(q: Tensor, cache: LayerCache, step: Step, slopes: Tensor | None) -> Tensor:
     """By the definition."""
+    if not step.batch.context_lens:
+        raise CannotCapture("attention by its definition reads the lengths on the host")
     return reference.attention(q, cache, step.batch, slopes).view(q.shape)
 
 

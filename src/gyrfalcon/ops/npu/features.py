@@ -15,6 +15,7 @@ class Features:
     """Whether each operator is there."""
 
     attention: bool  # npu_fused_infer_attention_score
+    attention_in_graphs: bool  # its form that writes into a tensor, and the size of its workspace
     scatter_kv: bool  # npu_scatter_pa_kv_cache, with a cache_mode
     reshape_and_cache: bool  # _npu_reshape_and_cache, of ATB
     rotate_both: bool  # npu_apply_rotary_pos_emb
@@ -33,6 +34,8 @@ class Features:
 
         return cls(
             attention=has("npu_fused_infer_attention_score"),
+            attention_in_graphs=has("_npu_fused_infer_attention_score_get_max_workspace")
+            and hasattr(getattr(torch_npu, "npu_fused_infer_attention_score", None), "out"),
             scatter_kv=has("npu_scatter_pa_kv_cache") and _takes_cache_mode(),
             reshape_and_cache=has("_npu_reshape_and_cache"),
             rotate_both=has("npu_apply_rotary_pos_emb"),

@@ -3,6 +3,7 @@ torch_npu lacks falls back to the reference.
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from functools import reduce
 from importlib import import_module
@@ -13,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
-from gyrfalcon.device.protocol import Device
+from gyrfalcon.device.npu import Npu
+from gyrfalcon.device.npu_graphs import lacking
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
 from gyrfalcon.ops.npu.attention import Kernel, Step
@@ -31,11 +33,18 @@ class NpuOps:
     """The set for one device. It keeps what is the same for all layers of a step."""
 
     fuse_blocks = staticmethod(reference.fuse_blocks)
-    CAPTURABLE = False  # the attention takes lengths from the host, and a graph would keep those
 
-    def __init__(self, torch_npu: Any, device: Device) -> None:
+    def __init__(self, torch_npu: Any, device: Npu) -> None:
         features = Features.of(torch_npu)
-        kernel = Kernel(torch_npu, device.torch_device) if features.attention else None
+        kernel = None
+        if features.attention:
+            kernel = Kernel(torch_npu, device.torch_device, device.graph_tasks)
+        self.lacks_graphs = lacking(torch_npu.npu, os.environ)
+        if self.lacks_graphs is None and not features.attention_in_graphs:
+            self.lacks_graphs = (
+                "this torch_npu has no attention whose lengths can be changed in one"
+            )
+        self.CAPTURABLE = self.lacks_graphs is None  # where the attention chosen can be, too
         self._torch_npu = torch_npu
         self._features = features
         self._choice = Choice(kernel)
@@ -94,7 +103,9 @@ class NpuOps:
         return attend(q, cache, self._step, slopes).flatten(1)
 
 
-def open_set(device: Device) -> NpuOps:
+def open_set(device: Npu) -> NpuOps:
     """The operators for `device`, which there is only where torch_npu imports."""
-    log.info("decoding runs operator by operator: no graph holds lengths that change")
-    return NpuOps(import_module("torch_npu"), device)
+    operators = NpuOps(import_module("torch_npu"), device)
+    if operators.lacks_graphs:
+        log.info("decoding is launched operator by operator: %s", operators.lacks_graphs)
+    return operators

@@ -110,10 +110,12 @@ class Called(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names: set[str] = set()
+        self.sums = 0  # all-reduces
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace in NAMESPACES:
             self.names.add(func._schema.name.partition("::")[2])
+        self.sums += func._schema.name == "c10d::allreduce_"
         result = func(*args, **(kwargs or {}))
         if isinstance(result, FakeTensor):
             result.constant = None
@@ -170,7 +172,7 @@ def _case(model: str, quant: str, group: Group, called: Called) -> dict[str, obj
     try:
         with FakeTensorMode(), called, torch.inference_mode():
             raw = {"model_type": "falcon", **MODELS[model], "num_hidden_layers": LAYERS}
-            case["no graph"] = _run(config_from_json(raw), quant, group)
+            case["no graph"] = _run(config_from_json(raw), quant, group, called)
     except UsageError as error:
         return {**case, "refused": str(error)}
     except Exception as caught:  # of any operator's kind
@@ -181,7 +183,7 @@ def _case(model: str, quant: str, group: Group, called: Called) -> dict[str, obj
     return case
 
 
-def _run(config: ModelConfig, quant: str, group: Group) -> str:
+def _run(config: ModelConfig, quant: str, group: Group, called: Called) -> str:
     """Loads the model, takes a step with each of the batches, up to the top-k tokens, and captures one;
     why that is not captured.
     """
@@ -193,7 +195,10 @@ def _run(config: ModelConfig, quant: str, group: Group) -> str:
     pool = KVPool(shape, 32, DEVICE, device.spare_blocks)
     vocabulary = Vocabulary.shared(config.vocab_size, group)
     for sequences in BATCHES.values():
+        before = called.sums
         logits = model(batch_of(sequences).on(DEVICE), pool)
+        sums = 1 + LAYERS * (1 if config.parallel else 2)  # the embedding's, and each block's
+        assert called.sums - before == (sums if group.size > 1 else 0), called.sums - before
         assert logits.shape == (len(sequences), len(weights.share.vocab)), logits.shape
         vocabulary.top_k(logits, 1)
         vocabulary.top_k(logits, 5)

@@ -48,6 +48,7 @@ def test_a_machine_where_all_fits_has_no_fault(tmp_path: Path) -> None:
     assert findings(machine(tmp_path)) == {
         "Ascend driver": "version 25.3.rc1, 2 cards; ",
         "CANN": f"8.3.RC1 in {CANN}/latest; ",
+        "driver for CANN": "25.3.rc1, no older than CANN 8.3.RC1 itself; ",
         "torch_npu": "2.7.1 with torch 2.7.1; ",
         "compatibility": "torch_npu 2.7.1 is made for CANN 8.3 to 9.1, here 8.3.RC1; ",
         "NNAL": f"{ATB}/lib/libatb.so; ",
@@ -92,6 +93,30 @@ def test_torch_npu_is_held_against_the_table_of_cann(
     assert said["compatibility"].startswith("FAULT") == fault
     assert cann in said["compatibility"]
     assert not said["torch_npu"].startswith("FAULT")
+
+
+@pytest.mark.parametrize(
+    ("driver", "cann", "said"),
+    [
+        ("25.5.0", "8.5.0", "25.5.0, no older than CANN 8.5.0 itself; "),
+        (
+            "25.0.rc1",
+            "8.5.0",
+            "25.0.rc1, older than 25.5, which CANN 8.5.0 was released with; if something fails, update ",
+        ),
+        ("24.1.0", "8.5.0", "FAULT 24.1.0, but CANN 8.5.0 wants 25.0 or newer; update the driver"),
+        ("24.1.0", "8.3.RC1", "24.1.0, older than 25.3, which CANN 8.3.RC1 was released with; if "),
+        ("25.5.0", "9.0.0", None),  # whose release nobody has put into the table
+        ("24.1.0", "7.0.0", None),
+    ],
+)
+def test_the_driver_is_held_against_the_one_released_with_cann(
+    tmp_path: Path, driver: str, cann: str, said: str | None
+) -> None:
+    found = machine(tmp_path, cann=cann)
+    found.write("/usr/local/Ascend/driver/version.info", f"Version={driver}\n")
+    line = findings(found).get("driver for CANN")
+    assert line is None if said is None else line is not None and line.startswith(said)
 
 
 @pytest.mark.parametrize("torch_npu", ["2.13.0", "2.14.0", "3.0.0", "2.3.1"])

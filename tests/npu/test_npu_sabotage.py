@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import test_npu_collectives as collectives
 import test_npu_device as device_tests
 import test_npu_graphs as graphs
 import test_npu_laws as laws
@@ -13,6 +14,7 @@ import test_npu_operators as operators
 import torch
 from sabotages import Patch, edited
 
+from gyrfalcon.device import npu_collectives
 from gyrfalcon.device.npu import Npu
 from gyrfalcon.device.npu_graphs import GraphTasks, _Copy
 from gyrfalcon.engine.graphs import _Graph
@@ -129,6 +131,10 @@ SABOTAGES: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "a graph that waits only once": (
         edited(GraphTasks, "add", "ready.reset(stream)", "pass"),
         graphs.a_graph_waits_for_its_lengths,
+    ),
+    "HCCL without its buffers": (
+        edited(npu_collectives, "hccl_group", '"hccl_buffer_size": megabytes', ""),
+        collectives.test_the_group_has_the_buffers_and_the_patience_of_the_ranks_environment,
     ),
     "a step's numbers kept": (
         edited(NpuOps, "attention", " or self._step.batch is not batch", ""),

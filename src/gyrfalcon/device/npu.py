@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gyrfalcon.device.host import Host
+from gyrfalcon.device.npu_collectives import hccl_group
 from gyrfalcon.device.npu_graphs import GraphTasks, capture
 from gyrfalcon.device.npu_setup import pci_address
 from gyrfalcon.device.protocol import Device, Replay
@@ -98,8 +99,7 @@ class Npu(Device):
     def add_collectives(
         cls, group: dist.ProcessGroup, store: dist.Store, rank: int, size: int
     ) -> None:
-        kind = _torch_npu()._C._distributed_c10d.ProcessGroupHCCL
-        hccl = kind(dist.PrefixStore("hccl", store), rank, size, kind.Options())
+        hccl = hccl_group(_torch_npu()._C._distributed_c10d, store, rank, size, os.environ)
         group._register_backend(torch.device(cls.name), dist.ProcessGroup.BackendType.CUSTOM, hccl)
 
     @classmethod

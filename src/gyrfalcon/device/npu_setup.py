@@ -42,6 +42,15 @@ COMPATIBLE: dict[tuple[int, ...], tuple[tuple[int, int], tuple[int, int]]] = {
     (2, 12): ((9, 1), (9, 1)),
 }
 
+# CANN → the driver that was released with it (25.3 is that of Ascend HDK 25.3.RC1 and later ones), and the
+# oldest that its release notes name (hiascend.com, CANN version mapping); None where they name none.
+DRIVERS: dict[tuple[int, ...], tuple[tuple[int, int], tuple[int, int] | None]] = {
+    (8, 1): ((25, 0), None),
+    (8, 2): ((25, 2), None),
+    (8, 3): ((25, 3), None),
+    (8, 5): ((25, 5), (25, 0)),
+}
+
 
 def _cards(host: Host) -> list[str]:
     nodes = host.find("/dev/davinci[0-9]*")
@@ -78,6 +87,7 @@ def _on_bus(host: Host) -> bool:
 def _check(host: Host) -> Iterator[Finding]:
     yield _check_driver(host)
     yield _check_cann(host)
+    yield from _check_driver_for_cann(_driver(host), _cann(host)[1])
     torch_npu = host.version("torch_npu")
     if torch_npu is None:
         yield _without_torch_npu(host)
@@ -89,10 +99,30 @@ def _check(host: Host) -> Iterator[Finding]:
     yield _check_import(host)
 
 
-def _check_driver(host: Host) -> Finding:
-    name, cards = "Ascend driver", _cards(host)
+def _driver(host: Host) -> str:
     match = re.search(r"^Version=(\S+)", host.read(DRIVER), re.M)
-    version = match[1] if match else ""
+    return match[1] if match else ""
+
+
+def _check_driver_for_cann(driver: str, cann: str) -> Iterator[Finding]:
+    """A driver runs programs of older CANNs, and of a few newer ones."""
+    if not driver or numbers(cann)[:2] not in DRIVERS:
+        return
+    beside, oldest = DRIVERS[numbers(cann)[:2]]
+    name, own = "driver for CANN", ".".join(map(str, beside))
+    do = f"update the driver and firmware (Ascend HDK) to {own} or newer"
+    if oldest is not None and numbers(driver)[:2] < oldest:
+        least = ".".join(map(str, oldest))
+        yield fault(name, f"{driver}, but CANN {cann} wants {least} or newer", do)
+    elif numbers(driver)[:2] < beside:
+        said = f"{driver}, older than {own}, which CANN {cann} was released with"
+        yield Finding(name, said, f"if something fails, {do}")
+    else:
+        yield Finding(name, f"{driver}, no older than CANN {cann} itself")
+
+
+def _check_driver(host: Host) -> Finding:
+    name, cards, version = "Ascend driver", _cards(host), _driver(host)
     if not cards:
         found = f"version {version}, but no /dev/davinci*" if version else "none"
         do = "load it, or start the container with --device=/dev/davinci0 --device=/dev/davinci_manager"

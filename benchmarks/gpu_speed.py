@@ -46,7 +46,9 @@ measured_limits: dict[str, float] = {}
 
 
 def limits(plan: "Plan") -> dict[str, Any]:
-    """Memory bandwidth (a copy, read and written bytes) and matrix peak, on the spot."""
+    """Memory bandwidth (of a copy, read and written bytes, or of reading alone) and matrix peak, on the
+    spot.
+    """
     measured_limits["bandwidth_bytes_per_second"] = device_of(plan.device).measure_bandwidth()
     measured_limits["matrix_flops_per_second"] = device_of(plan.device).measure_matrix_peak(
         plan.dtype

@@ -10,6 +10,8 @@ from pathlib import Path
 # The first release whose documents or sources are known to have the name; 1.0 stands for all before it.
 APPEARED = {
     "torch.OutOfMemoryError": "2.5",
+    "torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction": "1.13",
+    "torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction": "1.10",
     "torch.backends.mkl.is_available": "1.0",
     "torch.backends.mkldnn.is_available": "1.2",
     "torch.bfloat16": "1.3",

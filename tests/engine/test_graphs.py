@@ -15,7 +15,7 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.device.lookup import device_of
 from gyrfalcon.engine.build import model_runner
-from gyrfalcon.engine.graphs import Graphs
+from gyrfalcon.engine.graphs import Graphs, _Graph
 from gyrfalcon.engine.overlap import Overlap
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.model.falcon import Falcon
@@ -113,3 +113,48 @@ def test_operations_that_read_lengths_on_the_host_are_not_captured(engine: Engin
         assert isinstance(run, Graphs)
         assert run.largest == largest
     assert model_runner(graphs.model, reference, solo(), 64, CPU) is graphs.model
+
+
+def test_graphs_of_few_sequences_are_captured_before_the_first_request(engine: Engine) -> None:
+    runner = engine._core.model_runner
+    assert isinstance(runner, Watched)
+    with torch.inference_mode():
+        runner.warm(engine._core.pool, 2, shown=False)
+    captured = dict(runner._graphs)
+    prompts = [random_prompt(length) for length in (5, 3)]
+    params = SamplingParams(max_new_tokens=3, ignore_eos=True)
+    ours = [list(output.output_ids) for output in engine.generate(prompts, params)]
+    assert ours == expected(engine, prompts, params)
+    assert runner._graphs == captured
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1, [1]), (3, [1, 2, 4]), (500, [1, 2, 4, 8, 16])])
+def test_no_graphs_are_captured_of_more_sequences_than_may_run(
+    most: int, sizes: list[int], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Graph, "of", lambda model, pool, size, *rest: f"graph of {size}")
+    runner = engine._core.model_runner
+    assert isinstance(runner, Watched)
+    runner.warm(engine._core.pool, most, shown=False)
+    assert list(runner._graphs) == sizes
+
+
+def test_without_captured_graphs_nothing_is_warmed(engine: Engine) -> None:
+    runner = engine._core.model_runner
+    assert isinstance(runner, Watched)
+    runner.largest = 0
+    runner.warm(engine._core.pool, 16, shown=False)
+    assert not runner._graphs
+
+
+@pytest.mark.parametrize("size", CPU.graph_sizes)
+def test_what_kernels_read_of_a_captured_batch_begins_at_multiples_of_16_bytes(
+    size: int, engine: Engine
+) -> None:
+    """Else each kernel would be compiled once more."""
+    graph = _Graph.of(lambda batch, pool: batch.slots, engine._core.pool, size, 64, CPU)
+    read = graph.numbers.batch()
+    first = graph.numbers.flat.data_ptr()
+    for tensor in (read.token_ids, read.positions, read.slots, read.contexts, read.block_tables):
+        assert (tensor.data_ptr() - first) % 16 == 0
+        assert tensor.is_contiguous()

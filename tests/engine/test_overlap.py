@@ -67,8 +67,8 @@ class Launches:
             self.num_rows += len(batch.rows)
             return run(batch, pool)
 
-        def fetched(found: Tensor) -> Callable[[], Tensor]:
-            number, result = self.number, fetch(found)
+        def fetched(found: Tensor, check: Callable[[], object]) -> Callable[[], Tensor]:
+            number, result = self.number, fetch(found, check)
 
             def read() -> Tensor:
                 self.events.append(f"read {number}")

@@ -188,6 +188,9 @@ def test_the_measured_limits_are_those_of_some_machine(monkeypatch: pytest.Monke
     monkeypatch.setattr(rates, "ROUNDS_SECONDS", 0.01)
     threads = torch.get_num_threads()
     assert 1e8 < CPU.measure_bandwidth() < 1e13
+    monkeypatch.setattr(rates, "COPY_BYTES", 1 << 22)
+    assert 1e8 < rates.copy_rate(CPU) < 1e13
+    assert 1e8 < rates.read_rate(CPU) < 1e13
     assert 1e7 < CPU.measure_matrix_peak(torch.float32) < 1e16
     found = machine_limits(CPU, torch.float32)
     assert 1e8 < found.bandwidth_bytes_per_second < 1e13

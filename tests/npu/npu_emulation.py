@@ -102,7 +102,7 @@ class EmulatedNpu(npu.Npu):
     def pinned(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
+    def fetch(self, tensor: Tensor, check: Callable[[], object]) -> Callable[[], Tensor]:
         return lambda: tensor
 
     def synchronise(self) -> None:

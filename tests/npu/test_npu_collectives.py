@@ -41,6 +41,9 @@ class ProcessGroup:
         store.set(f"rank {rank}", "here")
         self.options, self.places = options, (rank, size)
 
+    def abort(self) -> None:
+        """Ends what it has under way."""
+
 
 def torch_npu(kind: type[ProcessGroup] = ProcessGroup) -> SimpleNamespace:
     c10d = SimpleNamespace(ProcessGroupHCCL=kind)
@@ -88,8 +91,9 @@ def test_a_device_registers_it_for_its_tensors_at_a_place_of_its_own_in_the_stor
     registered: list[tuple[object, ...]] = []
     group = SimpleNamespace(_register_backend=lambda *words: registered.append(words))
     store = dist.HashStore()
-    Npu.add_collectives(group, store, 1, 2)  # type: ignore[arg-type]
+    abort = Npu.add_collectives(group, store, 1, 2)  # type: ignore[arg-type]
     [(device, kind, found)] = registered
     assert (device, kind) == (torch.device("meta"), dist.ProcessGroup.BackendType.CUSTOM)
     assert isinstance(found, ProcessGroup)
+    assert abort == found.abort
     assert store.check(["hccl/rank 1"])

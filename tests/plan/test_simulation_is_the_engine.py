@@ -57,7 +57,7 @@ class Device:
         self.free_at = begun + self._times.seconds(load_of_chunks(list(self._chunks)))
         return torch.zeros(len(batch.rows), self._vocab_size)
 
-    def fetch(self, found: Tensor) -> Callable[[], Tensor]:
+    def fetch(self, found: Tensor, check: Callable[[], object]) -> Callable[[], Tensor]:
         end = self.free_at
 
         def read() -> Tensor:

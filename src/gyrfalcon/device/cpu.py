@@ -83,7 +83,7 @@ class Cpu(Device):
     def pinned(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
+    def fetch(self, tensor: Tensor, check: Callable[[], object]) -> Callable[[], Tensor]:
         return lambda: tensor
 
     def capture(self, work: Callable[[], Tensor]) -> Replay:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from gyrfalcon.device import KINDS
 from gyrfalcon.device.protocol import Device, Replay
-from gyrfalcon.device.rates import copy_rate, product_rate
+from gyrfalcon.device.rates import copy_rate, product_rate, read_rate
 from gyrfalcon.device.threads import torch_threads
 from gyrfalcon.device.topology import node_of_pci
+from gyrfalcon.device.waiting import wait_for
 from gyrfalcon.errors import UsageError
 
 FP8_CAPABILITY = (8, 9)  # of cards with 8-bit floating point
@@ -26,6 +27,7 @@ class Cuda(Device):
     operator_sets = ("triton", "reference")
     cache_share = 0.8  # the weights are loaded by then
     weights_at_once = 1 << 24
+    runs_ptx = torch.version.hip is None
     collectives = "RCCL" if torch.version.hip else "NCCL"  # torch calls both NCCL
 
     @classmethod
@@ -45,6 +47,9 @@ class Cuda(Device):
                 "use fewer ranks or `device=cpu`",
             )
         torch.cuda.set_device(local_rank)
+        # cuBLAS may otherwise add the parts of a sum over a split row in the inputs' 16 bits.
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         return cls.at(local_rank)
 
     @classmethod
@@ -54,11 +59,12 @@ class Cuda(Device):
     @classmethod
     def add_collectives(
         cls, group: dist.ProcessGroup, store: dist.Store, rank: int, size: int
-    ) -> None:
+    ) -> Callable[[], None]:
         kinds = dist.ProcessGroup.BackendType
         options = dist.ProcessGroupNCCL.Options()
         nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size, options)
         group._register_backend(torch.device(cls.name), kinds.NCCL, nccl)
+        return nccl.abort
 
     @classmethod
     def toolkit(cls) -> str | None:
@@ -94,14 +100,14 @@ class Cuda(Device):
     def pinned(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory()
 
-    def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
+    def fetch(self, tensor: Tensor, check: Callable[[], object]) -> Callable[[], Tensor]:
         on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         on_host.copy_(tensor, non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()
 
         def wait() -> Tensor:
-            copied.synchronize()
+            wait_for(copied.query, check)
             return on_host
 
         return wait
@@ -126,8 +132,16 @@ class Cuda(Device):
     def synchronise(self) -> None:
         torch.cuda.synchronize(self.torch_device)
 
+    def seconds_of(self, work: Callable[[], object]) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1000
+
     def measure_bandwidth(self) -> float:
-        return copy_rate(self)
+        return max(copy_rate(self), read_rate(self))
 
     def measure_matrix_peak(self, dtype: torch.dtype) -> float:
         with torch_threads(len(os.sched_getaffinity(0))):

@@ -69,9 +69,11 @@ def send(tensor: Tensor, torch_device: torch.device) -> Tensor:
     return device_of(torch_device).pinned(tensor).to(torch_device, non_blocking=True)
 
 
-def fetch(tensor: Tensor) -> Callable[[], Tensor]:
-    """Queues a copy of the tensor to the host; the call that is returned waits for it."""
-    return device_of(tensor.device).fetch(tensor)
+def fetch(tensor: Tensor, check: Callable[[], object]) -> Callable[[], Tensor]:
+    """Queues a copy of the tensor to the host; the call that is returned waits for it, and raises what
+    `check` does meanwhile.
+    """
+    return device_of(tensor.device).fetch(tensor, check)
 
 
 def lacks_matrix_units(x: Tensor) -> bool:

@@ -22,6 +22,7 @@ from gyrfalcon.device.protocol import Device, Replay
 from gyrfalcon.device.rates import copy_rate, product_rate
 from gyrfalcon.device.threads import torch_threads
 from gyrfalcon.device.topology import node_of_pci
+from gyrfalcon.device.waiting import wait_for
 from gyrfalcon.errors import UsageError
 
 PACKAGE = "torch_npu"
@@ -98,9 +99,12 @@ class Npu(Device):
     @classmethod
     def add_collectives(
         cls, group: dist.ProcessGroup, store: dist.Store, rank: int, size: int
-    ) -> None:
-        hccl = hccl_group(_torch_npu()._C._distributed_c10d, store, rank, size, os.environ)
+    ) -> Callable[[], None] | None:
+        c10d = _torch_npu()._C._distributed_c10d
+        hccl = hccl_group(c10d, store, rank, size, os.environ)
         group._register_backend(torch.device(cls.name), dist.ProcessGroup.BackendType.CUSTOM, hccl)
+        abort: Callable[[], None] = hccl.abort
+        return abort
 
     @classmethod
     def toolkit(cls) -> str | None:
@@ -132,14 +136,14 @@ class Npu(Device):
     def pinned(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory()
 
-    def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
+    def fetch(self, tensor: Tensor, check: Callable[[], object]) -> Callable[[], Tensor]:
         on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         on_host.copy_(tensor, non_blocking=True)
         copied = _torch_npu().npu.Event()
         copied.record()
 
         def wait() -> Tensor:
-            copied.synchronize()
+            wait_for(copied.query, check)
             return on_host
 
         return wait

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import ClassVar, Protocol
 
 import torch
@@ -49,6 +50,7 @@ class Device(ABC):
     )
     # operators have no slot that says nowhere
 
+    runs_ptx: ClassVar[bool] = False  # whether kernels for it may have NVIDIA's assembly in them
     emulated: ClassVar[bool] = False  # other hardware computes in its place, in tests: results are
     # its own, times are not, and none are told
 
@@ -106,8 +108,10 @@ class Device(ABC):
     @abstractmethod
     def add_collectives(
         cls, group: dist.ProcessGroup, store: dist.Store, rank: int, size: int
-    ) -> None:
-        """Gives the group what sums tensors on such devices; it has gloo for those on the host."""
+    ) -> Callable[[], None] | None:
+        """Gives the group what sums tensors on such devices; it has gloo for those on the host. Returns
+        what ends that whatever it waits for, where there is such a thing.
+        """
 
     @classmethod
     @abstractmethod
@@ -144,9 +148,9 @@ class Device(ABC):
         """The tensor in host memory that the device can copy from while the host goes on."""
 
     @abstractmethod
-    def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
+    def fetch(self, tensor: Tensor, check: Callable[[], object]) -> Callable[[], Tensor]:
         """Queues a copy to the host behind what computes the tensor; the call that is returned waits for
-        it.
+        it, and raises what `check` does, which it calls meanwhile: a rank may be gone.
         """
 
     @abstractmethod
@@ -158,6 +162,13 @@ class Device(ABC):
     @abstractmethod
     def synchronise(self) -> None:
         """Waits until the device has done its work."""
+
+    def seconds_of(self, work: Callable[[], object]) -> float:
+        """How long the device is busy with what `work` queues; by the host's clock where it has no own."""
+        start = perf_counter()
+        work()
+        self.synchronise()
+        return perf_counter() - start
 
     @abstractmethod
     def measure_bandwidth(self) -> float:

@@ -9,7 +9,7 @@ import torch
 from gyrfalcon.device.protocol import Device
 
 LEAST_ROUNDS = 5
-COPY_BYTES = 1 << 30  # in one pass
+COPY_BYTES = 8 << 30  # in one pass: starting it costs nothing beside it
 ROUNDS_SECONDS = 0.3  # rounds go on for so long: on a shared machine the best of many counts
 PRODUCT_SIZES = (512, 1024, 2048, 4096, 8192)
 PRODUCT_SECONDS = 0.1  # a product of this time is large enough
@@ -32,10 +32,9 @@ def _product_seconds(device: Device, dtype: torch.dtype, size: int) -> float:
 
     def multiply() -> None:
         torch.mm(left, right, out=out)
-        device.synchronise()
 
     multiply()
-    return best_seconds(multiply)
+    return best_seconds(multiply, device.seconds_of)
 
 
 def copy_rate(device: Device) -> float:
@@ -43,21 +42,33 @@ def copy_rate(device: Device) -> float:
     size = min(COPY_BYTES, device.memory()[0] // 4)
     source = torch.ones(size, dtype=torch.uint8, device=device.torch_device)
     target = torch.empty_like(source)
-
-    def copy() -> None:
-        target.copy_(source)
-        device.synchronise()
-
-    copy()
-    return 2 * size / best_seconds(copy)
+    target.copy_(source)
+    return 2 * size / best_seconds(lambda: target.copy_(source), device.seconds_of)
 
 
-def best_seconds(work: Callable[[], object]) -> float:
-    """The shortest of several rounds of `work`, in seconds."""
-    start = before = time.perf_counter()
+def read_rate(device: Device) -> float:
+    """Bytes a second of reading a card's memory alone, as decoding does, by the sum of numbers: it may be
+    more than a copy moves.
+    """
+    size = min(COPY_BYTES, device.memory()[0] // 4)
+    source = torch.ones(size // 4, dtype=torch.float32, device=device.torch_device)
+    source.sum()
+    return source.nbytes / best_seconds(source.sum, device.seconds_of)
+
+
+def best_seconds(
+    work: Callable[[], object], seconds_of: Callable[[Callable[[], object]], float] | None = None
+) -> float:
+    """The shortest of several rounds of `work`, in seconds: by `seconds_of`, or until the call returns."""
+    start = time.perf_counter()
     rounds, best = 0, math.inf
-    while rounds < LEAST_ROUNDS or before - start < ROUNDS_SECONDS:
-        work()
-        now = time.perf_counter()
-        rounds, best, before = rounds + 1, min(best, now - before), now
+    while rounds < LEAST_ROUNDS or time.perf_counter() - start < ROUNDS_SECONDS:
+        best = min(best, (seconds_of or _host_seconds)(work))
+        rounds += 1
     return best
+
+
+def _host_seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

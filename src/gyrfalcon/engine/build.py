@@ -77,6 +77,10 @@ def _core(
     allocator = BlockAllocator(pool.num_blocks, config.block_size, reuse)
     limits = StepLimits(max_len, config.max_batch_tokens, config.max_sequences)
     runner = model_runner(model, operations, rank_info.group, max_len, device)
+    if isinstance(runner, Graphs):
+        heartbeat.doing = "capturing graphs"
+        with torch.inference_mode():
+            runner.warm(pool, config.max_sequences, shown=rank_info.group.rank == 0)
     vocabulary = Vocabulary.shared(checkpoint.config.vocab_size, rank_info.group)
     scores = None
     if retain_prompt_logits:
@@ -97,7 +101,10 @@ def model_runner(
     if device.on_host:
         return model
     capturable = operations.CAPTURABLE and group.capturable
-    return Graphs(model, max_len, device, capturable, group.heartbeat, group.all_reduce_min)
+    agree = group.all_reduce_min
+    graphs = Graphs(model, max_len, device, capturable, group.heartbeat, agree)
+    group.before_close.append(graphs.drop)
+    return graphs
 
 
 def longest_sequence(config: EngineConfig, checkpoint: Checkpoint) -> int:

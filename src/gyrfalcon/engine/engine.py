@@ -149,6 +149,7 @@ class Engine:
         weakref.finalize(self, self._turns.close_for_good)  # where nobody closes it
         with watched_interrupts(self._ranks.watch), self._turns.all_ranks():
             self._core = build_core(config, checkpoint, self._ranks.rank_info)
+            self._core.check = self._ranks.check
             self._take_step = stepper(self._core)
             self._budget = StepBudget.of(config, self._core.scheduler)
             self._seeds = random.Random(self._ranks.agree(_seed_bytes(config.seed)))

@@ -5,13 +5,14 @@ next of them with sequences that attend to nothing and are cached nowhere, or wh
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
+from gyrfalcon.console.progress import bar
 from gyrfalcon.device.protocol import CannotCapture, Device, Replay
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.model.builder import Model
@@ -19,6 +20,8 @@ from gyrfalcon.parallel.heartbeat import Heartbeat
 
 log = logging.getLogger(__name__)
 
+WARM = (1, 2, 4, 8, 16)  # sizes that are captured before the first request
+RUN = 2  # numbers of 8 bytes: kernels are compiled for runs that begin at multiples of 16
 COLUMNS = ("token_ids", "positions", "rope_lengths", "slots", "contexts")  # one of each a sequence
 
 
@@ -54,11 +57,29 @@ class Graphs:
         self._heartbeat.exempt = False  # its kernels are compiled
         return logits
 
+    def warm(self, pool: KVPool, most_sequences: int, shown: bool) -> None:
+        """Captures the graphs of a few sequences, as many as may run, which compiles their kernels: no
+        request waits for that. All ranks do it together.
+        """
+        sizes = self.device.graph_sizes
+        largest = _size_for(min(most_sequences, WARM[-1], sizes[-1]), sizes)
+        wanted = [size for size in sizes if size in WARM and size <= largest]
+        if not self.largest or self.device.emulated:  # whose times nobody is told
+            return
+        with bar(len(wanted), "graphs", "warming up", shown=shown) as progress:
+            for size in wanted:
+                self._graph_for(size, pool)
+                progress.update()
+
+    def drop(self) -> None:
+        """Forgets all graphs, with the collectives that they hold."""
+        self._graphs.clear()
+
     def _graph_for(self, num_sequences: int, pool: KVPool) -> "_Graph | None":
         """The graph for so many sequences, captured when it is first wanted; None where there is none."""
         if num_sequences > self.largest:
             return None
-        size = next(size for size in self.device.graph_sizes if size >= num_sequences)
+        size = _size_for(num_sequences, self.device.graph_sizes)
         if size not in self._graphs and not self._capture(size, pool):
             self.largest = max((one for one in self._graphs if one < size), default=0)
             return self._graph_for(num_sequences, pool)
@@ -66,7 +87,7 @@ class Graphs:
 
     def _capture(self, size: int, pool: KVPool) -> bool:
         """Whether all ranks have captured the graph of a size."""
-        self._heartbeat.exempt = True
+        exempt, self._heartbeat.exempt = self._heartbeat.exempt, True
         graph = None
         try:
             graph = _Graph.of(self.model, pool, size, self.max_len, self.device)
@@ -75,8 +96,12 @@ class Graphs:
         captured = bool(self._smallest(int(graph is not None)))
         if captured and graph is not None:
             self._graphs[size] = graph
-        self._heartbeat.exempt = False
+        self._heartbeat.exempt = exempt
         return captured
+
+
+def _size_for(num_sequences: int, sizes: Sequence[int]) -> int:
+    return next(size for size in sizes if size >= num_sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +117,7 @@ class _Graph:
     def of(cls, model: Model, pool: KVPool, size: int, max_len: int, device: Device) -> "_Graph":
         """Captures a step of `size` sequences of any length up to max_len."""
         num_blocks = -(-max_len // pool.block_size)
-        length = size * (len(COLUMNS) + num_blocks)
+        length = len(COLUMNS) * _aligned(size) + size * num_blocks
         flat = torch.zeros(length, dtype=torch.int64, device=device.torch_device)
         nowhere = pool.padding_slots(size)
         numbers = _BatchBuffer(flat, nowhere.to(flat.device))
@@ -120,6 +145,10 @@ class _Graph:
         return logits[:num_sequences].clone()  # the next replay writes over them
 
 
+def _aligned(size: int) -> int:
+    return -(-size // RUN) * RUN
+
+
 class _BatchBuffer:
     """All numbers of a decoding batch in one tensor: a run for each of COLUMNS, then the block
     tables row by row. Kernels read each as a run of its own.
@@ -129,9 +158,10 @@ class _BatchBuffer:
         size = len(nowhere)
         self.flat = flat  # int64
         self._nowhere = nowhere  # the slots of padding
-        self.columns = flat[: len(COLUMNS) * size].view(len(COLUMNS), size)
+        end = len(COLUMNS) * _aligned(size)
+        self.columns = flat[:end].view(len(COLUMNS), -1)[:, :size]
         self.token_ids = self.columns[COLUMNS.index("token_ids")]
-        self.tables = flat[len(COLUMNS) * size :].view(size, -1)
+        self.tables = flat[end:].view(size, -1)
 
     def take(self, batch: Batch) -> None:
         """Writes a batch's numbers to the first places, but for token_ids: the device may have them

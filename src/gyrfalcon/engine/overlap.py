@@ -91,7 +91,7 @@ class Overlap:
     def _launch(self, chunks: Seq[Chunk], batch: Batch) -> _InFlight:
         logits = self._core.model_runner(batch, self._core.pool)
         found = sampler.choose(logits, chunks, self._core.vocabulary)
-        return _InFlight(chunks, found, fetch(found))
+        return _InFlight(chunks, found, fetch(found, self._core.check))
 
     def _commit(self, in_flight: _InFlight) -> list[StepOutput]:
         """Commits a step's tokens; those of sequences that ended after it was launched are dropped."""

@@ -43,7 +43,12 @@ class Step:
     least_acceptance: float = NEVER
 
 
-RankMessage = Add | End | Step
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Finish what the device has under way, and follow no more: rank 0 closes the engine."""
+
+
+RankMessage = Add | End | Step | Stop
 
 KINDS = {
     "id": int,
@@ -66,6 +71,8 @@ def encode(message: RankMessage) -> bytes:
         case Step(prompt_tokens, ends, aborts, least_acceptance):
             lost = [[request_id, "aborted"] for request_id in aborts]
             content = {"step": [prompt_tokens, least_acceptance, *map(_end_fields, ends), *lost]}
+        case Stop():
+            content = {"stop": None}
         case End():
             content = {"end": _end_fields(message)}
         case Add(request):
@@ -83,7 +90,9 @@ def decode(data: bytes) -> RankMessage:
             return Add(_request(content))
         if kind == "end":
             return _end(*content)
-        raise ValueError("neither step, add nor end")
+        if kind == "stop" and content is None:
+            return Stop()
+        raise ValueError("neither step, add, end nor stop")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, RequestError) as error:
         got = f"{len(data)} bytes that are none ({type(error).__name__}: {error})"
         raise RankDied("a message of rank 0", got, "start again") from None

@@ -5,6 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from gyrfalcon.engine.rank_messages import Stop, encode
 from gyrfalcon.errors import EngineClosed, GyrfalconError, RankDied, UsageError
 from gyrfalcon.parallel.children import DEATH_SECONDS
 from gyrfalcon.parallel.interrupts import held_interrupts
@@ -122,10 +123,22 @@ class Turns:
         """
         if self._ranks.forked:
             return
+        if self._gone is None and self._ranks.led and not self._ranks.on_host:
+            self._drain()
         self._end(EngineClosed, "one that was closed")
         if self._lock.holder != threading.get_ident():
             with self._locked(-1 if self._ranks.size == 1 else DEATH_SECONDS):
                 pass  # and leaves the ranks
+
+    def _drain(self) -> None:
+        """Lets the ranks' devices finish the step that follows the last one read: a collective in it waits
+        for ever for a rank that was killed. Not in the middle of a turn, where they are out of step.
+        """
+        if self._lock.holder == threading.get_ident():
+            return
+        with self._locked(DEATH_SECONDS) as held, contextlib.suppress(RuntimeError):
+            if held:
+                self._ranks.stop(encode(Stop()))
 
     def close_for_good(self) -> None:
         """The same where nobody is left who could call, or Python ends: nobody gets a turn again."""

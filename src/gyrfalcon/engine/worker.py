@@ -15,7 +15,7 @@ from gyrfalcon.engine.build import build_core
 from gyrfalcon.engine.core import EngineCore
 from gyrfalcon.engine.heap import freeze_heap
 from gyrfalcon.engine.overlap import stepper
-from gyrfalcon.engine.rank_messages import Step, decode, decode_engine
+from gyrfalcon.engine.rank_messages import Step, Stop, decode, decode_engine
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.parallel.group import Group
 from gyrfalcon.parallel.launch import RankInfo, joined
@@ -24,14 +24,15 @@ from gyrfalcon.parallel.torchrun import Torchrun
 
 
 def follow(config: EngineConfig, folder: Path, rank_info: RankInfo) -> None:
-    """All the life of a rank that was started: the first rank ends it, and a broken connection to
-    that raises.
+    """All the life of a rank that was started: the first rank ends it or tells it to end, and a broken
+    connection to that raises.
     """
     core = _built(config, folder, rank_info)
     rank = rank_info.local_rank, rank_info.ranks_here
     own = own_processors(*rank) if core.device.on_host else []
     keep_to(own or home_processors(core.device, *rank))
     _follow_messages(core, rank_info.group)
+    rank_info.group.close()
 
 
 def follow_command(torchrun: Torchrun, store: Store) -> None:
@@ -76,7 +77,7 @@ def _built(config: EngineConfig, folder: Path, rank_info: RankInfo) -> EngineCor
 
 
 def _follow_messages(core: EngineCore, group: Group) -> None:
-    """Until the connection to rank 0 breaks, which raises RankGone."""
+    """Until rank 0 says so, or the connection to it breaks, which raises RankGone."""
     freeze_heap()
     take_step = stepper(core)
     heartbeat = group.heartbeat
@@ -89,5 +90,8 @@ def _follow_messages(core: EngineCore, group: Group) -> None:
             for end in message.ends:
                 core.handle(end)
             take_step(message.prompt_tokens, message.least_acceptance)
+        elif isinstance(message, Stop):
+            core.device.synchronise()
+            return
         else:
             core.handle(message)

@@ -5,6 +5,7 @@ Connections are objects, never the process-wide default group, so that several e
 one process.
 """
 
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -18,6 +19,7 @@ from gyrfalcon.native.library import RankGone
 # A worker waits for its next message as long as the engine lives. A rank that dies closes its
 # connections at once, which ends the waiting of all others.
 TIMEOUT = timedelta(days=30)
+ABORT_SECONDS = 5.0
 
 # The gloo of torch 2.7.1 keeps the timeout that it was opened with; that of 2.13 takes another.
 TIMEOUT_CAN_CHANGE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
@@ -28,8 +30,23 @@ class Backend:
     as they are when it dies.
     """
 
-    def __init__(self, group: dist.ProcessGroup, gloo: dist.ProcessGroupGloo) -> None:
-        self._group, self._gloo = group, gloo
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        gloo: dist.ProcessGroupGloo,
+        abort: Callable[[], None] | None = None,
+    ) -> None:
+        """`abort` ends the collectives of a device, whatever they wait for."""
+        self._group, self._gloo, self._abort = group, gloo, abort
+
+    def close(self) -> None:
+        """Ends what the device has under way. The call may itself wait for ever, for a kernel of a rank that
+        is gone or a graph that somebody still has: then a thread waits in our place.
+        """
+        if self._abort is not None:
+            ending = threading.Thread(target=self._abort, name="abort collectives", daemon=True)
+            ending.start()
+            ending.join(ABORT_SECONDS)
 
     def wait_for_ever(self) -> None:
         """The ranks have met: from here on it waits as long as they live."""
@@ -83,11 +100,12 @@ def open_backend(
     limit = meeting if TIMEOUT_CAN_CHANGE else TIMEOUT
     gloo = _gloo(dist.PrefixStore("gloo", store), rank, size, host, limit)
     group._register_backend(torch.device("cpu"), kinds.GLOO, gloo)
+    abort = None
     if one_device:
         group._register_backend(torch.device(kind.name), kinds.GLOO, gloo)
     else:
-        kind.add_collectives(group, store, rank, size)
-    return Backend(group, gloo)
+        abort = kind.add_collectives(group, store, rank, size)
+    return Backend(group, gloo, abort)
 
 
 def _gloo(

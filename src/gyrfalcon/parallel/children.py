@@ -18,6 +18,11 @@ def kill(children: ProcessContext) -> None:
     """
     for process in children.processes:
         process.kill()
+    join(children)
+
+
+def join(children: ProcessContext) -> None:
+    """Waits for their end, all together no longer than for a death."""
     deadline = time.monotonic() + DEATH_SECONDS
     for process in children.processes:
         process.join(max(0.0, deadline - time.monotonic()))

@@ -3,7 +3,7 @@ memory or a backend. A single rank needs neither.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -47,6 +47,7 @@ class Group:
         self._memory = memory
         self._transport = memory or backend  # what tensors go through
         self.heartbeat = Heartbeat()
+        self.before_close: list[Callable[[], object]] = []  # what close() calls first
 
     @property
     def memory(self) -> SharedMemory | None:
@@ -59,9 +60,16 @@ class Group:
         return self._backend
 
     def close(self) -> None:
-        """Ends the connections and their threads, which a process must not take along to its exit."""
+        """Ends the connections and their threads, which a process must not take along to its exit, after
+        what has captured collectives: they keep the connections' end waiting.
+        """
+        for forget in self.before_close:
+            forget()
+        self.before_close.clear()
         if self._memory is not None:
             self._memory.close()
+        if self._backend is not None:
+            self._backend.close()
         self._backend = self._memory = self._transport = None
 
     def all_reduce(self, x: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ from gyrfalcon.parallel.children import (
     POLL_SECONDS,
     await_arrival,
     came_late,
+    join,
     kill,
     raise_if_dead,
     wait_for_death,
@@ -154,6 +155,21 @@ class Ranks:
         """Whether this is a copy in a forked process, which must leave the ranks alone."""
         return os.getpid() != self.process_id
 
+    @property
+    def on_host(self) -> bool:
+        """Whether they compute on the host: then nothing is under way between two calls."""
+        return self.rank_info.group.heartbeat.on_host
+
+    def stop(self, message: bytes) -> None:
+        """Tells the ranks to end when they have done what is under way, and waits for those that this process
+        started, a while.
+        """
+        if self.watchdog is not None:
+            self.watchdog.stop()
+        self.tell(message)
+        if self.children is not None:
+            join(self.children)
+
     def kill(self) -> None:
         """Ends the workers, which hold nothing worth keeping, whatever any process is waiting for."""
         if self.children is not None and not self.forked:
@@ -250,6 +266,7 @@ def _end_this_process(error: GyrfalconError) -> None:
 def connect_torchrun(torchrun: Torchrun, store: dist.Store, kind: type[Device]) -> RankInfo:
     """Meets torchrun's other ranks at `store`, as one rank of a new engine."""
     size, here = torchrun.world_size, torchrun.ranks_here
+    kind.of_rank(torchrun.local_rank)  # before a library opens a context on the first device
     group = connect(store, torchrun.rank, size, kind=kind, one_machine=here == size)
     return RankInfo(group, torchrun.local_rank, here)
 
@@ -379,6 +396,7 @@ def _look_after_all() -> weakref.WeakSet[Ranks]:
 
 def _connect_here(store: dist.Store, rank: int, world_size: int, kind: type[Device]) -> Group:
     meeting = timedelta(seconds=MEET_SECONDS)
+    kind.of_rank(rank)  # before a library opens a context on the first device
     return connect(store, rank, world_size, kind=kind, one_machine=True, host=HERE, meeting=meeting)
 
 

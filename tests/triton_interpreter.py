@@ -10,9 +10,11 @@ where it should round it to bfloat16, and reads and writes anywhere.
 import os
 from importlib.util import find_spec
 from threading import RLock
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import ptx
 import torch
 from torch import Tensor
 
@@ -30,6 +32,7 @@ def install() -> None:
     _check_the_library()
     _round_as_torch()
     _multiply_bfloat16()
+    _run_assembly()
     _refuse_bfloat16_arithmetic()
     _refuse_foreign_memory()
     _take_turns()
@@ -117,6 +120,24 @@ def _multiply_bfloat16() -> None:
         return multiply(self, widened(a), widened(b), *rest)
 
     InterpreterBuilder.create_dot = create_dot
+
+
+def _run_assembly() -> None:
+    """NVIDIA's assembly for two 16-bit numbers at a time, neighbours in a row."""
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def create_inline_asm(
+        self: Any, assembly: str, constraints: str, values: Any, types: Any, pure: bool, pack: int
+    ) -> Any:
+        (words,) = values
+        assert (constraints, words.data.dtype.itemsize, pack) == ("=r,r", 2, 2)
+        registers = np.ascontiguousarray(words.data).view(np.uint32)
+        scalar = types[0].scalar
+        kind = np.float16 if scalar.is_fp16() else np.uint16
+        found = TensorHandle(ptx.run(assembly, registers).view(kind), scalar)
+        return SimpleNamespace(get_result=lambda place: found)
+
+    InterpreterBuilder.create_inline_asm = create_inline_asm
 
 
 def _refuse_bfloat16_arithmetic() -> None:

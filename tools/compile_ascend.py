@@ -114,10 +114,10 @@ def compiler() -> Iterator[None]:
 
 
 def distinct(cases: Iterable[Case]) -> list[Case]:
-    """One case for each variant that an NPU can have: it lacks fp8, and warps are a GPU's."""
+    """One case for each variant that an NPU can have: it lacks fp8, and warps and assembly are a GPU's."""
     variants: dict[object, Case] = {}
     for case in cases:
-        if not any("fp8" in type_ for type_ in case.signature.values()):
+        if not case.constants.get("PTX") and case.constants.get("KIND") != "fp8":
             constants = case.constants | case.ascend
             key = (case.kernel.__name__, str(case.signature), str(sorted(constants.items())))
             variants.setdefault(key, case)

@@ -4,13 +4,13 @@
     python tools/compile_kernels.py --check    # compares with them; exit code 1 when something differs
 
 Wanted of each: registers that suffice (nothing spilled to memory), shared memory that fits, and matrix
-instructions where the case says so. The cases are in `tools/kernel_cases_*.py`.
+instructions where the case says so; of linears that they read weights as fast as the memory does
+(`kernel_limits.py`). The cases are in `tools/kernel_cases_*.py`.
 """
 
 import argparse
 import importlib.util
 import json
-import math
 import multiprocessing
 import os
 import re
@@ -20,48 +20,21 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kernel_cases import Case
 from kernel_digest import digest_of
+from kernel_loops import main_loop
+from kernel_page import as_page
+from kernel_usage import TARGETS, Result, Target, Usage, judge, streaming_of
 
 TOOLS = Path(__file__).resolve().parent
 TABLE = TOOLS.parent / "docs" / "kernels.json"
 PAGE = TABLE.with_suffix(".md")
 FILES = sorted(TOOLS.glob("kernel_cases_*.py"))
 PROCESSES = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A GPU to compile for, as Triton names it."""
-
-    backend: str  # "cuda" | "hip"
-    architecture: int | str
-    warp_size: int  # threads
-    shared_bytes: int  # the most shared memory that a block may have
-    matrix: str  # regular expression of its matrix instructions
-    remark: str
-
-
-TARGETS = {
-    "sm_80": Target("cuda", 80, 32, 163 * 1024, r"\bmma\.sync", "A100"),
-    "sm_90": Target("cuda", 90, 32, 227 * 1024, r"\bwgmma\.mma_async|\bmma\.sync", "H100, H200"),
-    "gfx942": Target("hip", "gfx942", 64, 64 * 1024, r"\bv_mfma_", "MI300"),
-    "gfx90a": Target("hip", "gfx90a", 64, 64 * 1024, r"\bv_mfma_", "MI210, MI250"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """The resources that one compiled kernel uses."""
-
-    registers: int  # of each thread
-    shared_bytes: int  # of each block
-    stack_bytes: int  # of each thread, spilled registers
-    matrix_instructions: int  # in the assembly, not those executed
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +45,6 @@ class Job:
     place: int
     name: str
     target: str
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The outcome of a job: its usage, or None; and what is wrong with it."""
-
-    name: str
-    target: str
-    usage: Usage | None
-    faults: tuple[str, ...]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     results = compile_all(jobs(options.files or FILES, options.only))
     faults = [f"{one.name} on {one.target}: {fault}" for one in results for fault in one.faults]
-    texts = {TABLE: as_json(results), PAGE: as_page(results)}
+    texts = {TABLE: as_json(results), PAGE: as_page(_version(), results)}
     if options.files or options.only:
-        print(as_page(results))
+        print(as_page(_version(), results))
     elif options.check:
         faults += differences(texts)
     else:
@@ -161,28 +124,29 @@ def compile_job(job: Job) -> Result:
     """Compiles one case for one target; a failure of the compiler is a fault of the case."""
     case = cases_of(job.file)[job.place]
     try:
-        usage = compile_case(case, TARGETS[job.target])
+        usage = compile_case(case, job.target)
     except Exception as error:  # of any of Triton's, LLVM's or ptxas's kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         return Result(job.name, job.target, None, (f"cannot be compiled: {reason[-300:]}",))
-    return Result(job.name, job.target, usage, judge(case, TARGETS[job.target], usage))
+    return Result(job.name, job.target, usage, judge(case, job.target, usage))
 
 
-def compile_case(case: Case, target: Target) -> Usage:
+def compile_case(case: Case, name: str) -> Usage:
     """The resources that a case uses on a target."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    target = TARGETS[name]
     names: list[str] = case.kernel.arg_names
     source = ASTSource(
         fn=case.kernel,
-        signature={name: case.signature.get(name, "constexpr") for name in names},
+        signature={one: case.signature.get(one, "constexpr") for one in names},
         constexprs=case.constants,
         attrs={
             (place,): [["tt.divisibility", 16]]
-            for place, name in enumerate(names)
-            if name in case.aligned or case.signature.get(name, "").startswith("*")
+            for place, one in enumerate(names)
+            if one in case.aligned or case.signature.get(one, "").startswith("*")
         },
     )
     compiled = triton.compile(
@@ -190,7 +154,13 @@ def compile_case(case: Case, target: Target) -> Usage:
         target=GPUTarget(target.backend, target.architecture, target.warp_size),
         options={"num_warps": case.warps, "num_stages": case.stages},
     )
-    return usage_of(compiled, target)
+    usage = usage_of(compiled, target)
+    if case.stream is None:
+        return usage
+    loop = main_loop(target.backend, compiled.asm, case.stream.tokens)
+    return (
+        usage if loop is None else replace(usage, streaming=streaming_of(case, name, usage, loop))
+    )
 
 
 def usage_of(compiled: Any, target: Target) -> Usage:
@@ -225,18 +195,6 @@ def _number(pattern: str, text: str) -> int:
     return int(match[1])
 
 
-def judge(case: Case, target: Target, usage: Usage) -> tuple[str, ...]:
-    """The faults of a compiled kernel."""
-    faults = []
-    if usage.stack_bytes:
-        faults.append(f"{usage.stack_bytes} bytes of stack: its registers do not suffice")
-    if usage.shared_bytes > target.shared_bytes:
-        faults.append(f"{usage.shared_bytes} bytes of shared memory, {target.shared_bytes} fit")
-    if "mma" in case.expects and not usage.matrix_instructions:
-        faults.append(f"no matrix instruction ({target.matrix}) in its assembly")
-    return tuple(faults)
-
-
 def as_json(results: Sequence[Result]) -> str:
     """The table for programs: one line for each compiled kernel."""
     lines = [
@@ -254,39 +212,6 @@ def digest() -> str:
     return digest_of(
         _version(), TARGETS.values(), [one for file in FILES for one in cases_of(file)]
     )
-
-
-def as_page(results: Sequence[Result]) -> str:
-    """The table for people: a row for each case, a column for each target."""
-    usages = {(one.name, one.target): one.usage for one in results}
-    rows = [
-        f"| {name} | {' | '.join(_cell(usages.get((name, target))) for target in TARGETS)} |"
-        for name in dict.fromkeys(one.name for one in results)
-    ]
-    heads = " | ".join(f"{name} ({target.remark})" for name, target in TARGETS.items())
-    return "\n".join(
-        [
-            "# What the kernels take of a GPU",
-            "",
-            f"Written by `python tools/compile_kernels.py`, which needs no GPU, with Triton {_version()}:"
-            " registers of a",
-            "thread / KiB of shared memory of a block; · where the assembly has matrix instructions.",
-            "No kernel spills registers to memory. Tests compare this page with what the compiler says",
-            "whenever a kernel or a case has changed.",
-            "",
-            f"| kernel | {heads} |",
-            f"|---|{'---|' * len(TARGETS)}",
-            *rows,
-            "",
-        ]
-    )
-
-
-def _cell(usage: Usage | None) -> str:
-    if usage is None:
-        return "–"
-    matrix = " ·" if usage.matrix_instructions else ""
-    return f"{usage.registers} / {math.ceil(usage.shared_bytes / 1024)}{matrix}"
 
 
 def _version() -> str:

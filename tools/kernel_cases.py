@@ -3,7 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-TARGETS = frozenset({"sm_80", "sm_90", "gfx942", "gfx90a"})
+from kernel_limits import Stream
+
+NVIDIA, AMD = frozenset({"sm_80", "sm_90"}), frozenset({"gfx942", "gfx90a"})
+TARGETS = NVIDIA | AMD
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,4 +22,10 @@ class Case:
     expects: frozenset[str]  # of {"mma"}: matrix instructions that the assembly has to have
     targets: frozenset[str] = TARGETS
     aligned: frozenset[str] = frozenset()  # integers divisible by 16; pointers always are
+    stream: Stream | None = None  # the weights of a linear with matrix instructions
     ascend: dict[str, Any] = field(default_factory=dict)  # constants that are others on Ascend
+
+    @property
+    def is_twin(self) -> bool:
+        """Whether it stands in for one with NVIDIA's assembly."""
+        return self.constants.get("PTX") is False

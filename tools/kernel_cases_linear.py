@@ -1,24 +1,26 @@
 """Linear layers as the six models launch them: the variants that compile differently."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from kernel_cases import TARGETS, Case
+from kernel_cases import AMD, NVIDIA, TARGETS, Case
+from kernel_limits import Stream
 
 from gyrfalcon.ops.triton import linear as triton_linear
+from gyrfalcon.ops.triton import quantised_linear
 from gyrfalcon.quant import GROUPS
 
 WORDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-DATA = {"int8": "*i8", "fp8": "*fp8e4nv", **dict.fromkeys(GROUPS, "*u8")}
-KINDS = ("none", *DATA)
-HAS_FP8 = TARGETS - {"sm_80"}
+QUANTISED = ("int8", "fp8", *GROUPS)
+KINDS = ("none", *QUANTISED)
 # TOKENS, OUTPUTS and INPUTS of 16-bit products whose tile for GPUs does not fit an Ascend 910B3.
 ASCEND = {
     ("int4", 16): (16, 64, 128),
     ("int8", 64): (64, 64, 64),
-    ("int4", 64): (32, 32, 64),
+    ("int4", 64): (32, 32, 128),
     ("int8", 512): (32, 32, 64),
-    ("int4", 512): (32, 32, 64),
+    ("int4", 512): (32, 32, 128),
 }
 
 
@@ -31,39 +33,54 @@ def _case(
     parts: bool = False,
     last: str = "none",
     bias: bool = False,
+    ptx: bool = True,
 ) -> Case:
-    """A linear layer on `tokens` tokens; `parts`: a split along the rows, summed later."""
-    config = triton_linear.config_for(tokens, kind, WORDS[dtype])
-    pointers = {"x": f"*{dtype}", "weight": DATA.get(kind, f"*{dtype}")}
+    """A linear layer on `tokens` tokens; `parts`: a split along the rows, summed later. `ptx` lets a
+    quantised weight be widened by NVIDIA's assembly.
+    """
+    config = triton_linear.config_for(tokens, kind, WORDS[dtype], ptx=ptx)
+    pointers = {"x": f"*{dtype}", "weight": f"*{dtype}" if kind == "none" else "*i16"}
     if kind != "none":
-        pointers["scales"] = "*bf16" if kind in GROUPS else "*fp32"
+        pointers["scales"] = {"int4-128": "*bf16"}.get(kind, "*i32") if kind in GROUPS else "*fp32"
     if bias:
         pointers["bias"] = f"*{dtype}"
     numbers = dict.fromkeys(("tokens", "outputs", "inputs", "x_stride", "steps"), "i32")
-    absent = {name: None for name in ("scales", "bias") if name not in pointers}
-    constants: dict[str, Any] = absent | {
+    constants: dict[str, Any] = ({} if bias else {"bias": None}) | {
         "TOKENS": config.tokens,
         "OUTPUTS": config.outputs,
         "INPUTS": config.inputs,
         "EVEN": even,
         "ACTIVATION": last,
     }
-    if kind in GROUPS:
-        constants["GROUP"] = GROUPS[kind]
+    if kind != "none":
+        constants |= {"GROUP": GROUPS[kind]} if kind in GROUPS else {"KIND": kind}
+        constants["PTX"] = ptx
     words = [kind if kind != "none" else "whole", dtype, f"{tokens} tokens"]
     words += ["" if even else "rows end within a tile", "part" if parts else "", _words(last, bias)]
     return Case(
         name=" ".join(["product", *filter(None, words)]),
-        kernel=triton_linear.int4_linear_kernel if kind in GROUPS else triton_linear.linear_kernel,
+        kernel=_kernel(kind),
         signature=pointers | {"out": "*fp32" if parts else f"*{dtype}"} | numbers,
         constants=constants,
         warps=config.warps,
         stages=config.stages,
         expects=frozenset() if dtype == "fp32" else frozenset({"mma"}),
-        targets=HAS_FP8 if kind == "fp8" else TARGETS,
         aligned=frozenset({"outputs", "inputs", "x_stride"}),
+        stream=None if dtype == "fp32" else _stream(kind, dtype, config),
+        targets=TARGETS if kind == "none" else NVIDIA if ptx else AMD,
         ascend=_ascend(kind, dtype, tokens),
     )
+
+
+def _stream(kind: str, dtype: str, config: triton_linear.LinearConfig) -> Stream:
+    return Stream(kind, dtype, config.tokens, config.outputs * config.inputs, config.programs)
+
+
+def _kernel(kind: str) -> Any:
+    if kind == "none":
+        return triton_linear.linear_kernel
+    by_group = kind in GROUPS
+    return quantised_linear.int4_linear_kernel if by_group else quantised_linear.int8_linear_kernel
 
 
 def _ascend(kind: str, dtype: str, tokens: int) -> dict[str, int]:
@@ -95,19 +112,29 @@ def _words(last: str, bias: bool) -> str:
     return " ".join(["bias"] * bias + [last] * (last != "none"))
 
 
+def _both(kind: str, dtype: str, tokens: int, **how: Any) -> list[Case]:
+    """A linear layer as NVIDIA's cards run it, and as all others do."""
+    kinds = (True,) if kind == "none" else (True, False)
+    return [_case(kind, dtype, tokens, ptx=ptx, **how) for ptx in kinds]
+
+
+def _all_kinds(kinds: Iterable[str], dtype: str, tokens: int, **how: Any) -> list[Case]:
+    return [case for kind in kinds for case in _both(kind, dtype, tokens, **how)]
+
+
 # Few tokens: 4544 inputs of 7b end within a step of 128, those of all others do not, nor do rows of
 # groups of 128. rw has biases.
 CASES = [
-    *(_case(kind, "bf16", 16, last="gelu") for kind in KINDS),
-    *(_case(kind, "bf16", 16, even=kind == "int4-128", parts=True) for kind in KINDS),
+    *_all_kinds(KINDS, "bf16", 16, last="gelu"),
+    *_all_kinds(KINDS[:-1], "bf16", 16, even=False, parts=True),
+    *_all_kinds(KINDS[-1:], "bf16", 16, parts=True),
     _case("none", "bf16", 16, parts=True),
     _case("none", "bf16", 16, last="gelu", bias=True),
-    *(_case(kind, "fp16", 16) for kind in KINDS),
-    *(_case(kind, "fp32", 16) for kind in ("none", "int8", *GROUPS)),
-    *(_case(kind, "bf16", 64, parts=True) for kind in DATA),
-    *(_case(kind, "bf16", 512, last="gelu") for kind in DATA),
-    _case("int8", "fp32", 512),
-    *(_case(kind, "fp32", 512) for kind in GROUPS),
+    *_all_kinds(KINDS, "fp16", 16),
+    *_all_kinds(("none", "int8", *GROUPS), "fp32", 16),
+    *_all_kinds(QUANTISED, "bf16", 64, parts=True),
+    *_all_kinds(QUANTISED, "bf16", 512, last="gelu"),
+    *_all_kinds(("int8", *GROUPS), "fp32", 512),
     _sum(2),
     _sum(4, "gelu", bias=True),
 ]

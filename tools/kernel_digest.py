@@ -56,5 +56,5 @@ def _tokens(source: str) -> Iterator[str]:
 def _given(case: Case) -> str:
     """What a case hands to the compiler, the same in every process."""
     kernel = f"{case.kernel.fn.__module__}.{case.kernel.fn.__name__}"
-    given = (case.signature, sorted(case.constants.items()), case.warps, case.stages)
+    given = (case.signature, sorted(case.constants.items()), case.warps, case.stages, case.stream)
     return repr((case.name, kernel, *given, sorted(case.targets), sorted(case.aligned)))

@@ -6,7 +6,7 @@ files or kernels.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -14,6 +14,14 @@ from torch import Tensor
 
 from gyrfalcon.device.lookup import device_of
 from gyrfalcon.errors import CheckpointError, UsageError
+from gyrfalcon.quant_words import (
+    packed_bytes,
+    packed_nibbles,
+    packed_scales,
+    unpacked_bytes,
+    unpacked_nibbles,
+    unpacked_scales,
+)
 
 # int4: the rows and columns that are packed together, in half as many bytes. They divide every head
 # dimension of the family, so that a cut between heads is a cut between tiles.
@@ -39,8 +47,8 @@ class Quantised:
     bytes of each row, then the second one of each: a processor's vectors are a word of several rows,
     and sums of rows need not be taken across them. Scales of these rows lie together, too. They are
     bfloat16, which has float32's range, and the values are computed against the bfloat16 scale: against
-    float32 scales the error grows by less than 0.01 % of itself. `by_rows` has rows one by one. Operators
-    may prepack int4 as int32 [in, out / 8], in an order that only they know.
+    float32 scales the error grows by less than 0.01 % of itself. `by_rows` has rows one by one, `as_words`
+    words of 16 bits. Operators may prepack int4 as int32 [in, out / 8], in an order that only they know.
 
     Relative L2 error after `dequantise`, for normally distributed weights in rows of 4096
     and for nestling's matrices: int8 0.87 % and 0.84 %, fp8 2.6 % and 2.6 %, int4 9.1 % and 9.2 %,
@@ -50,6 +58,7 @@ class Quantised:
     kind: str  # int8, fp8, or one of GROUPS
     data: Tensor  # int8 [out, in] | float8_e4m3fn [out, in] | uint8 [out / 16, in / 64, 512]
     scales: Tensor  # float32 [out] | float32 [out] | bfloat16 [out / 16, in / group, 16]
+    num_columns: int = 0  # of a matrix in words, which lie in whole units; else data says
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -58,6 +67,8 @@ class Quantised:
             tiles, blocks, _ = self.data.shape
             return tiles * TILE_ROWS, blocks * TILE_COLUMNS
         rows, width = self.data.shape
+        if self.num_columns:
+            return rows, self.num_columns
         if self.data.dtype == torch.int32:
             return width * COLUMN_WORD, rows
         return rows, width * 2 if self.group else width
@@ -74,7 +85,7 @@ class Quantised:
 
     def to(self, device: torch.device | str) -> "Quantised":
         """The same on another device."""
-        return Quantised(self.kind, self.data.to(device), self.scales.to(device))
+        return replace(self, data=self.data.to(device), scales=self.scales.to(device))
 
     def by_rows(self) -> "Quantised":
         """int4 with its rows one after the other: data uint8 [out, in / 2], scales bfloat16 [in /
@@ -87,6 +98,26 @@ class Quantised:
         data = words.transpose(1, 2).reshape(rows, columns // 2)
         return Quantised(self.kind, data, self.scales.transpose(0, 1).reshape(-1, rows))
 
+    def as_words(self) -> "Quantised":
+        """In words of 16 bits (`quant_words`): data int16 [out, units × 64 | 32], scales in its order
+        as well. CheckpointError for fp8 with NaN, for which its words have no bits.
+        """
+        plain = self.by_rows()
+        columns = self.shape[1]
+        step = max(1, device_of(plain.data.device).weights_at_once // columns)
+        data = plain.data.view(torch.uint8).split(step)
+        words = torch.cat([self._words(part) for part in data])
+        scales = plain.scales if self.group is None else packed_scales(plain.scales, self.group)
+        return Quantised(self.kind, words, scales.contiguous(), columns)
+
+    def _words(self, data: Tensor) -> Tensor:
+        """Of some rows of by_rows()."""
+        if self.group is not None:
+            return packed_nibbles(_nibbles(data))
+        if self.kind == "fp8" and (data & 127 == 127).any():
+            raise CheckpointError("finite weights in fp8", "NaN", "get the file again")
+        return packed_bytes(data, self.kind)
+
     @property
     def _in_tiles(self) -> bool:
         return self.data.ndim == 3
@@ -96,7 +127,7 @@ class Quantised:
         if self._in_tiles:
             return self.by_rows()[rows]
         data = self.data.view(torch.uint8)[rows].view(self.data.dtype)  # no fp8 is indexed by torch
-        return dequantise(Quantised(self.kind, data, self.scales[..., rows]), torch.float32)
+        return dequantise(replace(self, data=data, scales=self.scales[..., rows]), torch.float32)
 
     def rows(self, ranges: Sequence[range]) -> "Quantised":
         """The matrix of these rows alone, range by range; UsageError where a range splits a tile of
@@ -111,6 +142,7 @@ class Quantised:
         return self._part(1, ranges)
 
     def _part(self, dim: int, ranges: Sequence[range]) -> "Quantised":
+        assert not self.num_columns
         assert self.group is None or self._in_tiles
         data, scales = (
             _gather(tensor, [shrunk(part, self.kind, dim, size) for part in ranges], dim)
@@ -214,12 +246,25 @@ def shrunk(part: range, kind: str, dim: int, size: int) -> range:
 def dequantise(weight: Quantised, dtype: torch.dtype) -> Tensor:
     """values × scales [out, in], computed in float32, rounded once to `dtype`."""
     if weight.group is None:
-        return (weight.data.float() * weight.scales[:, None]).to(dtype)
+        data = weight.data
+        if weight.num_columns:
+            data = unpacked_bytes(data, weight.kind, weight.num_columns)
+        return (data.float() * weight.scales[:, None]).to(dtype)
     rows, columns = weight.shape
-    plain = weight.by_rows()
-    halves = plain.data.view(rows, -1, 1, TILE_COLUMNS // 2)
-    values = torch.cat((halves & 15, halves >> 4), dim=2).view(rows, -1, weight.group).float() - 8
-    return (values * plain.scales.t().float()[:, :, None]).view(rows, columns).to(dtype)
+    if weight.num_columns:
+        nibbles = unpacked_nibbles(weight.data, columns)
+        scales = unpacked_scales(weight.scales, columns // weight.group)
+    else:
+        plain = weight.by_rows()
+        nibbles, scales = _nibbles(plain.data), plain.scales
+    values = nibbles.reshape(rows, -1, weight.group).float() - 8
+    return (values * scales.t().float()[:, :, None]).view(rows, columns).to(dtype)
+
+
+def _nibbles(data: Tensor) -> Tensor:
+    """uint8 [rows, in / 2] of by_rows() → uint8 [rows, in], each value + 8."""
+    halves = data.view(len(data), -1, 1, TILE_COLUMNS // 2)
+    return torch.cat((halves & 15, halves >> 4), dim=2).view(len(data), -1)
 
 
 def equal(one: Weight, other: Weight) -> bool:

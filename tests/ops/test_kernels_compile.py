@@ -19,22 +19,21 @@ from compile_kernels import (
     FILES,
     PAGE,
     TABLE,
-    TARGETS,
     Job,
-    Result,
-    Usage,
     as_json,
-    as_page,
     cases_of,
     compile_job,
     compilers,
     differences,
     digest,
     jobs,
-    judge,
 )
 from kernel_cases import Case
 from kernel_digest import digest_of
+from kernel_limits import CARDS, Stream
+from kernel_loops import main_loop
+from kernel_page import as_page
+from kernel_usage import TARGETS, Result, Streaming, Usage, judge
 
 pytest.importorskip("triton", reason="Triton is not installed (the extra gpu-check)")
 
@@ -92,10 +91,13 @@ STORED = json.loads(TABLE.read_text("utf-8"))
 
 def documented() -> list[Result]:
     """What docs/kernels.json says."""
-    return [
-        Result(row["case"], row["target"], Usage(*(row[field.name] for field in fields(Usage))), ())
-        for row in STORED["kernels"]
-    ]
+    found = []
+    for row in STORED["kernels"]:
+        taken = {field.name: row[field.name] for field in fields(Usage)}
+        if taken["streaming"] is not None:
+            taken["streaming"] = Streaming(**taken["streaming"])
+        found.append(Result(row["case"], row["target"], Usage(**taken), ()))
+    return found
 
 
 def test_the_documents_are_of_these_kernels() -> None:
@@ -127,7 +129,7 @@ def test_the_documents_have_every_kernel_and_no_other() -> None:
 
     assert named(documented()) == named(jobs(FILES))
     assert TABLE.read_text("utf-8") == as_json(documented())
-    assert PAGE.read_text("utf-8") == as_page(documented())
+    assert PAGE.read_text("utf-8") == as_page(STORED["triton"], documented())
 
 
 def test_the_page_for_ascend_has_every_kernel_that_it_can_have() -> None:
@@ -257,7 +259,60 @@ def test_fp8_is_refused_where_the_hardware_has_none(faulty: str) -> None:
 )
 def test_a_compiled_kernel_is_judged(usage: Usage, faults: tuple[str, ...]) -> None:
     case = Case("any", None, {}, {}, 4, 1, frozenset({"mma"}))
-    assert judge(case, TARGETS["gfx942"], usage) == faults
+    assert judge(case, "gfx942", usage) == faults
+
+
+LOOP = """
+.L_x_1:
+        /*0100*/                   I2F.S8 R4, R5 ;
+        /*0110*/              @!P0 LDGSTS.E.128 [R2], [R4.64] ;
+        /*0120*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;
+        /*0130*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;
+        /*0140*/               @P1 BRA `(.L_x_1) ;
+.L_x_2:
+        /*0150*/                   BRA `(.L_x_2) ;
+"""
+
+
+def test_instructions_of_the_main_loop_are_counted_by_weight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two products of 16 × 8 × 16 with 16 tokens take 256 weights, 8 of each lane."""
+    monkeypatch.setattr("kernel_loops.sass", lambda cubin: LOOP)
+    loop = main_loop("cuda", {"cubin": b""}, tokens=16)
+    assert loop is not None
+    assert (loop.instructions, loop.slow_conversions, loop.weights) == (5, 1, 8)
+    assert main_loop("hip", {"amdgcn": "no loop"}, 16) is None
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8", "fp8"])
+@pytest.mark.parametrize(("ptx", "faulty"), [(True, True), (False, False)])
+def test_a_linear_that_is_slower_than_the_memory_fails_with_assembly_alone(
+    kind: str, ptx: bool, faulty: bool
+) -> None:
+    case = Case(
+        "any", None, {}, {"PTX": ptx}, 4, 1, NONE, stream=Stream(kind, "bf16", 16, 16384, 4)
+    )
+    slow = Usage(64, 0, 0, 4, Streaming(8.0, 16.0, 1, 1_000_000, keeps_up=False))
+    faults = judge(case, "sm_90", slow)
+    assert [fault.partition(" ")[2][:8] for fault in faults] == (
+        ["weights ", "slow con", "MB in fl"] if faulty else []
+    )
+
+
+def test_the_limits_are_those_of_the_cards() -> None:
+    needed = {kind: CARDS["sm_90"].least_weights(kind) for kind in ("int4", "int8", "fp8")}
+    assert needed == {"int4": 45, "int8": 45, "fp8": 40}
+    assert CARDS["sm_90"].least_bytes == pytest.approx(4.5e6, rel=0.01)
+    assert CARDS["gfx942"].least_weights("int8") == pytest.approx(10.8, abs=0.05)
+    assert CARDS["sm_80"].least_weights("none") == pytest.approx(8.7, abs=0.05)
+
+
+def test_bytes_in_flight_are_those_of_the_programs_that_fit() -> None:
+    stream, card = Stream("int8", "bf16", 16, 8192, 3), CARDS["sm_90"]
+    assert stream.bytes_in_flight(card, 80, 53248, 128, 5) == 132 * 3 * 4 * 8192
+    assert stream.bytes_in_flight(card, 80, 110 << 10, 128, 5) == 132 * 2 * 4 * 8192
+    assert stream.bytes_in_flight(card, 255, 53248, 256, 5) == 132 * 1 * 4 * 8192
 
 
 def test_a_changed_table_is_shown_line_by_line(tmp_path: Path) -> None:
@@ -268,25 +323,25 @@ def test_a_changed_table_is_shown_line_by_line(tmp_path: Path) -> None:
     assert differences({table: "a\nc\n"}) == ["kernels.md: no longer b", "kernels.md: now c"]
 
 
-def test_an_npu_gets_each_variant_once_and_no_fp8() -> None:
-    def case(name: str, dtype: str, warps: int, ascend: dict[str, int]) -> Case:
+def test_an_npu_gets_each_variant_once_and_neither_fp8_nor_assembly() -> None:
+    def case(name: str, warps: int, ascend: dict[str, int], **constants: object) -> Case:
         return Case(
             name,
             test_a_good_kernel_passes,
-            {"x": dtype},
-            {"TILE": 64},
+            {"x": "*bf16"},
+            {"TILE": 64} | constants,
             warps,
             1,
             NONE,
             ascend=ascend,
         )
 
-    first, twin = case("first", "*bf16", 4, {}), case("twin", "*bf16", 8, {})
-    smaller, eight_bits = (
-        case("smaller", "*bf16", 4, {"TILE": 32}),
-        case("eight", "*fp8e4nv", 4, {}),
-    )
-    assert distinct([first, twin, smaller, eight_bits]) == [first, smaller]
+    first, twin = case("first", 4, {}), case("twin", 8, {})
+    smaller = case("smaller", 4, {"TILE": 32})
+    fp8 = case("fp8", 4, {}, KIND="fp8", PTX=False)
+    assembly, plain = (case(name, 4, {}, PTX=name == "assembly") for name in ("assembly", "plain"))
+    found = distinct([first, twin, smaller, fp8, assembly, plain])
+    assert found == [first, smaller, plain]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

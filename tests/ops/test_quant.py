@@ -301,6 +301,39 @@ def test_a_matrix_by_rows_is_the_same_matrix(kind: str) -> None:
         assert values[:, 7, 33].tolist() == scaled[7, [65, 97]].round().tolist()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("columns", [128, 320, 512])
+def test_a_matrix_in_words_is_the_same_matrix(kind: str, columns: int) -> None:
+    weight = quantise(a_matrix(columns=-(-columns // span(kind)) * span(kind)), kind)
+    words = weight.as_words()
+    assert words.data.dtype == torch.int16
+    assert words.shape == weight.shape
+    assert dequantise(words, torch.float32).equal(dequantise(weight, torch.float32))
+    rows = torch.tensor([40, 0, 7, 7])
+    assert words[rows].equal(weight[rows])
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_rows_in_words_may_have_any_length(kind: str) -> None:
+    weight = quantise(a_matrix(columns=37), kind)
+    words = weight.as_words()
+    assert dequantise(words, torch.float32).equal(dequantise(weight, torch.float32))
+
+
+@pytest.mark.parametrize(("bits", "finite"), [(0x7E, True), (0x7F, False), (0xFF, False)])
+def test_fp8_that_is_nan_is_refused_in_words_which_have_no_bits_for_it(
+    bits: int, finite: bool
+) -> None:
+    data = torch.zeros(3, 64, dtype=torch.uint8)
+    data[2, 5] = bits
+    weight = Quantised("fp8", data.view(torch.float8_e4m3fn), torch.ones(3))
+    if finite:
+        assert dequantise(weight.as_words(), torch.float32).equal(dequantise(weight, torch.float32))
+        return
+    with pytest.raises(CheckpointError, match="finite weights in fp8"):
+        weight.as_words()
+
+
 def same(one: Quantised, other: Quantised) -> None:
     assert one.kind == other.kind
     assert one.data.view(torch.uint8).equal(other.data.view(torch.uint8))

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,15 @@ from gyrfalcon.errors import UsageError
 from gyrfalcon.ops import reference
 from gyrfalcon.quant import GROUPS, TILE_ROWS, Quantised, dequantise, quantise, span
 
-triton_linear = pytest.importorskip("gyrfalcon.ops.triton.linear", reason="needs Triton")
+pytest.importorskip("triton", reason="Triton is not installed (the extra gpu-check)")
+
+import triton
+import triton.language as tl
+
+from gyrfalcon.ops.triton import linear as triton_linear
+from gyrfalcon.ops.triton.words import widen
+
+interpreted = pytest.mark.skipif(DEVICE == "cuda", reason="kernels run on the GPU itself")
 HAS_FP8 = DEVICE == "cpu" or torch.cuda.get_device_capability() >= FP8_CAPABILITY
 KINDS = [kind for kind in QUANTS if kind != "fp8" or HAS_FP8]
 ROUNDED = [kind for kind in KINDS if kind != "none"]
@@ -35,17 +44,14 @@ def operands(
     weight = torch.randn(outputs, inputs, generator=generator) / math.sqrt(inputs)
     bias = torch.randn(outputs, generator=generator).to(DEVICE, dtype)
     whole = weight.to(DEVICE, dtype)
-    return x.to(DEVICE, dtype), whole if kind == "none" else by_rows(whole, kind), bias
+    return x.to(DEVICE, dtype), whole if kind == "none" else in_words(whole, kind), bias
 
 
-def by_rows(weight: Tensor, kind: str) -> Quantised:
-    """Rounded as the kernels read it, with any number of rows."""
+def in_words(weight: Tensor, kind: str) -> Quantised:
+    """Quantised as the kernels read it, with any number of rows."""
     rows = len(weight)
-    rounded = quantise(
-        torch.nn.functional.pad(weight, (0, 0, 0, -rows % TILE_ROWS)), kind
-    ).by_rows()
-    data = rounded.data.view(torch.uint8)[:rows].view(rounded.data.dtype)
-    return Quantised(kind, data, rounded.scales[..., :rows].contiguous())
+    whole = quantise(torch.nn.functional.pad(weight, (0, 0, 0, -rows % TILE_ROWS)), kind).as_words()
+    return replace(whole, data=whole.data[:rows], scales=whole.scales[..., :rows].contiguous())
 
 
 def defined(
@@ -157,11 +163,11 @@ def test_a_ranks_parts_give_the_whole(tokens: int, kind: str) -> None:
     weight = quantise(whole, kind)
     wanted = defined(x, weight)
     rows = [weight.rows((range(first, last),)) for first, last in itertools.pairwise(ends)]
-    beside = torch.cat([triton_linear.linear(x, part.by_rows()) for part in rows], dim=-1)
+    beside = torch.cat([triton_linear.linear(x, part.as_words()) for part in rows], dim=-1)
     assert_near(beside, wanted, torch.float32)
     cuts = list(itertools.pairwise((0, size, 3 * size, 5 * size)))
     columns = [(x[:, a:b], weight.columns((range(a, b),))) for a, b in cuts]
-    added = [triton_linear.linear(some, part.by_rows()) for some, part in columns]
+    added = [triton_linear.linear(some, part.as_words()) for some, part in columns]
     assert_near(torch.stack(added).sum(0), wanted, torch.float32)
 
 
@@ -172,7 +178,7 @@ def test_every_int4_weight_meets_its_own_column_and_scale(tokens: int, kind: str
     values = torch.randint(-8, 8, (20, 256), generator=torch.Generator().manual_seed(0)).float()
     values[:, ::32] = -8.0
     values *= 2.0 ** (torch.arange(256) // GROUPS[kind])
-    weight = by_rows(values.to(DEVICE), kind)
+    weight = in_words(values.to(DEVICE), kind)
     for columns in torch.arange(256).split(tokens):
         x = torch.nn.functional.one_hot(columns, 256).to(DEVICE, torch.float32)
         assert triton_linear.linear(x, weight).equal(values[:, columns].t().to(DEVICE))
@@ -191,8 +197,64 @@ def test_every_value_of_a_kind_is_widened_exactly(dtype: torch.dtype, kind: str)
     weight[: len(values), 0] = values
     x = torch.zeros(1, weight.shape[1], dtype=dtype, device=DEVICE)
     x[0, 0] = 1
-    result = triton_linear.linear(x, by_rows(weight.to(DEVICE), kind))
+    result = triton_linear.linear(x, in_words(weight.to(DEVICE), kind))
     assert result[0].equal(weight[:, 0].to(DEVICE, dtype))
+
+
+@pytest.fixture
+def with_assembly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels as an NVIDIA card runs them; elsewhere their assembly is interpreted."""
+    monkeypatch.setattr(type(device_of(torch.device(DEVICE))), "runs_ptx", True)
+
+
+@pytest.fixture
+def without_assembly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(device_of(torch.device(DEVICE))), "runs_ptx", False)
+
+
+@pytest.mark.usefixtures("with_assembly")
+@pytest.mark.parametrize("kind", ROUNDED)
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_assembly_widens_every_value_exactly(dtype: torch.dtype, kind: str) -> None:
+    test_every_value_of_a_kind_is_widened_exactly(dtype, kind)
+
+
+@pytest.mark.usefixtures("without_assembly")
+@pytest.mark.parametrize(
+    ("tokens", "shape", "kind", "dtype"),
+    pairwise([1, 17, 70], [(1, 64), (65, 320), (130, 448)], ROUNDED, DTYPES[1:]),
+)
+def test_assembly_gives_what_its_twin_gives(
+    tokens: int, shape: tuple[int, int], kind: str, dtype: torch.dtype
+) -> None:
+    """Bit for bit."""
+    x, weight, bias = operands(kind, dtype, tokens, *shape)
+    plain = triton_linear.linear(x, weight, bias, "gelu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(device_of(x.device)), "runs_ptx", True)
+        assert triton_linear.linear(x, weight, bias, "gelu").equal(plain)
+
+
+@interpreted
+@pytest.mark.parametrize("kind", ["int4", "int8", "fp8"])
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_assembly_widens_every_word_as_its_twin(dtype: torch.dtype, kind: str) -> None:
+    """All 65,536, beside any neighbour."""
+    neighbours = torch.randperm(1 << 16, generator=torch.Generator().manual_seed(1))
+    each = torch.stack((neighbours, torch.arange(1 << 16)), dim=1).flatten().to(torch.int16)
+    for place in range(4 if kind == "int4" else 2):
+        found = [torch.empty(len(each), dtype=dtype) for _ in range(2)]
+        for out, assembled in zip(found, (True, False), strict=True):
+            _widen[(1,)](each, out, len(each), place, kind, assembled)
+        assert found[0].view(torch.int16).equal(found[1].view(torch.int16))
+
+
+@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
+def _widen(  # type: ignore[no-untyped-def]  # as above
+    words, out, SIZE: tl.constexpr, J: tl.constexpr, KIND: tl.constexpr, PTX: tl.constexpr
+):
+    places = tl.arange(0, SIZE)
+    tl.store(out + places, widen(tl.load(words + places), J, KIND, out.dtype.element_ty, PTX))
 
 
 def test_rows_are_split_only_where_multiprocessors_would_be_idle() -> None:

@@ -14,9 +14,10 @@ larger tiles. Tokens are independent there, too, but the split of a row's sum de
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -25,10 +26,14 @@ from torch import Tensor
 
 from gyrfalcon.device.lookup import device_of
 from gyrfalcon.ops import reference
-from gyrfalcon.quant import Quantised
+from gyrfalcon.ops.triton.epilogue import activate, epilogue
+from gyrfalcon.ops.triton.quantised_linear import int4_linear_kernel, int8_linear_kernel
+from gyrfalcon.quant import GROUPS, Quantised
+from gyrfalcon.quant_words import UNIT
 
 TABLE = Path(__file__).with_name("table.json")
 FEW_TOKENS = 16  # the smallest tile of the matrix units
+SOME_TOKENS = 64  # so many still are memory-bound
 NUM_SMS = 132  # multiprocessors of an H100 or H200
 FEWEST_STEPS = 4  # of a program, where rows are split: enough to fill its pipeline
 SUM_TILE = 1024  # that a program of the sum over splits takes
@@ -66,9 +71,9 @@ def linear(
 ) -> Tensor:
     """activation(x weightᵀ + bias): [tokens, in], [out, in], [out] → [tokens, out], in x's dtype.
 
-    `reference.linear` with sums, bias and activation in float32 and one rounding at the end. int4 is
-    wanted `by_rows`; rows of x may be strided. `num_sms` are the card's multiprocessors; `config` is a
-    tile to take instead of the table's.
+    `reference.linear` with sums, bias and activation in float32 and one rounding at the end. Quantised
+    weights are wanted `as_words`; rows of x may be strided. `num_sms` are the card's multiprocessors;
+    `config` is a tile to take instead of the table's.
     """
     tokens = len(x)
     assert x.stride(1) == 1, "the kernels read rows of x as one run"
@@ -76,9 +81,12 @@ def linear(
     if kind not in _FEW or (kind == "none" and tokens > FEW_TOKENS):  # no kernel, or GEMM is faster
         return reference.linear(x, weight, bias, activation)
     outputs, inputs = weight.shape
-    config = config or config_for(tokens, kind, x.dtype, weight.shape, device_of(x.device).model)
+    device = device_of(x.device)
+    ptx = device.runs_ptx
+    config = config or config_for(tokens, kind, x.dtype, weight.shape, device.model, ptx)
     tiles = (triton.cdiv(tokens, config.tokens), triton.cdiv(outputs, config.outputs))
-    steps = triton.cdiv(inputs, config.inputs)
+    stored = inputs if kind == "none" else triton.cdiv(inputs, UNIT) * UNIT
+    steps = triton.cdiv(stored, config.inputs)
     split = split_for(tiles[0] * tiles[1], steps, config.programs * num_sms)
     epilogue = {"bias": bias, "ACTIVATION": activation or "none"}
     out = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
@@ -102,16 +110,24 @@ def linear(
 
 
 def config_for(
-    tokens: int, kind: str, dtype: torch.dtype, shape: Sequence[int] = (0, 0), card: str = ""
+    tokens: int,
+    kind: str,
+    dtype: torch.dtype,
+    shape: Sequence[int] = (0, 0),
+    card: str = "",
+    ptx: bool = True,
 ) -> LinearConfig:
     """The tile for so many tokens and a weight of `shape` on a card: what was measured there
     (tools/tune_kernels.py), else weights of 16 KiB or less a step for few, square tiles for many.
+    Without `ptx` the card is none of NVIDIA's, and a program has 64 KiB of shared memory.
     """
     if dtype == torch.float32:  # no matrix units: small tiles
-        return _FLOAT32[tokens <= FEW_TOKENS]
-    if tokens > FEW_TOKENS:
-        return LinearConfig(64 if tokens <= 64 else 128, 128, 64, warps=8, stages=3, programs=1)
-    return tuned().get(card, {}).get(key(kind, shape), _FEW[kind])
+        return _FLOAT32[kind in GROUPS, tokens <= FEW_TOKENS]
+    if tokens <= FEW_TOKENS:
+        return tuned().get(card, {}).get(key(kind, shape), _FEW[kind])
+    if kind in GROUPS:
+        return _INT4_MANY if ptx else replace(_INT4_MANY, stages=3)
+    return _SOME if tokens <= SOME_TOKENS else _MANY
 
 
 @cache
@@ -129,19 +145,21 @@ def key(kind: str, shape: Sequence[int]) -> str:
     return f"{kind} {shape[0]} x {shape[1]}"
 
 
+_INT4 = LinearConfig(16, 128, 128, warps=4, stages=4, programs=4)
 _FEW = {
     "none": LinearConfig(16, 64, 128, warps=4, stages=4, programs=2),
     "int8": LinearConfig(16, 64, 128, warps=4, stages=5, programs=3),
-    "fp8": LinearConfig(16, 64, 128, warps=4, stages=5, programs=3),
-    "int4": LinearConfig(16, 128, 128, warps=4, stages=4, programs=4),
-    "int4-32": LinearConfig(
-        16, 64, 128, warps=4, stages=5, programs=4
-    ),  # 128 outputs spill on an A100
-    "int4-128": LinearConfig(16, 128, 128, warps=4, stages=4, programs=4),
+    "fp8": LinearConfig(16, 128, 128, warps=4, stages=4, programs=3),
+    **dict.fromkeys(GROUPS, _INT4),
 }
-_FLOAT32 = {
-    True: LinearConfig(16, 32, 64, warps=4, stages=2, programs=2),
-    False: LinearConfig(32, 64, 64, warps=4, stages=2, programs=1),
+_SOME = LinearConfig(64, 128, 64, warps=8, stages=4, programs=2)  # of 8 bits
+_MANY = LinearConfig(128, 128, 64, warps=8, stages=3, programs=1)
+_INT4_MANY = LinearConfig(64, 128, UNIT, warps=8, stages=6, programs=1)
+_FLOAT32 = {  # by whether the weights have 4 bits, and whether tokens are few
+    (False, True): LinearConfig(16, 32, 64, warps=4, stages=2, programs=2),
+    (False, False): LinearConfig(32, 64, 64, warps=8, stages=2, programs=1),
+    (True, True): LinearConfig(16, 32, UNIT, warps=8, stages=2, programs=2),
+    (True, False): LinearConfig(32, 64, UNIT, warps=4, stages=2, programs=1),
 }
 
 
@@ -164,16 +182,13 @@ def _launch(
     epilogue: Mapping[str, object],
 ) -> None:
     outputs, inputs = weight.shape
-    data, scales = (weight.data, weight.scales) if isinstance(weight, Quantised) else (weight, None)
-    assert data.ndim == 2, "the kernels read int4 as Quantised.by_rows has it"
-    assert data.is_contiguous(), "the kernels read a weight row by row without a stride"
-    group = weight.group if isinstance(weight, Quantised) else None
-    kernel = linear_kernel if group is None else int4_linear_kernel
-    grouped = {} if group is None else {"GROUP": group}
+    kernel, pointers, constants = _kernel_for(weight)
+    if isinstance(weight, Quantised):
+        constants |= {"PTX": device_of(x.device).runs_ptx}
+    assert all(each.is_contiguous() for each in pointers), "the kernels read rows without a stride"
     kernel[grid](
         x,
-        data,
-        scales,
+        *pointers,
         out=out,
         tokens=len(x),
         outputs=outputs,
@@ -183,19 +198,31 @@ def _launch(
         TOKENS=config.tokens,
         OUTPUTS=config.outputs,
         INPUTS=config.inputs,
-        EVEN=inputs % config.inputs == 0,
+        EVEN=inputs % (UNIT if isinstance(weight, Quantised) else config.inputs) == 0,
         num_warps=config.warps,
         num_stages=config.stages,
-        **grouped,
+        **constants,
         **epilogue,
     )
+
+
+def _kernel_for(
+    weight: Tensor | Quantised,
+) -> tuple[Any, tuple[Tensor, ...], dict[str, object]]:
+    """The kernel that reads a weight, its tensors, and the constants that its kind sets."""
+    if isinstance(weight, Tensor):
+        return linear_kernel, (weight,), {}
+    assert weight.num_columns, "the kernels read a quantised weight as Quantised.as_words has it"
+    pointers = (weight.data, weight.scales)
+    if weight.group is None:
+        return int8_linear_kernel, pointers, {"KIND": weight.kind}
+    return int4_linear_kernel, pointers, {"GROUP": weight.group}
 
 
 @triton.jit(do_not_specialize=["tokens", "steps"])  # one program for every batch
 def linear_kernel(
     x,
     weight,
-    scales,
     bias,
     out,
     tokens,
@@ -211,8 +238,7 @@ def linear_kernel(
 ):
     """One tile of the result, or one part of its sum: programs [token tiles, output tiles, parts].
 
-    x [tokens, inputs], weight [outputs, inputs] of x's dtype, int8 or fp8, scales [outputs] or None;
-    out [parts, tokens, outputs].
+    x [tokens, inputs], weight [outputs, inputs] of x's dtype; out [parts, tokens, outputs].
     """
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     row = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -233,101 +259,8 @@ def linear_kernel(
             known = column < inputs
             w = tl.load(weight_rows + column[None, :], mask=known[None, :], other=0.0)
             xs = tl.load(x_rows + column[:, None], mask=known[:, None] & known_token, other=0.0)
-        if scales is not None:
-            w = _narrow(w.to(tl.float32), x.dtype.element_ty)
         total = tl.dot(w, xs, total, input_precision="ieee")
-    if scales is not None:
-        total *= tl.load(scales + row, mask=row < outputs, other=0.0)[:, None]
-    _epilogue(total, bias, out, token, row, tokens, outputs, ACTIVATION)
-
-
-@triton.jit(do_not_specialize=["tokens", "steps"])  # one program for every batch
-def int4_linear_kernel(
-    x,
-    weight,
-    scales,
-    bias,
-    out,
-    tokens,
-    outputs,
-    inputs,
-    x_stride,
-    steps,
-    TOKENS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    INPUTS: tl.constexpr,
-    GROUP: tl.constexpr,
-    EVEN: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-):
-    """As `linear_kernel` for packed weights uint8 [outputs, inputs / 2], scales bfloat16 [inputs / GROUP,
-    outputs]: what a step has of a group is summed by itself, in integers times x, and scaled in float32.
-    """
-    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    row = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
-    known_row = tl.minimum(row, outputs - 1)
-    half = tl.arange(0, 32)  # columns of half a block: the same as its bytes
-    x_rows = x + token.to(tl.int64)[None, :] * x_stride + half[:, None]
-    weight_rows = weight + known_row.to(tl.int64)[:, None] * (inputs // 2) + half[None, :]
-    first = tl.program_id(2) * steps
-    total = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
-    for step in range(first, tl.minimum(first + steps, tl.cdiv(inputs, INPUTS))):
-        for each in tl.static_range(INPUTS // 64):
-            block = step * (INPUTS // 64) + each
-            known_tokens = tokens
-            if not EVEN:  # a block past the end has no tokens, whichever weights stand for it
-                known_tokens = tl.where(block < inputs // 64, tokens, 0)
-                block = tl.minimum(block, inputs // 64 - 1)
-            known = token[None, :] < known_tokens
-            group = block * (64 // GROUP) if GROUP <= 64 else block // (GROUP // 64)
-            packed = tl.load(weight_rows + block * 32)
-            scale = tl.load(scales + group * outputs + known_row).to(tl.float32)
-            xs = tl.load(x_rows + block * 64, mask=known, other=0.0)
-            part = tl.dot(_low_half(packed, x.dtype.element_ty), xs, input_precision="ieee")
-            if GROUP == 32:  # the halves are groups of their own
-                total += part * scale[:, None]
-                scale = tl.load(scales + (group + 1) * outputs + known_row).to(tl.float32)
-                part = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
-            xs = tl.load(x_rows + block * 64 + 32, mask=known, other=0.0)
-            part = tl.dot(_high_half(packed, x.dtype.element_ty), xs, part, input_precision="ieee")
-            total += part * scale[:, None]
-    _epilogue(total, bias, out, token, row, tokens, outputs, ACTIVATION)
-
-
-@triton.jit
-def _low_half(packed, dtype: tl.constexpr):
-    """Bits 0…3 of bytes, 0…15 → −8…7. Bits put into the last of 2²³ are a float32 at once, which is
-    cheaper than converting an integer; both halves share that step.
-    """
-    shifted = ((packed.to(tl.int32) | 0x4B000000) & -241).to(tl.float32, bitcast=True)
-    return _narrow(shifted - 8388616.0, dtype)  # 2²³ + 8
-
-
-@triton.jit
-def _high_half(packed, dtype: tl.constexpr):
-    """Bits 4…7, likewise: 16 times too large, which the product undoes without an error."""
-    shifted = ((packed.to(tl.int32) | 0x4B000000) & -16).to(tl.float32, bitcast=True)
-    return _narrow(shifted * 0.0625 - 524296.0, dtype)  # 2¹⁹ + 8
-
-
-@triton.jit
-def _narrow(values, dtype: tl.constexpr):
-    """float32 of at most 8 significant bits → dtype: exact, so that bfloat16 is the upper half."""
-    if dtype == tl.bfloat16:
-        upper = (values.to(tl.int32, bitcast=True) >> 16).to(tl.int16)
-        return upper.to(tl.bfloat16, bitcast=True)
-    return values.to(dtype)
-
-
-@triton.jit
-def _epilogue(total, bias, out, token, row, tokens, outputs, ACTIVATION: tl.constexpr):
-    """Adds the bias, applies the activation and stores [outputs, tokens] as out [tokens, outputs]."""
-    if bias is not None:
-        total += tl.load(bias + row, mask=row < outputs, other=0.0).to(tl.float32)[:, None]
-    total = _activate(total, ACTIVATION)
-    place = (tl.program_id(2) * tokens + token).to(tl.int64) * outputs
-    known = (token < tokens)[None, :] & (row < outputs)[:, None]
-    tl.store(out + place[None, :] + row[:, None], total.to(out.dtype.element_ty), mask=known)
+    epilogue(total, bias, out, token, row, tokens, outputs, ACTIVATION)
 
 
 @triton.jit
@@ -344,21 +277,5 @@ def _sum_parts(
         total += tl.load(parts + place, mask=known, other=0.0)
     if bias is not None:
         total += tl.load(bias + column, mask=known, other=0.0).to(tl.float32)
-    total = _activate(total, ACTIVATION)
+    total = activate(total, ACTIVATION)
     tl.store(out + row * outputs + column, total.to(out.dtype.element_ty), mask=known)
-
-
-@triton.jit
-def _activate(x, NAME: tl.constexpr):
-    """The activations of `reference.ACTIVATIONS`, in float32."""
-    if NAME == "gelu":
-        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    elif NAME == "gelu_tanh":
-        # 0.5 x (1 + tanh(u)) = x σ(2u), with u = √(2/π) (x + 0.044715 x³)
-        return x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
-    elif NAME == "silu":
-        return x / (1.0 + tl.exp(-x))
-    elif NAME == "relu":
-        return tl.maximum(x, 0.0)
-    else:
-        return x

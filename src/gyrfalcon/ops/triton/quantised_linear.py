@@ -1,0 +1,121 @@
+"""Linears with quantised weights in words: as `linear.linear_kernel`, which says what they share. Each
+load of words is widened place by place, and meets the columns of x that lie there.
+"""
+
+import triton
+import triton.language as tl
+
+from gyrfalcon.ops.triton.epilogue import epilogue
+from gyrfalcon.ops.triton.words import INTEGER_UNIT, widen
+
+
+@triton.jit(do_not_specialize=["tokens", "steps"])  # one program for every batch
+def int8_linear_kernel(
+    x,
+    weight,
+    scales,
+    bias,
+    out,
+    tokens,
+    outputs,
+    inputs,
+    x_stride,
+    steps,
+    TOKENS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    EVEN: tl.constexpr,
+    KIND: tl.constexpr,
+    PTX: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """weight int16 [outputs, units × 64], two columns in each, KIND int8 or fp8; scales float32 [outputs].
+
+    INPUTS is 32, 64 or 128: the words of a step lie in one unit. EVEN: no row ends within a unit.
+    """
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    row = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    known = token[None, :] < tokens
+    WIDTH: tl.constexpr = INPUTS // 2
+    place = tl.arange(0, WIDTH)
+    x_rows = x + token.to(tl.int64)[None, :] * x_stride
+    # Rows past the end repeat the last: loads need no mask, results are not stored.
+    row_start = tl.minimum(row, outputs - 1).to(tl.int64) * (tl.cdiv(inputs, 128) * 64)
+    weight_rows = weight + row_start[:, None] + place[None, :]
+    first = tl.program_id(2) * steps
+    last = tl.minimum(first + steps, tl.cdiv(inputs, 128) * (128 // INPUTS))
+    total = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
+    for step in range(first, last):
+        words = tl.load(weight_rows + step * WIDTH)
+        start = step * 128 if WIDTH == 64 else step * WIDTH // 64 * 128 + step * WIDTH % 64
+        start = tl.multiple_of(start, WIDTH)
+        for j in tl.static_range(2):
+            column = start + 64 * j + place
+            wanted = known if EVEN else known & (column < inputs)[:, None]
+            xs = tl.load(x_rows + column[:, None], mask=wanted, other=0.0)
+            w = widen(words, j, KIND, x.dtype.element_ty, PTX)
+            total = tl.dot(w, xs, total, input_precision="ieee")
+    scale = tl.load(scales + row, mask=row < outputs, other=0.0)
+    total *= (scale if KIND == "fp8" else scale / INTEGER_UNIT)[:, None]
+    epilogue(total, bias, out, token, row, tokens, outputs, ACTIVATION)
+
+
+@triton.jit(do_not_specialize=["tokens", "steps"])  # one program for every batch
+def int4_linear_kernel(
+    x,
+    weight,
+    scales,
+    bias,
+    out,
+    tokens,
+    outputs,
+    inputs,
+    x_stride,
+    steps,
+    TOKENS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    EVEN: tl.constexpr,
+    GROUP: tl.constexpr,
+    PTX: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """weight int16 [outputs, units × 32], four columns in each, scales bfloat16 [units, outputs] for groups
+    of 128, else int32 [units × 64 / GROUP, outputs]: what a unit has of a group is summed by itself and
+    scaled in float32.
+
+    INPUTS is a number of whole units. EVEN: no row ends within a unit, else after half of it.
+    """
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    row = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    place = tl.arange(0, 32)
+    x_rows = x + token.to(tl.int64)[None, :] * x_stride
+    known_row = tl.minimum(row, outputs - 1)
+    num_units = tl.cdiv(inputs, 128)
+    weight_rows = weight + known_row.to(tl.int64)[:, None] * (num_units * 32) + place[None, :]
+    first = tl.program_id(2) * steps * (INPUTS // 128)
+    last = tl.minimum(first + steps * (INPUTS // 128), num_units)
+    total = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
+    for unit in range(first, last):
+        words = tl.load(weight_rows + unit * 32)
+        part = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
+        for j in tl.static_range(4):
+            start = unit * 128 + 32 * j
+            known_tokens = tokens
+            if not EVEN:
+                known_tokens = tl.where(start < inputs, tokens, 0)
+            known = token[None, :] < known_tokens
+            xs = tl.load(x_rows + (start + place)[:, None], mask=known, other=0.0)
+            w = widen(words, j, "int4", x.dtype.element_ty, PTX)
+            part = tl.dot(w, xs, part, input_precision="ieee")
+            if 32 * (j + 1) % GROUP == 0:
+                if GROUP == 128:
+                    scale = tl.load(scales + unit * outputs + known_row).to(tl.float32)
+                elif 32 * j % (2 * GROUP) < GROUP:  # the first of two
+                    pair = tl.load(scales + start // (2 * GROUP) * outputs + known_row)
+                    scale = (pair << 16).to(tl.float32, bitcast=True)
+                else:
+                    scale = (pair & -65536).to(tl.float32, bitcast=True)
+                total += part * scale[:, None]
+                part = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
+    epilogue(total / INTEGER_UNIT, bias, out, token, row, tokens, outputs, ACTIVATION)

@@ -16,9 +16,15 @@ from torch import Tensor
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams, ops
 from gyrfalcon.batch import Batch
+from gyrfalcon.device.dtypes import WORD_OF_DTYPE
 from gyrfalcon.device.lookup import device_of, kind_of
+from gyrfalcon.engine.graphs import SIZES, Graphs
+from gyrfalcon.engine.overlap import Overlap
 from gyrfalcon.errors import UsageError
 from gyrfalcon.kv.pool import KVPool
+from gyrfalcon.measure.mmlu.exam import open_exam
+from gyrfalcon.measure.mmlu.prompts import HENDRYCKS, Exam
+from gyrfalcon.measure.mmlu.run import answers
 from gyrfalcon.model.falcon import Falcon
 from gyrfalcon.ops import reference
 from gyrfalcon.parallel.group import connect
@@ -36,12 +42,15 @@ LAYER_LIMITS = {
     "fp8": (0.99, 0.12),
     "int4": (0.95, 0.35),
 }
+# Of nestling's exam, which it passes with 84 %; chance is 25 %.
+LEAST_RIGHT = {"bf16": 0.7, "int8": 0.7, "fp8": 0.65, "int4": 0.6}
 KERNEL_LIMIT = LAYER_LIMITS["bf16"]  # against the product of the dequantised weights
 
 
 def laws(plan: "Plan") -> dict[str, Any]:
     """(2) Tiny models of every variant: the device computes what the CPU's definition does, a batch
-    what each prompt does alone, a graph what its kernels do, 2 ranks what 1 does.
+    what each prompt does alone, graphs and overlapped steps what single kernels and steps do, also in
+    the plan's dtype, 2 ranks what 1 does.
     """
     found = {variant: _laws_of(variant, plan) for variant in plan.variants}
     return {"passed": all(all(of.values()) for of in found.values()), "variants": found}
@@ -59,13 +68,40 @@ def _laws_of(variant: str, plan: "Plan") -> dict[str, bool]:
         with Engine(EngineConfig(model=str(folder), device=word, max_len=64)) as engine:
             alone = [_output_ids(engine, [ids], params)[0] for ids in prompts]
         shared = _on_two_ranks(folder, word, prompts, params)
+        same = {
+            dtype: same_however_launched(folder, word, dtype, prompts, params)
+            for dtype in (torch.float32, plan.dtype)
+        }
     error = (logits - expected).norm() / expected.norm()
     return {
         "logits": float(error) <= LARGEST_FP32_ERROR,
         "tokens": batched == said,
         "batch": batched == alone,
         "two_ranks": shared == batched,
+        **{f"launches {WORD_OF_DTYPE[dtype]}": held for dtype, held in same.items()},
     }
+
+
+def same_however_launched(
+    folder: Path, device: str, dtype: torch.dtype, prompts: list[list[int]], params: SamplingParams
+) -> bool:
+    """Whether graphs and overlapped steps give what single kernels and single steps give, in a dtype."""
+    config = EngineConfig(
+        model=str(folder),
+        device=device,
+        dtype=WORD_OF_DTYPE[dtype],
+        max_len=64,
+        reuse_prefixes=False,
+    )
+    with Engine(config) as engine:
+        found = []
+        for take_step in (Overlap(engine._core).step, engine._core.step):
+            for largest in (SIZES[-1], 0):
+                if isinstance(engine._core.model_runner, Graphs):
+                    engine._core.model_runner.largest = largest
+                engine._take_step = take_step
+                found.append(_output_ids(engine, prompts, params))
+    return all(one == found[0] for one in found)
 
 
 def _run(
@@ -123,11 +159,46 @@ def _prompt(length: int) -> list[int]:
     ).tolist()
 
 
+def nestling(plan: "Plan") -> dict[str, Any]:
+    """(5) The shipped model's exam in every precision, against what the CPU's definition answers in
+    float32: a broken kernel shows in the score.
+    """
+    if not plan.exam_questions:
+        return {"skipped": "its prompts take hours in the interpreter"}
+    exam = Exam(
+        tuple(open_exam("nestling", "test", limit=plan.exam_questions)), "test", HENDRYCKS, 5
+    )
+    found: dict[str, dict[str, Any]] = {}
+    for precision in plan.precisions:
+        quant = quant_word(precision)
+        if not _supported(quant, plan.device):
+            found[precision] = {"skipped": "this card has no fp8"}
+            continue
+        config = EngineConfig(
+            model="nestling",
+            device=plan.device.type,
+            dtype=WORD_OF_DTYPE[plan.dtype],
+            quant=quant,
+            cache_memory=1 << 28,
+        )
+        with Engine(config) as engine:
+            given = list(answers(engine, exam))
+        right = sum(answer.pred == answer.truth for answer in given)
+        least = LEAST_RIGHT[precision]
+        found[precision] = {
+            "right": right,
+            "questions": len(given),
+            "held": right >= least * len(given),
+        }
+    held = [of["held"] for of in found.values() if "skipped" not in of]
+    return {"passed": all(held), "precisions": found}
+
+
 def layers(plan: "Plan") -> dict[str, Any]:
     """(4) Four layers of the largest shape, token by token and layer by layer, against float32:
     with the original weights, and with the dequantised ones.
     """
-    config = config_of(plan.shapes[-1], num_hidden_layers=2 if plan.device.type == "cpu" else 4)
+    config = config_of(plan.shapes[0], num_hidden_layers=2 if plan.device.type == "cpu" else 4)
     found: dict[str, dict[str, Any]] = {}
     for precision in plan.precisions:
         quant = quant_word(precision)
@@ -174,7 +245,7 @@ def _streams(model: Falcon, plan: "Plan") -> list[Tensor]:
 
 
 def model_config(model: Falcon, plan: "Plan") -> Any:
-    return config_of(plan.shapes[-1], num_hidden_layers=len(model.blocks))
+    return config_of(plan.shapes[0], num_hidden_layers=len(model.blocks))
 
 
 @torch.inference_mode()

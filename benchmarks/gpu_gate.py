@@ -46,6 +46,7 @@ class Plan:
     steps: int  # of each decode measurement
     rounds: int  # of which the median counts
     variants: tuple[str, ...]
+    exam_questions: int  # of each subject of nestling's exam; none in the interpreter
     law_prompts: tuple[int, ...]  # lengths of the prompts that the laws are tried on
     law_tokens: int
     kernel_tests: tuple[str, ...]  # arguments of pytest
@@ -67,6 +68,7 @@ class Plan:
                 steps=1,
                 rounds=1,
                 variants=("40b", "rw-1b"),
+                exam_questions=0,
                 law_prompts=(3, 6),
                 law_tokens=2,
                 kernel_tests=(str(TESTS / "ops/test_triton_norm.py"),),
@@ -76,15 +78,16 @@ class Plan:
         return cls(
             device=torch.device("cuda", 0),
             dtype=torch.bfloat16,
-            shapes=("7b", "40b"),
+            shapes=("40b", "7b"),
             precisions=PRECISIONS,
-            batches=(1, 8, 32, 128),
+            batches=(1, 8, 16, 64),
             contexts=(128, 1024, 2048),
             prompts=(32, 64, 128, 256, 512, 1024, 2048),
             lengths=(32, 64, 128, 256, 512, 1024),
             steps=32,
             rounds=5,
             variants=("rw-1b", "rw-7b", "7b", "40b", "180B", "11B"),
+            exam_questions=30,
             law_prompts=(5, 33),
             law_tokens=16,
             kernel_tests=tuple(map(str, sorted(TESTS.glob("ops/test_triton_*.py")))),
@@ -175,17 +178,18 @@ def steps(plan: Plan, args: argparse.Namespace) -> dict[str, Callable[[Plan], di
             "limits": gpu_speed.limits,
             "full_sweep": lambda plan: gpu_speed.full_sweep(plan, shape, args.full_sweep),
         }
-    return {
-        "kernels": kernel_tests,
-        "laws": gpu_checks.laws,
-        "layers": gpu_checks.layers,
+    return {  # speed before the kernel tests, which compile hundreds of kernels
         "limits": gpu_speed.limits,
+        "layers": gpu_checks.layers,
         **{
             f"speed {shape} {precision}": partial(gpu_speed.speed, shape=shape, precision=precision)
             for shape in plan.shapes
             for precision in plan.precisions
         },
+        "nestling": gpu_checks.nestling,
+        "laws": gpu_checks.laws,
         "gemlite": gpu_gemlite.beside_gemlite,
+        "kernels": kernel_tests,
     }
 
 

@@ -12,7 +12,7 @@ def table(document: Mapping[str, Any]) -> str:
 def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     versions = f"torch {document['torch']}, triton {document['triton']}"
     yield f"{document['device']}, {versions}, {document['commit']}"
-    for name in ("kernels", "laws", "layers", "full_sweep"):
+    for name in ("kernels", "laws", "layers", "nestling", "full_sweep"):
         if (found := document.get(name)) is not None:
             yield f"{name:<10} {_verdict(found)}"
     limits = document.get("limits", {})

@@ -8,13 +8,16 @@ then is written.
 """
 
 import argparse
-import itertools
+import contextlib
 import json
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -22,7 +25,7 @@ import torch
 from gyrfalcon.device.lookup import device_of
 from gyrfalcon.ops.triton import linear as triton_linear
 from gyrfalcon.ops.triton.linear import LinearConfig
-from gyrfalcon.quant import GROUPS, TILE_COLUMNS, Weight, quantise
+from gyrfalcon.quant import GROUPS, Quantised, Weight, quantise
 
 LEAST_GAIN = 0.02
 # [outputs, inputs] of the matrices of a block, whole and on one of four ranks.
@@ -30,16 +33,36 @@ SHAPES: dict[str, list[tuple[int, int]]] = {
     "40b": [(9216, 8192), (8192, 8192), (32768, 8192), (8192, 32768), (65024, 8192)],
     "7b": [(4672, 4544), (4544, 4544), (18176, 4544), (4544, 18176), (65024, 4544)],
 }
-Clock = Callable[[Weight, LinearConfig], float]  # seconds of one product
+# More rows share what is read of x; more steps under way hide the memory's latency; fewer warps leave
+# room for more programs.
+WIDER = (
+    (64, 128, 4, 4, 3),
+    (64, 128, 4, 6, 2),
+    (128, 128, 4, 3, 3),
+    (128, 128, 4, 4, 3),
+    (128, 128, 8, 4, 2),
+    (128, 64, 4, 5, 3),
+    (32, 128, 2, 5, 4),
+    (64, 64, 4, 6, 4),
+)
+FOUR_BITS = (
+    (128, 128, 4, 3, 4),
+    (128, 128, 4, 4, 3),
+    (128, 128, 4, 5, 4),
+    (128, 128, 8, 4, 2),
+    (64, 128, 4, 4, 4),
+    (64, 128, 4, 6, 4),
+    (64, 128, 2, 5, 4),
+    (256, 128, 8, 4, 2),
+)
+CACHES = 4  # times the L2 cache: matrices in turn that are together larger are read from memory
+Clock = Callable[[Weight, LinearConfig], float]  # seconds of one linear
 
 
 def candidates(kind: str) -> Iterator[LinearConfig]:
-    """Tiles worth trying for up to 16 tokens."""
-    inputs = (2 * TILE_COLUMNS, 4 * TILE_COLUMNS) if kind in GROUPS else (64, 128, 256)
-    tiles = itertools.product((32, 64, 128), inputs, (2, 4, 8), (3, 4, 5, 6), (1, 2, 3, 4))
-    for outputs, width, warps, stages, programs in tiles:
-        if outputs * width * stages <= 128 * 1024:  # bytes under way, of 8-bit weights
-            yield LinearConfig(16, outputs, width, warps, stages, programs)
+    """Tiles worth trying for up to 16 tokens: (outputs, inputs, warps, stages, programs)."""
+    for outputs, inputs, warps, stages, programs in FOUR_BITS if kind in GROUPS else WIDER:
+        yield LinearConfig(16, outputs, inputs, warps, stages, programs)
 
 
 def fastest(
@@ -60,24 +83,64 @@ def fastest(
     return best
 
 
+def num_copies(weight_bytes: int, cache_bytes: int) -> int:
+    """How many copies of a matrix, read in turn, are never found in the cache."""
+    return -(-CACHES * cache_bytes // weight_bytes) + 1
+
+
+def copies_of(weight: Weight, num: int) -> list[Weight]:
+    """The matrix, and others like it elsewhere in memory."""
+    if isinstance(weight, Quantised):
+        data = [weight.data.clone() for _ in range(num - 1)]
+        return [weight, *(replace(weight, data=each) for each in data)]
+    return [weight, *(weight.clone() for _ in range(num - 1))]
+
+
 def clock_on(device: torch.device, tokens: int) -> Clock:
-    """Times a linear as a graph runs it: many in a row, the median of rounds."""
+    """Times a linear as a graph runs it: copies of the matrix in turn, the median of rounds."""
+    card = device_of(device)
+    cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+
+    @lru_cache(maxsize=1)  # of a matrix, while its tiles are tried
+    def copies(weight: Weight) -> list[Weight]:
+        size = weight.nbytes if isinstance(weight, torch.Tensor) else weight.num_bytes
+        return copies_of(weight, num_copies(size, cache_bytes))
 
     def seconds(weight: Weight, config: LinearConfig) -> float:
         x = torch.randn(tokens, weight.shape[1], dtype=torch.bfloat16, device=device)
-        replay = device_of(device).capture(lambda: triton_linear.linear(x, weight, config=config))
+        each = copies(weight)
+
+        def work() -> torch.Tensor:
+            return [triton_linear.linear(x, one, config=config) for one in each][-1]
+
+        replay = card.capture(work)
         replay()
-        rounds = []
-        for _ in range(5):
-            device_of(device).synchronise()
-            start = time.perf_counter()
-            for _ in range(10):
-                replay()
-            device_of(device).synchronise()
-            rounds.append((time.perf_counter() - start) / 10)
-        return statistics.median(rounds)
+        return statistics.median(card.seconds_of(replay) for _ in range(5)) / len(each)
 
     return seconds
+
+
+def compile_tiles(weights: Mapping[tuple[str, tuple[int, int]], Weight], tokens: int) -> None:
+    """Runs every tile once on every matrix, on as many threads as there are cores: no compiling is left for
+    the clock.
+    """
+
+    def compile_one(case: tuple[str, Weight, LinearConfig]) -> None:
+        _, weight, config = case
+        device = weight.device if isinstance(weight, torch.Tensor) else weight.data.device
+        x = torch.randn(tokens, weight.shape[1], dtype=torch.bfloat16, device=device)
+        with contextlib.suppress(
+            Exception
+        ):  # a tile that does not fit the card is told by its clock
+            triton_linear.linear(x, weight, config=config)
+
+    cases = [
+        (kind, weight, config)
+        for (kind, _), weight in weights.items()
+        for config in candidates(kind)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, cases))
 
 
 def write(table: Path, card: str, found: dict[str, LinearConfig]) -> None:
@@ -109,17 +172,26 @@ def main() -> int:
         for name in args.shapes.split(",")
         for shape in SHAPES[name]
     ]
+    compile_tiles({each: drawn(*each, device) for each in work}, args.tokens)
+    compiled = time.monotonic()
+    print(f"compiled in {compiled - start:.0f} s", file=sys.stderr)
+    left = args.seconds - (compiled - start)
     for number, (kind, shape) in enumerate(work, 1):
-        drawn = torch.randn(shape, dtype=torch.bfloat16, device=device)
-        weight: Weight = drawn if kind == "none" else quantise(drawn, kind).by_rows()
+        weight = drawn(kind, shape, device)
         usual = triton_linear.config_for(args.tokens, kind, torch.bfloat16, shape, card)
-        until = start + args.seconds * number / len(work)  # each matrix has its share of the time
+        until = compiled + left * number / len(work)  # each matrix has its share of the time
         best = fastest(weight, kind, usual, clock, until)
         write(triton_linear.TABLE, card, {triton_linear.key(kind, shape): best})
         seconds = clock(weight, best)
         size = weight.nbytes if isinstance(weight, torch.Tensor) else weight.num_bytes
         print(f"{kind} {shape}: {best}, {1e6 * seconds:.1f} us, {size / seconds / 1e12:.2f} TB/s")
     return 0
+
+
+def drawn(kind: str, shape: tuple[int, int], device: torch.device) -> Weight:
+    """A random matrix as the kernels read it."""
+    matrix = torch.randn(shape, dtype=torch.bfloat16, device=device)
+    return matrix if kind == "none" else quantise(matrix, kind).as_words()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def test_the_fastest_that_fits_is_chosen(capsys: pytest.CaptureFixture[str]) -> 
         return 1.0 if config == USUAL else 1.0 / (config.outputs * config.stages)  # type: ignore[attr-defined]
 
     best = tune_kernels.fastest(WEIGHT, "int8", USUAL, clock, LATER)
-    assert (best.outputs, best.stages) == (64, 6)
+    assert (best.outputs, best.stages) == (64, 6)  # of all that have no 128 outputs
     assert "RuntimeError" in capsys.readouterr().err
 
 
@@ -66,6 +66,32 @@ def test_the_table_is_used_on_its_card_for_its_matrix(
         assert triton_linear.config_for(17, *asked[1:], "a card").tokens > 16
     finally:
         triton_linear.tuned.cache_clear()
+
+
+@pytest.mark.parametrize("megabytes", [1, 35, 60, 512])
+def test_matrices_in_turn_are_four_times_the_cache(megabytes: int) -> None:
+    """A matrix is read again when three caches of others have been since."""
+    size, cache = megabytes << 20, 60 << 20
+    assert (tune_kernels.num_copies(size, cache) - 1) * size >= 4 * cache
+
+
+@pytest.mark.parametrize("kind", ["none", "int8", "int4"])
+def test_copies_of_a_matrix_are_equal_and_lie_apart(kind: str) -> None:
+    weight = tune_kernels.drawn(kind, (16, 128), torch.device("cpu"))
+    first, second = tune_kernels.copies_of(weight, 2)
+    data = [one if kind == "none" else one.data for one in (first, second)]
+    assert data[0].equal(data[1])
+    assert data[0].data_ptr() != data[1].data_ptr()
+
+
+@pytest.mark.parametrize("kind", ["none", "int8", "int4"])
+def test_few_tiles_are_tried_and_the_kernels_take_them(kind: str) -> None:
+    tried = list(tune_kernels.candidates(kind))
+    assert 6 <= len(set(tried)) == len(tried) <= 8
+    weight = tune_kernels.drawn(kind, (32, 128), torch.device(DEVICE))
+    x = torch.randn(1, 128, dtype=torch.bfloat16, device=DEVICE)
+    results = [triton_linear.linear(x, weight, config=config) for config in tried]
+    assert all((one - results[0]).abs().max() < 1e-2 * results[0].abs().max() for one in results)
 
 
 def test_a_product_takes_the_tile_it_is_given() -> None:

@@ -13,11 +13,15 @@ import psutil
 import pytest
 import torch
 from clones import environment_of
+from engines import random_prompt, small
 
 pytest.importorskip("triton", reason="the gate's modules need Triton")
 
+from gyrfalcon import SamplingParams
+from gyrfalcon.engine import overlap, sampler
 from gyrfalcon.ops import reference
 
+gpu_checks = pytest.importorskip("gpu_checks")
 gpu_gate = pytest.importorskip("gpu_gate")
 gpu_models = pytest.importorskip("gpu_models")
 gpu_speed = pytest.importorskip("gpu_speed")
@@ -86,6 +90,31 @@ def test_the_plan_for_a_card_is_complete() -> None:
     assert [Path(test).name for test in plan.kernel_tests] == [
         f"test_triton_{kernel}.py" for kernel in kernels
     ]
+
+
+def test_speed_comes_before_what_compiles_hundreds_of_kernels() -> None:
+    plan = gpu_gate.Plan.of(dry_run=False, minutes=9.0)
+    names = list(gpu_gate.steps(plan, SimpleNamespace(full_sweep=None, dry_run=False)))
+    assert names[:3] == ["limits", "layers", "speed 40b bf16"]
+    assert names[-1] == "kernels"
+    assert "nestling" in names
+    assert {1, 8, 16, 64} <= set(plan.batches)
+
+
+def test_the_law_of_launches_sees_a_step_that_gives_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of overlapped steps here: on the CPU nothing is captured."""
+    folder = small(tmp_path / "model")
+    params = SamplingParams(max_new_tokens=3, ignore_eos=True)
+    how = (folder, "cpu", torch.float32, [random_prompt(5), random_prompt(9)], params)
+    assert gpu_checks.same_however_launched(*how)
+    choose = sampler.choose
+    other = SimpleNamespace(
+        choose=lambda *given: choose(*given) * torch.tensor([[0], [1]]), read=sampler.read
+    )
+    monkeypatch.setattr(overlap, "sampler", other)  # its tokens are all the first of the vocabulary
+    assert not gpu_checks.same_however_launched(*how)
 
 
 def test_kernel_tests_that_do_not_end_are_killed_and_named(tmp_path: Path) -> None:

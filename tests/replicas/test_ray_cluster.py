@@ -156,6 +156,7 @@ def test_texts_are_those_of_the_engine_whole_and_streamed(
         ("POST", PATH, b"", 400, "JSON"),
         ("POST", PATH, b'{"model": "other", "prompt": "a"}', 404, "nestling"),
         ("POST", "/v1/chat/completions", b'{"model": "nestling"}', 400, "messages"),
+        ("POST", PATH, b'{"prompt": "' + b"a" * (9 << 20), 413, "8388608 bytes"),
         ("GET", PATH, b"", 405, "method"),
         ("GET", "/nowhere", b"", 404, "/openapi.json"),
     ],

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from socket import socket
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -26,6 +27,8 @@ from serve_checks.asking import HOST, Reply, Streamed, ask, leave, post, stream
 import gyrfalcon.ray
 from gyrfalcon import Engine, EngineConfig, SamplingParams
 from gyrfalcon.ray import ReplicasConfig
+from gyrfalcon.replicas.deployments import _autoscaling
+from gyrfalcon.replicas.prefix_router import PrefixRouter
 
 pytestmark = [
     pytest.mark.ray,
@@ -131,6 +134,27 @@ def application() -> Any:
 def engine() -> Iterator[Engine]:
     with Engine(ENGINE) as engine:
         yield engine
+
+
+def test_there_are_as_many_replicas_as_autoscaling_may_make() -> None:
+    config = ReplicasConfig(ENGINE, num_replicas=2, max_replicas=5, target_requests=8)
+    found = _autoscaling(config)
+    assert found is not None
+    assert (found.min_replicas, found.max_replicas) == (2, 5)
+    assert found.target_ongoing_requests == 8
+    assert _autoscaling(ReplicasConfig(ENGINE, num_replicas=2)) is None
+    gyrfalcon.ray.app(config)
+
+
+def test_a_router_without_its_memory_chooses_all_the_same() -> None:
+    router = PrefixRouter.__new__(PrefixRouter)  # as if initialize_state had failed
+    candidates: Any = [SimpleNamespace(replica_id=SimpleNamespace(unique_id=one)) for one in "abc"]
+    ranks = asyncio.run(router.choose_replicas(candidates, None))
+    chosen = [one for rank in ranks for one in rank]
+    assert len(chosen) == 2
+    assert all(one in candidates for one in chosen)
+    router.on_request_routed(None, None, None)
+    router.on_request_completed(None, "")
 
 
 def test_texts_are_those_of_the_engine_whole_and_streamed(

@@ -28,6 +28,8 @@ import gyrfalcon.ray
 from gyrfalcon import Engine, EngineConfig, SamplingParams
 from gyrfalcon.ray import ReplicasConfig
 from gyrfalcon.replicas.deployments import _autoscaling
+from gyrfalcon.replicas.engine_replica import MOST_PART_BYTES, _Outbox
+from gyrfalcon.replicas.forwarding import Start
 from gyrfalcon.replicas.prefix_router import PrefixRouter
 
 pytestmark = [
@@ -155,6 +157,22 @@ def test_a_router_without_its_memory_chooses_all_the_same() -> None:
     assert all(one in candidates for one in chosen)
     router.on_request_routed(None, None, None)
     router.on_request_completed(None, "")
+
+
+def test_a_large_answer_comes_in_parts_that_a_message_can_hold() -> None:
+    async def sent(*bodies: bytes) -> list[object]:
+        outbox = _Outbox()
+        await outbox.send({"type": "http.response.start", "status": 200, "headers": []})
+        for body in bodies:
+            await outbox.send({"type": "http.response.body", "body": body, "more_body": True})
+        outbox.end(asyncio.get_running_loop().create_future())
+        return [part async for part in outbox]
+
+    large = os.urandom(3 * MOST_PART_BYTES)
+    start, *parts = asyncio.run(sent(large, b"end"))
+    assert start == Start(200, ())
+    assert b"".join(part for part in parts if isinstance(part, bytes)) == large + b"end"
+    assert [len(part) for part in parts if isinstance(part, bytes)] == [MOST_PART_BYTES] * 3 + [3]
 
 
 def test_texts_are_those_of_the_engine_whole_and_streamed(

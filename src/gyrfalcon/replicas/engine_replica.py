@@ -20,6 +20,7 @@ from gyrfalcon.serve.service import Service, Settings, served_names
 log = logging.getLogger(__name__)
 
 LAST_ANSWERS_SECONDS = 1.0  # for errors to reach clients when the engine has failed
+MOST_PART_BYTES = 1 << 20  # of an answer; gRPC takes messages of 4 MiB
 GATHER_SECONDS = 0.005  # what an answer gives in that time after its last part is sent together
 
 
@@ -137,7 +138,8 @@ class _Outbox:
                 yield start
             if self._body:
                 body, self._body = b"".join(self._body), []
-                yield body
+                for begin in range(0, len(body), MOST_PART_BYTES):
+                    yield body[begin : begin + MOST_PART_BYTES]
                 await asyncio.sleep(0 if self._has_ended else GATHER_SECONDS)
             if self._has_ended and not self._body:
                 return

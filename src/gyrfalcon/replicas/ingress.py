@@ -26,6 +26,7 @@ WAIT_SECONDS = 10.0  # for a replica to take a request
 TRIES = 3  # replicas that may fail a request before its answer begins
 METRICS_SECONDS = 5.0
 FAILURES = (RayError, RayServeException, RpcError)  # of a replica, or on the way to it
+MOST_MESSAGE_BYTES = 2 << 20  # of a body; gRPC takes 4 MiB with all that is around it
 METRICS = "/metrics"
 EVENTS = b"text/event-stream"
 REQUEST_ID = b"x-request-id"  # which Ray's proxy adds, with the same value
@@ -46,11 +47,10 @@ class Forwarder:
 
     def __init__(self, replicas: DeploymentHandle) -> None:
         self._replicas = replicas
-        self._answers = replicas.options(
-            method_name="answer",
-            stream=True,
-            _by_reference=False,  # over gRPC: through Ray's objects a token takes 2 ms longer
-        )
+        answers = replicas.options(method_name="answer", stream=True)
+        # Over gRPC: through Ray's objects a token takes 2 ms longer.
+        self._answers = answers.options(_by_reference=False)
+        self._large_answers = answers.options(_by_reference=True)
         self._bodies = Bodies()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +72,8 @@ class Forwarder:
                 task.cancel()
 
     async def _answer(self, request: Forwarded, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = _Answer(self._answers, request)
+        is_large = len(request.body) > MOST_MESSAGE_BYTES
+        answer = _Answer(self._large_answers if is_large else self._answers, request)
         try:
             start = await answer.start()
             if request.path == METRICS and start.status == 200:

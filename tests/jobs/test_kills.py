@@ -191,6 +191,8 @@ def test_who_holds_a_part_is_known(tmp_path: Path) -> None:
         def other() -> None:
             with Claims(tmp_path / "claims") as theirs:
                 assert not theirs.take(FIRST_PART)
+                assert not theirs.is_free(FIRST_PART)
+                assert theirs.is_free(FIRST_PART + 1)
                 assert theirs.owner(FIRST_PART).startswith(f"process {os.getppid()} on ")
                 assert theirs.take(FIRST_PART + 1)
 

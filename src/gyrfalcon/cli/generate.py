@@ -16,6 +16,9 @@ _DEFAULTS = {
     "part_rows": PART_ROWS,
     "on_error": "stop",
     "overwrite": False,
+    "ray_workers": None,
+    "ray_cpus": 1,
+    "ray_gpus": 0,
 }
 
 
@@ -196,8 +199,8 @@ def _check(args: argparse.Namespace) -> None:
     if args.output is not None:
         _check_files(args)
         return
-    for name in ("id_field", "prompt_field", "part_rows", "on_error", "overwrite"):
-        if getattr(args, name) != _DEFAULTS[name]:
+    for name, default in _DEFAULTS.items():
+        if getattr(args, name) != default:
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"-o FOLDER with {flag}", "none", f"add it, or leave {flag} out")
     if args.prompt_file is not None and args.prompt_file.lower().endswith((".jsonl", ".parquet")):

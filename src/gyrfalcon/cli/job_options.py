@@ -32,6 +32,25 @@ def add_rows(group: argparse._ArgumentGroup) -> None:
         help="for a row from which no result can come: stop, before the model is loaded where that can be "
         "known (default); or write the error in place of its result and go on",
     )
+    for name, least, default, text in (
+        (
+            "workers",
+            1,
+            None,
+            "do the parts on this many actors of a Ray cluster, that of RAY_ADDRESS or one on "
+            "this machine (extra ray-data; default: in this process)",
+        ),
+        ("cpus", 1, 1, "logical CPUs of each actor"),
+        ("gpus", 0, 0, "GPUs of each actor"),
+    ):
+        option = f"--ray-{name}"
+        group.add_argument(
+            option,
+            type=Whole(option, Bounds(least, 10_000)),
+            metavar="N",
+            default=default,
+            help=text,
+        )
     group.add_argument(
         "--overwrite", action="store_true", help="discard what the folder has and start over"
     )

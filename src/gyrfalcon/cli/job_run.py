@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from gyrfalcon.checkpoint.hub import resolve_model
@@ -21,6 +21,7 @@ from gyrfalcon.jobs.answers import answer_part
 from gyrfalcon.jobs.folder import JobFolder, open_job
 from gyrfalcon.jobs.identity import identity
 from gyrfalcon.jobs.plan import Plan, make_plan
+from gyrfalcon.jobs.ray_data import RayWorkers, connect, work_on_ray
 from gyrfalcon.jobs.rows import Columns
 from gyrfalcon.jobs.source import SourceFile, source_files
 from gyrfalcon.jobs.task import GENERATE, SCORE, RowEncoder, Task
@@ -52,9 +53,11 @@ def _run(args: argparse.Namespace, task: Task, config: EngineConfig, source: str
     files = source_files(source)
     checkpoint = opened(config)
     settings = identity(task, config, getattr(args, "seed", None))
+    if (workers := _ray_workers(args)) is not None:
+        connect(workers)
     plan = partial(_plan, files, config, checkpoint, task)
     with open_job(args.output, settings, files, plan, _say, overwrite=args.overwrite) as folder:
-        result = _finish(folder, config, args.output)
+        result = _finish(folder, args, config)
     _show(args, result)
     return 0
 
@@ -77,7 +80,7 @@ def _plan(
     return plan
 
 
-def _finish(folder: JobFolder, config: EngineConfig, out: str) -> dict[str, object]:
+def _finish(folder: JobFolder, args: argparse.Namespace, config: EngineConfig) -> dict[str, object]:
     """Does what is left of the job and returns its result."""
     left = unfinished(folder)
     if not left and (result := finished(folder)) is not None:
@@ -86,21 +89,33 @@ def _finish(folder: JobFolder, config: EngineConfig, out: str) -> dict[str, obje
     kind = str(folder.job.settings["kind"])
     if num_left < folder.job.plan.num_rows:
         _say(f"{folder.job.plan.num_rows - num_left} of {_rows(folder)} finished before")
-    with Engine(config) as engine:
-        say_ready(engine.description, engine.notes)
-        encode = RowEncoder.of(
-            folder.job.task, engine.config, engine.model_config, engine.tokenizer, engine.max_len
-        )
-        start = time.perf_counter()
-        with (
-            interrupts_tell(lambda: _kept(folder, out)),
-            bar(num_left, "row", kind) as shown,
-        ):
-            answer = partial(answer_part, engine, folder.job, encode, seen=shown.update)
-            result = work(folder, answer, shown.update, _say)
-        if not engine.hardware.emulated:
-            _say(f"{counted(num_left, 'row')} in {time.perf_counter() - start:.1f} s")
+    with interrupts_tell(lambda: _kept(folder, args.output)):
+        if (workers := _ray_workers(args)) is not None:
+            with bar(num_left, "row", kind) as shown:
+                return work_on_ray(folder, config, workers, shown.update)
+        with Engine(config) as engine:
+            say_ready(engine.description, engine.notes)
+            start = time.perf_counter()
+            with bar(num_left, "row", kind) as shown:
+                result = _work(folder, engine, shown.update)
+            if not engine.hardware.emulated:
+                _say(f"{counted(num_left, 'row')} in {time.perf_counter() - start:.1f} s")
     return result
+
+
+def _ray_workers(args: argparse.Namespace) -> RayWorkers | None:
+    if args.ray_workers is None:
+        return None
+    return RayWorkers(args.ray_workers, args.ray_cpus, args.ray_gpus)
+
+
+def _work(folder: JobFolder, engine: Engine, seen: Callable[[int], object]) -> dict[str, object]:
+    """As a worker with this engine."""
+    encode = RowEncoder.of(
+        folder.job.task, engine.config, engine.model_config, engine.tokenizer, engine.max_len
+    )
+    answer = partial(answer_part, engine, folder.job, encode, seen=seen)
+    return work(folder, answer, seen, _say)
 
 
 def _kept(folder: JobFolder, out: str) -> str:

@@ -49,6 +49,13 @@ class Claims:
             return os.path.samestat(os.fstat(self._descriptor), self._path.stat())
         return False
 
+    def is_free(self, number: int) -> bool:
+        """Whether no other process holds a lock now."""
+        if not self.take(number, shared=True):
+            return False
+        self.release(number)
+        return True
+
     def release(self, number: int) -> None:
         """Gives a lock back."""
         fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, number * RECORD_BYTES)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gyrfalcon.errors import PIP_INSTALL, UsageError
+from gyrfalcon.errors import PIP_INSTALL, MissingExtra, UsageError
 
 BATCH_ROWS = 256
 
@@ -16,8 +16,10 @@ def parquet_rows(path: Path, start: int, columns: Sequence[str]) -> Iterator[dic
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise UsageError(
-            f"pyarrow to read {path}", "none", f"install it: {PIP_INSTALL} 'gyrfalcon[parquet]'"
+        raise MissingExtra(
+            f"pyarrow to read {path} (the extra parquet)",
+            "none",
+            f"install it: {PIP_INSTALL} 'gyrfalcon[parquet]'",
         ) from None
     try:
         with ParquetFile(path) as file:

@@ -22,6 +22,7 @@ from gyrfalcon.quant import KINDS
 MANIFEST = "manifest.json"
 FORMAT = "gyrfalcon-cut"
 VERSION = 1
+MOST_ELEMENTS = 1 << 60  # of a tensor: what torch and Python can count
 TOKENIZER_FOLDER = "tokenizer"
 
 
@@ -297,16 +298,26 @@ def _parsed_quantisation(raw: dict[str, Any] | None) -> Quantisation | None:
 
 
 def _parsed_tensor(raw: dict[str, Any]) -> CutTensor:
+    shape = tuple(int(size) for size in raw["shape"])
+    if min(shape, default=0) < 0 or math.prod(max(size, 1) for size in shape) > MOST_ELEMENTS:
+        raise ValueError(f"a tensor of shape {list(shape)!r:.200}")
     return CutTensor(
-        shape=tuple(int(size) for size in raw["shape"]),
+        shape=shape,
         dtype=DTYPES_BY_NAME[raw["dtype"]],
         source_dtype=DTYPES_BY_NAME[raw["source_dtype"]],
         dim=None if raw["dim"] is None else int(raw["dim"]),
         parts=tuple(
-            Part(str(part["file"]), tuple(range(int(a), int(b)) for a, b in part["ranges"]))
+            Part(str(part["file"]), tuple(_parsed_range(a, b) for a, b in part["ranges"]))
             for part in raw["parts"]
         ),
     )
+
+
+def _parsed_range(start: Any, stop: Any) -> range:
+    run = range(int(start), int(stop))
+    if not 0 <= run.start <= run.stop:
+        raise ValueError(f"a range from {start} to {stop}")
+    return run
 
 
 def _is_covered(tensor: CutTensor) -> bool:
@@ -314,6 +325,8 @@ def _is_covered(tensor: CutTensor) -> bool:
     runs = [run for part in tensor.parts for run in part.ranges]
     if tensor.dim is None:
         return not runs
+    if tensor.dim not in range(len(tensor.shape)):
+        return False
     covered = 0
     for run in sorted(runs, key=lambda run: (run.start, run.stop)):
         if run.start > covered:

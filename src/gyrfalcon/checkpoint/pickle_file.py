@@ -1,6 +1,7 @@
 """Reads one .bin file (torch.save of a state dict) without ever running code that hides in it."""
 
 import warnings
+import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -42,6 +43,8 @@ class PickleFile:
 def _load(path: Path) -> dict[str, object]:
     """What is saved in the file, by name: a state dict, or something near it."""
     is_zip = _is_zip(path)
+    if is_zip:
+        _refuse_compressed(path)
     try:
         with warnings.catch_warnings(
             action="ignore"
@@ -62,6 +65,19 @@ def _load(path: Path) -> dict[str, object]:
         raise damaged(path, f"a {type(state).__name__} and no dict of tensors")
     _refuse_nested(path, state)
     return {str(name): value for name, value in state.items()}
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch stores what it saves as it is; a compressed entry could fill the memory from a small file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        shortage = lack(error, f"to read {path}")
+        raise shortage or damaged(path, f"no zip file ({_first_line(error)})") from None
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise damaged(path, f"a compressed {entry.filename!r:.80}")
 
 
 def _refuse_nested(path: Path, state: Mapping[object, object]) -> None:
@@ -87,7 +103,12 @@ def _odd(value: object) -> str:
         return "a nested tensor"
     if value.layout != torch.strided:
         return f"a tensor of layout {str(value.layout).removeprefix('torch.')}"
-    return f"a quantised tensor ({value.dtype})" if value.is_quantized else ""
+    if value.is_quantized:
+        return f"a quantised tensor ({value.dtype})"
+    stored = value.untyped_storage().nbytes() // value.element_size()
+    if value.numel() > stored:
+        return f"a tensor of {value.numel()} numbers, of which {stored} are stored"
+    return ""
 
 
 def _plain(tensor: Tensor) -> Tensor:

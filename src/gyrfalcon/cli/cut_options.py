@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gyrfalcon.cli.option_types import Size
-from gyrfalcon.console.format import counted, show_result, shown_bytes
+from gyrfalcon.console.format import counted, note_line, show_result, shown_bytes
 from gyrfalcon.console.suggestion import path_meant
 from gyrfalcon.errors import CheckpointError
 from gyrfalcon.files.output import OutputFile
@@ -53,7 +53,7 @@ def cut_folder(name: str) -> Path:
 def show_written(summary: "CutSummary", last_line: str, json: OutputFile | None) -> None:
     """The summary of a folder that was written, which ends with `last_line`."""
     print(f"done in {summary.seconds:.1f} s", file=sys.stderr)
-    lines = [f"note: {note}" for note in summary.notes]
+    lines = [note_line(note) for note in summary.notes]
     quantised = "" if summary.quant == "none" else f", quantised to {summary.quant}"
     files = counted(summary.num_files, "file")
     lines.append(f"{files}, {shown_bytes(summary.num_bytes)}, {summary.dtype}{quantised}")

@@ -14,7 +14,7 @@ from gyrfalcon.checkpoint.tokenizer import load_tokenizer
 from gyrfalcon.cli import job_run
 from gyrfalcon.cli.before_loading import check_structured, ids_of_prompts, opened
 from gyrfalcon.cli.engine_options import engine_config
-from gyrfalcon.console.format import counted, goes_to_stdout, json_text
+from gyrfalcon.console.format import counted, goes_to_stdout, json_text, note_line
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.files.text import all_of, contents, decoded, prompts_in
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         load_seconds = time.perf_counter() - start
         _say(f"ready in {load_seconds:.1f} s: {engine.description}")
         for note in (*engine.notes, *chat_notes):
-            _say(f"note: {note}")
+            _say(note_line(note))
         printer = _Printer(args, prompts)
         asked = list(zip(prompts, prompt_ids, strict=True))
         answers = _generate(engine, asked, params, printer)

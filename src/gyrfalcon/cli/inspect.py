@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from gyrfalcon.cli.engine_options import add_adapter, add_model, add_world_size
-from gyrfalcon.console.format import show_result, shown_bytes
+from gyrfalcon.console.format import note_line, show_result, shown_bytes
 from gyrfalcon.parallel.interrupts import ending_interrupts
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _lines(inspection: "Inspection") -> Iterator[str]:
     for note in inspection.notes:
-        yield f"note: {note}"
+        yield note_line(note)
     for row in inspection.rows:
         yield from _row_lines(row)
     for rank, num_bytes in enumerate(inspection.rank_bytes):

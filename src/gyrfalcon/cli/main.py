@@ -10,6 +10,7 @@ from functools import partial
 
 from gyrfalcon.cli.commands import COMMANDS
 from gyrfalcon.cli.parser import flags, parse
+from gyrfalcon.console.format import printable
 from gyrfalcon.console.interrupted import interrupt_message
 from gyrfalcon.console.suggestion import path_meant
 from gyrfalcon.errors import DISK_FULL, DiskFull, GyrfalconError, UsageError, lack
@@ -120,7 +121,7 @@ def _explained(error: OSError) -> GyrfalconError:
 
 
 def _complain(error: GyrfalconError) -> int:
-    line = " ".join(error.on_command_line(flags()).split())
+    line = printable(error.on_command_line(flags()))
     if RUN_SH in os.environ and " --" in line.rpartition("; ")[2]:
         line += " (with run.sh: after --)"
     print("gyrfalcon: error:", line, file=sys.stderr)

@@ -34,8 +34,21 @@ def show_result(result: object, lines: Iterable[str], json: OutputFile | None) -
 
 def say_ready(description: str, notes: Iterable[str]) -> None:
     """Prints to standard error what runs, and notes on how the model was read."""
-    for line in (f"ready: {description}", *(f"note: {note}" for note in notes)):
+    for line in (f"ready: {description}", *map(note_line, notes)):
         print(line, file=sys.stderr)
+
+
+def note_line(note: str) -> str:
+    """A note on how the model was read, as it is printed."""
+    return f"note: {printable(note)}"
+
+
+def printable(text: str) -> str:
+    """A text on one line; what would command a terminal instead of being shown is escaped, as \\x1b."""
+    words = " ".join(text.split())
+    if words.isprintable():
+        return words
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in words)
 
 
 def counted(count: int, noun: str) -> str:

@@ -51,7 +51,9 @@ def _line(raw: bytes, where: str) -> TraceLine:
     for name in value:
         if name not in NAMES:
             wanted = f"only {', '.join(NAMES)} on {where}"
-            raise UsageError(wanted, name, did_you_mean(name, NAMES, "remove it"))
+            raise UsageError(
+                wanted, name or "an empty name", did_you_mean(name, NAMES, "remove it")
+            )
     fields = Fields(value, where)
     try:
         found = TraceLine(

@@ -145,7 +145,9 @@ def _request(raw: bytes, where: str, page_tokens: int) -> TraceRequest:
     for name in value:
         if name not in NAMES:
             wanted = f"only {', '.join(NAMES)} on {where}"
-            raise UsageError(wanted, name, did_you_mean(name, NAMES, "remove it"))
+            raise UsageError(
+                wanted, name or "an empty name", did_you_mean(name, NAMES, "remove it")
+            )
     for name in NEEDED:
         if value.get(name) is None:
             raise UsageError(f"{name} on {where}", "none", DO)

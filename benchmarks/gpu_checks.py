@@ -18,7 +18,7 @@ from gyrfalcon import Engine, EngineConfig, SamplingParams, ops
 from gyrfalcon.batch import Batch
 from gyrfalcon.device.dtypes import WORD_OF_DTYPE
 from gyrfalcon.device.lookup import device_of, kind_of
-from gyrfalcon.engine.graphs import SIZES, Graphs
+from gyrfalcon.engine.graphs import Graphs
 from gyrfalcon.engine.overlap import Overlap
 from gyrfalcon.errors import UsageError
 from gyrfalcon.kv.pool import KVPool
@@ -96,7 +96,7 @@ def same_however_launched(
     with Engine(config) as engine:
         found = []
         for take_step in (Overlap(engine._core).step, engine._core.step):
-            for largest in (SIZES[-1], 0):
+            for largest in (engine.hardware.graph_sizes[-1], 0):
                 if isinstance(engine._core.model_runner, Graphs):
                     engine._core.model_runner.largest = largest
                 engine._take_step = take_step

@@ -90,15 +90,15 @@ def _ascend(kind: str, dtype: str, tokens: int) -> dict[str, int]:
     return dict(zip(("TOKENS", "OUTPUTS", "INPUTS"), ASCEND[key], strict=True))
 
 
-def _sum(parts: int, last: str = "none", *, bias: bool = False) -> Case:
+def _sum(parts: int, last: str = "none", *, bias: bool = False, dtype: str = "bf16") -> Case:
     return Case(
         name=" ".join(
-            filter(None, [f"sum of {parts} parts of a product bf16", _words(last, bias)])
+            filter(None, [f"sum of {parts} parts of a product {dtype}", _words(last, bias)])
         ),
         kernel=triton_linear._sum_parts,
         signature={"parts": "*fp32"}
         | ({"bias": "*bf16"} if bias else {})
-        | {"out": "*bf16", "outputs": "i32"},
+        | {"out": f"*{dtype}", "outputs": "i32"},
         constants={"PARTS": parts, "TILE": triton_linear.SUM_TILE, "ACTIVATION": last}
         | ({} if bias else {"bias": None}),
         warps=4,
@@ -136,5 +136,6 @@ CASES = [
     *_all_kinds(QUANTISED, "bf16", 512, last="gelu"),
     *_all_kinds(("int8", *GROUPS), "fp32", 512),
     _sum(2),
+    _sum(2, dtype="fp32"),
     _sum(4, "gelu", bias=True),
 ]

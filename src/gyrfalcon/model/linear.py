@@ -83,4 +83,4 @@ class Head:
     ops: Ops
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.ops.linear(x, self.weight).float()
+        return self.ops.logits(x, self.weight)

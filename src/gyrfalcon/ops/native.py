@@ -87,6 +87,11 @@ def linear(
     return linears(LinearCall(x, weight, bias, activation))[0]
 
 
+def logits(x: Tensor, weight: Weight) -> Tensor:
+    """`reference.logits`."""
+    return linear(x, weight).float()
+
+
 def linears(*each: LinearCall) -> list[Tensor]:
     """`reference.linears` in one call, so that threads start once."""
     if not _known(*(one.weight for one in each)):

@@ -105,6 +105,13 @@ def linear(
     return y if activation is None else activate(y, activation)
 
 
+def logits(x: Tensor, weight: Weight) -> Tensor:
+    """The linear of a head, [tokens, in] → float32 [tokens, out]; a faster twin does not round it to x's
+    dtype in between.
+    """
+    return linear(x, weight).float()
+
+
 def _widened_linear(
     x: Tensor, weight: Weight, bias: Tensor | None, activation: str | None
 ) -> Tensor:

@@ -66,6 +66,10 @@ class NpuOps:
         """`reference.linear`."""
         return self._linear(x, weight, bias, activation)
 
+    def logits(self, x: Tensor, weight: Weight) -> Tensor:
+        """`reference.logits`."""
+        return self._linear(x, weight).float()
+
     def linears(self, *each: LinearCall) -> list[Tensor]:
         """One after the other."""
         return [self._linear(*one) for one in each]

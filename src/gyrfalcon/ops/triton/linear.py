@@ -68,8 +68,10 @@ def linear(
     activation: str | None = None,
     num_sms: int = NUM_SMS,
     config: LinearConfig | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """activation(x weightᵀ + bias): [tokens, in], [out, in], [out] → [tokens, out], in x's dtype.
+    """activation(x weightᵀ + bias): [tokens, in], [out, in], [out] → [tokens, out], in x's dtype or
+    `out_dtype`.
 
     `reference.linear` with sums, bias and activation in float32 and one rounding at the end. Quantised
     weights are wanted `as_words`; rows of x may be strided. `num_sms` are the card's multiprocessors;
@@ -79,7 +81,8 @@ def linear(
     assert x.stride(1) == 1, "the kernels read rows of x as one run"
     kind = weight.kind if isinstance(weight, Quantised) else "none"
     if kind not in _FEW or (kind == "none" and tokens > FEW_TOKENS):  # no kernel, or GEMM is faster
-        return reference.linear(x, weight, bias, activation)
+        y = reference.linear(x, weight, bias, activation)
+        return y if out_dtype is None else y.to(out_dtype)
     outputs, inputs = weight.shape
     device = device_of(x.device)
     ptx = device.runs_ptx
@@ -89,7 +92,7 @@ def linear(
     steps = triton.cdiv(stored, config.inputs)
     split = split_for(tiles[0] * tiles[1], steps, config.programs * num_sms)
     epilogue = {"bias": bias, "ACTIVATION": activation or "none"}
-    out = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
+    out = torch.empty(tokens, outputs, dtype=out_dtype or x.dtype, device=x.device)
     if split.count == 1:
         _launch(x, weight, out, (*tiles, 1), split, config, epilogue)
         return out

@@ -24,6 +24,11 @@ def prepack(weight: Quantised) -> Quantised:
     return weight.as_words()
 
 
+def logits(x: Tensor, weight: Weight) -> Tensor:
+    """Written in float32 by the kernel that sums it."""
+    return linear(x, weight, out_dtype=torch.float32)
+
+
 def linears(*each: LinearCall) -> list[Tensor]:
     """One kernel each."""
     return [linear(*one) for one in each]

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     examples:
       gyrfalcon score questions.jsonl scores -m falcon-7b
       gyrfalcon score shards/ scores -m falcon-40b-4 --sums-only --on-error write
-      cat scores/part-*.jsonl
+      gyrfalcon score shards/ scores -m falcon-7b --ray-workers 8 --ray-gpus 1
     """
     parser.add_argument(
         "input", metavar="IN", help="a .jsonl, .parquet or .txt file, or a folder of them"

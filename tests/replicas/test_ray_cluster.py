@@ -129,7 +129,8 @@ def served() -> Iterator[RayCluster]:
 
 
 def application() -> Any:
-    return gyrfalcon.ray.app(ReplicasConfig(ENGINE, num_replicas=2))
+    config = ReplicasConfig(ENGINE, num_replicas=2, shutdown_seconds=120)  # on a busy machine
+    return gyrfalcon.ray.app(config)
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +291,7 @@ def test_replicas_that_make_way_for_a_new_version_finish_their_streams(
 def test_a_killed_replica_takes_no_more_than_its_own_streams(
     served: RayCluster, record_property: Record
 ) -> None:
-    async def kill() -> tuple[list[Streamed], float, float]:
+    async def kill() -> tuple[list[Streamed], dict[str, float], float]:
         bodies = [{"prompt": f"{n} ships", "max_tokens": 600} for n in range(NUM_STREAMS)]
         answers = [Streamed() for _ in bodies]
         running = asyncio.gather(
@@ -309,20 +310,21 @@ def test_a_killed_replica_takes_no_more_than_its_own_streams(
         seconds = time.monotonic() - killed
         assert reply.status == 200
         await running
-        return answers, max(counts.values()), seconds
+        return answers, counts, seconds
 
     begin = time.monotonic()
-    answers, most_running, seconds = asyncio.run(kill())
+    answers, num_running, seconds = asyncio.run(kill())
     broken = [one for one in answers if not one.is_whole]
-    record_property("broken", [len(broken), most_running])
-    record_property("seconds_to_next_answer", seconds)
-    assert 1 <= len(broken) <= most_running < NUM_STREAMS
     for one in broken:
         assert isinstance(one.error, dict)
         assert one.error["code"] == "failed"
     assert seconds <= 1
     served.wait_for_replicas(2, 60 - (time.monotonic() - begin))
+    record_property("seconds_to_next_answer", seconds)
     record_property("seconds_to_two_replicas", time.monotonic() - begin)
+    [killed] = set(num_running) - set(served.by_replica("vllm:num_requests_running"))
+    record_property("broken", [len(broken), num_running[killed]])
+    assert 1 <= len(broken) <= num_running[killed] < NUM_STREAMS
     served.note_memory()
 
 

@@ -22,6 +22,7 @@ from serve_checks.environment import clean_environ
 from serve_checks.server import READY, wait_until
 
 from fault_checks.rows import Row
+from gyrfalcon.parallel.meeting import MEET_SECONDS
 
 PHASES = ("load", "prefill", "decode", "idle", "drain")
 RANK_TIMEOUT = 10
@@ -158,6 +159,11 @@ def _reach(server: Served, phase: str) -> None:
 def _signal_row(folder: Path, fault: str, phase: str) -> Row:
     """A rank is killed or stopped: all others end, with one line that names it."""
     row = Row(fault, phase, limit_seconds=LIMITS[fault])
+    if (fault, phase) == ("SIGSTOP", "load"):
+        row.skipped = (
+            f"ranks that have not met yet are waited for {MEET_SECONDS:g} s (tests/engine)"
+        )
+        return row
     with served(folder) as server:
         _reach(server, phase)
         rank, begin = server.ranks()[0], time.monotonic()

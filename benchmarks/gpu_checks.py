@@ -28,7 +28,8 @@ from gyrfalcon.measure.mmlu.run import answers
 from gyrfalcon.model.falcon import Falcon
 from gyrfalcon.ops import reference
 from gyrfalcon.parallel.group import connect
-from gyrfalcon.parallel.launch import HERE, RankInfo, Ranks
+from gyrfalcon.parallel.ranks import RankInfo, Ranks
+from gyrfalcon.parallel.torchrun_ranks import HERE
 from gyrfalcon.request import check_finite
 
 if TYPE_CHECKING:

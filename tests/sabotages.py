@@ -40,7 +40,7 @@ from gyrfalcon.model.falcon import Falcon, SequentialBlock
 from gyrfalcon.model.linear import Norms, RowLinear
 from gyrfalcon.model.positions import rotary_frequencies
 from gyrfalcon.ops import reference
-from gyrfalcon.parallel.launch import Ranks
+from gyrfalcon.parallel.ranks import Ranks
 from gyrfalcon.parallel.shards import Share
 from gyrfalcon.report import speed as report_speed
 from gyrfalcon.text.detokenizer import Detokenizer, TextStream

@@ -21,7 +21,7 @@ from gyrfalcon.model.architectures import config_from_file
 from gyrfalcon.model.positions import Rotary
 from gyrfalcon.ops import reference
 from gyrfalcon.parallel.group import Group
-from gyrfalcon.parallel.launch import RankInfo, Ranks
+from gyrfalcon.parallel.ranks import RankInfo, Ranks
 from gyrfalcon.parallel.shards import Share, share_of
 
 TOLERANCE = 1e-4  # of logits, float32: the law

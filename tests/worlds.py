@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 from gyrfalcon import Engine, EngineConfig
 from gyrfalcon.parallel.group import Group, connect
-from gyrfalcon.parallel.launch import HERE, RankInfo, Ranks
+from gyrfalcon.parallel.ranks import RankInfo, Ranks
+from gyrfalcon.parallel.torchrun_ranks import HERE
 
 T = TypeVar("T")
 

@@ -11,32 +11,48 @@ from gyrfalcon import Engine, EngineConfig, RankDied, SamplingParams
 from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.engine.rank_messages import decode_engine, encode_engine
 from gyrfalcon.engine.worker import follow_command
-from gyrfalcon.parallel.launch import Ranks, connect_torchrun
-from gyrfalcon.parallel.meeting import announce, is_led, lead, wait_until_left
+from gyrfalcon.parallel.beats import Listener, call
+from gyrfalcon.parallel.meeting import announce, wait_until_left
+from gyrfalcon.parallel.movement import Movement
+from gyrfalcon.parallel.ranks import Ranks
 from gyrfalcon.parallel.torchrun import Torchrun
+from gyrfalcon.parallel.torchrun_ranks import HERE, Meeting, connect
+from gyrfalcon.parallel.watchdog import Watchdog
 
 PATIENCE = 120  # seconds, of what should take less than one
 DRAWN = SamplingParams(max_new_tokens=8, temperature=1.0, seed=3, ignore_eos=True)
 
 
 def process(rank: int) -> Torchrun:
-    return Torchrun(rank, 2, rank, 2, "127.0.0.1", 1, attempt=0, has_store=True)
+    return Torchrun(rank, 2, rank, 2, HERE, 1, has_store=True)
+
+
+def meetings(store: dist.Store) -> tuple[Meeting, Meeting]:
+    """Rank 0's and that of the rank that follows, as of two processes."""
+    movement = Movement()
+    listener = Listener(Watchdog(movement, 2, PATIENCE), movement, 2)
+    listener.listen(store, HERE, HERE)
+    caller = call(store, 1, Movement(), PATIENCE, PATIENCE)
+    listener.start(lambda error: None)
+    caller.start(lambda error: None)
+    listener.await_all(PATIENCE)
+    leading = Meeting(process(0), store, listener, led=True)
+    return leading, Meeting(process(1), store, caller, led=True)
 
 
 def test_a_rank_follows_one_engine_after_the_other_until_the_end(tmp_path: Path) -> None:
     folder, store = small(tmp_path), dist.HashStore()
     prompts = [random_prompt(length) for length in (5, 40, 9)]
-    assert not is_led(store)
-    lead(store)
-    assert is_led(store)
-    follower = threading.Thread(target=follow_command, args=(process(1), store))
+    leading, following = meetings(store)
+    follower = threading.Thread(target=follow_command, args=(following,))
     follower.start()
     for dtype in ("fp32", "bf16"):
         config = EngineConfig(str(folder), dtype=dtype, max_len=64, max_batch_tokens=16)
         with Engine(config) as alone:
             expected = alone.generate(prompts, DRAWN)
         place = announce(store, encode_engine(config))
-        ranks = Ranks(connect_torchrun(process(0), place, Cpu), followed=True)
+        rank_info = connect(leading, place, Cpu, PATIENCE)
+        ranks = Ranks(rank_info, followed=True, beats=leading.beats, shares_beats=True)
         with Engine(config, ranks) as engine:
             assert engine.world_size == 2
             outputs = engine.generate(prompts, DRAWN)
@@ -44,6 +60,7 @@ def test_a_rank_follows_one_engine_after_the_other_until_the_end(tmp_path: Path)
         if dtype == "fp32":
             assert outputs == expected
         assert late.output_ids == ()
+    leading.beats.stop()
     announce(store, encode_engine(None))
     wait_until_left(store, 2)
     follower.join(PATIENCE)

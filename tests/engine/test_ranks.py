@@ -24,19 +24,23 @@ import torch
 import torch.distributed as dist
 from checkpoints import make_checkpoint
 from tokenizers_ import make_tokenizer
+from torch import Tensor
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams
+from gyrfalcon.batch import Batch
 from gyrfalcon.cut.cut import cut
 from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.device.environment import OURS
 from gyrfalcon.device.setup import Variable, setup_of
 from gyrfalcon.device.threads import own_processors
 from gyrfalcon.errors import CheckpointError, RankDied, UsageError
+from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.native.library import library
 from gyrfalcon.parallel import launch
 from gyrfalcon.parallel.interrupts import watched_interrupts
-from gyrfalcon.parallel.launch import RankInfo, start
-from gyrfalcon.parallel.meeting import meet
+from gyrfalcon.parallel.launch import start
+from gyrfalcon.parallel.meeting import meet, open_store
+from gyrfalcon.parallel.ranks import RankInfo
 from gyrfalcon.parallel.torchrun import Torchrun
 
 pytestmark = pytest.mark.slow
@@ -108,10 +112,37 @@ def test_a_stopped_rank_is_noticed_and_ends_all(folder: Path) -> None:
     with Engine(config) as engine:
         [rank] = our_ranks()
         threading.Timer(0.3, rank.suspend).start()
-        with noticed_in_time(), pytest.raises(RankDied, match=r"rank 1 on .* stood still while"):
+        with noticed_in_time(), pytest.raises(RankDied, match=r"rank 1 on .* went silent while"):
             engine.generate(PROMPTS, ENDLESS)
         assert our_ranks() == []
         assert engine.stalled_seconds > 0
+
+
+def test_a_step_of_three_times_the_timeout_ends_as_any_other(folder: Path) -> None:
+    """Rank 0 computes all the time; the other waits for it, and both beat."""
+    long = list(range(20, 60)) * 45
+    with Engine(EngineConfig(model=str(folder))) as alone:
+        expected = alone.generate(long, GREEDY)
+    config = EngineConfig(
+        model=str(folder), world_size=2, rank_timeout=1, max_batch_tokens=len(long)
+    )
+    with Engine(config) as engine:
+        run = engine._core.model_runner
+
+        def at_length(batch: Batch, pool: KVPool) -> Tensor:
+            """The same step, after much else."""
+            begin = time.monotonic()
+            while time.monotonic() - begin < 3.2:
+                torch.ones(500, 500) @ torch.ones(500, 500)
+            return run(batch, pool)
+
+        engine._core.model_runner = at_length
+        begin = time.monotonic()
+        one_token = SamplingParams(max_new_tokens=1, ignore_eos=True)
+        [output] = engine.generate(long, one_token)
+        assert time.monotonic() - begin > 3
+        assert output.output_ids == expected[0].output_ids[:1]
+        assert our_ranks() != []
 
 
 def test_the_death_of_an_idle_rank_is_told_at_the_next_use(folder: Path) -> None:
@@ -211,6 +242,24 @@ def test_what_a_rank_says_of_a_malformed_message_is_told(folder: Path) -> None:
         )
         with noticed_in_time(), told:
             engine.generate("the", GREEDY)
+    assert our_ranks() == []
+
+
+def stop_in_a_block(rank_info: RankInfo) -> None:
+    """The life of a rank that stops itself once it has told where it is."""
+    heartbeat = rank_info.group.heartbeat
+    heartbeat.begin_step()
+    heartbeat.counter.value += 3
+    time.sleep(1.5)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_a_rank_that_is_stopped_inside_a_block_is_told_with_host_step_and_block() -> None:
+    ranks = start(2, Cpu, stop_in_a_block, rank_timeout=3)
+    where = rf"rank 1 on {socket.gethostname()}, which went silent while in step 1 after 3 blocks"
+    with noticed_in_time(), pytest.raises(RankDied, match=where), ranks.watched():
+        sum_for_ever(ranks.rank_info)
+    ranks.close()
     assert our_ranks() == []
 
 
@@ -623,7 +672,6 @@ def test_left_over_variables_of_torchrun_are_named(
         ("LOCAL_WORLD_SIZE", "3"),
         *(("MASTER_PORT", value) for value in ("0", "65536", "http")),
         ("MASTER_ADDR", ""),
-        ("TORCHELASTIC_RESTART_COUNT", "x"),
     ],
 )
 def test_a_wrong_variable_of_torchrun_is_named(name: str, value: str) -> None:
@@ -647,7 +695,7 @@ def test_a_store_that_nobody_holds_is_told_in_time() -> None:
             with pytest.raises(
                 UsageError, match=rf"127\.0\.0\.1:{port}.* Connection refused; unset"
             ):
-                meet(one, connect=0.1)
+                open_store(one, connect=0.1)
 
 
 def test_a_rank_that_does_not_come_is_told_in_time() -> None:
@@ -656,5 +704,6 @@ def test_a_rank_that_does_not_come_is_told_in_time() -> None:
         port = str(free.getsockname()[1])
     one = Torchrun.found(OF_TORCHRUN | {"MASTER_PORT": port})
     assert one is not None
+    store = open_store(one)
     with pytest.raises(UsageError, match=r"all 2 ranks of torchrun, got no rank 1 for 0\.1 s"):
-        meet(one, meeting=0.1)
+        meet(one, store, seconds=0.1)

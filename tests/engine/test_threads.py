@@ -38,7 +38,7 @@ from gyrfalcon.engine import turns
 from gyrfalcon.engine.turns import FairLock, Turns
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.parallel.group import Group
-from gyrfalcon.parallel.launch import RankInfo, Ranks
+from gyrfalcon.parallel.ranks import RankInfo, Ranks
 
 PATIENCE = 120  # seconds, of what should take less than one
 PROMPTS = ["A gyrfalcon is", "the", "When the wind turned, the bird left its rock", "x"]

@@ -27,7 +27,7 @@ from gyrfalcon.measure.precision.result import read_gate
 from gyrfalcon.measure.published import PublishedFigures, TokenFigures, known
 from gyrfalcon.model.architectures import config_from_file
 from gyrfalcon.parallel.group import Group
-from gyrfalcon.parallel.launch import RankInfo, Ranks
+from gyrfalcon.parallel.ranks import RankInfo, Ranks
 
 Captured = pytest.CaptureFixture[str]
 IDS = "30 31 32 33 34 35 36 37 38 39 40\n50 51\n60\n"

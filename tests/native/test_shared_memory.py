@@ -23,7 +23,8 @@ from gyrfalcon import Engine
 from gyrfalcon.errors import RankDied
 from gyrfalcon.native.library import VARIABLE, RankGone, library, why_not_native
 from gyrfalcon.parallel.group import Group, connect
-from gyrfalcon.parallel.launch import HERE, RankInfo, Ranks
+from gyrfalcon.parallel.ranks import RankInfo, Ranks
+from gyrfalcon.parallel.torchrun_ranks import HERE
 
 if library() is None:
     pytest.skip(why_not_native(), allow_module_level=True)

@@ -22,11 +22,16 @@ from gyrfalcon.engine.rank_messages import Stop, encode
 from gyrfalcon.engine.turns import Turns
 from gyrfalcon.errors import EngineClosed, RankDied
 from gyrfalcon.ops import reference
-from gyrfalcon.parallel import backend, launch
+from gyrfalcon.parallel import backend, launch, torchrun_ranks
 from gyrfalcon.parallel.backend import Backend
+from gyrfalcon.parallel.beats import Listener
 from gyrfalcon.parallel.group import Group
-from gyrfalcon.parallel.launch import RankInfo, Ranks
+from gyrfalcon.parallel.heartbeat import Heartbeat
+from gyrfalcon.parallel.movement import Movement
+from gyrfalcon.parallel.ranks import RankInfo, Ranks
 from gyrfalcon.parallel.torchrun import Torchrun
+from gyrfalcon.parallel.torchrun_ranks import Meeting
+from gyrfalcon.parallel.watchdog import Watchdog
 
 
 class Worker:
@@ -202,9 +207,12 @@ def test_a_rank_takes_its_device_before_it_connects(monkeypatch: pytest.MonkeyPa
         return Group(0, 1, None)
 
     monkeypatch.setattr(launch, "connect", connect)
+    monkeypatch.setattr(torchrun_ranks, "connect_group", connect)
     store = dist.HashStore()
-    launch._connect_here(store, 1, 2, Card)
-    launch.connect_torchrun(Torchrun(5, 6, 2, 3, "host", 1, 0, False), store, Card)
+    launch._connect_here(store, 1, 2, Card, Heartbeat())
+    torchrun, movement = Torchrun(5, 6, 2, 6, "host", 1, False), Movement()
+    beats = Listener(Watchdog(movement, 6, 10.0), movement, 6)
+    torchrun_ranks.connect(Meeting(torchrun, store, beats, led=False), store, Card, 10.0)
     assert events == ["device 1", "connect", "device 2", "connect"]
 
 

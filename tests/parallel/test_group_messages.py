@@ -13,7 +13,7 @@ from worlds import on_every_rank
 from gyrfalcon.errors import RankDied
 from gyrfalcon.parallel.backend import TIMEOUT_CAN_CHANGE
 from gyrfalcon.parallel.group import FRAME, MOST_BYTES, SHORT_BYTES, Group, connect
-from gyrfalcon.parallel.launch import HERE
+from gyrfalcon.parallel.torchrun_ranks import HERE
 
 LENGTHS = (0, 1, SHORT_BYTES - 1, SHORT_BYTES, SHORT_BYTES + 1, 100_003)
 MESSAGES = [bytes(place * length % 251 for place in range(length)) for length in LENGTHS]

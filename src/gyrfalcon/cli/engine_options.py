@@ -5,7 +5,7 @@ commands take some of them, too.
 import argparse
 
 from gyrfalcon.bounds import ENGINE
-from gyrfalcon.cli.option_types import Whole, cache_memory, one_of
+from gyrfalcon.cli.option_types import Number, Whole, cache_memory, one_of
 from gyrfalcon.device import ACCELERATORS, CHOICES
 from gyrfalcon.engine_config import DTYPES, QUANTS, EngineConfig
 
@@ -53,6 +53,13 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="CPU threads of each rank (default: the cores, divided among the ranks)",
     )
+    group.add_argument(
+        "--rank-timeout",
+        metavar="SECONDS",
+        type=Number("--rank-timeout", ENGINE["rank_timeout"]),
+        default=10.0,
+        help="how long a rank may say nothing, or all stand still, before they are ended (default 10)",
+    )
 
 
 def engine_config(args: argparse.Namespace) -> EngineConfig:
@@ -67,6 +74,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
         max_len=args.max_len,
         cache_memory=args.cache_memory,
         threads=args.threads,
+        rank_timeout=args.rank_timeout,
     )
 
 

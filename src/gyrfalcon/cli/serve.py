@@ -141,13 +141,6 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
         "keep their pace beside them (default: as many prompt tokens as fit into a step)",
     )
     add_speculation(group)
-    group.add_argument(
-        "--rank-timeout",
-        metavar="SECONDS",
-        type=Number("--rank-timeout", ENGINE["rank_timeout"]),
-        default=10.0,
-        help="how long a rank may stand still before all are ended",
-    )
 
 
 def _origin(text: str) -> str:

@@ -67,7 +67,6 @@ def served_config(args: argparse.Namespace) -> EngineConfig:
         max_sequences=args.max_sequences,
         max_batch_tokens=args.max_batch_tokens,
         step_target=target,
-        rank_timeout=args.rank_timeout,
         num_speculative_tokens=args.num_speculative_tokens,
     )
 

@@ -5,20 +5,22 @@ from collections.abc import Callable
 
 from gyrfalcon.engine.rank_messages import encode_engine
 from gyrfalcon.engine.worker import follow_command
-from gyrfalcon.parallel.meeting import announce, lead, meet, wait_until_left
+from gyrfalcon.parallel.meeting import announce, wait_until_left
 from gyrfalcon.parallel.torchrun import Torchrun
+from gyrfalcon.parallel.torchrun_ranks import meeting_of
 
 
 def run(torchrun: Torchrun, command: Callable[[], int]) -> int:
     """The command's exit code on rank 0; 0 on the others, once it has ended."""
-    store = meet(torchrun)
+    meeting = meeting_of(torchrun, led=True)
     if torchrun.rank > 0:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; rank 0 answers it
-        follow_command(torchrun, store)
+        follow_command(meeting)
         return 0
-    lead(store)
     try:
         return command()
     finally:
-        announce(store, encode_engine(None))
-        wait_until_left(store, torchrun.world_size)
+        meeting.beats.stop()
+        if meeting.beats.error is None:
+            announce(meeting.store, encode_engine(None))
+            wait_until_left(meeting.store, torchrun.world_size)

@@ -26,7 +26,8 @@ from gyrfalcon.kv.pool import CacheShape, KVPool
 from gyrfalcon.model.builder import Model
 from gyrfalcon.ops import Ops
 from gyrfalcon.parallel.group import Group, Vocabulary
-from gyrfalcon.parallel.launch import RankInfo
+from gyrfalcon.parallel.heartbeat import STEP
+from gyrfalcon.parallel.ranks import RankInfo
 from gyrfalcon.parallel.shards import share_of
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def _core(
     drafts = Drafts(config.num_speculative_tokens)
     scheduler = Scheduler(allocator, limits, scores, pool.copy, drafts)
     own_threads = operations.own_threads(config.quant)
-    heartbeat.doing = "taking a step"
+    heartbeat.doing = STEP
     heartbeat.on_host = device.on_host
     heartbeat.exempt = not device.on_host  # the first step compiles kernels
     return EngineCore(runner, pool, scheduler, vocabulary, device, scores, own_threads)

@@ -60,9 +60,10 @@ from gyrfalcon.errors import (
     RankDied,
     RequestError,
 )
-from gyrfalcon.parallel import launch as ranks
+from gyrfalcon.parallel import launch
 from gyrfalcon.parallel.error_message import decode_error, encode_error
 from gyrfalcon.parallel.interrupts import watched_interrupts
+from gyrfalcon.parallel.ranks import Ranks
 from gyrfalcon.parallel.shards import share_of
 from gyrfalcon.parallel.torchrun import Torchrun
 from gyrfalcon.request import (
@@ -99,7 +100,7 @@ class Engine:
     def __init__(
         self,
         model: str | Path | EngineConfig,
-        joined: ranks.Ranks | None = None,
+        joined: Ranks | None = None,
         **settings: Unpack[EngineSettings],
     ) -> None:
         """Opens the model and starts the ranks, unless they have `joined` already and run this same
@@ -136,13 +137,14 @@ class Engine:
         self._given_up: deque[int] = deque()  # requests to abort in the next step
         self._ids = itertools.count()
         self._deadlines = Deadlines()
-        self._ranks = joined or ranks.start(
+        self._ranks = joined or launch.start(
             world_size,
             kind_for(config.device),
             partial(follow, config, folder),
             encode_engine(config),
             config.rank_timeout,
         )
+        self._heartbeat = self._ranks.rank_info.group.heartbeat
         self._turns = Turns(self._ranks)
         # Seconds; rank 0 alone looks at the clock.
         self._now: Callable[[], float] = monotonic if self.is_first_rank else lambda: 0.0
@@ -656,6 +658,8 @@ class Engine:
         """Computes one batch on all ranks and hands each caller the outputs of its requests."""
         with self._turns.all_ranks():
             now = self._now()
+            self._heartbeat.step += 1
+            self._heartbeat.before_step = self._heartbeat.counter.value
             step = self._decided(now)
             for end in step.ends:
                 self._expire(end, now)

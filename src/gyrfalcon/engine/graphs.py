@@ -87,8 +87,9 @@ class Graphs:
 
     def _capture(self, size: int, pool: KVPool) -> bool:
         """Whether all ranks have captured the graph of a size."""
-        exempt, self._heartbeat.exempt = self._heartbeat.exempt, True
-        graph = None
+        heart, graph = self._heartbeat, None
+        doing, exempt = heart.doing, heart.exempt
+        heart.doing, heart.exempt = "capturing a graph", True
         try:
             graph = _Graph.of(self.model, pool, size, self.max_len, self.device)
         except CannotCapture as error:
@@ -96,7 +97,7 @@ class Graphs:
         captured = bool(self._smallest(int(graph is not None)))
         if captured and graph is not None:
             self._graphs[size] = graph
-        self._heartbeat.exempt = exempt
+        heart.doing, heart.exempt = doing, exempt
         return captured
 
 

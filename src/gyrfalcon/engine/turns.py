@@ -9,7 +9,7 @@ from gyrfalcon.engine.rank_messages import Stop, encode
 from gyrfalcon.errors import EngineClosed, GyrfalconError, RankDied, UsageError
 from gyrfalcon.parallel.children import DEATH_SECONDS
 from gyrfalcon.parallel.interrupts import held_interrupts
-from gyrfalcon.parallel.launch import Ranks
+from gyrfalcon.parallel.ranks import Ranks
 
 
 class FairLock:
@@ -117,18 +117,22 @@ class Turns:
             self._catch_up()
 
     def close(self) -> None:
-        """Ends the ranks; waits until the thread whose turn it is has noticed, and where other ranks were
-        killed no longer than that takes: in a collective of accelerators it never may. Others find them
-        gone.
+        """Ends the ranks; waits until the thread whose turn it is has noticed, where other ranks were killed
+        no longer than that takes, and for a single rank no longer than it moves: on an accelerator it never
+        may. Others find them gone.
         """
         if self._ranks.forked:
             return
         if self._gone is None and self._ranks.led and not self._ranks.on_host:
             self._drain()
         self._end(EngineClosed, "one that was closed")
-        if self._lock.holder != threading.get_ident():
-            with self._locked(-1 if self._ranks.size == 1 else DEATH_SECONDS):
+        if self._lock.holder == threading.get_ident():
+            return
+        while True:
+            with self._locked(DEATH_SECONDS) as held:
                 pass  # and leaves the ranks
+            if held or self._ranks.size > 1 or self._ranks.stand_still:
+                return
 
     def _drain(self) -> None:
         """Lets the ranks' devices finish the step that follows the last one read: a collective in it waits

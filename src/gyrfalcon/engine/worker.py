@@ -18,9 +18,9 @@ from gyrfalcon.engine.overlap import stepper
 from gyrfalcon.engine.rank_messages import Step, Stop, decode, decode_engine
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.parallel.group import Group
-from gyrfalcon.parallel.launch import RankInfo, joined
-from gyrfalcon.parallel.meeting import Store, leave, listen
-from gyrfalcon.parallel.torchrun import Torchrun
+from gyrfalcon.parallel.meeting import leave, listen
+from gyrfalcon.parallel.ranks import RankInfo
+from gyrfalcon.parallel.torchrun_ranks import Meeting, following
 
 
 def follow(config: EngineConfig, folder: Path, rank_info: RankInfo) -> None:
@@ -35,24 +35,24 @@ def follow(config: EngineConfig, folder: Path, rank_info: RankInfo) -> None:
     rank_info.group.close()
 
 
-def follow_command(torchrun: Torchrun, store: Store) -> None:
+def follow_command(meeting: Meeting) -> None:
     """What a rank of torchrun does while rank 0 runs a command: joins each engine that it announces,
     follows it until it is closed, and ends when there are no more.
     """
     for number in itertools.count():
-        announcement, place = listen(store, number)
+        announcement, place = listen(meeting.store, number)
         config = decode_engine(announcement)
         if config is None:
-            leave(store, torchrun.rank)
-            return
+            break
         kind = kind_for(config.device)
-        joining = joined(torchrun, place, kind, config.rank_timeout)
+        joining = following(meeting, place, kind, config.rank_timeout)
         with _held_termination() as asked_to_end, joining as rank_info:
             core = _built(config, resolve_model(config.model), rank_info)
             _follow_messages(core, rank_info.group)
         if asked_to_end:
-            leave(store, torchrun.rank)
-            return
+            break
+    meeting.beats.stop()
+    leave(meeting.store, meeting.torchrun.rank)
 
 
 @contextmanager
@@ -84,9 +84,8 @@ def _follow_messages(core: EngineCore, group: Group) -> None:
     while True:
         heartbeat.doing = "waiting for rank 0"
         message = decode(group.broadcast())
-        heartbeat.doing = "taking a step"
-        heartbeat.counter.value += 1
         if isinstance(message, Step):
+            heartbeat.begin_step()
             for end in message.ends:
                 core.handle(end)
             take_step(message.prompt_tokens, message.least_acceptance)
@@ -94,4 +93,5 @@ def _follow_messages(core: EngineCore, group: Group) -> None:
             core.device.synchronise()
             return
         else:
+            heartbeat.counter.value += 1
             core.handle(message)

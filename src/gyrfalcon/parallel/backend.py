@@ -5,6 +5,7 @@ Connections are objects, never the process-wide default group, so that several e
 one process.
 """
 
+import os
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,6 +21,7 @@ from gyrfalcon.native.library import RankGone
 # connections at once, which ends the waiting of all others.
 TIMEOUT = timedelta(days=30)
 ABORT_SECONDS = 5.0
+INTERFACES = "GLOO_SOCKET_IFNAME"  # as torch calls it, which reads it for its own groups alone
 
 # The gloo of torch 2.7.1 keeps the timeout that it was opened with; that of 2.13 takes another.
 TIMEOUT_CAN_CHANGE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
@@ -39,14 +41,18 @@ class Backend:
         """`abort` ends the collectives of a device, whatever they wait for."""
         self._group, self._gloo, self._abort = group, gloo, abort
 
-    def close(self) -> None:
-        """Ends what the device has under way. The call may itself wait for ever, for a kernel of a rank that
-        is gone or a graph that somebody still has: then a thread waits in our place.
+    def abort(self) -> bool:
+        """Ends what the device has under way, with no result; whether there is such a thing. Gloo's waits end
+        when the process at their other end does. The call may itself wait for ever, for a kernel of a rank
+        that is gone or a graph that somebody still has: then a thread waits in our place.
         """
-        if self._abort is not None:
-            ending = threading.Thread(target=self._abort, name="abort collectives", daemon=True)
-            ending.start()
-            ending.join(ABORT_SECONDS)
+        abort, self._abort = self._abort, None
+        if abort is None:
+            return False
+        ending = threading.Thread(target=abort, name="abort collectives", daemon=True)
+        ending.start()
+        ending.join(ABORT_SECONDS)
+        return True
 
     def wait_for_ever(self) -> None:
         """The ranks have met: from here on it waits as long as they live."""
@@ -111,13 +117,18 @@ def open_backend(
 def _gloo(
     store: dist.Store, rank: int, size: int, host: str | None, timeout: timedelta
 ) -> dist.ProcessGroupGloo:
-    make_device = dist.ProcessGroupGloo.create_device
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # torch's stubs lack it
     options._timeout = timeout
     options._threads = 1
-    options._devices = [
-        dist.ProcessGroupGloo.create_default_device()
-        if host is None
-        else make_device(hostname=host)
-    ]
+    options._devices = [_device(host)]
     return dist.ProcessGroupGloo(store, rank, size, options)
+
+
+def _device(host: str | None) -> dist.ProcessGroupGloo.Device:
+    """Where gloo listens: the default device knows the host's name alone."""
+    make = dist.ProcessGroupGloo.create_device
+    if host is not None:
+        return make(hostname=host)
+    if interfaces := os.environ.get(INTERFACES):
+        return make(interface=interfaces.split(",")[0])
+    return dist.ProcessGroupGloo.create_default_device()

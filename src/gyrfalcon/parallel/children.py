@@ -1,6 +1,7 @@
 """The processes of started ranks: what became of them, and their end."""
 
 import time
+from collections.abc import Callable
 
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessContext
@@ -45,16 +46,12 @@ def came_late(children: ProcessContext, got: str, seconds: float) -> RankDied:
     return RankDied(wanted, got, "look what stopped it and start again")
 
 
-def wait_for_death(children: ProcessContext, store: dist.Store | None) -> None:
-    """Raises what became of a child, if one is found dead soon enough."""
-    deadline = time.monotonic() + DEATH_SECONDS
-    while time.monotonic() < deadline:
-        raise_if_dead(children, store)
-        time.sleep(POLL_SECONDS)
-
-
-def raise_if_dead(children: ProcessContext, store: dist.Store | None) -> None:
-    """Raises what a child said or how it ended, if one has."""
+def raise_if_dead(
+    children: ProcessContext,
+    store: dist.Store | None,
+    describe: Callable[[int], str] = lambda rank: "",
+) -> None:
+    """Raises what a child said or how it ended, if one has; `describe` says where a rank was."""
     dead = {
         rank: code
         for rank, child in enumerate(children.processes, 1)
@@ -71,6 +68,6 @@ def raise_if_dead(children: ProcessContext, store: dist.Store | None) -> None:
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     raise RankDied(
         f"all {len(children.processes) + 1} ranks to live",
-        f"rank {rank} ended by {how}",
+        f"rank {rank} ended by {how} {describe(rank)}".rstrip(),
         "start again",
     )

@@ -59,6 +59,12 @@ class Group:
         """What messages go through, until the group is closed."""
         return self._backend
 
+    def abort(self) -> bool:
+        """Ends collectives that will never finish, with no result; whether that can be done. Any thread may
+        call it while another waits for them.
+        """
+        return self._backend is not None and self._backend.abort()
+
     def close(self) -> None:
         """Ends the connections and their threads, which a process must not take along to its exit, after
         what has captured collectives: they keep the connections' end waiting.
@@ -69,7 +75,7 @@ class Group:
         if self._memory is not None:
             self._memory.close()
         if self._backend is not None:
-            self._backend.close()
+            self._backend.abort()
         self._backend = self._memory = self._transport = None
 
     def all_reduce(self, x: Tensor) -> Tensor:

@@ -1,11 +1,8 @@
-"""Starts the rank processes of one machine, or joins those that torchrun started, and notices when
-one dies.
-"""
+"""Starts the rank processes of one machine, or joins those that torchrun started."""
 
 import contextlib
 import ctypes
 import functools
-import itertools
 import multiprocessing.process
 import multiprocessing.util
 import os
@@ -17,7 +14,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from types import ModuleType
@@ -31,162 +27,37 @@ from gyrfalcon.device.environment import set_up_process, set_up_ranks, settings_
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.device.setup import setup_of
 from gyrfalcon.device.threads import threads_of
-from gyrfalcon.errors import GyrfalconError, RankDied, TooManyOpenFiles, UsageError
-from gyrfalcon.native.library import RankGone
+from gyrfalcon.errors import GyrfalconError, RankDied, TooManyOpenFiles
+from gyrfalcon.parallel.beats import Listener, call
 from gyrfalcon.parallel.children import (
     POLL_SECONDS,
     await_arrival,
     came_late,
-    join,
     kill,
     raise_if_dead,
-    wait_for_death,
 )
+from gyrfalcon.parallel.ending import end_spawned, end_this_process
 from gyrfalcon.parallel.error_message import encode_error
 from gyrfalcon.parallel.group import Group, connect, solo
+from gyrfalcon.parallel.heartbeat import Heartbeat
 from gyrfalcon.parallel.interrupts import Watch, held_interrupts, watched_interrupts
-from gyrfalcon.parallel.meeting import MEET_SECONDS, announce, is_led, meet
+from gyrfalcon.parallel.meeting import MEET_SECONDS
+from gyrfalcon.parallel.movement import Movement
+from gyrfalcon.parallel.ranks import RankInfo, Ranks, working
 from gyrfalcon.parallel.torchrun import Torchrun
-from gyrfalcon.parallel.watchdog import Sender, Watchdog
+from gyrfalcon.parallel.torchrun_ranks import HERE, join_torchrun
+from gyrfalcon.parallel.watchdog import RANK_TIMEOUT, Watchdog
 
-HERE = "127.0.0.1"
-FILES, FILES_OF_RANK = 24, 4  # that rank 0 opens: 23 with two ranks, 28 with four
-RANK_TIMEOUT = 10.0  # seconds that a rank may stand still
 # The libuv store of torch 2.7.1 takes no socket that listens already; its older store does.
 LIBUV_TAKES_SOCKETS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+FILES, FILES_OF_RANK = 26, 5  # that rank 0 opens: 26 with two ranks, 33 with four
+DEATH_SEEN_SECONDS = 2.0  # after the end of its connection, for that of rank 0 to be seen
+MEETING = "meeting the other ranks"
 
-_engines = (
-    itertools.count()
-)  # engines made by this process: torchrun's ranks make them in the same order
 _hiding = threading.Lock()
 
 
-@dataclass(frozen=True, slots=True)
-class RankInfo:
-    """Where a rank runs: its end of the group, and its number among the ranks of this machine."""
-
-    group: Group
-    local_rank: int
-    ranks_here: int
-
-
 Work = Callable[[RankInfo], None]
-
-
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
-class Ranks:
-    """All ranks of an engine as its first one sees them; under torchrun, as each sees them."""
-
-    rank_info: RankInfo
-    children: ProcessContext | None = None
-    store: dist.Store | None = None
-    watch: Watch | None = None  # ends the workers at Ctrl-C, see interrupts.py
-    followed: bool = False  # by the other ranks of a torchrun, see cli/torchrun_rank.py
-    watchdog: Watchdog | None = None  # on rank 0
-    sender: Sender | None = None  # on one of torchrun's other ranks
-    process_id: int = field(default_factory=os.getpid)
-
-    @property
-    def size(self) -> int:
-        """How many there are."""
-        return self.rank_info.group.size
-
-    @property
-    def led(self) -> bool:
-        """Whether this process leads the others: else there are none, or every rank runs the same
-        program.
-        """
-        return self.children is not None or self.followed
-
-    @property
-    def run_one_program(self) -> bool:
-        """Whether there are others, and each runs the same program."""
-        return self.size > 1 and not self.led
-
-    def tell(self, message: bytes) -> None:
-        """Sends a message to the ranks that this process leads, if there are any."""
-        if self.led:
-            self.rank_info.group.broadcast(message)
-
-    def agree(self, message: bytes) -> bytes:
-        """Rank 0's message where every rank runs the same program, else this process's own."""
-        return message if self.led else self.rank_info.group.broadcast(message)
-
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """Turns the broken connection that a dead rank leaves behind into RankDied, or into what
-        the rank said. Meanwhile the watchdog wants the ranks to move.
-        """
-        heartbeat, thread = self.rank_info.group.heartbeat, threading.get_native_id()
-        heartbeat.thread, heartbeat.num_working = thread, heartbeat.num_working + 1
-        try:
-            yield
-        except RuntimeError as error:
-            self._explain(error)
-            raise
-        finally:
-            heartbeat.counter.value += 1
-            heartbeat.num_working -= 1
-
-    def check(self) -> None:
-        """Raises what the watchdog found, who then kills the ranks, or what became of one that has ended."""
-        if self.watchdog is not None and self.watchdog.error is not None:
-            raise self.watchdog.error from None
-        if self.children is not None:
-            raise_if_dead(self.children, self.store)
-
-    def _explain(self, error: RuntimeError) -> None:
-        """Raises what became of a rank, if that is what an error comes from."""
-        self.check()
-        if self.children is not None:
-            wait_for_death(self.children, self.store)
-        if isinstance(error, RankGone):
-            raise RankDied(
-                "every rank to answer", "a closed connection", "look at the other ranks' output"
-            ) from None
-
-    @property
-    def stalled_seconds(self) -> float:
-        """For how long no rank has moved though there is work, as far as this one knows."""
-        return 0.0 if self.watchdog is None else self.watchdog.stalled_seconds
-
-    @property
-    def forked(self) -> bool:
-        """Whether this is a copy in a forked process, which must leave the ranks alone."""
-        return os.getpid() != self.process_id
-
-    @property
-    def on_host(self) -> bool:
-        """Whether they compute on the host: then nothing is under way between two calls."""
-        return self.rank_info.group.heartbeat.on_host
-
-    def stop(self, message: bytes) -> None:
-        """Tells the ranks to end when they have done what is under way, and waits for those that this process
-        started, a while.
-        """
-        if self.watchdog is not None:
-            self.watchdog.stop()
-        self.tell(message)
-        if self.children is not None:
-            join(self.children)
-
-    def kill(self) -> None:
-        """Ends the workers, which hold nothing worth keeping, whatever any process is waiting for."""
-        if self.children is not None and not self.forked:
-            kill(self.children)
-
-    def leave(self) -> None:
-        """Ends the connections to the ranks, through which no other thread may be computing."""
-        if not self.forked:
-            for looking in (self.watchdog, self.sender):
-                if looking is not None:
-                    looking.stop()
-            self.rank_info.group.close()
-
-    def close(self) -> None:
-        """Both."""
-        self.kill()
-        self.leave()
 
 
 def start(
@@ -205,89 +76,15 @@ def start(
     set_up_process(setup_of(kind.name))
     torchrun = Torchrun.found()
     if torchrun is not None:
-        return _looked_after(_join_torchrun(world_size, torchrun, kind, announcement, rank_timeout))
+        return _looked_after(join_torchrun(world_size, torchrun, kind, announcement, rank_timeout))
+    movement = Movement()
     if world_size == 1:
-        group = solo()
-        watchdog = Watchdog(group.heartbeat, None, 1, rank_timeout, end=_let_be).start()
-        return Ranks(RankInfo(group, local_rank=0, ranks_here=1), watchdog=watchdog)
+        group, watchdog = solo(), Watchdog(movement, 1, rank_timeout)
+        beats = Listener(watchdog, movement, 1)
+        beats.add(group.heartbeat, rank_timeout)
+        beats.start(lambda error: None)
+        return Ranks(RankInfo(group, local_rank=0, ranks_here=1), beats=beats)
     return _looked_after(_start_local(world_size, kind, work, rank_timeout))
-
-
-def _let_be(error: GyrfalconError) -> None:
-    """The one rank of an engine is this process."""
-
-
-def _join_torchrun(
-    world_size: int,
-    torchrun: Torchrun,
-    kind: type[Device],
-    announcement: bytes,
-    rank_timeout: float,
-) -> Ranks:
-    size = torchrun.world_size
-    if world_size != size:
-        wanted = f"world size {size}, as torchrun started"
-        raise UsageError(wanted, str(world_size), f"use `world_size={size}`")
-    store = meet(torchrun)
-    if is_led(store):
-        place = announce(store, announcement)
-        return _watched(connect_torchrun(torchrun, place, kind), place, rank_timeout, followed=True)
-    place = dist.PrefixStore(str(next(_engines)), store)
-    return _watched(connect_torchrun(torchrun, place, kind), place, rank_timeout, followed=False)
-
-
-def _watched(
-    rank_info: RankInfo, store: dist.Store, rank_timeout: float, *, followed: bool
-) -> Ranks:
-    """One of torchrun's ranks as it sees all."""
-    group = rank_info.group
-    if group.rank > 0:
-        sender = Sender(
-            group.heartbeat, store, group.rank, rank_timeout, own_program=not followed
-        ).start()
-        return Ranks(rank_info, store=store, sender=sender)
-    watchdog = Watchdog(
-        group.heartbeat,
-        store,
-        group.size,
-        rank_timeout,
-        end=_end_this_process,
-        when_idle=followed,
-    )
-    return Ranks(rank_info, store=store, followed=followed, watchdog=watchdog.start())
-
-
-def _end_this_process(error: GyrfalconError) -> None:
-    """Whatever it waits for: torchrun then ends the others."""
-    print(f"gyrfalcon: error: {error}", file=sys.stderr, flush=True)
-    os._exit(error.exit_code)
-
-
-def connect_torchrun(torchrun: Torchrun, store: dist.Store, kind: type[Device]) -> RankInfo:
-    """Meets torchrun's other ranks at `store`, as one rank of a new engine."""
-    size, here = torchrun.world_size, torchrun.ranks_here
-    kind.of_rank(torchrun.local_rank)  # before a library opens a context on the first device
-    group = connect(store, torchrun.rank, size, kind=kind, one_machine=here == size)
-    return RankInfo(group, torchrun.local_rank, here)
-
-
-@contextlib.contextmanager
-def joined(
-    torchrun: Torchrun,
-    store: dist.Store,
-    kind: type[Device],
-    rank_timeout: float = RANK_TIMEOUT,
-) -> Iterator[RankInfo]:
-    """The same for a block that ends where rank 0 closes the engine."""
-    set_up_process(setup_of(kind.name))
-    rank_info = connect_torchrun(torchrun, store, kind)
-    group = rank_info.group
-    sender = Sender(group.heartbeat, store, group.rank, rank_timeout).start()
-    with contextlib.suppress(RankGone), contextlib.closing(group):
-        try:
-            yield rank_info
-        finally:
-            sender.stop()
 
 
 def files_needed(world_size: int) -> int:
@@ -322,33 +119,43 @@ def _start_local(world_size: int, kind: type[Device], work: Work, rank_timeout: 
         assert children is not None
         watch = Watch(partial(kill, children))
         with watched_interrupts(watch):
-            group = _meet_workers(children, store, kind)
+            group, beats = _meet_workers(children, store, kind, rank_timeout)
     except BaseException:
         if children is not None:
             kill(children)
         raise
-    workers = children
-    watchdog = Watchdog(
-        group.heartbeat,
-        store,
-        world_size,
-        rank_timeout,
-        end=lambda error: kill(workers),
-        check=lambda: raise_if_dead(workers, store),
-    )
     rank_info = RankInfo(group, local_rank=0, ranks_here=world_size)
-    return Ranks(rank_info, children, store, watch, watchdog=watchdog.start())
+    return Ranks(rank_info, children, store, watch, beats=beats)
 
 
-def _meet_workers(children: ProcessContext, store: dist.Store, kind: type[Device]) -> Group:
-    """Rank 0's end of the group; RankDied for a rank that ends first or does not come in time."""
-    await_arrival(children, store, MEET_SECONDS)
+def _meet_workers(
+    children: ProcessContext, store: dist.Store, kind: type[Device], rank_timeout: float
+) -> tuple[Group, Listener]:
+    """Rank 0's end of the group, and of the beats; RankDied for a rank that ends first or does not come in
+    time.
+    """
+    size, movement, heartbeat = len(children.processes) + 1, Movement(), Heartbeat(doing=MEETING)
+    watchdog = Watchdog(
+        movement, size, rank_timeout, check=lambda: raise_if_dead(children, store, where)
+    )
+    where = watchdog.describe
+    beats = Listener(watchdog, movement, size)
+    beats.listen(store, HERE, HERE)
+    beats.add(heartbeat, rank_timeout)
+    connected: list[Group] = []
+    beats.start(lambda error: end_spawned(children, connected, beats))
     try:
-        return _connect_here(store, 0, len(children.processes) + 1, kind)
+        await_arrival(children, store, MEET_SECONDS)
+        with working(heartbeat):
+            connected.append(_connect_here(store, 0, size, kind, heartbeat))
+        return connected[0], beats
     except RuntimeError as error:
         raise_if_dead(children, store)
         got = f"no connection: {str(error).splitlines()[0]}"
         raise came_late(children, got, MEET_SECONDS) from None
+    finally:
+        if not connected:
+            beats.stop()
 
 
 def _local_store() -> dist.TCPStore:
@@ -394,10 +201,16 @@ def _look_after_all() -> weakref.WeakSet[Ranks]:
     return alive
 
 
-def _connect_here(store: dist.Store, rank: int, world_size: int, kind: type[Device]) -> Group:
+def _connect_here(
+    store: dist.Store, rank: int, world_size: int, kind: type[Device], heartbeat: Heartbeat
+) -> Group:
     meeting = timedelta(seconds=MEET_SECONDS)
     kind.of_rank(rank)  # before a library opens a context on the first device
-    return connect(store, rank, world_size, kind=kind, one_machine=True, host=HERE, meeting=meeting)
+    group = connect(
+        store, rank, world_size, kind=kind, one_machine=True, host=HERE, meeting=meeting
+    )
+    group.heartbeat = heartbeat
+    return group
 
 
 @contextlib.contextmanager
@@ -428,8 +241,11 @@ def _worker(
     store = dist.TCPStore(HERE, port, is_master=False)
     try:
         store.set(f"here/{rank}", "")
-        group = _connect_here(store, rank, world_size, kind)
-        Sender(group.heartbeat, store, rank, rank_timeout).start()
+        heartbeat, movement = Heartbeat(doing=MEETING), Movement()
+        movement.add(heartbeat)
+        beats = call(store, rank, movement, rank_timeout, MEET_SECONDS)
+        beats.start(_end_worker)
+        group = _connect_here(store, rank, world_size, kind, heartbeat)
         work(RankInfo(group, rank, world_size))
     except Exception as error:
         time.sleep(POLL_SECONDS)  # rank 0 may be gone, which is why we failed: then we end here
@@ -440,10 +256,23 @@ def _worker(
 
 def _end_with_rank_0() -> None:
     """Ends this process when the one that started it is gone, whatever it is in the middle of."""
-    rank_0 = multiprocessing.parent_process()
-    assert rank_0 is not None
-    rank_0.join()
+    _rank_0().join()
     os._exit(1)
+
+
+def _end_worker(error: GyrfalconError) -> None:
+    """Says why, unless rank 0 is gone, as whoever ended it knows."""
+    rank_0 = _rank_0()
+    rank_0.join(DEATH_SEEN_SECONDS)
+    if rank_0.is_alive():
+        end_this_process(error)
+    os._exit(1)
+
+
+def _rank_0() -> multiprocessing.process.BaseProcess:
+    process = multiprocessing.parent_process()
+    assert process is not None
+    return process
 
 
 def _tellable(error: Exception, rank: int) -> GyrfalconError:

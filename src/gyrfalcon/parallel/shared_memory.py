@@ -1,5 +1,6 @@
 """Sums and gathered tensors of ranks that are processes of one machine, through memory that all of
-them have mapped (`native/all_reduce.cpp`): microseconds, where backend take a hundred.
+them have mapped (`native/all_reduce.cpp`): microseconds, where gloo
+takes a hundred times as long.
 """
 
 import contextlib

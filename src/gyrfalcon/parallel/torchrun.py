@@ -20,7 +20,6 @@ class Torchrun:
     ranks_here: int
     address: str
     port: int
-    attempt: int  # how often torchrun has started them anew: keys of an earlier attempt are stale
     has_store: bool  # whether torchrun itself holds the store, not the first rank
 
     @classmethod
@@ -42,7 +41,6 @@ class Torchrun:
             ranks_here=ranks_here,
             address=address,
             port=_whole(environment, "MASTER_PORT", range(1, 1 << 16)),
-            attempt=_whole(environment, "TORCHELASTIC_RESTART_COUNT", range(1 << 31), "0"),
             has_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         )
 
@@ -52,10 +50,8 @@ def outside_torchrun(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name != MARK}
 
 
-def _whole(
-    environment: Mapping[str, str], name: str, allowed: range, default: str | None = None
-) -> int:
-    text = environment.get(name, default)
+def _whole(environment: Mapping[str, str], name: str, allowed: range) -> int:
+    text = environment.get(name)
     if text is None or not (text.isascii() and text.isdigit() and int(text[:12]) in allowed):
         last = allowed.stop - 1
         wanted = f"{name} from {allowed.start} to {last} beside {MARK}"

@@ -31,7 +31,7 @@ from gyrfalcon.measure.precision.reference_transformers import (
     require,
 )
 from gyrfalcon.parallel.group import solo
-from gyrfalcon.parallel.launch import RankInfo, Ranks
+from gyrfalcon.parallel.ranks import RankInfo, Ranks
 
 PHASES = ("prefill", "decode")
 HALF_PRECISIONS = ("bf16", "fp16")

@@ -107,11 +107,19 @@ class Predicted:
 
 
 def collective_seconds(work: Work, hardware: Hardware, tokens: int) -> float:
-    """All-reduces of a step: each a latency, and 2 (n − 1) / n of the bytes through a card's link (the ring
-    algorithm: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce"), in a mesh through all links at once.
+    """All-reduces of a step: each a latency, and its bytes through a card's link, in a mesh through all links
+    at once.
     """
     if work.all_reduces == 0:
         return 0.0
     link = hardware.link_of(work.ranks)
-    moved = 2 * (work.ranks - 1) / work.ranks * work.reduced_bytes * tokens
-    return work.all_reduces * (link.latency_seconds + moved / link.rate(work.ranks))
+    moved = moved_bytes(work, tokens) / link.rate(work.ranks)
+    return work.all_reduces * link.latency_seconds + moved
+
+
+def moved_bytes(work: Work, tokens: int) -> float:
+    """What each rank sends in a step of so many tokens: 2 (n − 1) / n of what is summed (the ring algorithm:
+    Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce").
+    """
+    share = 2 * (work.ranks - 1) / work.ranks
+    return share * work.all_reduces * work.reduced_bytes * tokens

@@ -17,6 +17,7 @@ from gyrfalcon import Engine, EngineConfig, SamplingParams
 from gyrfalcon.cli.main import main
 from gyrfalcon.cli.parser import flags
 from gyrfalcon.errors import OPTION, GyrfalconError, PromptTooLong, UsageError
+from gyrfalcon.replicas.settings import ReplicasConfig
 
 PACKAGE = Path(gyrfalcon.__file__).parent
 # What Python code reaches through Engine; cut, merge and the measurements have the command line alone.
@@ -95,7 +96,9 @@ def test_every_option_in_a_message_is_one() -> None:
         inspect.signature(method).parameters for method in vars(Engine).values() if callable(method)
     ]
     known = {
-        field.name for kind in (EngineConfig, SamplingParams) for field in dataclasses.fields(kind)
+        field.name
+        for kind in (EngineConfig, SamplingParams, ReplicasConfig)
+        for field in dataclasses.fields(kind)
     }
     known |= {name for names in parameters for name in names}
     known |= flags().keys()  # of what has the command line alone

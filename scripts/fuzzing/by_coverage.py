@@ -34,7 +34,11 @@ def main() -> None:
             (folder / "found.json").write_text(json.dumps(written(bench.found)))
 
     def mutate(raw: bytes, most: int, seed: int) -> bytes:
-        return bench.target.mutate(raw, random.Random(seed))[:most]
+        chance = random.Random(seed)
+        start = (
+            bench.whole if chance.random() < 0.5 else raw
+        )  # what was damaged often is soon rubbish
+        return bench.target.mutate(start, chance)[:most]
 
     options = [
         f"-max_total_time={seconds}",

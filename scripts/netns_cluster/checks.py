@@ -112,7 +112,7 @@ def commands(hosts: Sequence[Host], folder: Path, report: Report) -> None:
         good = codes == [0] * num_hosts and outputs == [alone] + [""] * (num_hosts - 1)
         report.claim(f"{num_hosts} x {ranks}: generate writes one process's text", good, codes)
     speed = ("speed", "nestling", "--in", "16", "--out", "8", "--repeats", "1")
-    exam = ("mmlu", "nestling", "--limit", "2", "--shots", "0")
+    exam = ("mmlu", "nestling", "-d", "nestling", "--limit", "2", "--shots", "0")
     for measured in (speed, exam):
         with job(hosts[:2], 1, ("-m", "gyrfalcon", *measured)) as one:
             codes, table, errors = one.wait(), one.out(), one.error_lines()

@@ -29,6 +29,7 @@ APPEARED = {
     "torch.distributed.ProcessGroup.BackendType": "2.0",
     "torch.distributed.ProcessGroup.BackendType.CUSTOM": "2.0",
     "torch.distributed.ProcessGroupGloo": "1.8",
+    "torch.distributed.ProcessGroupGloo.Device": "1.8",
     "torch.distributed.ProcessGroupGloo._Options": "1.10",
     "torch.distributed.ProcessGroupGloo.create_default_device": "1.8",
     "torch.distributed.ProcessGroupGloo.create_device": "1.8",

@@ -31,7 +31,7 @@ def runner_up(best: Sized, other: Sized) -> str:
 def test_a_runner_up_with_fewer_streams_a_card_lost_by_them(best: Sized) -> None:
     other = replace(best, split=replace(best.split, ranks=2), bound="inter-token")
     said = runner_up(best, other)
-    assert f"{best.split.cards} cards more: {best.most / 2:.1f} streams a card" in said
+    assert f"{best.split.cards} cards more: {best.most / 2:.3g} streams a card" in said
     assert said.endswith("as inter-token times reach the target")
 
 

@@ -9,6 +9,7 @@ from gyrfalcon.parallel.heartbeat import Heartbeat
 
 # Of the time between two looks, of a thread that computes; one that waits takes a tenth of that.
 LEAST_BUSY = 0.005
+LEAST_SECONDS = 0.0005  # in any time: a thread that wakes and waits again takes a tenth of that
 FAULTS = 9  # a field of /proc/…/stat behind the name of the program
 
 
@@ -48,7 +49,8 @@ class _Seen:
         if other or (own_program and not heartbeat.num_working):
             return True
         seconds, faults = self.used[0] - before[0], self.used[1] - before[1]
-        return heartbeat.on_host and (faults > 0 or seconds >= LEAST_BUSY * (now - used_at))
+        least = max(LEAST_BUSY * (now - used_at), LEAST_SECONDS)
+        return heartbeat.on_host and (faults > 0 or seconds >= least)
 
 
 @dataclass(slots=True)

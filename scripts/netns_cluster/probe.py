@@ -13,7 +13,7 @@ from gyrfalcon import Engine, SamplingParams
 from netns_cluster.hosts import INTERFACE
 
 PROMPT = [17, 30, 31, 32, 200, 401, 5, 90, 91, 92, 93, 94, 7, 8, 9, 10]
-NUM_TOKENS, STREAMS, STEPS = 24, 16, 12
+NUM_TOKENS, STREAMS, STEPS = 24, 48, 12
 SENT = Path(f"/sys/class/net/{INTERFACE}/statistics/tx_bytes")
 
 

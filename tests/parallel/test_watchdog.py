@@ -241,6 +241,19 @@ def test_a_thread_that_computes_on_the_host_moves_and_one_that_waits_does_not() 
     waiting.join()
 
 
+def test_a_thread_that_wakes_up_now_and_then_does_not_move_however_often_it_is_looked_at() -> None:
+    """As one that waits for another rank in shared memory."""
+    movement, over = Movement(), threading.Event()
+    waiting = threading.Thread(target=lambda: [over.wait(0.05) for _ in range(20)])
+    waiting.start()
+    movement.add(Heartbeat(thread=waiting.native_id or 0))
+    moves = []
+    while waiting.is_alive():
+        moves.append(movement.beat().moves)
+        time.sleep(0.005)
+    assert moves[-2] == 1, "more than its first sight"
+
+
 @pytest.mark.parametrize("variant", ["rw-1b", "7b"])
 def test_every_block_of_a_step_counts_in_one_native_call_too(variant: str, tmp_path: Path) -> None:
     one_token = SamplingParams(max_new_tokens=1)

@@ -22,9 +22,8 @@ class Hub:
     halved: set[str] = field(default_factory=set)  # paths whose next download breaks off half-way
     dies: bool = False  # whether the first such break is the end: all later downloads fail
     down: bool = False
-    sent: list[tuple[str, str | None]] = field(
-        default_factory=list
-    )  # (path, Range) of every download
+    # (path, Range) of every download.
+    sent: list[tuple[str, str | None]] = field(default_factory=list)
     url: str = ""
 
 

@@ -79,9 +79,8 @@ def _round_as_torch() -> None:
     def between(source: Any, target: Any) -> Any:
         _, from_type = types[source.dtype.scalar]
         bits, to_type = types[target.scalar]
-        tensor = (
-            torch.from_numpy(np.array(source.data)).view(from_type).to(to_type)
-        )  # 0-d stays 0-d
+        # 0-d stays 0-d.
+        tensor = torch.from_numpy(np.array(source.data)).view(from_type).to(to_type)
         plain = tensor if bits in (np.float32, np.float16) else tensor.view(_bits(to_type))
         return TensorHandle(plain.numpy().view(bits), target.scalar)
 

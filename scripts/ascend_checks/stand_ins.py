@@ -16,9 +16,8 @@ from shutil import which
 
 from serve_checks.report import NotRun
 
-CARD = (
-    "GYRFALCON_STAND_IN_CARD"  # while it is set, the stand-in of CANN says that there is one card
-)
+# While it is set, the stand-in of CANN says that there is one card.
+CARD = "GYRFALCON_STAND_IN_CARD"
 # Those whose answer is looked at.
 SPECIAL = {
     "aclrtGetDeviceCount": f"""

@@ -35,9 +35,8 @@ def main() -> None:
 
     def mutate(raw: bytes, most: int, seed: int) -> bytes:
         chance = random.Random(seed)
-        start = (
-            bench.whole if chance.random() < 0.5 else raw
-        )  # what was damaged often is soon rubbish
+        # What was damaged often is soon rubbish.
+        start = bench.whole if chance.random() < 0.5 else raw
         return bench.target.mutate(start, chance)[:most]
 
     options = [

@@ -17,9 +17,8 @@ from pathlib import Path
 from gyrfalcon.errors import GyrfalconError
 
 MOST_SECONDS = 10.0  # of processor time
-FREE_BYTES = (
-    48 << 20
-)  # memory that a reader may take for any file: libraries, caches, the allocator
+# Memory that a reader may take for any file: libraries, caches, the allocator.
+FREE_BYTES = 48 << 20
 BYTES_PER_BYTE = 64  # … and for each of the file's: JSON becomes objects
 STARTS = (
     "subprocess.Popen",

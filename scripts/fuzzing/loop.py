@@ -25,9 +25,8 @@ class Found:
     num_files: int = 0
     num_accepted: int = 0
     lines: "Counter[str]" = field(default_factory=Counter)  # refusals, by what they wanted
-    broken: "dict[str, bytes]" = field(
-        default_factory=dict
-    )  # by what was seen: the first such file
+    # By what was seen: the first such file.
+    broken: "dict[str, bytes]" = field(default_factory=dict)
 
 
 class Bench:

@@ -43,9 +43,8 @@ def run(context: Context, report: Report) -> None:
         urls = [server.url for server in servers]
         command = [*client.client("browser_steps"), *urls, KEY, str(axe), str(SCREENSHOTS)]
         found = json_of(command, STEPS_SECONDS)
-        idle = all(
-            server.is_idle() for server in (*servers[:2], servers[3])
-        )  # the third asks for a key
+        # The third asks for a key.
+        idle = all(server.is_idle() for server in (*servers[:2], servers[3]))
     claims, figures = found["claims"], found["figures"]
     assert isinstance(claims, list)
     assert isinstance(figures, dict)

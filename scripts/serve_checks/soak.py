@@ -19,9 +19,8 @@ MINUTES, NUM_USERS, NUM_PROMPTS, NUM_TOKENS = 30.0, 12, 32, 32
 ANSWER_SECONDS = 60.0
 PATH = "/v1/completions"
 OPTIONS = ("--dtype", "fp32", "--max-len", "256", "--threads", "1", "--cache-memory", "32MB")
-LEAST_MARGIN = (
-    0.01  # nats between the two most likely tokens, where rounding cannot change the greedy one
-)
+# Nats between the two most likely tokens, where rounding cannot change the greedy one.
+LEAST_MARGIN = 0.01
 GARBAGE = (
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     b"GET\r\n\r\n",

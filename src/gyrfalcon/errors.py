@@ -152,9 +152,8 @@ def shortened(text: str) -> str:
 def lack(error: BaseException, wanted: str) -> GyrfalconError | None:
     """The error for memory or open files that ran out, whoever noticed; None for anything else."""
     code = error.errno if isinstance(error, OSError) else None
-    told = (
-        str(error) if isinstance(error, RuntimeError | ImportError) else ""
-    )  # by torch, the loader
+    # By torch, the loader.
+    told = str(error) if isinstance(error, RuntimeError | ImportError) else ""
     if code in (errno.EMFILE, errno.ENFILE) or NO_FILES.search(told):
         return TooManyOpenFiles(
             f"one more open file {wanted}", "the system's limit", "raise it, as with ulimit -n 4096"

@@ -492,9 +492,8 @@ class RequestOutput:
     prompt: str | None
     prompt_ids: tuple[int, ...]
     completions: tuple[Completion, ...]
-    prompt_logprobs: (
-        tuple[Token | None, ...] | None
-    )  # None for the first token: nothing comes before it
+    # For the first token None: nothing comes before it.
+    prompt_logprobs: tuple[Token | None, ...] | None
     num_cached_tokens: int = field(compare=False)
     queued_seconds: float = field(default=0.0, compare=False)
     num_preemptions: int = field(default=0, compare=False)

@@ -20,9 +20,8 @@ pytestmark = pytest.mark.slow
 TEXT = "The falcon cannot hear the falconer;"
 NUM_NEW = 12
 FALCON_VOCAB = 65024
-FULL_SIZE = (
-    "40b"  # the variant with Falcon's own tokenizer: such a vocabulary takes most of the time
-)
+# The variant with Falcon's own tokenizer: such a vocabulary takes most of the time.
+FULL_SIZE = "40b"
 
 
 @pytest.fixture(scope="module", params=VARIANTS)

@@ -250,9 +250,8 @@ def test_nobody_is_preempted_in_vain_nor_for_one_of_the_same_priority() -> None:
     own.add(request(1, 2, priority=1, max_new_tokens=3))
     own.step()
     own.step()
-    own.add(
-        request(2, 12, max_new_tokens=1)
-    )  # needs four blocks, of which two are free or could be
+    # Needs four blocks, of which two are free or could be.
+    own.add(request(2, 12, max_new_tokens=1))
     own.add(request(3, 2, priority=1, max_new_tokens=1))
     assert [one[0] for one in spans(own.step())] == [0, 1]
     assert own.num_preempted == 0
@@ -775,9 +774,8 @@ def test_blocks_of_unlike_texts_are_never_mixed_up() -> None:
     own = machine(num_blocks=40, max_len=64)
     first, second = [1, 2, 3, 4], [5, 6, 7, 8]
     assert share(own, 0, [*first, *second, 0]) == 9
-    assert (
-        share(own, 1, [*second, *second, 0]) == 9
-    )  # the second block is the same, what precedes it not
+    # The second block is the same, what precedes it not.
+    assert share(own, 1, [*second, *second, 0]) == 9
 
 
 def test_a_prompt_is_hashed_once_however_long_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,9 +47,8 @@ class Rank:
     block_size: int
     serves: bool
     num_computed: int = 0
-    written: dict[tuple[int, int], tuple[int, ...]] = field(
-        default_factory=dict
-    )  # all up to its own
+    # All up to its own.
+    written: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
     finished: dict[int, list[Token]] = field(default_factory=dict)  # scores by request
 
     def __post_init__(self) -> None:

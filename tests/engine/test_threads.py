@@ -49,9 +49,8 @@ ENDLESS = SamplingParams(max_new_tokens=100_000, ignore_eos=True)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tokenizer(
-        small(tmp_path_factory.mktemp("model"), "rw-1b")
-    )  # ALiBi: no longest length
+    # ALiBi: no longest length.
+    return make_tokenizer(small(tmp_path_factory.mktemp("model"), "rw-1b"))
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])

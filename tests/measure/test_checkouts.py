@@ -7,9 +7,8 @@ import pytest
 checkouts = import_module("checkouts")
 
 
-@pytest.mark.parametrize(
-    ("count", "first", "last"), [(6, 1, 6), (15, 4, 12), (25, 8, 18)]
-)  # Conover's table for the median at 95 %
+# Conover's table for the median at 95 %.
+@pytest.mark.parametrize(("count", "first", "last"), [(6, 1, 6), (15, 4, 12), (25, 8, 18)])
 def test_the_interval_of_a_median_lies_between_the_ranks_of_the_table(
     count: int, first: int, last: int
 ) -> None:

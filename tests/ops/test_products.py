@@ -22,9 +22,8 @@ def test_many_tokens_get_the_float32_product_rounded_once(
     dtype: torch.dtype, activation: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Cpu, "lacks_matrix_units", lambda cpu, dtype: True)
-    monkeypatch.setattr(
-        reference, "WIDENED_WEIGHTS", 20 * 96
-    )  # several parts, the last a short one
+    # Several parts, the last a short one.
+    monkeypatch.setattr(reference, "WIDENED_WEIGHTS", 20 * 96)
     x, weight, bias = operands(40, dtype)
     exact = functional.linear(x.float(), weight.float(), bias.float())
     exact = exact if activation is None else functional.gelu(exact)

@@ -99,9 +99,8 @@ def test_samples_whose_client_leaves_or_whose_engine_fails_are_counted(
 
 
 def test_preemptions_are_counted(model: Path, engine: Engine) -> None:
-    blocks = (
-        192 // engine.config.block_size + 2
-    )  # one sequence of the greatest length, and little more
+    # One sequence of the greatest length, and little more.
+    blocks = 192 // engine.config.block_size + 2
     memory = cache_of(engine, blocks)
     with serving(lambda: engine_of(model, cache_memory=memory)) as server:
         server.complete("Once", max_tokens=150, n=3, ignore_eos=True)

@@ -60,9 +60,8 @@ class Adapter:
     source: WeightsFile
     low_rank: dict[str, LowRank] = field(default_factory=dict)
     own: dict[str, str] = field(default_factory=dict)  # replaced → its name in `source`
-    shared: dict[str, str] = field(
-        default_factory=dict
-    )  # the same, of a tied embedding and head both
+    # The same, of a tied embedding and head both.
+    shared: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property

@@ -29,9 +29,8 @@ from gyrfalcon.text.tokenizer_files import FILES, TEMPLATE_FOLDER
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 
-NESTLING = (
-    Path(__file__).parent.parent / "nestling" / "model"
-)  # the model that ships with the package
+# The model that ships with the package.
+NESTLING = Path(__file__).parent.parent / "nestling" / "model"
 
 TEXT_FILES = ["config.json", ADAPTER_CONFIG, *FILES, f"{TEMPLATE_FOLDER}/*.jinja"]
 SAFETENSORS_FILES = ["model*.safetensors", "model.safetensors.index.json", ADAPTER_WEIGHTS[0]]

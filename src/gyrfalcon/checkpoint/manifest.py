@@ -102,9 +102,8 @@ class Manifest:
     raw_config: Mapping[str, object]  # of the checkpoint that was cut, word for word
     world_size: int
     tensors: Mapping[str, CutTensor]
-    aliases: Mapping[
-        str, str
-    ]  # stored twice, bit for bit, in the checkpoint → the name it is kept under
+    # Stored twice, bit for bit, in the checkpoint → the name it is kept under.
+    aliases: Mapping[str, str]
     files: Mapping[str, FileSum]
     quantisation: Quantisation | None = None
     adapter: AdapterSum | None = None

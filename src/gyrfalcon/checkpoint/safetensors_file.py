@@ -36,9 +36,8 @@ DTYPES: dict[str, torch.dtype] = {
 LENGTH_BYTES = 8  # the header's length, little-endian, opens the file
 LONGEST_HEADER = 100_000_000  # the format's own limit
 MOST_ELEMENTS = 1 << 60  # torch cannot count more, not even of a tensor that has none
-NO_RESERVE = (
-    0x4000 if sys.platform == "linux" else 0
-)  # MAP_NORESERVE: a private map of a big file needs no swap
+# MAP_NORESERVE: a private map of a big file needs no swap.
+NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,9 +59,8 @@ def write_folder(
     Raises UsageError when the target may not be made there, DiskFull when the disk takes no more.
     """
     start = time.perf_counter()
-    small = _small_files(
-        checkpoint, plan
-    )  # what cannot be read or written is found before the work
+    # What cannot be read or written is found before the work.
+    small = _small_files(checkpoint, plan)
     adapter = [] if checkpoint.adapter is None else [checkpoint.adapter.folder]
     manifest = _manifest(checkpoint, plan, {})
     options = {"-w": plan.world_size, "dtype": manifest.dtype_names(), "--quant": manifest.quant}

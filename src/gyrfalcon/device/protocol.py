@@ -27,32 +27,21 @@ class Device(ABC):
 
     # Of the kind.
     name: ClassVar[str]  # as --device takes it, and torch.device.type
-    on_host: ClassVar[bool]  # the host computes: results are there when a call returns, and the
-    # ranks of a machine share its cores and memory; else work is queued, and each rank has its own
+    # The host computes: results are there when a call returns, and the ranks of a machine share its cores
+    # and memory. Else work is queued, and each rank has a device of its own.
+    on_host: ClassVar[bool]
     operator_sets: ClassVar[Sequence[str]]  # that can run on it, the default ones first (ops/)
     cache_share: ClassVar[float]  # of the free memory for the KV cache, unless the user says
-    weights_at_once: ClassVar[
-        int
-    ]  # to quantise: what a core's cache holds, or enough to fill a card
+    # To quantise: what a core's cache holds, or enough to fill a card.
+    weights_at_once: ClassVar[int]
     collectives: ClassVar[str]  # the library that sums over ranks
-    graph_sizes: ClassVar[Sequence[int]] = (
-        1,
-        2,
-        4,
-        8,
-        16,
-        32,
-        64,
-        128,
-    )  # batches that are captured
-    spare_blocks: ClassVar[int] = (
-        0  # of the KV cache, for the padding of captured batches: where the
-    )
-    # operators have no slot that says nowhere
-
+    # Batches that are captured, in sequences.
+    graph_sizes: ClassVar[Sequence[int]] = (1, 2, 4, 8, 16, 32, 64, 128)
+    # Of the KV cache, for the padding of captured batches: where operators have no slot that says nowhere.
+    spare_blocks: ClassVar[int] = 0
     runs_ptx: ClassVar[bool] = False  # whether kernels for it may have NVIDIA's assembly in them
-    emulated: ClassVar[bool] = False  # other hardware computes in its place, in tests: results are
-    # its own, times are not, and none are told
+    # Other hardware computes in its place, in tests: results are its own, times are not, and none are told.
+    emulated: ClassVar[bool] = False
 
     def __init__(self, torch_device: torch.device) -> None:
         self.torch_device = torch_device

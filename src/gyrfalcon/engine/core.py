@@ -51,9 +51,8 @@ class EngineCore:
         self.token_masks = TokenMasks(vocabulary)
         self.check: Callable[[], object] = lambda: None  # raises where the other ranks are gone
         self._quiet = one_torch_thread if own_threads else nullcontext
-        self._logits: dict[int, list[Tensor]] = defaultdict(
-            list
-        )  # request → float32 [rows, vocab], in order
+        # Request → float32 [rows, vocab], in order.
+        self._logits: dict[int, list[Tensor]] = defaultdict(list)
 
     def handle(self, message: Add | End) -> list[StepOutput]:
         """Does what a message says; returns the last outputs of the samples that it ends."""

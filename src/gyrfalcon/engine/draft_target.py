@@ -12,9 +12,8 @@ MOST_STEPS = 16  # with drafts and without that are remembered
 REDRAW = 8  # steps after which the line through them is drawn anew
 TRIALS = 3  # steps with drafts before their times count
 PROBABLE = 0.8
-FIXED_ROWS = (
-    8  # until then: what a step takes beside its tokens is assumed to equal so many of them
-)
+# Until there are times: what a step takes beside its tokens is assumed to equal so many of them.
+FIXED_ROWS = 8
 STALE = 64  # steps in which probable tokens did not pay, after which their times are forgotten
 
 

@@ -17,16 +17,13 @@ class _Line:
     """The unfinished prompts of one priority: those that wait, and those that are partially prefilled."""
 
     unfinished: OrderedDict[Sequence, None] = field(default_factory=OrderedDict)  # oldest first
-    ready: list[tuple[int, int, Sequence]] = field(
-        default_factory=list
-    )  # may begin: (remainder, arrival, sequence), sorted
+    # May begin: (remainder, arrival, sequence), sorted.
+    ready: list[tuple[int, int, Sequence]] = field(default_factory=list)
     remainders: dict[Sequence, int] = field(default_factory=dict)  # of those that are ready
-    overtakers: list[int] = field(
-        default_factory=list
-    )  # arrivals of who overtook the oldest, sorted
-    preempted: list[tuple[int, Sequence]] = field(
-        default_factory=list
-    )  # (arrival, sequence), sorted
+    # Arrivals of who overtook the oldest, sorted.
+    overtakers: list[int] = field(default_factory=list)
+    # Preempted sequences, (arrival, sequence), sorted.
+    preempted: list[tuple[int, Sequence]] = field(default_factory=list)
     recomputing: dict[Sequence, None] = field(default_factory=dict)  # preempted, and running again
 
     @property

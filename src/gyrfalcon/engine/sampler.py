@@ -65,9 +65,8 @@ def choose(
     """What pick() picks, on the device: int64 [2, chunks], the tokens, and which rows failed how, the
     same on every rank. Waits for the device only where logits are changed.
     """
-    own = own.nan_to_num(
-        math.inf, math.inf, math.inf
-    )  # what is not finite shows as the most likely
+    # What is not finite shows as the most likely.
+    own = own.nan_to_num(math.inf, math.inf, math.inf)
     if allowed is not None:
         own = allowed.applied_to(own)
     if any(chunk.request.has_min_tokens for chunk in chunks):

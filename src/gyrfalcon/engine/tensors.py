@@ -7,9 +7,8 @@ from torch import Tensor
 
 from gyrfalcon.errors import RequestError
 
-MASKED = (
-    -1e4
-)  # an additive mask at or below this forbids; 0 allows; anything between is a bias we do not take
+# An additive mask at or below this forbids; 0 allows; anything between is a bias we do not take.
+MASKED = -1e4
 
 AS_TENSOR = "pass torch.as_tensor() of it"
 

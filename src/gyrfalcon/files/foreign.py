@@ -8,9 +8,8 @@ from typing import BinaryIO
 
 from gyrfalcon.errors import CheckpointError, GyrfalconError, lack
 
-LFS_POINTER = (
-    b"version https://git-lfs.github.com/spec/"  # the content of a file that was not fetched
-)
+# The content of a file that was not fetched.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 DEEPEST = 100  # nesting of a JSON file: every writer of ours goes as far
 SPECIAL = (
     (stat.S_ISDIR, "a folder"),

@@ -18,9 +18,8 @@ from gyrfalcon.text.tokenizer import Tokenizer
 SCORE, GENERATE = "score", "generate"
 STOP, WRITE = "stop", "write"
 COLUMNS = Columns()
-SCORING = SamplingParams(
-    max_new_tokens=0, prompt_logprobs=1
-)  # the most likely one tells greediness
+# The most likely token tells whether the scored one is greedy.
+SCORING = SamplingParams(max_new_tokens=0, prompt_logprobs=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,8 @@ class Response:
         self.complete = False
         self.keeps_alive = False  # whether the connection can take another request afterwards
         self._rest = b""  # not parsed yet
-        self._left: int | None = (
-            None  # body bytes to come, of the chunk or of all; None: until the end
-        )
+        # Body bytes to come, of the chunk or of all; None: until the end.
+        self._left: int | None = None
         self._chunked = False
         self._in_trailer = False
 

@@ -27,9 +27,8 @@ class TensorSpec:
     role: str  # embedding, norm, head, or one of its architecture's; a bias has its layer's role
     dim: int | None  # the dimension shared over the ranks; None: every rank holds all of it
     kind: str = "none"  # quantisation of the matrix whose data or scales this is
-    dtype: torch.dtype | None = (
-        None  # of data and scales; a tensor that is not quantised may have any
-    )
+    # Of data and scales; a tensor that is not quantised may have any.
+    dtype: torch.dtype | None = None
     unit: int = 1  # rows or columns of that matrix that an index along `dim` stands for
 
     @property

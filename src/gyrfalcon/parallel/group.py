@@ -158,9 +158,8 @@ class Vocabulary:
         pairs = torch.stack((logits.double(), ids.double()), dim=-1)  # float64 holds both exactly
         widths = [2 * min(num, width) for width in self.widths]
         everyones = self.group.all_gather(pairs.flatten(1), widths).unflatten(1, (-1, 2))
-        logits, places = stable_top_k(
-            everyones[:, :, 0], num
-        )  # of equals the first has the lowest id
+        # Of equals the first has the lowest id.
+        logits, places = stable_top_k(everyones[:, :, 0], num)
         return logits.float(), everyones[:, :, 1].gather(1, places).long()
 
 

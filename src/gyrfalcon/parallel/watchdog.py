@@ -12,9 +12,8 @@ from gyrfalcon.parallel.movement import Beat, Movement
 RANK_TIMEOUT = 10.0  # seconds that a rank may stand still
 SLOW = 60  # times as long may take what takes minutes: loading from a slow disk, compiling kernels
 QUIET = 0.3  # of the timeout without a beat, of ranks that stand still, tells which one keeps the others
-SETTLE_SECONDS = (
-    1.0  # after a connection has ended, for the end of the process behind it to be seen
-)
+# After a connection has ended, for the end of the process behind it to be seen.
+SETTLE_SECONDS = 1.0
 
 
 @dataclass(slots=True)

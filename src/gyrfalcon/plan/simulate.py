@@ -67,9 +67,8 @@ class Use:
 
     num_steps: int = 0
     busy_seconds: float = 0.0
-    block_seconds: float = (
-        0.0  # the sum over all steps of their seconds × the blocks that sequences held
-    )
+    # The sum over all steps of their seconds × the blocks that sequences held.
+    block_seconds: float = 0.0
     most_blocks: int = 0
 
 

@@ -15,9 +15,8 @@ from gyrfalcon.plan.target import Target
 
 UTILISATION = 0.8  # at most
 PERCENTILE = 0.9  # of first tokens and inter-token times that meet the target
-SPARE_DEVIATIONS = (
-    2.33  # 99 % of the time cache, and streams that think or arrive at random, are enough
-)
+# 99 % of the time cache, and streams that think or arrive at random, are enough.
+SPARE_DEVIATIONS = 2.33
 MACHINES = (2, 4, 8)  # that share a replica where one machine cannot hold it
 
 
@@ -63,9 +62,8 @@ class Pace:
     first_token: float  # PERCENTILE
     inter_token: float  # PERCENTILE
     utilisation: float
-    lacks: (
-        str | None
-    )  # what does not hold: cache, sequences, inter-token, first token or utilisation
+    # What does not hold: cache, sequences, inter-token, first token or utilisation.
+    lacks: str | None
 
     @property
     def mean_step(self) -> float:

@@ -20,9 +20,8 @@ DO = "correct the line"
 LATEST = 1e9  # seconds
 LONGEST = 10**9  # tokens: no limit
 MOST_LINE_BYTES = 1 << 24
-PAGE_TOKENS = (
-    16  # of a prompt that one of `prefix_ids` stands for, unless the caller says otherwise
-)
+# Of a prompt that one of `prefix_ids` stands for, unless the caller says otherwise.
+PAGE_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)

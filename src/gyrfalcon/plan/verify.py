@@ -14,12 +14,8 @@ MS = 1000
 FEWEST_SPLITS = 2  # the answer and the runner-up
 FEWEST_REQUESTS, REQUESTS_OF_A_STREAM = 1000, 20  # that a simulation counts
 WARM_UP_STREAMS = 2.0  # of how long one user takes from request to request
-STEP_TARGETS = (
-    1.0,
-    0.95,
-    0.9,
-    0.85,
-)  # of the longest inter-token time: a step target is passed at times
+# Of the longest inter-token time: a step target is passed at times.
+STEP_TARGETS = (1.0, 0.95, 0.9, 0.85)
 NEAR = 1.15  # of that: beyond, it is decoding that takes too long, not prompts
 
 
@@ -40,9 +36,8 @@ class Trial:
 class Verified:
     """A split after its simulation."""
 
-    sized: (
-        Sized  # with the replicas that the simulation takes; those of the formulas where none hold
-    )
+    # With the replicas that the simulation takes; those of the formulas where none hold.
+    sized: Sized
     planned: Sized  # as the formulas have it
     first: Trial  # of the streams that the formulas give a replica
     trial: Trial  # of those that hold, or of a single one

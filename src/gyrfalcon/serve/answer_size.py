@@ -7,9 +7,8 @@ from gyrfalcon.serve.errors import ApiError
 MOST_ENTRIES = 1 << 18  # tokens and log-probabilities, each of them at most some 100 bytes
 LONG_ENTRIES = 2048  # what is longer is written elsewhere than on the event loop
 
-NumEntries = Callable[
-    [int, int], int
-]  # of a prompt's and of all its new tokens: Format.num_entries
+# Of a prompt's and of all its new tokens: Format.num_entries.
+NumEntries = Callable[[int, int], int]
 
 
 def check_size(num_entries: NumEntries, lengths: Iterable[tuple[int, int]]) -> None:

@@ -101,9 +101,8 @@ def num_values(body: bytes | bytearray) -> tuple[int, int, int]:
     """How many strings, lists and objects, and commas between values a body of JSON has, by the
     characters alone; in one that is none, at least those before the place where that shows.
     """
-    plain = body.replace(b"\\\\", b"").replace(
-        b'\\"', b""
-    )  # each quote left begins or ends a string
+    # Each quote left begins or ends a string.
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     num_quotes = plain.count(b'"')
     if num_quotes > 2 * MOST_STRINGS:
         return num_quotes // 2, 0, 0

@@ -51,9 +51,8 @@ class Submission:
     submitted: float = field(default_factory=time.monotonic)
     last_deltas: dict[tuple[int, int], float] = field(default_factory=dict)  # when, by sample
     num_unfinished: int = field(init=False)  # samples
-    engine_ids: list[int] = field(
-        default_factory=list
-    )  # the engine thread's own, as is what follows
+    # The engine thread's own, as is what follows.
+    engine_ids: list[int] = field(default_factory=list)
     is_aborted: bool = False
 
     def __post_init__(self) -> None:

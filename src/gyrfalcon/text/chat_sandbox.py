@@ -43,9 +43,8 @@ CHEAP_TESTS = frozenset(
     "boolean callable defined escaped false filter float integer iterable mapping none number sameas "
     "sequence string test true undefined".split()
 )
-NODES_PER_STEP = (
-    16  # of a template's syntax tree: names, constants and assignments have a price, too
-)
+# Of a template's syntax tree: names, constants and assignments have a price, too.
+NODES_PER_STEP = 16
 LOOP_VARIABLES = ("_loop_vars", "_block_vars")  # what jinja2 passes on with every call
 MAX_INDENT = 100  # of JSON: characters a level, and of a separator
 MAX_TIME_FORMAT = 1000

@@ -18,9 +18,8 @@ GENERATION_CONFIG = "generation_config.json"
 WRONG = {1: ">>ABSTRACT<<", 2: ">>INTRODUCTION<<"}
 FALCON_END = 11
 GPT2_END = 50256
-GPT2_VOCAB_SIZES = range(
-    50257, 50305
-)  # rw-1b's embedding has a few rows more than GPT-2 has tokens
+# The embedding of rw-1b has a few rows more than GPT-2 has tokens.
+GPT2_VOCAB_SIZES = range(50257, 50305)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 
 MOST_KNOWN = 4096  # grammars that the process took
 ANY_OBJECT = '{"type": "object"}'
-WHITESPACE = (
-    r"\x20|\n[\x20\t]{0,20}"  # between the parts of JSON: more, and small models go on for ever
-)
+# Between the parts of JSON: more, and small models go on for ever.
+WHITESPACE = r"\x20|\n[\x20\t]{0,20}"
 EXPLAINED = {"NoExtensionBias": "NoExtensionBias: no text matches"}
 MOST_LETTERS = 400  # of an error: the library repeats the grammar in it
 LIMITS: dict[str, Any] = dict(

@@ -36,9 +36,9 @@ class RotaryAndCache:
         self, qkv: Tensor, angles: Angles | None, cache: LayerCache, slots: Tensor
     ) -> Tensor:
         """`reference.rotary_and_cache`, with cos and sin in qkv's dtype where an operator rotates."""
-        q, k, v = (
-            one.contiguous() for one in reference.split_qkv(qkv, *cache.k.shape[2:])
-        )  # in memory of their own: npu_apply_rotary_pos_emb may rotate in place
+        # In memory of their own: npu_apply_rotary_pos_emb may rotate in place.
+        each = reference.split_qkv(qkv, *cache.k.shape[2:])
+        q, k, v = (one.contiguous() for one in each)
         if angles is not None:
             q, k = self._rotated(q, k, angles)
         self._write(k, v, cache, slots)

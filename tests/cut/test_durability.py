@@ -3,6 +3,7 @@ are on their way to the disk after every answer.
 """
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ def test_an_answer_is_in_the_journal_before_the_next_is_computed(tmp_path: Path)
     asked = [Question(number, "Which?", ("a", "b", "c", "d"), "A") for number in range(3)]
     exam = [Subject("birds", "other", (), tuple(asked))]
     answers = [answer("birds", number, "A", "B") for number in range(3)]
-    with Recorder(tmp_path, identity, []) as recorder:
+    with closing(Recorder(tmp_path, identity, [])) as recorder:
         for number, one in enumerate(answers, 1):
             recorder.write(one)
             assert unfinished(tmp_path, identity, exam) == answers[:number]

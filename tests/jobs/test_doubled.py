@@ -1,6 +1,7 @@
 """Ids that several rows have are found whatever is held in memory and whatever kind they are."""
 
 import random
+from contextlib import closing
 
 import pytest
 
@@ -16,7 +17,7 @@ def test_each_row_with_the_id_of_an_earlier_one_is_found(
     which = random.Random(5)
     expected: dict[tuple[int, int], tuple[int, int]] = {}
     first: dict[str | int, tuple[int, int]] = {}
-    with Doubled() as ids:
+    with closing(Doubled()) as ids:
         for number in range(6000):
             row_id = which.choice((number, str(number), f"q{which.randrange(500)}"))
             place = (number // 4000, number)
@@ -29,7 +30,7 @@ def test_each_row_with_the_id_of_an_earlier_one_is_found(
 
 
 def test_a_number_and_its_text_are_two_ids() -> None:
-    with Doubled() as ids:
+    with closing(Doubled()) as ids:
         ids.add(7, 0, 1)
         ids.add("7", 0, 2)
         assert list(ids.rows()) == []

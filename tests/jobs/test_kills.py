@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from threading import Timer
 
@@ -185,11 +186,11 @@ def test_workers_share_the_parts_and_take_over_that_of_a_killed_one(
 
 
 def test_who_holds_a_part_is_known(tmp_path: Path) -> None:
-    with Claims(tmp_path / "claims") as claims:
+    with closing(Claims(tmp_path / "claims")) as claims:
         assert claims.take(FIRST_PART)
 
         def other() -> None:
-            with Claims(tmp_path / "claims") as theirs:
+            with closing(Claims(tmp_path / "claims")) as theirs:
                 assert not theirs.take(FIRST_PART)
                 assert not theirs.is_free(FIRST_PART)
                 assert theirs.is_free(FIRST_PART + 1)

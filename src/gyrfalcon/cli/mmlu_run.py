@@ -4,12 +4,13 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
-from gyrfalcon.checkpoint.adapter_folder import BESIDE, expanded
+from gyrfalcon.checkpoint.fingerprint import model_identity
 from gyrfalcon.checkpoint.hub import resolve_model
 from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.cli import mmlu_tables as tables
@@ -34,7 +35,7 @@ from gyrfalcon.measure.mmlu.compare import (
 )
 from gyrfalcon.measure.mmlu.exam import open_exam
 from gyrfalcon.measure.mmlu.exam_identity import MMLU_NAME, Identity, identify
-from gyrfalcon.measure.mmlu.files import OPTIONS, Recorder, alone_in, model_fingerprint, unfinished
+from gyrfalcon.measure.mmlu.files import OPTIONS, Recorder, alone_in, unfinished
 from gyrfalcon.measure.mmlu.prompts import PROTOCOLS, Exam
 from gyrfalcon.measure.mmlu.result import ExamResult
 from gyrfalcon.measure.mmlu.run import Answer, answers
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         say_ready(engine.description, engine.notes)
         with (
             alone_in(output),
-            _recorder(args, exam, identity, earlier) as recorder,
+            closing(_recorder(args, exam, identity, earlier)) as recorder,
             interrupts_tell(lambda: _kept(recorder, exam, args.output)),
         ):
             done = _ask(engine, exam, earlier, recorder, which)
@@ -159,8 +160,7 @@ def _identity(args: argparse.Namespace, exam: Exam) -> dict[str, object]:
     """All that can change an answer: an interrupted run resumes only where this is the same."""
     return {
         "model": args.model,
-        "model_files": model_fingerprint(resolve_model(args.model)),
-        **_adapter_identity(engine_config(args)),
+        **model_identity(engine_config(args)),
         "device": args.device,
         "dtype": args.dtype,
         "quant": args.quant,
@@ -168,14 +168,6 @@ def _identity(args: argparse.Namespace, exam: Exam) -> dict[str, object]:
         **exam.settings,
         OPTIONS: {"data": args.data, "limit": args.limit, "subjects": args.subjects},
     }
-
-
-def _adapter_identity(config: EngineConfig) -> dict[str, object]:
-    """An adapter beside the weights is among the model's own files."""
-    word = config.adapter if config.merges_adapter else None
-    if word in (None, BESIDE):
-        return {"adapter": word, "adapter_files": None}
-    return {"adapter": word, "adapter_files": model_fingerprint(expanded(word))}
 
 
 def _ask(

@@ -8,7 +8,6 @@ import os
 import socket
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from gyrfalcon.errors import UsageError
 
@@ -68,14 +67,3 @@ class Claims:
     def close(self) -> None:
         """Gives all locks back."""
         os.close(self._descriptor)
-
-    def __enter__(self) -> "Claims":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

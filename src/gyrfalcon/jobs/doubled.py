@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from hashlib import blake2b
-from types import TracebackType
 
 import numpy as np
 
@@ -25,7 +24,7 @@ class Doubled:
         self._files = ExitStack()
         enter = self._files.enter_context
         self._buckets = [
-            enter(tempfile.SpooledTemporaryFile(BUCKET_BYTES))  # noqa: SIM115  # closed in __exit__
+            enter(tempfile.SpooledTemporaryFile(BUCKET_BYTES))  # noqa: SIM115  # closed in close()
             for _ in range(NUM_BUCKETS)
         ]
 
@@ -49,15 +48,8 @@ class Doubled:
                     first = int(number)
                 yield _place(entries[number + 1]), _place(entries[first])
 
-    def __enter__(self) -> "Doubled":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Removes the temporary files."""
         self._files.close()
 
 

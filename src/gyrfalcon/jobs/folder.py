@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -176,7 +176,7 @@ def join_job(out: str) -> tuple[Path, Job]:
 def _set_up(folder: Path, say: Callable[[str], object]) -> Iterator[Claims]:
     """Holds the lock under which a job is planned or discarded."""
     while True:
-        with Claims(folder / CLAIMS) as claims:
+        with closing(Claims(folder / CLAIMS)) as claims:
             if not claims.take(SETUP):
                 say(f"waiting for {claims.owner(SETUP)}, which checks the prompts")
                 claims.take(SETUP, wait=True)

@@ -2,26 +2,16 @@
 known by their content, so that workers on other machines may have copies of their own.
 """
 
-import hashlib
 import json
-from pathlib import Path
 
-from gyrfalcon.checkpoint.adapter_folder import BESIDE, expanded
-from gyrfalcon.checkpoint.hub import resolve_model
+from gyrfalcon.checkpoint.fingerprint import model_identity
 from gyrfalcon.engine_config import EngineConfig
-from gyrfalcon.files.foreign import open_foreign
 from gyrfalcon.jobs.task import Task
-
-END_BYTES = (
-    1 << 20
-)  # of each end of a file: all of a small one; a header and the last tensor of weights
 
 OPTION_NAMES = {
     "kind": "the command",
-    "model": "-m",
     "model_files": "other files of the model…",
     "adapter_files": "other files of the adapter…",
-    "input": "other prompts…",
     "adapter": "--adapter",
     "device": "--device",
     "dtype": "--dtype",
@@ -55,8 +45,6 @@ OPTION_NAMES = {
 
 def identity(task: Task, config: EngineConfig, seed: int | None) -> dict[str, object]:
     """All options that can change a result, as JSON gives them back; `seed` as it was typed."""
-    word = config.adapter if config.merges_adapter else None
-    beside = word in (None, BESIDE)
     found = {
         **task.to_json(),
         "seed": seed,
@@ -64,22 +52,7 @@ def identity(task: Task, config: EngineConfig, seed: int | None) -> dict[str, ob
         "dtype": config.dtype,
         "quant": config.quant,
         "max_len": config.max_len,
-        "adapter": word,
-        "model_files": files_digest(resolve_model(config.model)),
-        "adapter_files": None if beside else files_digest(expanded(str(word))),
+        **model_identity(config),
     }
     plain: dict[str, object] = json.loads(json.dumps(found))
     return plain
-
-
-def files_digest(folder: Path) -> str:
-    """SHA-256 of the names and sizes of a model's files and of what stands at their ends."""
-    total = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        size = path.stat().st_size
-        total.update(json.dumps([path.relative_to(folder).as_posix(), size]).encode())
-        with open_foreign(path) as file:
-            total.update(file.read(END_BYTES))
-            file.seek(max(0, size - END_BYTES))
-            total.update(file.read(END_BYTES))
-    return total.hexdigest()

@@ -3,6 +3,7 @@ begins.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from gyrfalcon.console.format import counted
@@ -48,7 +49,7 @@ def make_plan(
     parts: list[Part] = []
     bad: list[GyrfalconError] = []
     num_bad, unused = 0, set[str]()
-    with Doubled() as ids:
+    with closing(Doubled()) as ids:
         for index, file in enumerate(files):
             unused |= unused_columns(file, task.columns, scored=task.scores)
             begin, count = Start(), 0

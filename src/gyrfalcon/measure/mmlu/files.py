@@ -6,14 +6,12 @@ journal is read back. A finished run is never resumed, and never replaced unless
 
 import csv
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 
 from gyrfalcon.console.differences import differences
 from gyrfalcon.errors import UsageError
@@ -121,16 +119,6 @@ def _words(identity: Mapping[str, object]) -> dict[str, object]:
     return {**asked, **options} if isinstance(options, dict) else asked
 
 
-def model_fingerprint(folder: Path) -> str:
-    """SHA-256 of the names, sizes and times of a model's files."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    facts = [
-        (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
-        for path in files
-    ]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
 class Recorder:
     """Writes the files of a run; each answer is on disk before the next one arrives."""
 
@@ -191,17 +179,6 @@ class Recorder:
                 (self.folder / name).unlink(missing_ok=True)
             with suppress(OSError):  # others' files are in it
                 self.folder.rmdir()
-
-    def __enter__(self) -> "Recorder":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _cache_row(self, answer: Answer) -> None:
         """Dropped questions are not in the guide's cache."""

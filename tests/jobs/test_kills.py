@@ -11,7 +11,7 @@ from threading import Timer
 
 import pytest
 from durable_disk import DurableDisk
-from job_fixtures import run_lengths, write_rows, written
+from job_fixtures import plain_plan, run_lengths, write_rows, written
 
 from gyrfalcon.errors import DiskFull, UsageError
 from gyrfalcon.jobs import work
@@ -210,6 +210,54 @@ def test_a_part_that_was_damaged_is_done_again(source: Path, tmp_path: Path) -> 
     (out / "part-000002.jsonl").unlink()
     run_lengths(source, out, PART_ROWS)
     assert_whole(out)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"num_rows": "4"}, {"sha256": 5}, {"num_bytes": -1}, {"rest": 0}]
+)
+def test_a_part_with_damaged_sums_is_done_again(
+    damage: dict[str, object], source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run_lengths(source, out, PART_ROWS)
+    sums = out / "sums" / "part-000001.json"
+    sums.write_text(json.dumps(json.loads(sums.read_text()) | damage))
+    run_lengths(source, out, PART_ROWS)
+    assert_whole(out)
+    assert begun(out) == NUM_PARTS + 1
+
+
+@pytest.mark.parametrize("part", [[1, 0, 1, 4], [0, 0, 1], [0, 0, 1, "4"]])
+def test_a_plan_that_no_worker_can_have_written_is_refused(
+    part: list[object], source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run_lengths(source, out, PART_ROWS)
+    job = json.loads((out / "job.json").read_text())
+    job["parts"][2] = part
+    (out / "job.json").write_text(json.dumps(job))
+    with pytest.raises(
+        UsageError, match=r"the job that .*job\.json describes, got part 2 is damaged"
+    ):
+        run_lengths(source, out, PART_ROWS)
+
+
+def test_a_job_that_others_work_on_is_not_discarded(source: Path, tmp_path: Path) -> None:
+    out, files = str(tmp_path / "out"), source_files(str(source))
+    settings: dict[str, object] = {"seed": None}
+    plan = plain_plan(source, PART_ROWS)
+    before = open_job(out, settings, files, lambda: plan, print, overwrite=True)
+    assert forked(lambda: before.__enter__()) == 0  # has the folder alone, then ends
+
+    def discard() -> None:
+        expected = "for this worker alone, to discard what is in it, got others at work in it"
+        again = open_job(out, settings, files, lambda: plan, print, overwrite=True)
+        with pytest.raises(UsageError, match=expected), again:
+            pass
+
+    with open_job(out, settings, files, lambda: plan, print, overwrite=False):
+        assert forked(discard) == 0
+    assert forked(discard) != 0
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from gyrfalcon.engine.engine import Engine
-from gyrfalcon.errors import GyrfalconError
+from gyrfalcon.errors import GyrfalconError, RequestError
 from gyrfalcon.jobs.folder import PartSums, sums_of
 from gyrfalcon.jobs.job_file import Job
 from gyrfalcon.jobs.plan import Part, doubled_id
@@ -87,7 +87,8 @@ def answer_part(
     try:
         while waiting or running:
             while waiting and len(running) < AHEAD * engine.config.max_sequences:
-                _add(engine, waiting.popleft(), running, encode.task)
+                if not _add(engine, waiting.popleft(), running, encode.task):
+                    seen(1)
             for delta in engine.step():
                 answer = running.get(delta.request_id)
                 if answer is None:
@@ -128,14 +129,16 @@ def _answers(job: Job, encode: RowEncoder, part: Part) -> Iterator[Answer]:
         yield answer
 
 
-def _add(engine: Engine, answer: Answer, running: dict[int, Answer], task: Task) -> None:
-    """Queues a row; what the engine refuses is its error."""
+def _add(engine: Engine, answer: Answer, running: dict[int, Answer], task: Task) -> bool:
+    """Queues a row, unless the engine refuses it: that is its error."""
     assert answer.tokens is not None
     try:
         running[engine.add(answer.tokens.ids, answer.tokens.params)] = answer
-    except GyrfalconError as error:
+    except RequestError as error:
         answer.error = at_row(error, answer.row)
         _raise_if_stopped(answer, task)
+        return False
+    return True
 
 
 def _raise_if_stopped(answer: Answer, task: Task) -> None:

@@ -22,8 +22,9 @@ from datetime import datetime
 from pathlib import Path
 
 from gyrfalcon.console.differences import differences
-from gyrfalcon.errors import DISK_FULL, CheckpointError, DiskFull, UsageError
+from gyrfalcon.errors import DISK_FULL, CheckpointError, DiskFull, GyrfalconError, UsageError
 from gyrfalcon.files.foreign import read_json
+from gyrfalcon.files.json_fields import Fields
 from gyrfalcon.files.output import check_folder, remove_parts, replace_file, sync_folder
 from gyrfalcon.jobs.claims import PRESENT, SETUP, Claims
 from gyrfalcon.jobs.identity import OPTION_NAMES
@@ -58,13 +59,10 @@ class JobFolder:
 
     def sums(self, part: Part) -> PartSums | None:
         """Those of a finished part; None where it is not finished."""
-        try:
-            raw = read_json(self._sums_path(part))
-            found = PartSums(**raw)  # type: ignore[arg-type]  # another type is another size below
+        with suppress(GyrfalconError, OSError):
+            found = _read_sums(self._sums_path(part))
             if self.part_path(part).stat().st_size == found.num_bytes:
                 return found
-        except (CheckpointError, TypeError, OSError):
-            pass
         return None
 
     def write(self, part: Part, content: bytes, sums: PartSums) -> None:
@@ -110,6 +108,14 @@ class JobFolder:
 
     def _sums_path(self, part: Part) -> Path:
         return self.path / SUMS / f"part-{part.number:06d}.json"
+
+
+def _read_sums(path: Path) -> PartSums:
+    raw = Fields(read_json(path), str(path))
+    counts = {name: raw.count(name) for name in PartSums.__slots__ if name != "sha256"}
+    found = PartSums(**counts, sha256=raw.need(str, "sha256"))
+    raw.refuse_unread()
+    return found
 
 
 @contextmanager
@@ -201,7 +207,7 @@ def _discard(folder: Path, claims: Claims) -> None:
     if not claims.take(PRESENT):
         wanted = f"{folder} for this worker alone, to discard what is in it"
         do = "wait for it, or leave --overwrite out to share the work"
-        raise UsageError(wanted, f"{claims.owner(PRESENT)} at work in it", do)
+        raise UsageError(wanted, "others at work in it", do)
     for path in (*folder.glob("part-*.jsonl"), folder / RESULT, folder / LOG):
         path.unlink(missing_ok=True)
     shutil.rmtree(folder / SUMS, ignore_errors=True)

@@ -101,7 +101,7 @@ def read_job(folder: Path) -> Job | None:
         if found != (FORMAT, VERSION):
             raise UsageError(f"{FORMAT} {VERSION} in {path}", f"{found[0]} {found[1]}", "fix it")
         files = tuple(_read_file(one) for one in raw.objects("files"))
-        parts = [_read_part(n, value) for n, value in enumerate(raw.items("parts"))]
+        parts = [_read_part(n, value, files) for n, value in enumerate(raw.items("parts"))]
         doubled = {name: str(first) for name, first in raw.inside("doubled").raw.items()}
         settings, seed = raw.inside("settings").raw, raw.need(int, "seed")
         return Job(settings, seed, files, Plan(parts, doubled, raw.count("num_bad")))
@@ -130,8 +130,9 @@ def _read_file(raw: Fields) -> FileFacts:
     )
 
 
-def _read_part(number: int, value: object) -> Part:
-    if not isinstance(value, list) or not all(type(one) is int and one >= 0 for one in value):
-        raise ValueError(f"part {number} is damaged")
-    file, offset, row, num_rows = value
-    return Part(number, file, Start(offset, row), num_rows)
+def _read_part(number: int, value: object, files: Sequence[FileFacts]) -> Part:
+    match value:
+        case [int(file), int(offset), int(row), int(num_rows)]:
+            if file in range(len(files)) and min(offset, row, num_rows) >= 0:
+                return Part(number, file, Start(offset, row), num_rows)
+    raise ValueError(f"part {number} is damaged")

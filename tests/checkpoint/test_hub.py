@@ -151,6 +151,18 @@ def test_a_path_that_is_not_there_is_refused_without_asking_anyone(name: str) ->
         resolve_model(name)
 
 
+@pytest.mark.parametrize("name", ["falcon-180b", "Falcon-180B"])
+def test_a_published_name_alone_is_answered_with_its_id(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="no such folder; did you mean tiiuae/falcon-180B"):
+        resolve_model(name)
+    (tmp_path / "falcon-180b-4").mkdir()
+    with pytest.raises(CheckpointError, match="did you mean falcon-180b-4"):
+        resolve_model("falcon-180b")
+
+
 def test_a_file_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="got a file"):

@@ -113,13 +113,23 @@ def test_while_the_model_loads_the_server_lives_and_is_not_ready(model: Path) ->
         assert server.post("/v1/completions", BODY).status == 200
 
 
-def test_a_model_that_cannot_be_loaded_is_reported() -> None:
+@pytest.mark.parametrize(
+    ("error", "lines"),
+    [
+        (CheckpointError("weights", "none", "fetch them"), 0),  # whoever started the server says it
+        (ZeroDivisionError("a fault of ours"), 1),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_is_reported(
+    error: Exception, lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
     def load() -> Engine:
-        raise CheckpointError("weights", "none", "fetch them")
+        raise error
 
     with serving(load) as server:
         assert server.get("/health").json() == {"status": "failed"}
-        assert isinstance(server.failures[0], CheckpointError)
+        assert server.failures == [error]
+    assert [record.exc_info is not None for record in caplog.records] == [True] * lines
 
 
 def test_a_server_that_drains_finishes_streams_and_takes_nothing_new(model: Path) -> None:

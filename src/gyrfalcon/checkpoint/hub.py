@@ -29,6 +29,19 @@ from gyrfalcon.text.tokenizer_files import FILES, TEMPLATE_FOLDER
 
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 
+ORGANISATION = "tiiuae"
+PUBLISHED = (
+    "falcon-rw-1b",
+    "falcon-rw-7b",
+    "falcon-7b",
+    "falcon-7b-instruct",
+    "falcon-40b",
+    "falcon-40b-instruct",
+    "falcon-180B",
+    "falcon-180B-chat",
+    "falcon-11B",
+)
+
 # The model that ships with the package.
 NESTLING = Path(__file__).parent.parent / "nestling" / "model"
 
@@ -57,10 +70,16 @@ def resolve_model(name: str) -> Path:
         raise CheckpointError(
             f"a model folder, nestling or a hub id like tiiuae/falcon-7b for {name or repr(name)}",
             got,
-            path_meant(name, "check the name", "nestling"),
+            path_meant(name, _id_meant(name), "nestling"),
         )
     with interrupts_tell(lambda: "files that were fetched are kept; run the same command to go on"):
         return _download(hub_id["repo"], hub_id["revision"])
+
+
+def _id_meant(name: str) -> str:
+    """Asks whether a published model's name alone meant the model on the hub."""
+    near = next((one for one in PUBLISHED if one.lower() == name.lower()), None)
+    return f"did you mean {ORGANISATION}/{near}?" if near else "check the name"
 
 
 def _download(repo: str, revision: str | None) -> Path:

@@ -44,7 +44,7 @@ class Target:
 
 def target_of(url: str) -> Target:
     """The server at a URL with or without /v1; UsageError for anything else."""
-    wanted = "a URL of http or https, without a user or a query,"
+    wanted = "a URL of http or https without user, query or fragment"
     try:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname

@@ -217,12 +217,19 @@ class EngineThread:
                     self._hand_over(engine.step())
         except BaseException as error:
             if not self._stopping:
-                log.exception("the engine ended")
+                self._log_end(error)
                 self._tell(self._on_failure, error)  # red before anybody is answered
                 self._tell(self._fail, error)
         finally:
             if self._engine is not None:
                 self._engine.close()  # which may take long on an accelerator
+
+    def _log_end(self, error: BaseException) -> None:
+        """A trace for a fault of ours alone. Why a model cannot be loaded is left to whoever started this."""
+        if not isinstance(error, GyrfalconError):
+            log.error("the engine ended", exc_info=error)
+        elif self._engine is not None:
+            log.error("the engine ended: %s", error)
 
     def _carry_out(self, engine: Engine) -> bool:
         """Does what is in the inbox; sleeps while there is nothing to do, but for a look at the ranks. False

@@ -24,6 +24,11 @@ from gyrfalcon.cut.cut import cut
 from gyrfalcon.cut.verify import verify
 from gyrfalcon.errors import RequestError
 from gyrfalcon.files.text import contents, prompts_in
+from gyrfalcon.jobs.job_file import JOB, Job, read_job
+from gyrfalcon.jobs.plan import Part, Plan
+from gyrfalcon.jobs.rows import BadRow
+from gyrfalcon.jobs.source import Start, rows_from, source_files
+from gyrfalcon.jobs.task import COLUMNS, SCORE, Task
 from gyrfalcon.load.trace import read_trace
 from gyrfalcon.measure.mmlu.exam import read_exam
 from gyrfalcon.measure.mmlu.files import JOURNAL, unfinished
@@ -54,6 +59,11 @@ TRACE = (
 ARRIVALS = (
     '{"prompt": "Once upon", "output_len": 5, "arrival": 0.5}\n'
     '{"input_len": 3, "output_len": 2, "arrival": 1}\n'
+)
+
+ROWS = (
+    '{"id": "a", "prompt": "Once upon", "continuation": " a time"}\n'
+    '{"id": 7, "prompt": [46, 47], "continuation": [48], "other": null}\n'
 )
 
 Mutate = Callable[[bytes, random.Random], bytes]
@@ -255,6 +265,31 @@ def _read_prompts(path: Path) -> None:
     prompts_in(contents(path), str(path))
 
 
+def _read_rows(path: Path) -> None:
+    for file in source_files(str(path)):
+        for _, row in rows_from(file, Start(), COLUMNS, scored=True):
+            if isinstance(row, BadRow):
+                raise row.error
+
+
+def _job(folder: Path) -> Path:
+    prompts = _text("rows.jsonl", ROWS)(folder)
+    plan = Plan([Part(0, 0, Start(), 1), Part(1, 0, Start(len(ROWS) // 2, 2), 1)], {}, 0)
+    settings: dict[str, object] = {**Task(SCORE).to_json(), "seed": None}
+    (folder / JOB).write_text(Job.begin(settings, source_files(str(prompts)), plan).to_json())
+    return folder / JOB
+
+
+def _read_job(path: Path) -> None:
+    """A job as a worker finds it, and the rows of its parts."""
+    job = read_job(path.parent)
+    assert job is not None
+    job = job.reading(source_files(str(path.parent / "rows.jsonl")), path.parent)
+    columns = job.task.columns
+    for part in job.plan.parts:
+        list(rows_from(job.files[part.file].source(), part.start, columns, scored=True))
+
+
 def _json(summary: str, make: Callable[[Path], Path], *readers: Read) -> Target:
     return Target(summary, make, mutations.mutate_json, readers)
 
@@ -302,6 +337,10 @@ TARGETS: Mapping[str, Target] = {
         mutations.mutate_bytes,
         (_read_prompts,),
     ),
+    "rows": Target(
+        "rows of prompts", _text("rows.jsonl", ROWS), mutations.mutate_lines, (_read_rows,)
+    ),
+    "job": _json("job.json of many prompts", _job, _read_job),
     "trace": Target(
         "a trace of requests for plan",
         _text("trace.jsonl", TRACE),

@@ -227,7 +227,7 @@ def test_a_part_with_damaged_sums_is_done_again(
     assert begun(out) == NUM_PARTS + 1
 
 
-@pytest.mark.parametrize("part", [[1, 0, 1, 4], [0, 0, 1], [0, 0, 1, "4"]])
+@pytest.mark.parametrize("part", [[1, 0, 1, 4], [0, 0, 1], [0, 0, 1, "4"], [0, 1 << 63, 1, 4]])
 def test_a_plan_that_no_worker_can_have_written_is_refused(
     part: list[object], source: Path, tmp_path: Path
 ) -> None:
@@ -317,6 +317,18 @@ def test_prompts_that_changed_since_are_refused(source: Path, tmp_path: Path) ->
     source.write_text(source.read_text().replace("xx", "xy", 1))
     with pytest.raises(UsageError, match="changed since"):
         run_lengths(source, out)
+
+
+def test_a_job_goes_on_where_its_prompts_lie_now(source: Path, tmp_path: Path) -> None:
+    def stop(part: object) -> None:
+        if len(written(tmp_path / "out")) > 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_lengths(source, tmp_path / "out", PART_ROWS, stop)
+    (tmp_path / "elsewhere").mkdir()
+    run_lengths(source.rename(tmp_path / "elsewhere" / source.name), tmp_path / "out", PART_ROWS)
+    assert_whole(tmp_path / "out")
 
 
 def test_a_plan_that_fails_leaves_nothing(source: Path, tmp_path: Path) -> None:

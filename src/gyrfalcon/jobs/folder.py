@@ -160,7 +160,7 @@ def open_job(
                     sync_folder(folder)
                     sync_folder(folder.parent)
             _check_same(folder, job, settings)
-            job.check_files(files, folder)
+            job = job.reading(files, folder)
         except BaseException:
             _leave_nothing(folder)
             raise
@@ -169,13 +169,12 @@ def open_job(
         yield JobFolder(folder, job, claims)
 
 
-def join_job(out: str) -> tuple[Path, Job]:
-    """A job that has its plan, for a worker that is told nothing else; UsageError where there is none."""
-    folder = Path(out)
+def join_job(folder: Path, files: Sequence[SourceFile]) -> JobFolder:
+    """A job that has its plan, for a worker that only does parts; UsageError where there is none."""
     job = read_job(folder)
     if job is None:
-        raise UsageError(f"a job in {out}", "none", "begin it first")
-    return folder, job
+        raise UsageError(f"a job in {folder}", "none", "begin it first")
+    return JobFolder(folder, job.reading(files, folder), Claims(folder / CLAIMS))
 
 
 @contextmanager

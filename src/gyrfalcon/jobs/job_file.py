@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from gyrfalcon.errors import CheckpointError, GyrfalconError, UsageError
@@ -16,6 +16,7 @@ from gyrfalcon.jobs.task import Task
 JOB = "job.json"
 FORMAT, VERSION = "gyrfalcon-job", 1
 LARGEST = 2.0**64
+MOST_BYTES = 1 << 63  # of a file, as a system counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +56,23 @@ class Job:
         facts = tuple(map(_facts, files))
         return cls(settings, seed if isinstance(seed, int) else drawn, facts, plan)
 
-    def check_files(self, files: Sequence[SourceFile], folder: Path) -> None:
-        """UsageError unless these are the files of the job, wherever they lie."""
+    def reading(self, files: Sequence[SourceFile], folder: Path) -> "Job":
+        """The job with its files where they lie now; UsageError unless these are the same."""
         do = "restore it, name another folder, or add `overwrite=True`"
         wanted = f"the prompts of the job in {folder}"
         then, now = [one.name for one in self.files], [one.name for one in files]
         if then != now:
-            other = next(iter(set(then) ^ set(now)))
-            raise UsageError(wanted, f"others: {other} is in one of them only", do)
+            other = min(set(then) ^ set(now), default="one name")
+            raise UsageError(wanted, f"others: {other} is not in both", do)
         for facts, file in zip(self.files, files, strict=True):
             found = file.path.stat()
             if (found.st_size, found.st_mtime_ns) == (facts.num_bytes, facts.mtime_ns):
                 continue
             if found.st_size != facts.num_bytes or file.digest() != facts.sha256:
                 raise UsageError(wanted, f"{file.path}, which has changed since", do)
+        paths = [str(file.path.absolute()) for file in files]
+        here = [replace(one, path=path) for one, path in zip(self.files, paths, strict=True)]
+        return replace(self, files=tuple(here))
 
     def to_json(self) -> str:
         """For job.json; a part is its file, offset, first row and number of rows."""
@@ -133,6 +137,7 @@ def _read_file(raw: Fields) -> FileFacts:
 def _read_part(number: int, value: object, files: Sequence[FileFacts]) -> Part:
     match value:
         case [int(file), int(offset), int(row), int(num_rows)]:
-            if file in range(len(files)) and min(offset, row, num_rows) >= 0:
+            places = (offset, row, num_rows)
+            if file in range(len(files)) and all(one in range(MOST_BYTES) for one in places):
                 return Part(number, file, Start(offset, row), num_rows)
     raise ValueError(f"part {number} is damaged")

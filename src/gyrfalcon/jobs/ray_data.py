@@ -7,14 +7,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import PIP_INSTALL, GyrfalconError, MissingExtra, UsageError
 from gyrfalcon.jobs.answers import answer_part
-from gyrfalcon.jobs.claims import FIRST_PART, Claims
-from gyrfalcon.jobs.folder import CLAIMS, JobFolder, join_job
+from gyrfalcon.jobs.claims import FIRST_PART
+from gyrfalcon.jobs.folder import JobFolder, join_job
 from gyrfalcon.jobs.plan import Part
+from gyrfalcon.jobs.source import SourceFile
 from gyrfalcon.jobs.task import RowEncoder
 from gyrfalcon.jobs.work import POLL_SECONDS, Seen, do_part, finished, unfinished
 from gyrfalcon.parallel.error_message import decode_error, encode_error
@@ -60,8 +62,8 @@ def work_on_ray(
 class PartActor:
     """What each actor runs: an engine of its own, and the parts that it is given."""
 
-    def __init__(self, out: str, config: EngineConfig) -> None:
-        self._out, self._config = out, config
+    def __init__(self, out: Path, files: Sequence[SourceFile], config: EngineConfig) -> None:
+        self._out, self._files, self._config = out, files, config
         self._folder: JobFolder | None = None
 
     def __call__(self, batch: dict[str, Sequence[int]]) -> dict[str, list[object]]:
@@ -90,13 +92,13 @@ class PartActor:
     def _joined(self) -> JobFolder:
         """The folder, and the engine, on the first call: what is wrong with them is an error like others."""
         if self._folder is None:
-            path, job = join_job(self._out)
-            engine = Engine(self._config)
+            folder = join_job(self._out, self._files)
+            job, engine = folder.job, Engine(self._config)
             encode = RowEncoder.of(
                 job.task, engine.config, engine.model_config, engine.tokenizer, engine.max_len
             )
             self._answer = partial(answer_part, engine, job, encode, seen=lambda rows: None)
-            self._folder = JobFolder(path, job, Claims(path / CLAIMS))
+            self._folder = folder
         return self._folder
 
 
@@ -156,7 +158,7 @@ def _run(
         PartActor,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=count),
-        fn_constructor_args=(str(folder.path), config),
+        fn_constructor_args=(folder.path, [one.source() for one in folder.job.files], config),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus or None,
     )

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import blake2b
 from json import dumps
 
+from gyrfalcon.bounds import shown
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.engine.prompts import Asked, Longest, check
 from gyrfalcon.engine_config import EngineConfig
@@ -65,7 +66,8 @@ class Task:
         try:
             columns = Columns(**{name: str(raw[f"{name}_field"]) for name in Columns.__slots__})
             kind, part_rows = str(raw["kind"]), raw["part_rows"]
-            assert isinstance(part_rows, int)
+            if not isinstance(part_rows, int):
+                raise TypeError(f"part_rows {shown(part_rows)}")
             common = cls(kind, columns, str(raw["on_error"]), part_rows, seed=seed)
             if kind == SCORE:
                 return replace(common, per_token=raw["per_token"] is True)
@@ -75,8 +77,9 @@ class Task:
             if asked["structured"] is not None:
                 asked["structured"] = StructuredOutput(**asked["structured"])  # type: ignore[arg-type]  # checked there
             params = SamplingParams(**asked)  # type: ignore[arg-type]  # checked there
-        except (KeyError, TypeError, AssertionError) as error:
-            raise UsageError("the settings of a job", str(error), "name another folder") from None
+        except (KeyError, TypeError) as error:
+            got = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+            raise UsageError("the settings of a job", got, "name another folder") from None
         return replace(common, chat=raw["chat"] is True, params=params)
 
 

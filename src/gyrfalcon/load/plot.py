@@ -2,23 +2,21 @@
 flight. Needs the extra `report`.
 """
 
-import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-from matplotlib.typing import RcKeyType
 
 from gyrfalcon.console.format import counted
-from gyrfalcon.console.plot_style import plot_style
+from gyrfalcon.console.plot_style import picture
 from gyrfalcon.load.figures import latencies_of
 from gyrfalcon.load.run import Outcome, Run
 
-INK, FAINT, BLUE, ORANGE, RED = "#1b2430", "#c3cbd6", "#1f6fd6", "#c2570c", "#b3261e"
+BLUE, ORANGE, RED = "#1f6fd6", "#c2570c", "#b3261e"
 SIZE = (9.6, 6.4)  # inches
-DPI = 150  # of a PNG
 SHORTEST_MS = 0.01  # drawn: events that are read together have no time between them
 SHARES = np.concatenate([np.linspace(0, 0.98, 197), np.linspace(0.981, 1, 20)])
 POINTS = 400  # of what was in flight
@@ -26,30 +24,22 @@ POINTS = 400  # of what was in flight
 
 def draw(title: str, run: Run, suffix: str) -> bytes:
     """The picture as a file's content; suffix: .png or .svg."""
-    titles: dict[RcKeyType, object] = {
-        "axes.titlesize": 9,
-        "axes.titlelocation": "left",
-        "axes.titleweight": "bold",
-    }
-    with plot_style(INK, FAINT, titles):
-        figure = Figure(figsize=SIZE, layout="constrained")
-        figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
-        ((first, latency), (gaps, flight)) = figure.subplots(2, 2)
-        finished = [one for one in run.outcomes if one.is_finished]
-        found = [latencies_of(one, run.start) for one in finished]
-        due = [one.due for one in finished]
-        _first_tokens(first, due, [one.ttft for one in found], run.outcomes)
-        _distribution(
-            latency,
-            "Latency",
-            {"first token": [one.ttft for one in found], "end to end": [one.e2e for one in found]},
-        )
-        _distribution(gaps, "Time between tokens", {"": [gap for one in found for gap in one.gaps]})
-        _in_flight(flight, run)
-        file, kind = io.BytesIO(), suffix.removeprefix(".")
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(file, format=kind, dpi=DPI, metadata=metadata)
-    return file.getvalue()
+    return picture(title, SIZE, suffix, partial(_fill, run))
+
+
+def _fill(run: Run, figure: Figure) -> None:
+    ((first, latency), (gaps, flight)) = figure.subplots(2, 2)
+    finished = [one for one in run.outcomes if one.is_finished]
+    found = [latencies_of(one, run.start) for one in finished]
+    due = [one.due for one in finished]
+    _first_tokens(first, due, [one.ttft for one in found], run.outcomes)
+    _distribution(
+        latency,
+        "Latency",
+        {"first token": [one.ttft for one in found], "end to end": [one.e2e for one in found]},
+    )
+    _distribution(gaps, "Time between tokens", {"": [gap for one in found for gap in one.gaps]})
+    _in_flight(flight, run)
 
 
 def _first_tokens(

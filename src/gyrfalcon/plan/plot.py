@@ -2,22 +2,18 @@
 Needs the extra `report`.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.typing import RcKeyType
 
-from gyrfalcon.console.plot_style import plot_style
+from gyrfalcon.console.plot_style import INK, picture
 from gyrfalcon.plan.curves import Curve
 from gyrfalcon.plan.memory import RankMemory
 
-INK, FAINT = "#1b2430", "#c3cbd6"
 COLOURS = ("#1f6fd6", "#c2570c", "#3f7d20", "#7a8699")
 SIZE = (9.6, 3.4)  # inches
-DPI = 150  # of a PNG
 GB = 1e9
 
 
@@ -34,22 +30,14 @@ class Panel:
 
 def draw(title: str, memory: RankMemory, panels: Sequence[Panel], suffix: str) -> bytes:
     """The picture as a file's content; suffix: .png or .svg."""
-    titles: dict[RcKeyType, object] = {
-        "axes.titlesize": 9,
-        "axes.titlelocation": "left",
-        "axes.titleweight": "bold",
-    }
-    with plot_style(INK, FAINT, titles):
-        figure = Figure(figsize=SIZE, layout="constrained")
-        figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
+
+    def fill(figure: Figure) -> None:
         axes = figure.subplots(1, 1 + len(panels), width_ratios=[1, *[2] * len(panels)])
         _memory(axes[0], memory)
         for each, panel in zip(axes[1:], panels, strict=True):
             _panel(each, panel)
-        file, kind = io.BytesIO(), suffix.removeprefix(".")
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(file, format=kind, dpi=DPI, metadata=metadata)
-    return file.getvalue()
+
+    return picture(title, SIZE, suffix, fill)
 
 
 def _memory(axes: Axes, memory: RankMemory) -> None:

@@ -32,6 +32,16 @@ def test_the_engine_gets_the_number_of_draft_tokens(words: list[str], most: int)
     assert config.num_speculative_tokens == most
 
 
+def test_a_result_which_a_server_has_not_is_neither_shown_nor_taken(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(["serve", "--help"])
+    assert "--json" not in capsys.readouterr().out
+    with pytest.raises(UsageError, match="serve without --json"):
+        parse(["serve", "nestling", "--json", "-"])
+
+
 @pytest.mark.parametrize("value", ["-1", "65", "some"])
 def test_a_number_of_draft_tokens_out_of_bounds_is_refused(value: str) -> None:
     with pytest.raises(UsageError, match="--num-speculative-tokens"):

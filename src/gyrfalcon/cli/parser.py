@@ -160,13 +160,11 @@ def _parser() -> _Parser:
             formatter_class=_Help,
             allow_abbrev=False,
         )
-        subparser.set_defaults(check=None)
+        subparser.set_defaults(check=None, has_result=True)
         command.add_arguments(subparser)
-        subparser.add_argument(
-            "--json",
-            metavar="FILE",
-            help="also write the whole result as JSON; - prints it instead of the text (default: no JSON)",
-        )
+        text = "also write the whole result as JSON; - prints it instead of the text (default: no JSON)"
+        shown = text if subparser.get_default("has_result") else argparse.SUPPRESS
+        subparser.add_argument("--json", metavar="FILE", help=shown)
         for action in subparser._actions:
             _state_range_and_default(action)
     return parser

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_address(parser.add_argument_group("where it listens, and to whom"))
     _add_requests(parser.add_argument_group("which requests it takes"))
     add_engine(parser)
-    parser.set_defaults(check=_check)
+    parser.set_defaults(check=_check, has_result=False)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -48,7 +48,7 @@ EVERY = 25  # words of an edited text, one of which is another
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One text, with and without drafts, so many sequences side by side."""
+    """One text, with and without drafts, this many sequences side by side."""
 
     model: str
     quant: str

@@ -3,9 +3,9 @@
     python benchmarks/step_overhead.py [PYTHON ...] [--counts 1,16,64,256] [--rounds 6] [--json FILE]
         [--sampling greedy,top_k,schema] [--model nestling] [--quant none]
 
-Decodes a model on the CPU with so many sequences, greedily, with top_k, or greedily under a JSON schema, and
-prints medians in milliseconds: a step, the model's run in it, and the host's share, which is their
-difference, with its parts. A PYTHON is that of an environment in which a checkout is installed; two are
+Decodes a model on the CPU with each number of sequences, greedily, with top_k, or greedily under a JSON
+schema, and prints medians in milliseconds: a step, the model's run in it, and the host's share, which is
+their difference, with its parts. A PYTHON is that of an environment in which a checkout is installed; two are
 run by turns, and compared round by round with a 95 % interval of the median ratio. Without one, this
 Python. `--clock thread` counts processor time of the engine's thread alone, for machines that others use,
 too. Run nothing else beside it.
@@ -58,7 +58,7 @@ Seconds = dict[str, float]  # of one step, by COLUMNS
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is decoded: so many sequences side by side."""
+    """What is decoded: this many sequences side by side."""
 
     count: int
     sampling: str  # a key of SAMPLING

@@ -119,7 +119,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What is decoded: so many sequences of that context, matrices in `quant`."""
+    """What is decoded: this many sequences of that context, matrices in `quant`."""
 
     config: ModelConfig
     quant: str

@@ -61,7 +61,7 @@ def _options(arguments: Sequence[str], checks: Mapping[str, Check]) -> argparse.
         "--minutes",
         type=float,
         default=MINUTES,
-        help=f"end what has not ended after so many minutes, as failed (default {MINUTES:g})",
+        help=f"end what has not ended after this many minutes, as failed (default {MINUTES:g})",
     )
     parser.add_argument("--out", type=Path, default=BUILD, help="folder of the results")
     parser.add_argument(

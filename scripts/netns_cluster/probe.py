@@ -18,7 +18,7 @@ SENT = Path(f"/sys/class/net/{INTERFACE}/statistics/tx_bytes")
 
 
 def run(model: str, world_size: int, out: str) -> None:
-    """Probes a model on so many ranks."""
+    """Probes a model on this many ranks."""
     with Engine(model, world_size=world_size, dtype="fp32", max_len=256, threads=1) as engine:
         logits = engine.logits(torch.tensor([PROMPT]), single_steps=4)
         greedy = SamplingParams(max_new_tokens=NUM_TOKENS, ignore_eos=True)

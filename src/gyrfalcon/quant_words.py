@@ -35,7 +35,7 @@ def packed_bytes(data: Tensor, kind: str) -> Tensor:
 
 
 def unpacked_bytes(words: Tensor, kind: str, columns: int) -> Tensor:
-    """The reverse, for a matrix of so many columns."""
+    """The reverse, for a matrix of this many columns."""
     wide = words.view(len(words), -1, UNIT // 2).int()
     if kind == "int8":
         first, second = wide & 0xFF, wide >> 8 & 0xFF
@@ -56,7 +56,7 @@ def packed_nibbles(nibbles: Tensor) -> Tensor:
 
 
 def unpacked_nibbles(words: Tensor, columns: int) -> Tensor:
-    """The reverse, for a matrix of so many columns."""
+    """The reverse, for a matrix of this many columns."""
     wide = words.view(len(words), -1, UNIT // 4).int()
     each = [wide >> 4 * place & 15 for place in range(4)]
     return torch.stack(each, dim=2).to(torch.uint8).view(len(words), -1)[:, :columns]
@@ -74,7 +74,7 @@ def packed_scales(scales: Tensor, group: int) -> Tensor:
 
 
 def unpacked_scales(words: Tensor, num_groups: int) -> Tensor:
-    """The reverse, for rows of so many groups."""
+    """The reverse, for rows of this many groups."""
     if words.dtype != torch.int32:
         return words
     pairs = words.contiguous().view(torch.bfloat16).view(*words.shape, 2)

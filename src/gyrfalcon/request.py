@@ -66,7 +66,7 @@ class SamplingParams:
     structured: what the text has to match, as long as no stop string, stop id or length ends it
         earlier; as it is, or as Engine.prepare() compiled it. Log-probabilities stay those of the model,
         among all tokens.
-    min_tokens: before so many tokens nothing ends the text: what does by its id is not sampled, and stop
+    min_tokens: before this many tokens nothing ends the text: what does by its id is not sampled, and stop
         strings in the text of these tokens do not count.
 
     >>> SamplingParams(max_new_tokens=64, temperature=0.7, top_p=0.9, seed=1).n

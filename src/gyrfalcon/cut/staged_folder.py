@@ -79,7 +79,7 @@ class Build:
                 path.unlink()
 
     def reserve(self, num_bytes: int) -> None:
-        """Raises DiskFull when the disk cannot take so much more."""
+        """Raises DiskFull when the disk cannot take that much more."""
         available = shutil.disk_usage(self._partial).free
         if num_bytes > available:
             raise DiskFull(

@@ -29,7 +29,7 @@ class Setting:
 def settings_of(
     setup: Setup, ranks_here: int, threads: int, environment: Mapping[str, str] = os.environ
 ) -> list[Setting]:
-    """The environment of a rank among so many of a machine, each with `threads` threads."""
+    """The environment of a rank among this many of a machine, each with `threads` threads."""
     variables = [*setup.variables(Host(environment=environment))]
     if setup.visible is not None:
         cards = ",".join(map(str, range(ranks_here)))

@@ -26,7 +26,7 @@ class Answer:
 
 
 def run_program(words: Sequence[str], seconds: float) -> Answer | None:
-    """Runs a program for at most so long; None where there is no such program."""
+    """Runs a program for at most this long; None where there is no such program."""
     with tempfile.TemporaryFile() as output:  # no pipe, which a grandchild could hold open
         try:
             process = subprocess.Popen(

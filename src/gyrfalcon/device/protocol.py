@@ -71,7 +71,7 @@ class Device(ABC):
 
     @classmethod
     def block_size(cls, least: int) -> int:
-        """The tokens of a cache block that its operators read, at least so many; UsageError where they
+        """The tokens of a cache block that its operators read, at least this many; UsageError where they
         read none as large.
         """
         return least

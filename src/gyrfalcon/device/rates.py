@@ -10,7 +10,7 @@ from gyrfalcon.device.protocol import Device
 
 LEAST_ROUNDS = 5
 COPY_BYTES = 8 << 30  # in one pass: starting it costs nothing beside it
-ROUNDS_SECONDS = 0.3  # rounds go on for so long: on a shared machine the best of many counts
+ROUNDS_SECONDS = 0.3  # rounds go on for this long: on a shared machine the best of many counts
 PRODUCT_SIZES = (512, 1024, 2048, 4096, 8192)
 PRODUCT_SECONDS = 0.1  # a product of this time is large enough
 

@@ -131,7 +131,7 @@ def kept_to(processors: Sequence[int]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Within it torch computes on so many threads."""
+    """Within it torch computes on this many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -12,7 +12,7 @@ MOST_STEPS = 16  # with drafts and without that are remembered
 REDRAW = 8  # steps after which the line through them is drawn anew
 TRIALS = 3  # steps with drafts before their times count
 PROBABLE = 0.8
-# Until there are times: what a step takes beside its tokens is assumed to equal so many of them.
+# Until there are times: what a step takes beside its tokens is assumed to equal this many of them.
 FIXED_ROWS = 8
 STALE = 64  # steps in which probable tokens did not pay, after which their times are forgotten
 
@@ -39,7 +39,7 @@ class DraftTarget:
         self._num_new += 1
 
     def least_acceptance(self, num_sequences: int, acceptance: Seq[float]) -> float:
-        """The probability from which on draft tokens pay in a step of so many sequences, given those of all
+        """The probability from which on draft tokens pay in a step of this many sequences, given those of all
         that could be drafted; NEVER where none does.
         """
         if not acceptance or not num_sequences:

@@ -24,7 +24,7 @@ class Drafts:
     def added_to(
         self, chunks: Seq[Chunk], most: int, least_acceptance: float, allocator: BlockAllocator
     ) -> list[Chunk]:
-        """Chunks of sequences that decode, with drafts of at most so many tokens together, as far as cache
+        """Chunks of sequences that decode, with drafts of at most this many tokens together, as far as cache
         is free: nobody is preempted for one. The blocks of what is refused stay, since the next tokens need
         them.
         """

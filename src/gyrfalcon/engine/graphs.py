@@ -76,7 +76,7 @@ class Graphs:
         self._graphs.clear()
 
     def _graph_for(self, num_sequences: int, pool: KVPool) -> "_Graph | None":
-        """The graph for so many sequences, captured when it is first wanted; None where there is none."""
+        """The graph for this many sequences, captured when it is first wanted; None where there is none."""
         if num_sequences > self.largest:
             return None
         size = _size_for(num_sequences, self.device.graph_sizes)

@@ -29,7 +29,7 @@ class PromptLookup:
         self._rate = ASSUMED_RATE
 
     def draft(self, most: int, least_acceptance: float) -> list[int]:
-        """At most so many tokens that may follow, as long as all up to there are accepted with such a
+        """At most this many tokens that may follow, as long as all up to there are accepted with such a
         probability.
         """
         num = sum(one >= least_acceptance for one in self.acceptance(most))
@@ -39,7 +39,7 @@ class PromptLookup:
         return [known[place % len(known)] for place in range(num)]  # repeats what reaches the end
 
     def acceptance(self, most: int) -> list[float]:
-        """For each of at most so many tokens that may follow the probability that it is accepted, and with
+        """For each of at most this many tokens that may follow the probability that it is accepted, and with
         it all before.
         """
         self._read()

@@ -138,7 +138,7 @@ class PromptQueue:
                 del self._lines[sequence.priority]
 
     def turn(self, sequence: Sequence, remainder: int) -> Turn:
-        """When an unfinished sequence with so many tokens to compute is prefilled: the least turn first."""
+        """When an unfinished sequence with this many tokens to compute is prefilled: the least turn first."""
         if sequence.num_preemptions:
             return (sequence.priority, 0, 0, sequence.arrival)
         line = self._lines[sequence.priority]

@@ -7,7 +7,7 @@ from gyrfalcon.request import EngineStats
 
 
 def refuse_if_full(config: EngineConfig, stats: EngineStats, num_tokens: int) -> None:
-    """QueueFull when a request of so many tokens, all of its samples together, is one too many. What
+    """QueueFull when a request of this many tokens, all of its samples together, is one too many. What
     finds nothing waiting is always taken, and so is what may run in the next step with all that waits.
     """
     free_tokens = (stats.num_blocks - stats.num_used_blocks) * config.block_size

@@ -53,7 +53,7 @@ class StepTarget:
             self._num_new += 1
 
     def prompt_tokens(self, num_decoding: int) -> int:
-        """How many prompt tokens fit into a step in which so many sequences decode: whole multiples of
+        """How many prompt tokens fit into a step in which this many sequences decode: whole multiples of
         `least_tokens`, at least one of it, and at most twice as many as were ever timed.
         """
         most = max(self._most - num_decoding, 1)

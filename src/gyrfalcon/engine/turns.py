@@ -29,7 +29,7 @@ class FairLock:
         return bool(self._queue)
 
     def acquire(self, seconds: float = -1) -> bool:
-        """Waits in the queue, for ever or for so long; returns whether this thread holds it now."""
+        """Waits in the queue, for ever or for this long; returns whether this thread holds it now."""
         gate, thread = threading.Lock(), threading.get_ident()
         gate.acquire()
         try:

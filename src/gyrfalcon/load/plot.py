@@ -75,7 +75,7 @@ def _distribution(axes: Axes, title: str, series: Mapping[str, Sequence[float]])
     axes.set_ylim(0, 101)
     axes.set_yticks([0, 25, 50, 75, 90, 100])
     axes.set_xlabel("ms, log scale")
-    axes.set_ylabel("% at most so long")
+    axes.set_ylabel("% at most this long")
 
 
 def _in_flight(axes: Axes, run: Run) -> None:

@@ -61,7 +61,7 @@ def _yarn(plain: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
     """Fast dimensions stay, slow ones are divided by the factor, others blend (Peng et al. 2023)."""
 
     def dimension(rotations: float) -> float:
-        """The dimension that turns so many times within the trained positions."""
+        """The dimension that turns this many times within the trained positions."""
         wavelength = rope.original_max_positions / rotations
         return head_dim * math.log(wavelength / (2 * math.pi)) / (2 * math.log(rope.theta))
 

@@ -130,7 +130,7 @@ class Vocabulary:
 
     @classmethod
     def shared(cls, num_tokens: int, group: Group) -> "Vocabulary":
-        """A vocabulary of so many tokens among the ranks of a group."""
+        """A vocabulary of this many tokens among the ranks of a group."""
         ranks = range(group.size)
         return cls(group, [len(owned(num_tokens, group.size, rank)) for rank in ranks])
 

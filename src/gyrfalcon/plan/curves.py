@@ -42,7 +42,7 @@ def step_curves(setting: Setting, ranks: int, context: int) -> list[Curve]:
 
 
 def rate_curve(decoding: Curve) -> Curve:
-    """Tokens a second of a replica whose decoding steps take so long."""
+    """Tokens a second of a replica whose decoding steps take this long."""
     pairs = zip(decoding.x, decoding.y, strict=True)
     return Curve("tokens/s", decoding.x, tuple(1000 * num / ms for num, ms in pairs))
 

@@ -20,7 +20,7 @@ MORE_RANKS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How a model runs: `ranks` share it, and so many `replicas` of that run side by side."""
+    """How a model runs: `ranks` share it, and this many `replicas` of that run side by side."""
 
     ranks: int
     replicas: int = 1
@@ -32,7 +32,7 @@ class Split:
 
 
 def split_of(hardware: Hardware, ranks: int, cards: int | None) -> Split:
-    """Replicas of so many ranks on all cards, or one where their number is open: a replica has ranks in one
+    """Replicas of this many ranks on all cards, or one where their number is open: a replica has ranks in one
     machine or has whole machines. UsageError for ranks that no machine has.
     """
     if not hardware.on_cards:
@@ -51,7 +51,7 @@ def split_of(hardware: Hardware, ranks: int, cards: int | None) -> Split:
 
 
 def is_whole(hardware: Hardware, ranks: int) -> bool:
-    """Whether so many ranks are in one machine or have whole machines."""
+    """Whether this many ranks are in one machine or have whole machines."""
     return ranks <= hardware.cards_per_machine or ranks % hardware.cards_per_machine == 0
 
 
@@ -74,7 +74,7 @@ class Setting:
         return self.efficiency or efficiency_for(self.hardware.name, precision)
 
     def predicted(self, ranks: int) -> Predicted:
-        """What predicts the steps of a replica of so many ranks."""
+        """What predicts the steps of a replica of this many ranks."""
         on_cards = self.hardware.on_cards
         work = work_of(self.model.config, ranks, self.dtype, self.quant, on_cards)
         return Predicted(work, self.hardware, self.shares, self.dtype)

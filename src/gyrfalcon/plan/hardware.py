@@ -36,7 +36,7 @@ class Link:
     peers: int | None = None
 
     def rate(self, ranks: int) -> float:
-        """Bytes a second of a card among so many ranks: of a mesh, by the links between these alone."""
+        """Bytes a second of a card among this many ranks: of a mesh, by the links between these alone."""
         if self.peers is None:
             return self.bytes_per_second
         return self.bytes_per_second * min(ranks - 1, self.peers) / self.peers
@@ -80,7 +80,7 @@ class Hardware:
             raise UsageError("a card with 8-bit floating point for fp8", self.name, do)
 
     def link_of(self, ranks: int) -> Link:
-        """What connects so many ranks: the slower link as soon as they need two machines."""
+        """What connects this many ranks: the slower link as soon as they need two machines."""
         return self.link if ranks <= self.cards_per_machine else self.network
 
 

@@ -77,7 +77,7 @@ class Streams:
         return TraceRequest(arrival_s, prompt, min(wanted, self.longest - prompt))
 
     def held(self, num_streams: int, block_size: int, z: float) -> int:
-        """Tokens of cache that so many streams hold with z standard deviations to spare: each has half a
+        """Tokens of cache that this many streams hold with z standard deviations to spare: each has half a
         block more on average.
         """
         mean, deviation = self.context

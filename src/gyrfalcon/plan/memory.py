@@ -77,7 +77,7 @@ class RankMemory:
         return self.cache // self.block * self.block_size
 
     def sequences(self, context: int) -> int:
-        """How many of so many tokens the cache holds."""
+        """How many of this many tokens the cache holds."""
         return self.cache // self.block // -(-context // self.block_size)
 
 

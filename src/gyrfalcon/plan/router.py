@@ -22,7 +22,7 @@ class Router(Protocol):
         """Who gets a request that arrives now."""
 
     def note(self, replica: int, num_unfinished: int) -> None:
-        """A replica has so many unfinished requests now."""
+        """A replica has this many unfinished requests now."""
 
 
 class RoundRobin:
@@ -75,7 +75,7 @@ class LeastLoaded:
         self._set((self.load(replica), self._num_chosen, replica))
 
     def note(self, replica: int, num_unfinished: int) -> None:
-        """A replica has so many unfinished requests now."""
+        """A replica has this many unfinished requests now."""
         _, chosen_at, _ = self._entries[replica]
         self._set((num_unfinished, chosen_at, replica))
 
@@ -117,7 +117,7 @@ class PrefixAware:
         return chosen
 
     def note(self, replica: int, num_unfinished: int) -> None:
-        """A replica has so many unfinished requests now."""
+        """A replica has this many unfinished requests now."""
         self._loads.note(replica, num_unfinished)
 
     def _is_full(self, replica: int) -> bool:

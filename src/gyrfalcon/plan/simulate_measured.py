@@ -37,9 +37,9 @@ class Timed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MeasuredSteps:
-    """Predicts a step (a StepTimes): a piecewise linear function of its tokens, and so much for each sequence
-    that decodes, each key that is read and each that a token attends to. No part is below 0, and none becomes
-    less by a token.
+    """Predicts a step (a StepTimes): a piecewise linear function of its tokens, and an amount for each
+    sequence that decodes, each key that is read and each that a token attends to. No part is below 0, and
+    none becomes less by a token.
     """
 
     knots: tuple[int, ...]  # numbers of tokens, rising
@@ -178,7 +178,7 @@ def _above_zero(row: Fields, name: str) -> float:
 
 
 def _knots(measured: Sequence[Timed]) -> list[int]:
-    """The numbers of tokens that were measured, or some of them, each so many times the one before."""
+    """The numbers of tokens that were measured, or some of them, each this many times the one before."""
     tokens = sorted({load.tokens for one in measured for load, _ in one.steps})
     if len(tokens) <= MOST_KNOTS:
         return tokens

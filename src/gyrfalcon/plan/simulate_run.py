@@ -45,7 +45,7 @@ class Simulation:
     """What is simulated.
 
     limits: of goodput, in milliseconds, by name as in load/goodput.py.
-    warm_up: neither requests that arrive within so many seconds are counted, nor what replicas use then.
+    warm_up: neither requests that arrive within this many seconds are counted, nor what replicas use then.
     """
 
     settings: SimulatedSettings

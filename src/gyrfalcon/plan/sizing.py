@@ -52,7 +52,7 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """A replica with so many decoding streams. Times in seconds."""
+    """A replica with this many decoding streams. Times in seconds."""
 
     num_streams: int
     chunk: int  # prompt tokens of a step that has some: --step-target keeps them so few
@@ -121,7 +121,7 @@ def _worlds(setting: Setting) -> Sequence[int]:
 
 
 def _sized(setting: Setting, demand: Demand, ranks: int) -> Sized | Pace:
-    """The fewest replicas of so many ranks; what one stream lacks where not even that is served."""
+    """The fewest replicas of this many ranks; what one stream lacks where not even that is served."""
     cache_tokens = setting.memory(ranks).cache_tokens
     predicted = setting.predicted(ranks)
     limit = min(setting.max_sequences, demand.num_streams)
@@ -137,7 +137,7 @@ def _sized(setting: Setting, demand: Demand, ranks: int) -> Sized | Pace:
 
 
 def serving(setting: Setting, demand: Demand, ranks: int, most: int, bound: str) -> Sized:
-    """The fewest replicas of so many ranks when each serves at most `most` streams, for reason of `bound`."""
+    """The fewest replicas of this many ranks when each serves at most `most` streams, because of `bound`."""
     replicas = -(-demand.num_streams // most)
     each = -(-demand.num_streams // replicas)
     split = Split(ranks, replicas + demand.spare)
@@ -189,8 +189,8 @@ def _at_chunk(
     num_streams: int,
     chunk: int,
 ) -> Pace:
-    """Each decoding stream ends after its output, and another prompt follows: so many prompt tokens come with
-    each step, and this share of the steps has a chunk of them.
+    """Each decoding stream ends after its output, and another prompt follows: this many prompt tokens come
+    with each step, and this share of the steps has a chunk of them.
     """
     streams, rate = demand.streams, demand.target.tokens_per_second
     context = round(num_streams * streams.context[0])

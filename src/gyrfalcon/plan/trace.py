@@ -188,7 +188,7 @@ def _check(request: TraceRequest, where: str, page_tokens: int) -> None:
         raise UsageError(wanted, f"{request.deadline:g}", DO)
     most = -(-request.prompt_tokens // page_tokens)
     if len(request.prefix_ids) > most:
-        wanted = f"at most {most} prefix_ids on {where}, whose prompt has so many pages"
+        wanted = f"at most {most} prefix_ids on {where}, whose prompt has this many pages"
         got = f"{len(request.prefix_ids)}, of {page_tokens} tokens each"
         raise UsageError(wanted, got, "correct the line or `page_tokens`")
 

@@ -21,7 +21,7 @@ NEAR = 1.15  # of that: beyond, it is decoding that takes too long, not prompts
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A replica with so many streams, simulated. Times in seconds; percentiles are those of the target."""
+    """A replica with this many streams, simulated. Times in seconds; percentiles are those of the target."""
 
     num_streams: int
     step_target: float | None  # None: as many prompt tokens as fit into a step
@@ -154,7 +154,7 @@ def _simulated(
 
 
 def _load(demand: Demand, num_streams: int) -> ClosedLoop | OpenLoop:
-    """A replica's part of the users or requests, when it has so many of the streams."""
+    """A replica's part of the users or requests, when it has this many of the streams."""
     share = num_streams / demand.num_streams
     if demand.requests_per_second is not None:
         return OpenLoop(demand.requests_per_second * share, demand.streams)

@@ -1,4 +1,4 @@
-"""What a step asks of a device: bytes, operations, launches and collectives, for a model on so many ranks."""
+"""What a step asks of a device: bytes, operations, launches and collectives, for a model on some ranks."""
 
 from dataclasses import dataclass
 from functools import cache

@@ -33,7 +33,7 @@ class Format(Protocol):
     shows_tokens: bool  # even those without text
 
     def num_entries(self, prompt_len: int, num_new_tokens: int) -> int:
-        """Tokens and log-probabilities that an answer holds for a prompt and for so many new tokens of all
+        """Tokens and log-probabilities that an answer holds for a prompt and for this many new tokens of all
         its samples.
         """
 

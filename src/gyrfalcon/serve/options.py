@@ -158,7 +158,7 @@ OPTIONS: tuple[Option, ...] = (
         "min_p",
         GENERATING,
         Number(SAMPLING["min_p"]),
-        "keeps tokens at least so many times as likely as the most likely one",
+        "keeps tokens at least this many times as likely as the most likely one",
         0.0,
     ),
     _served(
@@ -241,7 +241,7 @@ OPTIONS: tuple[Option, ...] = (
         "min_tokens",
         GENERATING,
         Whole(TOKENS),
-        "before so many tokens nothing ends the text: no token id, and no stop string in their text",
+        "before this many tokens nothing ends the text: no token id, and no stop string in their text",
         0,
     ),
     _served("ignore_eos", GENERATING, FLAG, "generates past the model's end of text", False),

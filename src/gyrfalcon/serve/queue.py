@@ -21,7 +21,7 @@ class Queue:
         self._check(1, 1)
 
     def enter(self, num_requests: int, num_tokens: int) -> "Reservation":
-        """Room for so many samples with so many tokens; ApiError 429 where there is none."""
+        """Room for this many samples with this many tokens; ApiError 429 where there is none."""
         self._check(num_requests, num_tokens)
         reservation = Reservation(self)
         reservation.add(num_requests, num_tokens)

@@ -19,7 +19,7 @@ from gyrfalcon.serve.formats import Json
 from gyrfalcon.serve.requests import Streaming
 
 MOST_WAITING = 1024  # deltas that a client has not read, or if these are more,
-MOST_WAITING_STEPS = 32  # those of so many steps
+MOST_WAITING_STEPS = 32  # those of this many steps
 LARGE_BYTES = 256 << 10  # what is sent at once and may take a while
 PING_SECONDS = 10.0
 SEND_SECONDS = 60.0  # that a client may take to read what is being sent

@@ -167,8 +167,11 @@ def test_bad_rows_are_named_before_the_model_is_loaded(
     assert score(model, source, tmp_path / "out") == 2
     line = error_of(capsys)
     assert "8 bad rows: wanted JSON in bad.jsonl:2, got " in line
-    assert "wanted a field prompt in bad.jsonl:3, got none" in line
-    assert "; and 5 more; correct them, or add --on-error write" in line
+    assert "wanted a field prompt in bad.jsonl:3, got only id, text; " in line
+    assert (
+        "; and 5 more; correct them, name other fields (--prompt-field and its like), or add "
+        in line
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -185,6 +188,7 @@ def test_bad_rows_are_named_before_the_model_is_loaded(
             {"prompt": "x", "continuation": [3]},
             "prompt and continuation in bad.jsonl:2 both as text or as token ids, got one of each",
         ),
+        ({"prompt": None}, "a field prompt in bad.jsonl:2, got none"),
         ({"prompt": 3}, "text or a list of token ids for prompt in bad.jsonl:2, got 3"),
         ("[1]", "a JSON object in bad.jsonl:2, got [1]"),
         ('{"prompt": "x", "prompt": "y"}', "JSON in bad.jsonl:2"),

@@ -112,7 +112,8 @@ def _refused(
     return UsageError(
         f"prompts without an error in {_names(files)}",
         f"{counted(num_bad, 'bad row')}: {shown}{more}",
-        "correct them, or add --on-error write to have each error in place of a result",
+        "correct them, name other fields (--prompt-field and its like), or add --on-error write to have each "
+        "error in place of a result",
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gyrfalcon.bounds import shown as shown_by_python
-from gyrfalcon.errors import GyrfalconError, UsageError
+from gyrfalcon.errors import GyrfalconError, UsageError, shortened
 from gyrfalcon.files.json_fields import shown
 
 RowId = str | int
@@ -55,7 +55,11 @@ def read_row(value: object, where: str, columns: Columns, *, scored: bool) -> Ro
     row_id = where if own_id is None else own_id
     used = {columns.id, columns.prompt, *([columns.continuation] if scored else [])}
     try:
-        prompt = _text_or_ids(value.get(columns.prompt), where, columns.prompt)
+        if value.get(columns.prompt) is None:
+            others = [str(name) for name in value if name != columns.prompt]
+            got = f"only {', '.join(others)}" if others else "none"
+            raise UsageError(f"a field {columns.prompt} in {where}", shortened(got), FIX)
+        prompt = _text_or_ids(value[columns.prompt], where, columns.prompt)
         continuation = None
         if scored and value.get(columns.continuation) is not None:
             name = columns.continuation
@@ -79,8 +83,6 @@ def _text_or_ids(value: object, where: str, name: str) -> Prompt:
         return value
     if isinstance(value, list) and all(type(item) is int for item in value):
         return tuple(value)
-    if value is None:
-        raise UsageError(f"a field {name} in {where}", "none", FIX)
     raise UsageError(f"text or a list of token ids for {name} in {where}", _shown(value), FIX)
 
 

@@ -204,6 +204,27 @@ def test_a_card_s_bandwidth_is_measured_between_steps(
         assert measured == [own.service.thread._thread]
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_bandwidth_that_cannot_be_measured_is_told_unless_the_server_ends(
+    ends: bool, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = threading.Event()
+
+    class Card(Cpu):
+        on_host = False
+
+        def measure_bandwidth(self) -> float:
+            own.service.is_draining = ends
+            tried.set()
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    monkeypatch.setattr(Engine, "hardware", Card(torch.device("cpu")))
+    with serving(lambda: engine_of(model)) as own:
+        own.get("/page/live.json")
+        assert tried.wait(60)
+    assert ("bandwidth is not known" in caplog.text) != ends
+
+
 def test_how_far_a_prompt_is_is_told_to_who_names_its_request(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

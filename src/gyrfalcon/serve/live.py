@@ -107,7 +107,8 @@ class Live:
         try:
             bandwidth = engine.hardware.measure_bandwidth()
         except (MemoryError, RuntimeError) as error:  # no room for what it reads; not tried again
-            log.warning("the memory's bandwidth is not known: %s", error)
+            if not self._service.is_draining:  # Python may be ending, and start no threads any more
+                log.warning("the memory's bandwidth is not known: %s", error)
             return
         if not engine.has_work and self._service.thread.num_steps == num_steps:
             self._bandwidth = bandwidth

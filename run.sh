@@ -6,6 +6,7 @@ here=$(readlink -f -- "${BASH_SOURCE[0]}") && here=${here%/*} || exit 2 # run.sh
 venv=$here/.venv
 devices=/dev
 stamp=$venv/.complete # what the finished set-up was made from; written last, so an interrupted one has none
+begun=$venv/.begun # tells an interrupted set-up from an environment that somebody else made
 
 modes=(cut generate serve speed precision mmlu plan report verify demo doctor test)
 mode='' # from -m
@@ -183,19 +184,25 @@ build_command() {
 
 # active_bin TOOL...: the bin folder of the active environment, when it has all the tools and runs this source.
 active_bin() {
-    local bin tool on_path tried=$venv/bin
+    local bin on_path tried=$venv/bin
     on_path=$(type -P gyrfalcon)
     for bin in "${VIRTUAL_ENV:-}/bin" "${CONDA_PREFIX:-}/bin" "${on_path%/*}"; do
         [[ :$tried: != *":$bin:"* ]] || continue
         tried+=:$bin
-        for tool in python "$@"; do
-            [ -x "$bin/$tool" ] || continue 2
-        done
-        runs_this_source "$bin" || continue
+        is_usable "$bin" "$@" || continue
         printf '%s\n' "$bin"
         return
     done
     return 1
+}
+
+# is_usable BIN TOOL...: whether an environment has all the tools and runs this source.
+is_usable() {
+    local tool
+    for tool in python "${@:2}"; do
+        [ -x "$1/$tool" ] || return 1
+    done
+    runs_this_source "$1"
 }
 
 # Which gyrfalcon a Python imports: exit code 0 where it is the one of the folder; prints the environment's own, when
@@ -238,6 +245,14 @@ describe() {
 
 is_complete() {
     [ -x "$venv/bin/python" ] && [ "$(head -n 1 -- "$stamp" 2>/dev/null)" = "$here" ]
+}
+
+# is_ours: whether .venv is run.sh's to clear: it made it, or nothing but pip is in there.
+is_ours() {
+    local package
+    [ -e "$stamp" ] || [ -e "$begun" ] || for package in "$venv"/lib/python*/site-packages/*.dist-info; do
+        [[ ! -e $package || ${package##*/} == @(pip|setuptools|wheel)-* ]] || return 1
+    done
 }
 
 is_ready() {
@@ -305,13 +320,14 @@ install_package() {
 set_up() {
     local python fresh=--clear
     if is_complete; then fresh=--upgrade; fi
+    is_ours || fail "no $venv, or one that run.sh made" 'an environment of your own' 'install gyrfalcon from this folder there (docs/install.md), or move it away'
     python=$(find_python) || exit 2
     trap 'exit 130' INT # pip turns the signal into an ordinary error
     say "setting up $venv (once)"
     ! wants_kernels || compiles_kernels ||
         say "no C++ compiler: plain torch will do the work of the native kernels, slower; to have them, install one (Debian and Ubuntu: apt install g++), remove $venv and run again"
     rm -f -- "$stamp"
-    "$python" -m venv "$fresh" "$venv" >&2 || fail "a virtual environment in $venv" 'the error above' 'fix that and run again'
+    { "$python" -m venv "$fresh" "$venv" && : >"$begun"; } >&2 || fail "a virtual environment in $venv" 'the error above' 'fix that and run again'
     (install_package "$1") >&2 || fail "the package installed in $venv" 'the error above' 'fix that and run again'
     describe "$1" >"$stamp.new" && mv -- "$stamp.new" "$stamp"
     trap - INT
@@ -332,8 +348,9 @@ set_up_alone() {
 # find_bin EXTRAS TOOL...: sets `bin` to a folder that holds the tools.
 find_bin() {
     bin=$(active_bin "${@:2}") && return
-    is_ready "$1" || set_up_alone "$1"
     bin=$venv/bin
+    is_ours || ! is_usable "$bin" "${@:2}" 2>/dev/null || return 0
+    is_ready "$1" || set_up_alone "$1"
 }
 
 # ---- the two things it can run ----

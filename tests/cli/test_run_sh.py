@@ -411,6 +411,37 @@ def test_an_environment_whose_python_is_gone_is_made_again(copy: Copy) -> None:
     assert copy.steps()[0] == "venv --clear"
 
 
+def own_environment(copy: Copy, *packages: str) -> Path:
+    """A .venv that run.sh did not make; the folder of its packages."""
+    folder = copy.folder / ".venv/lib/python3.11/site-packages"
+    for package in packages:
+        (folder / f"{package}.dist-info").mkdir(parents=True)
+    return folder
+
+
+def test_an_environment_of_somebody_s_own_is_left_alone(copy: Copy) -> None:
+    packages = own_environment(copy, "pip-24.0", "thesis-1.0")
+    code, out, err = copy.run("-m", "demo")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith(f"run.sh: error: wanted no {copy.folder}/.venv, or one ")
+    assert (packages / "thesis-1.0.dist-info").exists()
+    assert copy.steps() == []
+
+
+def test_one_with_pip_alone_is_filled(copy: Copy) -> None:
+    own_environment(copy, "pip-24.0")
+    assert copy.run("-m", "demo")[:2] == (0, "gyrfalcon <demo>\n")
+    assert copy.steps()[0] == "venv --clear"
+
+
+def test_one_in_which_this_source_is_installed_is_used(copy: Copy) -> None:
+    packages = environment_of(copy.folder / ".venv", copy.folder / "src/gyrfalcon", editable=True)
+    (packages / "gyrfalcon-0.1.0.dist-info").mkdir()
+    copy.program(copy.folder / ".venv/bin/gyrfalcon", SHOW_ARGUMENTS)
+    assert copy.run("-m", "demo") == (0, "gyrfalcon <demo>\n", "")
+    assert copy.steps() == []
+
+
 def test_two_first_runs_at_once_set_up_once(copy: Copy, tmp_path: Path) -> None:
     if shutil.which("flock") is None:
         pytest.skip("flock is not installed")

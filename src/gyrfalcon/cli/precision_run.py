@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     show_result(document, _table(findings), args.json)
     if findings.failures:
         got = ", ".join(findings.failures)
-        do = "look where the curves of --json begin to part"
+        do = "see where the curves of --json diverge"
         raise CheckFailed("every figure within its limit", f"{got} outside", do)
     return 0
 

@@ -43,7 +43,7 @@ def await_arrival(children: ProcessContext, store: dist.Store, seconds: float) -
 def came_late(children: ProcessContext, got: str, seconds: float) -> RankDied:
     """The error for ranks that have not met in time."""
     wanted = f"all {len(children.processes) + 1} ranks to start within {seconds:g} s"
-    return RankDied(wanted, got, "look what stopped it and start again")
+    return RankDied(wanted, got, "find out what stopped it, then start again")
 
 
 def raise_if_dead(

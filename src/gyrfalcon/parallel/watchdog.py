@@ -148,5 +148,5 @@ class Watchdog:
         return RankDied(
             f"every rank to move within {self.timeout:g} s",
             f"rank {rank} on {known.host}, which {how} while {known.beat.where}",
-            "look what stopped it and start again, or raise `rank_timeout`",
+            "find out what stopped it, then start again, or raise `rank_timeout`",
         )

@@ -9,27 +9,23 @@ from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.errors import UsageError
 from gyrfalcon.serve.queue import MOST_REQUESTS, MOST_TOKENS
 
-COUNTS = Bounds(1, 10_000)
-NUMBERS = {
+COUNTS, SECONDS = Bounds(1, 10_000), Bounds(0, 86_400)
+WHOLE: Mapping[str, Bounds] = {
     "num_replicas": COUNTS,
     "max_replicas": COUNTS,
     "num_ingresses": COUNTS,
     "max_queued_requests": ENGINE["max_queued_requests"],
     "max_queued_tokens": ENGINE["max_queued_tokens"],
+}
+NUMBERS: Mapping[str, Bounds] = {
+    **WHOLE,
     "target_requests": Bounds(0, 100_000, above=True),
     "num_cpus": Bounds(0, 4096),
     "num_gpus": Bounds(0, 1024),
-    "upscale_seconds": Bounds(0, 86_400),
-    "downscale_seconds": Bounds(0, 86_400),
-    "shutdown_seconds": Bounds(0, 86_400),
+    "upscale_seconds": SECONDS,
+    "downscale_seconds": SECONDS,
+    "shutdown_seconds": SECONDS,
 }
-WHOLE = (
-    "num_replicas",
-    "max_replicas",
-    "num_ingresses",
-    "max_queued_requests",
-    "max_queued_tokens",
-)
 
 
 @known_names(UsageError, "settings of replicas")
@@ -84,8 +80,10 @@ class ReplicasConfig:
         if not isinstance(names, tuple) or not all(isinstance(one, str) and one for one in names):
             do = "pass names in a list"
             raise UsageError("names for `served_model_names`", shown(names), do)
-        for name, number in self._numbers().items():
-            _check_number(name, number)
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name in NUMBERS and not (value is None and one.default is None):
+                _check_number(one.name, value)
         if self.max_replicas is not None and self.max_replicas < self.num_replicas:
             wanted = f"`max_replicas` of at least `num_replicas`, {self.num_replicas}"
             raise UsageError(wanted, str(self.max_replicas), "raise it, or leave it out")
@@ -97,21 +95,6 @@ class ReplicasConfig:
             raise UsageError(wanted, shown(self.public_metrics), "pass one of these")
         if self.api_key_file is not None and not isinstance(self.api_key_file, str):
             raise UsageError("a path for `api_key_file`", shown(self.api_key_file), "pass a string")
-
-    def _numbers(self) -> dict[str, object]:
-        found: dict[str, object] = {
-            "num_replicas": self.num_replicas,
-            "target_requests": self.target_requests,
-            "upscale_seconds": self.upscale_seconds,
-            "downscale_seconds": self.downscale_seconds,
-            "num_cpus": self.num_cpus,
-            "num_gpus": self.num_gpus,
-            "num_ingresses": self.num_ingresses,
-            "max_queued_requests": self.max_queued_requests,
-            "max_queued_tokens": self.max_queued_tokens,
-            "shutdown_seconds": self.shutdown_seconds,
-        }
-        return found if self.max_replicas is None else found | {"max_replicas": self.max_replicas}
 
     @property
     def replica_engine(self) -> EngineConfig:

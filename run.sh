@@ -8,7 +8,7 @@ devices=/dev
 stamp=$venv/.complete # what the finished set-up was made from; written last, so an interrupted one has none
 begun=$venv/.begun # tells an interrupted set-up from an environment that somebody else made
 
-modes=(cut generate serve speed precision mmlu plan report verify demo doctor test)
+modes=(cut generate score serve speed precision mmlu plan report verify demo doctor test)
 mode='' # from -m
 declare -A flag=() # the other flags by their letter
 words=() # of the prompt
@@ -24,6 +24,7 @@ Modes:
   cut       -h HF -n CUT [-w 4]       cut the Hugging Face folder HF for 4 ranks into the new folder CUT
   generate  -n MODEL [-w N] [prompt]  continue the prompt; MODEL is a cut, a Hugging Face folder or a hub id;
                                       the prompt - takes one prompt from each line of standard input
+  score     -n MODEL [-w N] IN OUT    log-probabilities of the prompts in the file or folder IN; writes the folder OUT
   serve     -n MODEL [-w N]           answer OpenAI's API at http://127.0.0.1:8000
   speed     -n MODEL [-f CSV] [-w N]  time the model over 36 pairs of lengths; goes on with what CSV has already
   precision -n MODEL [-w N]           compare the model's logits with a reference's; exit 1 when they are too far off
@@ -123,7 +124,7 @@ takes() {
     for letter in "${!flag[@]}"; do
         [[ m$1 == *$letter* ]] || wrong_usage "flags that -m $mode takes" "-$letter" 'leave it out'
     done
-    [[ $mode == @(generate|report) ]] || [ ${#words[@]} -eq 0 ] || wrong_usage "no words after -m $mode" "${words[0]}" 'leave them out'
+    [[ $mode == @(generate|score|report) ]] || [ ${#words[@]} -eq 0 ] || wrong_usage "no words after -m $mode" "${words[0]}" 'leave them out'
 }
 
 needs() {
@@ -145,6 +146,12 @@ build_command() {
                 -) command+=(-) ;; # one prompt a line, from standard input
                 *) command+=(--prompt "${words[*]}") ;;
             esac
+            [ -z "${flag[w]:-}" ] || command+=(-w "${flag[w]}")
+            ;;
+        score)
+            takes nw && needs n MODEL
+            [ ${#words[@]} -eq 2 ] || wrong_usage 'IN and OUT with -m score' "${#words[@]} words" 'name a file or folder of prompts, and a folder for the results'
+            command=(score "${words[@]}" -m "${flag[n]}")
             [ -z "${flag[w]:-}" ] || command+=(-w "${flag[w]}")
             ;;
         speed)

@@ -4,13 +4,15 @@
     scripts/faults                              everything, some twenty minutes on two cores
     scripts/faults --only kill --only 'SIGSTOP idle'
     scripts/faults --short                      a part of each, less than a minute
+    scripts/faults --alarms 30                  no fault: is anybody taken for dead on a busy machine?
 
 A server with two ranks is broken while it loads, reads prompts, answers, is idle and drains. Commands that
-write are killed at each of their write calls in turn, or find the disk full or read-only there, and are run
-again: the result has to be that of an undisturbed run. What this machine cannot do is skipped, with the
-reason.
+write are killed at each of their write calls in turn, find the disk full or read-only there, or the power
+fails, and are run again: the result has to be that of an undisturbed run. What this machine cannot do, such
+as network namespaces without root, is skipped, with the reason.
 
-Exit code: 0 all held; 1 a claim did not hold; 2 wrong usage.
+Exit code: 0 all held; 1 a claim did not hold; 2 wrong usage; 130, 143 ended by Ctrl-C or SIGTERM, with all
+that it had made taken away.
 """
 
 import argparse
@@ -25,25 +27,30 @@ from pathlib import Path
 
 import torch
 
-from fault_checks.disk import FAULTS, KILL
+from fault_checks.alarms import alarms_row
+from fault_checks.disk import FAULTS
+from fault_checks.ending import end_tidily
 from fault_checks.jobs import make_jobs
-from fault_checks.rows import FAILED, Row
-from fault_checks.server import PHASES, SIGNALS, serve_rows
-from fault_checks.writes import faults_of
+from fault_checks.network import NETWORK
+from fault_checks.rows import FAILED, NotHere, Row
+from fault_checks.server import PHASES, SIGNALS, signal_row
+from fault_checks.surroundings import SURROUNDINGS
+from fault_checks.writes import Outcome, faults_of
 from gyrfalcon import __version__
 from gyrfalcon.files.output import replace_file
 from gyrfalcon.measure.result import machine_facts
 
 ROOT = Path(__file__).parents[2]
-JOBS = ("cut", "recut", "merge", "mmlu", "speed")
-OTHERS = ("slow rank", "port taken", "file limit", "no memory", "full /dev/shm")
+JOBS = ("cut", "recut", "merge", "mmlu", "speed", "score", "generate")
+OTHERS = {**SURROUNDINGS, **NETWORK}
+OTHER_PHASES = ("decode", "idle")
 NAMES = (
     *(f"{fault} {phase}" for fault in SIGNALS for phase in PHASES),
-    *(f"{fault} {phase}" for fault in OTHERS for phase in ("decode", "idle")),
+    *(f"{fault} {phase}" for fault in OTHERS for phase in OTHER_PHASES),
     *(f"{fault} {job}" for job in JOBS for fault in FAULTS),
 )
-SHORT_EVERY = 12  # of a job's write calls
-SHORT = ("kill decode", "cut", "merge")
+SHORT_EVERY = 25  # of a job's write calls
+SHORT = ("kill decode", *JOBS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.list:
         print("\n".join(NAMES))
         return 0
+    end_tidily()
     begin, rows = time.monotonic(), []
     for row in _rows(options):
         rows.append(row)
@@ -84,6 +92,12 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--short", action="store_true", help="less than a minute: a part of the rows"
     )
     parser.add_argument(
+        "--alarms",
+        type=float,
+        metavar="MINUTES",
+        help="only watch for false alarms, so long, at a load average of 8",
+    )
+    parser.add_argument(
         "--out", type=Path, default=ROOT / "build" / "faults", help="folder of the JSON"
     )
     options = parser.parse_args(arguments)
@@ -105,9 +119,27 @@ def _rows(options: argparse.Namespace) -> Iterator[Row]:
     torch.set_num_threads(1)  # a fork has no threads of its parent's
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
-        yield from _write_rows(folder, only, SHORT_EVERY if options.short else 1)
         (folder / "serve").mkdir()
-        yield from serve_rows(folder / "serve", only)
+        if options.alarms:
+            yield alarms_row(folder / "serve", options.alarms)
+            return
+        yield from _write_rows(folder, only, SHORT_EVERY if options.short else 1)
+        yield from _serve_rows(folder / "serve", only)
+
+
+def _serve_rows(folder: Path, only: Callable[[str, str], bool]) -> Iterator[Row]:
+    """Kill and SIGSTOP in each phase; the other faults under load and idle."""
+    for fault in SIGNALS:
+        for phase in PHASES:
+            if only(fault, phase):
+                yield signal_row(folder, fault, phase)
+    for fault, run in OTHERS.items():
+        for phase in OTHER_PHASES:
+            if only(fault, phase):
+                try:
+                    yield run(folder, phase)
+                except NotHere as reason:
+                    yield Row(fault, phase, skipped=str(reason))
 
 
 def _write_rows(folder: Path, only: Callable[[str, str], bool], every: int) -> Iterator[Row]:
@@ -117,18 +149,22 @@ def _write_rows(folder: Path, only: Callable[[str, str], bool], every: int) -> I
         return
     jobs = make_jobs(folder / "read")
     for name, faults in wanted.items():
-        rows = {fault: Row(fault, name) for fault in faults}
-        counts = dict.fromkeys(faults, 0)
         begin = time.monotonic()
-        for outcome in faults_of(jobs[name], folder / name, every, faults) if faults else ():
-            row = rows[outcome.fault]
-            counts[outcome.fault] += 1
-            row.claim(f"at write call {outcome.at}", not outcome.broken, outcome.broken)
-        for fault, row in rows.items():
-            row.clients = f"{counts[fault]} write calls, the same result each time"
-            row.line = "" if fault == KILL else "gyrfalcon: error: wanted …"
-            row.seconds = time.monotonic() - begin
-            yield row
+        found = faults_of(jobs[name], folder / name, every, faults) if faults else []
+        for fault in faults:
+            yield _write_row(fault, name, [one for one in found if one.fault == fault])
+        if faults:
+            print(f"{name}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+
+
+def _write_row(fault: str, job: str, outcomes: Sequence[Outcome]) -> Row:
+    row = Row(fault, job)
+    for one in outcomes:
+        row.claim(f"at write call {one.at}", not one.broken, one.broken)
+    same = len(outcomes) - len(row.broken)
+    row.clients = f"the same result after {same} of {len(outcomes)} write calls"
+    row.line = next((one.line for one in outcomes if one.line), "")
+    return row
 
 
 def _write(path: Path, rows: Sequence[Row], seconds: float, arguments: Sequence[str]) -> None:

@@ -1,23 +1,29 @@
-"""A disk that fails at the n-th call that changes it: the process is killed there, or the disk is full or
-read-only from there on. Works on this process's file operations below one folder; takes nothing back.
+"""A disk that fails at the n-th call that changes it: the process is killed there, the power fails, or the
+disk is full or read-only from there on. Works on this process's file operations below one folder; takes
+nothing back.
 """
 
 import builtins
 import errno
 import io
 import os
+import random
+import shutil
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-KILL, FULL, READ_ONLY = "kill", "full disk", "read-only disk"
-FAULTS = (KILL, FULL, READ_ONLY)
+from fault_checks.power import SHARES, DurableState, put
+
+KILL, FULL, READ_ONLY, POWER = "kill", "full disk", "read-only disk", "power loss"
+FAULTS = (KILL, FULL, READ_ONLY, POWER)
 CODES = {FULL: errno.ENOSPC, READ_ONLY: errno.EROFS}
 # What takes paths and changes a folder. A full disk still removes and renames.
 PATH_CALLS = ("mkdir", "rename", "replace", "link", "symlink", "unlink", "remove", "rmdir")
 ROOMLESS = ("rename", "replace", "unlink", "remove", "rmdir", "fsync", "ftruncate")
+GOING = ("rename", "replace", "unlink", "remove", "rmdir")  # what may take a file away
 DESCRIPTOR_CALLS = ("write", "pwrite", "fsync", "ftruncate")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -32,6 +38,8 @@ class FaultyDisk:
         self._folder = os.path.realpath(folder)
         self._fault, self._at = fault, at
         self._lock = threading.Lock()
+        self._durable = DurableState(self._folder) if fault == POWER else None
+        self._ending: int | None = None  # the thread that puts on the disk what is left
 
     def install(self) -> None:
         """Puts itself between this process and its files, for good."""
@@ -44,10 +52,14 @@ class FaultyDisk:
 
     def reach(self, call: str, half: Callable[[], object] | None = None) -> None:
         """Notes a call, and fails it where it has to; `half` does half of it before a kill."""
+        if self._ending == threading.get_ident():
+            return
         with self._lock:
             self.count += 1
             if not self._at or self.count < self._at:
                 return
+            if self._durable is not None:
+                self._lose_power(self._durable, SHARES[self._at % len(SHARES)])
         if self._fault == KILL:
             if half is not None:
                 half()
@@ -55,6 +67,21 @@ class FaultyDisk:
         if self._fault != FULL or call not in ROOMLESS:
             code = CODES[self._fault]
             raise OSError(code, os.strerror(code))
+
+    def end(self) -> None:
+        """The power fails after the command has ended: what it has promised is there."""
+        with self._lock:
+            if self._durable is not None:
+                self._lose_power(self._durable, 0.0)
+
+    def _lose_power(self, durable: DurableState, share: float) -> None:
+        self._ending, root = threading.get_ident(), Path(self._folder)
+        if root.exists():
+            left = durable.left(share, random.Random(self._at))
+            shutil.rmtree(root)
+            root.mkdir()
+            put(root, left)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def holds(self, path: object) -> bool:
         """Whether a path or an open file lies below the folder."""
@@ -71,9 +98,16 @@ class FaultyDisk:
     def _path_call(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(path: Any, *more: Any, **named: Any) -> Any:
             inside = named.get("dir_fd") is not None and self.holds(named["dir_fd"])
-            if inside or self.holds(path):
-                self.reach(name)
-            return call(path, *more, **named)
+            if not inside and not self.holds(path):
+                return call(path, *more, **named)
+            self.reach(name)
+            if self._durable is None or name not in GOING:
+                return call(path, *more, **named)
+            goes = self._durable.inode(_full(more[0] if more else path, named.get("dir_fd")))
+            result = call(path, *more, **named)
+            if goes is not None:
+                self._durable.forget(goes)
+            return result
 
         return counted
 
@@ -82,6 +116,11 @@ class FaultyDisk:
             if self.holds(descriptor):
                 is_write = name in ("write", "pwrite")
                 self.reach(name, (lambda: _half(call, descriptor, *more)) if is_write else None)
+                if name == "fsync" and self._durable is not None:
+                    with self._lock:
+                        call(descriptor)
+                        self._durable.synchronise(os.readlink(f"/proc/self/fd/{descriptor}"))
+                    return None
             return call(descriptor, *more)
 
         return counted
@@ -120,6 +159,12 @@ class _Raw(io.FileIO):
         """Writes, or half of it before a kill."""
         self._disk.reach("write", lambda: io.FileIO.write(self, memoryview(data)[: len(data) // 2]))
         return super().write(data)
+
+
+def _full(path: Any, descriptor: int | None) -> str:
+    """The path of a name that may be one of an open folder."""
+    name = os.fsdecode(path)
+    return name if descriptor is None else f"{os.readlink(f'/proc/self/fd/{descriptor}')}/{name}"
 
 
 def _half(call: Callable[..., Any], descriptor: int, data: Any, *more: Any) -> None:

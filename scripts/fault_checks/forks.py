@@ -1,13 +1,18 @@
 """Runs a command of gyrfalcon in a fork of this warmed process, so that thousands of runs take minutes."""
 
+import json
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from fault_checks.ending import ENDING
 from gyrfalcon.cli.main import main
 
 BROKEN = 70  # exit code of a program that raised
@@ -31,6 +36,59 @@ class Ended:
         return (self.said.strip().splitlines() or [""])[-1]
 
 
+def in_forks(
+    work: Callable[[int], "dict[str, object]"], number: int, folder: Path
+) -> "list[dict[str, Any]]":
+    """What `work` returns for each number, by as many forks of this process as it may use cores."""
+    num_forks = len(os.sched_getaffinity(0))
+    files = [folder / f"fork-{fork}" for fork in range(num_forks)]
+    children = [
+        _forked(partial(_work, work, range(fork, number, num_forks), file))
+        for fork, file in enumerate(files)
+    ]
+    codes = [os.waitstatus_to_exitcode(status) for status in _waited(children)]
+    lines = [line for file in files if file.exists() for line in file.read_text().splitlines()]
+    found = {each["number"]: each["found"] for each in map(json.loads, lines)}
+    if any(codes) or len(found) != number:
+        raise RuntimeError(f"wanted {number} results of forks, got {len(found)}, {codes}")
+    return [found[each] for each in range(number)]
+
+
+def _work(work: Callable[[int], object], numbers: range, file: Path) -> int:
+    with file.open("w") as out:
+        for number in numbers:
+            out.write(json.dumps({"number": number, "found": work(number)}) + "\n")
+    return 0
+
+
+def _forked(work: Callable[[], int]) -> int:
+    """The number of a fork of this process that ends with what `work` returns."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if not child:
+        code = BROKEN
+        try:
+            code = work()
+        except BaseException:
+            traceback.print_exc()
+        os._exit(code)
+    return child
+
+
+def _waited(children: Sequence[int], end: signal.Signals = signal.SIGTERM) -> list[int]:
+    """How processes ended; when this one is asked to end they get a signal."""
+    try:
+        return [os.waitpid(child, 0)[1] for child in children]
+    except BaseException:
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child, end)
+            with suppress(ChildProcessError):
+                os.waitpid(child, 0)
+        raise
+
+
 def nothing() -> None:
     """Does nothing."""
 
@@ -42,18 +100,15 @@ def run(
     after: Callable[[], object] = nothing,
 ) -> Ended:
     """The command in a fork of this process, between `before` and `after`; its output goes to `log`."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if not child:
-        os._exit(_child(words, log, before, after))
-    _, status = os.waitpid(child, 0)
+    [status] = _waited([_forked(partial(_child, words, log, before, after))], signal.SIGKILL)
     return Ended(os.waitstatus_to_exitcode(status), log.read_text("utf-8", "replace"))
 
 
 def _child(
     words: Sequence[str], log: Path, before: Callable[[], object], after: Callable[[], object]
 ) -> int:
+    for number in ENDING:
+        signal.signal(number, signal.SIG_DFL)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

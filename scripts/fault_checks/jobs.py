@@ -23,9 +23,13 @@ SMALL: dict[str, Any] = dict(
 )
 PROTOCOL = ("--protocol", "generate", "--shots", "1")
 ENGINE = ("--threads", "1", "--dtype", "fp32", "--max-len", "1024")
+ROWS = ("--part-rows", "2", *ENGINE)
 SHARDS = ("--max-shard-size", "90KB")  # several stages
+OUT = "OUT"  # stands for the folder of a job
+NUM_ROWS = 5
 WHOLE_SHARDS = ("--max-shard-size", "140KB")
 # Of a result: what no two runs share.
+JOB_FILES = ("run/log", "run/claims", "run/job.json", "run/result.json")
 TIMES = ("questions_per_second", "seconds", "date", "num_resumed", "num_computed")
 BRIEF: tuple[tuple[ModuleType, str, object], ...] = (
     (rates, "LEAST_ROUNDS", 1),
@@ -53,7 +57,13 @@ def make_jobs(folder: Path) -> dict[str, Job]:
         "merge": ("merge", str(sharded), *WHOLE_SHARDS),
     }
     jobs = [_folder_job(name, *some) for name, some in words.items()]
+    prompts = folder / "prompts.jsonl"
+    rows = ({"id": n, "prompt": [20 + n, 30, 40 + n]} for n in range(NUM_ROWS))
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     jobs += [_mmlu(source, exam), _speed(source)]
+    jobs.append(_rows_job("score", str(prompts), OUT, "-m", str(source)))
+    options = ("--prompt-file", str(prompts), "-o", OUT, "--max-new-tokens", "3")
+    jobs.append(_rows_job("generate", str(source), *options))
     return {job.name: job for job in jobs}
 
 
@@ -112,3 +122,25 @@ def _speed(model: Path) -> Job:
         Files(None, place / "out" / "speed.json").earlier()
 
     return Job("speed", words, outcome, whole)
+
+
+def _rows_job(name: str, *words: str) -> Job:
+    """`score` or `generate` of a file of prompts, which writes parts."""
+
+    def outcome(place: Path) -> dict[str, object]:
+        """Parts, their sums and the result, but for a seed that is drawn for each job."""
+        files = folder_bytes(place / "out")
+        kept = {path: found for path, found in files.items() if path not in JOB_FILES}
+        result = json.loads(files["run/result.json"])
+        return {**kept, "result": {field: result[field] for field in result if field != "seed"}}
+
+    def whole(place: Path) -> None:
+        for part in (place / "out" / "run").glob("part-*.jsonl"):
+            for line in part.read_text().splitlines():
+                json.loads(line)
+
+    def words_at(place: Path) -> tuple[str, ...]:
+        out = str(place / "out" / "run")
+        return (name, *(out if word == OUT else word for word in words), *ROWS)
+
+    return Job(name, words_at, outcome, whole)

@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 HELD, FAILED, SKIPPED = "held", "failed", "skipped"
 
 
+class NotHere(Exception):
+    """A fault that this machine cannot have; the message says why."""
+
+
 @dataclass(slots=True)
 class Row:
     """A fault in a phase. `broken`: the claims that did not hold; `skipped`: why it was not run."""

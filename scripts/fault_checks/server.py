@@ -3,45 +3,59 @@ see, and what remains.
 """
 
 import asyncio
+import ctypes
 import os
-import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import psutil
+from serve_checks.asking import HOST as HOST
 from serve_checks.asking import Streamed, stream
 from serve_checks.environment import clean_environ
 from serve_checks.server import READY, wait_until
 
 from fault_checks.rows import Row
-from gyrfalcon.parallel.meeting import MEET_SECONDS
 
 PHASES = ("load", "prefill", "decode", "idle", "drain")
 RANK_TIMEOUT = 10
 # The aims are 2 and 12 s on an idle machine (docs/reliability.md); three more are for a busy one.
 LIMITS = {"kill": 5.0, "SIGSTOP": RANK_TIMEOUT + 5.0}
 SIGNALS = {"kill": signal.SIGKILL, "SIGSTOP": signal.SIGSTOP}
-RANK = "spawn_main"  # in the command line of a rank that torch.multiprocessing starts
+SPAWNED = "spawn_main"  # in the command line of a rank that torch.multiprocessing starts
 NUM_STREAMS = 4
 START_SECONDS, END_SECONDS = 120.0, 60.0
+OPTIONS = (
+    *("--threads", "1", "--port", "0", "--shutdown-timeout", "20"),
+    *("--rank-timeout", str(RANK_TIMEOUT)),
+)
+SHM = "/dev/shm"
+NETWORK_NAMESPACE = 0x40000000  # CLONE_NEWNET
 LINE = "gyrfalcon: error: wanted "
 LONG = "Once upon a time there was a falcon. " * 40  # a prompt whose prefill takes a while
 
 
 @dataclass(slots=True)
 class Served:
-    """A server's process, its log, and its clients."""
+    """A server's process, its log, a folder in which nothing may stay, and its clients.
 
-    process: "subprocess.Popen[bytes]"
+    others: the same of its other hosts, where it has some. namespace: in which clients ask, "" for this one.
+    """
+
+    process: "subprocess.Popen[Any]"
     log: Path
+    folder: Path
+    others: "Sequence[subprocess.Popen[Any]]" = ()
+    namespace: str = ""
     family: "list[psutil.Process]" = field(default_factory=list)
     streams: "list[Streamed]" = field(default_factory=list)
     ends: "list[str]" = field(default_factory=list)
@@ -52,21 +66,34 @@ class Served:
         return self.log.read_text("utf-8", "replace")
 
     @property
+    def last_line(self) -> str:
+        """The last that it said: torchrun has more to say after that."""
+        lines = self.said.strip().splitlines() or [""]
+        return next((line for line in reversed(lines) if line.startswith(LINE)), lines[-1])
+
+    @property
     def port(self) -> int:
         found = READY.search(self.said)
         return int(found[3]) if found else 0
 
     def ranks(self) -> "list[psutil.Process]":
         """The processes of ranks other than the first."""
-        with suppress(psutil.NoSuchProcess):
-            own = psutil.Process(self.process.pid)
-            self.family = list({*self.family, *own.children(recursive=True)})
-        found = []
-        for one in self.family:
-            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                if RANK in " ".join(one.cmdline()):
-                    found.append(one)
-        return found
+        return [one for one in self._children() if _rank_of(one) not in (None, 0)]
+
+    def terminate(self) -> None:
+        """Asks the first rank to end."""
+        first = [one for one in self._children() if _rank_of(one) == 0]
+        for one in first:
+            one.terminate()
+        if not first:
+            self.process.terminate()
+
+    def _children(self) -> "list[psutil.Process]":
+        for started in (self.process, *self.others):
+            with suppress(psutil.NoSuchProcess):
+                own = psutil.Process(started.pid)
+                self.family = list({*self.family, own, *own.children(recursive=True)})
+        return self.family
 
     def ask(self, prompt: str, num_tokens: int) -> None:
         """Starts the clients, each a stream of its own."""
@@ -80,46 +107,57 @@ class Served:
     def _client(self, one: Streamed, prompt: str, num_tokens: int) -> None:
         body = {"model": "nestling", "prompt": prompt, "max_tokens": num_tokens, "ignore_eos": True}
         try:
+            if self.namespace:
+                enter(self.namespace)
             asyncio.run(stream(self.port, "/v1/completions", body, one))
             self.ends.append("whole" if one.is_whole else "error" if one.error else f"{one.status}")
         except Exception as error:
             self.ends.append(f"cut off ({type(error).__name__})")
 
 
-def serve_rows(folder: Path, only: Callable[[str, str], bool]) -> Iterator[Row]:
-    """Kill and SIGSTOP in each phase; the other faults under load and idle."""
-    for fault in SIGNALS:
-        for phase in PHASES:
-            if only(fault, phase):
-                yield _signal_row(folder, fault, phase)
-    others: tuple[tuple[str, Callable[[Path, str], Row]], ...] = (
-        ("slow rank", _slow_row),
-        ("port taken", _port_row),
-        ("file limit", _file_limit_row),
-        ("no memory", _memory_row),
-        ("full /dev/shm", _shm_row),
-    )
-    for fault, run in others:
-        for phase in ("decode", "idle"):
-            if only(fault, phase):
-                yield run(folder, phase)
+def _rank_of(process: psutil.Process) -> int | None:
+    """The rank that a process is, 1 for any that multiprocessing starts; None where it is none."""
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        if SPAWNED in " ".join(process.cmdline()):
+            return 1
+        return int(process.environ().get("RANK", "")) if "RANK" in process.environ() else None
+    return None
+
+
+def enter(namespace: str) -> None:
+    """Has this thread make its connections in a network namespace."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(f"/var/run/netns/{namespace}", "rb") as file:
+        if libc.setns(file.fileno(), NETWORK_NAMESPACE):
+            raise OSError(ctypes.get_errno(), f"setns to {namespace}")
 
 
 @contextmanager
-def served(folder: Path, *more: str, before: Sequence[str] = ()) -> Iterator[Served]:
+def served(
+    folder: Path,
+    *more: str,
+    before: Sequence[str] = (),
+    env: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Served]:
     """A server that may not be ready yet; whatever is left of it is ended afterwards."""
     log = folder / f"server-{time.monotonic_ns()}.log"
-    words = ["serve", "nestling", "-w", "2", "--threads", "1", "--port", "0", *more]
-    words += ["--rank-timeout", str(RANK_TIMEOUT), "--shutdown-timeout", "20"]
+    words = ["serve", "nestling", "-w", "2", *OPTIONS, *more]
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*before, sys.executable, "-m", "gyrfalcon", *words],
-            env=clean_environ() | {"TMPDIR": str(folder)},
+            env=clean_environ() | {"TMPDIR": str(folder)} | dict(env),
             stdout=out,
             stderr=out,
             cwd=folder,
         )
-    server = Served(process, log)
+    server = Served(process, log, folder)
+    with served_by(server):
+        yield server
+
+
+@contextmanager
+def served_by(server: Served) -> Iterator[Served]:
+    """Ends whatever is left of a server."""
     try:
         yield server
     finally:
@@ -127,13 +165,14 @@ def served(folder: Path, *more: str, before: Sequence[str] = ()) -> Iterator[Ser
         for one in server.family:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
-        process.kill()
-        process.wait()
+        for started in (server.process, *server.others):
+            started.kill()
+            started.wait()
         for thread in server.threads:
             thread.join(END_SECONDS)
 
 
-def _reach(server: Served, phase: str) -> None:
+def reach(server: Served, phase: str, num_tokens: int = 1500) -> None:
     """Brings a server into a phase; RuntimeError where it does not get there."""
     is_there = wait_until(
         lambda: (
@@ -149,34 +188,34 @@ def _reach(server: Served, phase: str) -> None:
         server.ask(LONG, 50)
         time.sleep(0.05)
     elif phase in ("decode", "drain"):
-        server.ask("Once upon a time", 1500)
+        server.ask("Once upon a time", num_tokens)
         wait_until(lambda: all(len(one.times) > 2 for one in server.streams), START_SECONDS)
     if phase == "drain":
-        server.process.send_signal(signal.SIGTERM)
+        server.terminate()
         time.sleep(0.2)
 
 
-def _signal_row(folder: Path, fault: str, phase: str) -> Row:
+def signal_row(folder: Path, fault: str, phase: str) -> Row:
     """A rank is killed or stopped: all others end, with one line that names it."""
     row = Row(fault, phase, limit_seconds=LIMITS[fault])
-    if (fault, phase) == ("SIGSTOP", "load"):
-        row.skipped = (
-            f"ranks that have not met yet are waited for {MEET_SECONDS:g} s (tests/engine)"
-        )
-        return row
     with served(folder) as server:
-        _reach(server, phase)
+        reach(server, phase)
         rank, begin = server.ranks()[0], time.monotonic()
         rank.send_signal(SIGNALS[fault])
-        _ended(row, server, begin)
-        row.claim("exit code 1", row.exit_code == 1, row.exit_code)
-        row.claim("one line of three parts at the end", row.line.startswith(LINE), row.line)
-        row.claim("which names the rank", "rank 1" in row.line, row.line)
-        row.claim("no client is left without an answer", "cut off" not in row.clients, row.clients)
+        ended(row, server, begin)
+        claim_end(row)
     return row
 
 
-def _ended(row: Row, server: Served, begin: float) -> None:
+def claim_end(row: Row) -> None:
+    """All have ended because of rank 1, and everybody was told."""
+    row.claim("exit code 1", row.exit_code == 1, row.exit_code)
+    row.claim("one line of three parts at the end", row.line.startswith(LINE), row.line)
+    row.claim("which names the rank", "rank 1" in row.line, row.line)
+    row.claim("no client is left without an answer", "cut off" not in row.clients, row.clients)
+
+
+def ended(row: Row, server: Served, begin: float) -> None:
     """Waits for the end of the server and its clients, and notes what is there afterwards."""
     try:
         row.exit_code = server.process.wait(END_SECONDS)
@@ -186,21 +225,23 @@ def _ended(row: Row, server: Served, begin: float) -> None:
     for thread in server.threads:
         thread.join(END_SECONDS)
     row.clients = ", ".join(f"{n} × {end}" for end, n in sorted(Counter(server.ends).items()))
-    row.line = (server.said.strip().splitlines() or [""])[-1]
+    row.line = server.last_line
     assert row.limit_seconds is not None
     row.claim(
         f"within {row.limit_seconds:g} s", row.seconds <= row.limit_seconds, f"{row.seconds:.1f} s"
     )
-    _nothing_remains(row, server)
+    nothing_remains(row, server)
 
 
-def _nothing_remains(row: Row, server: Served) -> None:
-    """No process of the server is alive a moment later, and no file is left but the log."""
+def nothing_remains(row: Row, server: Served) -> None:
+    """No process of the server is alive a moment later, no file is left but the log, and no shared memory
+    that has the number of one.
+    """
     wait_until(lambda: not any(map(_lives, server.family)), 2)
     left = [f"process {one.pid}" for one in server.family if _lives(one)]
-    left += [
-        path.name for path in server.log.parent.iterdir() if not path.name.startswith("server-")
-    ]
+    left += [path.name for path in server.folder.iterdir() if not path.name.startswith("server-")]
+    numbers = [str(one.pid) for one in server.family]
+    left += [name for name in os.listdir(SHM) if any(number in name for number in numbers)]
     row.remains = ", ".join(left) or "nothing"
     row.claim("no process and no file remains", not left, row.remains)
 
@@ -211,101 +252,14 @@ def _lives(one: psutil.Process) -> bool:
     return False
 
 
-def _goes_on(row: Row, server: Served) -> None:
+def goes_on(row: Row, server: Served) -> None:
     """The server answers all its clients and ends normally."""
     if not server.streams:
         server.ask("Once upon a time", 20)
     for thread in server.threads:
         thread.join(START_SECONDS)
     begin, row.limit_seconds = time.monotonic(), 25.0
-    server.process.send_signal(signal.SIGTERM)
-    _ended(row, server, begin)
+    server.terminate()
+    ended(row, server, begin)
     row.claim("every answer is whole", set(server.ends) == {"whole"}, row.clients)
     row.claim("exit code 0", row.exit_code == 0, row.exit_code)
-
-
-def _slow_row(folder: Path, phase: str) -> Row:
-    """A rank that gets a tenth of its time is slow, not dead: nothing ends."""
-    row = Row("slow rank", phase)
-    with served(folder) as server:
-        _reach(server, phase)
-        rank, until = server.ranks()[0], time.monotonic() + 5
-        while time.monotonic() < until:
-            rank.send_signal(signal.SIGSTOP)
-            time.sleep(0.18)
-            rank.send_signal(signal.SIGCONT)
-            time.sleep(0.02)
-        _goes_on(row, server)
-    return row
-
-
-def _port_row(folder: Path, phase: str) -> Row:
-    """A second server on the port of another is told so, and the first goes on."""
-    row = Row("port taken", phase, limit_seconds=START_SECONDS)
-    with served(folder) as first:
-        _reach(first, phase)
-        with served(folder, "--port", str(first.port)) as second:
-            _ended(row, second, time.monotonic())
-        code, line = row.exit_code, row.line
-        row.claim("exit code 2", code == 2, code)
-        row.claim("a line that names the port", LINE in line and str(first.port) in line, line)
-        _goes_on(row, first)
-        row.exit_code, row.line = code, line
-    return row
-
-
-def _file_limit_row(folder: Path, phase: str) -> Row:
-    """Too few open files for its clients: the server answers again once there are enough."""
-    row = Row("file limit", phase)
-    with served(folder) as server:
-        _reach(server, phase)
-        few = len(os.listdir(f"/proc/{server.process.pid}/fd"))
-        before = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (few, few + 4096))
-        server.ask("A", 5)
-        time.sleep(1)
-        resource.prlimit(
-            server.process.pid, resource.RLIMIT_NOFILE, (min(before[1], few + 4096),) * 2
-        )
-        _goes_on(row, server)
-    return row
-
-
-def _memory_row(folder: Path, phase: str) -> Row:
-    """No more address space for rank 1, as under a limit: it goes on in what it has, or all end in a line."""
-    row = Row("no memory", phase, limit_seconds=LIMITS["kill"])
-    with served(folder) as server:
-        _reach(server, phase)
-        rank = server.ranks()[0]
-        used = rank.memory_info().vms
-        resource.prlimit(rank.pid, resource.RLIMIT_AS, (used, used))
-        if not server.streams:
-            server.ask("Once upon a time", 200)
-        begin = time.monotonic()
-        for thread in server.threads:
-            thread.join(START_SECONDS)
-        if server.ends.count("whole") == len(server.ends):
-            _goes_on(row, server)
-            return row
-        _ended(row, server, begin)
-        row.claim("exit code 1", row.exit_code == 1, row.exit_code)
-        is_named = LINE in row.line and "rank 1" in row.line
-        row.claim("one line that names the rank", is_named, row.line)
-        row.claim("no client is left without an answer", "cut off" not in row.clients, row.clients)
-    return row
-
-
-def _shm_row(folder: Path, phase: str) -> Row:
-    """/dev/shm has room for nothing: ranks share memory that has no name there."""
-    row = Row("full /dev/shm", phase)
-    if os.geteuid():
-        row.skipped = "needs root for a mount of its own"
-        return row
-    mount = 'mount -t tmpfs -o size=4k tmpfs /dev/shm && { head -c 1M /dev/zero >/dev/shm/x; exec "$@"; }'
-    before = ("unshare", "-m", "sh", "-c", mount, "sh")
-    if subprocess.run([*before, "true"], capture_output=True).returncode:
-        row.skipped = "this system allows no mount of one's own"
-        return row
-    with served(folder, before=before) as server:
-        _reach(server, phase)
-        _goes_on(row, server)
-    return row

@@ -9,7 +9,7 @@ The checks: equality (with one process), wire (bytes and time of a token), comma
 (kill, stop, link down), restart (torchrun's). `run` shows what the ranks print, those of rank 0 first.
 
 Exit code: 0 all held; 1 a claim did not hold, or a command failed; 2 wrong usage; 77 not run, since this
-machine makes no namespaces.
+machine makes no namespaces; 130, 143 ended by Ctrl-C or SIGTERM, with all that it had made taken away.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from fault_checks.ending import end_tidily
 from serve_checks.report import HELD, Report
 
 from netns_cluster.hosts import NotHere, hosts
@@ -31,6 +32,7 @@ MOST_HOSTS = 3
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what was asked for; see the exit code above."""
     options = _options(sys.argv[1:] if argv is None else argv)
+    end_tidily()
     try:
         return _test(options.checks) if options.what == "test" else _run(options)
     except NotHere as reason:

@@ -95,7 +95,7 @@ class Job:
         _, alive = psutil.wait_procs(processes, timeout=60)
         return float("inf") if alive else time.monotonic() - begin
 
-    def kill(self) -> None:
+    def close(self) -> None:
         """Ends what is left."""
         for process in self.ranks().values():
             with contextlib.suppress(psutil.Error):
@@ -120,4 +120,4 @@ def job(
         try:
             yield one
         finally:
-            one.kill()
+            one.close()

@@ -131,6 +131,11 @@ def active(copy: Copy) -> Copy:
         ("-m generate -n M -", "<generate> <M> <->"),
         ("-m generate -n M -- --prompt-file F", "<generate> <M> <--prompt-file> <F>"),
         ("-m generate -n M a -- -w 2 -- b", "<generate> <M> <--prompt> <a> <-w> <2> <--> <b>"),
+        ("-m score -n M IN OUT", "<score> <IN> <OUT> <-m> <M>"),
+        (
+            "-m score -n M -w 2 I O -- --sums-only",
+            "<score> <I> <O> <-m> <M> <-w> <2> <--sums-only>",
+        ),
         ("-m speed -n CUT -f CSV -w 4", "<speed> <CUT> <-f> <CSV> <-w> <4>"),
         ("-m speed -n CUT", "<speed> <CUT> <-f> <1_batch_performance_falcon40b.csv>"),
         ("-m report A B -- -o DIR", "<report> <A> <B> <-o> <DIR>"),
@@ -219,7 +224,7 @@ def test_wrong_usage_is_told_in_three_lines_and_sets_nothing_up(
     usage, modes, error = err.splitlines()
     assert usage.startswith("Usage: bash run.sh -m MODE [")
     assert modes == (
-        "Modes: cut generate serve speed precision mmlu plan report verify demo doctor test; "
+        "Modes: cut generate score serve speed precision mmlu plan report verify demo doctor test; "
         "bash run.sh --help explains them"
     )
     assert error.startswith("run.sh: error: wanted ")

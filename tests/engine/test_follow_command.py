@@ -1,6 +1,8 @@
 """A rank that follows a command joins each engine that rank 0 announces, and ends when there are no more."""
 
+import dataclasses
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,11 @@ import torch.distributed as dist
 from engines import random_prompt, small
 
 from gyrfalcon import Engine, EngineConfig, RankDied, SamplingParams
+from gyrfalcon.cli import torchrun_rank
 from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.engine.rank_messages import decode_engine, encode_engine
 from gyrfalcon.engine.worker import follow_command
+from gyrfalcon.parallel import torchrun_ranks
 from gyrfalcon.parallel.beats import Listener, call
 from gyrfalcon.parallel.meeting import announce, wait_until_left
 from gyrfalcon.parallel.movement import Movement
@@ -65,6 +69,37 @@ def test_a_rank_follows_one_engine_after_the_other_until_the_end(tmp_path: Path)
     wait_until_left(store, 2)
     follower.join(PATIENCE)
     assert not follower.is_alive()
+
+
+def lost_store() -> dist.Store:
+    """One whose other end has gone, as torchrun's when that is killed."""
+    server = dist.TCPStore(HERE, 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore(HERE, server.port, is_master=False)
+    store.set("a", "b")
+    del server
+    return store
+
+
+def test_a_rank_ends_with_rank_0_though_the_store_is_gone() -> None:
+    leading, following = meetings(dist.HashStore())
+    lost = dataclasses.replace(following, store=lost_store())
+    leading.beats.stop()
+    follow_command(lost)
+    torchrun_rank._dismiss(lost.store, 2)
+
+
+def test_a_rank_that_waits_for_an_engine_tells_of_a_store_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torchrun_ranks, "GOOD_BYE_SECONDS", 0.1)
+    leading, following = meetings(dist.HashStore())
+    with pytest.raises(RankDied, match="wanted torchrun's store to answer, got"):
+        follow_command(dataclasses.replace(following, store=lost_store()))
+    deadline = time.monotonic() + PATIENCE
+    while leading.beats.error is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert "torchrun's store to answer" in str(leading.beats.error)
 
 
 def test_an_announced_engine_has_every_setting() -> None:

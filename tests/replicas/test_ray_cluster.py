@@ -6,10 +6,11 @@ import asyncio
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from socket import socket
 from types import SimpleNamespace
 from typing import Any
@@ -23,12 +24,17 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 from serve_checks.asking import HOST, Reply, Streamed, ask, leave, post, stream
+from serve_client import serving, wait_for
+from torch import Tensor
 
 import gyrfalcon.ray
 from gyrfalcon import Engine, EngineConfig, SamplingParams
+from gyrfalcon.batch import Batch
+from gyrfalcon.errors import RankDied
+from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.ray import ReplicasConfig
 from gyrfalcon.replicas.deployments import _autoscaling
-from gyrfalcon.replicas.engine_replica import MOST_PART_BYTES, _Outbox
+from gyrfalcon.replicas.engine_replica import MOST_PART_BYTES, EngineReplica, _Outbox
 from gyrfalcon.replicas.forwarding import Start
 from gyrfalcon.replicas.prefix_router import PrefixRouter
 
@@ -42,6 +48,7 @@ ENGINE = EngineConfig("nestling", max_len=2048, cache_memory=128 << 20, threads=
 BODY = {"model": "nestling", "temperature": 0, "ignore_eos": True}
 NUM_STREAMS, MOST_BYTES, MOST_SECONDS = 16, 3 << 30, 150.0
 NUM_PREFIXES, NUM_EACH = 57, 3
+PATIENCE = 60.0
 Record = Callable[[str, object], None]  # of a figure, for --junitxml
 
 
@@ -174,6 +181,33 @@ def test_a_large_answer_comes_in_parts_that_a_message_can_hold() -> None:
     assert start == Start(200, ())
     assert b"".join(part for part in parts if isinstance(part, bytes)) == large + b"end"
     assert [len(part) for part in parts if isinstance(part, bytes)] == [MOST_PART_BYTES] * 3 + [3]
+
+
+def test_a_replica_whose_engine_stands_still_fails_its_health_check_until_it_moves() -> None:
+    """As behind a driver that hangs: there is work, and none of it moves."""
+    go_on = threading.Event()
+
+    def stalling() -> Engine:
+        engine = Engine(replace(ENGINE, rank_timeout=1))
+        run = engine._core.model_runner
+
+        def held(batch: Batch, pool: KVPool) -> Tensor:
+            assert go_on.wait(PATIENCE)
+            return run(batch, pool)
+
+        engine._core.model_runner = held
+        return engine
+
+    with serving(stalling) as server:
+        replica: Any = SimpleNamespace(_service=server.service)
+        asyncio.run(EngineReplica.check_health(replica))
+        pending = server.later(PATH, {"model": "nestling", "prompt": "A", "max_tokens": 1})
+        wait_for(lambda: server.service.state == "stalled")
+        with pytest.raises(RankDied, match="an engine that steps, got one that is stalled"):
+            asyncio.run(EngineReplica.check_health(replica))
+        go_on.set()
+        assert pending.answer().status == 200
+        asyncio.run(EngineReplica.check_health(replica))
 
 
 def test_texts_are_those_of_the_engine_whole_and_streamed(

@@ -212,7 +212,7 @@ def test_a_dead_rank_is_told_while_a_step_waits_for_it_without_end(
         RankDied("all ranks to live", "rank 1 ended by signal 9", "look"),
         threading.Event(),
     )
-    monkeypatch.setattr(engine_thread, "IDLE_SECONDS", 0.02)
+    monkeypatch.setattr(engine_thread, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(engine_thread, "NOTICE_SECONDS", 0.0)
     monkeypatch.setattr(engine_thread, "CLOSE_SECONDS", 0.1)
 

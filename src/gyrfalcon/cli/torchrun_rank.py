@@ -2,10 +2,11 @@
 
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 
 from gyrfalcon.engine.rank_messages import encode_engine
 from gyrfalcon.engine.worker import follow_command
-from gyrfalcon.parallel.meeting import announce, wait_until_left
+from gyrfalcon.parallel.meeting import Store, announce, wait_until_left
 from gyrfalcon.parallel.torchrun import Torchrun
 from gyrfalcon.parallel.torchrun_ranks import meeting_of
 
@@ -22,5 +23,11 @@ def run(torchrun: Torchrun, command: Callable[[], int]) -> int:
     finally:
         meeting.beats.stop()
         if meeting.beats.error is None:
-            announce(meeting.store, encode_engine(None))
-            wait_until_left(meeting.store, torchrun.world_size)
+            _dismiss(meeting.store, torchrun.world_size)
+
+
+def _dismiss(store: Store, world_size: int) -> None:
+    """Has the other ranks end. Where the store is gone, as when torchrun was killed, the good-bye has."""
+    with suppress(RuntimeError):
+        announce(store, encode_engine(None))
+        wait_until_left(store, world_size)

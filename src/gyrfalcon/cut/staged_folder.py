@@ -24,7 +24,14 @@ from gyrfalcon.console.format import counted
 from gyrfalcon.console.interrupted import interrupts_tell
 from gyrfalcon.errors import DISK_FULL, CheckpointError, DiskFull, UsageError, lack
 from gyrfalcon.files.foreign import is_inside, read_json
-from gyrfalcon.files.output import check_folder, is_at, remove_parts, replace_file, sync_folder
+from gyrfalcon.files.output import (
+    check_folder,
+    is_at,
+    make_folder,
+    remove_parts,
+    replace_file,
+    sync_folder,
+)
 
 REPLACEABLE = (
     "manifest.json",
@@ -178,7 +185,6 @@ class Build:
             "files": files,
         }
         replace_file(self._partial / "progress.json", json.dumps(progress).encode())
-        sync_folder(self._partial)
 
     def _settle_old(self) -> None:
         """After a kill inside publish(): what was at the target goes back, unless the new folder is there."""
@@ -287,7 +293,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
 def _locked(partial: Path) -> Iterator[None]:
     """Holds the lock file; another holder is an error. A file that was removed meanwhile is no lock."""
     while True:
-        partial.mkdir(parents=True, exist_ok=True)
+        make_folder(partial)
         try:
             file = (partial / "lock").open("wb")
         except FileNotFoundError:

@@ -4,7 +4,7 @@ import itertools
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gyrfalcon.checkpoint.hub import resolve_model
@@ -18,9 +18,9 @@ from gyrfalcon.engine.overlap import stepper
 from gyrfalcon.engine.rank_messages import Step, Stop, decode, decode_engine
 from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.parallel.group import Group
-from gyrfalcon.parallel.meeting import leave, listen
+from gyrfalcon.parallel.meeting import leave
 from gyrfalcon.parallel.ranks import RankInfo
-from gyrfalcon.parallel.torchrun_ranks import Meeting, following
+from gyrfalcon.parallel.torchrun_ranks import Meeting, following, next_engine
 
 
 def follow(config: EngineConfig, folder: Path, rank_info: RankInfo) -> None:
@@ -40,19 +40,20 @@ def follow_command(meeting: Meeting) -> None:
     follows it until it is closed, and ends when there are no more.
     """
     for number in itertools.count():
-        announcement, place = listen(meeting.store, number)
-        config = decode_engine(announcement)
-        if config is None:
+        announced = next_engine(meeting, number)
+        config = None if announced is None else decode_engine(announced[0])
+        if announced is None or config is None:
             break
         kind = kind_for(config.device)
-        joining = following(meeting, place, kind, config.rank_timeout)
+        joining = following(meeting, announced[1], kind, config.rank_timeout)
         with _held_termination() as asked_to_end, joining as rank_info:
             core = _built(config, resolve_model(config.model), rank_info)
             _follow_messages(core, rank_info.group)
         if asked_to_end:
             break
     meeting.beats.stop()
-    leave(meeting.store, meeting.torchrun.rank)
+    with suppress(RuntimeError):  # the store may be gone
+        leave(meeting.store, meeting.torchrun.rank)
 
 
 @contextmanager

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from gyrfalcon.errors import UsageError
+from gyrfalcon.errors import DISK_FULL, DiskFull, UsageError
 
 STDOUT = "-"
 MAX_LINKS = 40  # as Linux follows
 MAX_NAME_BYTES = 255
 PART = ".part"  # suffix of a file that is still being written
+CANNOT_SYNC = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class OutputFile:
 
 
 def open_output(path: str, option: str, *, regular: bool = False) -> OutputFile:
-    """Opens the output that `option` names; UsageError where it cannot be written.
+    """Opens the output that `option` names; UsageError where it cannot be written, DiskFull without room.
 
     Waits for the reader of a named pipe. `regular`: accept a regular file only.
     """
@@ -69,7 +70,7 @@ def open_output(path: str, option: str, *, regular: bool = False) -> OutputFile:
 
 
 def check_folder(path: str | Path, option: str) -> Path:
-    """A folder that can be written to or created, links followed; else UsageError."""
+    """A folder that can be written to or created, links followed; else UsageError, or DiskFull."""
     folder = Path(os.path.realpath(path))
     try:
         if folder.exists() and not folder.is_dir():
@@ -81,7 +82,9 @@ def check_folder(path: str | Path, option: str) -> Path:
 
 
 def replace_file(file: Path, content: bytes) -> None:
-    """Replaces a file atomically and creates its folder; a kill leaves the old content or the new."""
+    """Replaces a file atomically and creates its folder; a kill or a loss of power leaves the old content or
+    the new, and after it the new.
+    """
     with replacing(file) as part, part.open("wb") as stream:
         stream.write(content)
         stream.flush()
@@ -90,10 +93,10 @@ def replace_file(file: Path, content: bytes) -> None:
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Yields a path beside `file` to write to. On success it replaces `file`, permissions kept;
-    after an error it is removed.
+    """Yields a path beside `file` to write to. On success it replaces `file`, permissions kept, and its name
+    is put on the disk, as its bytes have to be by then; after an error it is removed.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     part = _part_of(file)
     with _locked(part):
         try:
@@ -101,6 +104,7 @@ def replacing(file: Path) -> Iterator[Path]:
             with suppress(FileNotFoundError):
                 part.chmod(stat.S_IMODE(file.stat().st_mode))
             _move(part, file)
+            sync_names(file.parent)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -124,6 +128,24 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_names(folder: Path) -> None:
+    """sync_folder() where it can be done: not in a folder that may not be read, nor on some network disks."""
+    try:
+        sync_folder(folder)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC:
+            raise
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder with its parents where they are not there, and puts their names on the disk."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_names(folder.parent)
 
 
 def is_at(stream: BinaryIO, path: Path) -> bool:
@@ -204,9 +226,12 @@ def _open_stream(file: Path, shown: str) -> int:
     return os.open(file, os.O_WRONLY)
 
 
-def _unusable(wanted: str, path: str, error: OSError) -> UsageError:
+def _unusable(wanted: str, path: str, error: OSError) -> UsageError | DiskFull:
     """In the user's words: which temporary file could not be created does not matter."""
-    return UsageError(wanted, f"{path} ({error.strerror or error})", "name another place")
+    got = f"{path} ({error.strerror or error})"
+    if error.errno in DISK_FULL:
+        return DiskFull(wanted, got, "free some space or name another place")
+    return UsageError(wanted, got, "name another place")
 
 
 @contextmanager

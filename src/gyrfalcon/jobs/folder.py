@@ -25,7 +25,7 @@ from gyrfalcon.console.differences import differences
 from gyrfalcon.errors import DISK_FULL, CheckpointError, DiskFull, GyrfalconError, UsageError
 from gyrfalcon.files.foreign import read_json
 from gyrfalcon.files.json_fields import Fields
-from gyrfalcon.files.output import check_folder, remove_parts, replace_file, sync_folder
+from gyrfalcon.files.output import check_folder, make_folder, remove_parts, replace_file
 from gyrfalcon.jobs.claims import PRESENT, SETUP, Claims
 from gyrfalcon.jobs.identity import OPTION_NAMES
 from gyrfalcon.jobs.job_file import JOB, Job, read_job
@@ -69,9 +69,7 @@ class JobFolder:
         """Puts a part on the disk; it counts as finished once both names are there."""
         with disk_errors(self.path):
             replace_file(self._sums_path(part), json.dumps(asdict(sums)).encode())
-            sync_folder(self.path / SUMS)
             replace_file(self.part_path(part), content)
-            sync_folder(self.path)
 
     def is_whole(self, part: Part, sums: PartSums) -> bool:
         """Whether a finished part still is what was written. One that is not is removed."""
@@ -98,7 +96,6 @@ class JobFolder:
         with disk_errors(self.path):
             remove_parts(self.path)
             replace_file(self.path / RESULT, (json.dumps(result, indent=2) + "\n").encode())
-            sync_folder(self.path)
 
     def log(self, text: str) -> None:
         """Appends a line with the time to the log, in one write, so that workers' lines do not mix."""
@@ -147,7 +144,7 @@ def open_job(
     folder = check_folder(out, "OUT")
     _refuse_foreign(folder)
     with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     with _set_up(folder, say) as claims:
         if overwrite:
             _discard(folder, claims)
@@ -157,8 +154,6 @@ def open_job(
                 job = Job.begin(settings, files, plan())
                 with disk_errors(folder):
                     replace_file(folder / JOB, job.to_json().encode())
-                    sync_folder(folder)
-                    sync_folder(folder.parent)
             _check_same(folder, job, settings)
             job = job.reading(files, folder)
         except BaseException:

@@ -304,6 +304,10 @@ class Caller:
         """Tells rank 0 what ends this rank."""
         self._wire.send("end", encode_error(error).decode())
 
+    def hears_good_bye(self, seconds: float) -> bool:
+        """Whether rank 0 says good-bye within some seconds, or has done so."""
+        return self._over.wait(seconds)
+
     def stop(self) -> None:
         """Says good-bye and ends the connection."""
         self._over.set()

@@ -1,8 +1,11 @@
 """The processes of started ranks: what became of them, and their end."""
 
+import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
+import psutil
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessContext
 
@@ -11,6 +14,8 @@ from gyrfalcon.parallel.error_message import decode_error
 
 POLL_SECONDS = 0.02
 DEATH_SECONDS = 5.0  # how long a broken connection waits for the process behind it to be seen dead
+# Between two looks, of the time that counts: this process may have been stopped together with its children.
+MOST_BETWEEN_LOOKS = 0.5
 
 
 def kill(children: ProcessContext) -> None:
@@ -29,15 +34,46 @@ def join(children: ProcessContext) -> None:
         process.join(max(0.0, deadline - time.monotonic()))
 
 
-def await_arrival(children: ProcessContext, store: dist.Store, seconds: float) -> None:
-    """Until each has come to the store; RankDied for one that ends first or does not come in time."""
-    deadline = time.monotonic() + seconds
+def await_arrival(
+    children: ProcessContext, store: dist.Store, seconds: float, rank_timeout: float
+) -> None:
+    """Until each has come to the store; RankDied for one that ends first, is stopped for `rank_timeout`
+    seconds or does not come in time.
+    """
+    deadline, stops = time.monotonic() + seconds, _Stops(children, rank_timeout)
     for rank in range(1, len(children.processes) + 1):
         while not store.check([f"here/{rank}"]):
             raise_if_dead(children, store)
+            stops.look()
             if time.monotonic() > deadline:
                 raise came_late(children, f"no word of rank {rank}", seconds)
             time.sleep(POLL_SECONDS)
+
+
+class _Stops:
+    """Sees from outside for how long children have been stopped (SIGSTOP), before they beat by themselves."""
+
+    def __init__(self, children: ProcessContext, timeout: float) -> None:
+        self._children, self._timeout = children, timeout
+        self._seconds = dict.fromkeys(range(1, len(children.processes) + 1), 0.0)  # by rank
+        self._looked_at = time.monotonic()
+
+    def look(self) -> None:
+        """RankDied for one that has been stopped for too long."""
+        before, self._looked_at = self._looked_at, time.monotonic()
+        passed = min(self._looked_at - before, MOST_BETWEEN_LOOKS)
+        for rank, child in enumerate(self._children.processes, 1):
+            self._seconds[rank] = self._seconds[rank] + passed if _is_stopped(child.pid) else 0.0
+            if self._seconds[rank] >= self._timeout:
+                wanted = f"every rank to move within {self._timeout:g} s"
+                got = f"rank {rank} on {socket.gethostname()}, which was stopped while starting"
+                raise RankDied(wanted, got, "find out what stopped it, then start again")
+
+
+def _is_stopped(process: int | None) -> bool:
+    with suppress(psutil.Error):
+        return psutil.Process(process).status() == psutil.STATUS_STOPPED
+    return False
 
 
 def came_late(children: ProcessContext, got: str, seconds: float) -> RankDied:

@@ -145,7 +145,7 @@ def _meet_workers(
     connected: list[Group] = []
     beats.start(lambda error: end_spawned(children, connected, beats))
     try:
-        await_arrival(children, store, MEET_SECONDS)
+        await_arrival(children, store, MEET_SECONDS, rank_timeout)
         with working(heartbeat):
             connected.append(_connect_here(store, 0, size, kind, heartbeat))
         return connected[0], beats

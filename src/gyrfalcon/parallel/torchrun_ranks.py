@@ -25,6 +25,7 @@ from gyrfalcon.parallel.meeting import (
     MEET_SECONDS,
     Store,
     announce,
+    listen,
     listening_address,
     meet,
     open_store,
@@ -36,6 +37,7 @@ from gyrfalcon.parallel.torchrun import Torchrun
 from gyrfalcon.parallel.watchdog import RANK_TIMEOUT, Watchdog
 
 HERE = "127.0.0.1"
+GOOD_BYE_SECONDS = 5.0  # after the end of the store, which may come first
 PROGRAM_SECONDS = 1800.0  # that a program's other ranks may take to make the next engine, too
 
 _met: "dict[Torchrun, Meeting]" = {}  # a command meets, and so does each engine that it makes
@@ -153,6 +155,22 @@ def _connect_group(meeting: Meeting, store: dist.Store, kind: type[Device]) -> G
         host=HERE if one_machine else listening_address(torchrun),
         meeting=timedelta(seconds=seconds),
     )
+
+
+def next_engine(meeting: Meeting, number: int) -> tuple[bytes, Store] | None:
+    """What rank 0 announces as its `number`th engine, and where to meet for it; waits. None where the store
+    is gone and rank 0 has said good-bye; RankDied where it has not.
+    """
+    try:
+        return listen(meeting.store, number)
+    except RuntimeError as error:
+        assert isinstance(meeting.beats, Caller)
+        if meeting.beats.hears_good_bye(GOOD_BYE_SECONDS):
+            return None
+        got, do = str(error).splitlines()[0], "look what ended torchrun and start again"
+        gone = RankDied("torchrun's store to answer", got, do)
+        meeting.beats.tell(gone)
+        raise gone from None
 
 
 @contextlib.contextmanager

@@ -19,7 +19,10 @@ from gyrfalcon.serve.queue import Reservation
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 1.0  # between two looks whether the ranks are well
-NOTICE_SECONDS = 2.0  # that a step may take to notice a rank's death by itself
+# Where a link between hosts is down the process ends a second after the watchdog has found so
+# (parallel/ending.py): clients have to be told by then.
+LOOK_SECONDS = 0.25
+NOTICE_SECONDS = 0.4  # that a step may take to notice a rank's death by itself
 CLOSE_SECONDS = 5.0  # that it may take to end when its ranks have ended
 ADDED_AT_ONCE = 32  # prompts, between two steps
 
@@ -188,7 +191,7 @@ class EngineThread:
         notice, because it waits for an accelerator that waits for that rank.
         """
         while self._failure is None:
-            await asyncio.sleep(IDLE_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
             try:
                 if self._engine is not None:
                     self._engine.check_ranks()

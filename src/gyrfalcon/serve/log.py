@@ -6,6 +6,9 @@ import logging
 import os
 import queue
 import threading
+from contextlib import suppress
+
+from gyrfalcon.errors import DISK_FULL
 
 MOST_LINES = 4096  # that wait to be written; further ones are left out and counted
 LAST_LINES_SECONDS = 1.0  # for what is left when the server ends
@@ -39,15 +42,25 @@ class LogWriter(logging.Handler):
 
     def _write(self) -> None:
         """The thread. Not through sys.stderr, whose lock would be held while nobody reads."""
-        try:
-            while (line := self._lines.get()) is not None:
+        while (line := self._lines.get()) is not None:
+            try:
                 self._write_all(line)
-                if self._num_left_out and self._lines.empty():
-                    number, self._num_left_out = self._num_left_out, 0
-                    self._write_all(b"%d lines of the log were left out\n" % number)
-        except OSError:  # nobody can read it any more
-            while self._lines.get() is not None:
-                pass
+                if self._lines.empty():
+                    self._tell_left_out()
+            except OSError as error:
+                if error.errno not in DISK_FULL:  # nobody can read it any more
+                    break
+                self._num_left_out += 1
+        if line is None:
+            with suppress(OSError):
+                self._tell_left_out()
+        while line is not None:
+            line = self._lines.get()
+
+    def _tell_left_out(self) -> None:
+        if number := self._num_left_out:
+            self._write_all(b"%d lines of the log were left out\n" % number)
+            self._num_left_out -= number
 
     def _write_all(self, line: bytes) -> None:
         while line:

@@ -16,7 +16,7 @@ from pathlib import Path
 from gyrfalcon.console.differences import differences
 from gyrfalcon.errors import UsageError
 from gyrfalcon.files.json_fields import Fields, parsed_json, shown
-from gyrfalcon.files.output import remove_parts
+from gyrfalcon.files.output import make_folder, remove_parts
 from gyrfalcon.measure import result
 from gyrfalcon.measure.mmlu.exam import Subject
 from gyrfalcon.measure.mmlu.result import QUESTIONS, asked_in, read_answers
@@ -79,7 +79,7 @@ def unfinished(
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Creates and locks the folder; UsageError where another run is at work in it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # some network disks know no locks
@@ -128,7 +128,7 @@ class Recorder:
         """Rewrites the journal and the guide's cache with the `earlier` answers of this run, and
         removes the results of another.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.folder = folder
         self.num_answers = len(earlier)
         remove_parts(folder)
@@ -163,6 +163,7 @@ class Recorder:
 
     def finish(self, found: Score, document: Mapping[str, object]) -> None:
         """Writes the results, then marks the journal as finished."""
+        self._sync()
         for name, content in (
             (SUBJECTS, subject_accuracies(found)),
             (CLASSES, class_accuracies(found)),
@@ -170,6 +171,12 @@ class Recorder:
             result.write_atomically(self.folder / name, json.dumps(content, indent=2) + "\n")
         result.write(document, self.folder / DOCUMENT)
         self._journal.write(_line(FINISHED))
+
+    def _sync(self) -> None:
+        """Puts on the disk what was written, so that a loss of power takes none of a finished run."""
+        for file in (self._journal, self._cache, self._log):
+            file.flush()
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         """Closes the files, and removes them where there are no answers."""

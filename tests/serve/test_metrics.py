@@ -58,6 +58,19 @@ def test_tokens_requests_refusals_and_times_are_counted(fresh: Server) -> None:
     assert found["vllm:kv_cache_usage_perc"] == 0
 
 
+def test_the_time_that_samples_wait_for_cache_is_counted(model: Path) -> None:
+    with serving(partial(engine_of, model, max_sequences=1)) as server:
+        body = {"model": "nestling", "prompt": "One", "max_tokens": 150, "ignore_eos": True}
+        asked = [server.later("/v1/completions", body) for _ in range(2)]
+        assert [one.answer().status for one in asked] == [200, 200]
+        found = scraped(server)
+    waited, count = (found[f"vllm:request_queue_time_seconds_{one}"] for one in ("sum", "count"))
+    assert count == 2
+    # The second waits until the first has ended, then takes as long: a third of both times together.
+    whole = found["vllm:e2e_request_latency_seconds_sum"]
+    assert 0.05 * whole < waited < 0.5 * whole
+
+
 def test_draft_tokens_are_counted_and_told_in_the_usage(model: Path) -> None:
     prompt, texts = "One two three four. One two three four. One two three", []
     for most in (0, 5):

@@ -67,6 +67,7 @@ class Metrics(Collector):
             "vllm:num_preemptions", "Times that a sample's cache was taken for another's."
         )
         self._first_token, self._inter_token, self._whole = Times(), Times(), Times()
+        self._queued = Times()
         self._registry.register(self)
         finished = Counter(
             "vllm:request_success",
@@ -107,6 +108,7 @@ class Metrics(Collector):
         submission.last_deltas[sample] = now
         if delta.finish_reason is not None:
             self._whole.observe(now - submission.submitted)
+            self._queued.observe(delta.queued_seconds)
             self._finished[delta.finish_reason].inc()
             self._preempted.inc(delta.num_preemptions)
 
@@ -144,6 +146,11 @@ class Metrics(Collector):
                 self._whole,
                 "vllm:e2e_request_latency_seconds",
                 "From a sample's arrival at the engine to its end.",
+            ),
+            (
+                self._queued,
+                "vllm:request_queue_time_seconds",
+                "From a sample's arrival at the engine to the step that began to compute it.",
             ),
         ):
             family = HistogramMetricFamily(name, text, labels=[MODEL])

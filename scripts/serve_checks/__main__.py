@@ -3,6 +3,7 @@
     scripts/serve-check --list
     scripts/serve-check openai curl
     scripts/serve-check soak --minutes 5 --out benchmarks/results
+    scripts/serve-check fairness --model FOLDER --serve "--quant int8 --threads 2"
     scripts/serve-check all
 
 Each check starts its own servers. A client that is a package gets a virtual environment of its own, with the
@@ -14,6 +15,7 @@ had, so that it was not run, and all others held.
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 import tempfile
@@ -58,6 +60,12 @@ def _options(arguments: Sequence[str], checks: Mapping[str, Check]) -> argparse.
     parser.add_argument(
         "--minutes", type=float, help="how long a load lasts (default: the check's own)"
     )
+    parser.add_argument(
+        "--model", default="nestling", help="what fairness and idle serve (default nestling)"
+    )
+    parser.add_argument(
+        "--serve", type=shlex.split, default=[], help="further options of serve, for the same"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what is random (default 0)")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "build" / "serve-check", help="folder of the results"
@@ -92,7 +100,12 @@ def _run(name: str, check: Check, options: argparse.Namespace, arguments: Sequen
     options.environments.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"serve-check-{name}-") as folder:
         context = Context(
-            Path(folder), options.environments.resolve(), options.minutes, options.seed
+            Path(folder),
+            options.environments.resolve(),
+            options.minutes,
+            options.seed,
+            options.model,
+            tuple(options.serve),
         )
         try:
             check.run(context, report)

@@ -9,6 +9,7 @@ from serve_checks import (
     fairness,
     guidellm,
     hostile,
+    idle,
     langchain,
     lm_eval_harness,
     openai_client,
@@ -42,6 +43,7 @@ CHECKS: Mapping[str, Check] = {
     "hostile": Check("raw bytes, slow and idle clients, huge and deep bodies", hostile.run),
     "rank-death": Check("a rank is killed under load", rank_death.run),
     "fairness": Check("long prompts beside streams and short prompts", fairness.run),
+    "idle": Check("processor time of a server that waits, 1 and 2 ranks", idle.run),
     "overload": Check("ten times the load that it can answer (10 minutes)", overload.run),
     "soak": Check("users who finish, leave and send garbage (30 minutes)", soak.run),
 }

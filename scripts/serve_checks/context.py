@@ -10,12 +10,16 @@ from serve_checks.environment import clean_environ
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a check is given. minutes: how long a load lasts; None: as long as its figures need."""
+    """What a check is given. minutes: how long a load lasts; None: as long as its figures need.
+    model, options: what is served, and options of `serve`, where a check leaves that open.
+    """
 
     folder: Path  # empty, removed after the check
     environments: Path  # where virtual environments are kept
     minutes: float | None
     seed: int
+    model: str = "nestling"
+    options: tuple[str, ...] = ()
 
 
 def run_client(

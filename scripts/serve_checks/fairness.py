@@ -2,7 +2,7 @@
 
 A step gives every stream one token, so the tokens of a stream count the steps. Prompts are random token ids,
 of which nothing is in the cache. --step-target is twice the time between tokens of the streams alone, as
-docs/serving.md advises.
+docs/serving.md advises. --model and --serve name another model than nestling, and how it is served.
 """
 
 import asyncio
@@ -22,17 +22,17 @@ LONG, SHORT, NUM_LONG = 512, 16, 4  # tokens of a prompt, and prompts
 REPEATS = 7
 MOST_SLOWER, MOST_STEPS = 2.5, 3
 IDS = range(100, 4000)  # ordinary tokens of nestling
-OPTIONS = ("--max-len", "2048", "--threads", "1")
+OPTIONS = ("--max-len", "2048", "--threads", "1", "--served-model-name", "served")
 
 
 def run(context: Context, report: Report) -> None:
     """Measures alone and together."""
-    random = Random(context.seed)
-    with serving(context.folder, "nestling", *OPTIONS) as server:
+    random, options = Random(context.seed), (*OPTIONS, *context.options)
+    with serving(context.folder, context.model, *options) as server:
         pace = asyncio.run(_pace(server, random))
     target = f"{2000 * pace:.2f}"
     report.figure("step_target_ms", target)
-    with serving(context.folder, "nestling", *OPTIONS, "--step-target", target) as server:
+    with serving(context.folder, context.model, *options, "--step-target", target) as server:
         asyncio.run(_joining(server, report, random))
         asyncio.run(_overtaking(server, report, random))
 
@@ -123,7 +123,7 @@ async def _first_token(server: Server, random: Random, length: int) -> tuple[flo
 
 def _body(random: Random, length: int, num_tokens: int) -> dict[str, object]:
     return {
-        "model": "nestling",
+        "model": "served",
         "prompt": [random.choice(IDS) for _ in range(length)],
         "max_tokens": num_tokens,
         "temperature": 0,

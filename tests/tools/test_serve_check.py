@@ -67,6 +67,23 @@ def test_a_failure_outweighs_a_check_that_was_not_run(tmp_path: Path) -> None:
     assert main(["all", *options], checks) == 1
 
 
+def test_a_check_is_told_what_to_serve_and_how(tmp_path: Path) -> None:
+    told: list[Context] = []
+
+    def run(context: Context, report: Report) -> None:
+        told.append(context)
+        report.claim("one", True)
+
+    words = ["one", "--out", str(tmp_path), "--environments", str(tmp_path / "environments")]
+    assert main(words, {"one": Check("", run)}) == 0
+    served = ["--model", "folder", "--serve", "--quant int8 --threads 2"]
+    assert main([*words, *served], {"one": Check("", run)}) == 0
+    assert [(one.model, one.options) for one in told] == [
+        ("nestling", ()),
+        ("folder", ("--quant", "int8", "--threads", "2")),
+    ]
+
+
 @pytest.mark.parametrize("words", [["opena"], [], ["curl", "--minutes", "0"]])
 def test_wrong_usage_is_one_line_and_exit_code_2(
     words: list[str], capsys: pytest.CaptureFixture[str]

@@ -1,14 +1,14 @@
 """The host's share of a decoding step: scheduling, building the batch, sampling, committing and text.
 
     python benchmarks/step_overhead.py [PYTHON ...] [--counts 1,16,64,256] [--rounds 6] [--json FILE]
-        [--sampling greedy,top_k,schema] [--model nestling] [--quant none]
+        [--sampling greedy,top_k,top_p,all,schema] [--model nestling] [--quant none]
 
-Decodes a model on the CPU with each number of sequences, greedily, with top_k, or greedily under a JSON
-schema, and prints medians in milliseconds: a step, the model's run in it, and the host's share, which is
-their difference, with its parts. A PYTHON is that of an environment in which a checkout is installed; two are
-run by turns, and compared round by round with a 95 % interval of the median ratio. Without one, this
-Python. `--clock thread` counts processor time of the engine's thread alone, for machines that others use,
-too. Run nothing else beside it.
+Decodes a model on the CPU with each number of sequences, greedily, with top_k or top_p, from all tokens, or
+greedily under a JSON schema, and prints medians in milliseconds: a step, the model's run in it, and the
+host's share, which is their difference, with its parts. A PYTHON is that of an environment in which a
+checkout is installed; two are run by turns, and compared round by round with a 95 % interval of the median
+ratio. Without one, this Python. `--clock thread` counts processor time of the engine's thread alone, for
+machines that others use, too. Run nothing else beside it.
 """
 
 import argparse
@@ -47,6 +47,8 @@ PEOPLE = {  # more of them than any text that is timed
 SAMPLING = {  # beside the same length for all
     "greedy": SamplingParams(),
     "top_k": SamplingParams(temperature=0.8, top_k=40, seed=1),
+    "top_p": SamplingParams(temperature=0.8, top_p=0.95, seed=1),
+    "all": SamplingParams(temperature=1.0, seed=1),  # what the server does unless asked otherwise
     "schema": SamplingParams(structured=StructuredOutput(json=PEOPLE)),
 }
 PROMPT_LEN = 32

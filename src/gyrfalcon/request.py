@@ -216,7 +216,11 @@ class SamplingMode(Enum):
 
     GREEDY = auto()  # among the most likely of every rank
     TOP_K = auto()  # drawn among at most MOST_CANDIDATES of every rank
-    FULL_VOCAB = auto()  # from the logits of all tokens, which every rank gets
+    FULL_VOCAB = (
+        auto()
+    )  # from the logits of all tokens, which every rank gets, as of all that follow
+    NUCLEUS = auto()  # the same, drawn among those that top_p and min_p alone keep
+    UNFILTERED = auto()  # the same, drawn from all
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,11 +272,12 @@ class Request:
 
 
 def _sampling_mode(params: SamplingParams, changes_logits: bool) -> SamplingMode:
-    if changes_logits:
-        return SamplingMode.FULL_VOCAB
     if params.temperature == 0:
-        return SamplingMode.GREEDY
-    few = 0 < params.top_k <= MOST_CANDIDATES
+        return SamplingMode.FULL_VOCAB if changes_logits else SamplingMode.GREEDY
+    if not params.top_k:
+        filtered = params.top_p < 1 or params.min_p > 0
+        return SamplingMode.NUCLEUS if filtered else SamplingMode.UNFILTERED
+    few = params.top_k <= MOST_CANDIDATES and not changes_logits
     return SamplingMode.TOP_K if few else SamplingMode.FULL_VOCAB
 
 

@@ -28,7 +28,15 @@ from gyrfalcon import Engine, EngineConfig, SamplingParams
 from gyrfalcon.engine import sampler
 from gyrfalcon.errors import RequestError
 from gyrfalcon.parallel.group import Group, Vocabulary, solo, stable_top_k
-from gyrfalcon.request import Chunk, ChunkResult, NonFinite, Request, Sequence, Token
+from gyrfalcon.request import (
+    Chunk,
+    ChunkResult,
+    NonFinite,
+    Request,
+    SamplingMode,
+    Sequence,
+    Token,
+)
 
 VOCAB = 60
 CHANCES = 1000  # draws at as many evenly spread chances show a distribution to 1 in so many
@@ -85,8 +93,10 @@ def picked(logits: Tensor, params: SamplingParams, **settings: object) -> Token:
 
 def draw(logits: Tensor, params: SamplingParams, chances: list[float]) -> Tensor:
     """The token that each chance draws from the same row of logits [vocab]."""
-    scores, ids = stable_top_k(logits[None], len(logits))
     count = len(chances)
+    if sequence(params).request.sampling_mode is SamplingMode.UNFILTERED:
+        return sampler._draw_unordered(logits.expand(count, -1), [params] * count, chances)[:, 0]
+    scores, ids = stable_top_k(logits[None], len(logits))
     return ids[0][sampler._draw(scores.expand(count, -1), [params] * count, chances)[:, 0]]
 
 
@@ -145,14 +155,14 @@ def test_top_p_never_draws_a_token_outside_of_the_nucleus() -> None:
 
 
 def test_a_certain_token_and_the_ends_of_the_range_of_chances() -> None:
-    logits = torch.tensor([0.0, 50.0, FORBIDDEN, FORBIDDEN])
-    params = SamplingParams(temperature=1.0)
     last = math.nextafter(1.0, 0.0)
-    least, most = draw(logits, params, [0.0, last]).tolist()
-    assert least == 1
-    assert most in (0, 1)
-    assert draw(torch.zeros(4), params, [0.0, last]).tolist() == [0, 3]
-    assert draw(torch.zeros(4), params, [0.25, 0.5, 0.75]).tolist() == [1, 2, 3]  # borders
+    for params in (SamplingParams(temperature=1.0), SamplingParams(temperature=1.0, top_k=99)):
+        certain = torch.tensor([FORBIDDEN, 0.0, 50.0, FORBIDDEN, -800.0, FORBIDDEN])
+        least, middle, most = draw(certain, params, [0.0, 0.5, last]).tolist()
+        assert middle == 2
+        assert {least, most} <= {1, 2}
+        assert draw(torch.zeros(4), params, [0.0, last]).tolist() == [0, 3]
+        assert draw(torch.zeros(4), params, [0.25, 0.5, 0.75]).tolist() == [1, 2, 3]  # borders
 
 
 def test_a_draw_depends_on_its_place_in_the_output_not_on_the_prompts_length() -> None:
@@ -169,6 +179,9 @@ def defined_draw(logits: Tensor, params: SamplingParams, chance: float) -> int:
     """Drawing from one row, written down step by step."""
     if params.temperature == 0:
         return int(logits.argmax())
+    if not params.top_k and params.top_p == 1 and params.min_p == 0:
+        mass = (logits.double() / params.temperature).softmax(dim=-1).cumsum(dim=-1)
+        return int(torch.searchsorted(mass, chance * mass[-1], right=True))
     scores, ids = logits.double().sort(descending=True, stable=True)
     scores = (scores - scores[0]) / params.temperature
     if params.top_k:
@@ -202,12 +215,33 @@ def mixed_rows(seed: int, count: int) -> tuple[Tensor, list[Chunk]]:
 @pytest.mark.parametrize("seed", range(5))
 def test_rows_drawn_all_at_once_equal_each_drawn_by_the_definition(seed: int) -> None:
     logits, chunks = mixed_rows(seed, 400)
+    assert len({chunk.request.sampling_mode for chunk in chunks}) == len(SamplingMode)
     expected = []
     for row, chunk in zip(logits.clone(), chunks, strict=True):
         for token, bias in chunk.request.params.logit_bias.items():
             row[token] += bias
         expected.append(defined_draw(row, chunk.request.params, sampler._uniform_draw(chunk)))
     assert [result.id for result in picks(logits, chunks) if isinstance(result, Token)] == expected
+
+
+@pytest.mark.parametrize("most_likely", [1, 8, 30])
+def test_a_nucleus_is_found_among_a_few_tokens_or_among_all(
+    most_likely: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, chunks = mixed_rows(3, 400)
+    expected = picks(logits, chunks)
+    sufficing = list[bool]()
+    suffices = sampler._suffices
+
+    def noted(*args: Tensor) -> Tensor:
+        found = suffices(*args)  # type: ignore[arg-type]  # as it is called
+        sufficing.extend(found.tolist())
+        return found
+
+    monkeypatch.setattr(sampler, "MOST_LIKELY", most_likely)
+    monkeypatch.setattr(sampler, "_suffices", noted)
+    assert picks(logits, chunks) == expected
+    assert 0 < sum(sufficing) < len(sufficing)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 8])
@@ -279,10 +313,18 @@ def test_only_what_ranks_find_likeliest_travels(
         SamplingParams(),
         SamplingParams(temperature=1.0),
         SamplingParams(temperature=1.0, top_k=3),
+        SamplingParams(temperature=1.0, top_p=0.9),
         SamplingParams(logit_bias={40: FORBIDDEN}),
         SamplingParams(temperature=1.0, logit_bias={40: FORBIDDEN}),
     ],
-    ids=["greedy", "drawn from all", "drawn from few", "greedy, forbidden", "drawn, forbidden"],
+    ids=[
+        "greedy",
+        "drawn from all",
+        "drawn from few",
+        "drawn from a nucleus",
+        "greedy, forbidden",
+        "drawn, forbidden",
+    ],
 )
 def test_a_logit_that_is_not_finite_fails_its_own_row_on_every_rank(
     params: SamplingParams, wrong: float, world_size: int

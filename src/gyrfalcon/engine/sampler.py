@@ -6,13 +6,13 @@ Every rank calls it with the logits of its own tokens of the vocabulary, and get
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 
 import torch
 from torch import Tensor
 
-from gyrfalcon.device.lookup import send
+from gyrfalcon.device.lookup import device_of, send
 from gyrfalcon.engine.token_masks import AllowedTokens
 from gyrfalcon.parallel.group import Vocabulary, stable_top_k
 from gyrfalcon.request import (
@@ -26,6 +26,7 @@ from gyrfalcon.request import (
 )
 
 ROWS_AT_ONCE = 32  # of a prompt, in float64: of 512 they would take 266 MB twice at 65,024 tokens
+MOST_LIKELY = 1024  # tokens among which top_p mostly leaves those that may be drawn
 NON_FINITE, NONE_ALLOWED = 1, -1  # of a row that gives no token; 0 of one that does
 FAILURES: Mapping[int, type[NonFinite | NoneAllowed]] = {
     NON_FINITE: NonFinite,
@@ -188,14 +189,58 @@ def _choose_same_mode(
 def _drawn(
     own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary, mode: SamplingMode
 ) -> tuple[Tensor, Tensor]:
-    """Each row's most likely logits, at least one, and the token drawn: [chunks, 1]."""
-    params, chances = [chunk.request.params for chunk in chunks], list(map(_uniform_draw, chunks))
+    """Each row's most likely logits, at least one, and the token drawn: [chunks, 1]. Where top_k leaves few,
+    only these travel between ranks.
+    """
+    if mode is not SamplingMode.TOP_K:
+        return DRAWN[mode](_changed(vocabulary.whole(own), chunks), chunks)
+    params, chances = _asked(chunks)
     num = max(_num_candidates(one, vocabulary.size) for one in params)
-    if mode is SamplingMode.TOP_K:
-        scores, ids = vocabulary.top_k(own, num)
-    else:
-        scores, ids = stable_top_k(_changed(vocabulary.whole(own), chunks), num)
+    scores, ids = vocabulary.top_k(own, num)
     return scores, ids.gather(1, _draw(scores, params, chances))
+
+
+def _drawn_in_order(logits: Tensor, chunks: Seq[Chunk]) -> tuple[Tensor, Tensor]:
+    """The same from the logits of all tokens, as in the next ones: where top_k leaves many, and greedily."""
+    params, chances = _asked(chunks)
+    num = max(_num_candidates(one, logits.shape[1]) for one in params)
+    scores, ids = stable_top_k(logits, num)
+    return scores, ids.gather(1, _draw(scores, params, chances))
+
+
+def _drawn_from_nucleus(logits: Tensor, chunks: Seq[Chunk]) -> tuple[Tensor, Tensor]:
+    """Where top_p and min_p alone decide what is left. On the host a few of the tokens are selected, which
+    is several times as fast as sorting all; those are sorted in the rows in which the few do not suffice.
+    """
+    num = MOST_LIKELY if device_of(logits.device).on_host else logits.shape[1]
+    if num >= logits.shape[1]:
+        return _drawn_in_order(logits, chunks)
+    params, chances = _asked(chunks)
+    scores, ids = stable_top_k(logits, num)
+    mass = _mass(logits, params)[:, -1:]
+    found = ids.gather(1, _draw(scores, params, chances, mass))
+    short = (~_suffices(scores, params, mass)).nonzero()[:, 0]
+    if len(short):
+        _, found[short] = _drawn_in_order(logits[short], [chunks[row] for row in short.tolist()])
+    return scores, found
+
+
+def _drawn_from_all(logits: Tensor, chunks: Seq[Chunk]) -> tuple[Tensor, Tensor]:
+    """Where nothing is left out."""
+    params, chances = _asked(chunks)
+    return logits.amax(dim=-1, keepdim=True), _draw_unordered(logits, params, chances)
+
+
+DRAWN: Mapping[SamplingMode, Callable[[Tensor, Seq[Chunk]], tuple[Tensor, Tensor]]] = {
+    SamplingMode.FULL_VOCAB: _drawn_in_order,
+    SamplingMode.NUCLEUS: _drawn_from_nucleus,
+    SamplingMode.UNFILTERED: _drawn_from_all,
+}
+
+
+def _asked(chunks: Seq[Chunk]) -> tuple[list[SamplingParams], list[float]]:
+    """Each chunk's parameters, and its uniform draw."""
+    return [chunk.request.params for chunk in chunks], list(map(_uniform_draw, chunks))
 
 
 def _num_candidates(params: SamplingParams, vocab_size: int) -> int:
@@ -238,23 +283,64 @@ def _penalised(logits: Tensor, chunk: Chunk) -> Tensor:
     return logits
 
 
-def _draw(scores: Tensor, params: Seq[SamplingParams], chances: Seq[float]) -> Tensor:
+def _draw(
+    scores: Tensor, params: Seq[SamplingParams], chances: Seq[float], mass: Tensor | None = None
+) -> Tensor:
     """For each row of scores (float32 [rows, candidates], most likely first) the place at which the
-    cumulative probability of the candidates that are kept passes its chance: int64 [rows, 1].
+    cumulative probability of the candidates that are kept passes its chance: int64 [rows, 1]. `mass`: of
+    more than the candidates, float64 [rows, 1], where the most likely weighs 1.
     """
     own = zip(params, chances, strict=True)
     settings = [
         (one.temperature or 1, _num_candidates(one, scores.shape[1]), one.top_p, one.min_p, chance)
         for one, chance in own
     ]
-    columns = send(torch.tensor(settings, dtype=torch.float64), scores.device).T[:, :, None]
-    temperature, num_candidates, top_p, min_p, chance = columns  # [rows, 1] each
+    temperature, num_candidates, top_p, min_p, chance = _columns(settings, scores).unbind()
     weights = ((scores.double() - scores[:, :1]) / temperature).exp()  # at most 1: none overflows
     places = torch.arange(scores.shape[1], device=scores.device)
     weights = weights.masked_fill(places >= num_candidates, 0.0)
     total = weights.cumsum(dim=-1)  # adds one by one: zeros behind the last do not change a sum
-    kept = (total - weights < top_p * total[:, -1:]) & (weights >= min_p)
-    mass = weights.masked_fill(~kept, 0.0).cumsum(dim=-1)
-    found = torch.searchsorted(mass, chance * mass[:, -1:], right=True)
+    whole = total[:, -1:] if mass is None else mass
+    kept = (total - weights < top_p * whole) & (weights >= min_p)
+    of_kept = weights.masked_fill(~kept, 0.0).cumsum(dim=-1)
+    found = torch.searchsorted(of_kept, chance * of_kept[:, -1:], right=True)
     last = (kept.sum(dim=-1, keepdim=True) - 1).clamp(min=0)  # none is kept of rows with NaN
     return found.minimum(last)
+
+
+def _suffices(scores: Tensor, params: Seq[SamplingParams], mass: Tensor) -> Tensor:
+    """Whether top_p or min_p leaves no token beyond these scores, which are the largest of their rows:
+    bool [rows]; of all tokens `mass` is that of _draw().
+    """
+    settings = [(one.temperature, one.top_p, one.min_p) for one in params]
+    temperature, top_p, min_p = _columns(settings, scores).unbind()
+    weights = ((scores.double() - scores[:, :1]) / temperature).exp()
+    total = weights.cumsum(dim=-1)[:, -1:]
+    return ((total >= top_p * mass) | (weights[:, -1:] < min_p))[:, 0]
+
+
+def _draw_unordered(logits: Tensor, params: Seq[SamplingParams], chances: Seq[float]) -> Tensor:
+    """For each row of logits (float32 [rows, vocab]) the id at which the cumulative probability of all
+    tokens passes its chance: int64 [rows, 1]. In the order of their ids: to sort them by their logits first
+    takes several times as long.
+    """
+    mass = _mass(logits, params)
+    chance = _columns([(one,) for one in chances], logits)[0]
+    total = mass[:, -1:].contiguous()
+    found = torch.searchsorted(mass, chance * total, right=True)
+    last = torch.searchsorted(mass, total)  # of those with a weight
+    return found.minimum(last).clamp(max=logits.shape[1] - 1)  # beyond it in rows with NaN
+
+
+def _mass(logits: Tensor, params: Seq[SamplingParams]) -> Tensor:
+    """Weights of all tokens, summed up in the order of their ids: float64 [rows, vocab]. The most likely
+    one weighs 1.
+    """
+    temperature = _columns([(one.temperature,) for one in params], logits)[0]
+    scores = logits.double() - logits.amax(dim=-1, keepdim=True)
+    return (scores / temperature).exp().cumsum(dim=-1)
+
+
+def _columns(settings: Seq[tuple[float, ...]], like: Tensor) -> Tensor:
+    """Numbers for each row, by kind: float64 [kinds, rows, 1], on the device of another tensor."""
+    return send(torch.tensor(settings, dtype=torch.float64), like.device).T[:, :, None]

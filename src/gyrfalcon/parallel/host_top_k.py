@@ -4,9 +4,13 @@ sorts in a stable way.
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+Floats = NDArray[np.floating]
+
 NOT_THE_SIGN = np.int32(0x7FFFFFFF)
+GROUPS, FEWEST_GROUPS = 4, 512  # for each value that is wanted; of a row
 
 
 def top_k_on_host(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
@@ -20,10 +24,9 @@ def top_k_on_host(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
 
 
 def _selected(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """Fewer than all: sorts only what is no smaller than the last of them."""
+    """Fewer than all: sorts only what is no smaller than the last of them may be."""
     values = logits.numpy()
-    least = np.partition(values, -num, axis=1)[:, -num, None]
-    kept = np.flatnonzero(~(values < least))  # NaN, too, which is not smaller
+    kept = np.flatnonzero(~(values < _bound(values, num)))  # NaN, too, which is not smaller
     rows, places = np.divmod(kept, values.shape[1])
     counts = np.bincount(rows, minlength=len(values))
     there = np.arange(counts.max(initial=num)) < counts[:, None]
@@ -31,6 +34,18 @@ def _selected(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
     few[there], at[there] = values[rows, places], places
     found, order = torch.from_numpy(few).sort(dim=-1, descending=True, stable=True)
     return found[:, :num], torch.from_numpy(at).gather(1, order[:, :num])
+
+
+def _bound(values: Floats, num: int) -> Floats:
+    """What at least `num` of each row, and not many more, are no smaller than: [rows, 1]. In long rows by the
+    largest of each of several times as many groups, which takes a fraction of the time.
+    """
+    num_groups = max(FEWEST_GROUPS, GROUPS * num)
+    size = values.shape[1] // num_groups
+    if size > 1:
+        groups = values[:, : size * num_groups].reshape(len(values), size, num_groups)
+        values = groups.max(axis=1)
+    return np.partition(values, -num, axis=1)[:, -num, None]
 
 
 def _sorted(logits: Tensor) -> tuple[Tensor, Tensor]:

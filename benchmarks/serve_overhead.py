@@ -2,7 +2,7 @@
 time between two tokens of a stream, and the tokens per second of many.
 
     python benchmarks/serve_overhead.py [--model nestling] [--streams 1,16,64] [--tokens 200] [--rounds 5]
-        [--threads 1]
+        [--threads 1] [--quant none]
 
 Serves a model on the CPU from this process to clients in another, one event a token, by turns with
 Engine.stream() and Engine.generate() of the same engine with the same prompts. Detokenising is the
@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quant", default="none", help="as gyrfalcon serve takes it")
     parser.add_argument("--json")
     parser.add_argument("--client", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -206,6 +207,7 @@ def main() -> None:
         args.model,
         device="cpu",
         threads=args.threads,
+        quant=args.quant,
         max_len=args.tokens + 64,
         max_sequences=max(counts),
         reuse_prefixes=False,

@@ -259,6 +259,67 @@ def test_a_request_of_many_prompts_lets_steps_run_between_them(
     assert max(runs) <= engine_thread.ADDED_AT_ONCE
 
 
+def test_many_requests_that_come_during_a_step_let_steps_run_between_them(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, calls, may_step = server.service.engine, list[int | None](), threading.Event()
+    add, step = engine.add, engine.step
+
+    def noted_add(*args: Any, **options: Any) -> int:
+        calls.append(options["priority"])
+        return add(*args, **options)
+
+    def held() -> list[Delta]:
+        may_step.wait(20)
+        calls.append(None)
+        return step()
+
+    monkeypatch.setattr(engine, "add", noted_add)
+    monkeypatch.setattr(engine, "step", held)
+    one = BODY | {"max_tokens": 1}
+    asked = [server.later("/v1/completions", one)]
+    wait_for(lambda: calls == [0])
+    asked += [server.later("/v1/completions", one) for _ in range(100)]
+    asked += [server.later("/v1/completions", one | {"prompt": [[30, 31]] * 40})]
+    asked += [server.later("/v1/completions", one | {"priority": -1})]
+    wait_for(lambda: server.service.thread.num_live == 103)
+    may_step.set()
+    assert [each.answer().status for each in asked] == [200] * 103
+    assert calls[:3] == [0, None, -1]  # the most urgent one is added first
+    runs = [
+        len(list(run)) for is_step, run in groupby(calls, lambda each: each is None) if not is_step
+    ]
+    assert sum(runs) == 142
+    assert max(runs) <= engine_thread.ADDED_AT_ONCE
+
+
+def test_a_client_that_leaves_before_the_engine_has_its_request_costs_it_nothing(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, calls, may_step = server.service.engine, list[str](), threading.Event()
+    step = engine.step
+
+    def held() -> list[Delta]:
+        may_step.wait(20)
+        return step()
+
+    monkeypatch.setattr(engine, "add", noted(engine, "add", calls))
+    monkeypatch.setattr(engine, "step", held)
+    first = server.later("/v1/completions", BODY | {"max_tokens": 1})
+    wait_for(lambda: calls == ["add"])
+    leaving = [server.later("/v1/completions", BODY | {"stream": one}) for one in (False, True)]
+    wait_for(lambda: server.service.thread.num_live == 3)
+    for one in leaving:
+        one.leave()
+    wait_for(lambda: server.service.thread.num_live == 1)
+    assert [(one.answer().status, one.answer().body) for one in leaving] == [(0, b"")] * 2
+    may_step.set()
+    assert first.answer().status == 200
+    server.complete(max_tokens=2)
+    assert calls == ["add", "add"]
+    assert server.service.queue.num_requests == 0
+
+
 def noted(engine: Engine, name: str, calls: list[str]) -> Callable[..., object]:
     call = getattr(engine, name)
 

@@ -4,8 +4,9 @@ import asyncio
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -16,6 +17,7 @@ from gyrfalcon.serve.answer_size import LONG_ENTRIES
 from gyrfalcon.serve.errors import ApiError, as_api_error, as_json
 from gyrfalcon.serve.formats import Format, Json
 
+T = TypeVar("T")
 REASON = "gyrfalcon.refused"  # in the scope of a request that was answered with an error
 ENDED_WELL = (FinishReason.STOP, FinishReason.LENGTH)
 
@@ -141,6 +143,13 @@ class WholeAnswer:
         return b"".join((as_json(before)[:-1], b',"choices":[', choices, b"],", as_json(after)[1:]))
 
 
+class NoAnswer:
+    """What a client is sent that has left."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pass
+
+
 def json_response(
     body: object, headers: Mapping[str, str] | None = None, status: int = 200
 ) -> Response:
@@ -178,3 +187,14 @@ async def until_gone(receive: Receive) -> None:
     """Returns when the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
+    """What the work gives; None where the client leaves before, which cancels it."""
+    gone, working = asyncio.ensure_future(until_gone(receive)), asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({gone, working}, return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
+    finally:
+        gone.cancel()
+        working.cancel()

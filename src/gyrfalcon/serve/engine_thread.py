@@ -95,6 +95,7 @@ class EngineThread:
         self._live: set[Submission] = set()
         self._failure: BaseException | None = None
         self._inbox: list[Callable[[Engine], None]] = []
+        self._arrived: list[Submission] = []  # that the engine has not taken in all of
         self._stopping = False
         self.num_steps = self.num_tokens = 0  # steps that gave tokens, and these
         self._called = threading.Condition()
@@ -130,7 +131,9 @@ class EngineThread:
         accepted = self._loop.create_future()
         submission = Submission(prompts, sink, accepted, reservation, priority, cache_salt, number)
         self._live.add(submission)
-        self._call(lambda engine: self._add(engine, submission))
+        with self._called:
+            self._arrived.append(submission)
+            self._called.notify()
         return submission
 
     def cancel(self, submission: Submission) -> bool:
@@ -239,20 +242,39 @@ class EngineThread:
         when it is over.
         """
         with self._called:
-            while not (self._inbox or self._stopping or engine.has_work):
+            while not (self._inbox or self._arrived or self._stopping or engine.has_work):
                 self._called.wait(IDLE_SECONDS)
                 engine.check_ranks()
             work, self._inbox = self._inbox, []
         for one in work:
             one(engine)
+        self._add_some(engine)
         return not self._stopping
 
-    def _add(self, engine: Engine, submission: Submission) -> None:
-        """Adds a few of its prompts; the rest after the next step, so that many delay nobody's token."""
+    def _add_some(self, engine: Engine) -> None:
+        """Adds a few prompts of those who have arrived, the most urgent first, of each in turn; the rest
+        after the next step, so that many delay nobody's token.
+        """
+        with self._called:
+            arrived, self._arrived = sorted(self._arrived, key=lambda one: one.priority), []
+        left, others, begun = ADDED_AT_ONCE, list[Submission](), list[Submission]()
+        for submission in arrived:
+            if not left:
+                others.append(submission)
+                continue
+            num_added = self._add(engine, submission, left)
+            left -= num_added
+            if num_added and len(submission.engine_ids) < len(submission.prompts):
+                begun.append(submission)
+        with self._called:
+            self._arrived = [*others, *begun, *self._arrived]
+
+    def _add(self, engine: Engine, submission: Submission, most: int) -> int:
+        """Adds at most so many of its prompts; returns how many, 0 where it is over."""
         if submission.is_aborted:
-            return
+            return 0
         begin = len(submission.engine_ids)
-        stop = begin + ADDED_AT_ONCE
+        stop = begin + most
         try:
             for place, (ids, params) in enumerate(submission.prompts[begin:stop], begin):
                 number = engine.add(
@@ -266,11 +288,10 @@ class EngineThread:
         except (RequestError, QueueFull) as error:  # anything else ends the engine
             self._abort(engine, submission)
             self._tell(self._refuse, submission, error)
-            return
+            return 0
         if begin == 0:
             self._tell(_accept, submission)
-        if stop < len(submission.prompts):
-            self._call(lambda engine: self._add(engine, submission))
+        return len(submission.engine_ids) - begin
 
     def _abort(self, engine: Engine, submission: Submission) -> None:
         submission.is_aborted = True

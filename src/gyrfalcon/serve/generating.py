@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from gyrfalcon.serve import requests
 from gyrfalcon.serve.access import CALLER
-from gyrfalcon.serve.answers import Head, WholeAnswer
+from gyrfalcon.serve.answers import Head, NoAnswer, WholeAnswer, while_there
 from gyrfalcon.serve.formats import ChatFormat, CompletionFormat, Format, PromptInfo
 from gyrfalcon.serve.options import Endpoint
 from gyrfalcon.serve.queue import Reservation
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 IGNORED = "x-ignored-options"
 UNKNOWN = ""  # the text of a conversation before its template is rendered
 
-Answer = WholeAnswer | EventStream
+Answer = WholeAnswer | EventStream | NoAnswer
 
 
 async def completions(service: Service, request: Request) -> Answer:
@@ -82,9 +82,15 @@ async def _answer(
     streams = generation.streaming.wanted
     answer = EventStream(head, generation.streaming) if streams else WholeAnswer(head)
     prompts = [prompt.ids for prompt in form.prompts]
-    submission = await service.submit(
-        prompts, generation, answer, param, form.num_entries, reservation, request.scope[CALLER]
+    submission = await while_there(
+        request.receive,
+        service.submit(
+            prompts, generation, answer, param, form.num_entries, reservation, request.scope[CALLER]
+        ),
     )
+    if submission is None:
+        reservation.leave()
+        return NoAnswer()
     answer.cancel = lambda: service.cancel(submission)
     return answer
 

@@ -133,6 +133,30 @@ def test_half_a_character_at_the_end_is_shown_as_one_sign(scripted: Scripted) ->
     assert output.text == "y�"
 
 
+def test_a_stop_string_may_end_with_half_a_character(scripted: Scripted) -> None:
+    engine, ids = scripted(TEXT)
+    params = SamplingParams(max_new_tokens=3, stop="y\ufffd")
+    [output] = engine.generate(ids[:1], params)
+    assert (output.text, output.finish_reason) == ("", FinishReason.STOP)
+    pieces = list(engine.stream(ids[:1], params))
+    assert ("".join(one.text for one in pieces), pieces[-1].finish_reason) == (
+        "",
+        FinishReason.STOP,
+    )
+
+
+@pytest.mark.parametrize("reason", [FinishReason.ABORTED, FinishReason.ERROR])
+def test_a_sample_that_was_ended_was_not_stopped_by_its_text(
+    folder: Path, reason: FinishReason
+) -> None:
+    tokenizer = Tokenizer.load(folder)
+    params = SamplingParams(stop="\ufffd")
+    stream = TextStream(Request(0, (1,), params, seed=0), 0, tokenizer)
+    stream.push(Token(tokenizer.encode("🦅")[0]), None)
+    delta = stream.push(None, reason)
+    assert (delta.text, delta.finish_reason, stream.finish_reason) == ("", reason, reason)
+
+
 @pytest.mark.parametrize(
     ("stop", "expected"),
     [

@@ -48,7 +48,8 @@ class TextStream:
             if self._marks.tables:
                 text, reason = self._before_stop(text, reason)
         if reason is not None:
-            text += self._rest()
+            rest, reason = self._rest(reason)
+            text += rest
         if self._marks.hidden:
             text = text.translate(self._marks.hidden)
         self.finish_reason = reason
@@ -92,14 +93,16 @@ class TextStream:
             return ""
         return self._detokenizer.push(token.id)
 
-    def _rest(self) -> str:
+    def _rest(self, reason: FinishReason) -> tuple[str, FinishReason]:
         """The text held back, when nothing follows: half a character, or the beginning of a stop
-        string.
+        string. And why the sample ended: half a character may complete a stop string.
         """
         if self._detokenizer is None:
-            return ""
-        text, _ = self._before_stop(self._detokenizer.flush(), None)
-        return text + self._stops.flush()
+            return "", reason
+        text, stopped = self._before_stop(self._detokenizer.flush(), None)
+        if stopped is not None and reason is FinishReason.LENGTH:
+            reason = stopped
+        return text + self._stops.flush(), reason
 
 
 class Detokenizer:

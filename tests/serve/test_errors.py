@@ -201,6 +201,15 @@ def test_a_body_of_another_kind_is_415(server: Server) -> None:
     assert server.ask("POST", "/v1/completions", raw, charset).status == 200
 
 
+def test_a_body_that_is_compressed_is_415(server: Server) -> None:
+    raw = json.dumps(BODY).encode()
+    answer = server.ask("POST", "/v1/completions", raw, JSON | {"content-encoding": "gzip"})
+    assert answer.status == 415
+    assert "'gzip'" in answer.error["message"]
+    as_it_is = JSON | {"content-encoding": "Identity"}
+    assert server.ask("POST", "/v1/completions", raw, as_it_is).status == 200
+
+
 def test_a_body_beyond_the_bound_is_413_by_its_length_or_by_what_comes(server: Server) -> None:
     large = b'"' + b"x" * bodies.MOST_BODY_BYTES + b'"'
     assert server.ask("POST", "/v1/completions", large, JSON).status == 413

@@ -131,7 +131,7 @@ def test_openai_s_client_gets_errors_of_the_right_kind(client: openai.OpenAI) ->
         (b"GET /health HTTP/1.1\r\n\r\n", b"400"),
         (HEAD + b"Content-Length: 99999999999\r\n\r\n", b"413"),
         (HEAD + b"Content-Length: -1\r\n\r\n", b"400"),
-        (HEAD + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"4"),
+        (HEAD + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"400"),
         (b"GET /health HTTP/1.1\r\nHost: evil.example\r\n\r\n", b"403"),
     ],
@@ -146,6 +146,17 @@ def test_hostile_bytes_are_refused_and_the_server_lives(
     assert running.exchange(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(
         b"HTTP/1.1 200"
     )
+
+
+def test_a_body_with_two_ends_is_refused_and_ends_the_connection(running: Process) -> None:
+    """A proxy that goes by the other one would take what follows for another client's request."""
+    raw = HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 7\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+    with closing(running.connect()) as connection:
+        connection.sendall(raw + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        head, _, body = read_answer(connection).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400")
+        assert b"got both" in body
+        assert connection.recv(1) == b""
 
 
 def test_a_body_of_64_megabytes_is_refused_without_being_kept(running: Process) -> None:

@@ -89,6 +89,10 @@ class Gate:
                 log.info("%s %s %s %d %.3f s", number, scope["method"], path, status, seconds)
 
     def _error(self, path: str, headers: Headers) -> ApiError | None:
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # A proxy may go by the other one, and take what follows for another client's request.
+            message = "wanted a body with Content-Length or Transfer-Encoding, got both; send one"
+            return ApiError(400, message, headers={"Connection": "close"})
         if self._hosts is not None and _host(headers) not in self._hosts:
             message = f"wanted a Host header that is served, got {headers.get('host', '')[:80]!r}"
             return ApiError(403, f"{message}; start the server with --allowed-host", code="host")

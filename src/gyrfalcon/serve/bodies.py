@@ -37,6 +37,10 @@ class Bodies:
         if kind.partition(";")[0].strip().lower() != "application/json":
             got = kind[:60] or "none"
             raise ApiError(415, f"wanted a body with Content-Type: application/json, got {got!r}")
+        encoding = request.headers.get("content-encoding", "identity").strip()
+        if encoding.lower() not in ("identity", ""):
+            message = f"wanted a body as it is, got one with Content-Encoding: {encoding[:60]!r}"
+            raise ApiError(415, f"{message}; send it uncompressed")
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length[:20]) > MOST_BODY_BYTES:
             raise _too_large()

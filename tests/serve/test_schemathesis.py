@@ -16,7 +16,7 @@ from serve_client import Server, engine_of, serving
 from gyrfalcon.serve.openapi import document
 from gyrfalcon.serve.server import _config, _Server, listen
 
-pytest.importorskip("schemathesis", reason="the extra fuzz is not installed")
+pytest.importorskip("schemathesis", reason="the extra test is not installed")
 pytest_plugins = ["serve_fixtures"]
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"

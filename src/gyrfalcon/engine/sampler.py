@@ -5,9 +5,9 @@ Every rank calls it with the logits of its own tokens of the vocabulary, and get
 """
 
 import math
-import random
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
@@ -254,7 +254,9 @@ def _uniform_draw(chunk: Chunk) -> float:
     """
     sequence = chunk.sequence
     place = chunk.stop - sequence.prompt_len
-    return random.Random(f"{sequence.request.seed}/{sequence.index}/{place}").random()
+    what = f"{sequence.request.seed}/{sequence.index}/{place}"
+    digest = blake2b(what.encode(), digest_size=8, person=b"uniform draw").digest()
+    return (int.from_bytes(digest, "big") >> 11) * 2.0**-53  # as many bits as a float has
 
 
 def _changed(logits: Tensor, chunks: Seq[Chunk]) -> Tensor:

@@ -18,6 +18,9 @@ from serve_checks.clients.cable import Cable
 PROMPT, QUESTION = "The old captain", "Name a bird."
 PROMPT_WORDS = 1_900
 PLACE = 5  # of the token that is looked at
+OUTSIDE = """return [...document.querySelectorAll(".control-head")].filter((row) =>
+    [...row.children].some((one) => one.getBoundingClientRect().right
+        > row.getBoundingClientRect().right + 1)).map((row) => row.innerText)"""
 GREEDY = (("temperature", "0"), ("max_tokens", "48"))
 
 
@@ -334,6 +337,8 @@ class Steps:
         page.one("#settings-button").click()
         page.one(".settings")
         self._seen(page, f"{name}-settings")
+        outside = page.driver.execute_script(OUTSIDE)
+        self.claim(f"no control sticks out of its row: {name}-settings", not outside, outside[:2])
         page.one('.settings [aria-label="Close the settings"]').click()
         page.set_option("top_k", "-7")
         page.send("Once more")

@@ -121,11 +121,11 @@ def _merge(dim: int, splits: int) -> Case:
 
 def _place(model: str, dtype: str) -> Case:
     group, dim, alibi = SHAPES[model]
-    angle = "None" if alibi else "*fp32"
+    angle, row = ("None", "None") if alibi else ("*fp32", "*i64")
     types = dict.fromkeys(("qkv", "keys", "values", "q"), f"*{dtype}")
     signature, nothing = _signature(
         triton_rotary.rotary_and_cache_kernel,
-        types | {"cos": angle, "sin": angle, "slots": "*i64"},
+        types | {"cos": angle, "sin": angle, "rows": row, "slots": "*i64"},
         ("row_stride", "slot_stride", "kv_heads"),
     )
     return Case(

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 from transformers import FalconConfig
 from transformers.models.falcon.modeling_falcon import FalconRotaryEmbedding, build_alibi_tensor
 
 from gyrfalcon.config import RopeConfig
 from gyrfalcon.model.architectures import config_from_json
-from gyrfalcon.model.positions import Rotary, alibi_slopes, rotary_frequencies
+from gyrfalcon.model.positions import MOST_ROWS, Rotary, alibi_slopes, rotary_frequencies
 from gyrfalcon.ops.reference import alibi_bias
 
 SCALINGS: dict[str, dict[str, object]] = {
@@ -58,12 +59,16 @@ def both(
     )
     ours = config_from_json(config.to_dict())
     assert ours.rope is not None
-    return Rotary(ours.rope, ours.head_dim, "cpu"), FalconRotaryEmbedding(config)
+    return Rotary(ours.rope, ours.head_dim, 8192, "cpu"), FalconRotaryEmbedding(config)
 
 
-def their_angles(
-    theirs: FalconRotaryEmbedding, positions: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def of(rotary: Rotary, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of each token."""
+    cos, sin = rotary.angles(positions, lengths)
+    return cos, sin
+
+
+def their_angles(theirs: FalconRotaryEmbedding, positions: Tensor) -> tuple[Tensor, Tensor]:
     cos, sin = theirs(torch.zeros(1), positions[None])
     half = cos.shape[-1] // 2
     return cos[0, :, :half], sin[0, :, :half]
@@ -76,10 +81,10 @@ def test_angles_equal_those_of_transformers(name: str, head_dim: int) -> None:
     positions = torch.tensor([0, 1, 2, 63, 511, 512, 2047, 5000])
     assert_close(ours.frequencies, theirs.inv_freq, rtol=1e-6, atol=0)
     assert_close(
-        ours.angles(positions, positions + 1), their_angles(theirs, positions), rtol=0, atol=1e-3
+        of(ours, positions, positions + 1), their_angles(theirs, positions), rtol=0, atol=1e-3
     )
     near = positions[:4]
-    assert_close(ours.angles(near, near + 1), their_angles(theirs, near), rtol=0, atol=1e-5)
+    assert_close(of(ours, near, near + 1), their_angles(theirs, near), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 100, 2047, 2048, 2049, 3000, 8192])
@@ -88,17 +93,15 @@ def test_dynamic_angles_follow_the_length_of_the_sequence(length: int, factor: f
     ours, theirs = both({"rope_type": "dynamic", "factor": factor})
     positions = torch.arange(length)
     wanted = their_angles(theirs, positions)
-    assert_close(
-        ours.angles(positions, torch.full_like(positions, length)), wanted, rtol=0, atol=2e-3
-    )
+    assert_close(of(ours, positions, torch.full_like(positions, length)), wanted, rtol=0, atol=2e-3)
 
 
 def test_dynamic_lengths_may_differ_between_the_tokens_of_one_step() -> None:
     ours, _ = both({"rope_type": "dynamic", "factor": 2.0})
     positions, lengths = torch.tensor([7, 7, 3999]), torch.tensor([10, 4000, 4000])
-    together = ours.angles(positions, lengths)
+    together = of(ours, positions, lengths)
     for token in range(3):
-        alone = ours.angles(positions[token : token + 1], lengths[token : token + 1])
+        alone = of(ours, positions[token : token + 1], lengths[token : token + 1])
         assert_close(alone, tuple(part[token : token + 1] for part in together), rtol=0, atol=0)
     assert not torch.equal(together[0][0], together[0][1])
 
@@ -106,8 +109,22 @@ def test_dynamic_lengths_may_differ_between_the_tokens_of_one_step() -> None:
 def test_dynamic_scaling_leaves_short_sequences_alone() -> None:
     rope = RopeConfig(10000.0, "dynamic", 2.0, 2048)
     positions = torch.tensor([0, 5, 2047])
-    plain = Rotary(replace(rope, kind="default"), 64, "cpu").angles(positions, positions + 1)
-    assert_close(Rotary(rope, 64, "cpu").angles(positions, positions + 1), plain, rtol=0, atol=0)
+    default, dynamic = (
+        of(Rotary(one, 64, 2048, "cpu"), positions, positions + 1)
+        for one in (replace(rope, kind="default"), rope)
+    )
+    assert_close(dynamic, default, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_a_table_has_what_is_computed_where_positions_are_too_many_for_one(name: str) -> None:
+    ours, _ = both(SCALINGS[name])
+    positions = torch.tensor([0, 1, 2047, 8191, 3])
+    far = Rotary(ours.rope, ours.head_dim, MOST_ROWS + 1, "cpu")
+    assert ours.table is not None
+    assert far.table is None
+    computed, read = (of(one, positions, positions + 1) for one in (far, ours))
+    assert_close(computed, read, rtol=0, atol=2e-7)
 
 
 def test_rotary_frequencies_fall_from_one() -> None:

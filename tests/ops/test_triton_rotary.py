@@ -1,6 +1,6 @@
 """Placing queries, keys and values in Triton equals its definition in plain torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,9 +11,11 @@ pytest.importorskip("triton", reason="Triton is not installed (the extra gpu-che
 
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
+from gyrfalcon.ops.reference import AngleRows
 from gyrfalcon.ops.triton import rotary as triton_rotary
 
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of the largest
+ROWS = 9  # of the table of angles
 HEADS = [(1, 16, 64), (2, 29, 64), (1, 71, 64), (2, 4, 128), (3, 1, 64), (2, 3, 24)]
 
 
@@ -22,7 +24,7 @@ class Case:
     """A fused product for heads = (KV heads, queries of each, head_dim), and where it goes."""
 
     qkv: Tensor
-    angles: tuple[Tensor, Tensor]
+    angles: AngleRows
     slots: Tensor
     kv_heads: int
     head_dim: int
@@ -39,29 +41,28 @@ def make_case(heads: tuple[int, int, int], dtype: torch.dtype, tokens: int = 5) 
     kv_heads, group, dim = heads
     draw = torch.Generator().manual_seed(tokens)
     qkv = torch.randn(tokens, kv_heads * (group + 2) * dim, generator=draw)
-    turns = 100 * torch.rand(tokens, dim // 2, generator=draw)
+    turns = 100 * torch.rand(ROWS, dim // 2, generator=draw)
+    rows = torch.randint(ROWS, (tokens,), generator=draw)
     return Case(
         qkv=qkv.to(DEVICE, dtype),
-        angles=(turns.cos().to(DEVICE), turns.sin().to(DEVICE)),
+        angles=AngleRows(turns.cos().to(DEVICE), turns.sin().to(DEVICE), rows.to(DEVICE)),
         slots=torch.randperm(20, generator=draw)[:tokens].to(DEVICE),
         kv_heads=kv_heads,
         head_dim=dim,
     )
 
 
-def defined(
-    case: Case, angles: tuple[Tensor, Tensor] | None, cache: LayerCache, slots: Tensor
-) -> Tensor:
+def defined(case: Case, angles: AngleRows | None, cache: LayerCache, slots: Tensor) -> Tensor:
     """The reference result; it knows no padding tokens, so those are left out of the cache."""
     kept, qkv = slots >= 0, case.qkv.contiguous()
-    turned = None if angles is None else (angles[0][kept], angles[1][kept])
+    turned = None if angles is None else replace(angles, rows=angles.rows[kept])
     reference.rotary_and_cache(qkv[kept], turned, cache, slots[kept])
     return reference.rotary_and_cache(qkv, angles, case.cache(), slots.clamp(min=0))
 
 
 def assert_same(
     case: Case,
-    angles: tuple[Tensor, Tensor] | None,
+    angles: AngleRows | None,
     slots: Tensor,
     tolerance: float,
 ) -> LayerCache:
@@ -112,7 +113,7 @@ def test_tokens_may_lie_apart() -> None:
 
 def test_a_rotation_by_wrong_angles_would_be_noticed() -> None:
     case = make_case((1, 4, 64), torch.bfloat16)
-    cos, sin = case.angles
-    q = triton_rotary.rotary_and_cache(case.qkv, (cos, -sin), case.cache(), case.slots)
-    expected = reference.rotary_and_cache(case.qkv, (cos, sin), case.cache(), case.slots)
+    wrong = replace(case.angles, sin=-case.angles.sin)
+    q = triton_rotary.rotary_and_cache(case.qkv, wrong, case.cache(), case.slots)
+    expected = reference.rotary_and_cache(case.qkv, case.angles, case.cache(), case.slots)
     assert (q.float() - expected.float()).abs().max() > 1.0

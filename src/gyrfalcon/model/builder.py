@@ -101,7 +101,9 @@ class LayerBuilder:
     def rotary(self) -> Rotary | None:
         """Rotary position embedding; None for ALiBi."""
         rope = self.config.rope
-        return None if rope is None else Rotary(rope, self.config.head_dim, self.device)
+        if rope is None:
+            return None
+        return Rotary(rope, self.config.head_dim, self.config.max_positions, self.device)
 
     def slopes(self) -> Tensor | None:
         """The ALiBi slopes of the rank's heads; they depend on how many heads the whole model has."""

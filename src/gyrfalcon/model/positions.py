@@ -9,23 +9,39 @@ import torch
 from torch import Tensor
 
 from gyrfalcon.config import RopeConfig
+from gyrfalcon.ops import AngleRows
+
+MOST_ROWS = 1 << 17  # of a table: 64 MiB with heads of 128
 
 
 @final
 class Rotary:
-    """The cos and sin that turn queries and keys, computed for each step from its positions."""
+    """The cos and sin that turn queries and keys: from a table with a row for each position, or computed
+    for each step where a token's depend on its sequence's length, or positions are too many.
+    """
 
-    def __init__(self, rope: RopeConfig, head_dim: int, device: torch.device | str) -> None:
+    def __init__(
+        self, rope: RopeConfig, head_dim: int, num_positions: int, device: torch.device | str
+    ) -> None:
         self.rope = rope
         self.head_dim = head_dim
         self.frequencies = rotary_frequencies(rope, head_dim).to(device)  # [head_dim / 2]
+        self.table: tuple[Tensor, Tensor] | None = None
+        if rope.kind != "dynamic" and num_positions <= MOST_ROWS:
+            positions = torch.arange(num_positions, device=device)
+            self.table = self._computed(positions, positions)
 
-    def angles(self, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin, float32 [tokens, head_dim / 2], the attention factor included.
-
-        positions: int64 [tokens]. lengths: int64 [tokens], how long a token's sequence was when the
-        token was computed, which only dynamic scaling looks at.
+    def angles(self, positions: Tensor, lengths: Tensor) -> AngleRows:
+        """Of tokens at `positions`, int64 [tokens], the attention factor included. lengths: int64 [tokens],
+        how long a token's sequence was when the token was computed, which only dynamic scaling looks at.
         """
+        if self.table is not None:
+            return AngleRows(*self.table, positions)
+        tokens = torch.arange(len(positions), device=positions.device)
+        return AngleRows(*self._computed(positions, lengths), tokens)
+
+    def _computed(self, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin, float32 [tokens, head_dim / 2]."""
         frequencies = self.frequencies
         if self.rope.kind == "dynamic":
             base = _dynamic_base(self.rope, self.head_dim, lengths)

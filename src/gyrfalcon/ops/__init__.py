@@ -18,6 +18,7 @@ from gyrfalcon.errors import UsageError
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.native.library import library
 from gyrfalcon.ops import reference
+from gyrfalcon.ops.reference import AngleRows as AngleRows
 from gyrfalcon.ops.reference import Angles as Angles
 from gyrfalcon.ops.reference import BlockWeights as BlockWeights
 from gyrfalcon.ops.reference import LinearCall as LinearCall

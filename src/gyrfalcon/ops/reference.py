@@ -3,8 +3,9 @@ are tested against.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from functools import partial, reduce
 from typing import NamedTuple
 
@@ -20,10 +21,10 @@ from gyrfalcon.parallel.shared_memory import SharedMemory
 from gyrfalcon.quant import TILE_ROWS, Quantised, Weight, dequantise
 
 CAPTURABLE = False  # a context's length decides, on the host, how much is gathered
+Angles = Iterable[Tensor]  # cos and sin, float32 [tokens, head_dim / 2]
 WIDENED_WEIGHTS = 1 << 24  # of a matrix at a time: 64 MiB in float32
 MANY_TOKENS = 16  # from here on widening the weights pays
 
-Angles = tuple[Tensor, Tensor]  # cos and sin, float32 [tokens, head_dim / 2]
 # Falcon's own is the exact GELU, x Φ(x) by erf (Hendrycks & Gimpel 2016).
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -31,6 +32,20 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class AngleRows:
+    """Angles in a table: cos and sin float32 [rows, head_dim / 2], of which each token has one of the `rows`,
+    int64 [tokens]. As Angles, those of the tokens.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    rows: Tensor
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.cos[self.rows], self.sin[self.rows]))
 
 
 class LinearCall(NamedTuple):
@@ -158,7 +173,8 @@ def rotary_and_cache(
     """
     q, k, v = split_qkv(qkv, *cache.k.shape[2:])
     if angles is not None:
-        q, k = rotate(q, *angles), rotate(k, *angles)
+        cos, sin = angles
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     write_kv(k, v, cache, slots)
     return q
 

@@ -7,31 +7,31 @@ import triton.language as tl
 from torch import Tensor
 
 from gyrfalcon.kv.pool import LayerCache
+from gyrfalcon.ops.reference import AngleRows, Angles
 
 VECTORS = 16  # of one token that a program places: 2 KiB of 64 bfloat16 each
 
 
 def rotary_and_cache(
-    qkv: Tensor,
-    angles: tuple[Tensor, Tensor] | None,
-    cache: LayerCache,
-    slots: Tensor,
+    qkv: Tensor, angles: Angles | None, cache: LayerCache, slots: Tensor
 ) -> Tensor:
     """Rotates queries and keys, writes keys and values to the cache, returns the queries.
 
     qkv [tokens, (heads + 2 kv_heads) × head_dim], any stride between tokens: for each KV head its
-    queries, then its key, then its value. angles: cos and sin, float32 [tokens, head_dim / 2], None
-    for ALiBi. slots int64 [tokens]; a token whose slot is negative only pads and is not cached.
-    Returns [tokens, heads, head_dim]. Computed in float32.
+    queries, then its key, then its value. angles: None for ALiBi; each token's row of their table is read
+    in place. slots int64 [tokens]; a token whose slot is negative only pads and is not cached. Returns
+    [tokens, heads, head_dim]. Computed in float32.
     """
     tokens, (kv_heads, dim) = len(qkv), cache.k.shape[2:]
     vectors = qkv.shape[1] // dim
     q = qkv.new_empty(tokens, vectors - 2 * kv_heads, dim)
-    cos, sin = (None, None) if angles is None else angles
+    assert angles is None or isinstance(angles, AngleRows), "the kernel reads their table"
+    cos, sin, rows = (None, None, None) if angles is None else (angles.cos, angles.sin, angles.rows)
     rotary_and_cache_kernel[(tokens, triton.cdiv(vectors, VECTORS))](
         qkv,
         cos,
         sin,
+        rows,
         cache.k,
         cache.v,
         slots,
@@ -53,6 +53,7 @@ def rotary_and_cache_kernel(
     qkv,
     cos,
     sin,
+    rows,
     keys,
     values,
     slots,
@@ -78,8 +79,9 @@ def rotary_and_cache_kernel(
     second = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
     if cos is not None:
         rotated = (members <= GROUP)[:, None]
-        c = tl.load(cos + token * HALF + dims, mask=dims < HALF, other=0.0)[None, :]
-        s = tl.load(sin + token * HALF + dims, mask=dims < HALF, other=0.0)[None, :]
+        turn = tl.load(rows + token) * HALF + dims
+        c = tl.load(cos + turn, mask=dims < HALF, other=0.0)[None, :]
+        s = tl.load(sin + turn, mask=dims < HALF, other=0.0)[None, :]
         first, second = (
             tl.where(rotated, first * c - second * s, first),
             tl.where(rotated, second * c + first * s, second),

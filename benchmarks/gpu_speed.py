@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,11 +24,13 @@ from torch import Tensor
 
 from gyrfalcon import SamplingParams, ops
 from gyrfalcon.config import ModelConfig
-from gyrfalcon.device.cuda import FP8_CAPABILITY
 from gyrfalcon.device.lookup import device_of
+from gyrfalcon.engine import sampler
 from gyrfalcon.engine.core import EngineCore
-from gyrfalcon.engine.graphs import Graphs, _Graph
+from gyrfalcon.engine.decode_graphs import DecodeGraph
+from gyrfalcon.engine.graphs import Graphs
 from gyrfalcon.engine.overlap import stepper
+from gyrfalcon.engine.prompt_graphs import PromptGraph
 from gyrfalcon.engine.rank_messages import Add
 from gyrfalcon.engine.scheduler import Scheduler, StepLimits
 from gyrfalcon.kv.blocks import BlockAllocator
@@ -107,8 +110,6 @@ def _layout(config: ModelConfig, plan: "Plan", quant: str, ranks: int = 1) -> De
 def _refusal(layout: Deployment, quant: str, plan: "Plan") -> str | None:
     if plan.device.type == "cpu":
         return None
-    if quant == "fp8" and torch.cuda.get_device_capability(plan.device) < FP8_CAPABILITY:
-        return "this card has no fp8"
     torch.cuda.empty_cache()
     needed, free = decode_bytes(layout, 1, 0) + SPARE_BYTES, device_of(plan.device).memory()[0]
     return None if needed <= free else f"{needed / 1e9:.0f} GB wanted, {free / 1e9:.0f} GB free"
@@ -123,6 +124,11 @@ def _build(config: ModelConfig, plan: "Plan", quant: str, ranks: int = 1) -> Fal
         quant=quant,
         ranks=ranks,
     )
+
+
+def _choose(config: ModelConfig) -> sampler.Choose:
+    """What picks the most likely token in a graph."""
+    return partial(sampler.greedy, vocabulary=Vocabulary.shared(config.vocab_size, solo()))
 
 
 def seconds_of(work: Callable[[], object], plan: "Plan", times: int) -> float:
@@ -144,7 +150,8 @@ def _decode_row(
     model: Falcon, pool: KVPool, layout: Deployment, size: int, plan: "Plan", max_len: int
 ) -> list[dict[str, Any]]:
     """One batch size at every context: the captured step, launched again and again."""
-    graph = _Graph.of(model, pool, size, max_len, device_of(plan.device))
+    choose = _choose(layout.config)
+    graph = DecodeGraph.of(model, pool, size, max_len, device_of(plan.device), choose)
     rows = []
     for context in plan.contexts:
         graph.run(decode_batch(layout.config, size, context))
@@ -170,10 +177,18 @@ def _decode_row(
 def _prefill_row(
     model: Falcon, pool: KVPool, layout: Deployment, length: int, plan: "Plan"
 ) -> dict[str, Any]:
-    """A prompt in one go, kernel by kernel, its tokens on the device."""
-    batch = prompt_batch(layout.config, length).on(plan.device)
+    """A prompt in one go, its tokens on the device: as a graph if it is one for the engine."""
+    device, batch = device_of(plan.device), prompt_batch(layout.config, length)
+    size = next((size for size in device.prompt_sizes if size >= length), None)
+    if size is None:
+        on_device = batch.on(plan.device)
+        work: Callable[[], object] = partial(model, on_device, pool)
+    else:
+        graph = PromptGraph.of(model, pool, size, length, device, _choose(layout.config))
+        graph.run(batch)
+        work = graph.replay
     times = 1 if plan.device.type == "cpu" else 5
-    seconds = seconds_of(lambda: model(batch, pool), plan, times)
+    seconds = seconds_of(work, plan, times)
     percent = percent_of_limit(
         prefill_flops(layout, 1, length),
         measured_limits["matrix_flops_per_second"],
@@ -188,7 +203,7 @@ def _shares(
 ) -> dict[str, Any]:
     """Batch 1, the longest context: a token's products alone, its attention alone, all of it."""
     context = max(plan.contexts)
-    graph = _Graph.of(model, pool, 1, max_len, device_of(plan.device))
+    graph = DecodeGraph.of(model, pool, 1, max_len, device_of(plan.device))
     graph.run(decode_batch(config, 1, context))
     batch = decode_batch(config, 1, context).on(plan.device)
     products = device_of(plan.device).capture(lambda: _products(model, config))
@@ -246,7 +261,8 @@ def _core(model: Falcon, pool: KVPool, plan: "Plan", max_len: int) -> EngineCore
     allocator = BlockAllocator(len(pool.layers[0].k), pool.block_size, False)
     scheduler = Scheduler(allocator, StepLimits(max_len, max_len, 1))
     vocabulary = Vocabulary.shared(model.head.weight.shape[0], solo())
-    run = Graphs(model, max_len, device_of(plan.device))
+    choose = partial(sampler.greedy, vocabulary=vocabulary)
+    run = Graphs(model, choose, max_len, device_of(plan.device))
     return EngineCore(run, pool, scheduler, vocabulary, device_of(plan.device), None)
 
 
@@ -316,7 +332,7 @@ def _rank_of_four(config: ModelConfig, plan: "Plan", quant: str) -> dict[str, An
     model = _build(config, plan, quant, ranks=4)
     context = plan.contexts[0]
     pool = make_pool(config, context + BLOCK_SIZE, plan.device, plan.dtype, ranks=4)
-    graph = _Graph.of(model, pool, 1, context + BLOCK_SIZE, device_of(plan.device))
+    graph = DecodeGraph.of(model, pool, 1, context + BLOCK_SIZE, device_of(plan.device))
     graph.run(decode_batch(config, 1, context))
     seconds = seconds_of(graph.replay, plan, plan.steps)
     needed = decode_bytes(_layout(config, plan, quant, ranks=4), 1, context)

@@ -6,6 +6,7 @@ import itertools
 import statistics
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from gyrfalcon import Engine, EngineConfig, ops
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.device.lookup import kind_of
 from gyrfalcon.device.protocol import Device
+from gyrfalcon.engine import sampler
 from gyrfalcon.engine.core import EngineCore
 from gyrfalcon.engine.graphs import Graphs
 from gyrfalcon.engine.scheduler import Scheduler, StepLimits
@@ -128,8 +130,9 @@ def _core(config: ModelConfig, device: Device, dtype: torch.dtype, max_len: int)
     scheduler = Scheduler(
         BlockAllocator(num_blocks, block_size, False), StepLimits(max_len, max_len, 1)
     )
-    runner = Graphs(model, max_len, device, operations.CAPTURABLE)
     vocabulary = Vocabulary.shared(config.vocab_size, solo())
+    choose = partial(sampler.greedy, vocabulary=vocabulary)
+    runner = Graphs(model, choose, max_len, device, operations.CAPTURABLE)
     return EngineCore(runner, pool, scheduler, vocabulary, device, None)
 
 

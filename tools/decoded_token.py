@@ -16,6 +16,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType, FrameType
@@ -111,6 +112,7 @@ def _take_steps_of_an_accelerator(engine: Engine) -> None:
     """Padded batches and overlapped steps, as engine/build.py has them on a GPU. One block says as much as
     all, and the interpreter is slow.
     """
+    from gyrfalcon.engine import sampler
     from gyrfalcon.engine.graphs import Graphs
     from gyrfalcon.engine.overlap import Overlap
     from gyrfalcon.model.falcon import BlockLoop, Falcon
@@ -119,7 +121,8 @@ def _take_steps_of_an_accelerator(engine: Engine) -> None:
     assert isinstance(core.model_runner, Falcon)
     model = replace(core.model_runner, run_blocks=BlockLoop(core.model_runner.blocks[:1]))
     del core.pool.layers[1:]
-    core.model_runner = Graphs(model, engine.max_len, core.device)
+    choose = partial(sampler.greedy, vocabulary=core.vocabulary)
+    core.model_runner = Graphs(model, choose, engine.max_len, core.device)
     engine._take_step = Overlap(core).step
 
 

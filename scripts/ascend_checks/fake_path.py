@@ -34,7 +34,7 @@ from gyrfalcon.config import ModelConfig
 from gyrfalcon.device.lookup import kind_of
 from gyrfalcon.device.npu_graphs import COPIES
 from gyrfalcon.device.protocol import CannotCapture, Device
-from gyrfalcon.engine.graphs import _Graph
+from gyrfalcon.engine.decode_graphs import DecodeGraph
 from gyrfalcon.errors import UsageError
 from gyrfalcon.kv.pool import CacheShape, KVPool
 from gyrfalcon.model import builder
@@ -209,7 +209,7 @@ def _capture(model: Model, pool: KVPool, device: Device) -> str:
     """Captures a decoding step, and replays each of its copies with lengths; why it is not captured."""
     lengths = [length for length, _ in BATCHES["decode"]]
     try:
-        graph = _Graph.of(model, pool, len(lengths), max(lengths), device)
+        graph = DecodeGraph.of(model, pool, len(lengths), max(lengths), device)
     except CannotCapture as error:
         return str(error)
     for _ in range(COPIES):

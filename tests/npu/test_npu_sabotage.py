@@ -17,7 +17,7 @@ from sabotages import Patch, edited
 from gyrfalcon.device import npu_collectives
 from gyrfalcon.device.npu import Npu
 from gyrfalcon.device.npu_graphs import GraphTasks, _Copy
-from gyrfalcon.engine.graphs import _Graph
+from gyrfalcon.engine.decode_graphs import DecodeGraph
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.ops.npu import attention
 from gyrfalcon.ops.npu.attention import Kernel, Step
@@ -167,10 +167,10 @@ GRAPHS = {
         KVPool, "padding_slots", "self.num_blocks * self.block_size", "0"
     ),
     "what operators made of another run's batch": edited(
-        _Graph, "of", "model(replace(batch), pool)", "model(batch, pool)"
+        DecodeGraph, "of", "model(replace(batch), pool)", "model(batch, pool)"
     ),
     "lengths of the step before": edited(
-        _Graph, "run", "*batch.context_lens", "*(n - 1 for n in batch.context_lens)"
+        DecodeGraph, "_launch", "*contexts", "*(n - 1 for n in contexts)"
     ),
 }
 

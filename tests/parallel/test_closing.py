@@ -25,7 +25,7 @@ from gyrfalcon.ops import reference
 from gyrfalcon.parallel import backend, launch, torchrun_ranks
 from gyrfalcon.parallel.backend import Backend
 from gyrfalcon.parallel.beats import Listener
-from gyrfalcon.parallel.group import Group
+from gyrfalcon.parallel.group import Group, Vocabulary
 from gyrfalcon.parallel.heartbeat import Heartbeat
 from gyrfalcon.parallel.movement import Movement
 from gyrfalcon.parallel.ranks import RankInfo, Ranks
@@ -72,7 +72,7 @@ def note_messages(group: Group, events: list[str]) -> None:
 def test_graphs_go_before_the_collectives_that_they_hold() -> None:
     events: list[str] = []
     group = Group(0, 2, backend_with(lambda: events.append("abort")))
-    graphs = Graphs(cast("Any", None), 64, Cpu.at(0))
+    graphs = Graphs(cast("Any", None), cast("Any", None), 64, Cpu.at(0))
     graphs._graphs[1] = cast("Any", "captured")
     group.before_close += [graphs.drop, lambda: events.append(f"{len(graphs._graphs)} graphs")]
     group.close()
@@ -85,7 +85,8 @@ def test_a_runner_on_an_accelerator_drops_its_graphs_when_the_group_closes() -> 
         on_host = False
 
     group = Group(0, 1, None)
-    runner = model_runner(cast("Any", None), reference, group, 64, Card.at(0))
+    vocabulary = Vocabulary.shared(8, group)
+    runner = model_runner(cast("Any", None), reference, vocabulary, 64, Card.at(0))
     assert isinstance(runner, Graphs)
     runner._graphs[1] = cast("Any", "captured")
     group.close()

@@ -84,7 +84,8 @@ class Cpu(Device):
         return tensor
 
     def fetch(self, tensor: Tensor, check: Callable[[], object]) -> Callable[[], Tensor]:
-        return lambda: tensor
+        copy = tensor.clone()  # of what a later step may write over
+        return lambda: copy
 
     def capture(self, work: Callable[[], Tensor]) -> Replay:
         """There are no graphs here: `work` itself."""

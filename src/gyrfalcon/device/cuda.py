@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ class Cuda(Device):
     operator_sets = ("triton", "reference")
     cache_share = 0.8  # the weights are loaded by then
     weights_at_once = 1 << 24
+    prompt_sizes = (32, 64, 128, 256, 512)
     runs_ptx = torch.version.hip is None
     collectives = "RCCL" if torch.version.hip else "NCCL"  # torch calls both NCCL
 
@@ -113,14 +115,16 @@ class Cuda(Device):
         return wait
 
     def capture(self, work: Callable[[], Tensor]) -> Replay:
-        """A graph, captured after a first run that compiles and allocates (torch.cuda.graphs)."""
+        """A graph, captured after a first run that compiles and allocates (torch.cuda.graphs). All have their
+        memory of one pool: none replays while another does.
+        """
         side = torch.cuda.Stream(self.torch_device)
         side.wait_stream(torch.cuda.current_stream(self.torch_device))
         with torch.cuda.stream(side):
             work()
         torch.cuda.current_stream(self.torch_device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self._graph_memory):
             out = work()
 
         def replay(contexts: Sequence[int] = ()) -> Tensor:
@@ -128,6 +132,10 @@ class Cuda(Device):
             return out
 
         return replay
+
+    @cached_property
+    def _graph_memory(self) -> Any:
+        return torch.cuda.graph_pool_handle()
 
     def synchronise(self) -> None:
         torch.cuda.synchronize(self.torch_device)

@@ -41,6 +41,9 @@ class Npu(Device):
     collectives = "HCCL"
     graph_sizes = (1, 4, 16, 64)  # each is captured twice, and CANN has few streams and events
     spare_blocks = 1
+    chooses_in_graphs = (
+        False  # ranks merge in float64, which its AI processor computes: no graph holds that
+    )
 
     @classmethod
     def count(cls) -> int:

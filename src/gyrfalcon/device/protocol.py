@@ -37,8 +37,10 @@ class Device(ABC):
     collectives: ClassVar[str]  # the library that sums over ranks
     # Batches that are captured, in sequences.
     graph_sizes: ClassVar[Sequence[int]] = (1, 2, 4, 8, 16, 32, 64, 128)
+    prompt_sizes: ClassVar[Sequence[int]] = ()  # tokens of a prompt alone that are captured
     # Of the KV cache, for the padding of captured batches: where operators have no slot that says nowhere.
     spare_blocks: ClassVar[int] = 0
+    chooses_in_graphs: ClassVar[bool] = True  # the choice of a token is captured with the model
     runs_ptx: ClassVar[bool] = False  # whether kernels for it may have NVIDIA's assembly in them
     # Other hardware computes in its place, in tests: results are its own, times are not, and none are told.
     emulated: ClassVar[bool] = False

@@ -3,6 +3,7 @@ every rank.
 """
 
 import logging
+from functools import partial
 
 import torch
 
@@ -14,6 +15,7 @@ from gyrfalcon.device.environment import THREADS, set_by_user
 from gyrfalcon.device.lookup import kind_for
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.device.threads import home_processors, kept_to, own_processors, use_threads
+from gyrfalcon.engine import sampler
 from gyrfalcon.engine.core import EngineCore, ModelRunner
 from gyrfalcon.engine.drafts import Drafts
 from gyrfalcon.engine.graphs import Graphs
@@ -25,7 +27,7 @@ from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.kv.pool import CacheShape, KVPool
 from gyrfalcon.model.builder import Model
 from gyrfalcon.ops import Ops
-from gyrfalcon.parallel.group import Group, Vocabulary
+from gyrfalcon.parallel.group import Vocabulary
 from gyrfalcon.parallel.heartbeat import STEP
 from gyrfalcon.parallel.ranks import RankInfo
 from gyrfalcon.parallel.shards import share_of
@@ -77,12 +79,12 @@ def _core(
     reuse = config.reuse_prefixes and not (rope is not None and rope.kind == "dynamic")
     allocator = BlockAllocator(pool.num_blocks, config.block_size, reuse)
     limits = StepLimits(max_len, config.max_batch_tokens, config.max_sequences)
-    runner = model_runner(model, operations, rank_info.group, max_len, device)
+    vocabulary = Vocabulary.shared(checkpoint.config.vocab_size, rank_info.group)
+    runner = model_runner(model, operations, vocabulary, max_len, device)
     if isinstance(runner, Graphs):
         heartbeat.doing = "capturing graphs"
         with torch.inference_mode():
             runner.warm(pool, config.max_sequences, shown=rank_info.group.rank == 0)
-    vocabulary = Vocabulary.shared(checkpoint.config.vocab_size, rank_info.group)
     scores = None
     if retain_prompt_logits:
         scores = PromptScores(allocator.num_blocks, config.block_size, vocabulary.size, reuse)
@@ -96,14 +98,16 @@ def _core(
 
 
 def model_runner(
-    model: Model, operations: Ops, group: Group, max_len: int, device: Device
+    model: Model, operations: Ops, vocabulary: Vocabulary, max_len: int, device: Device
 ) -> ModelRunner:
     """What runs the model's steps: itself on the CPU, elsewhere graphs where all of a step allows it."""
     if device.on_host:
         return model
+    group = vocabulary.group
     capturable = operations.CAPTURABLE and group.capturable
+    choose = partial(sampler.greedy, vocabulary=vocabulary)
     agree = group.all_reduce_min
-    graphs = Graphs(model, max_len, device, capturable, group.heartbeat, agree)
+    graphs = Graphs(model, choose, max_len, device, capturable, group.heartbeat, agree)
     group.before_close.append(graphs.drop)
     return graphs
 

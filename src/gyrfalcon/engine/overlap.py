@@ -15,7 +15,9 @@ from gyrfalcon.batch import Batch
 from gyrfalcon.device.lookup import fetch, send
 from gyrfalcon.engine import sampler
 from gyrfalcon.engine.core import EngineCore
+from gyrfalcon.engine.decode_graphs import Following
 from gyrfalcon.engine.drafts import NEVER
+from gyrfalcon.engine.graphs import Graphs
 from gyrfalcon.request import Chunk, StepOutput
 
 
@@ -85,13 +87,27 @@ class Overlap:
         token_ids = in_flight.found[0]
         if len(rows) < len(token_ids):
             token_ids = token_ids[send(torch.tensor(rows), token_ids.device)]
-        batch = Batch.build(chunks, self._core.pool.block_size)
+        runner, block_size = self._core.model_runner, self._core.pool.block_size
+        same = len(chunks) == len(in_flight.chunks)
+        if same and isinstance(runner, Graphs) and runner.can_follow(len(chunks)):
+            return self._launch(chunks, Following(chunks, token_ids, block_size))
+        batch = Batch.build(chunks, block_size)
         return self._launch(chunks, replace(batch, token_ids=token_ids))
 
-    def _launch(self, chunks: Seq[Chunk], batch: Batch) -> _InFlight:
-        logits = self._core.model_runner(batch, self._core.pool)
-        found = sampler.choose(logits, chunks, self._core.vocabulary)
+    def _launch(self, chunks: Seq[Chunk], step: Batch | Following) -> _InFlight:
+        found = self._found(chunks, step)
         return _InFlight(chunks, found, fetch(found, self._core.check))
+
+    def _found(self, chunks: Seq[Chunk], step: Batch | Following) -> Tensor:
+        runner, pool = self._core.model_runner, self._core.pool
+        if not isinstance(runner, Graphs):
+            assert isinstance(step, Batch)
+            logits = runner(step, pool)
+        elif sampler.all_greedy(chunks):
+            return runner.greedy(step, pool)
+        else:
+            logits = runner(step, pool)
+        return sampler.choose(logits, chunks, self._core.vocabulary)
 
     def _commit(self, in_flight: _InFlight) -> list[StepOutput]:
         """Commits a step's tokens; those of sequences that ended after it was launched are dropped."""

@@ -25,6 +25,7 @@ from gyrfalcon.request import (
     Token,
 )
 
+Choose = Callable[[Tensor], Tensor]  # greedy() in a vocabulary
 ROWS_AT_ONCE = 32  # of a prompt, in float64: of 512 they would take 266 MB twice at 65,024 tokens
 MOST_LIKELY = 1024  # tokens among which top_p mostly leaves those that may be drawn
 NON_FINITE, NONE_ALLOWED = 1, -1  # of a row that gives no token; 0 of one that does
@@ -78,6 +79,20 @@ def choose(
     if len(set(modes)) == 1:
         return _choose_same_mode(own, chunks, vocabulary, modes[0])
     return _choose_mixed(own, chunks, vocabulary, modes)
+
+
+def greedy(own: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """The same where every row takes its most likely token."""
+    own = own.nan_to_num(math.inf, math.inf, math.inf)
+    return _choose_same_mode(own, (), vocabulary, SamplingMode.GREEDY)
+
+
+def all_greedy(chunks: Seq[Chunk]) -> bool:
+    """Whether greedy() chooses what choose() does."""
+    return not any(
+        chunk.request.has_min_tokens or chunk.request.sampling_mode is not SamplingMode.GREEDY
+        for chunk in chunks
+    )
 
 
 def read(found: Tensor, chunks: Seq[Chunk]) -> list[ChunkResult]:
@@ -181,9 +196,8 @@ def _choose_same_mode(
     else:
         scores, ids = _drawn(own, chunks, vocabulary, mode)
     top = scores[:, 0]
-    failed = torch.where(top.isneginf(), NONE_ALLOWED, NON_FINITE)
-    state = failed.masked_fill(top.isfinite(), 0)
-    return torch.stack((ids[:, 0], state))
+    failed = torch.full_like(ids[:, 0], NON_FINITE).masked_fill(top.isneginf(), NONE_ALLOWED)
+    return torch.stack((ids[:, 0], failed.masked_fill(top.isfinite(), 0)))
 
 
 def _drawn(

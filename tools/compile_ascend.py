@@ -117,8 +117,9 @@ def distinct(cases: Iterable[Case]) -> list[Case]:
     """One case for each variant that an NPU can have: it lacks fp8, and warps and assembly are a GPU's."""
     variants: dict[object, Case] = {}
     for case in cases:
-        if not case.constants.get("PTX") and case.constants.get("KIND") != "fp8":
-            constants = case.constants | case.ascend
+        is_of_gpus = case.ascend is None or case.constants.get("PTX")
+        if not is_of_gpus and case.constants.get("KIND") != "fp8":
+            constants = case.constants | (case.ascend or {})
             key = (case.kernel.__name__, str(case.signature), str(sorted(constants.items())))
             variants.setdefault(key, case)
     return list(variants.values())
@@ -201,9 +202,8 @@ def to_linalg(case: Case) -> str:
     target = GPUTarget("npu", DEVICE, 0)
     backend = compiler.AscendBackend(target)
     options = backend.parse_options({})
-    source = ASTSource(
-        fn=case.kernel, signature=case.signature, constants=case.constants | case.ascend
-    )
+    constants = case.constants | (case.ascend or {})
+    source = ASTSource(fn=case.kernel, signature=case.signature, constants=constants)
     context = ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)

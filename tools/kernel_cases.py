@@ -23,7 +23,8 @@ class Case:
     targets: frozenset[str] = TARGETS
     aligned: frozenset[str] = frozenset()  # integers divisible by 16; pointers always are
     stream: Stream | None = None  # the weights of a linear with matrix instructions
-    ascend: dict[str, Any] = field(default_factory=dict)  # constants that are others on Ascend
+    # Constants that are others on Ascend; None for what is never launched there.
+    ascend: dict[str, Any] | None = field(default_factory=dict)
 
     @property
     def is_twin(self) -> bool:

@@ -7,8 +7,8 @@ import torch
 from kernel_cases import AMD, NVIDIA, TARGETS, Case
 from kernel_limits import Stream
 
+from gyrfalcon.ops.triton import dequantised_linear, quantised_linear
 from gyrfalcon.ops.triton import linear as triton_linear
-from gyrfalcon.ops.triton import quantised_linear
 from gyrfalcon.quant import GROUPS
 
 WORDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -108,6 +108,30 @@ def _sum(parts: int, last: str = "none", *, bias: bool = False, dtype: str = "bf
     )
 
 
+def _dequantise(kind: str, dtype: str, *, ptx: bool) -> Case:
+    """Of a matrix whose rows end with a unit."""
+    group = GROUPS.get(kind)
+    scales = "*fp32" if group is None else "*bf16" if group == 128 else "*i32"
+    pointers = {"words": "*i16", "scales": scales, "out": f"*{dtype}"}
+    return Case(
+        name=f"dequantise {kind} {dtype}",
+        kernel=dequantised_linear.dequantise_kernel,
+        signature=pointers | dict.fromkeys(("first", "rows", "outputs", "inputs"), "i32"),
+        constants={
+            "ROWS": dequantised_linear.ROWS,
+            "KIND": "int4" if group else kind,
+            "GROUP": group,
+            "PTX": ptx,
+        },
+        warps=4,
+        stages=3,
+        expects=frozenset(),
+        aligned=frozenset({"rows", "outputs", "inputs"}),
+        targets=NVIDIA if ptx else AMD,
+        ascend=None,
+    )
+
+
 def _words(last: str, bias: bool) -> str:
     return " ".join(["bias"] * bias + [last] * (last != "none"))
 
@@ -135,6 +159,7 @@ CASES = [
     *_all_kinds(QUANTISED, "bf16", 64, parts=True),
     *_all_kinds(QUANTISED, "bf16", 512, last="gelu"),
     *_all_kinds(("int8", *GROUPS), "fp32", 512),
+    *(_dequantise(kind, "bf16", ptx=ptx) for kind in QUANTISED for ptx in (True, False)),
     _sum(2),
     _sum(2, dtype="fp32"),
     _sum(4, "gelu", bias=True),

@@ -11,10 +11,8 @@ from torch import Tensor
 from triton_interpreter import DEVICE
 
 from gyrfalcon import ops
-from gyrfalcon.device.cuda import FP8_CAPABILITY
 from gyrfalcon.device.lookup import device_of
 from gyrfalcon.engine_config import QUANTS
-from gyrfalcon.errors import UsageError
 from gyrfalcon.ops import reference
 from gyrfalcon.quant import GROUPS, TILE_ROWS, Quantised, dequantise, quantise, span
 
@@ -23,12 +21,12 @@ pytest.importorskip("triton", reason="Triton is not installed (the extra gpu-che
 import triton
 import triton.language as tl
 
+from gyrfalcon.ops.triton import dequantised_linear
 from gyrfalcon.ops.triton import linear as triton_linear
 from gyrfalcon.ops.triton.words import widen
 
 interpreted = pytest.mark.skipif(DEVICE == "cuda", reason="kernels run on the GPU itself")
-HAS_FP8 = DEVICE == "cpu" or torch.cuda.get_device_capability() >= FP8_CAPABILITY
-KINDS = [kind for kind in QUANTS if kind != "fp8" or HAS_FP8]
+KINDS = list(QUANTS)
 ROUNDED = [kind for kind in KINDS if kind != "none"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -259,6 +257,74 @@ def _widen(  # type: ignore[no-untyped-def]  # as above
     tl.store(out + places, widen(tl.load(words + places), J, KIND, out.dtype.element_ty, PTX))
 
 
+@pytest.mark.parametrize(
+    ("tokens", "num_sms", "kind", "dtype"), pairwise([1, 3, 16, 17, 70], [1, 64], KINDS, DTYPES)
+)
+def test_a_sum_of_linears_is_the_definitions(
+    tokens: int, num_sms: int, kind: str, dtype: torch.dtype
+) -> None:
+    """Of two matrices of different widths, in one part each or in several."""
+    pairs = [operands(kind, dtype, tokens, 70, inputs)[:2] for inputs in (192, 64 * 33)]
+    result = triton_linear.sum_of_linears(*pairs, num_sms=num_sms)
+    assert_near(result, defined(*pairs[0]) + defined(*pairs[1]), dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sum_of_linears_is_rounded_once(kind: str) -> None:
+    """What cancels in it was not rounded before."""
+    x, weight, _ = operands(kind, torch.bfloat16, 3, 70, 64 * 33)
+    small = operands("none", torch.bfloat16, 3, 70, 64)[1]
+    assert isinstance(small, Tensor)
+    few = torch.randn(3, 64, generator=torch.Generator().manual_seed(5)).to(x) / 1000
+    result = triton_linear.sum_of_linears((x, weight), (few, small), (-x, weight))
+    assert_near(result, defined(few, small), torch.bfloat16, 1e-2)
+
+
+@pytest.mark.parametrize("rows", [range(70), range(3, 36), range(69, 70)], ids=str)
+@pytest.mark.parametrize(("kind", "dtype", "inputs"), pairwise(ROUNDED, DTYPES, [64, 128, 448]))
+def test_a_dequantised_matrix_is_the_definitions(
+    kind: str, dtype: torch.dtype, inputs: int, rows: range
+) -> None:
+    """Bit for bit, whichever of its rows."""
+    _, weight, _ = operands(kind, dtype, 1, 70, inputs)
+    assert isinstance(weight, Quantised)
+    wanted = dequantise(weight, dtype)[rows.start : rows.stop]
+    assert dequantised_linear.dequantised(weight, rows, dtype).equal(wanted)
+
+
+@pytest.mark.usefixtures("with_assembly")
+@pytest.mark.parametrize("kind", ROUNDED)
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_assembly_dequantises_a_matrix_as_its_definition(dtype: torch.dtype, kind: str) -> None:
+    test_a_dequantised_matrix_is_the_definitions(kind, dtype, 448, range(3, 36))
+
+
+@pytest.mark.parametrize("kind", ROUNDED)
+@pytest.mark.parametrize("scratch", [1, 200 * 33, 1 << 28])
+def test_many_tokens_meet_a_matrix_dequantised_some_rows_at_a_time(
+    kind: str, scratch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dequantised_linear, "SCRATCH_WEIGHTS", scratch)
+    monkeypatch.setattr(dequantised_linear, "ROWS", 16)
+    x, weight, bias = operands(kind, torch.bfloat16, triton_linear.MANY_TOKENS, 35, 192)
+    wide = torch.cat((x, x), dim=1)[:, : x.shape[1]]  # rows that lie apart
+    result = triton_linear.linear(wide, weight, bias, "gelu")
+    assert_near(result, defined(x, weight, bias, "gelu"), torch.bfloat16)
+    assert isinstance(weight, Quantised)
+    full = dequantise(weight, torch.bfloat16)
+    assert_near(result, reference.linear(x, full, bias, "gelu").double(), torch.bfloat16, most=1e-2)
+
+
+def test_the_memory_for_dequantised_rows_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 40b's widest matrix: 537 MB for captured prompts, and as much for others."""
+    card, largest = device_of(torch.device("cuda")), 32768 * 8192
+    assert ops.scratch_bytes(card, largest, torch.bfloat16) == 2 * 536_870_912
+    assert ops.scratch_bytes(card, 4 * largest, torch.bfloat16) == 2 * 536_870_912
+    assert ops.scratch_bytes(card, 1000, torch.float32) == 8000
+    monkeypatch.setenv("GYRFALCON_OPS", "reference")
+    assert ops.scratch_bytes(card, largest, torch.bfloat16) == 0
+
+
 @pytest.mark.parametrize(("tokens", "num_sms", "kind"), pairwise([1, 16, 20], [1, 64], KINDS))
 def test_logits_are_not_rounded_to_16_bits(tokens: int, num_sms: int, kind: str) -> None:
     """But for those of many tokens with full weights, which the vendor's GEMM computes."""
@@ -283,13 +349,7 @@ def test_rows_are_split_only_where_multiprocessors_would_be_idle() -> None:
 
 
 @pytest.mark.parametrize("kind", QUANTS)
-def test_a_card_without_8_bit_floating_point_is_refused_fp8_alone(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_card_has_weights_of_every_kind(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An A100, too, which multiplies no 8-bit floating point: fp8 is widened by its bits."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    card = device_of(torch.device("cuda"))
-    if kind != "fp8":
-        ops.choose(card, kind)
-        return
-    with pytest.raises(UsageError, match=r"8\.9 for fp8, got one of 8\.0; choose int8"):
-        ops.choose(card, kind)
+    ops.choose(device_of(torch.device("cuda")), kind)

@@ -15,27 +15,28 @@ from gyrfalcon.plan.simulate import SimulatedSettings
 from gyrfalcon.plan.simulate_measured import read_measured
 from gyrfalcon.plan.step_load import decoding_load
 
-# Milliseconds that a reading of the kernels' assembly by hand gave: separate, fused, prefetched.
+# Milliseconds that a reading of the kernels' assembly by hand gave: fused, prefetched.
 BY_HAND = {
-    ("falcon-40b", "none"): (22.0, 20.3, 19.7),
-    ("falcon-40b", "int8"): (16.7, 10.6, 10.0),
-    ("falcon-40b", "int4"): (13.0, 6.1, 5.5),
-    ("falcon-7b", "none"): (5.2, 3.7, 3.4),
-    ("falcon-7b", "int8"): (4.3, 2.1, 1.8),
-    ("falcon-7b", "int4"): (3.4, 1.4, 1.1),
+    ("falcon-40b", "none"): (20.3, 19.7),
+    ("falcon-40b", "int8"): (10.6, 10.0),
+    ("falcon-40b", "int4"): (6.1, 5.5),
+    ("falcon-7b", "none"): (3.7, 3.4),
+    ("falcon-7b", "int8"): (2.1, 1.8),
+    ("falcon-7b", "int4"): (1.4, 1.1),
 }
 
 
 @pytest.mark.parametrize(("model", "quant"), BY_HAND)
 def test_it_is_near_what_was_worked_out_by_hand(model: str, quant: str) -> None:
     step = Step(planned_model(model).config, quant)
-    found = [1000 * simulated(step, design).seconds for design in DESIGNS.values()]
+    found = [1000 * simulated(step, DESIGNS[name]).seconds for name in ("fused", "prefetched")]
     assert found == pytest.approx(BY_HAND[model, quant], rel=0.11)
 
 
-def test_launches_are_those_of_plan_and_a_sum_of_parts_of_three_products() -> None:
+def test_launches_are_those_of_plan_and_sums_of_parts() -> None:
+    """Of qkv; and of dense and down together, which stands for the addition of the two."""
     step = Step(planned_model("falcon-40b").config, "none")
-    assert simulated(step, DESIGNS["separate"]).launches == TRITON_LAUNCHES + 3
+    assert simulated(step, DESIGNS["separate"]).launches == TRITON_LAUNCHES + 1
     assert simulated(step, DESIGNS["fused"]).launches == 7  # three of them beside a fourth
 
 
@@ -62,15 +63,15 @@ def test_attention_beside_up_costs_nothing_until_it_is_the_longer() -> None:
 
 def test_instructions_bind_quantised_weights_where_they_are_slower_than_the_memory() -> None:
     config = planned_model("falcon-40b").config
-    separate, fused = DESIGNS["separate"], DESIGNS["fused"]
+    packed = DESIGNS["separate"]
+    loose = replace(packed, weights_per_clock={"int8": 16.0, "int4": 24.0})  # weights one by one
     faster = Card(rate=1.1 * Card().rate)
     for quant, gain in (("none", 0.08), ("int8", 0.01), ("int4", 0.01)):
         step = Step(config, quant)
-        saved = 1 - simulated(step, separate, faster).seconds / simulated(step, separate).seconds
+        saved = 1 - simulated(step, loose, faster).seconds / simulated(step, loose).seconds
         assert saved == pytest.approx(gain, abs=0.01)
     step = Step(config, "int4")
-    quick = replace(separate, weights_per_clock=fused.weights_per_clock)
-    assert simulated(step, quick).seconds < 0.7 * simulated(step, separate).seconds
+    assert simulated(step, packed).seconds < 0.7 * simulated(step, loose).seconds
 
 
 def test_plan_reads_the_steps_that_it_writes(

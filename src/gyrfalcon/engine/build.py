@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from gyrfalcon import ops
-from gyrfalcon.checkpoint.load import effective_dtype, load_model
+from gyrfalcon.checkpoint.load import effective_dtype, effective_quant, load_model
 from gyrfalcon.checkpoint.source import Checkpoint
 from gyrfalcon.device.dtypes import WORD_OF_DTYPE
 from gyrfalcon.device.environment import THREADS, set_by_user
@@ -74,7 +74,10 @@ def _core(
     model = load_model(
         checkpoint, rank_info.group, operations, device.torch_device, dtype, config.quant
     )
-    pool, max_len = _cache(config, checkpoint, rank_info, device, dtype)
+    scratch = 0
+    if effective_quant(checkpoint, config.quant) != "none":
+        scratch = ops.scratch_bytes(device, _largest_matrix(checkpoint, rank_info), dtype)
+    pool, max_len = _cache(config, checkpoint, rank_info, device, dtype, scratch)
     rope = checkpoint.config.rope  # with dynamic scaling a token's key depends on what follows it
     reuse = config.reuse_prefixes and not (rope is not None and rope.kind == "dynamic")
     allocator = BlockAllocator(pool.num_blocks, config.block_size, reuse)
@@ -131,8 +134,11 @@ def _cache(
     rank_info: RankInfo,
     device: Device,
     dtype: torch.dtype,
+    scratch: int,
 ) -> tuple[KVPool, int]:
-    """The cache and the longest sequence it can hold; all ranks agree on the number of blocks."""
+    """The cache, which leaves `scratch` bytes, and the longest sequence it can hold; all ranks agree on the
+    number of blocks.
+    """
     max_len = longest_sequence(config, checkpoint)
     share = share_of(checkpoint.config, rank_info.group.size, rank_info.group.rank)
     model = checkpoint.config
@@ -140,7 +146,8 @@ def _cache(
         model.num_layers, len(share.kv_heads), model.head_dim, config.block_size, dtype
     )
     useful = config.max_sequences * -(-max_len // config.block_size)
-    affordable = _cache_bytes(config, rank_info, device) // shape.block_bytes - device.spare_blocks
+    num_bytes = _cache_bytes(config, rank_info, device, scratch)
+    affordable = num_bytes // shape.block_bytes - device.spare_blocks
     num_blocks = rank_info.group.all_reduce_min(min(useful, affordable))
     held = num_blocks * config.block_size
     wanted = -(-max_len // config.block_size) * shape.block_bytes
@@ -153,10 +160,17 @@ def _cache(
     return KVPool(shape, num_blocks, device.torch_device, device.spare_blocks), min(max_len, held)
 
 
-def _cache_bytes(config: EngineConfig, rank_info: RankInfo, device: Device) -> int:
+def _largest_matrix(checkpoint: Checkpoint, rank_info: RankInfo) -> int:
+    """The most weights that a matrix of this rank may have."""
+    share = share_of(checkpoint.config, rank_info.group.size, rank_info.group.rank)
+    heads = (len(share.query_heads) + 2 * len(share.kv_heads)) * checkpoint.config.head_dim
+    return max(len(share.vocab), len(share.ffn), heads) * checkpoint.config.hidden_size
+
+
+def _cache_bytes(config: EngineConfig, rank_info: RankInfo, device: Device, scratch: int) -> int:
     asked = config.cache_memory
     if isinstance(asked, int):
         return asked
     free, _ = device.memory()
     ranks = rank_info.ranks_here if device.on_host else 1  # that share it
-    return int(free * (asked or device.cache_share) / ranks)
+    return int(max(free - scratch, 0) * (asked or device.cache_share) / ranks)

@@ -82,6 +82,17 @@ def choose(device: Device, quant: str = "none", processors: Sequence[int] = ()) 
     return _IMPLEMENTATIONS[name](processors)
 
 
+def scratch_bytes(device: Device, largest: int, dtype: torch.dtype) -> int:
+    """What linears with quantised matrices of at most `largest` weights take of a card's memory beside
+    results, which the KV cache has to leave.
+    """
+    if chosen_name(device) != "triton":
+        return 0
+    from gyrfalcon.ops.triton import dequantised_linear
+
+    return dequantised_linear.scratch_bytes(largest, dtype)
+
+
 def chosen_name(device: Device) -> str:
     """One of NAMES; UsageError for a name that is none of them, or one that cannot run here."""
     name = os.environ.get(VARIABLE) or _default(device)

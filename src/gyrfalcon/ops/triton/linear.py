@@ -9,13 +9,14 @@ and, at 4 bits, to compute more than a card can while it reads. So a token's res
 for bit, whatever else is in a batch of up to 16.
 
 With more tokens, full weights go to the vendor's GEMM, and quantised ones take the same kernels with
-larger tiles. Tokens are independent there, too, but the split of a row's sum depends on their number.
+larger tiles, or from MANY_TOKENS on are widened for the GEMM (`dequantised_linear`). Tokens are independent
+there, too, but the split of a row's sum depends on their number.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from gyrfalcon.device.lookup import device_of
 from gyrfalcon.ops import reference
+from gyrfalcon.ops.triton.dequantised_linear import dequantised_linear
 from gyrfalcon.ops.triton.epilogue import activate, epilogue
 from gyrfalcon.ops.triton.quantised_linear import int4_linear_kernel, int8_linear_kernel
 from gyrfalcon.quant import GROUPS, Quantised
@@ -34,9 +36,13 @@ from gyrfalcon.quant_words import UNIT
 TABLE = Path(__file__).with_name("table.json")
 FEW_TOKENS = 16  # the smallest tile of the matrix units
 SOME_TOKENS = 64  # so many still are memory-bound
+MANY_TOKENS = (
+    256  # from here on a GEMM saves more than writing and reading the widened matrix costs
+)
 NUM_SMS = 132  # multiprocessors of an H100 or H200
 FEWEST_STEPS = 4  # of a program, where rows are split: enough to fill its pipeline
 SUM_TILE = 1024  # that a program of the sum over splits takes
+NOTHING: Mapping[str, object] = {"bias": None, "ACTIVATION": "none"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,37 +83,49 @@ def linear(
     weights are wanted `as_words`; rows of x may be strided. `num_sms` are the card's multiprocessors;
     `config` is a tile to take instead of the table's.
     """
-    tokens = len(x)
-    assert x.stride(1) == 1, "the kernels read rows of x as one run"
-    kind = weight.kind if isinstance(weight, Quantised) else "none"
-    if kind not in _FEW or (kind == "none" and tokens > FEW_TOKENS):  # no kernel, or GEMM is faster
+    tokens, outputs = len(x), weight.shape[0]
+    if not _has_kernel(tokens, weight):
         y = reference.linear(x, weight, bias, activation)
         return y if out_dtype is None else y.to(out_dtype)
-    outputs, inputs = weight.shape
-    device = device_of(x.device)
-    ptx = device.runs_ptx
-    config = config or config_for(tokens, kind, x.dtype, weight.shape, device.model, ptx)
-    tiles = (triton.cdiv(tokens, config.tokens), triton.cdiv(outputs, config.outputs))
-    stored = inputs if kind == "none" else triton.cdiv(inputs, UNIT) * UNIT
-    steps = triton.cdiv(stored, config.inputs)
-    split = split_for(tiles[0] * tiles[1], steps, config.programs * num_sms)
+    if isinstance(weight, Quantised) and tokens >= MANY_TOKENS and config is None:
+        y = dequantised_linear(x, weight, bias, activation)
+        return y if out_dtype is None else y.to(out_dtype)
+    launch = _Launch.of(x, weight, num_sms, config)
     epilogue = {"bias": bias, "ACTIVATION": activation or "none"}
     out = torch.empty(tokens, outputs, dtype=out_dtype or x.dtype, device=x.device)
-    if split.count == 1:
-        _launch(x, weight, out, (*tiles, 1), split, config, epilogue)
+    if launch.split.count == 1:
+        launch.run(out, epilogue)
         return out
-    parts = torch.empty(split.count, tokens, outputs, dtype=torch.float32, device=x.device)
-    nothing = {"bias": None, "ACTIVATION": "none"}
-    _launch(x, weight, parts, (*tiles, split.count), split, config, nothing)
+    parts = torch.empty(launch.split.count, tokens, outputs, dtype=torch.float32, device=x.device)
+    launch.run(parts)
+    return _summed(parts, out, epilogue)
+
+
+def sum_of_linears(*each: tuple[Tensor, Tensor | Quantised], num_sms: int = NUM_SMS) -> Tensor:
+    """`reference.sum_of_linears`; where kernels compute it, one more adds the parts of all, rounded once."""
+    x, weight = each[0]
+    tokens, outputs = len(x), weight.shape[0]
+    if tokens >= MANY_TOKENS or not all(_has_kernel(tokens, weight) for _, weight in each):
+        return reduce(torch.add, (linear(*one) for one in each))
+    launches = [_Launch.of(*one, num_sms) for one in each]
+    counts = [launch.split.count for launch in launches]
+    parts = torch.empty(sum(counts), tokens, outputs, dtype=torch.float32, device=x.device)
+    for launch, own in zip(launches, parts.split(counts), strict=True):
+        launch.run(own)
+    return _summed(parts, torch.empty(tokens, outputs, dtype=x.dtype, device=x.device))
+
+
+def _has_kernel(tokens: int, weight: Tensor | Quantised) -> bool:
+    """Whether there is one, and no GEMM is faster."""
+    return weight.kind in _FEW if isinstance(weight, Quantised) else tokens <= FEW_TOKENS
+
+
+def _summed(parts: Tensor, out: Tensor, epilogue: Mapping[str, object] = NOTHING) -> Tensor:
+    """The sum over parts, float32 [parts, tokens, outputs], in `out`."""
+    count, tokens, outputs = parts.shape
     grid = (tokens, triton.cdiv(outputs, SUM_TILE))
     _sum_parts[grid](
-        parts,
-        out=out,
-        outputs=outputs,
-        PARTS=split.count,
-        TILE=SUM_TILE,
-        num_warps=4,
-        **epilogue,
+        parts, out=out, outputs=outputs, PARTS=count, TILE=SUM_TILE, num_warps=4, **epilogue
     )
     return out
 
@@ -175,38 +193,65 @@ def split_for(tiles: int, steps: int, programs: int) -> Split:
     return Split(triton.cdiv(steps, each), each)
 
 
-def _launch(
-    x: Tensor,
-    weight: Tensor | Quantised,
-    out: Tensor,
-    grid: tuple[int, int, int],
-    split: Split,
-    config: LinearConfig,
-    epilogue: Mapping[str, object],
-) -> None:
-    outputs, inputs = weight.shape
-    kernel, pointers, constants = _kernel_for(weight)
-    if isinstance(weight, Quantised):
-        constants |= {"PTX": device_of(x.device).runs_ptx}
-    assert all(each.is_contiguous() for each in pointers), "the kernels read rows without a stride"
-    kernel[grid](
-        x,
-        *pointers,
-        out=out,
-        tokens=len(x),
-        outputs=outputs,
-        inputs=inputs,
-        x_stride=x.stride(0),
-        steps=split.steps,
-        TOKENS=config.tokens,
-        OUTPUTS=config.outputs,
-        INPUTS=config.inputs,
-        EVEN=inputs % (UNIT if isinstance(weight, Quantised) else config.inputs) == 0,
-        num_warps=config.warps,
-        num_stages=config.stages,
-        **constants,
-        **epilogue,
-    )
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """How the kernel of a linear is launched."""
+
+    x: Tensor
+    weight: Tensor | Quantised
+    config: LinearConfig
+    split: Split
+    tiles: tuple[int, int]  # of tokens, of outputs
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        weight: Tensor | Quantised,
+        num_sms: int,
+        config: LinearConfig | None = None,
+    ) -> "_Launch":
+        """With the table's tile, unless one is given."""
+        assert x.stride(1) == 1, "the kernels read rows of x as one run"
+        (outputs, inputs), tokens, device = weight.shape, len(x), device_of(x.device)
+        kind = weight.kind if isinstance(weight, Quantised) else "none"
+        config = config or config_for(
+            tokens, kind, x.dtype, weight.shape, device.model, device.runs_ptx
+        )
+        tiles = (triton.cdiv(tokens, config.tokens), triton.cdiv(outputs, config.outputs))
+        stored = inputs if kind == "none" else triton.cdiv(inputs, UNIT) * UNIT
+        steps = triton.cdiv(stored, config.inputs)
+        split = split_for(tiles[0] * tiles[1], steps, config.programs * num_sms)
+        return cls(x, weight, config, split, tiles)
+
+    def run(self, out: Tensor, epilogue: Mapping[str, object] = NOTHING) -> None:
+        """Into `out`, [tokens, outputs] or [parts, tokens, outputs]."""
+        x, weight, config = self.x, self.weight, self.config
+        outputs, inputs = weight.shape
+        kernel, pointers, constants = _kernel_for(weight)
+        if isinstance(weight, Quantised):
+            constants |= {"PTX": device_of(x.device).runs_ptx}
+        assert all(one.is_contiguous() for one in pointers), (
+            "the kernels read rows without a stride"
+        )
+        kernel[*self.tiles, self.split.count](
+            x,
+            *pointers,
+            out=out,
+            tokens=len(x),
+            outputs=outputs,
+            inputs=inputs,
+            x_stride=x.stride(0),
+            steps=self.split.steps,
+            TOKENS=config.tokens,
+            OUTPUTS=config.outputs,
+            INPUTS=config.inputs,
+            EVEN=inputs % (UNIT if isinstance(weight, Quantised) else config.inputs) == 0,
+            num_warps=config.warps,
+            num_stages=config.stages,
+            **constants,
+            **epilogue,
+        )
 
 
 def _kernel_for(

@@ -1,7 +1,5 @@
 """The operations on GPUs by Triton kernels: those that ops/reference.py defines."""
 
-from functools import reduce
-
 import torch
 from torch import Tensor
 
@@ -12,6 +10,7 @@ from gyrfalcon.ops.reference import fuse_blocks as fuse_blocks
 from gyrfalcon.ops.reference import own_threads as own_threads
 from gyrfalcon.ops.triton import attention as triton_attention
 from gyrfalcon.ops.triton.linear import linear as linear
+from gyrfalcon.ops.triton.linear import sum_of_linears as sum_of_linears
 from gyrfalcon.ops.triton.norm import add_layer_norms as add_layer_norms
 from gyrfalcon.ops.triton.rotary import rotary_and_cache as rotary_and_cache
 from gyrfalcon.quant import Quantised, Weight
@@ -32,11 +31,6 @@ def logits(x: Tensor, weight: Weight) -> Tensor:
 def linears(*each: LinearCall) -> list[Tensor]:
     """One kernel each."""
     return [linear(*one) for one in each]
-
-
-def sum_of_linears(*each: tuple[Tensor, Weight]) -> Tensor:
-    """One kernel each, then added."""
-    return reduce(torch.add, (linear(*one) for one in each))
 
 
 def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None) -> Tensor:

@@ -19,9 +19,9 @@ APPEARED = {
     "torch.contiguous_format": "1.5",
     "torch.cuda.CUDAGraph": "1.10",
     "torch.cuda.can_device_access_peer": "1.10",
-    "torch.cuda.get_device_capability": "1.0",
     "torch.cuda.get_device_properties": "1.0",
     "torch.cuda.graph": "1.10",
+    "torch.cuda.graph_pool_handle": "1.10",
     "torch.cuda.mem_get_info": "1.11",
     "torch.cuda.reset_peak_memory_stats": "1.4",
     "torch.distributed.PrefixStore": "1.8",
@@ -53,6 +53,8 @@ APPEARED = {
     "torch.nan": "1.8",
     "torch.nn.functional.scaled_dot_product_attention": "2.0",
     "torch.nn.functional.silu": "1.7",
+    "torch.ops.symm_mem": "2.5",
+    "torch.ops.symm_mem.one_shot_all_reduce_out": "2.6",
     "torch.ops.mkldnn._is_mkldnn_bf16_supported": "2.1",
     "torch.ops.mkldnn._is_mkldnn_fp16_supported": "2.4",
     "torch.promote_types": "1.5",
@@ -67,7 +69,7 @@ APPEARED |= dict.fromkeys(
     torch.empty_like torch.equal torch.eye torch.float16 torch.float32 torch.float64 torch.from_numpy
     torch.full torch.get_num_threads torch.int16 torch.int32 torch.int64 torch.int8 torch.load torch.mm
     torch.ones torch.randn torch.set_num_threads torch.stack torch.strided torch.tensor torch.uint8
-    torch.where torch.zeros torch.zeros_like
+    torch.full_like torch.where torch.zeros torch.zeros_like
     torch.cuda.Event torch.cuda.Stream torch.cuda.current_stream torch.cuda.device_count
     torch.cuda.get_device_name torch.cuda.is_available torch.cuda.max_memory_allocated
     torch.cuda.set_device torch.cuda.stream torch.cuda.synchronize torch.version.cuda

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gyrfalcon.device import KINDS
-from gyrfalcon.device.protocol import Device, Replay
+from gyrfalcon.device.cuda_symmetric import open_sums
+from gyrfalcon.device.protocol import Device, Replay, SmallSums
 from gyrfalcon.device.rates import copy_rate, product_rate, read_rate
 from gyrfalcon.device.threads import torch_threads
 from gyrfalcon.device.topology import node_of_pci
@@ -67,6 +68,14 @@ class Cuda(Device):
         nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size, options)
         group._register_backend(torch.device(cls.name), kinds.NCCL, nccl)
         return nccl.abort
+
+    @classmethod
+    def small_sums(
+        cls, store: dist.Store, rank: int, size: int, agree: Callable[[int], int]
+    ) -> SmallSums | None:
+        own, others = cls.at(rank), (cls.at(other) for other in range(size) if other != rank)
+        all_reached = all(own.reaches(other) for other in others)
+        return open_sums(store, rank, size, own.torch_device, all_reached, agree)
 
     @classmethod
     def toolkit(cls) -> str | None:

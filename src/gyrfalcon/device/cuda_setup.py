@@ -154,6 +154,7 @@ SETUP = Setup(
         "HSA_OVERRIDE_GFX_VERSION",
         "GPU_MAX_HW_QUEUES",
         "TRITON_CACHE_DIR",
+        "GYRFALCON_SYMMETRIC_SUMS",
     ),
     queries=(
         ("nvidia-smi",),

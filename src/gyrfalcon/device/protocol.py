@@ -22,6 +22,16 @@ class Replay(Protocol):
     def __call__(self, contexts: Sequence[int] = ()) -> Tensor: ...
 
 
+class SmallSums(Protocol):
+    """Sums of few bytes over ranks."""
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether x can be summed so, the same on all ranks."""
+
+    def add(self, x: Tensor) -> None:
+        """`x` becomes the sum of all ranks' `x`."""
+
+
 class Device(ABC):
     """One device as a rank uses it: `torch_device` is where its tensors are."""
 
@@ -103,6 +113,15 @@ class Device(ABC):
         """Gives the group what sums tensors on such devices; it has gloo for those on the host. Returns
         what ends that whatever it waits for, where there is such a thing.
         """
+
+    @classmethod
+    def small_sums(
+        cls, store: dist.Store, rank: int, size: int, agree: Callable[[int], int]
+    ) -> SmallSums | None:
+        """What sums few bytes over ranks that are all on this machine, each on its device, faster than the
+        group, if all of them have that; `agree` is the smallest of the ranks' numbers.
+        """
+        return None
 
     @classmethod
     @abstractmethod

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gyrfalcon.device.protocol import Device
+from gyrfalcon.device.protocol import Device, SmallSums
 from gyrfalcon.native.library import RankGone
 
 # A worker waits for its next message as long as the engine lives. A rank that dies closes its
@@ -40,6 +40,7 @@ class Backend:
     ) -> None:
         """`abort` ends the collectives of a device, whatever they wait for."""
         self._group, self._gloo, self._abort = group, gloo, abort
+        self.small_sums: SmallSums | None = None
 
     def abort(self) -> bool:
         """Ends what the device has under way, with no result; whether there is such a thing. Gloo's waits end
@@ -60,7 +61,10 @@ class Backend:
 
     def add(self, x: Tensor) -> None:
         """`x` becomes the sum of all ranks' `x`."""
-        self._complete(self._group.allreduce, [x])
+        if self.small_sums is not None and self.small_sums.takes(x):
+            self.small_sums.add(x)
+        else:
+            self._complete(self._group.allreduce, [x])
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """Every rank's `x`, which have one shape."""

@@ -208,6 +208,9 @@ def connect(
     backend = open_backend(
         store, rank, size, kind=kind, one_device=one_device, host=host, meeting=meeting
     )
+    if one_machine and not (kind.on_host or one_device):
+        sums = dist.PrefixStore("small sums", store)
+        backend.small_sums = kind.small_sums(sums, rank, size, backend.all_reduce_min)
     memory = share_memory(backend, rank, size) if one_machine and kind.on_host else None
     backend.wait_for_ever()
     return Group(rank, size, backend, memory, capturable=not one_device)

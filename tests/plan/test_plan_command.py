@@ -153,7 +153,7 @@ def test_a_target_has_a_price(capsys: pytest.CaptureFixture[str]) -> None:
         ("falcon-40b --hardware h100x4 -w 8", "-w of at most 4"),
         ("falcon-40b --hardware 910b3 --dtype fp32", "got fp32"),
         ("falcon-40b --hardware 910b3 --quant fp8", "8-bit floating point for fp8, got 910b3"),
-        ("falcon-7b --hardware a100 --quant fp8 --trace poisson:1", "fp8, got a100"),
+        ("falcon-7b --hardware 910b3 --quant fp8 --trace poisson:1", "fp8, got 910b3"),
         ("falcon-40b --hardware h100 --quant int3", "--quant none | int8"),
         ("falcon-40b --hardware h300", "wanted --hardware 910b3"),
         ("falcon-40", "wanted --hardware, got none"),

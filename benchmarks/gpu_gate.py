@@ -3,7 +3,8 @@ near the card's limits.
 
     scripts/gpu-gate [--json FILE]                 everything, at most 9 minutes on one H100 or H200
     scripts/gpu-gate --full-sweep int8             the guide's 36 cases token by token
-    scripts/gpu-gate --dry-run                     every step on the CPU, tiny shapes, Triton interpreted
+    scripts/gpu-gate --dry-run                     every step on the CPU, tiny shapes, Triton interpreted; and
+                                                   what a card would compile and launch, at full size
 
 Needs torch, triton, numpy, safetensors, transformers and pytest; nothing is installed, nothing is
 downloaded. Where gemlite is installed, its products are timed beside ours. What does not fit the card
@@ -178,7 +179,11 @@ def steps(plan: Plan, args: argparse.Namespace) -> dict[str, Callable[[Plan], di
             "limits": gpu_speed.limits,
             "full_sweep": lambda plan: gpu_speed.full_sweep(plan, shape, args.full_sweep),
         }
+    import gpu_counts
+
+    of_card = {"counts": lambda _: gpu_counts.counts(Plan.of(False, plan.minutes))}
     return {  # speed before the kernel tests, which compile hundreds of kernels
+        **(of_card if args.dry_run else {}),
         "limits": gpu_speed.limits,
         "layers": gpu_checks.layers,
         **{

@@ -15,6 +15,8 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     for name in ("kernels", "laws", "layers", "nestling", "full_sweep"):
         if (found := document.get(name)) is not None:
             yield f"{name:<10} {_verdict(found)}"
+    if "steps" in document.get("counts", {}):
+        yield from _count_lines(document["counts"])
     limits = document.get("limits", {})
     if "bandwidth_bytes_per_second" in limits:
         bandwidth = limits["bandwidth_bytes_per_second"] / 1e12
@@ -31,6 +33,18 @@ def _verdict(found: Mapping[str, Any]) -> str:
         return f"skipped: {found['skipped']}"
     word = "holds" if found.get("passed") else "FAILS"
     return " ".join([word, str(found.get("error") or found.get("summary") or "")]).strip()
+
+
+def _count_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """Of the card's plan, counted without one."""
+    each = ", ".join(f"{name} {number}" for name, number in sorted(found["by_name"].items()))
+    yield f"counts     a card would compile {found['kernels']} kernels for its models: {each}"
+    for row in found["steps"]:
+        word = "batch" if "batch" in row else "prompt"
+        yield (
+            f"{row['shape']} {row['precision']:<6} {word:<6}{row[word]:>5}: {row['triton']:>4} launches"
+            f" of Triton's kernels, {row['torch']:>4} of torch's"
+        )
 
 
 def _model_lines(name: str, found: Mapping[str, Any]) -> Iterator[str]:

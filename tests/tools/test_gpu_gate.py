@@ -7,21 +7,24 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psutil
 import pytest
 import torch
 from clones import environment_of
 from engines import random_prompt, small
+from simulate_token import DESIGNS, Step, simulated
 
 pytest.importorskip("triton", reason="the gate's modules need Triton")
 
 from gyrfalcon import SamplingParams
 from gyrfalcon.engine import overlap, sampler
 from gyrfalcon.ops import reference
+from gyrfalcon.ops.triton import linear as triton_linear
 
 gpu_checks = pytest.importorskip("gpu_checks")
+gpu_counts = pytest.importorskip("gpu_counts")
 gpu_gate = pytest.importorskip("gpu_gate")
 gpu_models = pytest.importorskip("gpu_models")
 gpu_speed = pytest.importorskip("gpu_speed")
@@ -157,7 +160,7 @@ def test_the_gate_starts_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_a_model_of_any_precision_is_timed_through_the_engine(
     quant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_speed, "Graphs", lambda model, max_len, device: model)
+    monkeypatch.setattr(gpu_speed, "Graphs", lambda model, choose, max_len, device: model)
     device, dtype = torch.device("cpu"), torch.bfloat16
     config = gpu_models.config_of("tiny")
     model = gpu_models.random_model(config, reference, device, dtype=dtype, quant=quant)
@@ -203,3 +206,47 @@ def test_the_commit_is_that_of_the_sources_wherever_it_runs(
     here = gpu_gate.commit()
     monkeypatch.chdir(tmp_path)
     assert gpu_gate.commit() == here
+
+
+@pytest.fixture(scope="module")
+def counted() -> dict[str, Any]:
+    """What the card's plan compiles and launches."""
+    return gpu_counts.counts(gpu_gate.Plan.of(dry_run=False, minutes=9.0))
+
+
+def test_the_cards_plan_is_walked_at_full_size_without_one(counted: dict[str, Any]) -> None:
+    plan = gpu_gate.Plan.of(dry_run=False, minutes=9.0)
+    steps = len(plan.shapes) * len(plan.precisions) * (len(plan.batches) + len(plan.prompts))
+    assert len(counted["steps"]) == steps
+    text = "\n".join(gpu_table._count_lines(counted))
+    assert f"would compile {counted['kernels']} kernels" in text
+    assert len(text.splitlines()) == 1 + steps
+
+
+def test_a_token_of_a_layer_launches_what_the_simulation_counts(counted: dict[str, Any]) -> None:
+    """A kernel for each operation and each sum of parts; torch's add, embedding and rows are not Triton's."""
+    config = gpu_models.config_of("40b")
+    step = Step(config, "none", batch=1, context=2048)
+    of_a_layer = simulated(step, DESIGNS["separate"]).launches
+    [found] = [
+        row
+        for row in counted["steps"]
+        if (row["shape"], row["precision"], row.get("batch")) == ("40b", "bf16", 1)
+    ]
+    launches = found["triton"] + found["torch"]
+    assert of_a_layer * config.num_layers <= launches <= (of_a_layer + 1) * config.num_layers
+
+
+def test_what_is_compiled_once_is_counted_once() -> None:
+    x = torch.ones(4, 64)
+    weight = torch.ones(64, 64)
+    with gpu_counts.noted_launches() as noted:
+        for _ in range(2):
+            triton_linear.linear(x, weight)
+        triton_linear.linear(x[:3], weight)  # tokens are not specialised
+    assert sorted(noted.values()) == [3]
+    with gpu_counts.noted_launches() as noted:
+        triton_linear.linear(x, weight)
+        triton_linear.linear(x, torch.ones(63, 64))
+        triton_linear.linear(x, weight, None, "gelu")
+    assert sorted(noted.values()) == [1, 1, 1]

@@ -1,74 +1,87 @@
 """What the watchdog of two ranks costs: processor time of its threads, and time of a decoding step.
 
-    python benchmarks/watchdog_cost.py [--model nestling] [--pairs 12] [--steps 1500] [--json FILE]
+    python benchmarks/watchdog_cost.py [--model nestling] [--seconds 60]
 
-Steps are compared in pairs of engines that are made one after the other, one of which has its beats stopped
-once it is made; which comes first alternates. Processor time is the system's count for the threads, of the
-first rank's watchdog and of all of the other rank's but the one that computes. Gate: at most 0.5 % of a core
-in each rank, and a median step that is at most 1 % longer. Run nothing else beside it.
+A step during which the first rank's watchdog looks is compared with the eight before and after it, so that
+other programs and the machine's clock disturb both alike. What looks take from steps is taken twice, as the
+other rank's thread does the same at times that are not known here; moments without a look are the control.
+Processor time is the system's count for the threads, of the first rank's watchdog and of all of the other
+rank's but the one that computes. Gate: at most 0.5 % of a core in each rank and 1 % of a step.
 """
 
 import argparse
+import bisect
 import json
+import random
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
 from gyrfalcon import Engine, SamplingParams
 from gyrfalcon.measure.result import machine_facts
+from gyrfalcon.parallel.movement import Beat, Movement
 
 MOST_CPU, MOST_STEP = 0.005, 0.01  # of a core, of a step
 IDLE_SECONDS = 10.0
-WARM_UP_STEPS = 50
+NEIGHBOURS = 8  # steps on each side
+APART = (0.03, 0.1)  # seconds between a look and a moment without one
+TRIMMED = 0.1  # of the costs on each side, which other programs made
+TOKENS = 1500
 PROMPT = "The old captain looked at the sea"
+Span = tuple[float, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What was seen of one engine."""
-
-    beats: bool
-    step_ms: float  # median
-    first_rank_cpu: float  # shares of a core that its beats took while it computed
-    other_rank_cpu: float
-    first_rank_idle: float
-    other_rank_idle: float
-
-
-def measured(model: str, num_steps: int, *, beats: bool) -> Made:
-    """An engine of two ranks on a core each."""
-    with Engine(model, world_size=2, threads=1) as engine:
-        if not beats:
-            assert engine._ranks is not None
-            assert engine._ranks.beats is not None
-            engine._ranks.beats.stop()
-        steps: list[float] = []
-        engine.add(PROMPT, SamplingParams(max_new_tokens=num_steps, ignore_eos=True))
-        for _ in range(WARM_UP_STEPS):
-            engine.step()
-        before, begin = _seconds(), time.monotonic()
+def steps_of(engine: Engine, seconds: float) -> list[Span]:
+    """Begin and end of each step of one stream after the other."""
+    found: list[Span] = []
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        engine.add(PROMPT, SamplingParams(max_new_tokens=TOKENS, ignore_eos=True))
         while engine.has_work:
-            start = time.perf_counter()
+            begin = time.monotonic()
             engine.step()
-            steps.append(time.perf_counter() - start)
-        computing = _shares(before, begin)
-        before, begin = _seconds(), time.monotonic()
-        time.sleep(IDLE_SECONDS if beats else 0.1)
-        return Made(beats, 1000 * statistics.median(steps), *computing, *_shares(before, begin))
+            found.append((begin, time.monotonic()))
+    return found
 
 
-def _shares(before: tuple[float, float], begin: float) -> tuple[float, float]:
-    passed, now = time.monotonic() - begin, _seconds()
+def share_of_looks(steps: Sequence[Span], looks: Sequence[float]) -> float:
+    """What looks took from the steps, of all their time: beside moments without a look, since a long step is
+    more likely to have one.
+    """
+    chance, total = random.Random(1), steps[-1][1] - steps[0][0]
+    inside = [look for look in looks if steps[0][0] <= look <= steps[-1][1]]
+    moments = [look + sign * chance.uniform(*APART) for look in inside for sign in (-1, 1) * 5]
+    cost = mean_excess(steps, inside) - mean_excess(steps, moments)
+    return cost * len(inside) / total
+
+
+def mean_excess(steps: Sequence[Span], moments: Sequence[float]) -> float:
+    """How much longer, in seconds, the steps are that have these moments than those around them."""
+    begins = [begin for begin, _ in steps]
+    lengths = [end - begin for begin, end in steps]
+    found = []
+    for moment in moments:
+        number = bisect.bisect_right(begins, moment) - 1
+        near = range(max(number - NEIGHBOURS, 0), min(number + NEIGHBOURS + 1, len(steps)))
+        if number >= 0 and moment <= steps[number][1]:
+            others = [lengths[one] for one in near if one != number]
+            found.append(lengths[number] - statistics.median(others))
+    cut = int(TRIMMED * len(found))
+    return statistics.mean(sorted(found)[cut : len(found) - cut])
+
+
+def shares_of_core(before: Span, begin: float) -> Span:
+    """Of the first rank's watchdog and of the other's threads, since then."""
+    passed, now = time.monotonic() - begin, thread_seconds()
     return (now[0] - before[0]) / passed, (now[1] - before[1]) / passed
 
 
-def _seconds() -> tuple[float, float]:
+def thread_seconds() -> Span:
     """Processor time so far: of the first rank's watchdog, and of all threads of the other rank but the one
     that computes.
     """
@@ -85,38 +98,54 @@ def _of_threads(process: int, threads: Sequence[int | None]) -> float:
     return sum(int(path.read_text().split()[0]) for path in paths) / 1e9
 
 
+def noting_looks() -> list[float]:
+    """When this process's watchdog looks, from here on."""
+    looks: list[float] = []
+    beat = Movement.beat
+
+    def noted(movement: Movement) -> Beat:
+        looks.append(time.monotonic())
+        return beat(movement)
+
+    Movement.beat = noted  # type: ignore[assignment, method-assign]  # in this process alone
+    return looks
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="nestling")
-    parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
-    found, ratios = [], []
-    for number in range(args.pairs):
-        order = (True, False) if number % 2 else (False, True)
-        pair = {beats: measured(args.model, args.steps, beats=beats) for beats in order}
-        found += [pair[True], pair[False]]
-        ratios.append(pair[True].step_ms / pair[False].step_ms - 1)
-        print(f"pair {number + 1}: {pair[False].step_ms:.3f} ms, {ratios[-1]:+.1%} with beats")
-    watched = [one for one in found if one.beats]
-    shares = {
-        name: statistics.median(getattr(one, name) for one in watched)
-        for name in ("first_rank_cpu", "other_rank_cpu", "first_rank_idle", "other_rank_idle")
-    }
-    step = statistics.median(ratios)
-    holds = step <= MOST_STEP and max(shares.values()) <= MOST_CPU
-    print(", ".join(f"{name} {share:.2%}" for name, share in shares.items()))
-    print(f"a step takes {step:+.2%} (median of {args.pairs} pairs)")
+    looks = noting_looks()
+    with Engine(args.model, world_size=2, threads=1) as engine:
+        steps_of(engine, 1.0)
+        before, begin = thread_seconds(), time.monotonic()
+        steps = steps_of(engine, args.seconds)
+        working = shares_of_core(before, begin)
+        before, begin = thread_seconds(), time.monotonic()
+        time.sleep(IDLE_SECONDS)
+        idle = shares_of_core(before, begin)
+    step = 2 * share_of_looks(steps, looks)
+    length = statistics.median(end - begin for begin, end in steps)
+    for name, (first, other) in (("computing", working), ("idle", idle)):
+        print(f"{name}: {first:.2%} of a core in the first rank, {other:.2%} in the other")
+    print(
+        f"a step of {1000 * length:.2f} ms: {step:+.2%} by {len(looks)} looks in {len(steps)} steps"
+    )
+    holds = step <= MOST_STEP and max(*working, *idle) <= MOST_CPU
     if args.json:
         result = {
             "benchmark": "watchdog_cost",
             "machine": machine_facts(),
             "options": {name: value for name, value in vars(args).items() if name != "json"},
+            "step_ms": 1000 * length,
             "step_share_added": step,
-            **shares,
+            "core_shares_computing": working,
+            "core_shares_idle": idle,
+            "num_steps": len(steps),
+            "num_looks": len(looks),
             "holds": holds,
-            "engines": [asdict(one) for one in found],
         }
         args.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     return 0 if holds else 1

@@ -448,10 +448,11 @@ def test_attention_reads_no_key_that_its_query_does_not_see() -> None:
     assert torch.equal(native.attention(q, cache, batch, None), seen)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("group", [1, 5])
 @pytest.mark.parametrize("context", [60, 130, 600])
-def test_attention_propagates_nan(context: int, group: int) -> None:
-    q, cache, batch = attending([1], [context], (2, group, 64), torch.float32)
+def test_attention_propagates_nan(context: int, group: int, dtype: torch.dtype) -> None:
+    q, cache, batch = attending([1], [context], (2, group, 64), dtype)
     cache.k[batch.block_tables[0, :4]] = float("nan")  # all keys that are looked at together
     assert native.attention(q, cache, batch, None).isnan().all()
 

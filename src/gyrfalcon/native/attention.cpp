@@ -78,8 +78,6 @@ void attend(const Attention &all, const Part &part, int thread) {
         all.kernels->widen(static_cast<const char *>(queries.q) + (token * queries.heads + head) * all.head_bytes(),
                            all.kind, cache.dim, to);
         std::fill(to + cache.dim, to + all.stride, 0.0f);
-        for (int64_t i = 0; i < cache.dim; i++)
-            to[i] *= scale;
         limits[row] = std::min(before + row / all.group + 1, part.last);
         if (queries.slopes)
             slopes[row] = queries.slopes[head];

@@ -28,6 +28,27 @@ struct Rows {
 };
 constexpr int64_t int4_scale_bytes(const Rows &rows) { return rows.columns / rows.group * 2; } // of a row
 
+// Cache lines of weights that are packed next. Each product prefetches some into the second-level cache, so that memory is read
+// while numbers are multiplied; one by one, for it would wait for many.
+struct Ahead {
+    const char *place, *row;
+    int64_t apart; // bytes from row to row
+    int64_t row_lines, row_left;
+    int64_t lines; // left
+    int64_t each;  // of a product
+
+    inline __attribute__((always_inline)) void prefetch_line() {
+        if (lines <= 0)
+            return;
+        __builtin_prefetch(place, 0, 2);
+        lines--, place += 64;
+        if (!--row_left) {
+            row_left = row_lines;
+            place = row += apart;
+        }
+    }
+};
+
 // Tokens for a matrix unit, in groups: of bf16, or of int16 as bytes. A step of a group has UNIT_STEP_BYTES, for 64 bytes
 // of a weight's row; some steps of all groups lie together, [blocks of steps, groups, steps].
 constexpr int64_t TRANSPOSED_TOKENS = 32, UNIT_TOKENS = 16;
@@ -118,7 +139,7 @@ struct MatrixUnit {
 
 // One KV head's part of a sequence's attention: `rows` queries, each of one head and one token.
 struct AttentionWork {
-    const float *queries;  // [rows, padded(dim)], scaled
+    const float *queries;  // [rows, padded(dim)]
     const char *keys;      // of this head in the cache
     const char *values;    //
     const int64_t *table;  // the sequence's blocks
@@ -131,7 +152,7 @@ struct AttentionWork {
     int64_t token_bytes;
     int64_t dim;
     int kind;
-    float slope_scale;
+    float scale; // of a score, its slope included
 };
 
 constexpr int64_t KEYS_AT_ONCE = 64;
@@ -174,11 +195,11 @@ struct Kernels {
     void (*pack_int8_rows)(const Rows &rows, int64_t first_column, int64_t columns, int16_t *to, float *scales,
                            int32_t *offsets);
     void (*micro_kernel_int16)(const Int16Tile &rows, const Int16Tile &tokens, int64_t count, int64_t columns,
-                               float *sums, int64_t stride, bool add);
+                               float *sums, int64_t stride, bool add, Ahead &ahead);
     // And in int8: int4 rows to [groups of 4 columns, mr, 4] and their scales to [groups, mr].
     void (*pack_int4_rows)(const Rows &rows, int64_t first_column, int64_t columns, uint8_t *to, float *scales);
     void (*micro_kernel_int4)(const uint8_t *tile, const float *row_scales, const Int8Tokens &tokens, int64_t columns,
-                              int64_t group, float *sums, int64_t stride, bool add);
+                              int64_t group, float *sums, int64_t stride, bool add, Ahead &ahead);
 
     void (*widen)(const void *from, int kind, int64_t count, float *to);
     void (*deinterleave)(float *floats, int64_t columns); // to match bf16 weights
@@ -208,7 +229,7 @@ struct Kernels {
     // instruction multiplies them.
     void (*pack_bf16_rows)(const Rows &rows, int64_t first_column, int64_t columns, uint16_t *to) = nullptr;
     void (*micro_kernel_bf16)(const uint16_t *tile, const uint16_t *tokens, int64_t count, int64_t columns, float *sums,
-                              int64_t stride, bool add) = nullptr;
+                              int64_t stride, bool add, Ahead &ahead) = nullptr;
     // As pack_int4_rows, int8 rows by the number of their bytes + 128, to micro_kernel_int4 as group 0 with one scale for
     // all columns. Null where int8 weights are not multiplied with int8 tokens.
     void (*pack_int8_bytes)(const Rows &rows, int64_t first_column, int64_t columns, uint8_t *to,

@@ -79,6 +79,25 @@ template <class Each> void for_tiles(const Kernels &kernels, const Rows &rows, c
                 each(row, token, std::min(size, tokens.count - token));
 }
 
+// Some columns of rows, from one on.
+struct Columns {
+    Rows rows;
+    int64_t column;
+};
+
+// Cache lines of those that are packed next, for all tiles of rows and of tokens to prefetch.
+Ahead lines_of(const Columns &next, const Kernels &kernels, const Rows &rows, const Tokens &tokens) {
+    const Rows &from = next.rows;
+    const bool int4 = from.kind == GF_I4;
+    const int64_t together = int4 ? INT4_ROWS : 1, columns = std::min(INT16_COLUMNS, from.columns - next.column);
+    const auto bytes = [&](int64_t count) { return int4 ? count / 64 * INT4_BLOCK_BYTES : count * bytes_of(from.kind); };
+    const int64_t size = tokens_in_tile(kernels, tokens.form), row_lines = (bytes(columns) + 63) / 64;
+    const int64_t lines = from.count / together * row_lines;
+    const int64_t tiles = (rows.count + kernels.mr - 1) / kernels.mr * ((tokens.count + size - 1) / size);
+    const char *row = from.data + bytes(next.column);
+    return {row, row, together * from.row_bytes, row_lines, row_lines, lines, (lines + tiles - 1) / tiles};
+}
+
 // One term, some columns at a time.
 void add_float_tiles(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride,
                      bool add, float *tiles) {
@@ -95,8 +114,9 @@ void add_float_tiles(const Kernels &kernels, const Rows &rows, const Tokens &tok
 }
 
 // Some columns of bf16 weights.
-void add_bf16_columns(const Kernels &kernels, const Rows &rows, int64_t column, const Tokens &tokens, float *sums,
-                      int64_t stride, bool add, float *memory) {
+void add_bf16_columns(const Kernels &kernels, const Rows &rows, int64_t column, const Columns &next, const Tokens &tokens,
+                      float *sums, int64_t stride, bool add, float *memory) {
+    Ahead ahead = lines_of(next, kernels, rows, tokens);
     auto *tiles = reinterpret_cast<uint16_t *>(memory);
     const int64_t columns = std::min(INT16_COLUMNS, rows.columns - column), room = (columns + 1) / 2 * 2;
     for (int64_t row = 0; row < rows.count; row += kernels.mr)
@@ -104,13 +124,14 @@ void add_bf16_columns(const Kernels &kernels, const Rows &rows, int64_t column, 
     for_tiles(kernels, rows, tokens, [&](int64_t row, int64_t token, int64_t count) {
         kernels.micro_kernel_bf16(tiles + row * room,
                                   tokens.halves + column * tokens.stride + (tokens.first + token) * room, count, columns,
-                                  sums + token * stride + row, stride, add || column);
+                                  sums + token * stride + row, stride, add || column, ahead);
     });
 }
 
 // Some columns of int8 weights.
-void add_int8_columns(const Kernels &kernels, const Rows &rows, int64_t column, const Tokens &tokens, float *sums,
-                      int64_t stride, bool add, float *memory) {
+void add_int8_columns(const Kernels &kernels, const Rows &rows, int64_t column, const Columns &next, const Tokens &tokens,
+                      float *sums, int64_t stride, bool add, float *memory) {
+    Ahead ahead = lines_of(next, kernels, rows, tokens);
     float *scales = memory;
     auto *offsets = reinterpret_cast<int32_t *>(memory + stride);
     auto *tiles = reinterpret_cast<int16_t *>(memory + 2 * stride);
@@ -124,13 +145,14 @@ void add_int8_columns(const Kernels &kernels, const Rows &rows, int64_t column, 
         kernels.micro_kernel_int16({tiles + row * INT16_COLUMNS, scales + row, offsets + row},
                                    {tokens.shorts + column * tokens.stride + place * groups * 4,
                                     tokens.scales + of_block + place, tokens.offsets + of_block + place},
-                                   count, columns, sums + token * stride + row, stride, add || column);
+                                   count, columns, sums + token * stride + row, stride, add || column, ahead);
     });
 }
 
 // Some columns of int4 weights, or of int8 ones with int8 tokens.
-void add_byte_columns(const Kernels &kernels, const Rows &rows, int64_t column, const Tokens &tokens, float *sums,
-                      int64_t stride, bool add, float *memory) {
+void add_byte_columns(const Kernels &kernels, const Rows &rows, int64_t column, const Columns &next, const Tokens &tokens,
+                      float *sums, int64_t stride, bool add, float *memory) {
+    Ahead ahead = lines_of(next, kernels, rows, tokens);
     auto *tiles = reinterpret_cast<uint8_t *>(memory + stride * MOST_SCALES);
     const int64_t blocks = int8_blocks(rows.columns), columns = std::min(INT16_COLUMNS, 64 * blocks - column);
     const bool int4 = rows.kind == GF_I4;
@@ -144,20 +166,23 @@ void add_byte_columns(const Kernels &kernels, const Rows &rows, int64_t column, 
         const Int8Tokens some{tokens.bytes + column * tokens.stride + place * columns,
                               tokens.scales + block * kernels.nr_int8, tokens.offsets + offset * kernels.nr_int8, count};
         kernels.micro_kernel_int4(tiles + row * INT16_COLUMNS, memory + row * MOST_SCALES, some, columns, group,
-                                  sums + token * stride + row, stride, add || column);
+                                  sums + token * stride + row, stride, add || column, ahead);
     });
 }
 
 // With few tokens each tile of rows is taken from end to end: long streams are read fastest.
-void add_tiles(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add,
-               bool many, float *memory) {
+void add_tiles(const Kernels &kernels, const Rows &rows, const Rows &next, const Tokens &tokens, float *sums,
+               int64_t stride, bool add, bool many, float *memory) {
     const auto add_columns = tokens.form == BF16_TILES    ? add_bf16_columns
                              : tokens.form == INT16_TILES ? add_int8_columns
                                                           : add_byte_columns;
     const int64_t step = many ? rows.count : kernels.mr;
     for (int64_t row = 0; row < rows.count; row += step)
-        for (int64_t column = 0; column < rows.columns; column += INT16_COLUMNS)
-            add_columns(kernels, from_row(rows, row, step), column, tokens, sums + row, stride, add, memory);
+        for (int64_t column = 0; column < rows.columns; column += INT16_COLUMNS) {
+            const bool last = column + INT16_COLUMNS >= rows.columns;
+            const Columns follows = !many ? Columns{} : last ? Columns{next, 0} : Columns{rows, column + INT16_COLUMNS};
+            add_columns(kernels, from_row(rows, row, step), column, follows, tokens, sums + row, stride, add, memory);
+        }
 }
 
 // One term of int4 with tokens that are not quantised.
@@ -173,14 +198,14 @@ void add_widened(const Kernels &kernels, const Rows &rows, const Tokens &tokens,
     }
 }
 
-// One term.
-void add_term(const Kernels &kernels, const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add,
-              bool many, void *memory) {
+// One term. `next` are the rows that follow.
+void add_term(const Kernels &kernels, const Rows &rows, const Rows &next, const Tokens &tokens, float *sums,
+              int64_t stride, bool add, bool many, void *memory) {
     auto *floats = static_cast<float *>(memory);
     if (tokens.by_unit)
         kernels.unit->linear(rows, tokens, sums, stride, add, memory);
     else if (tokens.form == BF16_TILES || tokens.form == INT16_TILES || tokens.form == INT8_TILES)
-        add_tiles(kernels, rows, tokens, sums, stride, add, many, floats);
+        add_tiles(kernels, rows, next, tokens, sums, stride, add, many, floats);
     else if (tokens.form == FLOAT_TILES)
         add_float_tiles(kernels, rows, tokens, sums, stride, add, floats);
     else if (rows.kind == GF_I4 && tokens.form == FLOATS)
@@ -189,20 +214,35 @@ void add_term(const Kernels &kernels, const Rows &rows, const Tokens &tokens, fl
         kernels.linear(rows, tokens, sums, stride, add, !many);
 }
 
-// One output's rows from `first` on, for tokens from `start` on.
-void compute(const Matmul &matmul, int number, int64_t first, int64_t start, int64_t tokens, int thread) {
+// A block of an output's rows.
+struct Block {
+    int output;
+    int64_t first;
+};
+Block block_at(const Matmul &matmul, int64_t number) {
+    int output = 0;
+    for (; number >= matmul.blocks(output); output++)
+        number -= matmul.blocks(output);
+    return {output, number * matmul.block_rows};
+}
+
+Rows rows_in(const Matmul &matmul, const Block &block, int term) {
+    return from_row(rows_of(matmul.outputs[block.output].terms[term].weight), block.first, matmul.block_rows);
+}
+
+// A block, for tokens from `start` on. `next` are the rows that this thread probably takes next.
+void compute(const Matmul &matmul, const Block &block, const Rows &next, int64_t start, int64_t tokens, int thread) {
     const Kernels &kernels = *matmul.kernels;
-    const gf_output &output = matmul.outputs[number];
-    const int64_t all_rows = output.terms[0].weight.rows;
-    const int64_t count = std::min(matmul.block_rows, all_rows - first);
+    const gf_output &output = matmul.outputs[block.output];
+    const int64_t all_rows = output.terms[0].weight.rows, first = block.first;
     auto *sums = static_cast<float *>(scratch(thread, SUMS));
     for (int i = 0; i < output.num_terms; i++) {
-        const gf_matrix &weight = output.terms[i].weight;
-        const Rows rows = from_row(rows_of(weight), first, count);
-        const Tokens inputs = slice(matmul.inputs[2 * number + i], start, tokens, weight.columns);
-        add_term(kernels, rows, inputs, sums, matmul.block_rows, i > 0, matmul.many, scratch(thread, WEIGHTS));
+        const Rows rows = rows_in(matmul, block, i);
+        const Rows follows = i + 1 < output.num_terms ? rows_in(matmul, block, i + 1) : next;
+        const Tokens inputs = slice(matmul.inputs[2 * block.output + i], start, tokens, rows.columns);
+        add_term(kernels, rows, follows, inputs, sums, matmul.block_rows, i > 0, matmul.many, scratch(thread, WEIGHTS));
     }
-    const int64_t size = bytes_of(matmul.kind);
+    const int64_t size = bytes_of(matmul.kind), count = std::min(matmul.block_rows, all_rows - first);
     for (int64_t token = 0; token < tokens; token++) {
         char *y = static_cast<char *>(output.y) + ((start + token) * all_rows + first) * size;
         kernels.epilogue(sums + token * matmul.block_rows, output.bias, first, count, output.activation, matmul.kind,
@@ -267,11 +307,10 @@ void linears(const gf_output *outputs, int num_outputs, int64_t tokens, int kind
         blocks += matmul.blocks(i);
     for (int64_t start = 0; start < tokens; start += tokens_at_once) {
         const int64_t count = std::min(tokens_at_once, tokens - start);
-        in_parallel(blocks, [&](int64_t block, int thread) {
-            int output = 0;
-            for (; block >= matmul.blocks(output); output++)
-                block -= matmul.blocks(output);
-            compute(matmul, output, block * matmul.block_rows, start, count, thread);
+        in_parallel(blocks, [&](int64_t number, int thread) {
+            const int64_t next = number + num_threads();
+            const Rows follows = next < blocks ? rows_in(matmul, block_at(matmul, next), 0) : Rows{};
+            compute(matmul, block_at(matmul, number), follows, start, count, thread);
         });
     }
 }

@@ -20,10 +20,10 @@ INLINE void online_softmax(const AttentionWork &work, int64_t row, int64_t first
     const Ints count = broadcast_int(static_cast<int32_t>(min(work.limits[row] - first, KEYS_AT_ONCE)));
     Floats best = broadcast(*top);
     for (int64_t i = 0; i < KEYS_AT_ONCE; i += WIDTH) {
-        Floats score = load<Floats>(scores + i);
+        Floats score = load<Floats>(scores + i) * work.scale;
         if (work.slopes)
             score += alibi_bias(work.slopes[row], __builtin_convertvector(key_numbers(first + i), Floats)) *
-                     work.slope_scale;
+                     work.scale;
         score = select(key_numbers(i) < count, score, broadcast(-INFINITY));
         best = max(score, best);
         store(scores + i, score);
@@ -91,7 +91,7 @@ void accumulate(const float *weights, const float *values, int64_t rows, int64_t
         accumulate_rows<1>(weights + row * KEYS_AT_ONCE, values, keys, stride, out + row * stride);
 }
 
-// From so many queries on, keys and queries are packed for the micro-kernel: faster than dot products.
+// From this many queries on, keys and queries are packed for the micro-kernel: faster than dot products.
 constexpr int64_t PACKED_QUERIES = 4;
 
 template <class Kind> void pack_keys_as(const char *const *keys, int64_t count, int64_t dim, float *to) {
@@ -111,39 +111,6 @@ template <class Kind> void pack_keys_as(const char *const *keys, int64_t count, 
                     store(place_to + i * MR, block[i]);
         }
 }
-void pack_keys(const char *const *keys, int kind, int64_t count, int64_t dim, float *to) {
-    switch (kind) {
-    case GF_F32:
-        return pack_keys_as<F32>(keys, count, dim, to);
-    case GF_BF16:
-        return pack_keys_as<Bf16>(keys, count, dim, to);
-    default:
-        return pack_keys_as<F16>(keys, count, dim, to);
-    }
-}
-
-// scores[row × KEYS_AT_ONCE + key] of all queries
-void score(const AttentionWork &work, const char *const *places, int64_t count, const AttentionScratch &own) {
-    if (work.rows < PACKED_QUERIES) {
-        const int64_t stride = padded(work.dim);
-        for (int64_t i = 0; i < count; i++) {
-            memset(own.keys + i * stride + work.dim, 0, static_cast<size_t>(4 * (stride - work.dim)));
-            widen(places[i], work.kind, work.dim, own.keys + i * stride);
-        }
-        const Rows keys{reinterpret_cast<const char *>(own.keys), nullptr, stride * 4, count, stride, GF_F32, 0};
-        Tokens queries;
-        queries.floats = work.queries;
-        queries.stride = stride;
-        queries.count = work.rows;
-        return linear(keys, queries, own.scores, KEYS_AT_ONCE, false, false);
-    }
-    pack_keys(places, work.kind, count, work.dim, own.keys);
-    for (int64_t row = 0; row < work.rows; row += NR)
-        for (int64_t key = 0; key < count; key += MR)
-            micro_kernel(own.keys + key * work.dim, own.queries + row * work.dim, min(NR, work.rows - row), work.dim,
-                         own.scores + row * KEYS_AT_ONCE + key, KEYS_AT_ONCE, false);
-}
-
 // The offset of a key, or of its value, in the cache.
 INLINE int64_t place_of(const AttentionWork &work, int64_t key) {
     return (work.table[key / work.block_size] * work.block_size + key % work.block_size) * work.token_bytes;
@@ -159,22 +126,24 @@ INLINE void prefetch_next(const AttentionWork &work, const char *from, int64_t f
     }
 }
 
-void attend(const AttentionWork &work, const AttentionScratch &own, float *out, float *top, float *total) {
+// Scores::pack_queries(work, own), and Scores::score(work, places, count, own) of all queries with `count` keys to
+// own.scores[row × KEYS_AT_ONCE + key].
+template <class Scores>
+INLINE void attend_by(const AttentionWork &work, const AttentionScratch &own, float *out, float *top, float *total) {
     const int64_t stride = padded(work.dim);
     memset(out, 0, static_cast<size_t>(4 * work.rows * stride));
     for (int64_t row = 0; row < work.rows; row++) {
         top[row] = -INFINITY;
         total[row] = 0;
-        for (int64_t i = 0; i < work.dim; i++)
-            own.queries[(row / NR * work.dim + i) * NR + row % NR] = work.queries[row * stride + i];
     }
+    Scores::pack_queries(work, own);
     for (int64_t first = work.first; first < work.last; first += KEYS_AT_ONCE) {
         const int64_t count = min(KEYS_AT_ONCE, work.last - first);
         const char *places[KEYS_AT_ONCE];
         for (int64_t i = 0; i < count; i++)
             places[i] = work.keys + place_of(work, first + i);
         prefetch_next(work, work.values, first);
-        score(work, places, count, own);
+        Scores::score(work, places, count, own);
         for (int64_t row = 0; row < work.rows; row++)
             online_softmax(work, row, first, own.scores + row * KEYS_AT_ONCE, out + row * stride, stride, top + row,
                            total + row);

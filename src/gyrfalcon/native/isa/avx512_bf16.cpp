@@ -14,6 +14,8 @@ constexpr int MR = AVX512_MR, NR = AVX512_NR, NR_INT8 = AVX512_NR_INT8;
 #include "vectors.h"
 #include "packed_words.inl"
 #include "linear.inl"
+#include "widen.inl"
+#include "attention.inl"
 #include "int8_tokens.inl"
 #include "read_streams.inl"
 #include "chains.inl"
@@ -29,38 +31,80 @@ void pack_bf16_rows(const Rows &rows, int64_t first, int64_t columns, uint16_t *
 }
 
 template <int TOKENS>
+INLINE void add_bf16_pair(const uint16_t *tile, const uint16_t *x, Floats (&total)[TOKENS][2]) {
+    const Words first = load<Words>(tile), second = load<Words>(tile + 2 * WIDTH);
+    __builtin_prefetch(reinterpret_cast<const char *>(x) + TOKENS_AHEAD);
+    UNROLL for (int i = 0; i < TOKENS; i++) {
+        const Words input = (Words)broadcast_int(load<int32_t>(x + 2 * i));
+        total[i][0] = add_bf16_products(total[i][0], first, input);
+        total[i][1] = add_bf16_products(total[i][1], second, input);
+    }
+}
+template <int TOKENS>
 INLINE void bf16_micro_kernel(const uint16_t *tile, const uint16_t *x, int64_t columns, float *to, int64_t stride,
-                              bool add) {
+                              bool add, Ahead &ahead) {
     Floats total[TOKENS][2] = {};
     if (add)
         UNROLL for (int i = 0; i < TOKENS; i++)
             UNROLL for (int j = 0; j < 2; j++)
                 total[i][j] = load<Floats>(to + i * stride + j * WIDTH);
-    _Pragma("GCC unroll 4") for (int64_t column = 0; column < columns; column += 2) {
-        const Words first = load<Words>(tile), second = load<Words>(tile + 2 * WIDTH);
-        UNROLL for (int i = 0; i < TOKENS; i++) {
-            const Words input = (Words)broadcast_int(load<int32_t>(x + 2 * i));
-            total[i][0] = add_bf16_products(total[i][0], first, input);
-            total[i][1] = add_bf16_products(total[i][1], second, input);
-        }
-        tile += 2 * MR;
-        x += 2 * NR;
+    Ahead next = ahead; // in registers
+    int64_t pairs = (columns + 1) / 2, until = pairs - 4 * next.each;
+    for (; pairs >= 4; pairs -= 4, tile += 8 * MR, x += 8 * NR) {
+        if (pairs > until)
+            next.prefetch_line();
+        UNROLL for (int i = 0; i < 4; i++)
+            add_bf16_pair<TOKENS>(tile + i * 2 * MR, x + i * 2 * NR, total);
     }
+    for (; pairs; pairs--, tile += 2 * MR, x += 2 * NR)
+        add_bf16_pair<TOKENS>(tile, x, total);
+    ahead = next;
     UNROLL for (int i = 0; i < TOKENS; i++)
         UNROLL for (int j = 0; j < 2; j++)
             store(to + i * stride + j * WIDTH, total[i][j]);
 }
 template <int TOKENS = NR>
 INLINE void bf16_micro_kernel_of(const uint16_t *tile, const uint16_t *x, int64_t count, int64_t columns, float *to,
-                                 int64_t stride, bool add) {
+                                 int64_t stride, bool add, Ahead &ahead) {
     if constexpr (TOKENS > 1)
         if (count < TOKENS)
-            return bf16_micro_kernel_of<TOKENS - 1>(tile, x, count, columns, to, stride, add);
-    bf16_micro_kernel<TOKENS>(tile, x, columns, to, stride, add);
+            return bf16_micro_kernel_of<TOKENS - 1>(tile, x, count, columns, to, stride, add, ahead);
+    bf16_micro_kernel<TOKENS>(tile, x, columns, to, stride, add, ahead);
 }
 void micro_kernel_bf16(const uint16_t *tile, const uint16_t *x, int64_t count, int64_t columns, float *to,
-                       int64_t stride, bool add) {
-    bf16_micro_kernel_of(tile, x, count, columns, to, stride, add);
+                       int64_t stride, bool add, Ahead &ahead) {
+    bf16_micro_kernel_of(tile, x, count, columns, to, stride, add, ahead);
+}
+
+// Attention's scores from queries and keys as they are, two neighbouring numbers a word.
+struct Bf16Scores {
+    INLINE void pack_queries(const AttentionWork &work, const AttentionScratch &own) {
+        auto *to = reinterpret_cast<char *>(own.queries);
+        for (int64_t row = 0; row < work.rows; row++)
+            for (int64_t i = 0; i < work.dim; i += WIDTH) {
+                const Halves some = to_bf16(load<Floats>(work.queries + row * padded(work.dim) + i)); // they were bf16
+                char each[sizeof some], *place = to + 2 * (row / NR * work.dim + i) * NR + 4 * (row % NR);
+                store(each, some);
+                for (int64_t j = 0; j < min(WIDTH, work.dim - i); j += 2)
+                    memcpy(place + 2 * j * NR, each + 2 * j, 4);
+            }
+    }
+    INLINE void score(const AttentionWork &work, const char *const *places, int64_t count, const AttentionScratch &own) {
+        pack_keys_as<F32>(places, count, work.dim / 2, own.keys); // words, whatever they are
+        const auto *keys = reinterpret_cast<const uint16_t *>(own.keys);
+        const auto *queries = reinterpret_cast<const uint16_t *>(own.queries);
+        Ahead nothing{};
+        for (int64_t row = 0; row < work.rows; row += NR)
+            for (int64_t key = 0; key < count; key += MR)
+                micro_kernel_bf16(keys + key * work.dim, queries + row * work.dim, min(NR, work.rows - row), work.dim,
+                                  own.scores + row * KEYS_AT_ONCE + key, KEYS_AT_ONCE, false, nothing);
+    }
+};
+void attend_with_bf16(const AttentionWork &work, const AttentionScratch &own, float *out, float *top, float *total) {
+    if (work.kind == GF_BF16 && work.rows >= PACKED_QUERIES && work.dim % 2 == 0)
+        attend_by<Bf16Scores>(work, own, out, top, total);
+    else
+        avx512_kernels()->attend(work, own, out, top, total);
 }
 
 int64_t multiply_bf16(int64_t rounds) {
@@ -75,6 +119,7 @@ const Kernels *avx512_bf16_kernels() {
         Kernels all = *avx512_kernels();
         all.name = "avx512-bf16";
         all.linear = linear_with_bf16;
+        all.attend = attend_with_bf16;
         all.pack_int8_bytes = pack_int8_bytes;
         all.micro_kernel_int4 = micro_kernel_bytes;
         all.read_streams = read_streams;

@@ -12,8 +12,8 @@
 // The sums of 16 vectors, in its lanes: halves are added again and again, of two vectors at a time.
 template <int HALF, int... PLACES>
 INLINE Floats add_halves(Floats a, Floats b, std::integer_sequence<int, PLACES...>) {
-    return __builtin_shuffle(a, b, (Ints){(PLACES & HALF ? WIDTH + PLACES - HALF : PLACES)...}) +
-           __builtin_shuffle(a, b, (Ints){(PLACES & HALF ? WIDTH + PLACES : PLACES + HALF)...});
+    return __builtin_shuffle(a, b, (Ints){(PLACES & HALF ? WIDTH + PLACES : PLACES)...}) + // blended, which is cheap
+           __builtin_shuffle(a, b, (Ints){(PLACES & HALF ? WIDTH + PLACES - HALF : PLACES + HALF)...});
 }
 template <int HALF = WIDTH / 2> INLINE Floats reduce_sums(Floats (&v)[WIDTH]) {
     UNROLL for (int i = 0; i < HALF; i++)
@@ -65,36 +65,20 @@ template <int ROWS, int TOKENS> INLINE void bf16_pass(const Bf16Pass &pass, Floa
     }
 }
 
-// Sums of a pass to where they belong, from number FIRST on: of rows `apart`.
-template <int FIRST = 0, int ROWS, int TOKENS>
-INLINE void put_sums(const Floats (&total)[ROWS][TOKENS], int64_t row, int64_t apart, int64_t token, const Sums &sums) {
-    Floats some[WIDTH] = {};
-    UNROLL for (int i = 0; i < ROWS; i++)
-        UNROLL for (int j = 0; j < TOKENS; j++)
-            if (const int place = i * TOKENS + j - FIRST; place >= 0 && place < WIDTH)
-                some[place] = total[i][j];
-    float each[WIDTH];
-    store(each, reduce_sums(some));
-    UNROLL for (int i = 0; i < ROWS; i++)
-        UNROLL for (int j = 0; j < TOKENS; j++)
-            if (const int place = i * TOKENS + j - FIRST; place >= 0 && place < WIDTH)
-                sums.put(token + j, row + i * apart, each[place]);
-    if constexpr (FIRST + WIDTH < ROWS * TOKENS)
-        put_sums<FIRST + WIDTH>(total, row, apart, token, sums);
-}
-
 // Rows that share their passes: `apart` from each other.
 struct Bf16Tile {
     const Rows &rows;
     int64_t row, apart;
     const Tokens &tokens;
     const Sums &sums;
-    Floats *kept; // [tokens, ROWS] between blocks
+    Floats *kept;   // [passes, ROWS, tokens of a pass] between blocks, then zeros
+    int64_t passes; // of nearly equal size
+
+    int64_t first_token(int64_t pass) const { return tokens.count * pass / passes; }
 };
 
-template <int ROWS, int TOKENS>
-INLINE void bf16_tokens(const Bf16Tile &tile, int64_t column, int64_t token, int64_t number, int64_t passes) {
-    const int64_t columns = min(BF16_COLUMNS, tile.rows.columns - column);
+template <int ROWS, int TOKENS> INLINE void bf16_tokens(const Bf16Tile &tile, int64_t column, int64_t pass) {
+    const int64_t columns = min(BF16_COLUMNS, tile.rows.columns - column), token = tile.first_token(pass);
     const int64_t place = column * tile.tokens.count + token * BF16_COLUMNS;
     Floats *kept = tile.kept + token * ROWS;
     Floats total[ROWS][TOKENS] = {};
@@ -104,35 +88,50 @@ INLINE void bf16_tokens(const Bf16Tile &tile, int64_t column, int64_t token, int
                 total[i][j] = kept[i * TOKENS + j];
     const char *weights = tile.rows.data + tile.row * tile.rows.row_bytes + 2 * column;
     const auto *x = reinterpret_cast<const char *>(tile.tokens.halves + place);
-    bf16_pass<ROWS, TOKENS>({weights, tile.apart * tile.rows.row_bytes, x, columns, number, passes}, total);
-    if (column + columns == tile.rows.columns)
-        put_sums(total, tile.row, tile.apart, token, tile.sums);
-    else
-        UNROLL for (int i = 0; i < ROWS; i++)
-            UNROLL for (int j = 0; j < TOKENS; j++)
-                kept[i * TOKENS + j] = total[i][j];
+    bf16_pass<ROWS, TOKENS>({weights, tile.apart * tile.rows.row_bytes, x, columns, pass, tile.passes}, total);
+    UNROLL for (int i = 0; i < ROWS; i++)
+        UNROLL for (int j = 0; j < TOKENS; j++)
+            kept[i * TOKENS + j] = total[i][j];
 }
 template <int ROWS, int TOKENS>
-INLINE void bf16_tokens_of(int64_t count, const Bf16Tile &tile, int64_t column, int64_t token, int64_t number,
-                           int64_t passes) {
+INLINE void bf16_tokens_of(int64_t count, const Bf16Tile &tile, int64_t column, int64_t pass) {
     if constexpr (TOKENS > 1)
         if (count < TOKENS)
-            return bf16_tokens_of<ROWS, TOKENS - 1>(count, tile, column, token, number, passes);
-    bf16_tokens<ROWS, TOKENS>(tile, column, token, number, passes);
+            return bf16_tokens_of<ROWS, TOKENS - 1>(count, tile, column, pass);
+    bf16_tokens<ROWS, TOKENS>(tile, column, pass);
 }
 
-// Whole tiles of ROWS rows from `row` on, far apart as those of float_tile; all tokens in passes of nearly equal size, MOST
-// at most. Returns the row after them.
+// Sums of all lanes to where they belong.
+template <int ROWS> INLINE void put_sums(const Bf16Tile &tile) {
+    float each[ROWS * BF16_TOKENS + WIDTH];
+    for (int64_t first = 0; first < ROWS * tile.tokens.count; first += WIDTH) {
+        Floats some[WIDTH];
+        UNROLL for (int i = 0; i < WIDTH; i++)
+            some[i] = tile.kept[first + i];
+        store(each + first, reduce_sums(some));
+    }
+    for (int64_t pass = 0; pass < tile.passes; pass++) {
+        const int64_t first = tile.first_token(pass), count = tile.first_token(pass + 1) - first;
+        for (int64_t i = 0; i < ROWS; i++)
+            for (int64_t j = 0; j < count; j++)
+                tile.sums.put(first + j, tile.row + i * tile.apart, each[first * ROWS + i * count + j]);
+    }
+}
+
+// Whole tiles of ROWS rows from `row` on, far apart as those of float_tile; all tokens in passes of MOST at most. Returns the
+// row after them.
 template <int ROWS, int MOST> int64_t bf16_tiles(const Rows &rows, int64_t row, const Tokens &tokens, const Sums &sums) {
     const int64_t count = (rows.count - row) / ROWS, passes = (tokens.count + MOST - 1) / MOST;
-    Floats kept[ROWS * BF16_TOKENS]; // used in part
-    for (int64_t tile = row; tile < row + count; tile++)
+    Floats kept[ROWS * BF16_TOKENS + WIDTH]; // used in part
+    for (int i = 0; i < WIDTH; i++)
+        kept[ROWS * tokens.count + i] = Floats{};
+    for (int64_t first = row; first < row + count; first++) {
+        const Bf16Tile tile{rows, first, count, tokens, sums, kept, passes};
         for (int64_t column = 0; column < rows.columns; column += BF16_COLUMNS)
-            for (int64_t pass = 0; pass < passes; pass++) {
-                const int64_t token = tokens.count * pass / passes, next = tokens.count * (pass + 1) / passes;
-                bf16_tokens_of<ROWS, MOST>(next - token, {rows, tile, count, tokens, sums, kept}, column, token, pass,
-                                           passes);
-            }
+            for (int64_t pass = 0; pass < passes; pass++)
+                bf16_tokens_of<ROWS, MOST>(tile.first_token(pass + 1) - tile.first_token(pass), tile, column, pass);
+        put_sums<ROWS>(tile);
+    }
     return row + count * ROWS;
 }
 

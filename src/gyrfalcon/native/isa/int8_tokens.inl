@@ -172,17 +172,20 @@ template <int PART, bool EACH_PART> struct Scaling {
 // MR rows × TOKENS tokens, integer sums of a part and float32 totals all in registers.
 template <class Scale, int TOKENS>
 INLINE void byte_micro_kernel(const uint8_t *tile, const float *row_scales, const Int8Tokens &tokens, int64_t columns,
-                              int64_t group, float *to, int64_t stride, bool add) {
+                              int64_t group, float *to, int64_t stride, bool add, Ahead &ahead) {
     const int8_t *x = tokens.bytes;
     const float *token_scales = tokens.scales;
     const int32_t *offsets = tokens.offsets;
     Floats total[TOKENS][2] = {};
     for (int64_t column = 0; column < columns; column += Scale::part, offsets += NR_INT8) {
+        if (column < Scale::part * ahead.each)
+            ahead.prefetch_line();
         Ints part[TOKENS][2];
         UNROLL for (int i = 0; i < TOKENS; i++)
             part[i][0] = part[i][1] = broadcast_int(offsets[i]);
         _Pragma("GCC unroll 2") for (int four = 0; four < Scale::part / 4; four++) {
             const Words first = load<Words>(tile), second = load<Words>(tile + 4 * WIDTH);
+            __builtin_prefetch(x + TOKENS_AHEAD);
             UNROLL for (int i = 0; i < TOKENS; i++) {
                 const Words input = (Words)broadcast_int(load<int32_t>(x + 4 * i));
                 part[i][0] = add_byte_products(part[i][0], first, input);
@@ -209,18 +212,19 @@ INLINE void byte_micro_kernel(const uint8_t *tile, const float *row_scales, cons
 }
 template <class Scale, int TOKENS = NR_INT8>
 INLINE void byte_micro_kernel_of(const uint8_t *tile, const float *row_scales, const Int8Tokens &tokens,
-                                 int64_t columns, int64_t group, float *to, int64_t stride, bool add) {
+                                 int64_t columns, int64_t group, float *to, int64_t stride, bool add, Ahead &ahead) {
     if constexpr (TOKENS > 1)
         if (tokens.count < TOKENS)
-            return byte_micro_kernel_of<Scale, TOKENS - 1>(tile, row_scales, tokens, columns, group, to, stride, add);
-    byte_micro_kernel<Scale, TOKENS>(tile, row_scales, tokens, columns, group, to, stride, add);
+            return byte_micro_kernel_of<Scale, TOKENS - 1>(tile, row_scales, tokens, columns, group, to, stride, add,
+                                                           ahead);
+    byte_micro_kernel<Scale, TOKENS>(tile, row_scales, tokens, columns, group, to, stride, add, ahead);
 }
 void micro_kernel_bytes(const uint8_t *tile, const float *row_scales, const Int8Tokens &tokens, int64_t columns,
-                        int64_t group, float *to, int64_t stride, bool add) {
+                        int64_t group, float *to, int64_t stride, bool add, Ahead &ahead) {
     if (!group)
-        byte_micro_kernel_of<Scaling<64, false>>(tile, row_scales, tokens, columns, group, to, stride, add);
+        byte_micro_kernel_of<Scaling<64, false>>(tile, row_scales, tokens, columns, group, to, stride, add, ahead);
     else if (group == 32)
-        byte_micro_kernel_of<Scaling<32, true>>(tile, row_scales, tokens, columns, group, to, stride, add);
+        byte_micro_kernel_of<Scaling<32, true>>(tile, row_scales, tokens, columns, group, to, stride, add, ahead);
     else
-        byte_micro_kernel_of<Scaling<64, true>>(tile, row_scales, tokens, columns, group, to, stride, add);
+        byte_micro_kernel_of<Scaling<64, true>>(tile, row_scales, tokens, columns, group, to, stride, add, ahead);
 }

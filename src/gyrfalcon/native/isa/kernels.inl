@@ -2,6 +2,7 @@
 // namespace of its own.
 #include "linear.inl"
 #include "widen.inl"
+#include "widen_int4.inl"
 #include "packed_words.inl"
 #include "packed_tokens.inl"
 #include "packed_float.inl"
@@ -12,6 +13,7 @@
 #include "layer_norm.inl"
 #include "rotary.inl"
 #include "attention.inl"
+#include "float_scores.inl"
 #include "limits.inl"
 #include "read_streams.inl"
 

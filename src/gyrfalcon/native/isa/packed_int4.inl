@@ -33,11 +33,13 @@ void pack_int4_rows(const Rows &rows, int64_t first, int64_t columns, uint8_t *t
 // HALVES × 32 columns share a scale of the rows, or a multiple of as many do.
 template <int TOKENS, int HALVES>
 INLINE void int4_micro_kernel(const uint8_t *tile, const float *row_scales, const Int8Tokens &tokens, int64_t columns,
-                              int64_t group, float *to, int64_t stride, bool add) {
+                              int64_t group, float *to, int64_t stride, bool add, Ahead &ahead) {
     const int8_t *x = tokens.bytes;
     const float *token_scales = tokens.scales;
     const int32_t *offsets = tokens.offsets;
     for (int64_t column = 0; column < columns; column += HALVES * 32, add = true) {
+        if (column < HALVES * 32 * ahead.each)
+            ahead.prefetch_line();
         Ints total[TOKENS][2];
         UNROLL for (int half = 0; half < HALVES; half++) {
             GroupSums part[TOKENS][2] = {};
@@ -72,14 +74,15 @@ INLINE void int4_micro_kernel(const uint8_t *tile, const float *row_scales, cons
 }
 template <int HALVES, int TOKENS = NR_INT8>
 INLINE void int4_micro_kernel_of(const uint8_t *tile, const float *row_scales, const Int8Tokens &tokens,
-                                 int64_t columns, int64_t group, float *to, int64_t stride, bool add) {
+                                 int64_t columns, int64_t group, float *to, int64_t stride, bool add, Ahead &ahead) {
     if constexpr (TOKENS > 1)
         if (tokens.count < TOKENS)
-            return int4_micro_kernel_of<HALVES, TOKENS - 1>(tile, row_scales, tokens, columns, group, to, stride, add);
-    int4_micro_kernel<TOKENS, HALVES>(tile, row_scales, tokens, columns, group, to, stride, add);
+            return int4_micro_kernel_of<HALVES, TOKENS - 1>(tile, row_scales, tokens, columns, group, to, stride, add,
+                                                            ahead);
+    int4_micro_kernel<TOKENS, HALVES>(tile, row_scales, tokens, columns, group, to, stride, add, ahead);
 }
 void micro_kernel_int4(const uint8_t *tile, const float *row_scales, const Int8Tokens &tokens, int64_t columns,
-                       int64_t group, float *to, int64_t stride, bool add) {
-    group == 32 ? int4_micro_kernel_of<1>(tile, row_scales, tokens, columns, group, to, stride, add)
-                : int4_micro_kernel_of<2>(tile, row_scales, tokens, columns, group, to, stride, add);
+                       int64_t group, float *to, int64_t stride, bool add, Ahead &ahead) {
+    group == 32 ? int4_micro_kernel_of<1>(tile, row_scales, tokens, columns, group, to, stride, add, ahead)
+                : int4_micro_kernel_of<2>(tile, row_scales, tokens, columns, group, to, stride, add, ahead);
 }

@@ -59,13 +59,15 @@ int32_t winograd_offset(const int16_t *shorts, int64_t columns) {
 
 template <int TOKENS>
 INLINE void int16_micro_kernel(const Int16Tile &rows, const Int16Tile &tokens, int64_t columns, float *to,
-                               int64_t stride, bool add) {
+                               int64_t stride, bool add, Ahead &ahead) {
     Ints total[TOKENS][2];
     UNROLL for (int i = 0; i < TOKENS; i++)
         UNROLL for (int j = 0; j < 2; j++)
             total[i][j] = (Ints)(load<Words>(rows.offsets + j * WIDTH) + static_cast<uint32_t>(tokens.offsets[i]));
     const int16_t *w = rows.numbers, *x = tokens.numbers;
     for (int64_t column = 0; column < columns; column += 4) {
+        if (column < 4 * ahead.each)
+            ahead.prefetch_line();
         Shorts first[2], second[2];
         UNROLL for (int j = 0; j < 2; j++) {
             first[j] = load<Shorts>(w + 2 * j * WIDTH);
@@ -90,13 +92,13 @@ INLINE void int16_micro_kernel(const Int16Tile &rows, const Int16Tile &tokens, i
 }
 template <int TOKENS = NR_INT16>
 INLINE void int16_micro_kernel_of(const Int16Tile &rows, const Int16Tile &tokens, int64_t count, int64_t columns,
-                                  float *to, int64_t stride, bool add) {
+                                  float *to, int64_t stride, bool add, Ahead &ahead) {
     if constexpr (TOKENS > 1)
         if (count < TOKENS)
-            return int16_micro_kernel_of<TOKENS - 1>(rows, tokens, count, columns, to, stride, add);
-    int16_micro_kernel<TOKENS>(rows, tokens, columns, to, stride, add);
+            return int16_micro_kernel_of<TOKENS - 1>(rows, tokens, count, columns, to, stride, add, ahead);
+    int16_micro_kernel<TOKENS>(rows, tokens, columns, to, stride, add, ahead);
 }
 void micro_kernel_int16(const Int16Tile &rows, const Int16Tile &tokens, int64_t count, int64_t columns, float *to,
-                        int64_t stride, bool add) {
-    int16_micro_kernel_of(rows, tokens, count, columns, to, stride, add);
+                        int64_t stride, bool add, Ahead &ahead) {
+    int16_micro_kernel_of(rows, tokens, count, columns, to, stride, add, ahead);
 }

@@ -26,21 +26,23 @@ INLINE Ints broadcast_int(int32_t value) { return value - Ints{}; }
 INLINE Floats select(Ints where, Floats yes, Floats no) { return (Floats)(((Ints)yes & where) | ((Ints)no & ~where)); }
 INLINE Floats max(Floats a, Floats b) { return select(a > b, a, b); }
 
+// Lanes moved down by HALF, around.
+template <int HALF, int... PLACES> INLINE Floats moved(Floats x, std::integer_sequence<int, PLACES...>) {
+    return __builtin_shuffle(x, (Ints){(PLACES + HALF) % WIDTH...});
+}
+// All lanes made one by `join`: halves, then their halves.
+template <int HALF = WIDTH / 2, class Join> INLINE float reduce(Floats x, const Join &join) {
+    x = join(x, moved<HALF>(x, std::make_integer_sequence<int, WIDTH>{}));
+    if constexpr (HALF > 1)
+        return reduce<HALF / 2>(x, join);
+    else
+        return x[0];
+}
 INLINE float reduce_sum(Floats x) {
-    float each[WIDTH];
-    store(each, x);
-    for (int half = WIDTH / 2; half; half /= 2)
-        for (int i = 0; i < half; i++)
-            each[i] += each[i + half];
-    return each[0];
+    return reduce(x, [](Floats a, Floats b) { return a + b; });
 }
 INLINE float reduce_max(Floats x) {
-    float each[WIDTH];
-    store(each, x);
-    for (int half = WIDTH / 2; half; half /= 2)
-        for (int i = 0; i < half; i++)
-            each[i] = each[i] > each[i + half] ? each[i] : each[i + half];
-    return each[0];
+    return reduce(x, [](Floats a, Floats b) { return max(a, b); });
 }
 
 INLINE int32_t reduce_max(Ints x) {

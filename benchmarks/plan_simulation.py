@@ -3,23 +3,26 @@ and latencies end to end.
 
     python benchmarks/plan_simulation.py --json FILE [--resume] [--minutes 6] [--models nestling,A]
         [--loads 0.3,0.6,0.8,0.9] [--seeds 5] [--requests 200] [--in uniform:16-128] [--out uniform:8-64]
-        [--sequences 16] [--threads 1] [--folder DIR] [--steps FOLDER]
+        [--sequences 16] [--threads 1] [--folder DIR] [--steps FOLDER] [--raw FOLDER]
 
 Serves a model on the CPU from this process, with `gyrfalcon load` as the client in another, and notes
 what each step computes and how long it takes, to the start of the next one. A piece is a model with one
-seed. Step times are fitted to closed loops of 1, 2, 4, … requests at a time. Capacity is what a closed
-loop of --sequences sustains; then each share of it arrives as an open loop. Of these runs the steps are
-predicted one by one, and the same requests are simulated, with what a request alone takes beside its steps;
-requests of the first fifth of the time are dropped. At last the requests of the capacity come again: where
-it has moved by more than 10 %, or others used more than 5 % of the processors meanwhile, the piece is void.
+seed. Capacity is what a closed loop of --sequences sustains; each share of it arrives as an open loop.
+Before each of these come closed loops of 1, 2, 4, … requests at a time, and a few requests at a tenth of
+the capacity: to their steps the step times are fitted. The steps of the open loops are predicted one by
+one, and their requests are simulated, with what requests take beside steps in those other loops; requests
+of the first fifth of the time are dropped. At last the requests of the capacity come again: where it has
+moved by more than 10 %, or others used more than 5 % of the processors meanwhile, the piece is void.
 Wanted, of the medians over the seeds: steps within 10 % (median) and 25 % (90th percentile); first token,
 time per token and end to end within 15 % at their median and 25 % at their 90th percentile, up to 80 % of
-capacity.
+capacity. The spread is how far steps that are alike lie from their median, which no prediction can
+foresee.
 
-FILE is written after each piece. With --resume those in it are kept, but for void ones, which are measured
-again; with --minutes none begins that would not end in time, judged by the longest of its model. --folder
-keeps the models that are made. --steps writes MODEL.json for `gyrfalcon plan --step-times`. A is that of
-cpu_peers_model.py, 1.17 billion weights in bf16. Run nothing else beside it.
+FILE is written after each piece. With --resume those in it are kept, but for void ones, which are
+measured again; with --minutes none begins that would not end in time, judged by the longest of its model.
+--folder keeps the models that are made, --raw all that was measured: what is found there is not measured
+again. --steps writes MODEL.json for `gyrfalcon plan --step-times`. A is that of cpu_peers_model.py, 1.17
+billion weights in bf16. Run nothing else beside it.
 """
 
 import argparse
@@ -42,55 +45,77 @@ from plan_simulation_errors import (
     summary,
 )
 from plan_simulation_machine import Used
-from plan_simulation_server import Served, ServerSettings, opened
+from plan_simulation_raw import OpenLoop, Raw
+from plan_simulation_server import Rows, Served, ServerSettings, opened
 
 from gyrfalcon.errors import UsageError
 from gyrfalcon.files.json_fields import parsed_json
 from gyrfalcon.load.lengths import LengthsOption
 from gyrfalcon.measure.result import machine_facts
-from gyrfalcon.plan.simulate_measured import Timed, fit_steps, write_steps
+from gyrfalcon.plan.simulate_measured import fit_single_steps, write_steps
 
 BENCHMARK = "plan_simulation"
 SAME_MACHINE = ("processor", "kind", "system")
 MINUTE = 60.0
+IDLE_SHARE = 0.1  # of the capacity
 
 
-def measured_piece(own: Served, name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one model with one seed."""
-    begun, most = Used.now(), own.settings.sequences
+def measured(own: Served, seed: int, args: argparse.Namespace) -> Raw:
+    """Runs all loops of one model with one seed. Those that steps are fitted to lie between those that are
+    predicted, since the machine's speed drifts.
+    """
+    begun = Used.now()
     own.capacity(args.requests // 2, 100)  # warms up
     own.log.pop()
-    alone = own.closed(1, args.requests // 8 + 1, 1000 + seed)["requests"]
-    concurrency = 2
-    while concurrency < most:
-        own.closed(concurrency, args.requests // 8 + concurrency, 1000 * concurrency + seed)
-        concurrency *= 2
     before = own.capacity(args.requests, seed)
-    fitted = own.log.pop()
-    times = fit_steps([Timed([(load, 1)], seconds) for load, seconds in fitted])
+    fitted, fewer, opened_loops = own.log.pop(), list[Rows](), list[OpenLoop]()
+    for place, load in enumerate(args.loads):
+        fewer += other_loops(own, before, args.requests // len(args.loads), 100 * place + seed)
+        fitted += own.log.pop()
+        rows = own.opened(load * before, args.requests, seed)
+        opened_loops.append(OpenLoop(load, rows, own.log.pop()))
+    capacity, end = (before, own.capacity(args.requests, seed)), Used.now()
+    fitted += own.log.pop()
+    share = begun.others_share(end)
+    seconds = end.wall - begun.wall
+    return Raw(seconds, capacity, share, fitted, fewer, opened_loops, own.simulated)
+
+
+def other_loops(own: Served, capacity: float, requests: int, seed: int) -> list[Rows]:
+    """The requests of loops of 1, 2, 4, … at a time, fewer than run at once, and of some that mostly find
+    nothing to do.
+    """
+    found, concurrency = list[Rows](), 1
+    while concurrency < own.settings.sequences:
+        number = requests // 8 + concurrency
+        found.append(own.closed(concurrency, number, 1000 * concurrency + seed)["requests"])
+        concurrency *= 2
+    return [*found, own.opened(IDLE_SHARE * capacity, requests // 8 + 1, seed)]
+
+
+def piece_of(name: str, seed: int, args: argparse.Namespace, raw: Raw) -> dict[str, Any]:
+    """All figures of one model with one seed."""
+    times = fit_single_steps(raw.fitted)
     if args.steps is not None:
         facts = {"machine": machine_facts(), "model": name}
-        write_steps(args.steps / f"{name}.json", facts, fitted)
-    outside = outside_ms(alone, own.simulated, times)
-    runs, steps = [], []
-    for load in args.loads:
-        rows = own.opened(load * before, args.requests, seed)
-        steps += own.log.pop()
-        runs.append({"load": load, **end_to_end(rows, own.simulated, times, outside)})
-    capacity, end = [before, own.capacity(args.requests, seed)], Used.now()
-    others = begun.others_share(end)
+        write_steps(args.steps / f"{name}.json", facts, raw.fitted)
+    outside = outside_ms(raw.closed, raw.simulated, times)
+    steps = [step for one in raw.opened for step in one.steps]
     return {
         "model": name,
         "seed": seed,
         "settings": settings_of(args),
-        "seconds": end.wall - begun.wall,
-        "capacity": capacity,
-        "others": others,
-        "void": is_void(capacity, others),
+        "seconds": raw.seconds,
+        "capacity": raw.capacity,
+        "others": raw.others,
+        "void": is_void(raw.capacity, raw.others),
         "outside_ms": outside,
         "step_times": asdict(times),
-        "steps": {"fitted": len(fitted), **step_errors(steps, times)},
-        "runs": runs,
+        "steps": {"fitted": len(raw.fitted), **step_errors(steps, times)},
+        "runs": [
+            {"load": one.load, **end_to_end(one.rows, raw.simulated, times, outside)}
+            for one in raw.opened
+        ],
     }
 
 
@@ -138,6 +163,10 @@ def measure(args: argparse.Namespace, folder: Path) -> list[Piece]:
         args.input_lens, args.output_lens, args.max_len, args.sequences, args.threads
     )
     for name in args.models:
+        for seed in missing_seeds(pieces, name, args.seeds):
+            raw = kept_raw(args.raw, name, seed)
+            if raw is not None:
+                add(args, pieces, piece_of(name, seed, args, raw))
         missing = missing_seeds(pieces, name, args.seeds)
         if not missing or not is_in_time(pieces, name, begun, args.minutes):
             continue
@@ -145,10 +174,30 @@ def measure(args: argparse.Namespace, folder: Path) -> list[Piece]:
             for seed in missing:
                 if not is_in_time(pieces, name, begun, args.minutes):
                     break
-                pieces.append(measured_piece(own, name, seed, args))
-                write(args, pieces)
-                show_piece(pieces[-1])
+                raw = measured(own, seed, args)
+                if args.raw is not None:
+                    raw.write(raw_path(args.raw, name, seed))
+                add(args, pieces, piece_of(name, seed, args, raw))
     return pieces
+
+
+def add(args: argparse.Namespace, pieces: list[Piece], piece: Piece) -> None:
+    """Takes one more piece."""
+    pieces.append(piece)
+    write(args, pieces)
+    show_piece(piece)
+
+
+def kept_raw(folder: Path | None, name: str, seed: int) -> Raw | None:
+    """What was measured before, unless it is void."""
+    if folder is None or not raw_path(folder, name, seed).exists():
+        return None
+    raw = Raw.read(raw_path(folder, name, seed))
+    return None if is_void(raw.capacity, raw.others) else raw
+
+
+def raw_path(folder: Path, name: str, seed: int) -> Path:
+    return folder / f"{name}-{seed}.json"
 
 
 def write(args: argparse.Namespace, pieces: Sequence[Piece]) -> None:
@@ -176,7 +225,8 @@ def show_piece(piece: Piece) -> None:
         f" {after:.2f}/s after, {piece['others']:.1%} used by others{' (void)' if piece['void'] else ''};"
         f" {steps['fitted']} steps fitted,"
         f" {steps['predicted']} predicted, error median {steps['median_error']:.1%},"
-        f" p90 {steps['p90_error']:.1%}; {piece['outside_ms']:.1f} ms outside of steps",
+        f" p90 {steps['p90_error']:.1%}, spread {steps.get('median_spread', 0):.1%} and"
+        f" {steps.get('p90_spread', 0):.1%}; {piece['outside_ms']:.1f} ms outside of steps",
         flush=True,
     )
 
@@ -184,7 +234,8 @@ def show_piece(piece: Piece) -> None:
 def show_summary(name: str, found: Mapping[str, Any], seeds: int) -> None:
     """A model's medians over the seeds, and what misses."""
     steps = ", ".join(f"{key} {error:.1%}" for key, error in found["steps"].items())
-    print(f"{name}, {found['seeds']} seeds: steps {steps}")
+    alike = ", ".join(f"{key} {error:.1%}" for key, error in found["spread"].items())
+    print(f"{name}, {found['seeds']} seeds: steps {steps}; of steps that are alike {alike or '–'}")
     for share, errors in found["loads"].items():
         print(f"  load {share}: " + ", ".join(f"{key} {one:.1%}" for key, one in errors.items()))
     for line in misses(found, seeds):
@@ -213,9 +264,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--out", dest="output_lens", type=LengthsOption("--out"), default="uniform:8-64"
     )
     parser.add_argument("--sequences", type=int, default=16, help="that run at once")
-    parser.add_argument("--max-len", type=int, default=256)
+    parser.add_argument("--max-len", type=int, default=512)
     parser.add_argument("--threads", type=int, default=1, help="of the model")
     parser.add_argument("--folder", type=Path, help="of models that are made")
+    parser.add_argument("--raw", type=Path, help="a folder for all that is measured")
     parser.add_argument("--steps", type=Path, help="a folder for measured step times")
     return parser.parse_args(argv)
 

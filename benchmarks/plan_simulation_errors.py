@@ -2,7 +2,9 @@
 and which errors are too large.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from plan_simulation_server import Rows, Steps
 
 from gyrfalcon.plan.simulate import Ended, SimulatedSettings
 from gyrfalcon.plan.simulate_figures import latencies
-from gyrfalcon.plan.simulate_measured import MeasuredSteps
+from gyrfalcon.plan.simulate_measured import MeasuredSteps, TimedStep
 from gyrfalcon.plan.simulate_run import Simulation
 from gyrfalcon.plan.trace import TraceRequest
 
@@ -20,7 +22,9 @@ MOST_MOVED = 0.1  # of the capacity
 MOST_OTHERS = 0.05  # of the processors' time
 WARM_UP_SHARE = 0.2
 STEP_LIMITS = {"median_error": 0.10, "p90_error": 0.25}
+SPREADS = ("median_spread", "p90_spread")
 END_LIMITS = {50: 0.15, 90: 0.25}  # of errors at percentiles
+ALIKE, FEWEST_ALIKE = 0.1, 8  # contexts, in logarithms; steps
 LOAD_OF_LIMITS = 0.8  # above, errors are reported only
 
 Piece = Mapping[str, Any]  # a model with one seed, as in the JSON
@@ -34,19 +38,47 @@ def is_void(capacity: Sequence[float], others: float) -> bool:
 
 def step_errors(steps: Steps, times: MeasuredSteps) -> dict[str, float]:
     """Relative errors of predicted steps that the fit has not seen."""
-    errors = [abs(times.seconds(load) / seconds - 1) for load, seconds in steps]
+    errors = [abs(predicted(one, times) / one.seconds - 1) for one in steps]
     median, p90 = np.percentile(errors, SHARES).tolist()
-    return {"predicted": len(errors), "median_error": median, "p90_error": p90}
+    return {"predicted": len(errors), "median_error": median, "p90_error": p90, **spread(steps)}
 
 
-def outside_ms(rows: Rows, settings: SimulatedSettings, times: MeasuredSteps) -> float:
-    """What requests alone take to their first token beside their steps: HTTP and tokenising."""
-    trace = [
-        TraceRequest(1000.0 * number, row["input_len"], row["output_len"])
-        for number, row in enumerate(rows)
+def predicted(step: TimedStep, times: MeasuredSteps) -> float:
+    """Seconds of a step during which so many requests arrive."""
+    return times.seconds(step.load) + step.arrivals * times.arrival_seconds
+
+
+def spread(steps: Steps) -> dict[str, float]:
+    """How far decoding steps lie from the median of those of the same run that are alike, with as many
+    sequences and contexts within a tenth, and no arrival: what no prediction by these numbers can tell.
+    """
+    alike: dict[tuple[int, int], list[float]] = {}
+    for load, seconds, arrivals in steps:
+        if not load.prompt_tokens and not arrivals:
+            place = round(math.log(load.context_tokens) / ALIKE)
+            alike.setdefault((load.decoding, place), []).append(seconds)
+    errors = [
+        abs(float(np.median(same)) / one - 1)
+        for same in alike.values()
+        if len(same) >= FEWEST_ALIKE
+        for one in same
     ]
-    found = [latencies(one).ttft for one in _simulated(trace, settings, times)]
-    beyond = [row["first_token_ms"] - ms for row, ms in zip(rows, found, strict=True)]
+    if not errors:
+        return {}
+    median, p90 = np.percentile(errors, SHARES).tolist()
+    return {"alike": len(errors), "median_spread": median, "p90_spread": p90}
+
+
+def outside_ms(loops: Sequence[Rows], settings: SimulatedSettings, times: MeasuredSteps) -> float:
+    """What requests take to their first token beside their steps, HTTP and tokenising: the median over
+    closed loops, whose requests are simulated as they were sent.
+    """
+    beyond: list[float] = []
+    for rows in loops:
+        ordered = sorted(rows, key=lambda row: row["due"])
+        trace = [TraceRequest(row["due"], row["input_len"], row["output_len"]) for row in ordered]
+        found = [latencies(one).ttft for one in _simulated(trace, settings, times)]
+        beyond += [row["first_token_ms"] - ms for row, ms in zip(ordered, found, strict=True)]
     return max(float(np.median(beyond)), 0.0)
 
 
@@ -88,6 +120,11 @@ def summary(pieces: Sequence[Piece]) -> dict[str, Any]:
     return {
         "seeds": len(sound),
         "steps": {key: _median(one["steps"][key] for one in sound) for key in STEP_LIMITS if sound},
+        "spread": {
+            key: _median(one["steps"][key] for one in sound if key in one["steps"])
+            for key in SPREADS
+            if any(key in one["steps"] for one in sound)
+        },
         "loads": {f"{load:g}": _errors(runs, load) for load in loads},
     }
 
@@ -120,5 +157,6 @@ def _simulated(
 ) -> list[Ended]:
     """What becomes of each request, in order."""
     found: list[Ended] = []
-    Simulation(settings, times).run(trace, ended=found.append)
+    own = replace(settings, arrival_seconds=times.arrival_seconds)
+    Simulation(own, times).run(trace, ended=found.append)
     return sorted(found, key=lambda one: one.number)

@@ -16,15 +16,17 @@ from cpu_peers_model import SHAPES, VOCAB_SIZE, make_checkpoint
 from serve_overhead import Loop, served
 
 from gyrfalcon import Engine, EngineConfig
+from gyrfalcon.engine.heap import freeze_heap
 from gyrfalcon.load.lengths import Lengths
 from gyrfalcon.plan.simulate import SimulatedSettings
+from gyrfalcon.plan.simulate_measured import TimedStep
 from gyrfalcon.plan.simulate_steps import load_of_chunks
 from gyrfalcon.plan.step_load import StepLoad
 from gyrfalcon.request import Chunk, Delta
 
 BODY = json.dumps({"ignore_eos": True, "temperature": 0})
 
-Steps = list[tuple[StepLoad, float]]
+Steps = list[TimedStep]
 Rows = Sequence[Mapping[str, Any]]  # of requests, in load's JSON
 
 
@@ -40,28 +42,35 @@ class ServerSettings:
 
 
 class StepLog:
-    """Notes the load of each step of an engine, and the seconds until the next one begins; not of one after
-    which there was nothing to do.
+    """Notes the load of each step of an engine, the seconds until the next one begins, and the requests that
+    are added meanwhile; not of one after which there was nothing to do.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self._step = engine, engine.step
+        self._engine, self._step, self._add = engine, engine.step, engine.add
         self._compute: Callable[..., Any] = engine._core.compute
         self._steps: Steps = []
+        self._arrivals = 0
         self._last: StepLoad | None = None  # of the step under way
         self._begun: float | None = None  # of the last step, where there was more to do after it
         engine.step = self.step  # type: ignore[method-assign]
+        engine.add = self.add  # type: ignore[method-assign]
         engine._core.compute = self.compute  # type: ignore[method-assign]
 
     def step(self) -> list[Delta]:
         """The engine's step."""
         now = time.perf_counter()
         if self._begun is not None and self._last is not None:
-            self._steps.append((self._last, now - self._begun))
-        self._last = None
+            self._steps.append(TimedStep(self._last, now - self._begun, self._arrivals))
+        self._last, self._arrivals = None, 0
         deltas = self._step()
         self._begun = now if self._engine.has_work else None
         return deltas
+
+    def add(self, *words: Any, **options: Any) -> int:
+        """The engine's add."""
+        self._arrivals += 1
+        return self._add(*words, **options)
 
     def compute(self, chunks: Sequence[Chunk]) -> Any:
         """What the step computes."""
@@ -112,6 +121,14 @@ class Served:
         return found
 
 
+def give_words(tokenizer: Path) -> None:
+    """Gives each token of a made model a text: what has none is no event, and load times events."""
+    plain = json.loads(tokenizer.read_text("utf-8"))
+    words = plain["model"]["vocab"]
+    words |= {f"word{number}": number for number in range(len(words), VOCAB_SIZE)}
+    tokenizer.write_text(json.dumps(plain), "utf-8")
+
+
 @contextmanager
 def opened(name: str, folder: Path, settings: ServerSettings) -> Iterator[Served]:
     """A server of a model; one of SHAPES is made in `folder`, unless it is there."""
@@ -120,6 +137,7 @@ def opened(name: str, folder: Path, settings: ServerSettings) -> Iterator[Served
         model = str(folder / name)
         if not Path(model).exists():
             make_checkpoint(Path(model), SHAPES[name].config(VOCAB_SIZE))
+            give_words(Path(model) / "tokenizer.json")
     config = EngineConfig(
         model,
         device="cpu",
@@ -129,6 +147,7 @@ def opened(name: str, folder: Path, settings: ServerSettings) -> Iterator[Served
         reuse_prefixes=False,
     )
     with served(config) as loop:
+        freeze_heap()  # as gyrfalcon serve does
         engine = loop.service.engine
         scheduler = engine._core.scheduler
         simulated = SimulatedSettings(

@@ -30,8 +30,8 @@ from gyrfalcon.engine_config import EngineConfig
 from gyrfalcon.plan.estimate import Setting
 from gyrfalcon.plan.hardware import known_hardware
 from gyrfalcon.plan.models import PlannedModel, planned_model
-from gyrfalcon.plan.simulate_measured import write_steps
-from gyrfalcon.plan.step_load import StepLoad, decoding_load, load_of
+from gyrfalcon.plan.simulate_measured import TimedStep, write_steps
+from gyrfalcon.plan.step_load import decoding_load, load_of
 
 US = 1e-6
 QUANTS = ("none", "int8", "int4")
@@ -207,17 +207,17 @@ def _floor(step: Step, card: Card) -> float:
     return (step.config.num_layers * layer + head) / card.rate
 
 
-def steps_of(model: PlannedModel, quant: str, design: Design) -> Iterator[tuple[StepLoad, float]]:
+def steps_of(model: PlannedModel, quant: str, design: Design) -> Iterator[TimedStep]:
     """Decoding steps of 1 to MOST_BATCH sequences, and steps that read prompts, for write_steps()."""
     for batch, context in product(range(1, MOST_BATCH + 1), CONTEXTS):
         token = simulated(Step(model.config, quant, batch, context), design)
-        yield decoding_load(batch, batch * context), token.seconds
+        yield TimedStep(decoding_load(batch, batch * context), token.seconds)
     hardware = known_hardware()[CARD]
     tokens = EngineConfig(model.name).max_batch_tokens
     setting = Setting(model, hardware, "bf16", quant, tokens, MOST_BATCH)
     for length in PROMPTS:
         load = load_of([range(length)])
-        yield load, setting.predicted(1).seconds(load)
+        yield TimedStep(load, setting.predicted(1).seconds(load))
 
 
 def rows_of(models: Sequence[str], batch: int, context: int) -> Iterator[dict[str, object]]:

@@ -17,6 +17,14 @@ from gyrfalcon.plan.step_load import StepLoad
 from gyrfalcon.plan.trace import PoissonTrace, TraceRequest
 
 TIGHT = replace(ROOMY, num_blocks=20)  # 80 tokens: sequences are preempted
+SERVED = replace(ROOMY, arrival_seconds=0.004)
+
+
+class Always:
+    """Steps of 0.1 s."""
+
+    def seconds(self, load: StepLoad) -> float:
+        return 0.1
 
 
 class Counted(ByLoad):
@@ -30,7 +38,7 @@ class Counted(ByLoad):
 
 @pytest.mark.parametrize(
     ("overlap", "settings", "step_target", "rate", "router"),
-    pairwise([False, True], [ROOMY, TIGHT], [None, 0.03], [5.0, 40.0], ROUTERS),
+    pairwise([False, True], [ROOMY, TIGHT, SERVED], [None, 0.03], [5.0, 40.0], ROUTERS),
 )
 def test_steps_taken_at_once_give_the_times_of_steps_one_by_one(
     overlap: bool, settings: SimulatedSettings, step_target: float | None, rate: float, router: str
@@ -42,6 +50,17 @@ def test_steps_taken_at_once_give_the_times_of_steps_one_by_one(
     assert ended_requests(jumping, trace) == ended_requests(
         replace(jumping, one_by_one=True), trace
     )
+
+
+def test_a_request_that_arrives_delays_the_step_under_way_or_the_next() -> None:
+    trace = [TraceRequest(0.0, 8, 3), TraceRequest(0.15, 8, 1)]
+    settings = replace(ROOMY, arrival_seconds=0.02)
+    first, second = ended_requests(Simulation(settings, Always()), trace)
+    assert first.token_times == pytest.approx([0.12, 0.24, 0.34])
+    assert second.token_times == pytest.approx([0.34])
+    on_card = Simulation(replace(settings, overlap=True), Always())
+    first, _ = ended_requests(on_card, trace)
+    assert first.token_times[0] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("overlap", [False, True])

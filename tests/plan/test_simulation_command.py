@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gyrfalcon.cli.main import main
-from gyrfalcon.plan.simulate_measured import write_steps
+from gyrfalcon.plan.simulate_measured import TimedStep, write_steps
 from gyrfalcon.plan.step_load import decoding_load, load_of
 
 RANDOM = ["--trace", "poisson:20", "--in", "200", "--out", "uniform:10-30", "--requests", "60"]
@@ -74,7 +74,7 @@ def test_measured_step_times_take_the_place_of_predicted_ones(
 ) -> None:
     file = tmp_path / "steps.json"
     loads = [decoding_load(n, 100 * n) for n in (1, 2, 8, 64)] + [load_of([range(512)])]
-    write_steps(file, {"model": "any"}, [(load, 0.5) for load in loads])
+    write_steps(file, {"model": "any"}, [TimedStep(load, 0.5) for load in loads])
     words = ["falcon-7b", "--hardware", "h100", *RANDOM, "--step-times", str(file)]
     found = simulated(capsys, *words)
     assert found["inter_token_ms"]["p50"] == pytest.approx(500, rel=0.01)

@@ -14,7 +14,9 @@ from gyrfalcon.plan.simulate import SimulatedSettings
 from gyrfalcon.plan.simulate_measured import (
     MeasuredSteps,
     Timed,
+    TimedStep,
     _not_negative,
+    fit_single_steps,
     fit_steps,
     read_measured,
     write_steps,
@@ -41,11 +43,26 @@ def drawn_loads(seed: int, number: int) -> list[StepLoad]:
 def test_steps_like_those_measured_are_found_again(tmp_path: Path) -> None:
     path = tmp_path / "steps.json"
     loads = drawn_loads(1, 120) + [decoding_load(n, 100 * n) for n in (1, 8, 64, 512)]
-    write_steps(path, {"model": "any"}, [(load, TRUE.seconds(load)) for load in loads])
+    write_steps(path, {"model": "any"}, [TimedStep(load, TRUE.seconds(load)) for load in loads])
     found = read_measured(str(path), SPEED)
     errors = [found.seconds(load) / TRUE.seconds(load) - 1 for load in drawn_loads(2, 200)]
     assert np.median(np.abs(errors)) < 0.02
     assert np.max(np.abs(errors)) < 0.15
+
+
+def test_what_a_request_adds_to_the_step_in_which_it_arrives_is_found_again(tmp_path: Path) -> None:
+    """Without it, the steps would come out longer."""
+    path, draw = tmp_path / "steps.json", random.Random(6)
+    steps = []
+    for load in drawn_loads(5, 300):
+        arrivals = draw.choice([0, 0, 0, 1, 2])
+        steps.append(TimedStep(load, TRUE.seconds(load) + 0.03 * arrivals, arrivals))
+    write_steps(path, {"model": "any"}, steps)
+    found = read_measured(str(path), SPEED)
+    assert found.arrival_seconds == pytest.approx(0.03, rel=0.05)
+    assert found == fit_single_steps(steps)
+    errors = [found.seconds(load) / TRUE.seconds(load) - 1 for load in drawn_loads(2, 200)]
+    assert np.median(errors) == pytest.approx(0, abs=0.01)
 
 
 def test_noise_never_makes_a_step_shorter_by_a_token() -> None:

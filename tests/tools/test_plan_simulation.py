@@ -7,15 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plan_simulation import is_in_time, kept_pieces, main, missing_seeds, parse, settings_of
-from plan_simulation_errors import end_to_end, is_void, misses, summary
+from cpu_peers_model import VOCAB_SIZE, _write_tokenizer
+from plan_simulation import (
+    is_in_time,
+    kept_pieces,
+    kept_raw,
+    main,
+    missing_seeds,
+    parse,
+    piece_of,
+    raw_path,
+    settings_of,
+)
+from plan_simulation_errors import end_to_end, is_void, misses, spread, step_errors, summary
 from plan_simulation_machine import Used, _busy_seconds
+from plan_simulation_raw import OpenLoop, Raw
+from plan_simulation_server import give_words
+from tokenizers import Tokenizer
 
 from gyrfalcon.engine.scheduler import StepLimits
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.result import machine_facts
 from gyrfalcon.plan.simulate import SimulatedSettings
-from gyrfalcon.plan.simulate_measured import MeasuredSteps
+from gyrfalcon.plan.simulate_measured import MeasuredSteps, TimedStep
+from gyrfalcon.plan.step_load import decoding_load, load_of
 
 ERRORS = {"first_token_p50": 0.1, "first_token_p90": -0.2}
 
@@ -143,3 +158,75 @@ def test_latencies_that_come_from_the_step_times_have_no_error() -> None:
     found = end_to_end(rows, settings, times, outside=2.0)
     assert all(abs(error) < 1e-6 for error in found["errors"].values())
     assert found["simulated"]["end_to_end_p50"] == pytest.approx(52.0)
+
+
+def test_every_token_of_a_made_model_has_a_text(tmp_path: Path) -> None:
+    _write_tokenizer(tmp_path)
+    give_words(tmp_path / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.get_vocab_size() == VOCAB_SIZE
+    assert all(tokenizer.decode([number]) for number in (12, 300, 40_000, VOCAB_SIZE - 1))
+    assert tokenizer.encode("ab cd").tokens == ["a", "b", "Ġ", "c", "d"]
+
+
+STEPS = MeasuredSteps((1, 64), (0.01, 0.05), 0.0, 0.0, 0.0, arrival_seconds=0.004)
+
+
+def timed(*loads: Any, arrivals: int = 0, factor: float = 1.0) -> list[TimedStep]:
+    added = arrivals * STEPS.arrival_seconds
+    return [TimedStep(load, factor * STEPS.seconds(load) + added, arrivals) for load in loads]
+
+
+def test_steps_in_which_requests_arrive_are_predicted_with_what_these_add() -> None:
+    steps = timed(decoding_load(1, 50), load_of([range(32)]), arrivals=2)
+    assert step_errors(steps, STEPS)["p90_error"] == pytest.approx(0)
+    late = [TimedStep(one.load, one.seconds) for one in steps]
+    assert step_errors(late, STEPS)["median_error"] > 0.1
+
+
+def test_the_spread_is_that_of_decoding_steps_that_are_alike() -> None:
+    alike = [TimedStep(decoding_load(2, 100), 0.01 * factor) for factor in (0.8, 1, 1, 1, 1.25) * 2]
+    others = timed(*(load_of([range(n)]) for n in range(1, 60)), decoding_load(3, 100))
+    others += timed(*[decoding_load(4, 90)] * 9, arrivals=1)
+    found = spread(alike + others)
+    assert found["alike"] == 10
+    assert (found["median_spread"], found["p90_spread"]) == pytest.approx((0, 0.25))
+    assert spread(others) == {}
+
+
+def raw_of(moved: float) -> Raw:
+    rows = [
+        {
+            "due": float(number),
+            "input_len": 8,
+            "output_len": 5,
+            "first_token_ms": 1000 * STEPS.seconds(load_of([range(8)])) + 4 + 2,
+            "time_per_token_ms": 1000 * STEPS.seconds(decoding_load(1, 10)),
+            "end_to_end_ms": 60.0,
+        }
+        for number in range(10)
+    ]
+    loads = [decoding_load(n, 20 * n) for n in range(1, 9)] + [load_of([range(8)])]
+    steps = timed(*loads * 2) + timed(*loads, arrivals=1)
+    settings = SimulatedSettings(StepLimits(64, 64, 4), num_blocks=16)
+    return Raw(9.0, (5.0, 5.0 * moved), 0.01, steps, [rows], [OpenLoop(0.3, rows, steps)], settings)
+
+
+def test_figures_are_computed_again_from_what_was_kept(tmp_path: Path) -> None:
+    raw = raw_of(moved=1.01)
+    raw.write(raw_path(tmp_path, "nestling", 2))
+    kept = kept_raw(tmp_path, "nestling", 2)
+    assert kept == raw
+    found = piece_of("nestling", 2, parse(["--json", "x"]), kept)
+    assert (found["model"], found["seed"], found["void"]) == ("nestling", 2, False)
+    assert found["steps"]["p90_error"] < 0.01
+    assert found["outside_ms"] == pytest.approx(2.0, abs=0.1)
+    [run] = found["runs"]
+    assert abs(run["errors"]["first_token_p50"]) < 0.01
+
+
+def test_what_was_kept_of_a_void_piece_is_measured_again(tmp_path: Path) -> None:
+    raw_of(moved=1.2).write(raw_path(tmp_path, "nestling", 0))
+    assert kept_raw(tmp_path, "nestling", 0) is None
+    assert kept_raw(tmp_path, "nestling", 1) is None
+    assert kept_raw(None, "nestling", 0) is None

@@ -87,7 +87,7 @@ def test_plan_reads_the_steps_that_it_writes(
     model = planned_model("falcon-7b")
     errors = [
         abs(times.seconds(load) / seconds - 1)
-        for load, seconds in steps_of(model, "int8", DESIGNS["fused"])
+        for load, seconds, _ in steps_of(model, "int8", DESIGNS["fused"])
     ]
     assert max(errors) < 0.1
     one = simulated(Step(model.config, "int8"), DESIGNS["fused"]).seconds

@@ -34,9 +34,10 @@ def simulate(
     settings = replica_settings(setting, split.ranks, max_len, target, pages)
     settings.check()
     trace, num_requests = _trace(args, max_len)
+    settings, times = _timed(args, setting, split, settings)
     simulation = Simulation(
         settings,
-        _times(args, setting, split, settings),
+        times,
         num_replicas=split.replicas,
         router=args.router or ROUND_ROBIN,
         limits=_limits(args, ttft),
@@ -62,12 +63,14 @@ def _trace(args: argparse.Namespace, max_len: int) -> tuple[Trace, int]:
     return PoissonTrace(rate, *lengths, count, args.seed or 0, max_len), count
 
 
-def _times(
+def _timed(
     args: argparse.Namespace, setting: Setting, split: Split, settings: SimulatedSettings
-) -> StepTimes:
-    if args.step_times is not None:
-        return read_measured(args.step_times, settings)
-    return setting.predicted(split.ranks)
+) -> tuple[SimulatedSettings, StepTimes]:
+    """How long steps take, and the settings with what a request adds to them."""
+    if args.step_times is None:
+        return settings, setting.predicted(split.ranks)
+    times = read_measured(args.step_times, settings)
+    return replace(settings, arrival_seconds=times.arrival_seconds), times
 
 
 def _limits(args: argparse.Namespace, ttft: float) -> dict[str, float]:
@@ -89,6 +92,7 @@ def _plain(
         "num_blocks": settings.num_blocks,
         "step_target": settings.step_target,
         "overlap": settings.overlap,
+        "arrival_seconds": settings.arrival_seconds,
         **asdict(found),
     }
 

@@ -34,7 +34,10 @@ class StepBudget:
 
     def record(self, seconds: float) -> None:
         """Takes in how long the scheduler's last step took."""
-        num_prompt_tokens, num_decoding = self._scheduler.committed_sizes()
+        self.record_step(*self._scheduler.committed_sizes(), seconds)
+
+    def record_step(self, num_prompt_tokens: int, num_decoding: int, seconds: float) -> None:
+        """The same of a step with so many tokens of prompts and decoding sequences."""
         if self._step_target is not None:
             self._step_target.record(num_prompt_tokens, num_decoding, seconds)
         if self._draft_target is not None and num_decoding and not num_prompt_tokens:

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from gyrfalcon.engine.deadlines import Deadlines
 from gyrfalcon.engine.scheduler import Scheduler, StepLimits
-from gyrfalcon.engine.step_target import StepTarget
+from gyrfalcon.engine.step_budget import StepBudget
 from gyrfalcon.errors import CacheTooSmall
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.plan.simulate_steps import Call, Steps
@@ -29,6 +29,8 @@ class SimulatedSettings:
 
     overlap: steps are launched before the tokens of the last ones are read, as on an accelerator.
     page_tokens: tokens of a prompt that one of a trace's `prefix_ids` stands for.
+    arrival_seconds: of the host for a request that arrives, by which a step under way takes longer, and one
+        after nothing was to be done begins later; on an accelerator the device computes meanwhile.
     """
 
     limits: StepLimits
@@ -38,6 +40,7 @@ class SimulatedSettings:
     step_target: float | None = None
     overlap: bool = False
     page_tokens: int = PAGE_TOKENS
+    arrival_seconds: float = 0.0
 
     def check(self) -> None:
         """CacheTooSmall where the cache cannot hold the longest sequence."""
@@ -108,7 +111,7 @@ class SimulatedEngine:
         )
         self._scheduler = Scheduler(allocator, settings.limits)
         self._steps = Steps(self._scheduler, times, settings.overlap)
-        self._target = _step_target(settings)
+        self._budget = StepBudget(self._scheduler, settings.step_target, drafts=False)
         self._deadlines = Deadlines()
         self._call: Call | None = None  # the one under way
         self._inbox: list[Request] = []  # arrived during that
@@ -153,12 +156,14 @@ class SimulatedEngine:
         self._lives[number] = _Live(request)
         if request.deadline is not None:
             self._deadlines.set(number, now + request.deadline)
+        delay = 0.0 if self._settings.overlap else self._settings.arrival_seconds
         if self._call is None:
-            self.now = max(self.now, now)
+            self.now = max(self.now, now) + delay
             self._scheduler.add(arrived)
         else:
             self._inbox.append(arrived)
             del self._call.ends[1:], self._call.launched[1:]
+            self._call.ends[0] += delay
 
     def advance(self, until: float) -> None:
         """Takes all steps that begin before `until`; that of one that ends later is under way then."""
@@ -178,7 +183,7 @@ class SimulatedEngine:
     def _begin(self) -> None:
         """What a call of the engine's step does first: it ends what is too late, then launches a batch."""
         now = self.now
-        prompt_tokens = self._prompt_tokens()
+        prompt_tokens = self._budget.prompt_tokens()
         if self._deadlines.next_at <= now:
             for number in self._deadlines.pop_passed(now):
                 self._expire(number)
@@ -189,12 +194,6 @@ class SimulatedEngine:
         if call is not None and not self._one_by_one and self._decode_alone(call.chunks):
             self._steps.repeat(call, self._deadlines.next_at)
         self._call = call
-
-    def _prompt_tokens(self) -> int:
-        """How many tokens of prompts the next step may read, as the engine decides it."""
-        if self._target is None or not self._scheduler.has_prompts:
-            return self._scheduler.limits.max_batch_tokens
-        return self._target.prompt_tokens(self._scheduler.num_decoding)
 
     def _decode_alone(self, chunks: Seq[Chunk]) -> bool:
         """Whether every running sequence decodes, and has done so before."""
@@ -211,9 +210,8 @@ class SimulatedEngine:
         for (start, end), number in zip(pairwise([self.now, *ends[:-1]]), taken, strict=True):
             self._note(end - start, used)
             used += number
-            if self._target is not None:
-                self._target.record(0, len(call.chunks), end - start)
-                self._prompt_tokens()  # which looks at the times, as the engine does before a step
+            self._budget.record_step(0, len(call.chunks), end - start)
+            self._budget.prompt_tokens()  # which looks at the times, as the engine does before a step
         self._times += ends[:-1]
         self.now = ends[-2]
 
@@ -223,8 +221,7 @@ class SimulatedEngine:
         self._note(seconds, self._used_blocks())
         self.now, self._call = end, None
         chunks = self._steps.commit(call)
-        if self._target is not None:
-            self._target.record(*self._scheduler.committed_sizes(), seconds)
+        self._budget.record(seconds)
         if chunks:
             self._take(chunks, end)
         for request in self._inbox:
@@ -295,10 +292,3 @@ class SimulatedEngine:
 def _params(output_tokens: int) -> SamplingParams:
     """Greedy, up to a length: checked once for all requests that are alike."""
     return SamplingParams(max_new_tokens=output_tokens, ignore_eos=True)
-
-
-def _step_target(settings: SimulatedSettings) -> StepTarget | None:
-    if settings.step_target is None:
-        return None
-    most = settings.limits.max_batch_tokens
-    return StepTarget(settings.step_target, most, min(settings.block_size, most))

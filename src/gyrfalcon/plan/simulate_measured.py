@@ -33,13 +33,22 @@ class Timed(NamedTuple):
 
     steps: Sequence[tuple[StepLoad, int]]
     seconds: float
+    arrivals: int = 0  # requests that came meanwhile
+
+
+class TimedStep(NamedTuple):
+    """One step, and how long it took to the start of the next one."""
+
+    load: StepLoad
+    seconds: float
+    arrivals: int = 0  # requests that came meanwhile
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredSteps:
     """Predicts a step (a StepTimes): a piecewise linear function of its tokens, and an amount for each
     sequence that decodes, each key that is read and each that a token attends to. No part is below 0, and
-    none becomes less by a token.
+    none becomes less by a token. What a request that arrives adds to the step under way is known beside it.
     """
 
     knots: tuple[int, ...]  # numbers of tokens, rising
@@ -47,6 +56,7 @@ class MeasuredSteps:
     sequence_seconds: float
     context_seconds: float
     attended_seconds: float
+    arrival_seconds: float = 0.0
 
     def seconds(self, load: StepLoad) -> float:
         """Seconds of a step; beyond the last knot as steep as before it."""
@@ -77,7 +87,12 @@ def fit_steps(measured: Sequence[Timed]) -> MeasuredSteps:
     knots = _knots(measured)
     rows = np.array(
         [
-            sum((n * _features(load, knots) for load, n in one.steps), np.zeros(len(knots) + 3))
+            [
+                *sum(
+                    (n * _features(load, knots) for load, n in one.steps), np.zeros(len(knots) + 3)
+                ),
+                one.arrivals,
+            ]
             for one in measured
         ]
     )
@@ -86,9 +101,9 @@ def fit_steps(measured: Sequence[Timed]) -> MeasuredSteps:
     for _ in range(WEIGHINGS):
         found = _not_negative(rows / scale[:, None], seconds / scale)
         scale = np.maximum(rows @ found, LEAST_SHARE * seconds)
-    *increases, sequence, context, attended = found.tolist()
+    *increases, sequence, context, attended, arrival = found.tolist()
     at_knots = np.cumsum(increases).tolist()
-    return MeasuredSteps(tuple(knots), tuple(at_knots), sequence, context, attended)
+    return MeasuredSteps(tuple(knots), tuple(at_knots), sequence, context, attended, arrival)
 
 
 def read_measured(path: str, settings: SimulatedSettings) -> MeasuredSteps:
@@ -98,7 +113,7 @@ def read_measured(path: str, settings: SimulatedSettings) -> MeasuredSteps:
     document = parsed_json(contents(path), path, DO)
     try:
         if isinstance(document, dict) and document.get("format") == FORMAT:
-            return fit_steps(list(_steps(Fields(document, path))))
+            return fit_single_steps(_steps(Fields(document, path)))
         if isinstance(document, dict) and document.get("kind") == "speed":
             return fit_steps(list(_answers(Fields(document, path), settings)))
     except ConfigError as error:
@@ -107,26 +122,32 @@ def read_measured(path: str, settings: SimulatedSettings) -> MeasuredSteps:
     raise UsageError(wanted, "other JSON", "name another file")
 
 
-def steps_document(facts: Mapping[str, object], steps: Iterable[tuple[StepLoad, float]]) -> str:
+def fit_single_steps(measured: Iterable[TimedStep]) -> MeasuredSteps:
+    """fit_steps() of steps that were timed one by one."""
+    return fit_steps([Timed([(one.load, 1)], one.seconds, one.arrivals) for one in measured])
+
+
+def steps_document(facts: Mapping[str, object], steps: Iterable[TimedStep]) -> str:
     """Measured steps as JSON that read_measured() takes; `facts`: on which machine, of which model."""
-    rows = [{**load._asdict(), "seconds": seconds} for load, seconds in steps]
+    rows = [
+        {**one.load._asdict(), "seconds": one.seconds, "arrivals": one.arrivals} for one in steps
+    ]
     document = {"format": FORMAT, "version": VERSION, **facts, "steps": rows}
     return json.dumps(document, indent=1) + "\n"
 
 
-def write_steps(
-    path: Path, facts: Mapping[str, object], steps: Iterable[tuple[StepLoad, float]]
-) -> None:
+def write_steps(path: Path, facts: Mapping[str, object], steps: Iterable[TimedStep]) -> None:
     """Writes steps_document() to a file."""
     path.write_text(steps_document(facts, steps), "utf-8")
 
 
-def _steps(document: Fields) -> Iterable[Timed]:
+def _steps(document: Fields) -> Iterable[TimedStep]:
     for row in document.objects("steps"):
         load = StepLoad(*(row.count(name) for name in StepLoad._fields))
         if not load.tokens:
             raise UsageError(f"a step with tokens in {row.where}", "none", DO)
-        yield Timed([(load, 1)], _above_zero(row, "seconds"))
+        arrivals = row.count("arrivals") if "arrivals" in row.raw else 0
+        yield TimedStep(load, _above_zero(row, "seconds"), arrivals)
 
 
 def _answers(document: Fields, settings: SimulatedSettings) -> Iterable[Timed]:

@@ -55,9 +55,9 @@ def test_decoding_one_sequence_takes_the_weights_and_the_launches() -> None:
 
 def test_a_host_that_takes_longer_than_the_device_is_what_limits() -> None:
     quick = replace(H200, bytes_per_second=1e18, launch_seconds=0.0)
-    parts = replace(predicted(), hardware=quick).parts(decoding_load(64, 64))
+    parts = replace(predicted(), hardware=quick).parts(decoding_load(8, 8))
     assert parts.limit == "host"
-    assert parts.seconds == parts.host == pytest.approx(0.9e-3 + 63 * 24e-6)
+    assert parts.seconds == parts.host == pytest.approx(0.35e-3 + 7 * 16e-6)
 
 
 def test_the_host_is_not_hidden_behind_prompts_nor_on_a_cpu() -> None:
@@ -86,7 +86,7 @@ def test_without_graphs_the_host_launches_while_the_step_before_runs() -> None:
     assert eager.host == pytest.approx(graphs.host + launched)
     assert eager.seconds == max(eager.device, eager.host)
     many = predicted().parts(decoding_load(129, 129))
-    assert many.host == pytest.approx(0.9e-3 + 128 * 24e-6 + launched)
+    assert many.host == pytest.approx(0.35e-3 + 128 * 16e-6 + launched)
 
 
 def test_hardware_says_how_many_kernels_a_layer_takes() -> None:
@@ -94,7 +94,7 @@ def test_hardware_says_how_many_kernels_a_layer_takes() -> None:
     load, card = decoding_load(1, 1), known_hardware()["910b3"]
     ascend = replace(predicted(), hardware=card).parts(load)
     assert ascend.launches == pytest.approx((15 * 32 + 20) * 5e-6)
-    assert ascend.host == pytest.approx(0.9e-3 + (15 * 32 + 20) * 10e-6)
+    assert ascend.host == pytest.approx(0.35e-3 + (15 * 32 + 20) * 10e-6)
     assert predicted().parts(load).launches == pytest.approx((9 * 32 + 20) * 4e-6)
 
 

@@ -12,9 +12,9 @@ from gyrfalcon.plan.work import Work
 
 FEW_TOKENS, MANY_TOKENS = 8, 128  # of a step: products of few reach another share of the peak
 GRAPH_SEQUENCES = 128  # that decode in one graph: engine/graphs.py
-# Of a step that decodes one sequence, nestling (docs/log.md, "The host's share").
-HOST_SECONDS = 0.9e-3
-HOST_SEQUENCE_SECONDS = 24e-6  # and for each further one
+# docs/performance-model.md, "The host's share of a step": within 17 % from 1 to 128 sequences.
+HOST_SECONDS = 0.35e-3  # of a step that decodes one sequence
+HOST_SEQUENCE_SECONDS = 16e-6  # and for each further one
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,9 +35,10 @@ def main(argv: Sequence[str] | None = None, checks: Mapping[str, Check] = CHECKS
     """Runs those of the checks that are asked for; see the exit code above."""
     arguments = sys.argv[1:] if argv is None else argv
     options = _options(arguments, checks)
+    width = max(map(len, checks))
     if options.list:
         for name, check in checks.items():
-            print(f"{name:<13} {check.summary}")
+            print(f"{name:<{width}} {check.summary}")
         return 0
     end = time.monotonic() + 60 * options.minutes
     options.environments.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,9 @@ def main(argv: Sequence[str] | None = None, checks: Mapping[str, Check] = CHECKS
     ]
     print()
     for report in reports:
-        print(f"{report.check:<13} {report.verdict:<8} {report.why_not or report.broken}".rstrip())
+        print(
+            f"{report.check:<{width}} {report.verdict:<8} {report.why_not or report.broken}".rstrip()
+        )
     verdicts = {report.verdict for report in reports}
     return EXIT_FAILED if FAILED in verdicts else EXIT_NOT_RUN if NOT_RUN in verdicts else 0
 

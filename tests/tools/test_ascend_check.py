@@ -13,6 +13,7 @@ from ascend_checks.__main__ import BUILD, main
 from ascend_checks.checks import CHECKS, WAYS, Check, Context
 from ascend_checks.environments import PINS, VERSIONS, ascend_environment
 from ascend_checks.operators import used_operators
+from npu_gate import STEPS
 from serve_checks.report import NotRun, Report
 
 COMPILER = pytest.mark.skipif(
@@ -78,6 +79,10 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
 def test_the_list_names_every_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(CHECKS)
+
+
+def test_every_step_of_the_gate_has_its_check() -> None:
+    assert {f"gate-{step}" for step in STEPS} <= set(CHECKS)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -116,7 +116,7 @@ def test_without_a_card_it_says_so() -> None:
 
 @pytest.mark.slow
 def test_a_dry_run_on_the_cpu_goes_through_a_step(tmp_path: Path) -> None:
-    """All of them take a minute: scripts/ascend-check gate."""
+    """All of them take a minute: scripts/ascend-check gate-laws and the like."""
     file = tmp_path / "gate.json"
     words = ["--dry-run", "--only", "random_weights", "--json", str(file)]
     done = subprocess.run(

@@ -1,7 +1,7 @@
 """Breaks gyrfalcon and says what came of it: a table of faults and phases.
 
     scripts/faults --list
-    scripts/faults                              everything, some twenty minutes on two cores
+    scripts/faults                              everything, some nine minutes on two cores
     scripts/faults --only kill --only 'SIGSTOP idle'
     scripts/faults --short                      a part of each, less than a minute
     scripts/faults --alarms 30                  no fault: is anybody taken for dead on a busy machine?

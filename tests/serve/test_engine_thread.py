@@ -296,15 +296,8 @@ def test_many_requests_that_come_during_a_step_let_steps_run_between_them(
 def test_a_client_that_leaves_before_the_engine_has_its_request_costs_it_nothing(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, calls, may_step = server.service.engine, list[str](), threading.Event()
-    step = engine.step
-
-    def held() -> list[Delta]:
-        may_step.wait(20)
-        return step()
-
-    monkeypatch.setattr(engine, "add", noted(engine, "add", calls))
-    monkeypatch.setattr(engine, "step", held)
+    engine = server.service.engine
+    calls, may_step = holding_steps(engine, monkeypatch)
     first = server.later("/v1/completions", BODY | {"max_tokens": 1})
     wait_for(lambda: calls == ["add"])
     leaving = [server.later("/v1/completions", BODY | {"stream": one}) for one in (False, True)]
@@ -320,6 +313,21 @@ def test_a_client_that_leaves_before_the_engine_has_its_request_costs_it_nothing
     assert server.service.queue.num_requests == 0
 
 
+def holding_steps(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[str], threading.Event]:
+    """Notes what is added, and holds each step until the event is set."""
+    calls, may_step, step = list[str](), threading.Event(), engine.step
+
+    def held() -> list[Delta]:
+        may_step.wait(20)
+        return step()
+
+    monkeypatch.setattr(engine, "add", noted(engine, "add", calls))
+    monkeypatch.setattr(engine, "step", held)
+    return calls, may_step
+
+
 def noted(engine: Engine, name: str, calls: list[str]) -> Callable[..., object]:
     call = getattr(engine, name)
 
@@ -333,15 +341,8 @@ def noted(engine: Engine, name: str, calls: list[str]) -> Callable[..., object]:
 def test_many_prompts_of_a_client_who_leaves_are_added_no_further(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, calls, may_step = server.service.engine, list[str](), threading.Event()
-    step = engine.step
-
-    def held() -> list[Delta]:
-        may_step.wait(20)
-        return step()
-
-    monkeypatch.setattr(engine, "add", noted(engine, "add", calls))
-    monkeypatch.setattr(engine, "step", held)
+    engine = server.service.engine
+    calls, may_step = holding_steps(engine, monkeypatch)
     pending = server.later("/v1/completions", BODY | {"prompt": [[30, 31]] * 300})
     wait_for(lambda: len(calls) == engine_thread.ADDED_AT_ONCE)
     pending.leave()

@@ -52,9 +52,8 @@ class Graphs:
         self._graphs: dict[int, DecodeGraph] = {}
         self._prompts: dict[int, PromptGraph] = {}
         self._last: DecodeGraph | None = None  # that the last step replayed
-        self._compiled: set[int] = (
-            set()
-        )  # sizes of steps launched kernel by kernel, as powers of two
+        # Sizes of steps launched kernel by kernel, as powers of two.
+        self._compiled: set[int] = set()
         self._heartbeat = heartbeat or Heartbeat()
         self._smallest = smallest
 

@@ -16,7 +16,7 @@ def hccl_group(
     c10d: Any, store: dist.Store, rank: int, size: int, environment: Mapping[str, str]
 ) -> Any:
     """The group of ranks that meet at `store`. The variables of HCCL hold for it: what its buffers take, in
-    MB, and the seconds after which it gives up a collective. UsageError for one that is no number.
+    MB, and the seconds after which it gives up a collective. UsageError for one that is not a number.
     """
     options = c10d.ProcessGroupHCCL.Options()
     seconds = _number(environment, EXEC_TIMEOUT)

@@ -167,7 +167,7 @@ def next_engine(meeting: Meeting, number: int) -> tuple[bytes, Store] | None:
         assert isinstance(meeting.beats, Caller)
         if meeting.beats.hears_good_bye(GOOD_BYE_SECONDS):
             return None
-        got, do = str(error).splitlines()[0], "look what ended torchrun and start again"
+        got, do = str(error).splitlines()[0], "find out what ended torchrun and start again"
         gone = RankDied("torchrun's store to answer", got, do)
         meeting.beats.tell(gone)
         raise gone from None

@@ -270,7 +270,7 @@ class EngineThread:
             self._arrived = [*others, *begun, *self._arrived]
 
     def _add(self, engine: Engine, submission: Submission, most: int) -> int:
-        """Adds at most so many of its prompts; returns how many, 0 where it is over."""
+        """Adds `most` of its prompts at most; returns how many, 0 where it is over."""
         if submission.is_aborted:
             return 0
         begin = len(submission.engine_ids)

@@ -24,7 +24,7 @@ import psutil
 
 from gyrfalcon import Engine, SamplingParams
 from gyrfalcon.measure.result import machine_facts
-from gyrfalcon.parallel.movement import Beat, Movement
+from gyrfalcon.parallel.progress_monitor import ProgressMonitor, RankStatus
 
 MOST_CPU, MOST_STEP = 0.005, 0.01  # of a core, of a step
 IDLE_SECONDS = 10.0
@@ -101,13 +101,13 @@ def _of_threads(process: int, threads: Sequence[int | None]) -> float:
 def noting_looks() -> list[float]:
     """When this process's watchdog looks, from here on."""
     looks: list[float] = []
-    beat = Movement.beat
+    status = ProgressMonitor.status
 
-    def noted(movement: Movement) -> Beat:
+    def noted(monitor: ProgressMonitor) -> RankStatus:
         looks.append(time.monotonic())
-        return beat(movement)
+        return status(monitor)
 
-    Movement.beat = noted  # type: ignore[assignment, method-assign]  # in this process alone
+    ProgressMonitor.status = noted  # type: ignore[assignment, method-assign]  # in this process alone
     return looks
 
 

@@ -15,9 +15,9 @@ from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.engine.rank_messages import decode_engine, encode_engine
 from gyrfalcon.engine.worker import follow_command
 from gyrfalcon.parallel import torchrun_ranks
-from gyrfalcon.parallel.beats import Listener, call
+from gyrfalcon.parallel.heartbeats import HeartbeatServer, connect_to_rank_0
 from gyrfalcon.parallel.meeting import announce, wait_until_left
-from gyrfalcon.parallel.movement import Movement
+from gyrfalcon.parallel.progress_monitor import ProgressMonitor
 from gyrfalcon.parallel.ranks import Ranks
 from gyrfalcon.parallel.torchrun import Torchrun
 from gyrfalcon.parallel.torchrun_ranks import HERE, Meeting, connect
@@ -33,10 +33,10 @@ def process(rank: int) -> Torchrun:
 
 def meetings(store: dist.Store) -> tuple[Meeting, Meeting]:
     """Rank 0's and that of the rank that follows, as of two processes."""
-    movement = Movement()
-    listener = Listener(Watchdog(movement, 2, PATIENCE), movement, 2)
+    monitor = ProgressMonitor()
+    listener = HeartbeatServer(Watchdog(monitor, 2, PATIENCE), monitor, 2)
     listener.listen(store, HERE, HERE)
-    caller = call(store, 1, Movement(), PATIENCE, PATIENCE)
+    caller = connect_to_rank_0(store, 1, ProgressMonitor(), PATIENCE, PATIENCE)
     listener.start(lambda error: None)
     caller.start(lambda error: None)
     listener.await_all(PATIENCE)
@@ -56,7 +56,9 @@ def test_a_rank_follows_one_engine_after_the_other_until_the_end(tmp_path: Path)
             expected = alone.generate(prompts, DRAWN)
         place = announce(store, encode_engine(config))
         rank_info = connect(leading, place, Cpu, PATIENCE)
-        ranks = Ranks(rank_info, followed=True, beats=leading.beats, shares_beats=True)
+        ranks = Ranks(
+            rank_info, followed=True, heartbeats=leading.heartbeats, shares_heartbeats=True
+        )
         with Engine(config, ranks) as engine:
             assert engine.world_size == 2
             outputs = engine.generate(prompts, DRAWN)
@@ -64,7 +66,7 @@ def test_a_rank_follows_one_engine_after_the_other_until_the_end(tmp_path: Path)
         if dtype == "fp32":
             assert outputs == expected
         assert late.output_ids == ()
-    leading.beats.stop()
+    leading.heartbeats.stop()
     announce(store, encode_engine(None))
     wait_until_left(store, 2)
     follower.join(PATIENCE)
@@ -83,7 +85,7 @@ def lost_store() -> dist.Store:
 def test_a_rank_ends_with_rank_0_though_the_store_is_gone() -> None:
     leading, following = meetings(dist.HashStore())
     lost = dataclasses.replace(following, store=lost_store())
-    leading.beats.stop()
+    leading.heartbeats.stop()
     follow_command(lost)
     torchrun_rank._dismiss(lost.store, 2)
 
@@ -96,10 +98,10 @@ def test_a_rank_that_waits_for_an_engine_tells_of_a_store_that_is_gone(
     with pytest.raises(RankDied, match="wanted torchrun's store to answer, got"):
         follow_command(dataclasses.replace(following, store=lost_store()))
     deadline = time.monotonic() + PATIENCE
-    while leading.beats.error is None:
+    while leading.heartbeats.error is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert "torchrun's store to answer" in str(leading.beats.error)
+    assert "torchrun's store to answer" in str(leading.heartbeats.error)
 
 
 def test_an_announced_engine_has_every_setting() -> None:

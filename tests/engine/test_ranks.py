@@ -119,7 +119,7 @@ def test_a_stopped_rank_is_noticed_and_ends_all(folder: Path) -> None:
 
 
 def test_a_step_of_three_times_the_timeout_ends_as_any_other(folder: Path) -> None:
-    """Rank 0 computes all the time; the other waits for it, and both beat."""
+    """Rank 0 computes all the time; the other waits for it, and both send heartbeats."""
     long = list(range(20, 60)) * 45
     with Engine(EngineConfig(model=str(folder))) as alone:
         expected = alone.generate(long, GREEDY)

@@ -13,10 +13,10 @@ from torch import Tensor
 from gyrfalcon.errors import RankDied
 from gyrfalcon.parallel import ending
 from gyrfalcon.parallel.backend import Backend
-from gyrfalcon.parallel.beats import Listener
 from gyrfalcon.parallel.ending import end_spawned, end_torchrun
 from gyrfalcon.parallel.group import Group
-from gyrfalcon.parallel.movement import Movement
+from gyrfalcon.parallel.heartbeats import HeartbeatServer
+from gyrfalcon.parallel.progress_monitor import ProgressMonitor
 from gyrfalcon.parallel.ranks import RankInfo, Ranks
 from gyrfalcon.parallel.watchdog import Watchdog
 
@@ -56,17 +56,17 @@ def group_of_two() -> Group:
     return Group(0, 2, Backend(collectives, collectives, card.aborted.set))
 
 
-def watched_ranks(group: Group) -> tuple[Ranks, Listener]:
-    movement = Movement()
-    beats = Listener(Watchdog(movement, 2, PATIENCE), movement, 2)
-    beats.add(group.heartbeat, PATIENCE)
-    return Ranks(RankInfo(group, 0, 2), beats=beats, shares_beats=True), beats
+def watched_ranks(group: Group) -> tuple[Ranks, HeartbeatServer]:
+    monitor = ProgressMonitor()
+    heartbeats = HeartbeatServer(Watchdog(monitor, 2, PATIENCE), monitor, 2)
+    heartbeats.add(group.heartbeat, PATIENCE)
+    return Ranks(RankInfo(group, 0, 2), heartbeats=heartbeats, shares_heartbeats=True), heartbeats
 
 
 @pytest.mark.parametrize("under_torchrun", [False, True])
 def test_a_wait_for_a_lost_rank_ends_with_the_error_and_no_result(under_torchrun: bool) -> None:
     group = group_of_two()
-    ranks, beats = watched_ranks(group)
+    ranks, heartbeats = watched_ranks(group)
     told: list[RankDied] = []
 
     def compute() -> None:
@@ -78,13 +78,13 @@ def test_a_wait_for_a_lost_rank_ends_with_the_error_and_no_result(under_torchrun
 
     thread = threading.Thread(target=compute)
     thread.start()
-    while not beats.num_working:
+    while not heartbeats.num_working:
         threading.Event().wait(0.01)
-    beats.error = ERROR
+    heartbeats.error = ERROR
     if under_torchrun:
-        end_torchrun(beats, group.abort)
+        end_torchrun(heartbeats, group.abort)
     else:
-        end_spawned(cast("Any", Children()), [group], beats)
+        end_spawned(cast("Any", Children()), [group], heartbeats)
     thread.join(PATIENCE)
     assert told == [ERROR]
 
@@ -104,12 +104,12 @@ def test_a_thread_that_waits_on_regardless_ends_the_process(
     monkeypatch.setattr(ending, "GRACE_SECONDS", 0.1)
     for under_torchrun in (False, True):
         group = group_of_two()
-        _, beats = watched_ranks(group)
-        beats.error = ERROR
+        _, heartbeats = watched_ranks(group)
+        heartbeats.error = ERROR
         group.heartbeat.num_working = 1
-        ending_all = partial(end_torchrun, beats, group.abort)
+        ending_all = partial(end_torchrun, heartbeats, group.abort)
         if not under_torchrun:
-            ending_all = partial(end_spawned, cast("Any", Children()), [group], beats)
+            ending_all = partial(end_spawned, cast("Any", Children()), [group], heartbeats)
         with pytest.raises(Ended):
             ending_all()
 

@@ -24,10 +24,10 @@ from gyrfalcon.errors import EngineClosed, RankDied
 from gyrfalcon.ops import reference
 from gyrfalcon.parallel import backend, launch, torchrun_ranks
 from gyrfalcon.parallel.backend import Backend
-from gyrfalcon.parallel.beats import Listener
 from gyrfalcon.parallel.group import Group, Vocabulary
 from gyrfalcon.parallel.heartbeat import Heartbeat
-from gyrfalcon.parallel.movement import Movement
+from gyrfalcon.parallel.heartbeats import HeartbeatServer
+from gyrfalcon.parallel.progress_monitor import ProgressMonitor
 from gyrfalcon.parallel.ranks import RankInfo, Ranks
 from gyrfalcon.parallel.torchrun import Torchrun
 from gyrfalcon.parallel.torchrun_ranks import Meeting
@@ -211,9 +211,9 @@ def test_a_rank_takes_its_device_before_it_connects(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torchrun_ranks, "connect_group", connect)
     store = dist.HashStore()
     launch._connect_here(store, 1, 2, Card, Heartbeat())
-    torchrun, movement = Torchrun(5, 6, 2, 6, "host", 1, False), Movement()
-    beats = Listener(Watchdog(movement, 6, 10.0), movement, 6)
-    torchrun_ranks.connect(Meeting(torchrun, store, beats, led=False), store, Card, 10.0)
+    torchrun, monitor = Torchrun(5, 6, 2, 6, "host", 1, False), ProgressMonitor()
+    heartbeats = HeartbeatServer(Watchdog(monitor, 6, 10.0), monitor, 6)
+    torchrun_ranks.connect(Meeting(torchrun, store, heartbeats, led=False), store, Card, 10.0)
     assert events == ["device 1", "connect", "device 2", "connect"]
 
 

@@ -16,7 +16,7 @@ from gyrfalcon.engine import turns
 from gyrfalcon.errors import CheckpointError, EngineClosed, GyrfalconError, RankDied
 from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.parallel.heartbeat import Heartbeat
-from gyrfalcon.parallel.movement import Movement
+from gyrfalcon.parallel.progress_monitor import ProgressMonitor
 from gyrfalcon.parallel.watchdog import SLOW, Watchdog
 
 TIMEOUT = 10.0
@@ -34,13 +34,14 @@ class Ranks:
         self.hearts = [
             Heartbeat(doing=f"taking step {rank}", on_host=False) for rank in range(self.size)
         ]
-        self.movements = [
-            Movement(own_program=rank > 0 and not self.when_idle) for rank in range(self.size)
+        self.monitors = [
+            ProgressMonitor(own_program=rank > 0 and not self.when_idle)
+            for rank in range(self.size)
         ]
-        for movement, heart in zip(self.movements, self.hearts, strict=True):
-            movement.add(heart)
+        for monitor, heart in zip(self.monitors, self.hearts, strict=True):
+            monitor.add(heart)
         self.watchdog = Watchdog(
-            self.movements[0], self.size, TIMEOUT, when_idle=self.when_idle, check=self.check
+            self.monitors[0], self.size, TIMEOUT, when_idle=self.when_idle, check=self.check
         )
         for rank in range(1, self.size):
             self.watchdog.come(rank, f"host{rank}")
@@ -60,7 +61,7 @@ class Ranks:
         self.watchdog.look(1.0)
         for rank in range(1, self.size):
             if rank != silent:
-                self.watchdog.hear(rank, self.movements[rank].beat())
+                self.watchdog.hear(rank, self.monitors[rank].status())
 
 
 @pytest.mark.parametrize("working", [0, 1])
@@ -220,9 +221,9 @@ def test_a_rank_that_said_good_bye_is_missed_only_by_work() -> None:
 
 def test_a_thread_that_computes_on_the_host_moves_and_one_that_waits_does_not() -> None:
     """As in one native call for a whole step."""
-    heart, over, movement = Heartbeat(num_working=1), threading.Event(), Movement()
-    movement.add(heart)
-    watchdog = Watchdog(movement, 1, TIMEOUT)
+    heart, over, monitor = Heartbeat(num_working=1), threading.Event(), ProgressMonitor()
+    monitor.add(heart)
+    watchdog = Watchdog(monitor, 1, TIMEOUT)
     heart.thread = threading.get_native_id()
     watchdog.look(1.0)
     begin = time.thread_time()
@@ -243,15 +244,15 @@ def test_a_thread_that_computes_on_the_host_moves_and_one_that_waits_does_not() 
 
 def test_a_thread_that_wakes_up_now_and_then_does_not_move_however_often_it_is_looked_at() -> None:
     """As one that waits for another rank in shared memory."""
-    movement, over = Movement(), threading.Event()
+    monitor, over = ProgressMonitor(), threading.Event()
     waiting = threading.Thread(target=lambda: [over.wait(0.05) for _ in range(20)])
     waiting.start()
-    movement.add(Heartbeat(thread=waiting.native_id or 0))
-    moves = []
+    monitor.add(Heartbeat(thread=waiting.native_id or 0))
+    progress = []
     while waiting.is_alive():
-        moves.append(movement.beat().moves)
+        progress.append(monitor.status().progress)
         time.sleep(0.005)
-    assert moves[-2] == 1, "more than its first sight"
+    assert progress[-2] == 1, "more than its first sight"
 
 
 @pytest.mark.parametrize("variant", ["rw-1b", "7b"])

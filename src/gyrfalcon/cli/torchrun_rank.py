@@ -21,8 +21,8 @@ def run(torchrun: Torchrun, command: Callable[[], int]) -> int:
     try:
         return command()
     finally:
-        meeting.beats.stop()
-        if meeting.beats.error is None:
+        meeting.heartbeats.stop()
+        if meeting.heartbeats.error is None:
             _dismiss(meeting.store, torchrun.world_size)
 
 

@@ -51,7 +51,7 @@ def follow_command(meeting: Meeting) -> None:
             _follow_messages(core, rank_info.group)
         if asked_to_end:
             break
-    meeting.beats.stop()
+    meeting.heartbeats.stop()
     with suppress(RuntimeError):  # the store may be gone
         leave(meeting.store, meeting.torchrun.rank)
 

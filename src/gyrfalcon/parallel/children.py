@@ -51,7 +51,9 @@ def await_arrival(
 
 
 class _Stops:
-    """Sees from outside for how long children have been stopped (SIGSTOP), before they beat by themselves."""
+    """Sees from outside for how long children have been stopped (SIGSTOP), before
+    they send heartbeats by themselves.
+    """
 
     def __init__(self, children: ProcessContext, timeout: float) -> None:
         self._children, self._timeout = children, timeout

@@ -16,7 +16,7 @@ class Heartbeat:
     doing: what it does or waits for, in words.
     step: the number of the last step that it began, when the counter was at `before_step`.
     thread: the system's number of the thread that does it. While that computes on the host or reads from
-        a disk the rank moves as well: one native call may compute a whole step.
+        a disk the rank makes progress as well: one native call may compute a whole step.
     num_working: operations of all ranks under way; rank 0 alone knows.
     exempt: it does what may take minutes, such as loading weights and compiling kernels.
     """

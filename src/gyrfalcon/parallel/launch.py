@@ -28,7 +28,6 @@ from gyrfalcon.device.protocol import Device
 from gyrfalcon.device.setup import setup_of
 from gyrfalcon.device.threads import threads_of
 from gyrfalcon.errors import GyrfalconError, RankDied, TooManyOpenFiles
-from gyrfalcon.parallel.beats import Listener, call
 from gyrfalcon.parallel.children import (
     POLL_SECONDS,
     await_arrival,
@@ -40,9 +39,10 @@ from gyrfalcon.parallel.ending import end_spawned, end_this_process
 from gyrfalcon.parallel.error_message import encode_error
 from gyrfalcon.parallel.group import Group, connect, solo
 from gyrfalcon.parallel.heartbeat import Heartbeat
+from gyrfalcon.parallel.heartbeats import HeartbeatServer, connect_to_rank_0
 from gyrfalcon.parallel.interrupts import Watch, held_interrupts, watched_interrupts
 from gyrfalcon.parallel.meeting import MEET_SECONDS
-from gyrfalcon.parallel.movement import Movement
+from gyrfalcon.parallel.progress_monitor import ProgressMonitor
 from gyrfalcon.parallel.ranks import RankInfo, Ranks, working
 from gyrfalcon.parallel.torchrun import Torchrun
 from gyrfalcon.parallel.torchrun_ranks import HERE, join_torchrun
@@ -77,13 +77,13 @@ def start(
     torchrun = Torchrun.found()
     if torchrun is not None:
         return _looked_after(join_torchrun(world_size, torchrun, kind, announcement, rank_timeout))
-    movement = Movement()
+    monitor = ProgressMonitor()
     if world_size == 1:
-        group, watchdog = solo(), Watchdog(movement, 1, rank_timeout)
-        beats = Listener(watchdog, movement, 1)
-        beats.add(group.heartbeat, rank_timeout)
-        beats.start(lambda error: None)
-        return Ranks(RankInfo(group, local_rank=0, ranks_here=1), beats=beats)
+        group, watchdog = solo(), Watchdog(monitor, 1, rank_timeout)
+        heartbeats = HeartbeatServer(watchdog, monitor, 1)
+        heartbeats.add(group.heartbeat, rank_timeout)
+        heartbeats.start(lambda error: None)
+        return Ranks(RankInfo(group, local_rank=0, ranks_here=1), heartbeats=heartbeats)
     return _looked_after(_start_local(world_size, kind, work, rank_timeout))
 
 
@@ -119,43 +119,47 @@ def _start_local(world_size: int, kind: type[Device], work: Work, rank_timeout: 
         assert children is not None
         watch = Watch(partial(kill, children))
         with watched_interrupts(watch):
-            group, beats = _meet_workers(children, store, kind, rank_timeout)
+            group, heartbeats = _meet_workers(children, store, kind, rank_timeout)
     except BaseException:
         if children is not None:
             kill(children)
         raise
     rank_info = RankInfo(group, local_rank=0, ranks_here=world_size)
-    return Ranks(rank_info, children, store, watch, beats=beats)
+    return Ranks(rank_info, children, store, watch, heartbeats=heartbeats)
 
 
 def _meet_workers(
     children: ProcessContext, store: dist.Store, kind: type[Device], rank_timeout: float
-) -> tuple[Group, Listener]:
-    """Rank 0's end of the group, and of the beats; RankDied for a rank that ends first or does not come in
-    time.
+) -> tuple[Group, HeartbeatServer]:
+    """Rank 0's end of the group, and of the heartbeats; RankDied for a rank that ends first or does not come
+    in time.
     """
-    size, movement, heartbeat = len(children.processes) + 1, Movement(), Heartbeat(doing=MEETING)
+    size, monitor, heartbeat = (
+        len(children.processes) + 1,
+        ProgressMonitor(),
+        Heartbeat(doing=MEETING),
+    )
     watchdog = Watchdog(
-        movement, size, rank_timeout, check=lambda: raise_if_dead(children, store, where)
+        monitor, size, rank_timeout, check=lambda: raise_if_dead(children, store, where)
     )
     where = watchdog.describe
-    beats = Listener(watchdog, movement, size)
-    beats.listen(store, HERE, HERE)
-    beats.add(heartbeat, rank_timeout)
+    heartbeats = HeartbeatServer(watchdog, monitor, size)
+    heartbeats.listen(store, HERE, HERE)
+    heartbeats.add(heartbeat, rank_timeout)
     connected: list[Group] = []
-    beats.start(lambda error: end_spawned(children, connected, beats))
+    heartbeats.start(lambda error: end_spawned(children, connected, heartbeats))
     try:
         await_arrival(children, store, MEET_SECONDS, rank_timeout)
         with working(heartbeat):
             connected.append(_connect_here(store, 0, size, kind, heartbeat))
-        return connected[0], beats
+        return connected[0], heartbeats
     except RuntimeError as error:
         raise_if_dead(children, store)
         got = f"no connection: {str(error).splitlines()[0]}"
         raise came_late(children, got, MEET_SECONDS) from None
     finally:
         if not connected:
-            beats.stop()
+            heartbeats.stop()
 
 
 def _local_store() -> dist.TCPStore:
@@ -241,10 +245,10 @@ def _worker(
     store = dist.TCPStore(HERE, port, is_master=False)
     try:
         store.set(f"here/{rank}", "")
-        heartbeat, movement = Heartbeat(doing=MEETING), Movement()
-        movement.add(heartbeat)
-        beats = call(store, rank, movement, rank_timeout, MEET_SECONDS)
-        beats.start(_end_worker)
+        heartbeat, monitor = Heartbeat(doing=MEETING), ProgressMonitor()
+        monitor.add(heartbeat)
+        heartbeats = connect_to_rank_0(store, rank, monitor, rank_timeout, MEET_SECONDS)
+        heartbeats.start(_end_worker)
         group = _connect_here(store, rank, world_size, kind, heartbeat)
         work(RankInfo(group, rank, world_size))
     except Exception as error:

@@ -12,10 +12,10 @@ from torch.multiprocessing.spawn import ProcessContext
 
 from gyrfalcon.errors import RankDied
 from gyrfalcon.native.library import RankGone
-from gyrfalcon.parallel.beats import Caller, Listener
 from gyrfalcon.parallel.children import DEATH_SECONDS, POLL_SECONDS, join, kill, raise_if_dead
 from gyrfalcon.parallel.group import Group
 from gyrfalcon.parallel.heartbeat import Heartbeat
+from gyrfalcon.parallel.heartbeats import HeartbeatClient, HeartbeatServer
 from gyrfalcon.parallel.interrupts import Watch
 
 
@@ -37,8 +37,8 @@ class Ranks:
     store: dist.Store | None = None
     watch: Watch | None = None  # ends the workers at Ctrl-C, see interrupts.py
     followed: bool = False  # by the other ranks of a torchrun, see cli/torchrun_rank.py
-    beats: Listener | Caller | None = None
-    shares_beats: bool = False  # with other engines of this process, as under torchrun
+    heartbeats: HeartbeatServer | HeartbeatClient | None = None
+    shares_heartbeats: bool = False  # with other engines of this process, as under torchrun
     process_id: int = field(default_factory=os.getpid)
 
     @property
@@ -70,12 +70,12 @@ class Ranks:
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Raises what became of a rank for its broken connection; the ranks are to move meanwhile."""
-        heartbeat, beats = self.rank_info.group.heartbeat, self.beats
+        heartbeat, heartbeats = self.rank_info.group.heartbeat, self.heartbeats
         heartbeat.thread, heartbeat.num_working = get_native_id(), heartbeat.num_working + 1
         try:
             yield
-            if beats is not None and beats.error is not None:
-                raise beats.error  # of aborted collectives nothing else may tell
+            if heartbeats is not None and heartbeats.error is not None:
+                raise heartbeats.error  # of aborted collectives nothing else may tell
         except RuntimeError as error:
             self._explain(error)
             raise
@@ -86,17 +86,21 @@ class Ranks:
         """Raises what the watchdog found, who then ends the ranks, or what became of one that has ended."""
         self._raise_found()
         if self.children is not None:
-            where = self.beats.describe if isinstance(self.beats, Listener) else str
+            where = (
+                self.heartbeats.describe if isinstance(self.heartbeats, HeartbeatServer) else str
+            )
             raise_if_dead(self.children, self.store, where)
 
     def _raise_found(self) -> None:
-        if self.beats is not None and self.beats.error is not None:
-            raise self.beats.error from None
+        if self.heartbeats is not None and self.heartbeats.error is not None:
+            raise self.heartbeats.error from None
 
     def _explain(self, error: RuntimeError) -> None:
         """Raises what became of a rank, if that is what an error comes from."""
         self.check()
-        if self.children is not None or (self.beats is not None and isinstance(error, RankGone)):
+        if self.children is not None or (
+            self.heartbeats is not None and isinstance(error, RankGone)
+        ):
             deadline = time.monotonic() + DEATH_SECONDS
             while time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
@@ -109,12 +113,12 @@ class Ranks:
     @property
     def stalled_seconds(self) -> float:
         """For how long no rank has moved though there is work, as far as this one knows."""
-        return 0.0 if self.beats is None else self.beats.stalled_seconds
+        return 0.0 if self.heartbeats is None else self.heartbeats.stalled_seconds
 
     @property
     def stand_still(self) -> bool:
         """Whether none has moved for as long as they may, as far as this one knows."""
-        return isinstance(self.beats, Listener) and self.beats.stand_still
+        return isinstance(self.heartbeats, HeartbeatServer) and self.heartbeats.stand_still
 
     @property
     def forked(self) -> bool:
@@ -130,8 +134,8 @@ class Ranks:
         """Tells the ranks to end when they have done what is under way, and waits for those that this process
         started, a while.
         """
-        if self.beats is not None and not self.shares_beats:
-            self.beats.stop()
+        if self.heartbeats is not None and not self.shares_heartbeats:
+            self.heartbeats.stop()
         self.tell(message)
         if self.children is not None:
             join(self.children)
@@ -139,18 +143,18 @@ class Ranks:
     def kill(self) -> None:
         """Ends the workers, which hold nothing worth keeping, whatever any process is waiting for."""
         if self.children is not None and not self.forked:
-            if self.beats is not None:
-                self.beats.stop()
+            if self.heartbeats is not None:
+                self.heartbeats.stop()
             kill(self.children)
 
     def leave(self) -> None:
         """Ends the connections to the ranks, through which no other thread may be computing."""
         if self.forked:
             return
-        if self.beats is not None and self.shares_beats:
-            self.beats.drop(self.rank_info.group.heartbeat)
-        elif self.beats is not None:
-            self.beats.stop()
+        if self.heartbeats is not None and self.shares_heartbeats:
+            self.heartbeats.drop(self.rank_info.group.heartbeat)
+        elif self.heartbeats is not None:
+            self.heartbeats.stop()
         self.rank_info.group.close()
 
     def close(self) -> None:

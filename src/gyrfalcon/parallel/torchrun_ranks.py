@@ -15,11 +15,11 @@ from gyrfalcon.device.protocol import Device
 from gyrfalcon.device.setup import setup_of
 from gyrfalcon.errors import GyrfalconError, RankDied, UsageError
 from gyrfalcon.native.library import RankGone
-from gyrfalcon.parallel.beats import Caller, Listener, call
 from gyrfalcon.parallel.ending import end_this_process, end_torchrun
 from gyrfalcon.parallel.group import Group
 from gyrfalcon.parallel.group import connect as connect_group
 from gyrfalcon.parallel.heartbeat import Heartbeat
+from gyrfalcon.parallel.heartbeats import HeartbeatClient, HeartbeatServer, connect_to_rank_0
 from gyrfalcon.parallel.meeting import (
     CONNECT_SECONDS,
     MEET_SECONDS,
@@ -31,7 +31,7 @@ from gyrfalcon.parallel.meeting import (
     open_store,
     own_address,
 )
-from gyrfalcon.parallel.movement import Movement
+from gyrfalcon.parallel.progress_monitor import ProgressMonitor
 from gyrfalcon.parallel.ranks import RankInfo, Ranks, working
 from gyrfalcon.parallel.torchrun import Torchrun
 from gyrfalcon.parallel.watchdog import RANK_TIMEOUT, Watchdog
@@ -52,13 +52,13 @@ class Meeting:
 
     torchrun: Torchrun
     store: Store
-    beats: Listener | Caller
+    heartbeats: HeartbeatServer | HeartbeatClient
     led: bool
     groups: WeakSet[Group] = field(default_factory=WeakSet)
 
     def close(self) -> None:
         """The ranks part, as at the end of a command."""
-        self.beats.stop()
+        self.heartbeats.stop()
 
     def abort(self) -> None:
         """Ends collectives that will never finish, where that can be done."""
@@ -75,26 +75,30 @@ def meeting_of(torchrun: Torchrun, *, led: bool = False) -> Meeting:
 
 def _meet(torchrun: Torchrun, led: bool) -> Meeting:
     store = meet(torchrun, open_store(torchrun))
-    movement = Movement(own_program=not led)
+    monitor = ProgressMonitor(own_program=not led)
     if torchrun.rank:
-        beats: Listener | Caller = call(store, torchrun.rank, movement, RANK_TIMEOUT, MEET_SECONDS)
+        heartbeats: HeartbeatServer | HeartbeatClient = connect_to_rank_0(
+            store, torchrun.rank, monitor, RANK_TIMEOUT, MEET_SECONDS
+        )
     else:
-        watchdog = Watchdog(movement, torchrun.world_size, RANK_TIMEOUT, when_idle=led)
-        beats = Listener(watchdog, movement, torchrun.world_size)
+        watchdog = Watchdog(monitor, torchrun.world_size, RANK_TIMEOUT, when_idle=led)
+        heartbeats = HeartbeatServer(watchdog, monitor, torchrun.world_size)
         if torchrun.world_size > 1:
             one_machine = torchrun.ranks_here == torchrun.world_size
-            beats.listen(store, *((HERE, HERE) if one_machine else ("", own_address(torchrun))))
-    meeting = Meeting(torchrun, store, beats, led)
-    beats.start(partial(_end, meeting))
-    if isinstance(beats, Listener):
-        beats.await_all(CONNECT_SECONDS)
+            heartbeats.listen(
+                store, *((HERE, HERE) if one_machine else ("", own_address(torchrun)))
+            )
+    meeting = Meeting(torchrun, store, heartbeats, led)
+    heartbeats.start(partial(_end, meeting))
+    if isinstance(heartbeats, HeartbeatServer):
+        heartbeats.await_all(CONNECT_SECONDS)
     return meeting
 
 
 def _end(meeting: Meeting, error: GyrfalconError) -> None:
     if meeting.led and meeting.torchrun.rank:
         end_this_process(error)
-    end_torchrun(meeting.beats, meeting.abort)
+    end_torchrun(meeting.heartbeats, meeting.abort)
 
 
 def join_torchrun(
@@ -115,7 +119,9 @@ def join_torchrun(
     else:
         place = dist.PrefixStore(str(next(_engines)), meeting.store)
     rank_info = connect(meeting, place, kind, rank_timeout)
-    return Ranks(rank_info, followed=meeting.led, beats=meeting.beats, shares_beats=True)
+    return Ranks(
+        rank_info, followed=meeting.led, heartbeats=meeting.heartbeats, shares_heartbeats=True
+    )
 
 
 def connect(
@@ -125,14 +131,14 @@ def connect(
     what ended one, or RankDied when one does not come in time.
     """
     heartbeat = Heartbeat(doing="meeting the other ranks")
-    meeting.beats.add(heartbeat, rank_timeout)
+    meeting.heartbeats.add(heartbeat, rank_timeout)
     try:
         with working(heartbeat):
             group = _connect_group(meeting, store, kind)
     except RuntimeError as error:
-        meeting.beats.drop(heartbeat)
-        if meeting.beats.error is not None:
-            raise meeting.beats.error from None
+        meeting.heartbeats.drop(heartbeat)
+        if meeting.heartbeats.error is not None:
+            raise meeting.heartbeats.error from None
         wanted = f"all {meeting.torchrun.world_size} ranks to connect"
         do = "look at the other ranks' output"
         raise RankDied(wanted, str(error).splitlines()[0], do) from None
@@ -164,12 +170,12 @@ def next_engine(meeting: Meeting, number: int) -> tuple[bytes, Store] | None:
     try:
         return listen(meeting.store, number)
     except RuntimeError as error:
-        assert isinstance(meeting.beats, Caller)
-        if meeting.beats.hears_good_bye(GOOD_BYE_SECONDS):
+        assert isinstance(meeting.heartbeats, HeartbeatClient)
+        if meeting.heartbeats.hears_good_bye(GOOD_BYE_SECONDS):
             return None
         got, do = str(error).splitlines()[0], "find out what ended torchrun and start again"
         gone = RankDied("torchrun's store to answer", got, do)
-        meeting.beats.tell(gone)
+        meeting.heartbeats.tell(gone)
         raise gone from None
 
 
@@ -184,8 +190,8 @@ def following(
         with contextlib.suppress(RankGone), contextlib.closing(rank_info.group):
             yield rank_info
     except GyrfalconError as error:
-        if isinstance(meeting.beats, Caller):
-            meeting.beats.tell(error)
+        if isinstance(meeting.heartbeats, HeartbeatClient):
+            meeting.heartbeats.tell(error)
         raise
     finally:
-        meeting.beats.drop(rank_info.group.heartbeat)
+        meeting.heartbeats.drop(rank_info.group.heartbeat)

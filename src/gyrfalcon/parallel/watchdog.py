@@ -1,5 +1,5 @@
 """The watchdog judges what rank 0 hears of all ranks: whether one has ended, says nothing any more, or none
-moves though there is work. Knows neither connections nor processes.
+makes progress though there is work. Knows neither connections nor processes.
 """
 
 import socket
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gyrfalcon.errors import GyrfalconError, RankDied
-from gyrfalcon.parallel.movement import Beat, Movement
+from gyrfalcon.parallel.progress_monitor import ProgressMonitor, RankStatus
 
 RANK_TIMEOUT = 10.0  # seconds that a rank may stand still
 SLOW = 60  # times as long may take what takes minutes: loading from a slow disk, compiling kernels
-QUIET = 0.3  # of the timeout without a beat, of ranks that stand still, tells which one keeps the others
+QUIET = 0.3  # of the timeout without a heartbeat, of ranks that stand still, tells which one keeps the others
 # After a connection has ended, for the end of the process behind it to be seen.
 SETTLE_SECONDS = 1.0
 
@@ -21,7 +21,7 @@ class _Rank:
     """What rank 0 knows of one rank, by the watchdog's clock."""
 
     host: str
-    beat: Beat = field(default_factory=Beat)
+    status: RankStatus = field(default_factory=RankStatus)
     has_come: bool = False
     has_left: bool = False
     heard_at: float = 0.0
@@ -38,7 +38,7 @@ class Watchdog:
 
     def __init__(
         self,
-        movement: Movement,
+        monitor: ProgressMonitor,
         size: int,
         timeout: float,
         *,
@@ -48,7 +48,7 @@ class Watchdog:
         self.error: GyrfalconError | None = None
         self.timeout = timeout
         self.stalled_seconds = 0.0  # for which no rank has moved though there is work
-        self._movement, self._when_idle, self._check = movement, when_idle, check
+        self._monitor, self._when_idle, self._check = monitor, when_idle, check
         self._settle_seconds = 0.0 if check is None else SETTLE_SECONDS
         self._ranks = [_Rank(socket.gethostname()) for _ in range(size)]
         self._clock = 0.0
@@ -59,13 +59,13 @@ class Watchdog:
         known.host, known.has_come = host, True
         known.heard_at = known.moved_at = self._clock
 
-    def hear(self, rank: int, beat: Beat) -> None:
+    def hear(self, rank: int, status: RankStatus) -> None:
         """What a rank says."""
         known = self._ranks[rank]
         known.heard_at = self._clock
-        if beat.moves != known.beat.moves:
+        if status.progress != known.status.progress:
             known.moved_at = self._clock
-        known.beat = beat
+        known.status = status
 
     def end(self, rank: int, error: GyrfalconError | None = None) -> None:
         """A rank has ended, by an `error` if it said so."""
@@ -84,15 +84,15 @@ class Watchdog:
     def describe(self, rank: int) -> str:
         """Where a rank is and what it did when it was last heard."""
         known = self._ranks[rank]
-        return f"on {known.host} while {known.beat.where}"
+        return f"on {known.host} while {known.status.where}"
 
     def look(self, seconds: float) -> GyrfalconError | None:
         """Judges what has happened in the `seconds` since the last look; the first error is the one that is
         kept.
         """
         self._clock += seconds
-        self.hear(0, self._movement.beat())
-        if not self._movement.num_working:
+        self.hear(0, self._monitor.status())
+        if not self._monitor.num_working:
             for known in self._ranks:
                 known.moved_at = self._clock
                 known.heard_at = known.heard_at if self._when_idle else self._clock
@@ -102,7 +102,7 @@ class Watchdog:
         return self.error
 
     def _found(self) -> GyrfalconError | None:
-        working = self._movement.num_working > 0
+        working = self._monitor.num_working > 0
         for rank, known in enumerate(self._ranks):
             if not working and (known.has_left or not self._when_idle):
                 continue
@@ -110,7 +110,7 @@ class Watchdog:
                 return self._has_ended(rank, self._clock - known.ended_at)
             if known.has_come and self._clock - known.heard_at >= self.timeout:
                 return self._known_end() or self._stopped(rank, "went silent")
-        slow = any(known.beat.is_slow for known in self._ranks)
+        slow = any(known.status.is_slow for known in self._ranks)
         limit = self.timeout * SLOW if slow else self.timeout
         if self.stalled_seconds < limit or len(self._ranks) == 1:
             return None
@@ -123,7 +123,7 @@ class Watchdog:
 
     def _progress(self, rank: int) -> tuple[int, float]:
         known = self._ranks[rank]
-        return known.beat.step, known.moved_at
+        return known.status.step, known.moved_at
 
     def _known_end(self) -> GyrfalconError | None:
         try:
@@ -139,7 +139,7 @@ class Watchdog:
             return error
         return RankDied(
             f"all {len(self._ranks)} ranks to live",
-            f"rank {rank} on {self._ranks[rank].host}, which ended while {self._ranks[rank].beat.where}",
+            f"rank {rank} on {self._ranks[rank].host}, which ended while {self._ranks[rank].status.where}",
             "look at its output and start again",
         )
 
@@ -147,6 +147,6 @@ class Watchdog:
         known = self._ranks[rank]
         return RankDied(
             f"every rank to move within {self.timeout:g} s",
-            f"rank {rank} on {known.host}, which {how} while {known.beat.where}",
+            f"rank {rank} on {known.host}, which {how} while {known.status.where}",
             "find out what stopped it, then start again, or raise `rank_timeout`",
         )

@@ -4,6 +4,7 @@ waits.
 
 import json
 import socket
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -13,11 +14,11 @@ CHUNK = 1 << 16
 Message = Sequence[object]
 
 
-class WireClosed(Exception):
+class ConnectionClosed(Exception):
     """The other end has closed the connection, or said what no rank says."""
 
 
-class Wire:
+class Connection:
     """One end of a connection."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -26,28 +27,31 @@ class Wire:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._connection = connection
         self._unread = b""
+        self._unsent, self._sending = b"", threading.Lock()
 
     def fileno(self) -> int:
         """What select() takes."""
         return self._connection.fileno()
 
     def send(self, *message: object) -> None:
-        """Sends if the connection takes it: an end that reads nothing any more will not miss it, and one that
-        is closed is found by receive().
+        """Sends what the connection takes, and the rest before the next message. An end that reads nothing
+        any more will not miss the messages that are dropped; one that is closed is found by receive().
         """
-        with suppress(OSError):
-            self._connection.send(json.dumps(message).encode() + b"\n")
+        with self._sending, suppress(OSError):
+            if len(self._unsent) <= MOST_BYTES:
+                self._unsent += json.dumps(message).encode() + b"\n"
+            self._unsent = self._unsent[self._connection.send(self._unsent) :]
 
     def receive(self) -> list[Message]:
-        """What has arrived since the last time; WireClosed when no more can."""
+        """What has arrived since the last time; ConnectionClosed when no more can."""
         try:
             content = self._connection.recv(CHUNK)
         except BlockingIOError:
             return []
         except OSError:
-            raise WireClosed from None
+            raise ConnectionClosed from None
         if not content or len(self._unread) > MOST_BYTES:
-            raise WireClosed
+            raise ConnectionClosed
         *lines, self._unread = (self._unread + content).split(b"\n")
         return [_decoded(line) for line in lines]
 
@@ -60,7 +64,7 @@ def _decoded(line: bytes) -> Message:
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):
-        raise WireClosed from None
+        raise ConnectionClosed from None
     if isinstance(message, list) and message and isinstance(message[0], str):
         return message
-    raise WireClosed
+    raise ConnectionClosed

@@ -1,4 +1,4 @@
-"""Ranks beat over connections of their own: who comes, who ends, who falls silent, and who is no rank."""
+"""Heartbeats over connections of their own: who comes, who ends, who falls silent, and who is no rank."""
 
 import contextlib
 import socket
@@ -11,12 +11,17 @@ import pytest
 import torch.distributed as dist
 
 from gyrfalcon.errors import CheckpointError, GyrfalconError, RankDied
-from gyrfalcon.parallel.beats import ADDRESS, Caller, Listener, call
+from gyrfalcon.parallel.connection import MOST_BYTES, Connection, ConnectionClosed
 from gyrfalcon.parallel.heartbeat import Heartbeat
-from gyrfalcon.parallel.movement import Movement
+from gyrfalcon.parallel.heartbeats import (
+    ADDRESS,
+    HeartbeatClient,
+    HeartbeatServer,
+    connect_to_rank_0,
+)
+from gyrfalcon.parallel.progress_monitor import ProgressMonitor
 from gyrfalcon.parallel.torchrun_ranks import HERE
 from gyrfalcon.parallel.watchdog import Watchdog
-from gyrfalcon.parallel.wire import MOST_BYTES, Wire, WireClosed
 
 PATIENCE = 60.0
 
@@ -32,16 +37,18 @@ class Ends:
 
     def __post_init__(self) -> None:
         self.heart = Heartbeat(on_host=False)
-        movement = Movement()
-        movement.add(self.heart)
-        self.listener = Listener(Watchdog(movement, self.size, self.timeout), movement, self.size)
+        monitor = ProgressMonitor()
+        monitor.add(self.heart)
+        self.listener = HeartbeatServer(
+            Watchdog(monitor, self.size, self.timeout), monitor, self.size
+        )
         self.listener.listen(self.store, HERE, HERE)
 
-    def start(self) -> list[Caller]:
+    def start(self) -> list[HeartbeatClient]:
         """All ranks' connections, each with its thread."""
         self.listener.start(lambda error: self.ended.update({0: error}))
         callers = [
-            call(self.store, rank, Movement(), self.timeout, PATIENCE)
+            connect_to_rank_0(self.store, rank, ProgressMonitor(), self.timeout, PATIENCE)
             for rank in range(1, self.size)
         ]
         for rank, caller in enumerate(callers, 1):
@@ -71,7 +78,7 @@ def ends(**settings: float) -> Iterator[Ends]:
         made.listener.stop()
 
 
-def test_beats_keep_ranks_alive_for_many_times_the_timeout() -> None:
+def test_heartbeats_keep_ranks_alive_for_many_times_the_timeout() -> None:
     with ends(timeout=0.5, size=3) as both:
         callers = both.start()
         time.sleep(2.0)
@@ -83,7 +90,7 @@ def test_beats_keep_ranks_alive_for_many_times_the_timeout() -> None:
 def test_an_end_without_a_word_is_told_on_both_sides() -> None:
     with ends() as both:
         [caller] = both.start()
-        caller._wire._connection.shutdown(socket.SHUT_RDWR)
+        caller._connection._connection.shutdown(socket.SHUT_RDWR)
         told = (
             f"wanted all 2 ranks to live, got rank 1 on {socket.gethostname()}, which ended while"
         )
@@ -110,7 +117,9 @@ def test_what_ended_one_rank_is_told_to_all_others() -> None:
 def test_a_silent_rank_0_ends_the_others() -> None:
     """As behind a link that is down."""
     with ends() as both:
-        caller = call(both.store, 1, Movement(), 0.5, PATIENCE)  # nobody accepts it
+        caller = connect_to_rank_0(
+            both.store, 1, ProgressMonitor(), 0.5, PATIENCE
+        )  # nobody accepts it
         caller.start(lambda error: both.ended.update({1: error}))
         assert "wanted rank 0 to answer within 0.5 s, got nothing since" in both.error_of(1)
 
@@ -133,7 +142,7 @@ def test_good_byes_end_nothing() -> None:
         b'["hello", "%token", 0, "here", 1, ""]\n',
         b'["hello", "%token", 2, "here", 1, ""]\n',
         b'["hello", "%token", 1, 5, 1, ""]\n',
-        b'["beat", 1, 1, "x", false]\n',
+        b'["heartbeat", 1, 1, "x", false]\n',
         b"[" * 100_000 + b"\n",
         b'{"hello": 1}\n',
         b"x" * (2 * MOST_BYTES),
@@ -147,7 +156,7 @@ def test_strangers_are_shown_out(said: bytes) -> None:
         with socket.create_connection((HERE, port)) as stranger, contextlib.suppress(OSError):
             stranger.sendall(said)
             assert stranger.recv(1) == b""
-        caller = call(both.store, 1, Movement(), PATIENCE, PATIENCE)
+        caller = connect_to_rank_0(both.store, 1, ProgressMonitor(), PATIENCE, PATIENCE)
         both.listener.await_all(PATIENCE)
         caller.stop()
         assert both.ended == {}
@@ -160,7 +169,7 @@ def test_many_silent_strangers_keep_no_rank_out() -> None:
         with contextlib.ExitStack() as stack:
             for _ in range(100):
                 stack.enter_context(socket.create_connection((HERE, port)))
-            [caller] = [call(both.store, 1, Movement(), PATIENCE, PATIENCE)]
+            [caller] = [connect_to_rank_0(both.store, 1, ProgressMonitor(), PATIENCE, PATIENCE)]
             both.listener.await_all(PATIENCE)
             caller.stop()
 
@@ -179,36 +188,51 @@ def test_a_rank_0_that_cannot_be_reached_is_told(address: str | None) -> None:
     if address is not None:
         store.set(ADDRESS, address)
     with pytest.raises(RankDied, match="wanted rank 0 to take a connection, got"):
-        call(store, 1, Movement(), PATIENCE, 0.1)
+        connect_to_rank_0(store, 1, ProgressMonitor(), PATIENCE, 0.1)
 
 
 def test_sending_to_an_end_that_reads_nothing_never_waits() -> None:
     one, other = socket.socketpair()
-    wire = Wire(one)
+    connection = Connection(one)
     for _ in range(10_000):
-        wire.send("beat", "x" * 1000)
+        connection.send("heartbeat", "x" * 1000)
     other.close()
-    wire.send("beat")
-    with pytest.raises(WireClosed):
-        wire.receive()
-    wire.close()
+    connection.send("heartbeat")
+    with pytest.raises(ConnectionClosed):
+        connection.receive()
+    connection.close()
+
+
+def test_what_the_connection_does_not_take_at_once_is_sent_before_the_next_message() -> None:
+    one, other = socket.socketpair()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least that the system allows
+    sender, receiver = Connection(one), Connection(other)
+    long = "x" * 100_000
+    sender.send("end", long)
+    got, deadline = list[object](), time.monotonic() + PATIENCE
+    while len(got) < 3 and time.monotonic() < deadline:
+        got += receiver.receive()
+        sender.send("heartbeat")
+    assert got[:3] == [["end", long], ["heartbeat"], ["heartbeat"]]
+    sender.close()
+    receiver.close()
 
 
 def test_a_message_in_pieces_is_put_together() -> None:
     one, other = socket.socketpair()
-    wire, text = Wire(one), b'["beat", 1]\n["bye"]\n["be'
+    connection, text = Connection(one), b'["heartbeat", 1]\n["bye"]\n["be'
     got = []
     for byte in text:
         other.sendall(bytes([byte]))
-        got += wire.receive()
-    assert got == [["beat", 1], ["bye"]]
+        got += connection.receive()
+    assert got == [["heartbeat", 1], ["bye"]]
     other.close()
-    wire.close()
+    connection.close()
 
 
 def test_the_watchdog_runs_until_it_is_stopped() -> None:
-    movement, heart = Movement(), Heartbeat(num_working=1, on_host=False)
-    listener = Listener(Watchdog(movement, 1, 0.05), movement, 1)
+    monitor, heart = ProgressMonitor(), Heartbeat(num_working=1, on_host=False)
+    listener = HeartbeatServer(Watchdog(monitor, 1, 0.05), monitor, 1)
     listener.add(heart, 0.05)
     listener.start(lambda error: None)
     wait_until(lambda: listener.stalled_seconds > 0.1)

@@ -22,23 +22,23 @@ from functools import partial
 from torch.distributed import Store
 
 from gyrfalcon.errors import GyrfalconError, RankDied
+from gyrfalcon.parallel.connection import Connection, ConnectionClosed, Message
 from gyrfalcon.parallel.error_message import decode_error, encode_error
 from gyrfalcon.parallel.heartbeat import Heartbeat
-from gyrfalcon.parallel.movement import Beat, Movement
+from gyrfalcon.parallel.progress_monitor import ProgressMonitor, RankStatus
 from gyrfalcon.parallel.watchdog import Watchdog
-from gyrfalcon.parallel.wire import Message, Wire, WireClosed
 
-LONGEST_BEAT = 1.0  # seconds between two
-BEATS = 10  # in the time that a rank may stand still
-LOOKS = 4  # from beat to beat
+LONGEST_INTERVAL = 1.0  # seconds between two
+HEARTBEATS_PER_TIMEOUT = 10  # in the time that a rank may stand still
+LOOKS = 4  # from one heartbeat to the next
 CONNECT_SECONDS = 30.0
 MOST_STRANGERS = 64  # connections of which nothing is known yet
 POLL_SECONDS = 0.02
-ADDRESS = "beats"
+ADDRESS = "heartbeats"
 
 
 def _interval(timeout: float) -> float:
-    return min(timeout / BEATS, LONGEST_BEAT)
+    return min(timeout / HEARTBEATS_PER_TIMEOUT, LONGEST_INTERVAL)
 
 
 def machine() -> str:
@@ -52,19 +52,19 @@ def machine() -> str:
 
 @dataclass(slots=True)
 class _Pace:
-    """When to beat and when to look. This process may have been stopped, by Ctrl-Z, which is no fault of the
-    other ranks: of the time between two looks no more than two beats' counts.
+    """When to send a heartbeat and when to look. This process may have been stopped, by Ctrl-Z, which is no
+    fault of the other ranks: of the time between two looks no more than two heartbeats' counts.
     """
 
     interval: float
     _looked_at: float = field(default_factory=time.monotonic)
-    _beat_at: float = 0.0
+    _heartbeat_at: float = 0.0
 
-    def beat_is_due(self) -> bool:
+    def heartbeat_is_due(self) -> bool:
         """Whether it is time for one; asked once."""
-        due = time.monotonic() >= self._beat_at
+        due = time.monotonic() >= self._heartbeat_at
         if due:
-            self._beat_at = time.monotonic() + self.interval
+            self._heartbeat_at = time.monotonic() + self.interval
         return due
 
     def passed(self) -> float | None:
@@ -77,19 +77,19 @@ class _Pace:
         return min(seconds, 2 * self.interval)
 
 
-class Listener:
+class HeartbeatServer:
     """Rank 0's end of all connections, with the watchdog. A single rank has none, and is seen but not
     ended.
     """
 
-    def __init__(self, watchdog: Watchdog, movement: Movement, size: int) -> None:
+    def __init__(self, watchdog: Watchdog, monitor: ProgressMonitor, size: int) -> None:
         self.error: GyrfalconError | None = None  # what has ended the ranks
-        self.watchdog, self._movement, self._size = watchdog, movement, size
+        self.watchdog, self._monitor, self._size = watchdog, monitor, size
         self._selector = selectors.DefaultSelector()
         self._server: socket.socket | None = None
         self._token = secrets.token_hex(16)
-        self._strangers: list[Wire] = []
-        self._wires: dict[int, Wire] = {}  # by rank
+        self._strangers: list[Connection] = []
+        self._connections: dict[int, Connection] = {}  # by rank
         self._processes: dict[int, int] = {}  # those of this machine, by rank
         self._over = threading.Event()
 
@@ -106,7 +106,7 @@ class Listener:
     @property
     def num_working(self) -> int:
         """Operations of all ranks under way."""
-        return self._movement.num_working
+        return self._monitor.num_working
 
     @property
     def missing(self) -> list[int]:
@@ -147,11 +147,11 @@ class Listener:
     def add(self, heartbeat: Heartbeat, timeout: float) -> None:
         """Watches one more engine, whose ranks may stand still for `timeout` seconds."""
         self.watchdog.timeout = timeout
-        self._movement.add(heartbeat)
+        self._monitor.add(heartbeat)
 
     def drop(self, heartbeat: Heartbeat) -> None:
         """Watches that engine no more."""
-        self._movement.drop(heartbeat)
+        self._monitor.drop(heartbeat)
 
     def tell_end(self, error: GyrfalconError, seconds: float) -> None:
         """Has the other ranks end; those of this machine that have not done so after some seconds are
@@ -159,9 +159,9 @@ class Listener:
         """
         self._send("end", encode_error(error).decode())
         deadline = time.monotonic() + seconds
-        while self._wires and (left := deadline - time.monotonic()) > 0:
+        while self._connections and (left := deadline - time.monotonic()) > 0:
             self._read(left)
-        for rank in self._wires.keys() & self._processes.keys():
+        for rank in self._connections.keys() & self._processes.keys():
             with suppress(OSError):
                 os.kill(self._processes[rank], signal.SIGKILL)
 
@@ -169,22 +169,22 @@ class Listener:
         """Says good-bye and ends the connections."""
         self._over.set()
         self._send("bye")
-        for wire in (*self._wires.values(), *self._strangers):
-            wire.close()
+        for connection in (*self._connections.values(), *self._strangers):
+            connection.close()
         if self._server is not None:
             self._server.close()
 
     def _send(self, *message: object) -> None:
-        for wire in list(self._wires.values()):
-            wire.send(*message)
+        for connection in list(self._connections.values()):
+            connection.send(*message)
 
     def _run(self, end: Callable[[GyrfalconError], object]) -> None:
         pace = _Pace(_interval(self.watchdog.timeout))
         while not self._over.is_set() and self.error is None:
             pace.interval = _interval(self.watchdog.timeout)
             self._read(pace.interval / LOOKS)
-            if pace.beat_is_due():
-                self._send("beat", *astuple(self._movement.beat()))
+            if pace.heartbeat_is_due():
+                self._send("heartbeat", *astuple(self._monitor.status()))
             if (seconds := pace.passed()) is not None:
                 self.error = self.watchdog.look(seconds)
         if self.error is not None and not self._over.is_set():
@@ -199,33 +199,33 @@ class Listener:
 
     def _accept(self, server: socket.socket) -> None:
         try:
-            connection, _ = server.accept()
+            accepted, _ = server.accept()
         except OSError:
             return
-        wire = Wire(connection)
-        self._selector.register(wire, selectors.EVENT_READ, self._greet)
-        self._strangers.append(wire)
+        connection = Connection(accepted)
+        self._selector.register(connection, selectors.EVENT_READ, self._greet)
+        self._strangers.append(connection)
         if len(self._strangers) > MOST_STRANGERS:
             self._part(self._strangers[0])
 
-    def _greet(self, wire: Wire) -> None:
+    def _greet(self, connection: Connection) -> None:
         """A stranger says who it is."""
         try:
-            said = wire.receive()
+            said = connection.receive()
             if not said:  # the rest of it is to come
                 return
             rank = self._known(said[0])
-        except WireClosed:
-            self._part(wire)
+        except ConnectionClosed:
+            self._part(connection)
             return
-        self._strangers.remove(wire)
-        self._wires[rank] = wire
+        self._strangers.remove(connection)
+        self._connections[rank] = connection
         hear = partial(self._hear, rank)
-        self._selector.modify(wire, selectors.EVENT_READ, hear)
-        hear(wire, said[1:])
+        self._selector.modify(connection, selectors.EVENT_READ, hear)
+        hear(connection, said[1:])
 
     def _known(self, message: Message) -> int:
-        """The rank that a stranger is; WireClosed if it is none."""
+        """The rank that a stranger is; ConnectionClosed if it is none."""
         match message:
             case ["hello", str(token), int(rank), str(host), int(process), str(where)]:
                 if secrets.compare_digest(token, self._token) and rank in self.missing:
@@ -233,48 +233,55 @@ class Listener:
                     if where and where == machine() and process != os.getpid():
                         self._processes[rank] = process
                     return rank
-        raise WireClosed
+        raise ConnectionClosed
 
-    def _hear(self, rank: int, wire: Wire, before: Sequence[Message] = ()) -> None:
+    def _hear(self, rank: int, connection: Connection, before: Sequence[Message] = ()) -> None:
         """What a rank says, `before` what it has said already."""
         try:
-            for message in before or wire.receive():
+            for message in before or connection.receive():
                 self._take(rank, message)
-        except WireClosed:
+        except ConnectionClosed:
             if self._over.is_set():  # by this end
                 return
-            del self._wires[rank]
-            self._part(wire)
+            del self._connections[rank]
+            self._part(connection)
             self.watchdog.end(rank)
 
     def _take(self, rank: int, message: Message) -> None:
         match message:
-            case ["beat", int(moves), int(step), str(where), bool(slow)]:
-                self.watchdog.hear(rank, Beat(moves, step, where, slow))
+            case ["heartbeat", int(progress), int(step), str(where), bool(slow)]:
+                self.watchdog.hear(rank, RankStatus(progress, step, where, slow))
             case ["end", str(error)]:
                 self.watchdog.end(rank, decode_error(error.encode()))
             case ["bye"]:
                 self.watchdog.leave(rank)
             case _:
-                raise WireClosed
+                raise ConnectionClosed
 
-    def _part(self, wire: Wire) -> None:
-        if wire in self._strangers:
-            self._strangers.remove(wire)
+    def _part(self, connection: Connection) -> None:
+        if connection in self._strangers:
+            self._strangers.remove(connection)
         with suppress(KeyError, ValueError):  # closed by another thread
-            self._selector.unregister(wire)
-        wire.close()
+            self._selector.unregister(connection)
+        connection.close()
 
 
-class Caller:
+class HeartbeatClient:
     """The end of another rank."""
 
-    def __init__(self, wire: Wire, rank: int, movement: Movement, timeout: float) -> None:
+    def __init__(
+        self, connection: Connection, rank: int, monitor: ProgressMonitor, timeout: float
+    ) -> None:
         self.error: GyrfalconError | None = None
-        self._wire, self._rank, self._movement, self._timeout = wire, rank, movement, timeout
+        self._connection, self._rank, self._monitor, self._timeout = (
+            connection,
+            rank,
+            monitor,
+            timeout,
+        )
         self._where, self._silent_seconds = "starting", 0.0
         self._selector = selectors.DefaultSelector()
-        self._selector.register(wire, selectors.EVENT_READ)
+        self._selector.register(connection, selectors.EVENT_READ)
         self._over = threading.Event()
 
     @property
@@ -285,24 +292,24 @@ class Caller:
     @property
     def num_working(self) -> int:
         """Operations of this rank under way."""
-        return self._movement.num_working
+        return self._monitor.num_working
 
     def start(self, end: Callable[[GyrfalconError], object]) -> None:
         """Goes on in a thread of its own; calls `end` there with what has ended the ranks."""
         threading.Thread(target=self._run, args=(end,), name="heartbeat", daemon=True).start()
 
     def add(self, heartbeat: Heartbeat, timeout: float) -> None:
-        """As Listener.add()."""
+        """As HeartbeatServer.add()."""
         self._timeout = timeout
-        self._movement.add(heartbeat)
+        self._monitor.add(heartbeat)
 
     def drop(self, heartbeat: Heartbeat) -> None:
         """Watches that engine no more."""
-        self._movement.drop(heartbeat)
+        self._monitor.drop(heartbeat)
 
     def tell(self, error: GyrfalconError) -> None:
         """Tells rank 0 what ends this rank."""
-        self._wire.send("end", encode_error(error).decode())
+        self._connection.send("end", encode_error(error).decode())
 
     def hears_good_bye(self, seconds: float) -> bool:
         """Whether rank 0 says good-bye within some seconds, or has done so."""
@@ -311,15 +318,15 @@ class Caller:
     def stop(self) -> None:
         """Says good-bye and ends the connection."""
         self._over.set()
-        self._wire.send("bye")
-        self._wire.close()
+        self._connection.send("bye")
+        self._connection.close()
 
     def _run(self, end: Callable[[GyrfalconError], object]) -> None:
         pace = _Pace(_interval(self._timeout))
         while not self._over.is_set():
             pace.interval = _interval(self._timeout)
-            if pace.beat_is_due():
-                self._wire.send("beat", *astuple(self._movement.beat()))
+            if pace.heartbeat_is_due():
+                self._connection.send("heartbeat", *astuple(self._monitor.status()))
             self._read(pace.interval / LOOKS)
             self._silent_seconds += pace.passed() or 0.0
             if self.error is None and self._silent_seconds >= self._timeout:
@@ -333,41 +340,43 @@ class Caller:
     def _read(self, seconds: float) -> None:
         try:
             for _ in self._selector.select(seconds):
-                for message in self._wire.receive():
+                for message in self._connection.receive():
                     self._take(message)
-        except WireClosed:
+        except ConnectionClosed:
             if not self._over.is_set():
                 self.error = self.error or _without_rank_0("live", f"its end while {self._where}")
 
     def _take(self, message: Message) -> None:
         match message:
-            case ["beat", int(), int(), str(where), bool()]:
+            case ["heartbeat", int(), int(), str(where), bool()]:
                 self._where, self._silent_seconds = where, 0.0
             case ["end", str(error)]:
                 self.error = decode_error(error.encode())
             case ["bye"]:
                 self._over.set()
             case _:
-                raise WireClosed
+                raise ConnectionClosed
 
 
 def _without_rank_0(wanted: str, got: str) -> RankDied:
     return RankDied(f"rank 0 to {wanted}", got, "look at its output and start again")
 
 
-def call(store: Store, rank: int, movement: Movement, timeout: float, patience: float) -> Caller:
+def connect_to_rank_0(
+    store: Store, rank: int, monitor: ProgressMonitor, timeout: float, patience: float
+) -> HeartbeatClient:
     """A rank's connection to rank 0, whose address comes to the store within `patience` seconds; RankDied
     where there is none.
     """
     try:
         store.wait([ADDRESS], timedelta(seconds=patience))
         host, port, token = json.loads(store.get(ADDRESS))
-        wire = Wire(socket.create_connection((host, port), CONNECT_SECONDS))
+        connection = Connection(socket.create_connection((host, port), CONNECT_SECONDS))
     except (RuntimeError, OSError, ValueError) as error:
         got = str(error).splitlines()[0]
         raise _without_rank_0("take a connection", got) from None
-    wire.send("hello", token, rank, socket.gethostname(), os.getpid(), machine())
-    return Caller(wire, rank, movement, timeout)
+    connection.send("hello", token, rank, socket.gethostname(), os.getpid(), machine())
+    return HeartbeatClient(connection, rank, monitor, timeout)
 
 
 def _server(host: str) -> socket.socket:

@@ -1,5 +1,5 @@
-"""Whether a rank moves, as a thread of it sees: by what its heartbeats count, by the processor time of the
-thread that computes, and by what that reads from a disk.
+"""Whether a rank makes progress, as a thread of it sees: by what its heartbeats count, by the processor time
+of the thread that computes, and by what that reads from a disk.
 """
 
 import time
@@ -14,16 +14,16 @@ FAULTS = 9  # a field of /proc/…/stat behind the name of the program
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
+class RankStatus:
     """What a rank says of itself.
 
-    moves: how often it was seen to move.
+    progress: how often it was seen to make some.
     step: the number of its last step.
     where: what it does, in words.
     is_slow: it does what may take minutes.
     """
 
-    moves: int = 0
+    progress: int = 0
     step: int = 0
     where: str = "starting"
     is_slow: bool = False
@@ -54,13 +54,13 @@ class _Seen:
 
 
 @dataclass(slots=True)
-class Movement:
-    """Of one rank, whose engines each have a heartbeat. `own_program`: between the engines' calls the rank
-    runs a program of its own, and moves.
+class ProgressMonitor:
+    """The progress of one rank, whose engines each have a heartbeat. `own_program`: between the engines'
+    calls the rank runs a program of its own, which counts as progress.
     """
 
     own_program: bool = False
-    moves: int = 0
+    progress: int = 0
     _seen: list[_Seen] = field(default_factory=list)
 
     def add(self, heartbeat: Heartbeat) -> None:
@@ -76,16 +76,16 @@ class Movement:
         """Operations of all ranks under way, as far as this one knows."""
         return sum(seen.heartbeat.num_working for seen in self._seen)
 
-    def beat(self) -> Beat:
-        """What there is to say now. Without an engine there is nothing to do, and the rank moves."""
+    def status(self) -> RankStatus:
+        """What there is to say now. Without an engine there is nothing to do, which counts as progress."""
         moved = [seen.has_moved(own_program=self.own_program) for seen in self._seen]
-        self.moves += any(moved) or not moved
+        self.progress += any(moved) or not moved
         hearts = [seen.heartbeat for seen in self._seen]
         if not hearts:
-            return Beat(self.moves, where="between engines")
+            return RankStatus(self.progress, where="between engines")
         busy = next((heart for heart in hearts if heart.num_working), hearts[-1])
         slow = any(heart.exempt for heart in hearts)
-        return Beat(self.moves, busy.step, busy.where, slow)
+        return RankStatus(self.progress, busy.step, busy.where, slow)
 
 
 def _used_by(thread: int) -> tuple[float, int]:

@@ -24,7 +24,7 @@ def guarded(model: Path) -> Iterator[Server]:
     with serving(
         lambda: Engine(EngineConfig(str(model), max_len=64)),
         keys=KEYS,
-        hosts=allowed_hosts("127.0.0.1", ["pod.example"]),
+        hosts=allowed_hosts("127.0.0.1", ["pod.example", "rooted.example."]),
     ) as server:
         yield server
 
@@ -80,9 +80,16 @@ def test_a_key_that_is_wrong_is_shown_nowhere(
         ("127.0.0.1:8000", 200),
         ("localhost", 200),
         ("LOCALHOST:8000", 200),
+        ("localhost.", 200),
+        ("localhost.:8000", 200),
         ("[::1]:8000", 200),
         ("pod.example:80", 200),
+        ("pod.example.", 200),
+        ("rooted.example", 200),
         ("evil.example", 403),
+        ("evil.example.", 403),
+        ("localhost..", 403),
+        (".", 403),
         ("127.0.0.1.evil.example", 403),
         ("", 403),
     ],

@@ -52,7 +52,7 @@ class Gate:
         self._app = app
         self._secret = secrets.token_bytes()
         self._keys = [sha256(key.encode()).digest() for key in keys]
-        self._hosts = None if hosts is None else set(map(_without_port, hosts))
+        self._hosts = None if hosts is None else set(map(_name, hosts))
         self._open_paths, self._refused = frozenset(open_paths), refused
         self.num_answering = 0  # requests
 
@@ -141,12 +141,13 @@ def allowed_hosts(host: str, allowed: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def _host(headers: Headers) -> str:
-    """The Host header without its port."""
-    return _without_port(headers.get("host", ""))
+    """The name in the Host header."""
+    return _name(headers.get("host", ""))
 
 
-def _without_port(host: str) -> str:
-    return re.sub(r":\d*$", "", host).lower()
+def _name(host: str) -> str:
+    """A host without its port and the root's dot, with which a name is the same (RFC 1034, 3.1)."""
+    return re.sub(r"(?<=\w)\.$", "", re.sub(r":\d*$", "", host)).lower()
 
 
 def _number(headers: Headers) -> str:

@@ -32,7 +32,7 @@ from gyrfalcon.plan.fit import (
     leave_one_out,
     median_error,
 )
-from gyrfalcon.plan.hardware import TRITON_LAUNCHES, Hardware, Link, known_hardware
+from gyrfalcon.plan.hardware import TRITON_LAUNCHES, Hardware, known_hardware
 from gyrfalcon.plan.models import PUBLISHED
 from gyrfalcon.plan.prediction import (
     HOST_SECONDS,
@@ -48,7 +48,6 @@ PAGE = ROOT / "docs" / "performance-model.md"
 BEGIN, END = "<!-- fit: begin -->", "<!-- fit: end -->"
 MISSED = 0.15  # of an observation
 CHUNK = 512  # prompt tokens that gyrfalcon computes in a step
-NO_LINK = Link(0.0, 1.0)  # of observations on one rank
 CALLED_BY_HOST = 30e-6  # an all-reduce that the host launches: 20 to 50 µs (H100, NCCL)
 # Llama-2's three matrices of the MLP have as many weights as two that are half as wide again.
 OTHER_MODELS: Mapping[str, Mapping[str, object]] = {

@@ -9,11 +9,12 @@ import pytest
 import torch
 from checkpoints import make_checkpoint
 
-from gyrfalcon import Engine
+from gyrfalcon import Engine, ops
 from gyrfalcon.checkpoint.load import load_model
 from gyrfalcon.checkpoint.source import open_checkpoint
 from gyrfalcon.config import ModelConfig
 from gyrfalcon.device.cpu import Cpu
+from gyrfalcon.device.cuda import Cuda
 from gyrfalcon.device.npu import Npu
 from gyrfalcon.errors import UsageError, WorldSizeError
 from gyrfalcon.measure.roofline import Deployment, prefill_flops
@@ -21,7 +22,7 @@ from gyrfalcon.model.architectures import config_from_file
 from gyrfalcon.model.falcon import Falcon
 from gyrfalcon.ops import reference
 from gyrfalcon.parallel.group import Group
-from gyrfalcon.parallel.shards import share_of
+from gyrfalcon.parallel.shards import largest_matrix, share_of
 from gyrfalcon.plan.hardware import known_hardware
 from gyrfalcon.plan.memory import block_bytes, num_cache_blocks, rank_memory, weight_bytes
 from gyrfalcon.plan.step_load import decoding_load, load_of
@@ -179,6 +180,25 @@ def test_a_card_s_own_block_size_counts(made: Made) -> None:
         == 8 * block_bytes(config, share, "bf16")
     )
     assert memory.sequences(129) == memory.cache // memory.block // 2
+
+
+@pytest.mark.parametrize(("ranks", "quant"), [(1, "int8"), (3, "int4"), (2, "none")])
+def test_the_cache_leaves_what_dequantising_prompts_takes(
+    made: Made, monkeypatch: pytest.MonkeyPatch, ranks: int, quant: str
+) -> None:
+    """As the engine leaves it on a card with Triton's operators."""
+    monkeypatch.setenv("GYRFALCON_OPS", "triton")
+    card, device = replace(known_hardware()["a10g"], memory_bytes=4 * 10**9), Cuda.at(0)
+    config = replace(config_of(made.of("11B")), vocab_size=500_000)
+    share = share_of(config, ranks, ranks - 1)
+    scratch = ops.scratch_bytes(device, largest_matrix(config, share), torch.bfloat16)
+    scratch = 0 if quant == "none" else scratch
+    memory = rank_memory(config, ranks, "bf16", quant, card, 512, 64)
+    free = memory.total - memory.reserved - memory.weights
+    assert free > 0
+    assert memory.cache == int(Cuda.cache_share * (free - scratch))
+    plain = rank_memory(config, ranks, "bf16", quant, replace(card, triton=False), 512, 64)
+    assert memory.workspace == plain.workspace + scratch
 
 
 def test_weights_that_do_not_fit_leave_no_cache(made: Made) -> None:

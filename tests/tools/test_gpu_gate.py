@@ -19,9 +19,15 @@ from simulate_token import DESIGNS, Step, simulated
 pytest.importorskip("triton", reason="the gate's modules need Triton")
 
 from gyrfalcon import SamplingParams
+from gyrfalcon.device.lookup import device_of
 from gyrfalcon.engine import overlap, sampler
+from gyrfalcon.engine.decode_graphs import COLUMNS, Following, _Numbers
 from gyrfalcon.ops import reference
 from gyrfalcon.ops.triton import linear as triton_linear
+from gyrfalcon.parallel import group
+from gyrfalcon.parallel.group import Vocabulary, solo
+from gyrfalcon.plan.hardware import TRITON_LAUNCHES
+from gyrfalcon.plan.work import OTHER_LAUNCHES
 
 gpu_checks = pytest.importorskip("gpu_checks")
 gpu_counts = pytest.importorskip("gpu_counts")
@@ -235,6 +241,29 @@ def test_a_token_of_a_layer_launches_what_the_simulation_counts(counted: dict[st
     ]
     launches = found["triton"] + found["torch"]
     assert of_a_layer * config.num_layers <= launches <= (of_a_layer + 1) * config.num_layers
+
+
+def test_a_token_launches_what_a_plan_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a step does on a card whose graph is replayed for the next token of the same sequences: the
+    model, the choice and its copy in the graph; before it the numbers are counted up, and after it what was
+    chosen is copied to the host.
+    """
+    config, rows = gpu_models.config_of("40b"), 4
+    model = gpu_counts.model_of(config, torch.bfloat16, "none")
+    pool = gpu_models.make_pool(config, gpu_models.BLOCK_SIZE, gpu_counts.META, torch.bfloat16)
+    batch = gpu_models.decode_batch(config, rows, 2048).on(gpu_counts.META)
+    vocabulary = Vocabulary.shared(config.vocab_size, solo())
+    found = torch.empty(2, rows, dtype=torch.int64, device=gpu_counts.META)
+    flat = torch.empty(rows * (len(COLUMNS) + 128), dtype=torch.int64, device=gpu_counts.META)
+    numbers = _Numbers(flat, flat[:rows])
+    following = Following([SimpleNamespace(start=2047)] * rows, found[0], block_size=16)  # type: ignore[list-item]
+    monkeypatch.setattr(group, "device_of", lambda device: device_of(torch.device("cuda")))
+    with gpu_counts.noted_launches() as noted, gpu_counts.Operators() as operators:  # type: ignore[no-untyped-call]  # torch's has no types
+        numbers.count_up(following)
+        found.copy_(sampler.greedy(model(batch, pool), vocabulary))
+        found.clone()  # stands for the copy to the host
+    launches = sum(noted.values()) + operators.count
+    assert launches == TRITON_LAUNCHES * config.num_layers + OTHER_LAUNCHES
 
 
 def test_what_is_compiled_once_is_counted_once() -> None:

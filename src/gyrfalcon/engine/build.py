@@ -30,7 +30,7 @@ from gyrfalcon.ops import Ops
 from gyrfalcon.parallel.group import Vocabulary
 from gyrfalcon.parallel.heartbeat import STEP
 from gyrfalcon.parallel.ranks import RankInfo
-from gyrfalcon.parallel.shards import share_of
+from gyrfalcon.parallel.shards import largest_matrix, share_of
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,8 @@ def _core(
     )
     scratch = 0
     if effective_quant(checkpoint, config.quant) != "none":
-        scratch = ops.scratch_bytes(device, _largest_matrix(checkpoint, rank_info), dtype)
+        share = share_of(checkpoint.config, rank_info.group.size, rank_info.group.rank)
+        scratch = ops.scratch_bytes(device, largest_matrix(checkpoint.config, share), dtype)
     pool, max_len = _cache(config, checkpoint, rank_info, device, dtype, scratch)
     rope = checkpoint.config.rope  # with dynamic scaling a token's key depends on what follows it
     reuse = config.reuse_prefixes and not (rope is not None and rope.kind == "dynamic")
@@ -158,13 +159,6 @@ def _cache(
             "raise `cache_memory` or lower `max_len`",
         )
     return KVPool(shape, num_blocks, device.torch_device, device.spare_blocks), min(max_len, held)
-
-
-def _largest_matrix(checkpoint: Checkpoint, rank_info: RankInfo) -> int:
-    """The most weights that a matrix of this rank may have."""
-    share = share_of(checkpoint.config, rank_info.group.size, rank_info.group.rank)
-    heads = (len(share.query_heads) + 2 * len(share.kv_heads)) * checkpoint.config.head_dim
-    return max(len(share.vocab), len(share.ffn), heads) * checkpoint.config.hidden_size
 
 
 def _cache_bytes(config: EngineConfig, rank_info: RankInfo, device: Device, scratch: int) -> int:

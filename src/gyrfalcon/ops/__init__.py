@@ -23,6 +23,7 @@ from gyrfalcon.ops.reference import Angles as Angles
 from gyrfalcon.ops.reference import BlockWeights as BlockWeights
 from gyrfalcon.ops.reference import LinearCall as LinearCall
 from gyrfalcon.ops.reference import RunBlocks as RunBlocks
+from gyrfalcon.ops.triton import scratch
 from gyrfalcon.parallel.heartbeat import Heartbeat
 from gyrfalcon.parallel.shared_memory import SharedMemory
 from gyrfalcon.quant import Quantised, Weight
@@ -88,9 +89,7 @@ def scratch_bytes(device: Device, largest: int, dtype: torch.dtype) -> int:
     """
     if chosen_name(device) != "triton":
         return 0
-    from gyrfalcon.ops.triton import dequantised_linear
-
-    return dequantised_linear.scratch_bytes(largest, dtype)
+    return scratch.scratch_bytes(largest, dtype)
 
 
 def chosen_name(device: Device) -> str:

@@ -68,6 +68,12 @@ def shares_of(config: ModelConfig, ranks: int) -> list[Share]:
     ]
 
 
+def largest_matrix(config: ModelConfig, share: Share) -> int:
+    """The most weights that a matrix of a rank may have."""
+    heads = (len(share.query_heads) + 2 * len(share.kv_heads)) * config.head_dim
+    return max(len(share.vocab), len(share.ffn), heads) * config.hidden_size
+
+
 def largest_world(config: ModelConfig) -> int:
     """The most ranks that can share the model with a query head, an MLP column and a token for
     each.

@@ -18,7 +18,7 @@ FORMAT, VERSION = "gyrfalcon-hardware", 1
 THIS = "this"
 CARDS = Bounds(1, 1024)
 LARGEST = 1e21  # of the numbers in a file
-TRITON_LAUNCHES = 9  # kernels of a parallel block: ops/triton/ops.py
+TRITON_LAUNCHES = 10  # kernels of a parallel block that decodes: a test counts them
 LAUNCHES = Bounds(1, 1000)
 ABOVE_ZERO = Bounds(0, LARGEST, above=True)
 FROM_ZERO = Bounds(0, LARGEST)
@@ -62,6 +62,7 @@ class Hardware:
     block_size: int = 16  # tokens of a cache block, as its operators want it (Device.block_size)
     graphs: bool = True  # decoding steps are captured; else the host launches each kernel
     layer_launches: int = TRITON_LAUNCHES  # kernels of a layer
+    triton: bool = True  # its operators are Triton's; else a vendor's own, as torch_npu's
     fp8: bool = True  # it has 8-bit floating point, which --quant fp8 needs (Device.require_fp8)
     on_cards: bool = True  # a card for each rank; else all ranks share one CPU
 
@@ -160,6 +161,7 @@ def _hardware(fields: Fields) -> Hardware:
         block_size=fields.take(int, "block_size") or 16,
         graphs=fields.take(bool, "graphs") is not False,
         layer_launches=_launches(fields),
+        triton=fields.take(bool, "triton") is not False,
         fp8=fields.take(bool, "fp8") is not False,
     )
     if found.block_size not in ENGINE["block_size"]:

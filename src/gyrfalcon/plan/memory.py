@@ -9,7 +9,8 @@ from gyrfalcon.config import ModelConfig
 from gyrfalcon.device.dtypes import DTYPE_OF_WORD
 from gyrfalcon.kv.pool import CacheShape
 from gyrfalcon.model.architectures import make_layout
-from gyrfalcon.parallel.shards import Share, share_of, shares_of
+from gyrfalcon.ops.triton.scratch import scratch_bytes
+from gyrfalcon.parallel.shards import Share, largest_matrix, share_of, shares_of
 from gyrfalcon.plan.hardware import Hardware
 
 BLOCK_SIZE = 16  # EngineConfig.block_size
@@ -66,7 +67,7 @@ class RankMemory:
     total: int  # of its card; its part of the machine's memory on a CPU
     reserved: int  # by the runtime
     weights: int
-    workspace: int  # activations and logits of the largest step: an estimate
+    workspace: int  # activations and logits of the largest step, an estimate, and widened matrices
     cache: int  # that the engine takes unless told otherwise; 0 where the weights leave none
     block: int  # of a cache block
     block_size: int  # tokens of it
@@ -94,18 +95,28 @@ def rank_memory(
     sharing = 1 if hardware.on_cards else ranks
     total, reserved = hardware.memory_bytes // sharing, hardware.reserved_bytes // sharing
     weights = max(weight_bytes(config, ranks, dtype, quant))
-    workspace = _workspace(
+    activations = _activations(
         config, share_of(config, ranks, 0), dtype, max_batch_tokens, max_sequences
     )
-    free = total - reserved - weights
-    cache = int(free * (CARD_SHARE if hardware.on_cards else CPU_SHARE))
-    cache = max(min(cache, free - workspace), 0)
+    scratch = _scratch(config, ranks, dtype, quant, hardware)
+    free = total - reserved - weights - scratch
+    cache = int(max(free, 0) * (CARD_SHARE if hardware.on_cards else CPU_SHARE))
+    cache = max(min(cache, free - activations), 0)
     size = hardware.block_size
     largest = max(block_bytes(config, share, dtype, size) for share in shares_of(config, ranks))
+    workspace = activations + scratch
     return RankMemory(total, reserved, weights, workspace, cache, largest, size)
 
 
-def _workspace(
+def _scratch(config: ModelConfig, ranks: int, dtype: str, quant: str, hardware: Hardware) -> int:
+    """What dequantising prompts' matrices takes, which engine/build.py leaves as well."""
+    if quant == "none" or not (hardware.on_cards and hardware.triton):
+        return 0
+    largest = max(largest_matrix(config, share) for share in shares_of(config, ranks))
+    return scratch_bytes(largest, DTYPE_OF_WORD[dtype])
+
+
+def _activations(
     config: ModelConfig, share: Share, dtype: str, max_batch_tokens: int, max_sequences: int
 ) -> int:
     """Of each token the residual stream, its norms and sums, and a rank's queries, keys, values, heads and

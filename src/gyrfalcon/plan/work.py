@@ -7,7 +7,7 @@ from gyrfalcon.config import ModelConfig
 from gyrfalcon.measure.roofline import Deployment, decode_bytes, prefill_flops
 from gyrfalcon.plan.step_load import StepLoad
 
-OTHER_LAUNCHES = 20  # embedding, angles, final norm, head, choice of tokens and what is copied
+OTHER_LAUNCHES = 20  # embedding, final norm, rows, head, choice of tokens, copies: a test counts
 NUMBER_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 ALL_REDUCES = {True: 1, False: 2}  # of a block that is parallel, or not
 

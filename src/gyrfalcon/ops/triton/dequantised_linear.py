@@ -9,19 +9,12 @@ from torch import Tensor
 
 from gyrfalcon.device.lookup import device_of
 from gyrfalcon.ops.reference import activate
+from gyrfalcon.ops.triton.scratch import SCRATCH_WEIGHTS
 from gyrfalcon.ops.triton.words import INTEGER_UNIT, widen
 from gyrfalcon.quant import Quantised
 from gyrfalcon.quant_words import UNIT
 
-SCRATCH_WEIGHTS = 1 << 28  # widened at a time: all of the largest matrix of 40b
 ROWS = 32  # that a program widens, one unit of each
-
-
-def scratch_bytes(largest: int, dtype: torch.dtype) -> int:
-    """What widening matrices of at most `largest` weights takes of a card, beside results: once for captured
-    prompts, which keep theirs, and once for others.
-    """
-    return 2 * min(largest, SCRATCH_WEIGHTS) * dtype.itemsize
 
 
 def dequantised_linear(

@@ -8,15 +8,16 @@ and latencies end to end.
 Serves a model on the CPU from this process, with `gyrfalcon load` as the client in another, and notes
 what each step computes and how long it takes, to the start of the next one. A piece is a model with one
 seed. Capacity is what a closed loop of --sequences sustains; each share of it arrives as an open loop.
-Before each of these come closed loops of 1, 2, 4, … requests at a time, and a few requests at a tenth of
-the capacity: to their steps the step times are fitted. The steps of the open loops are predicted one by
-one, and their requests are simulated, with what requests take beside steps in those other loops; requests
-of the first fifth of the time are dropped. At last the requests of the capacity come again: where it has
-moved by more than 10 %, or others used more than 5 % of the processors meanwhile, the piece is void.
-Wanted, of the medians over the seeds: steps within 10 % (median) and 25 % (90th percentile); first token,
-time per token and end to end within 15 % at their median and 25 % at their 90th percentile, up to 80 % of
-capacity. The spread is how far steps that are alike lie from their median, which no prediction can
-foresee.
+Before and after each of these come closed loops of 1, 2, 4, … requests at a time, and a few requests at a
+tenth of the capacity: to the steps of all of these the step times are fitted. The machine's pace drifts, so
+those of an open loop are scaled by how much longer steps took just before and after it; where these two are
+more than 10 % apart, that loop is void. Its requests are simulated, with what requests take beside steps in
+the other loops; those of the first fifth of the time are dropped. At last the requests of the capacity come
+again: where it has moved by more than 10 %, or others used more than 5 % of the processors meanwhile, the
+piece is void. Wanted, of the medians over the seeds: first token, time per token and end to end within 15 %
+at their median and 25 % at their 90th percentile, up to 80 % of capacity. How far single steps lie from
+their prediction is told only: plan_steps.py measures each load many times and tells what the prediction
+misses, and what the machine moves.
 
 FILE is written after each piece. With --resume those in it are kept, but for void ones, which are
 measured again; with --minutes none begins that would not end in time, judged by the longest of its model.
@@ -27,26 +28,32 @@ billion weights in bf16. Run nothing else beside it.
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 from plan_simulation_errors import (
     Piece,
+    at_pace,
     end_to_end,
+    errors_of_steps,
+    is_moved,
     is_void,
     misses,
     outside_ms,
-    step_errors,
+    pace,
+    percentiles_of,
     summary,
 )
 from plan_simulation_machine import Used
 from plan_simulation_raw import OpenLoop, Raw
-from plan_simulation_server import Rows, Served, ServerSettings, opened
+from plan_simulation_server import Rows, Served, ServerSettings, Steps, opened
 
 from gyrfalcon.errors import UsageError
 from gyrfalcon.files.json_fields import parsed_json
@@ -68,14 +75,16 @@ def measured(own: Served, seed: int, args: argparse.Namespace) -> Raw:
     own.capacity(args.requests // 2, 100)  # warms up
     own.log.pop()
     before = own.capacity(args.requests, seed)
-    fitted, fewer, opened_loops = own.log.pop(), list[Rows](), list[OpenLoop]()
+    fitted, fewer, opened_loops = list[Steps](), list[Rows](), list[OpenLoop]()
+    few = args.requests // len(args.loads)
     for place, load in enumerate(args.loads):
-        fewer += other_loops(own, before, args.requests // len(args.loads), 100 * place + seed)
-        fitted += own.log.pop()
+        fewer += other_loops(own, before, few, 100 * place + seed)
+        fitted.append(own.log.pop())
         rows = own.opened(load * before, args.requests, seed)
         opened_loops.append(OpenLoop(load, rows, own.log.pop()))
+    fewer += other_loops(own, before, few, 100 * len(args.loads) + seed)
     capacity, end = (before, own.capacity(args.requests, seed)), Used.now()
-    fitted += own.log.pop()
+    fitted.append(own.log.pop())
     share = begun.others_share(end)
     seconds = end.wall - begun.wall
     return Raw(seconds, capacity, share, fitted, fewer, opened_loops, own.simulated)
@@ -95,12 +104,21 @@ def other_loops(own: Served, capacity: float, requests: int, seed: int) -> list[
 
 def piece_of(name: str, seed: int, args: argparse.Namespace, raw: Raw) -> dict[str, Any]:
     """All figures of one model with one seed."""
-    times = fit_single_steps(raw.fitted)
+    fitted = [step for steps in raw.fitted for step in steps]
+    times = fit_single_steps(fitted)
     if args.steps is not None:
         facts = {"machine": machine_facts(), "model": name}
-        write_steps(args.steps / f"{name}.json", facts, raw.fitted)
+        write_steps(args.steps / f"{name}.json", facts, fitted)
     outside = outside_ms(raw.closed, raw.simulated, times)
-    steps = [step for one in raw.opened for step in one.steps]
+    speeds = pace(raw.fitted, times)
+    runs, errors = list[dict[str, Any]](), list[float]()
+    for one, (before, after) in zip(raw.opened, pairwise(speeds), strict=True):
+        own = at_pace(times, math.sqrt(before * after))
+        errors += errors_of_steps(one.steps, own)
+        found = end_to_end(one.rows, raw.simulated, own, outside)
+        runs.append(
+            {"load": one.load, "pace": (before, after), "void": is_moved((before, after)), **found}
+        )
     return {
         "model": name,
         "seed": seed,
@@ -111,11 +129,8 @@ def piece_of(name: str, seed: int, args: argparse.Namespace, raw: Raw) -> dict[s
         "void": is_void(raw.capacity, raw.others),
         "outside_ms": outside,
         "step_times": asdict(times),
-        "steps": {"fitted": len(raw.fitted), **step_errors(steps, times)},
-        "runs": [
-            {"load": one.load, **end_to_end(one.rows, raw.simulated, times, outside)}
-            for one in raw.opened
-        ],
+        "steps": {"fitted": len(fitted), **percentiles_of(errors)},
+        "runs": runs,
     }
 
 
@@ -223,21 +238,23 @@ def show_piece(piece: Piece) -> None:
     print(
         f"{piece['model']} seed {piece['seed']}, {piece['seconds']:.0f} s: capacity {before:.2f}/s before,"
         f" {after:.2f}/s after, {piece['others']:.1%} used by others{' (void)' if piece['void'] else ''};"
-        f" {steps['fitted']} steps fitted,"
-        f" {steps['predicted']} predicted, error median {steps['median_error']:.1%},"
-        f" p90 {steps['p90_error']:.1%}, spread {steps.get('median_spread', 0):.1%} and"
-        f" {steps.get('p90_spread', 0):.1%}; {piece['outside_ms']:.1f} ms outside of steps",
-        flush=True,
+        f" {steps['fitted']} steps fitted, {steps['predicted']} predicted, single ones off by"
+        f" {steps['median_error']:.1%} and {steps['p90_error']:.1%}; {piece['outside_ms']:.1f} ms outside"
     )
+    for run in piece["runs"]:
+        errors = ", ".join(f"{key} {error:+.1%}" for key, error in run["errors"].items())
+        before, after = run["pace"]
+        void = " (void)" if run["void"] else ""
+        print(f"  {run['load']:g}{void}, pace {before:.2f} and {after:.2f}: {errors}", flush=True)
 
 
 def show_summary(name: str, found: Mapping[str, Any], seeds: int) -> None:
     """A model's medians over the seeds, and what misses."""
     steps = ", ".join(f"{key} {error:.1%}" for key, error in found["steps"].items())
-    alike = ", ".join(f"{key} {error:.1%}" for key, error in found["spread"].items())
-    print(f"{name}, {found['seeds']} seeds: steps {steps}; of steps that are alike {alike or '–'}")
-    for share, errors in found["loads"].items():
-        print(f"  load {share}: " + ", ".join(f"{key} {one:.1%}" for key, one in errors.items()))
+    print(f"{name}, {found['seeds']} seeds: single steps {steps}")
+    for share, one in found["loads"].items():
+        errors = ", ".join(f"{key} {error:.1%}" for key, error in one["errors"].items())
+        print(f"  load {share}, {one['seeds']} seeds: {errors}")
     for line in misses(found, seeds):
         print(f"  MISSED {line}")
 

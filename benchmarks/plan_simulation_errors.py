@@ -22,9 +22,7 @@ MOST_MOVED = 0.1  # of the capacity
 MOST_OTHERS = 0.05  # of the processors' time
 WARM_UP_SHARE = 0.2
 STEP_LIMITS = {"median_error": 0.10, "p90_error": 0.25}
-SPREADS = ("median_spread", "p90_spread")
 END_LIMITS = {50: 0.15, 90: 0.25}  # of errors at percentiles
-ALIKE, FEWEST_ALIKE = 0.1, 8  # contexts, in logarithms; steps
 LOAD_OF_LIMITS = 0.8  # above, errors are reported only
 
 Piece = Mapping[str, Any]  # a model with one seed, as in the JSON
@@ -36,37 +34,46 @@ def is_void(capacity: Sequence[float], others: float) -> bool:
     return abs(after / before - 1) > MOST_MOVED or others > MOST_OTHERS
 
 
-def step_errors(steps: Steps, times: MeasuredSteps) -> dict[str, float]:
+def is_moved(paces: Sequence[float]) -> bool:
+    """Whether the machine's pace was another before an open loop than after it."""
+    before, after = paces
+    return abs(math.log(after / before)) > math.log(1 + MOST_MOVED)
+
+
+def pace(segments: Sequence[Steps], times: MeasuredSteps) -> list[float]:
+    """How much longer than predicted the steps of each segment took: the median."""
+    return [
+        float(np.median([one.seconds / predicted(one, times) for one in steps]))
+        for steps in segments
+    ]
+
+
+def at_pace(times: MeasuredSteps, factor: float) -> MeasuredSteps:
+    """The same where everything takes so much longer."""
+    return MeasuredSteps(
+        times.knots,
+        tuple(factor * one for one in times.at_knots),
+        factor * times.sequence_seconds,
+        factor * times.context_seconds,
+        factor * times.attended_seconds,
+        factor * times.arrival_seconds,
+    )
+
+
+def errors_of_steps(steps: Steps, times: MeasuredSteps) -> list[float]:
     """Relative errors of predicted steps that the fit has not seen."""
-    errors = [abs(predicted(one, times) / one.seconds - 1) for one in steps]
+    return [abs(predicted(one, times) / one.seconds - 1) for one in steps]
+
+
+def percentiles_of(errors: Sequence[float]) -> dict[str, float]:
+    """Of the errors of single steps."""
     median, p90 = np.percentile(errors, SHARES).tolist()
-    return {"predicted": len(errors), "median_error": median, "p90_error": p90, **spread(steps)}
+    return {"predicted": len(errors), "median_error": median, "p90_error": p90}
 
 
 def predicted(step: TimedStep, times: MeasuredSteps) -> float:
     """Seconds of a step during which so many requests arrive."""
     return times.seconds(step.load) + step.arrivals * times.arrival_seconds
-
-
-def spread(steps: Steps) -> dict[str, float]:
-    """How far decoding steps lie from the median of those of the same run that are alike, with as many
-    sequences and contexts within a tenth, and no arrival: what no prediction by these numbers can tell.
-    """
-    alike: dict[tuple[int, int], list[float]] = {}
-    for load, seconds, arrivals in steps:
-        if not load.prompt_tokens and not arrivals:
-            place = round(math.log(load.context_tokens) / ALIKE)
-            alike.setdefault((load.decoding, place), []).append(seconds)
-    errors = [
-        abs(float(np.median(same)) / one - 1)
-        for same in alike.values()
-        if len(same) >= FEWEST_ALIKE
-        for one in same
-    ]
-    if not errors:
-        return {}
-    median, p90 = np.percentile(errors, SHARES).tolist()
-    return {"alike": len(errors), "median_spread": median, "p90_spread": p90}
 
 
 def outside_ms(loops: Sequence[Rows], settings: SimulatedSettings, times: MeasuredSteps) -> float:
@@ -112,40 +119,39 @@ def end_to_end(
 
 def summary(pieces: Sequence[Piece]) -> dict[str, Any]:
     """Medians over the seeds of one model: of the errors of steps, and of each load's errors without their
-    sign. Void pieces count for nothing.
+    sign. Void pieces count for nothing, nor do void runs.
     """
     sound = [piece for piece in pieces if not piece["void"]]
     runs = [run for piece in sound for run in piece["runs"]]
     loads = dict.fromkeys(run["load"] for run in runs)
+    own = {load: [run for run in runs if run["load"] == load and not run["void"]] for load in loads}
     return {
         "seeds": len(sound),
         "steps": {key: _median(one["steps"][key] for one in sound) for key in STEP_LIMITS if sound},
-        "spread": {
-            key: _median(one["steps"][key] for one in sound if key in one["steps"])
-            for key in SPREADS
-            if any(key in one["steps"] for one in sound)
+        "loads": {
+            f"{load:g}": {"seeds": len(kept), "errors": _errors(kept)} for load, kept in own.items()
         },
-        "loads": {f"{load:g}": _errors(runs, load) for load in loads},
     }
 
 
 def misses(found: Mapping[str, Any], seeds: int) -> list[str]:
     """What of a summary is not within its limit, or is not there."""
     lines = [f"{found['seeds']} sound seeds, wanted {seeds}"] if found["seeds"] < seeds else []
-    for key, error in found["steps"].items():
-        if error > STEP_LIMITS[key]:
-            lines.append(f"steps {key} {error:.1%}, wanted {STEP_LIMITS[key]:.0%}")
-    for share, errors in found["loads"].items():
-        for key, error in errors.items():
+    for share, one in found["loads"].items():
+        if float(share) > LOAD_OF_LIMITS:
+            continue
+        if one["seeds"] < seeds and not lines:
+            lines.append(f"load {share} {one['seeds']} sound seeds, wanted {seeds}")
+        for key, error in one["errors"].items():
             limit = END_LIMITS[int(key.rpartition("_p")[2])]
-            if float(share) <= LOAD_OF_LIMITS and error > limit:
+            if error > limit:
                 lines.append(f"load {share} {key} {error:.1%}, wanted {limit:.0%}")
     return lines
 
 
-def _errors(runs: Sequence[Mapping[str, Any]], load: float) -> dict[str, float]:
-    own = [run["errors"] for run in runs if run["load"] == load]
-    return {key: _median(abs(errors[key]) for errors in own) for key in own[0]}
+def _errors(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    own = [run["errors"] for run in runs]
+    return {key: _median(abs(errors[key]) for errors in own) for key in own[0]} if own else {}
 
 
 def _median(values: Iterable[float]) -> float:

@@ -34,7 +34,7 @@ class Raw:
     seconds: float
     capacity: tuple[float, float]  # before and after
     others: float  # the share of the processors that others used
-    fitted: Steps  # to which step times are fitted
+    fitted: Sequence[Steps]  # to which step times are fitted: before, between and after open loops
     closed: Sequence[Rows]  # of each closed loop
     opened: Sequence[OpenLoop]
     simulated: SimulatedSettings  # of the engine
@@ -44,7 +44,7 @@ class Raw:
         plain: dict[str, Any] = {
             **asdict(self),
             "columns": COLUMNS,
-            "fitted": _numbers(self.fitted),
+            "fitted": [_numbers(steps) for steps in self.fitted],
             "opened": [{**asdict(one), "steps": _numbers(one.steps)} for one in self.opened],
         }
         path.write_text(json.dumps(plain) + "\n", "utf-8")
@@ -58,7 +58,7 @@ class Raw:
             plain["seconds"],
             tuple(plain["capacity"]),
             plain["others"],
-            _steps(plain["fitted"]),
+            [_steps(rows) for rows in plain["fitted"]],
             plain["closed"],
             [OpenLoop(one["load"], one["rows"], _steps(one["steps"])) for one in plain["opened"]],
             _settings(plain["simulated"]),

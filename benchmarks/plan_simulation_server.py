@@ -3,6 +3,7 @@ client in another, and a log of what each step computes and how long it takes.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -129,25 +130,47 @@ def give_words(tokenizer: Path) -> None:
     tokenizer.write_text(json.dumps(plain), "utf-8")
 
 
+def model_folder(name: str, folder: Path) -> str:
+    """What to load; a model of SHAPES is made in `folder`, unless it is there."""
+    if name not in SHAPES:
+        return name
+    model = folder / name
+    if not model.exists():
+        make_checkpoint(model, SHAPES[name].config(VOCAB_SIZE))
+        give_words(model / "tokenizer.json")
+    return str(model)
+
+
+@contextmanager
+def processors(threads: int) -> Iterator[None]:
+    """As many for the server as its model has threads, where that leaves some, and the others for what this
+    thread starts once it serves: clients, which else take the server's processor now and then.
+    """
+    usable = sorted(os.sched_getaffinity(0))
+    try:
+        if threads < len(usable):
+            os.sched_setaffinity(0, usable[:threads])
+        yield
+    finally:
+        os.sched_setaffinity(0, usable)
+
+
 @contextmanager
 def opened(name: str, folder: Path, settings: ServerSettings) -> Iterator[Served]:
-    """A server of a model; one of SHAPES is made in `folder`, unless it is there."""
-    model = name
-    if name in SHAPES:
-        model = str(folder / name)
-        if not Path(model).exists():
-            make_checkpoint(Path(model), SHAPES[name].config(VOCAB_SIZE))
-            give_words(Path(model) / "tokenizer.json")
+    """A server of a model."""
+    all_processors = os.sched_getaffinity(0)
     config = EngineConfig(
-        model,
+        model_folder(name, folder),
         device="cpu",
         max_len=settings.max_len,
         max_sequences=settings.sequences,
         threads=settings.threads,
         reuse_prefixes=False,
     )
-    with served(config) as loop:
+    with processors(settings.threads), served(config) as loop:
         freeze_heap()  # as gyrfalcon serve does
+        clients = all_processors - os.sched_getaffinity(0)
+        os.sched_setaffinity(0, clients or all_processors)
         engine = loop.service.engine
         scheduler = engine._core.scheduler
         simulated = SimulatedSettings(

@@ -19,7 +19,16 @@ from plan_simulation import (
     raw_path,
     settings_of,
 )
-from plan_simulation_errors import end_to_end, is_void, misses, spread, step_errors, summary
+from plan_simulation_errors import (
+    at_pace,
+    end_to_end,
+    errors_of_steps,
+    is_moved,
+    is_void,
+    misses,
+    pace,
+    summary,
+)
 from plan_simulation_machine import Used, _busy_seconds
 from plan_simulation_raw import OpenLoop, Raw
 from plan_simulation_server import give_words
@@ -44,7 +53,7 @@ def piece(seed: int, void: bool = False, error: float = 0.05, **settings: Any) -
         "seconds": 60.0,
         "void": void,
         "steps": {"median_error": error, "p90_error": 2 * error},
-        "runs": [{"load": load, "errors": ERRORS} for load in (0.3, 0.9)],
+        "runs": [{"load": load, "void": False, "errors": ERRORS} for load in (0.3, 0.9)],
     }
 
 
@@ -93,21 +102,30 @@ def test_medians_are_over_sound_seeds() -> None:
     found = summary([piece(0, error=0.04), piece(1, void=True, error=9.0), piece(2, error=0.06)])
     assert found["seeds"] == 2
     assert found["steps"]["median_error"] == pytest.approx(0.05)
-    assert found["loads"]["0.3"] == {"first_token_p50": 0.1, "first_token_p90": 0.2}
+    errors = {"first_token_p50": 0.1, "first_token_p90": 0.2}
+    assert found["loads"]["0.3"] == {"seeds": 2, "errors": errors}
     assert misses(found, seeds=2) == []
     assert misses(found, seeds=3) == ["2 sound seeds, wanted 3"]
 
 
 def test_errors_beyond_their_limits_are_misses_up_to_80_percent_of_capacity() -> None:
     own = piece(0, error=0.13)
-    own["runs"] = [
-        {"load": load, "errors": {"time_per_token_p50": -0.16, "time_per_token_p90": 0.2}}
-        for load in (0.8, 0.9)
-    ]
-    assert misses(summary([own]), seeds=1) == [
-        "steps median_error 13.0%, wanted 10%",
-        "steps p90_error 26.0%, wanted 25%",
-        "load 0.8 time_per_token_p50 16.0%, wanted 15%",
+    errors = {"time_per_token_p50": -0.16, "time_per_token_p90": 0.2}
+    own["runs"] = [{"load": load, "void": False, "errors": errors} for load in (0.8, 0.9)]
+    assert misses(summary([own]), seeds=1) == ["load 0.8 time_per_token_p50 16.0%, wanted 15%"]
+
+
+def test_a_run_during_which_the_machine_s_pace_moved_counts_for_nothing() -> None:
+    moved = piece(1)
+    moved["runs"][0] |= {"void": True, "errors": {"first_token_p50": 9.0, "first_token_p90": 9.0}}
+    found = summary([piece(0), moved])
+    assert found["loads"]["0.3"]["errors"] == {"first_token_p50": 0.1, "first_token_p90": 0.2}
+    assert misses(found, seeds=2) == ["load 0.3 1 sound seeds, wanted 2"]
+    assert [is_moved(one) for one in ((1.0, 1.09), (1.09, 1.0), (1.0, 1.11), (1.11, 1.0))] == [
+        False,
+        False,
+        True,
+        True,
     ]
 
 
@@ -172,26 +190,23 @@ def test_every_token_of_a_made_model_has_a_text(tmp_path: Path) -> None:
 STEPS = MeasuredSteps((1, 64), (0.01, 0.05), 0.0, 0.0, 0.0, arrival_seconds=0.004)
 
 
-def timed(*loads: Any, arrivals: int = 0, factor: float = 1.0) -> list[TimedStep]:
+def timed(*loads: Any, arrivals: int = 0) -> list[TimedStep]:
     added = arrivals * STEPS.arrival_seconds
-    return [TimedStep(load, factor * STEPS.seconds(load) + added, arrivals) for load in loads]
+    return [TimedStep(load, STEPS.seconds(load) + added, arrivals) for load in loads]
 
 
 def test_steps_in_which_requests_arrive_are_predicted_with_what_these_add() -> None:
     steps = timed(decoding_load(1, 50), load_of([range(32)]), arrivals=2)
-    assert step_errors(steps, STEPS)["p90_error"] == pytest.approx(0)
+    assert errors_of_steps(steps, STEPS) == pytest.approx([0, 0])
     late = [TimedStep(one.load, one.seconds) for one in steps]
-    assert step_errors(late, STEPS)["median_error"] > 0.1
+    assert min(errors_of_steps(late, STEPS)) > 0.1
 
 
-def test_the_spread_is_that_of_decoding_steps_that_are_alike() -> None:
-    alike = [TimedStep(decoding_load(2, 100), 0.01 * factor) for factor in (0.8, 1, 1, 1, 1.25) * 2]
-    others = timed(*(load_of([range(n)]) for n in range(1, 60)), decoding_load(3, 100))
-    others += timed(*[decoding_load(4, 90)] * 9, arrivals=1)
-    found = spread(alike + others)
-    assert found["alike"] == 10
-    assert (found["median_spread"], found["p90_spread"]) == pytest.approx((0, 0.25))
-    assert spread(others) == {}
+def test_a_loop_is_predicted_at_the_pace_of_the_machine_around_it() -> None:
+    loads = [decoding_load(n, 20 * n) for n in range(1, 9)]
+    slower = [one._replace(seconds=1.5 * one.seconds) for one in timed(*loads, arrivals=1)]
+    assert pace([timed(*loads), slower], STEPS) == pytest.approx([1, 1.5])
+    assert errors_of_steps(slower, at_pace(STEPS, 1.5)) == pytest.approx([0] * 8)
 
 
 def raw_of(moved: float) -> Raw:
@@ -200,8 +215,8 @@ def raw_of(moved: float) -> Raw:
             "due": float(number),
             "input_len": 8,
             "output_len": 5,
-            "first_token_ms": 1000 * STEPS.seconds(load_of([range(8)])) + 4 + 2,
-            "time_per_token_ms": 1000 * STEPS.seconds(decoding_load(1, 10)),
+            "first_token_ms": 1100 * STEPS.seconds(load_of([range(8)])) + 4.4 + 2,
+            "time_per_token_ms": 1100 * STEPS.seconds(decoding_load(1, 10)),
             "end_to_end_ms": 60.0,
         }
         for number in range(10)
@@ -209,7 +224,9 @@ def raw_of(moved: float) -> Raw:
     loads = [decoding_load(n, 20 * n) for n in range(1, 9)] + [load_of([range(8)])]
     steps = timed(*loads * 2) + timed(*loads, arrivals=1)
     settings = SimulatedSettings(StepLimits(64, 64, 4), num_blocks=16)
-    return Raw(9.0, (5.0, 5.0 * moved), 0.01, steps, [rows], [OpenLoop(0.3, rows, steps)], settings)
+    around = [steps, [one._replace(seconds=1.21 * one.seconds) for one in steps]]
+    opened = [OpenLoop(0.3, rows, [one._replace(seconds=1.1 * one.seconds) for one in steps])]
+    return Raw(9.0, (5.0, 5.0 * moved), 0.01, around, [rows], opened, settings)
 
 
 def test_figures_are_computed_again_from_what_was_kept(tmp_path: Path) -> None:
@@ -222,6 +239,9 @@ def test_figures_are_computed_again_from_what_was_kept(tmp_path: Path) -> None:
     assert found["steps"]["p90_error"] < 0.01
     assert found["outside_ms"] == pytest.approx(2.0, abs=0.1)
     [run] = found["runs"]
+    assert run["void"]
+    before, after = run["pace"]
+    assert after / before == pytest.approx(1.21)
     assert abs(run["errors"]["first_token_p50"]) < 0.01
 
 

@@ -49,7 +49,6 @@ CLOCKS: Mapping[str, Callable[[], float]] = {
 IDS = (100, 400)  # of random tokens
 MOST_TRIES = 20
 GRID_SEQUENCES, GRID_CONTEXTS = (1, 2, 4, 8, 16), (1, 8, 28)  # these in blocks
-# No multiples of what kernels compute at once: those are quicker than their neighbours.
 GRID_PROMPTS = (1, 3, 6, 11, 19, 30, 45, 70, 110, 170, 260, 490)
 GRID_MIXED = tuple((count, tokens) for count in (1, 4, 15) for tokens in (9, 35, 130, 390))
 FEWEST_ROUNDS = 3

@@ -258,7 +258,7 @@ def test_a_token_launches_what_a_plan_counts(monkeypatch: pytest.MonkeyPatch) ->
     numbers = _Numbers(flat, flat[:rows])
     following = Following([SimpleNamespace(start=2047)] * rows, found[0], block_size=16)  # type: ignore[list-item]
     monkeypatch.setattr(group, "device_of", lambda device: device_of(torch.device("cuda")))
-    with gpu_counts.noted_launches() as noted, gpu_counts.Operators() as operators:  # type: ignore[no-untyped-call]  # torch's has no types
+    with gpu_counts.noted_launches() as noted, gpu_counts.Operators() as operators:
         numbers.count_up(following)
         found.copy_(sampler.greedy(model(batch, pool), vocabulary))
         found.clone()  # stands for the copy to the host

@@ -22,7 +22,7 @@ from gyrfalcon.model.architectures import make_layout
 from gyrfalcon.model.builder import LayerBuilder
 from gyrfalcon.model.falcon import Falcon, build_falcon
 from gyrfalcon.ops.triton import ops as triton_ops
-from gyrfalcon.parallel.group import solo
+from gyrfalcon.parallel.group import Group
 from gyrfalcon.parallel.shards import share_of
 from gyrfalcon.quant import GROUPS, Quantised, Weight
 from gyrfalcon.quant_words import UNIT
@@ -45,18 +45,32 @@ def counts(plan: Any) -> dict[str, Any]:
     kernels: Counter[str] = Counter()
     rows = []
     for shape in plan.shapes:
-        config = config_of(shape)
         for precision in plan.precisions:
-            model = model_of(config, plan.dtype, quant_word(precision))
-            for word, number, batch in _steps(config, plan):
-                pool = make_pool(config, BLOCK_SIZE, META, plan.dtype)
-                with noted_launches() as own:
-                    operators = _run(model, batch, pool)
-                kernels.update(own)
-                step = {"shape": shape, "precision": precision, word: number}
-                rows.append(step | {"triton": sum(own.values()), "torch": operators})
+            one, two = (
+                _counted(config_of(shape, num_hidden_layers=layers), precision, plan)
+                for layers in (1, 2)
+            )
+            more = config_of(shape).num_layers - 1  # layers, all alike
+            for (step, own, operators), (_, twice, more_operators) in zip(one, two, strict=True):
+                kernels.update(twice)
+                triton = own.total() + more * (twice.total() - own.total())
+                row = {"triton": triton, "torch": operators + more * (more_operators - operators)}
+                rows.append({"shape": shape, "precision": precision} | step | row)
     names = Counter(json.loads(key)[0] for key in kernels)
     return {"passed": True, "kernels": len(kernels), "by_name": dict(names), "steps": rows}
+
+
+def _counted(
+    config: ModelConfig, precision: str, plan: Any
+) -> list[tuple[dict[str, int], Counter[str], int]]:
+    """Of each step its launches of Triton's kernels and of torch's."""
+    model, found = model_of(config, plan.dtype, quant_word(precision)), []
+    for word, number, batch in _steps(config, plan):
+        pool = make_pool(config, BLOCK_SIZE, META, plan.dtype)
+        with noted_launches() as own:
+            operators = _run(model, batch, pool)
+        found.append(({word: number}, own, operators))
+    return found
 
 
 def _steps(config: ModelConfig, plan: Any) -> Iterator[tuple[str, int, Batch]]:
@@ -125,18 +139,19 @@ def _specialisation(value: Any, parameter: inspect.Parameter, unspecialised: boo
     return "1" if value == 1 else f"int, {'' if value % ALIGNMENT == 0 else 'not '}divisible"
 
 
-def model_of(config: ModelConfig, dtype: torch.dtype, quant: str) -> Falcon:
-    """A model without numbers, on Triton's kernels."""
-    group = solo()
-    return build_falcon(LayerBuilder(_Shapes(config, dtype, quant), group, triton_ops, META, dtype))
+def model_of(config: ModelConfig, dtype: torch.dtype, quant: str, ranks: int = 1) -> Falcon:
+    """A model without numbers, or rank 0's share of it, on Triton's kernels."""
+    group = Group(0, ranks, None)
+    shapes = _Shapes(config, dtype, quant, ranks)
+    return build_falcon(LayerBuilder(shapes, group, triton_ops, META, dtype))
 
 
 class _Shapes:
     """Weights of a model's shapes, quantised ones in words."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, quant: str) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, quant: str, ranks: int) -> None:
         self.layout = make_layout(config, not config.tied)
-        self.share = share_of(config, 1, 0)
+        self.share = share_of(config, ranks, 0)
         self._dtype, self._quant = dtype, quant
 
     def tensor(self, name: str) -> Tensor:

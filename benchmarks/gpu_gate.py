@@ -3,8 +3,8 @@ near the card's limits.
 
     scripts/gpu-gate [--json FILE]                 everything, at most 9 minutes on one H100 or H200
     scripts/gpu-gate --full-sweep int8             the guide's 36 cases token by token
-    scripts/gpu-gate --dry-run                     every step on the CPU, tiny shapes, Triton interpreted; and
-                                                   what a card would compile and launch, at full size
+    scripts/gpu-gate --dry-run                     every step on the CPU, tiny, Triton interpreted, and the
+                                                   card's own plan at full size, launches noted, not run
 
 Needs torch, triton, numpy, safetensors, transformers and pytest; nothing is installed, nothing is
 downloaded. Where gemlite is installed, its products are timed beside ours. What does not fit the card
@@ -40,6 +40,9 @@ class Plan:
     dtype: torch.dtype
     shapes: tuple[str, ...]
     precisions: tuple[str, ...]
+    timed: tuple[
+        str, ...
+    ]  # precisions of the speed rows: none in the interpreter, which walks the card's
     batches: tuple[int, ...]
     contexts: tuple[int, ...]
     prompts: tuple[int, ...]
@@ -62,6 +65,7 @@ class Plan:
                 dtype=torch.float32,
                 shapes=("tiny",),
                 precisions=PRECISIONS,
+                timed=(),
                 batches=(1, 2),
                 contexts=(16, 48),
                 prompts=(16, 32),
@@ -81,6 +85,7 @@ class Plan:
             dtype=torch.bfloat16,
             shapes=("40b", "7b"),
             precisions=PRECISIONS,
+            timed=PRECISIONS,
             batches=(1, 8, 16, 64),
             contexts=(128, 1024, 2048),
             prompts=(32, 64, 128, 256, 512, 1024, 2048),
@@ -179,23 +184,44 @@ def steps(plan: Plan, args: argparse.Namespace) -> dict[str, Callable[[Plan], di
             "limits": gpu_speed.limits,
             "full_sweep": lambda plan: gpu_speed.full_sweep(plan, shape, args.full_sweep),
         }
-    import gpu_counts
+    import gpu_peers
 
-    of_card = {"counts": lambda _: gpu_counts.counts(Plan.of(False, plan.minutes))}
     return {  # speed before the kernel tests, which compile hundreds of kernels
-        **(of_card if args.dry_run else {}),
+        **(_without_a_card(Plan.of(False, plan.minutes)) if args.dry_run else {}),
         "limits": gpu_speed.limits,
         "layers": gpu_checks.layers,
         **{
             f"speed {shape} {precision}": partial(gpu_speed.speed, shape=shape, precision=precision)
             for shape in plan.shapes
-            for precision in plan.precisions
+            for precision in plan.timed
         },
         "nestling": gpu_checks.nestling,
         "laws": gpu_checks.laws,
+        "peers": gpu_peers.peers,
         "gemlite": gpu_gemlite.beside_gemlite,
         "kernels": kernel_tests,
     }
+
+
+def _without_a_card(plan: Plan) -> dict[str, Callable[[Plan], dict[str, Any]]]:
+    """What the card's own plan compiles and launches, and its steps on a card that computes nothing."""
+    import gpu_counts
+
+    return {
+        "counts": lambda _: gpu_counts.counts(plan),
+        **{
+            f"walk {shape} {precision}": partial(_walk, shape=shape, precision=precision)
+            for shape in plan.shapes
+            for precision in plan.timed
+        },
+    }
+
+
+def _walk(plan: Plan, shape: str, precision: str) -> dict[str, Any]:
+    """A speed row of the card's plan, whatever the plan that runs."""
+    from gpu_stubs import walk
+
+    return walk(Plan.of(False, plan.minutes), shape, precision)
 
 
 def kernel_tests(plan: Plan) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def gemlite_product(helper: Any, weight: Quantised, dtype: torch.dtype) -> Linea
     return layer
 
 
-def _tokens(tokens: int, weight: Quantised, plan: "Plan") -> Tensor:
+def _tokens(tokens: int, weight: Tensor | Quantised, plan: "Plan") -> Tensor:
     generator = torch.Generator(plan.device).manual_seed(tokens)
     shape = (tokens, weight.shape[1])
     return torch.randn(shape, generator=generator, device=plan.device, dtype=plan.dtype)

@@ -15,6 +15,9 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     for name in ("kernels", "laws", "layers", "nestling", "full_sweep"):
         if (found := document.get(name)) is not None:
             yield f"{name:<10} {_verdict(found)}"
+    for name, found in document.items():
+        if name.startswith("walk "):
+            yield f"{name:<10} {_verdict(found)}"
     if "steps" in document.get("counts", {}):
         yield from _count_lines(document["counts"])
     limits = document.get("limits", {})
@@ -23,7 +26,8 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"limits     {bandwidth:.3f} TB/s, {limits['matrix_flops_per_second'] / 1e12:.3f} TFLOP/s"
     for name, found in document.items():
         if name.startswith("speed "):
-            yield from _model_lines(name.removeprefix("speed "), found)
+            yield from model_lines(name.removeprefix("speed "), found)
+    yield from _peer_lines(document.get("peers", {}))
     if (found := document.get("gemlite")) is not None:
         yield from _gemlite_lines(found)
 
@@ -47,7 +51,7 @@ def _count_lines(found: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _model_lines(name: str, found: Mapping[str, Any]) -> Iterator[str]:
+def model_lines(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     if "skipped" in found or "error" in found:
         yield f"{name:<10} {_verdict(found)}"
         return
@@ -72,6 +76,28 @@ def _model_lines(name: str, found: Mapping[str, Any]) -> Iterator[str]:
         f"{name:<10} the guide's mean, computed: first token {sweep['first_token_ms']:.2f} ms, "
         f"{sweep['time_per_token_ms']:.3f} ms/token, {sweep['tokens_per_second']:.1f} tokens/s"
     )
+
+
+def _peer_lines(peers: Mapping[str, Any]) -> Iterator[str]:
+    """Of those that torch brings."""
+    if "skipped" in peers:
+        yield f"peers      {_verdict(peers)}"
+        return
+    for name, found in peers.items():
+        if name == "seconds":
+            continue
+        if "error" in found:
+            yield f"{name:<10} by torch: {found['error']}"
+        for row in found.get("rows", []):
+            yield (
+                f"{name:<10} a block's products, batch {row['tokens']:>3}: "
+                f"ours {row['ours_ms']:.3f} ms, by torch {row['theirs_ms']:.3f} ms"
+            )
+        if "layers" in found:
+            yield (
+                f"{name:<10} {found['layers']} layers, context {found['context']}: "
+                f"ours {found['ours_ms']:.3f} ms, torch.compile {found['theirs_ms']:.3f} ms"
+            )
 
 
 def _gemlite_lines(found: Mapping[str, Any]) -> Iterator[str]:

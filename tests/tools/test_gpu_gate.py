@@ -19,6 +19,7 @@ from simulate_token import DESIGNS, Step, simulated
 pytest.importorskip("triton", reason="the gate's modules need Triton")
 
 from gyrfalcon import SamplingParams
+from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.device.lookup import device_of
 from gyrfalcon.engine import overlap, sampler
 from gyrfalcon.engine.decode_graphs import COLUMNS, Following, _Numbers
@@ -33,7 +34,9 @@ gpu_checks = pytest.importorskip("gpu_checks")
 gpu_counts = pytest.importorskip("gpu_counts")
 gpu_gate = pytest.importorskip("gpu_gate")
 gpu_models = pytest.importorskip("gpu_models")
+gpu_peers = pytest.importorskip("gpu_peers")
 gpu_speed = pytest.importorskip("gpu_speed")
+gpu_stubs = pytest.importorskip("gpu_stubs")
 gpu_table = pytest.importorskip("gpu_table")
 
 REPOSITORY = Path(__file__).parents[2]
@@ -106,7 +109,7 @@ def test_speed_comes_before_what_compiles_hundreds_of_kernels() -> None:
     names = list(gpu_gate.steps(plan, SimpleNamespace(full_sweep=None, dry_run=False)))
     assert names[:3] == ["limits", "layers", "speed 40b bf16"]
     assert names[-1] == "kernels"
-    assert "nestling" in names
+    assert {"nestling", "peers"} <= set(names)
     assert {1, 8, 16, 64} <= set(plan.batches)
 
 
@@ -264,6 +267,55 @@ def test_a_token_launches_what_a_plan_counts(monkeypatch: pytest.MonkeyPatch) ->
         found.clone()  # stands for the copy to the host
     launches = sum(noted.values()) + operators.count
     assert launches == TRITON_LAUNCHES * config.num_layers + OTHER_LAUNCHES
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int4"])
+@pytest.mark.parametrize("shape", ["40b", "7b"])
+def test_the_cards_speed_rows_are_walked_at_full_size_without_one(
+    shape: str, precision: str
+) -> None:
+    plan = gpu_gate.Plan.of(dry_run=False, minutes=9.0)
+    found = gpu_stubs.walk(plan, shape, precision)
+    assert found["passed"]
+    assert gpu_counts.META.type == "meta"
+    assert type(device_of(gpu_counts.META)) is Cpu  # as it was
+
+
+def test_what_crashes_on_a_card_crashes_in_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = gpu_gate.Plan.of(dry_run=False, minutes=9.0)
+    monkeypatch.delattr(gpu_speed, "seconds_of")
+    with pytest.raises(NameError):
+        gpu_stubs.walk(plan, "7b", "int8")
+
+
+def test_the_dry_run_walks_every_speed_row_of_a_card() -> None:
+    dry, card = (gpu_gate.Plan.of(one, minutes=9.0) for one in (True, False))
+    names = gpu_gate.steps(dry, SimpleNamespace(full_sweep=None, dry_run=True))
+    rows = gpu_gate.steps(card, SimpleNamespace(full_sweep=None, dry_run=False))
+    walked = {name.removeprefix("walk ") for name in names if name.startswith("walk ")}
+    assert walked == {name.removeprefix("speed ") for name in rows if name.startswith("speed ")}
+
+
+def test_the_peers_step_in_plain_torch_gives_the_models_logits() -> None:
+    device, config = torch.device("cpu"), gpu_models.config_of("tiny")
+    model = gpu_models.random_model(config, reference, device, dtype=torch.float32)
+    pool = gpu_models.make_pool(config, 48, device, torch.float32)
+    batch = gpu_models.decode_batch(config, 1, 37)
+    wanted = model(batch, pool)
+    caches = [[one.flatten(0, 1)[:37] for one in (layer.k, layer.v)] for layer in pool.layers]
+    found = gpu_peers.plain_step(model, batch.token_ids, batch.positions, caches)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
+def test_a_peer_that_torch_refuses_is_named_with_its_reason() -> None:
+    def refused() -> dict[str, Any]:
+        raise RuntimeError("no such kernel")
+
+    assert gpu_peers._tried(refused) == {"error": "RuntimeError: no such kernel"}
+    peers = {"40b int4": gpu_peers._tried(refused), "seconds": 1.0}
+    assert list(gpu_table._peer_lines(peers)) == [
+        "40b int4   by torch: RuntimeError: no such kernel"
+    ]
 
 
 def test_what_is_compiled_once_is_counted_once() -> None:

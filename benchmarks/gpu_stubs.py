@@ -1,0 +1,100 @@
+"""The card's own plan, walked without a card: `gpu_speed` as it is, on a device whose tensors have shapes and
+no numbers, where Triton's launches are noted instead of run. What would crash on a card before anything is
+computed crashes here. Two layers of each model: all are alike.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import gpu_speed
+import torch
+from gpu_counts import META, model_of, noted_launches
+from gpu_models import SHAPES
+from gpu_table import model_lines
+from torch import Tensor
+
+from gyrfalcon.config import ModelConfig
+from gyrfalcon.device.cpu import Cpu
+from gyrfalcon.device.lookup import device_of, kind_of
+from gyrfalcon.device.protocol import Replay
+from gyrfalcon.model.falcon import Falcon
+
+if TYPE_CHECKING:
+    from gpu_gate import Plan
+
+NUM_LAYERS = 2
+
+
+class StubCard(Cpu):
+    """Says what an H200 would, and computes nothing."""
+
+    on_host = False
+    operator_sets = ("triton", "reference")
+    prompt_sizes = kind_of("cuda").prompt_sizes
+    runs_ptx = True
+
+    def memory(self) -> tuple[int, int]:
+        return 140 << 30, 141 << 30
+
+    def capture(self, work: Callable[[], Tensor]) -> Replay:
+        work()  # the run that compiles
+        out = work()
+
+        def replay(contexts: Sequence[int] = ()) -> Tensor:
+            return out
+
+        return replay
+
+    def fetch(self, tensor: Tensor, check: Callable[[], object]) -> Callable[[], Tensor]:
+        on_host = torch.zeros(tensor.shape, dtype=tensor.dtype)
+        return lambda: on_host
+
+    def measure_bandwidth(self) -> float:
+        return 4.8e12
+
+    def measure_matrix_peak(self, dtype: torch.dtype) -> float:
+        return 9.89e14
+
+    def lacks_matrix_units(self, dtype: torch.dtype) -> bool:
+        return False
+
+
+def walk(plan: "Plan", shape: str, precision: str) -> dict[str, Any]:
+    """What `speed` does for a shape and precision of the card's plan, once instead of many times."""
+    plan = replace(plan, device=META, rounds=1, steps=1)
+    with stubs() as noted:
+        gpu_speed.limits(plan)
+        found = gpu_speed.speed(plan, shape, precision)
+    lines = list(model_lines(shape, found))  # whose times say nothing here
+    return {
+        "passed": True,
+        "summary": f"{len(lines)} lines, {noted.total()} launches of two layers",
+    }
+
+
+@contextmanager
+def stubs() -> Iterator[Any]:
+    """Torch's meta device is a card; models for it have NUM_LAYERS layers. Gives the launches noted."""
+    device, limits = device_of(META), dict(gpu_speed.measured_limits)
+    before, shapes = (
+        device.__class__,
+        {name: {**shape, "num_hidden_layers": NUM_LAYERS} for name, shape in SHAPES.items()},
+    )
+    device.__class__ = StubCard
+    try:
+        with (
+            mock.patch.dict(SHAPES, shapes),
+            mock.patch.object(gpu_speed, "random_model", _model),
+            noted_launches() as noted,
+        ):
+            yield noted
+    finally:
+        device.__class__ = before
+        gpu_speed.measured_limits.update(limits)
+
+
+def _model(config: ModelConfig, ops: object, device: torch.device, **settings: Any) -> Falcon:
+    return model_of(config, settings["dtype"], settings["quant"], settings["ranks"])

@@ -20,7 +20,12 @@ from gyrfalcon.native.library import SOURCES, VARIABLE, library
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests" / "native"
 NOTE = TESTS / "sanitised.txt"
-RUN = ("test_native.py", "test_activations.py", "test_shared_memory.py")
+RUN = (
+    "test_native.py",
+    "test_native_sampling.py",
+    "test_activations.py",
+    "test_shared_memory.py",
+)
 CALLERS = ("native/library.py", "ops/native.py", "parallel/shared_memory.py")  # pass the pointers
 PRELOADED = ("libasan.so", "libubsan.so")  # have to come before the interpreter's own libraries
 SETS = "amx avx512 avx2 portable"

@@ -10,6 +10,7 @@ from functools import partial
 from hashlib import blake2b
 from numbers import Integral, Real
 from types import NoneType
+from typing import NamedTuple
 
 from gyrfalcon.bounds import SAMPLING, shown
 from gyrfalcon.console.suggestion import known_names
@@ -211,6 +212,16 @@ def _biases(biases: object) -> dict[int, float]:
     raise RequestError("a number for each token id in `logit_bias`", shown(biases), CORRECT)
 
 
+class RowDraw(NamedTuple):
+    """How the token of a row of logits is drawn: gf_draw of native/gyrfalcon.h."""
+
+    temperature: float
+    top_p: float
+    min_p: float
+    chance: float  # a uniform number in [0, 1)
+    top_k: int
+
+
 class SamplingMode(Enum):
     """Where the tokens of a request are found."""
 
@@ -245,6 +256,7 @@ class Request:
     wants_prompt_logits: bool = field(init=False)  # after every prompt token, not only the last
     shares_scores: bool = field(init=False)  # with prompts that begin alike: those of the prompt
     sampling_mode: SamplingMode = field(init=False)
+    row_draw: RowDraw = field(init=False)  # but for the chance
     cache_root: bytes = field(init=False)  # what stands for the salt in digests of its blocks
 
     def __post_init__(self) -> None:
@@ -264,6 +276,10 @@ class Request:
         few = params.prompt_logprobs is not None and params.prompt_logprobs <= SHARED_TOP
         decide("shares_scores", few and not self.keep_logits)
         decide("sampling_mode", _sampling_mode(params, changes_logits))
+        decide(
+            "row_draw",
+            RowDraw(params.temperature, params.top_p, params.min_p, 0.0, params.top_k),
+        )
         salt = self.cache_salt.encode()
         decide(
             "cache_root",

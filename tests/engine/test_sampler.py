@@ -220,7 +220,7 @@ def test_rows_drawn_all_at_once_equal_each_drawn_by_the_definition(seed: int) ->
     for row, chunk in zip(logits.clone(), chunks, strict=True):
         for token, bias in chunk.request.params.logit_bias.items():
             row[token] += bias
-        expected.append(defined_draw(row, chunk.request.params, sampler._uniform_draw(chunk)))
+        expected.append(defined_draw(row, chunk.request.params, sampler.uniform_draw(chunk)))
     assert [result.id for result in picks(logits, chunks) if isinstance(result, Token)] == expected
 
 

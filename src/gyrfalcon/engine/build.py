@@ -19,6 +19,7 @@ from gyrfalcon.engine import sampler
 from gyrfalcon.engine.core import EngineCore, ModelRunner
 from gyrfalcon.engine.drafts import Drafts
 from gyrfalcon.engine.graphs import Graphs
+from gyrfalcon.engine.sampler import ChooseTokens
 from gyrfalcon.engine.scheduler import Scheduler, StepLimits
 from gyrfalcon.engine.scores import PromptScores
 from gyrfalcon.engine_config import EngineConfig
@@ -98,7 +99,16 @@ def _core(
     heartbeat.doing = STEP
     heartbeat.on_host = device.on_host
     heartbeat.exempt = not device.on_host  # the first step compiles kernels
-    return EngineCore(runner, pool, scheduler, vocabulary, device, scores, own_threads)
+    choose = _choose_tokens(device)
+    return EngineCore(runner, pool, scheduler, vocabulary, device, scores, own_threads, choose)
+
+
+def _choose_tokens(device: Device) -> ChooseTokens:
+    if ops.chosen_name(device) != "native":
+        return sampler.choose
+    from gyrfalcon.engine import native_sampler
+
+    return native_sampler.choose
 
 
 def model_runner(

@@ -30,6 +30,7 @@ ModelRunner = Callable[[Batch, KVPool], Tensor]
 class EngineCore:
     """What one rank holds. The rank that serves the user has `scores`, and retains the logits and
     scores of prompts for it. With `own_threads` the model runs on threads other than torch's.
+    `choose_tokens` is what samples.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class EngineCore:
         device: Device,
         scores: PromptScores | None,
         own_threads: bool = False,
+        choose_tokens: sampler.ChooseTokens = sampler.choose,
     ) -> None:
         self.model_runner = model_runner
         self.pool = pool
@@ -48,6 +50,7 @@ class EngineCore:
         self.vocabulary = vocabulary
         self.device = device
         self.scores = scores
+        self._choose = choose_tokens
         self.token_masks = TokenMasks(vocabulary)
         self.check: Callable[[], object] = lambda: None  # raises where the other ranks are gone
         self._quiet = one_torch_thread if own_threads else nullcontext
@@ -113,7 +116,7 @@ class EngineCore:
             logits = logits[[stop - 1 for stop in stops]]
         constrained = any(chunk.request.constrained for chunk in chunks)
         allowed = self.token_masks.of(chunks) if constrained else None
-        picked = sampler.pick(logits, chunks, self.vocabulary, allowed)
+        picked = sampler.pick(logits, chunks, self.vocabulary, allowed, self._choose)
         if allowed is not None:
             picked = self.token_masks.explained(chunks, picked)
         return [failed.get(place, result) for place, result in enumerate(picked)]

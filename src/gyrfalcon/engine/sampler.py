@@ -1,7 +1,8 @@
 """Logits → tokens: a pure function of the logits, each sequence's tokens and parameters, and its
 seed.
 
-Every rank calls it with the logits of its own tokens of the vocabulary, and gets the same tokens.
+Every rank calls it with the logits of its own tokens of the vocabulary, and gets the same tokens. This
+file defines which; native_sampler.py finds them faster on the host.
 """
 
 import math
@@ -26,6 +27,8 @@ from gyrfalcon.request import (
 )
 
 Choose = Callable[[Tensor], Tensor]  # greedy() in a vocabulary
+ChooseSameMode = Callable[[Tensor, Seq[Chunk], Vocabulary, SamplingMode], Tensor]
+ChooseTokens = Callable[[Tensor, Seq[Chunk], Vocabulary, AllowedTokens | None], Tensor]
 ROWS_AT_ONCE = 32  # of a prompt, in float64: of 512 they would take 266 MB twice at 65,024 tokens
 MOST_LIKELY = 1024  # tokens among which top_p mostly leaves those that may be drawn
 NON_FINITE, NONE_ALLOWED = 1, -1  # of a row that gives no token; 0 of one that does
@@ -35,17 +38,68 @@ FAILURES: Mapping[int, type[NonFinite | NoneAllowed]] = {
 }
 
 
+def choose_same_mode(
+    own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary, mode: SamplingMode
+) -> Tensor:
+    """choose() of rows that are all sampled in one mode."""
+    if mode is SamplingMode.GREEDY:
+        scores, ids = vocabulary.top_k(own, 1)
+    else:
+        scores, ids = _drawn(own, chunks, vocabulary, mode)
+    top = scores[:, 0]
+    failed = torch.full_like(ids[:, 0], NON_FINITE).masked_fill(top.isneginf(), NONE_ALLOWED)
+    return torch.stack((ids[:, 0], failed.masked_fill(top.isfinite(), 0)))
+
+
+def choose(
+    own: Tensor,
+    chunks: Seq[Chunk],
+    vocabulary: Vocabulary,
+    allowed: AllowedTokens | None = None,
+    choose_same: ChooseSameMode = choose_same_mode,
+) -> Tensor:
+    """What pick() picks, on the device: int64 [2, chunks], the tokens, and which rows failed how, the
+    same on every rank. Waits for the device only where logits are changed. `choose_same` is
+    choose_same_mode(), or does the same.
+    """
+    # What is not finite shows as the most likely.
+    own = own.nan_to_num(math.inf, math.inf, math.inf)
+    own = own if allowed is None else allowed.applied_to(own)
+    if any(chunk.request.has_min_tokens for chunk in chunks):
+        own = _without_early_ends(own, chunks, vocabulary)
+    modes = [one.request.sampling_mode if one.samples else SamplingMode.GREEDY for one in chunks]
+    if len(set(modes)) == 1:
+        return choose_same(own, chunks, vocabulary, modes[0])
+    return _choose_mixed(own, chunks, vocabulary, modes, choose_same)
+
+
+def _choose_mixed(
+    own: Tensor,
+    chunks: Seq[Chunk],
+    vocabulary: Vocabulary,
+    modes: Seq[SamplingMode],
+    choose_same: ChooseSameMode,
+) -> Tensor:
+    found = torch.empty(2, len(chunks), dtype=torch.int64, device=own.device)
+    for mode in dict.fromkeys(modes):
+        rows = [row for row, other in enumerate(modes) if other is mode]
+        at = send(torch.tensor(rows), own.device)
+        found[:, at] = choose_same(own[at], [chunks[row] for row in rows], vocabulary, mode)
+    return found
+
+
 def pick(
     own: Tensor,
     chunks: Seq[Chunk],
     vocabulary: Vocabulary,
     allowed: AllowedTokens | None = None,
+    choose_tokens: ChooseTokens = choose,
 ) -> list[ChunkResult]:
     """What each chunk yields from its last row of logits (this rank's, float32 [chunks, own tokens]):
     the next token of its sequence if it samples, one that is allowed. Log-probabilities are those of
-    the model, among all tokens.
+    the model, among all tokens. `choose_tokens` is choose(), or does the same.
     """
-    results = read(choose(own, chunks, vocabulary, allowed), chunks)
+    results = read(choose_tokens(own, chunks, vocabulary, allowed), chunks)
     asking = [
         (row, result.id)
         for row, (chunk, result) in enumerate(zip(chunks, results, strict=True))
@@ -58,33 +112,10 @@ def pick(
     return results
 
 
-def choose(
-    own: Tensor,
-    chunks: Seq[Chunk],
-    vocabulary: Vocabulary,
-    allowed: AllowedTokens | None = None,
-) -> Tensor:
-    """What pick() picks, on the device: int64 [2, chunks], the tokens, and which rows failed how, the
-    same on every rank. Waits for the device only where logits are changed.
-    """
-    # What is not finite shows as the most likely.
-    own = own.nan_to_num(math.inf, math.inf, math.inf)
-    if allowed is not None:
-        own = allowed.applied_to(own)
-    if any(chunk.request.has_min_tokens for chunk in chunks):
-        own = _without_early_ends(own, chunks, vocabulary)
-    modes = [
-        chunk.request.sampling_mode if chunk.samples else SamplingMode.GREEDY for chunk in chunks
-    ]
-    if len(set(modes)) == 1:
-        return _choose_same_mode(own, chunks, vocabulary, modes[0])
-    return _choose_mixed(own, chunks, vocabulary, modes)
-
-
 def greedy(own: Tensor, vocabulary: Vocabulary) -> Tensor:
     """The same where every row takes its most likely token."""
     own = own.nan_to_num(math.inf, math.inf, math.inf)
-    return _choose_same_mode(own, (), vocabulary, SamplingMode.GREEDY)
+    return choose_same_mode(own, (), vocabulary, SamplingMode.GREEDY)
 
 
 def all_greedy(chunks: Seq[Chunk]) -> bool:
@@ -177,29 +208,6 @@ def _without_early_ends(own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary)
     return own
 
 
-def _choose_mixed(
-    own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary, modes: Seq[SamplingMode]
-) -> Tensor:
-    found = torch.empty(2, len(chunks), dtype=torch.int64, device=own.device)
-    for mode in dict.fromkeys(modes):
-        rows = [row for row, other in enumerate(modes) if other is mode]
-        at = send(torch.tensor(rows), own.device)
-        found[:, at] = _choose_same_mode(own[at], [chunks[row] for row in rows], vocabulary, mode)
-    return found
-
-
-def _choose_same_mode(
-    own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary, mode: SamplingMode
-) -> Tensor:
-    if mode is SamplingMode.GREEDY:
-        scores, ids = vocabulary.top_k(own, 1)
-    else:
-        scores, ids = _drawn(own, chunks, vocabulary, mode)
-    top = scores[:, 0]
-    failed = torch.full_like(ids[:, 0], NON_FINITE).masked_fill(top.isneginf(), NONE_ALLOWED)
-    return torch.stack((ids[:, 0], failed.masked_fill(top.isfinite(), 0)))
-
-
 def _drawn(
     own: Tensor, chunks: Seq[Chunk], vocabulary: Vocabulary, mode: SamplingMode
 ) -> tuple[Tensor, Tensor]:
@@ -207,9 +215,9 @@ def _drawn(
     only these travel between ranks.
     """
     if mode is not SamplingMode.TOP_K:
-        return DRAWN[mode](_changed(vocabulary.whole(own), chunks), chunks)
+        return DRAWN[mode](changed(vocabulary.whole(own), chunks), chunks)
     params, chances = _asked(chunks)
-    num = max(_num_candidates(one, vocabulary.size) for one in params)
+    num = max(count_candidates(one, vocabulary.size) for one in params)
     scores, ids = vocabulary.top_k(own, num)
     return scores, ids.gather(1, _draw(scores, params, chances))
 
@@ -217,7 +225,7 @@ def _drawn(
 def _drawn_in_order(logits: Tensor, chunks: Seq[Chunk]) -> tuple[Tensor, Tensor]:
     """The same from the logits of all tokens, as in the next ones: where top_k leaves many, and greedily."""
     params, chances = _asked(chunks)
-    num = max(_num_candidates(one, logits.shape[1]) for one in params)
+    num = max(count_candidates(one, logits.shape[1]) for one in params)
     scores, ids = stable_top_k(logits, num)
     return scores, ids.gather(1, _draw(scores, params, chances))
 
@@ -254,15 +262,15 @@ DRAWN: Mapping[SamplingMode, Callable[[Tensor, Seq[Chunk]], tuple[Tensor, Tensor
 
 def _asked(chunks: Seq[Chunk]) -> tuple[list[SamplingParams], list[float]]:
     """Each chunk's parameters, and its uniform draw."""
-    return [chunk.request.params for chunk in chunks], list(map(_uniform_draw, chunks))
+    return [chunk.request.params for chunk in chunks], list(map(uniform_draw, chunks))
 
 
-def _num_candidates(params: SamplingParams, vocab_size: int) -> int:
+def count_candidates(params: SamplingParams, vocab_size: int) -> int:
     """How many of the most likely tokens can be chosen, top_p and min_p aside."""
     return 1 if params.temperature == 0 else min(params.top_k or vocab_size, vocab_size)
 
 
-def _uniform_draw(chunk: Chunk) -> float:
+def uniform_draw(chunk: Chunk) -> float:
     """A uniform number in [0, 1) that depends on the seed, the sample and the place in the output,
     nothing else.
     """
@@ -273,10 +281,10 @@ def _uniform_draw(chunk: Chunk) -> float:
     return (int.from_bytes(digest, "big") >> 11) * 2.0**-53  # as many bits as a float has
 
 
-def _changed(logits: Tensor, chunks: Seq[Chunk]) -> Tensor:
+def changed(logits: Tensor, chunks: Seq[Chunk]) -> Tensor:
     """The rows after what their parameters change about them, in place."""
     for row, chunk in zip(logits, chunks, strict=True):
-        if chunk.request.changes_logits:
+        if chunk.request.changes_logits and chunk.samples:
             _penalised(row, chunk)
     return logits
 
@@ -308,7 +316,7 @@ def _draw(
     """
     own = zip(params, chances, strict=True)
     settings = [
-        (one.temperature or 1, _num_candidates(one, scores.shape[1]), one.top_p, one.min_p, chance)
+        (one.temperature or 1, count_candidates(one, scores.shape[1]), one.top_p, one.min_p, chance)
         for one, chance in own
     ]
     temperature, num_candidates, top_p, min_p, chance = _columns(settings, scores).unbind()

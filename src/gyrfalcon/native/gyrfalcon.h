@@ -73,6 +73,15 @@ struct gf_queries {
     int64_t table_stride;
 };
 
+// How a row's token is drawn: temperature 0 takes the most likely one, top_k 0 leaves out none; chance is in [0, 1).
+struct gf_draw {
+    double temperature;
+    double top_p;
+    double min_p;
+    double chance;
+    int64_t top_k;
+};
+
 // The instruction set in use; and choosing one by name, for tests: 0, or -1 where the CPU or the build lacks it.
 GF_EXPORT const char *gf_instructions(void);
 GF_EXPORT int gf_choose(const char *name);
@@ -106,6 +115,10 @@ GF_EXPORT int gf_rotary_and_cache(const void *qkv, const float *cosines, const f
                                   const struct gf_cache *cache, const int64_t *slots, void *q, int64_t tokens,
                                   int64_t group, int kind);
 GF_EXPORT int gf_attention(const struct gf_queries *queries, const struct gf_cache *cache, int kind);
+// A token of each row of logits [rows, columns]. `forbids`: logits of -inf stand for tokens that may not be drawn. states
+// [rows]: 0; 1 where a logit is NaN or infinite (with `forbids`, but -inf); -1 where none may be drawn.
+GF_EXPORT int gf_draw_tokens(const float *logits, int64_t rows, int64_t columns, const struct gf_draw *draws,
+                             int forbids, int64_t *tokens, int64_t *states);
 
 // One rank's weights of a parallel block without biases. The norms' y are ignored.
 struct gf_block {

@@ -157,6 +157,11 @@ struct AttentionWork {
 
 constexpr int64_t KEYS_AT_ONCE = 64;
 
+// Logits in groups: of GROUP_SPAN successive ones, those that are GROUP_LANES apart. And the weights that are summed up
+// together.
+constexpr int64_t GROUP_LANES = 16, GROUP_SPAN = 128, WEIGHT_BLOCK = 64;
+constexpr int64_t groups_of(int64_t count) { return (count + GROUP_SPAN - 1) / GROUP_SPAN * GROUP_LANES; }
+
 // A thread's scratch: keys [KEYS_AT_ONCE, padded(dim)] or tiles of them, values [KEYS_AT_ONCE, padded(dim)],
 // scores [rows, KEYS_AT_ONCE], and tiles of queries [tiles, dim, nr].
 struct AttentionScratch {
@@ -220,6 +225,13 @@ struct Kernels {
     void (*rotate)(const char *from, const float *cosines, const float *sines, int64_t dim, int kind, char *to);
     // out [rows, dim] not yet divided by total; top [rows] the largest score, total [rows] the sum of e^(score - top)
     void (*attend)(const AttentionWork &work, const AttentionScratch &own, float *out, float *top, float *total);
+
+    // For sampling: a row's largest logit, maxima [groups_of(count)], at most -FLT_MAX of no logits, and whether all are finite,
+    // or may also be -inf, where the row `forbids`.
+    float (*group_maxima)(const float *row, int64_t count, bool forbids, float *maxima, bool &finite);
+    // e^((logit - top) / temperature) of WEIGHT_BLOCK logits; and the sum of each of some blocks.
+    void (*weigh)(const float *logits, double top, double temperature, double *weights);
+    void (*sum_weights)(const float *logits, int64_t blocks, double top, double temperature, double *sums);
 
     void (*read_streams)(const char *from, int64_t bytes); // eight of them
 

@@ -7,7 +7,17 @@ import ctypes
 import hashlib
 import logging
 import os
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_void_p,
+)
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -113,6 +123,18 @@ class Queries(Structure):
     )
 
 
+class Draw(Structure):
+    """gf_draw: how a row's token is drawn."""
+
+    _fields_ = (
+        ("temperature", c_double),
+        ("top_p", c_double),
+        ("min_p", c_double),
+        ("chance", c_double),
+        ("top_k", c_int64),
+    )
+
+
 STRUCTURES: dict[str, type[Structure]] = {
     "gf_matrix": Matrix,
     "gf_term": Term,
@@ -121,6 +143,7 @@ STRUCTURES: dict[str, type[Structure]] = {
     "gf_cache": Cache,
     "gf_queries": Queries,
     "gf_block": Block,
+    "gf_draw": Draw,
 }
 _INTERFACE: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "gf_sources": (c_char_p, ()),
@@ -142,6 +165,10 @@ _INTERFACE: dict[str, tuple[type | None, tuple[type, ...]]] = {
         (c_void_p, c_void_p, c_void_p, POINTER(Cache), c_void_p, c_void_p, c_int64, c_int64, c_int),
     ),
     "gf_attention": (c_int, (POINTER(Queries), POINTER(Cache), c_int)),
+    "gf_draw_tokens": (
+        c_int,
+        (c_void_p, c_int64, c_int64, POINTER(Draw), c_int, c_void_p, c_void_p),
+    ),
     "gf_block_bytes": (c_int64, (POINTER(Block), c_int)),
     "gf_run_blocks": (
         c_int,

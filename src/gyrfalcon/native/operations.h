@@ -25,5 +25,7 @@ void add_layer_norms(const void *x, const void *part, void *sum, const gf_norm *
 void rotary_and_cache(const void *qkv, const float *cosines, const float *sines, const gf_cache &cache,
                       const int64_t *slots, void *q, int64_t tokens, int64_t group, int kind);
 void attention(const gf_queries &queries, const gf_cache &cache, int kind);
+void draw_tokens(const float *logits, int64_t rows, int64_t columns, const gf_draw *draws, bool forbids,
+                 int64_t *tokens, int64_t *states);
 
 } // namespace gyrfalcon

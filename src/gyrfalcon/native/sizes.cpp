@@ -46,6 +46,9 @@ std::string all_lines() {
 #define OF(field) FIELD(gf_block, field)
     text += line("gf_block", sizeof(gf_block),
                  {OF(norms), OF(qkv), OF(up), OF(dense), OF(down), OF(slopes), OF(num_norms), OF(activation), OF(eps)});
+#undef OF
+#define OF(field) FIELD(gf_draw, field)
+    text += line("gf_draw", sizeof(gf_draw), {OF(temperature), OF(top_p), OF(min_p), OF(chance), OF(top_k)});
     return text;
 }
 

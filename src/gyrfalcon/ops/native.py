@@ -4,7 +4,9 @@ support falls back to the reference.
 
 import ctypes
 from collections.abc import Sequence
+from ctypes import POINTER
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from gyrfalcon.native.library import (
     KINDS,
     Block,
     Cache,
+    Draw,
     Matrix,
     Norm,
     Output,
@@ -29,6 +32,7 @@ from gyrfalcon.ops.reference import prepack as prepack
 from gyrfalcon.parallel.heartbeat import Heartbeat
 from gyrfalcon.parallel.shared_memory import SharedMemory
 from gyrfalcon.quant import GROUPS, Quantised, Weight
+from gyrfalcon.request import RowDraw
 
 CAPTURABLE = False
 QUANTISED = ("int8", *GROUPS)  # kinds that have kernels; others are left to the reference
@@ -37,6 +41,7 @@ INT8, INT4 = 3, 4
 RANK_GONE = -2  # of gf_run_blocks
 ACTIVATIONS_VARIABLE = "GYRFALCON_ACTIVATIONS"
 ACTIVATION_BITS = {"auto": 0, "int8": 8, "int16": 16}
+ROW_DRAWS = np.dtype(Draw)
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4}  # gf_activation
 
 _found = library()
@@ -240,6 +245,28 @@ def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None)
     queries.slopes = _pointer(slopes)
     _check(LIBRARY.gf_attention(queries, _cache(cache), KINDS[q.dtype]))
     return out
+
+
+def draw_tokens(logits: Tensor, draws: Sequence[RowDraw], forbids: bool) -> Tensor:
+    """Draws a token from each row of logits, float32 [rows, tokens]: int64 [2, rows], the tokens, and which
+    rows failed how, as `engine/sampler.py` defines both. `forbids`: logits of -inf stand for tokens that
+    may not be drawn.
+    """
+    logits = logits.contiguous()
+    rows, columns = logits.shape
+    found = torch.empty(2, rows, dtype=torch.int64)
+    each = np.array(draws, ROW_DRAWS)
+    status = LIBRARY.gf_draw_tokens(
+        logits.data_ptr(),
+        rows,
+        columns,
+        each.ctypes.data_as(POINTER(Draw)),
+        forbids,
+        found[0].data_ptr(),
+        found[1].data_ptr(),
+    )
+    _check(status)
+    return found
 
 
 def _known(*weights: Weight) -> bool:

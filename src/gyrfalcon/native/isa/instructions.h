@@ -1,6 +1,7 @@
 // Common includes of the instruction sets' files.
 #pragma once
 #include "kernels.h"
+#include <float.h>
 #include <math.h>
 #include <string.h>
 #include <utility>

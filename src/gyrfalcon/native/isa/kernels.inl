@@ -14,6 +14,7 @@
 #include "rotary.inl"
 #include "attention.inl"
 #include "float_scores.inl"
+#include "sampling.inl"
 #include "limits.inl"
 #include "read_streams.inl"
 
@@ -41,6 +42,9 @@ const Kernels kernels = {NAME,
                          add_layer_norms,
                          rotate,
                          attend,
+                         group_maxima,
+                         weigh,
+                         sum_weights,
                          read_streams,
                          {{MULTIPLY_FLOATS, multiply_floats},
                           {MULTIPLY_INT16, multiply_int16},

@@ -33,6 +33,7 @@ NUM_PROMPTS, PART_ROWS = 5000, 50
 NUM_PARTS = NUM_PROMPTS // PART_ROWS
 PROMPTS = [[20 + (number * 7 + place * 31) % 480 for place in range(8)] for number in range(5000)]
 SECONDS = 240.0
+MEMORY_SECONDS = 2.0  # between two looks, each of which reads the page tables of all processes
 MOST_BYTES = 3 << 30
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 CHECKED = 50  # every fiftieth row is compared with an engine
@@ -83,12 +84,14 @@ def start(command: list[str], cluster: Cluster) -> subprocess.Popen[str]:
 
 def wait_for(parts: int, out: Path, driver: subprocess.Popen[str]) -> int:
     """The most memory of all processes until so many parts are finished."""
-    deadline, most_bytes = time.monotonic() + SECONDS, 0
+    most_bytes, looked_at = memory(), time.monotonic()
+    deadline = looked_at + SECONDS
     while len(list(out.glob("part-*.jsonl"))) < parts:
         assert time.monotonic() < deadline, f"not {parts} parts after {SECONDS:.0f} s"
         assert driver.poll() is None, driver.communicate()[1]
         time.sleep(0.1)
-        most_bytes = max(most_bytes, memory())
+        if time.monotonic() - looked_at > MEMORY_SECONDS:
+            most_bytes, looked_at = max(most_bytes, memory()), time.monotonic()
     return most_bytes
 
 

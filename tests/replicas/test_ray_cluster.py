@@ -207,6 +207,7 @@ def test_a_replica_whose_engine_stands_still_fails_its_health_check_until_it_mov
             asyncio.run(EngineReplica.check_health(replica))
         go_on.set()
         assert pending.answer().status == 200
+        wait_for(lambda: server.service.state != "stalled")  # at the watchdog's next look
         asyncio.run(EngineReplica.check_health(replica))
 
 

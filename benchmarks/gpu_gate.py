@@ -40,9 +40,7 @@ class Plan:
     dtype: torch.dtype
     shapes: tuple[str, ...]
     precisions: tuple[str, ...]
-    timed: tuple[
-        str, ...
-    ]  # precisions of the speed rows: none in the interpreter, which walks the card's
+    timed: tuple[str, ...]  # precisions of the speed rows; none in the interpreter
     batches: tuple[int, ...]
     contexts: tuple[int, ...]
     prompts: tuple[int, ...]

@@ -160,21 +160,25 @@ def assert_scores(results: list[dict[str, Any]]) -> None:
         assert row["logprobs"] == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("more", [["--ray-workers", "3"], ["--ray-cpus", "2"], ["--ray-gpus", "1"]])
-def test_a_cluster_that_is_too_small_is_told_at_once(
-    cluster: Cluster, command: list[str], more: list[str]
-) -> None:
-    driver = start([*command, *more], cluster)
-    _, err = driver.communicate(timeout=SECONDS)
-    assert driver.returncode == 2
-    assert " in the Ray cluster, got machines with " in err.splitlines()[-1]
+WRONG = {  # and the end of the line that tells it
+    ("--ray-workers", "3"): " in the Ray cluster, got machines with 1, 1, 1 logical CPUs; ",
+    ("--ray-cpus", "2"): " in the Ray cluster, got machines with 1, 1, 1 logical CPUs; ",
+    ("--ray-gpus", "1"): " in the Ray cluster, got machines with ",
+    ("--cache-memory", "1"): "--cache-memory",
+}
 
 
-def test_what_is_wrong_with_the_engine_of_an_actor_is_one_line(
-    cluster: Cluster, command: list[str]
+def test_a_cluster_that_is_too_small_and_an_engine_that_cannot_be_are_one_line_each(
+    cluster: Cluster, command: list[str], tmp_path: Path
 ) -> None:
-    driver = start([*command, "--cache-memory", "1"], cluster)
-    _, err = driver.communicate(timeout=SECONDS)
-    assert driver.returncode == 2
-    assert err.splitlines()[-1].startswith("gyrfalcon: error: wanted ")
-    assert "--cache-memory" in err.splitlines()[-1]
+    place = command.index(str(tmp_path / "out"))
+    drivers = []
+    for number, more in enumerate(WRONG):  # at once: each takes seconds to start
+        words = [*command, *more]
+        words[place] = str(tmp_path / f"out{number}")
+        drivers.append(start(words, cluster))
+    for driver, told in zip(drivers, WRONG.values(), strict=True):
+        _, err = driver.communicate(timeout=SECONDS)
+        assert driver.returncode == 2, err
+        assert err.splitlines()[-1].startswith("gyrfalcon: error: wanted ")
+        assert told in err.splitlines()[-1]

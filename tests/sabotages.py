@@ -21,6 +21,7 @@ from gyrfalcon.config import ModelConfig, RopeConfig
 from gyrfalcon.cut import staged_folder as weights_build
 from gyrfalcon.cut.hashed_file import HashedFile
 from gyrfalcon.device import environment, npu_setup, topology
+from gyrfalcon.device.cuda import Cuda
 from gyrfalcon.doctor import redact
 from gyrfalcon.engine import build, drafts, sampler
 from gyrfalcon.engine.prefix_cache import PrefixCache
@@ -363,6 +364,12 @@ OF_THE_SUITE: dict[str, Callable[[Patch], None]] = {
     ),
     "tests/doctor/test_bundle.py::test_no_secret_of_the_environment_gets_in[PGPASSWORD]": (
         edited(redact.Redaction, "__call__", "text.replace(secret, GONE)", "text")
+    ),
+    "tests/ops/test_side_by_side.py::test_no_kernel_races_another_in_a_forked_step[40b-bf16]": (
+        edited(Cuda, "side_by_side", "main.wait_stream(side)", "pass")
+    ),
+    "tests/ops/test_side_by_side.py::test_no_kernel_races_another_in_a_forked_step[7b-int4]": (
+        edited(Cuda, "side_by_side", "side.wait_stream(main)", "pass")
     ),
 }
 

@@ -1,16 +1,19 @@
 """Simulates the time of a decoded token on a card from bytes, instructions and launches, kernel by kernel.
 
     python tools/simulate_token.py [MODEL ...] [--batch 1] [--context 128] [--json FILE]
-        [--steps FILE --design separate --quant none]
+        [--steps FILE --design forked --quant none]
 
 A layer is a chain of kernels. One that streams weights takes the longer of its bytes at the memory's rate and
 its weights at the rate that a multiprocessor's issue slots widen them, and a start and an end in which the
-memory is not busy; a small one takes a fixed time; a gap lies between any two. Three designs:
+memory is not busy; a small one takes a fixed time; a gap lies between any two. The designs:
 
-    separate    a kernel for each operation, as in ops/triton
-    fused       qkv; rotation, cache, attention and merge beside up; dense and down in one; norms that sum
-    prefetched  the same, each kernel launched before the last one ends (programmatic dependent launch, of
-                sm_90), with its weights prefetched to the L2 cache
+    separate    a kernel for each operation, one after the other
+    forked      the same, with rotation, cache, attention and merge beside up, as in ops/triton
+    fused       forked, with qkv's parts summed by what reads them; dense and down in one; norms that sum
+    early       the same, each kernel launched before the last one of its stream ends (programmatic dependent
+                launch, of sm_90), with its weights prefetched to the L2 cache; what follows a fork or a join
+                waits for whole kernels all the same
+    prefetched  the bound of that: forks and joins cost no more than any other edge
 
 Nothing of it was timed: CONFIRM lists the constants that a card must confirm, and how. --steps writes
 decoding steps of 1 to 16 sequences, and prompts as `plan` predicts them, for `gyrfalcon plan --trace …
@@ -21,7 +24,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -69,11 +72,13 @@ class Design:
     """
 
     name: str
-    is_fused: bool
     weights_per_clock: dict[str, float]
     ramp: float  # of a streaming kernel: until its memory is busy, and after
     gap: float  # between two kernels of a graph
     ends: float  # embedding, angles, final norm, choice of the token
+    is_forked: bool = True
+    is_fused: bool = False
+    crossing: tuple[float, float] | None = None  # ramp and gap after a fork or a join, where others
 
 
 SMALL = {  # seconds of kernels that stream nothing
@@ -83,14 +88,21 @@ SMALL = {  # seconds of kernels that stream nothing
     "attention": 6.0 * US,
     "merge": 3.0 * US,
 }
+RATES = {"int8": 49.0, "int4": 45.0}
+_SEPARATE = Design("separate", RATES, 3.2 * US, 0.9 * US, 40 * US, is_forked=False)
+_FUSED = Design("fused", RATES, 3.0 * US, 0.9 * US, 30 * US, is_fused=True)
+_PREFETCHED = replace(_FUSED, name="prefetched", ramp=0.8 * US, gap=0.2 * US)
 DESIGNS = {
     one.name: one
     for one in (
-        Design("separate", False, {"int8": 49.0, "int4": 45.0}, 3.2 * US, 0.9 * US, 40 * US),
-        Design("fused", True, {"int8": 49.0, "int4": 45.0}, 3.0 * US, 0.9 * US, 30 * US),
-        Design("prefetched", True, {"int8": 49.0, "int4": 45.0}, 0.8 * US, 0.2 * US, 30 * US),
+        _SEPARATE,
+        replace(_SEPARATE, name="forked", is_forked=True),
+        _FUSED,
+        replace(_PREFETCHED, name="early", crossing=(_FUSED.ramp, _FUSED.gap)),
+        _PREFETCHED,
     )
 }
+TODAY = "forked"  # of ops/triton
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +140,12 @@ class Step:
 
 def simulated(step: Step, design: Design, card: Card = Card()) -> Token:
     """The time of a decoding step, which gives each sequence a token."""
-    layer = _fused(step) if design.is_fused else _separate(step)
-    seconds = sum(_seconds(stage, design, card) for stage in layer)
+    layer = _layer(step, design)
+    seconds = sum(
+        _stage_seconds(*each, design, card) for each in zip(layer, _crossings(layer), strict=True)
+    )
     head = Kernel("head", _head_weights(step.config), HEAD_QUANTS[step.quant])
-    total = step.config.num_layers * seconds + _seconds([[head]], design, card) + design.ends
+    total = step.config.num_layers * seconds + _kernel_seconds(head, design, card) + design.ends
     kernels = [one for stage in layer for chain in stage for one in chain]
     return Token(total, _floor(step, card), len(kernels))
 
@@ -140,20 +154,26 @@ Chain = list[Kernel]
 Stage = Sequence[Chain]  # chains side by side
 
 
-def _separate(step: Step) -> list[Stage]:
-    """Products of few rows are computed in parts, which another kernel sums: of dense and down at once."""
+def _layer(step: Step, design: Design) -> list[Stage]:
+    """Separate products of few rows are computed in parts, which another kernel sums: of dense and down at
+    once.
+    """
     qkv, dense, up, down = _products(step)
-    parts = Kernel("sum of parts")
-    chain = [Kernel("norms"), qkv, parts, up, Kernel("rotation"), _attention(step), Kernel("merge")]
-    chain += [dense, down, parts]
-    return [[[one]] for one in chain]
+    parts, attention = (
+        [Kernel("sum of parts")],
+        [Kernel("rotation"), _attention(step), Kernel("merge")],
+    )
+    before, after = [Kernel("norms"), qkv], [dense, down]
+    if design.is_fused:
+        parts, after = [], [Kernel("dense and down", dense.weights + down.weights, step.quant)]
+    beside = [attention, [up]] if design.is_forked else [[up, *attention]]
+    return [[before + parts], beside, [after + parts]]
 
 
-def _fused(step: Step) -> list[Stage]:
-    qkv, dense, up, down = _products(step)
-    attention = [Kernel("rotation"), _attention(step), Kernel("merge")]
-    both = Kernel("dense and down", dense.weights + down.weights, step.quant)
-    return [[[Kernel("norms")]], [[qkv]], [attention, [up]], [[both]]]
+def _crossings(layer: Sequence[Stage]) -> list[bool]:
+    """Of each stage whether it begins with a fork or a join; layers follow each other."""
+    forks = [len(stage) > 1 for stage in layer]
+    return [fork or before for fork, before in zip(forks, [forks[-1], *forks], strict=False)]
 
 
 def _products(step: Step) -> tuple[Kernel, Kernel, Kernel, Kernel]:
@@ -173,24 +193,40 @@ def _attention(step: Step) -> Kernel:
     return Kernel("attention", cache_bytes=keys)
 
 
-def _seconds(stage: Stage, design: Design, card: Card) -> float:
+def _stage_seconds(stage: Stage, crosses: bool, design: Design, card: Card) -> float:
     """Of chains side by side the longest, whose join is one more gap; what they stream together takes the
     memory's time.
     """
-    chains = [sum(_kernel(one, design, card) + design.gap for one in chain) for chain in stage]
+    chains = [_chain_seconds(chain, crosses, design, card) for chain in stage]
     streamed = sum(_bytes(one) for chain in stage for one in chain) / card.rate
-    return max(*chains, streamed) + design.gap * (len(stage) > 1) if chains[1:] else chains[0]
+    return max(*chains, streamed) + _edge(crosses, design)[1] if chains[1:] else chains[0]
 
 
-def _kernel(kernel: Kernel, design: Design, card: Card) -> float:
+def _chain_seconds(chain: Chain, crosses: bool, design: Design, card: Card) -> float:
+    return sum(
+        _kernel_seconds(one, design, card, crosses and place == 0)
+        for place, one in enumerate(chain)
+    )
+
+
+def _kernel_seconds(kernel: Kernel, design: Design, card: Card, crosses: bool = False) -> float:
+    """With the gap before it; `crosses` where that is a fork or a join."""
+    ramp, gap = _edge(crosses, design)
     moved = _bytes(kernel) / card.rate
     if not kernel.weights:
-        return max(SMALL[kernel.name], moved)
+        return max(SMALL[kernel.name], moved) + gap
     rate = design.weights_per_clock.get(kernel.quant)
     issued = 0.0
     if rate is not None:
         issued = kernel.weights / (rate * card.units * card.clock * card.issue_share)
-    return max(moved, issued) + design.ramp
+    return max(moved, issued) + ramp + gap
+
+
+def _edge(crosses: bool, design: Design) -> tuple[float, float]:
+    """Ramp and gap of a kernel."""
+    if crosses and design.crossing is not None:
+        return design.crossing
+    return design.ramp, design.gap
 
 
 def _bytes(kernel: Kernel) -> float:
@@ -265,7 +301,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--steps", type=Path, help="steps of the first MODEL, for --step-times")
-    parser.add_argument("--design", choices=DESIGNS, default="separate", help="of --steps")
+    parser.add_argument("--design", choices=DESIGNS, default=TODAY, help="of --steps")
     parser.add_argument("--quant", choices=QUANTS, default="none", help="of --steps")
     args = parser.parse_args(argv)
     if not 1 <= args.batch <= MOST_BATCH:

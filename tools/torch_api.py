@@ -22,6 +22,7 @@ APPEARED = {
     "torch.cuda.get_device_properties": "1.0",
     "torch.cuda.graph": "1.10",
     "torch.cuda.graph_pool_handle": "1.10",
+    "torch.cuda.is_current_stream_capturing": "1.10",
     "torch.cuda.mem_get_info": "1.11",
     "torch.cuda.reset_peak_memory_stats": "1.4",
     "torch.distributed.PrefixStore": "1.8",

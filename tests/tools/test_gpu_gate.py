@@ -14,7 +14,7 @@ import pytest
 import torch
 from clones import environment_of
 from engines import random_prompt, small
-from simulate_token import DESIGNS, Step, simulated
+from simulate_token import DESIGNS, TODAY, Step, simulated
 
 pytest.importorskip("triton", reason="the gate's modules need Triton")
 
@@ -236,7 +236,7 @@ def test_a_token_of_a_layer_launches_what_the_simulation_counts(counted: dict[st
     """A kernel for each operation and each sum of parts; torch's add, embedding and rows are not Triton's."""
     config = gpu_models.config_of("40b")
     step = Step(config, "none", batch=1, context=2048)
-    of_a_layer = simulated(step, DESIGNS["separate"]).launches
+    of_a_layer = simulated(step, DESIGNS[TODAY]).launches
     [found] = [
         row
         for row in counted["steps"]

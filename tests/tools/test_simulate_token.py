@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import simulate_token
-from simulate_token import DESIGNS, US, Card, Step, main, simulated, steps_of
+from simulate_token import DESIGNS, TODAY, US, Card, Step, main, simulated, steps_of
 
 from gyrfalcon.engine.scheduler import StepLimits
 from gyrfalcon.plan.hardware import TRITON_LAUNCHES
@@ -35,7 +35,7 @@ def test_it_is_near_what_was_worked_out_by_hand(model: str, quant: str) -> None:
 
 def test_launches_are_those_of_plan() -> None:
     step = Step(planned_model("falcon-40b").config, "none")
-    assert simulated(step, DESIGNS["separate"]).launches == TRITON_LAUNCHES
+    assert simulated(step, DESIGNS[TODAY]).launches == TRITON_LAUNCHES
     assert simulated(step, DESIGNS["fused"]).launches == 7  # three of them beside a fourth
 
 
@@ -60,6 +60,30 @@ def test_attention_beside_up_costs_nothing_until_it_is_the_longer() -> None:
     assert more == pytest.approx(config.num_layers * 44 * US)
 
 
+def test_a_fork_hides_the_shorter_chain_and_costs_its_join() -> None:
+    config = planned_model("falcon-40b").config
+    separate, forked = (
+        simulated(Step(config, "none"), DESIGNS[name]) for name in ("separate", "forked")
+    )
+    attention = sum(simulate_token.SMALL[name] for name in ("rotation", "attention", "merge"))
+    gaps = 3 - 1  # before each of them; the join is one more
+    hidden = attention + gaps * DESIGNS["forked"].gap
+    assert separate.seconds - forked.seconds == pytest.approx(config.num_layers * hidden)
+    assert separate.launches == forked.launches
+
+
+def test_a_fork_and_a_join_are_waited_for_whole_however_early_kernels_are_launched() -> None:
+    config = planned_model("falcon-40b").config
+    early, bound, whole = (DESIGNS[name] for name in ("early", "prefetched", "fused"))
+    more = simulated(Step(config, "none"), early).seconds
+    more -= simulated(Step(config, "none"), bound).seconds
+    edge = whole.ramp + whole.gap - bound.ramp - bound.gap
+    join = whole.gap - bound.gap
+    assert more == pytest.approx(
+        config.num_layers * (2 * edge + join)
+    )  # of up, and of dense and down
+
+
 def test_instructions_bind_quantised_weights_where_they_are_slower_than_the_memory() -> None:
     config = planned_model("falcon-40b").config
     packed = DESIGNS["separate"]
@@ -80,7 +104,7 @@ def test_plan_reads_the_steps_that_it_writes(
     words = ["falcon-7b", "--steps", str(file), "--design", "fused", "--quant", "int8"]
     assert main([*words, "--json", str(table)]) == 0
     assert "To confirm there:" in capsys.readouterr().out
-    assert len(json.loads(table.read_text())["rows"]) == 9
+    assert len(json.loads(table.read_text())["rows"]) == 3 * len(DESIGNS)
     settings = SimulatedSettings(StepLimits(2048, 512, 16), num_blocks=2048)
     times = read_measured(str(file), settings)
     model = planned_model("falcon-7b")

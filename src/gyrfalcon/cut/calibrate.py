@@ -3,6 +3,7 @@ second moments of every matrix's inputs, with one block of the model in memory a
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -160,10 +161,12 @@ class _RecordingOps:
         self._see(x, weight)
         return self._operations.linear(x, weight, *others)
 
-    def linears(self, *each: LinearCall) -> list[Tensor]:
-        for one in each:
+    def branches(
+        self, first: LinearCall, then: Callable[[Tensor], Tensor], other: LinearCall
+    ) -> tuple[Tensor, Tensor]:
+        for one in (first, other):
             self._see(one.x, one.weight)
-        return self._operations.linears(*each)
+        return self._operations.branches(first, then, other)
 
     def sum_of_linears(self, *each: tuple[Tensor, Weight]) -> Tensor:
         for x, weight in each:

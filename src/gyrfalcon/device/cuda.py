@@ -125,11 +125,11 @@ class Cuda(Device):
         """A graph, captured after a first run that compiles and allocates (torch.cuda.graphs). All have their
         memory of one pool: none replays while another does.
         """
-        side = torch.cuda.Stream(self.torch_device)
-        side.wait_stream(torch.cuda.current_stream(self.torch_device))
+        side, main = self._urgent, torch.cuda.current_stream(self.torch_device)
+        side.wait_stream(main)
         with torch.cuda.stream(side):
             work()
-        torch.cuda.current_stream(self.torch_device).wait_stream(side)
+        main.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._graph_memory):
             out = work()
@@ -139,6 +139,31 @@ class Cuda(Device):
             return out
 
         return replay
+
+    def side_by_side(
+        self, first: Callable[[], Tensor], second: Callable[[], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """In a graph, `first` on a stream of its own, of high priority.
+
+        Memory that one stream gave back is taken by the same stream only, behind what used it. So it is
+        never taken too early: what `first` reads of the main stream's is kept by its closure until the
+        streams are joined, and what it takes itself is taken again in the next fork at the earliest, which
+        waits for all that read it.
+        """
+        if not torch.cuda.is_current_stream_capturing():
+            return first(), second()
+        main, side = torch.cuda.current_stream(self.torch_device), self._urgent
+        side.wait_stream(main)
+        try:
+            with torch.cuda.stream(side):
+                one = first()
+            return one, second()
+        finally:
+            main.wait_stream(side)  # after an error, too: a capture ends with all streams joined
+
+    @cached_property
+    def _urgent(self) -> Any:
+        return torch.cuda.Stream(self.torch_device, priority=-1)
 
     @cached_property
     def _graph_memory(self) -> Any:

@@ -169,6 +169,15 @@ class Device(ABC):
         that cannot be had.
         """
 
+    def side_by_side(
+        self, first: Callable[[], Tensor], second: Callable[[], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """What both give, neither of which needs the other. Where they are captured, a device may run them
+        at the same time, the first before the second where it has to choose; what is queued next waits for
+        both.
+        """
+        return first(), second()
+
     @abstractmethod
     def synchronise(self) -> None:
         """Waits until the device has done its work."""

@@ -4,6 +4,7 @@ a sequential one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor
 
@@ -82,9 +83,10 @@ class ParallelBlock:
         and the output of this block.
         """
         x, normed = self.norms(x, part)
-        qkv, up = self.ops.linears(self.attention.qkv.of(normed[0]), self.mlp.up.of(normed[-1]))
-        heads = self.attention.attend(qkv, angles, batch, cache)
-        parts = (heads, self.attention.dense.weight), (up, self.mlp.down.weight)
+        qkv, up = self.attention.qkv.of(normed[0]), self.mlp.up.of(normed[-1])
+        attend = partial(self.attention.attend, angles=angles, batch=batch, cache=cache)
+        heads, columns = self.ops.branches(qkv, attend, up)
+        parts = (heads, self.attention.dense.weight), (columns, self.mlp.down.weight)
         total = self.group.all_reduce(self.ops.sum_of_linears(*parts))
         for bias in (self.attention.dense.bias, self.mlp.down.bias):
             total = total if bias is None else total + bias

@@ -3,7 +3,7 @@ support falls back to the reference.
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import POINTER
 
 import numpy as np
@@ -98,9 +98,9 @@ def logits(x: Tensor, weight: Weight) -> Tensor:
 
 
 def linears(*each: LinearCall) -> list[Tensor]:
-    """`reference.linears` in one call, so that threads start once."""
+    """Several of the same tokens in one call, so that threads start once."""
     if not _known(*(one.weight for one in each)):
-        return reference.linears(*each)
+        return [reference.linear(*one) for one in each]
     tokens = each[0].x.shape[0]
     results = [one.x.new_empty(tokens, one.weight.shape[0]) for one in each]
     outputs = (Output * len(each))(
@@ -111,6 +111,14 @@ def linears(*each: LinearCall) -> list[Tensor]:
     )
     _check(LIBRARY.gf_linears(outputs, len(each), tokens, KINDS[results[0].dtype]))
     return results
+
+
+def branches(
+    first: LinearCall, then: Callable[[Tensor], Tensor], other: LinearCall
+) -> tuple[Tensor, Tensor]:
+    """`reference.branches`, both linears in one call."""
+    one, two = linears(first, other)
+    return then(one), two
 
 
 def sum_of_linears(*each: tuple[Tensor, Weight]) -> Tensor:

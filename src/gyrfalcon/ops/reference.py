@@ -98,9 +98,13 @@ def fuse_blocks(
     return loop
 
 
-def linears(*each: LinearCall) -> list[Tensor]:
-    """Several linears of the same tokens, which a faster twin computes in one launch."""
-    return [linear(*one) for one in each]
+def branches(
+    first: LinearCall, then: Callable[[Tensor], Tensor], other: LinearCall
+) -> tuple[Tensor, Tensor]:
+    """What `then` makes of the first linear, and the other linear of the same tokens; neither needs the
+    other. A faster twin computes both linears in one launch, or one branch beside the other.
+    """
+    return then(linear(*first)), linear(*other)
 
 
 def sum_of_linears(*each: tuple[Tensor, Weight]) -> Tensor:

@@ -4,7 +4,7 @@ torch_npu lacks falls back to the reference.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from importlib import import_module
 from typing import Any
@@ -70,9 +70,11 @@ class NpuOps:
         """`reference.logits`."""
         return self._linear(x, weight).float()
 
-    def linears(self, *each: LinearCall) -> list[Tensor]:
+    def branches(
+        self, first: LinearCall, then: Callable[[Tensor], Tensor], other: LinearCall
+    ) -> tuple[Tensor, Tensor]:
         """One after the other."""
-        return [self._linear(*one) for one in each]
+        return then(self._linear(*first)), self._linear(*other)
 
     def sum_of_linears(self, *each: tuple[Tensor, Weight]) -> Tensor:
         """One after the other, then added."""

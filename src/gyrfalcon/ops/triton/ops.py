@@ -1,9 +1,12 @@
 """The operations on GPUs by Triton kernels: those that ops/reference.py defines."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
+from gyrfalcon.device.lookup import device_of
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops.reference import LinearCall
 from gyrfalcon.ops.reference import fuse_blocks as fuse_blocks
@@ -28,9 +31,14 @@ def logits(x: Tensor, weight: Weight) -> Tensor:
     return linear(x, weight, out_dtype=torch.float32)
 
 
-def linears(*each: LinearCall) -> list[Tensor]:
-    """One kernel each."""
-    return [linear(*one) for one in each]
+def branches(
+    first: LinearCall, then: Callable[[Tensor], Tensor], other: LinearCall
+) -> tuple[Tensor, Tensor]:
+    """`reference.branches`, side by side in a captured graph: `then` has small kernels, the other linear
+    streams its weights meanwhile.
+    """
+    y = linear(*first)
+    return device_of(y.device).side_by_side(lambda: then(y), lambda: linear(*other))
 
 
 def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 from checkpoints import make_checkpoint
 from gpu_models import config_of, decode_batch, make_pool, prompt_batch, quant_word, random_model
+from gpu_worker import Rows, Skipped
 from torch import Tensor
 
 from gyrfalcon import Engine, EngineConfig, SamplingParams, ops
@@ -32,7 +34,7 @@ from gyrfalcon.parallel.torchrun_ranks import HERE
 from gyrfalcon.request import check_finite
 
 if TYPE_CHECKING:
-    from gpu_gate import Plan
+    from gpu_plan import Plan
 
 LARGEST_FP32_ERROR = 1e-4  # relative L2 of logits
 # A layer's stream beside float32: least cosine, largest relative L2 of a token at the 95th percentile.
@@ -47,16 +49,15 @@ LEAST_RIGHT = {"bf16": 0.7, "int8": 0.7, "fp8": 0.65, "int4": 0.6}
 KERNEL_LIMIT = LAYER_LIMITS["bf16"]  # against the product of the dequantised weights
 
 
-def laws(plan: "Plan") -> dict[str, Any]:
+def laws(plan: "Plan") -> Rows:
     """(2) Tiny models of every variant: the device computes what the CPU's definition does, a batch
     what each prompt does alone, graphs and overlapped steps what single kernels and steps do, also in
     the plan's dtype, 2 ranks what 1 does.
     """
-    found = {variant: _laws_of(variant, plan) for variant in plan.variants}
-    return {"passed": all(all(of.values()) for of in found.values()), "variants": found}
+    return {variant: partial(_laws_of, variant, plan) for variant in plan.variants}
 
 
-def _laws_of(variant: str, plan: "Plan") -> dict[str, bool]:
+def _laws_of(variant: str, plan: "Plan") -> dict[str, Any]:
     word = plan.device.type
     prompts = [_prompt(length) for length in plan.law_prompts]
     params = SamplingParams(max_new_tokens=plan.law_tokens, ignore_eos=True)
@@ -73,13 +74,14 @@ def _laws_of(variant: str, plan: "Plan") -> dict[str, bool]:
             for dtype in dict.fromkeys((torch.float32, plan.dtype))
         }
     error = (logits - expected).norm() / expected.norm()
-    return {
+    found = {
         "logits": float(error) <= LARGEST_FP32_ERROR,
         "tokens": batched == said,
         "batch": batched == alone,
         "two_ranks": shared == batched,
         **{f"launches {WORD_OF_DTYPE[dtype]}": held for dtype, held in same.items()},
     }
+    return {"passed": all(found.values()), **found}
 
 
 def same_however_launched(
@@ -161,61 +163,55 @@ def _prompt(length: int) -> list[int]:
     ).tolist()
 
 
-def nestling(plan: "Plan") -> dict[str, Any]:
+def nestling(plan: "Plan") -> Rows:
     """(5) The shipped model's exam in every precision, against what the CPU's definition answers in
     float32: a broken kernel shows in the score.
     """
+    return {precision: partial(_exam, precision, plan) for precision in plan.precisions}
+
+
+def _exam(precision: str, plan: "Plan") -> dict[str, Any]:
     if not plan.exam_questions:
-        return {"skipped": "its prompts take hours in the interpreter"}
+        raise Skipped("its prompts take hours in the interpreter")
     exam = Exam(
         tuple(open_exam("nestling", "test", limit=plan.exam_questions)), "test", HENDRYCKS, 5
     )
-    found: dict[str, dict[str, Any]] = {}
-    for precision in plan.precisions:
-        quant = quant_word(precision)
-        config = EngineConfig(
-            model="nestling",
-            device=plan.device.type,
-            dtype=WORD_OF_DTYPE[plan.dtype],
-            quant=quant,
-            cache_memory=1 << 28,
-        )
-        with Engine(config) as engine:
-            given = list(answers(engine, exam))
-        right = sum(answer.pred == answer.truth for answer in given)
-        least = LEAST_RIGHT[precision]
-        found[precision] = {
-            "right": right,
-            "questions": len(given),
-            "held": right >= least * len(given),
-        }
-    return {"passed": all(of["held"] for of in found.values()), "precisions": found}
+    config = EngineConfig(
+        model="nestling",
+        device=plan.device.type,
+        dtype=WORD_OF_DTYPE[plan.dtype],
+        quant=quant_word(precision),
+        cache_memory=1 << 28,
+    )
+    with Engine(config) as engine:
+        given = list(answers(engine, exam))
+    right = sum(answer.pred == answer.truth for answer in given)
+    held = right >= LEAST_RIGHT[precision] * len(given)
+    return {"passed": held, "right": right, "questions": len(given)}
 
 
-def layers(plan: "Plan") -> dict[str, Any]:
+def layers(plan: "Plan") -> Rows:
     """(4) Four layers of the largest shape, token by token and layer by layer, against float32:
     with the original weights, and with the dequantised ones.
     """
+    return {precision: partial(_layers, precision, plan) for precision in plan.precisions}
+
+
+def _layers(precision: str, plan: "Plan") -> dict[str, Any]:
     config = config_of(plan.shapes[0], num_hidden_layers=2 if plan.device.type == "cpu" else 4)
-    found: dict[str, dict[str, Any]] = {}
-    for precision in plan.precisions:
-        quant = quant_word(precision)
-        settings = {"dtype": plan.dtype, "quant": quant, "exact": True}
-        ours = _streams(
-            random_model(config, ops.choose(device_of(plan.device)), plan.device, **settings), plan
-        )
-        plain = {**settings, "dtype": torch.float32}
-        stood_for = _streams(
-            random_model(config, reference, plan.device, **plain, restore=True), plan
-        )
-        given = {**plain, "quant": "none"}
-        exact = _streams(random_model(config, reference, plan.device, **given), plan)
-        found[precision] = {
-            "beside_float32": _worst(ours, exact, LAYER_LIMITS[precision]),
-            "beside_what_the_weights_stand_for": _worst(ours, stood_for, KERNEL_LIMIT),
-        }
-    held = [part["held"] for of in found.values() if "skipped" not in of for part in of.values()]
-    return {"passed": all(held), "precisions": found}
+    settings = {"dtype": plan.dtype, "quant": quant_word(precision), "exact": True}
+    ours = _streams(
+        random_model(config, ops.choose(device_of(plan.device)), plan.device, **settings), plan
+    )
+    plain = {**settings, "dtype": torch.float32}
+    stood_for = _streams(random_model(config, reference, plan.device, **plain, restore=True), plan)
+    given = {**plain, "quant": "none"}
+    exact = _streams(random_model(config, reference, plan.device, **given), plan)
+    found = {
+        "beside_float32": _worst(ours, exact, LAYER_LIMITS[precision]),
+        "beside_what_the_weights_stand_for": _worst(ours, stood_for, KERNEL_LIMIT),
+    }
+    return {"passed": all(one["held"] for one in found.values()), **found}
 
 
 def _streams(model: Falcon, plan: "Plan") -> list[Tensor]:

@@ -5,11 +5,13 @@ use.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from gpu_models import config_of, random_model
 from gpu_speed import seconds_of
+from gpu_worker import Rows, Skipped
 from torch import Tensor
 
 from gyrfalcon import ops
@@ -17,7 +19,7 @@ from gyrfalcon.device.lookup import device_of
 from gyrfalcon.quant import Quantised, dequantise
 
 if TYPE_CHECKING:
-    from gpu_gate import Plan
+    from gpu_plan import Plan
 
 KINDS = ("int8", "int4")  # at which gemlite, too, does not quantise the tokens
 TOKENS = (1, 16)
@@ -26,24 +28,28 @@ LARGEST_DIFFERENCE = 0.02  # relative L2: both multiply the same numbers, in bfl
 LinearCall = Callable[[Tensor], Tensor]
 
 
-def beside_gemlite(plan: "Plan") -> dict[str, Any]:
-    """One block's products of every shape and kind; says so where gemlite is missing or fails."""
+def beside_gemlite(plan: "Plan") -> Rows:
+    """One block's products of every shape and kind."""
+    return {
+        f"{shape} {kind}": partial(_tried, plan, shape, kind)
+        for shape in plan.shapes
+        for kind in KINDS
+    }
+
+
+def _tried(plan: "Plan", shape: str, kind: str) -> dict[str, Any]:
+    """What is found, or why it is not: theirs is no fault of what the gate checks."""
     try:
         import gemlite
+
+        rows = _rows(plan, shape, kind, gemlite.helper)
     except ModuleNotFoundError as error:
         if error.name == "gemlite":
-            return {"skipped": "not installed"}
+            raise Skipped("not installed") from error
         return {"error": _words(error)}
-    except Exception as error:  # whatever a package does when it is imported
+    except Exception as error:  # whatever a package does when it is imported, too
         return {"error": _words(error)}
-    found: dict[str, Any] = {"version": gemlite.__version__}
-    for shape in plan.shapes:
-        for kind in KINDS:
-            try:
-                found[f"{shape} {kind}"] = {"rows": _rows(plan, shape, kind, gemlite.helper)}
-            except Exception as error:  # theirs, not a fault of what the gate checks
-                found[f"{shape} {kind}"] = {"error": _words(error)}
-    return found
+    return {"version": gemlite.__version__, "rows": rows}
 
 
 def _words(error: Exception) -> str:

@@ -4,6 +4,7 @@ does not have, or refuses, is named with its reason.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from gpu_gemlite import TOKENS, _difference, _ms, _tokens, _words
 from gpu_models import BLOCK_SIZE, config_of, decode_batch, make_pool, random_model
 from gpu_speed import seconds_of
+from gpu_worker import Rows, Skipped
 from torch import Tensor
 
 from gyrfalcon import ops
@@ -21,7 +23,7 @@ from gyrfalcon.ops import reference
 from gyrfalcon.quant import Quantised, dequantise
 
 if TYPE_CHECKING:
-    from gpu_gate import Plan
+    from gpu_plan import Plan
 
 NUM_LAYERS = 4  # of the compiled step: compiling more takes a minute more
 GROUP = 64  # columns of an int4 scale
@@ -30,20 +32,20 @@ INNER_TILES = 8  # of torch's int4 layout
 LinearCall = Callable[[Tensor], Tensor]
 
 
-def peers(plan: "Plan") -> dict[str, Any]:
+def peers(plan: "Plan") -> Rows:
     """(7) A block's products of every kind, and a step of a few layers."""
-    if device_of(plan.device).on_host:
-        return {"skipped": "times of a card only"}
-    found: dict[str, Any] = {}
+    rows: dict[str, Callable[[], dict[str, Any]]] = {}
     for shape in plan.shapes:
         for kind, make in PRODUCTS.items():
-            found[f"{shape} {kind}"] = _tried(lambda: _products(plan, shape, kind, make))  # noqa: B023
-        found[f"{shape} compiled step"] = _tried(lambda: _steps(plan, shape))  # noqa: B023
-    return found
+            rows[f"{shape} {kind}"] = partial(_products, plan, shape, kind, make)
+        rows[f"{shape} compiled step"] = partial(_steps, plan, shape)
+    return {name: partial(_tried, plan, work) for name, work in rows.items()}
 
 
-def _tried(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _tried(plan: "Plan", work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `work` finds, or why it does not: theirs is no fault of what the gate checks."""
+    if device_of(plan.device).on_host:
+        raise Skipped("times of a card only")
     try:
         return work()
     except Exception as error:

@@ -5,9 +5,9 @@ weights, and what part of a token is spent where.
 import itertools
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,8 @@ from gpu_models import (
     quant_word,
     random_model,
 )
+from gpu_sweep import averages, computed_sweep
+from gpu_worker import Rows, Skipped
 from torch import Tensor
 
 from gyrfalcon import SamplingParams, ops
@@ -35,84 +37,97 @@ from gyrfalcon.engine.rank_messages import Add
 from gyrfalcon.engine.scheduler import Scheduler, StepLimits
 from gyrfalcon.kv.blocks import BlockAllocator
 from gyrfalcon.kv.pool import KVPool
-from gyrfalcon.measure.roofline import Deployment, decode_bytes, percent_of_limit, prefill_flops
+from gyrfalcon.measure.roofline import Deployment, decode_bytes, prefill_flops
 from gyrfalcon.model.falcon import Falcon
 from gyrfalcon.ops import reference
 from gyrfalcon.parallel.group import Vocabulary, solo
 from gyrfalcon.request import Request
 
 if TYPE_CHECKING:
-    from gpu_gate import Plan
+    from gpu_plan import Plan
 
 SPARE_BYTES = 3 << 30  # what a step needs beside weights and cache
-measured_limits: dict[str, float] = {}
 
 
-def limits(plan: "Plan") -> dict[str, Any]:
+def limits(plan: "Plan") -> Rows:
     """Memory bandwidth (of a copy, read and written bytes, or of reading alone) and matrix peak, on the
     spot.
     """
-    measured_limits["bandwidth_bytes_per_second"] = device_of(plan.device).measure_bandwidth()
-    measured_limits["matrix_flops_per_second"] = device_of(plan.device).measure_matrix_peak(
-        plan.dtype
-    )
-    return dict(measured_limits)
+    device = device_of(plan.device)
+
+    def measured() -> dict[str, Any]:
+        if device.on_host:
+            raise Skipped("times of a card only")
+        return {
+            "bandwidth_bytes_per_second": device.measure_bandwidth(),
+            "matrix_flops_per_second": device.measure_matrix_peak(plan.dtype),
+        }
+
+    return {"card": measured}
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model on the device, and what of it the limits are counted from."""
+    """A model on the device with a cache, and what the limits are counted from."""
 
     model: Falcon
     config: ModelConfig
     layout: Deployment
+    pool: KVPool
+    sizes: Sequence[int]  # batches that the cache has room for
+    max_len: int
 
 
-def prepare(plan: "Plan", shape: str, precision: str) -> Prepared | str:
-    """The model with random weights; or why it cannot be made here."""
+def speed(plan: "Plan", shape: str, precision: str) -> Rows:
+    """(3) One shape in one precision, if it fits: its rows are of one model, made for the first."""
+    prepared = cache(partial(_prepare, plan, shape, precision))
+    return {
+        **{f"decode {size}": partial(_decode, plan, prepared, size) for size in plan.batches},
+        **{
+            f"prefill {length}": partial(_prefill, plan, prepared, length)
+            for length in plan.prompts
+        },
+        "shares": lambda: _shares(prepared(), plan),
+        "engine": lambda: _engine_row(prepared(), plan),
+    }
+
+
+def _prepare(plan: "Plan", shape: str, precision: str) -> Prepared:
     config, quant = config_of(shape), quant_word(precision)
     layout = _layout(config, plan, quant)
-    refusal = _refusal(layout, quant, plan)
-    return refusal or Prepared(_build(config, plan, quant), config, layout)
-
-
-def speed(plan: "Plan", shape: str, precision: str) -> dict[str, Any]:
-    """(3) One shape in one precision, if it fits."""
-    made = prepare(plan, shape, precision)
-    if isinstance(made, str):
-        return {"skipped": made}
-    model, config, layout = made.model, made.config, made.layout
+    _require_room(layout, plan)
+    model = _build(config, plan, quant)
     max_len = max(plan.contexts) + BLOCK_SIZE
     room = device_of(plan.device).memory()[0] - SPARE_BYTES
     token_bytes = decode_bytes(layout, 1, 1) - decode_bytes(layout, 1, 0)
     sizes = [size for size in plan.batches if size * max_len * token_bytes <= room]
     pool = make_pool(config, max(sizes) * max_len, plan.device, plan.dtype)
-    decode = [_decode_row(model, pool, layout, size, plan, max_len) for size in sizes]
-    prefill = [_prefill_row(model, pool, layout, length, plan) for length in plan.prompts]
-    found = {
-        "weights_bytes": decode_bytes(layout, 1, 0),
-        "decode": list(itertools.chain.from_iterable(decode)),
-        "skipped_batches": [size for size in plan.batches if size not in sizes],
-        "prefill": prefill,
-        "shares": _shares(model, pool, config, plan, max_len),
-        "engine": _engine_row(model, pool, plan, max_len),
-        "guide_sweep_computed": _computed_sweep(decode[0], prefill, plan),
-    }
-    del made, model, pool
-    found["rank_of_4"] = _rank_of_four(config, plan, quant_word(precision))
-    return found
+    return Prepared(model, config, layout, pool, sizes, max_len)
+
+
+def _decode(plan: "Plan", prepared: Callable[[], Prepared], size: int) -> dict[str, Any]:
+    made = prepared()
+    if size not in made.sizes:
+        raise Skipped("no memory for its cache")
+    return {"batch": size, "contexts": _decode_rows(made, size, plan)}
+
+
+def _prefill(plan: "Plan", prepared: Callable[[], Prepared], length: int) -> dict[str, Any]:
+    return _prefill_row(prepared(), length, plan)
 
 
 def _layout(config: ModelConfig, plan: "Plan", quant: str, ranks: int = 1) -> Deployment:
     return Deployment(config, ranks, plan.dtype.itemsize, quant, on_cards=True)
 
 
-def _refusal(layout: Deployment, quant: str, plan: "Plan") -> str | None:
+def _require_room(layout: Deployment, plan: "Plan") -> None:
+    """Skipped where the weights do not fit."""
     if plan.device.type == "cpu":
-        return None
+        return
     torch.cuda.empty_cache()
     needed, free = decode_bytes(layout, 1, 0) + SPARE_BYTES, device_of(plan.device).memory()[0]
-    return None if needed <= free else f"{needed / 1e9:.0f} GB wanted, {free / 1e9:.0f} GB free"
+    if needed > free:
+        raise Skipped(f"{needed / 1e9:.0f} GB wanted, {free / 1e9:.0f} GB free")
 
 
 def _build(config: ModelConfig, plan: "Plan", quant: str, ranks: int = 1) -> Falcon:
@@ -146,64 +161,51 @@ def seconds_of(work: Callable[[], object], plan: "Plan", times: int) -> float:
 
 
 @torch.inference_mode()
-def _decode_row(
-    model: Falcon, pool: KVPool, layout: Deployment, size: int, plan: "Plan", max_len: int
-) -> list[dict[str, Any]]:
+def _decode_rows(made: Prepared, size: int, plan: "Plan") -> list[dict[str, Any]]:
     """One batch size at every context: the captured step, launched again and again."""
-    choose = _choose(layout.config)
-    graph = DecodeGraph.of(model, pool, size, max_len, device_of(plan.device), choose)
+    choose = _choose(made.config)
+    device = device_of(plan.device)
+    graph = DecodeGraph.of(made.model, made.pool, size, made.max_len, device, choose)
     rows = []
     for context in plan.contexts:
-        graph.run(decode_batch(layout.config, size, context))
+        graph.run(decode_batch(made.config, size, context))
         seconds = seconds_of(graph.replay, plan, plan.steps)
-        percent = percent_of_limit(
-            decode_bytes(layout, size, context),
-            measured_limits["bandwidth_bytes_per_second"],
-            1000 * seconds,
-        )
         rows.append(
             {
-                "batch": size,
                 "context": context,
                 "ms_per_token": 1000 * seconds,
                 "tokens_per_second": size / seconds,
-                "percent_of_bandwidth": percent,
+                "bytes": decode_bytes(made.layout, size, context),
             }
         )
     return rows
 
 
 @torch.inference_mode()
-def _prefill_row(
-    model: Falcon, pool: KVPool, layout: Deployment, length: int, plan: "Plan"
-) -> dict[str, Any]:
+def _prefill_row(made: Prepared, length: int, plan: "Plan") -> dict[str, Any]:
     """A prompt in one go, its tokens on the device: as a graph if it is one for the engine."""
-    device, batch = device_of(plan.device), prompt_batch(layout.config, length)
+    model, pool = made.model, made.pool
+    device, batch = device_of(plan.device), prompt_batch(made.config, length)
     size = next((size for size in device.prompt_sizes if size >= length), None)
     if size is None:
         on_device = batch.on(plan.device)
         work: Callable[[], object] = partial(model, on_device, pool)
     else:
-        graph = PromptGraph.of(model, pool, size, length, device, _choose(layout.config))
+        graph = PromptGraph.of(model, pool, size, length, device, _choose(made.config))
         graph.run(batch)
         work = graph.replay
     times = 1 if plan.device.type == "cpu" else 5
     seconds = seconds_of(work, plan, times)
-    percent = percent_of_limit(
-        prefill_flops(layout, 1, length),
-        measured_limits["matrix_flops_per_second"],
-        1000 * seconds,
-    )
-    return {"tokens": length, "first_token_ms": 1000 * seconds, "percent_of_peak": percent}
+    flops = prefill_flops(made.layout, 1, length)
+    return {"tokens": length, "first_token_ms": 1000 * seconds, "flops": flops}
 
 
 @torch.inference_mode()
-def _shares(
-    model: Falcon, pool: KVPool, config: ModelConfig, plan: "Plan", max_len: int
-) -> dict[str, Any]:
+def _shares(made: Prepared, plan: "Plan") -> dict[str, Any]:
     """Batch 1, the longest context: a token's products alone, its attention alone, all of it."""
+    model, pool, config = made.model, made.pool, made.config
     context = max(plan.contexts)
-    graph = DecodeGraph.of(model, pool, 1, max_len, device_of(plan.device))
+    graph = DecodeGraph.of(model, pool, 1, made.max_len, device_of(plan.device))
     graph.run(decode_batch(config, 1, context))
     batch = decode_batch(config, 1, context).on(plan.device)
     products = device_of(plan.device).capture(lambda: _products(model, config))
@@ -248,8 +250,8 @@ def _attention(model: Falcon, pool: KVPool, batch: Any, config: ModelConfig) -> 
         dtype=model.embedding.dtype,
         device=_device(model),
     )
-    for block, cache in zip(model.blocks, pool.layers, strict=True):
-        out = block.attention.ops.attention(q, cache, batch, None)
+    for block, layer in zip(model.blocks, pool.layers, strict=True):
+        out = block.attention.ops.attention(q, layer, batch, None)
     return out
 
 
@@ -257,7 +259,8 @@ def _device(model: Falcon) -> torch.device:
     return model.final_norm.each[0][0].device
 
 
-def _core(model: Falcon, pool: KVPool, plan: "Plan", max_len: int) -> EngineCore:
+def _core(made: Prepared, plan: "Plan") -> EngineCore:
+    model, pool, max_len = made.model, made.pool, made.max_len
     allocator = BlockAllocator(len(pool.layers[0].k), pool.block_size, False)
     scheduler = Scheduler(allocator, StepLimits(max_len, max_len, 1))
     vocabulary = Vocabulary.shared(model.head.weight.shape[0], solo())
@@ -280,94 +283,68 @@ def _case(core: EngineCore, input_len: int, output_len: int) -> tuple[float, flo
     return first, time.perf_counter() - start
 
 
-def _engine_row(model: Falcon, pool: KVPool, plan: "Plan", max_len: int) -> dict[str, Any]:
+def _engine_row(made: Prepared, plan: "Plan") -> dict[str, Any]:
     """Batch 1 through scheduler, model and sampler: what the host adds to a token."""
-    core = _core(model, pool, plan, max_len)
+    core = _core(made, plan)
     context, tokens = plan.contexts[0], 1 + plan.steps
     cases = [_case(core, context - tokens, tokens) for _ in range(1 + plan.rounds)][1:]
     per_token = statistics.median((whole - first) / (tokens - 1) for first, whole in cases)
     return {"context": context, "ms_per_token": 1000 * per_token}
 
 
-def _computed_sweep(
-    steps: list[dict[str, Any]], prefill: list[dict[str, Any]], plan: "Plan"
-) -> dict[str, Any]:
-    """The guide's averages over its cases, from the times of steps at a few contexts and of first
-    tokens; between the contexts a step's time is taken from the line through its neighbours.
-    """
-    firsts = {row["tokens"]: row["first_token_ms"] for row in prefill}
-    rows = []
-    for input_len, output_len in itertools.product(plan.lengths, repeat=2):
-        contexts = range(input_len + 1, input_len + output_len)
-        decoding = sum(_step_ms(steps, context) for context in contexts)
-        rows.append((firsts[input_len], decoding / (output_len - 1), firsts[input_len] + decoding))
-    return _averages(rows)
-
-
-def _averages(rows: list[tuple[float, float, float]]) -> dict[str, Any]:
-    first, per_token, response = (statistics.fmean(column) for column in zip(*rows, strict=True))
+def shard(plan: "Plan") -> Rows:
+    """What one of four ranks computes for a token at batch 1, without the sums over ranks."""
     return {
-        "cases": len(rows),
-        "first_token_ms": first,
-        "time_per_token_ms": per_token,
-        "response_ms": response,
-        "tokens_per_second": 1000 / per_token,
+        f"{shape} {precision}": partial(_rank_of_four, plan, shape, precision)
+        for shape in plan.shapes
+        for precision in plan.timed
     }
 
 
-def _step_ms(steps: list[dict[str, Any]], context: int) -> float:
-    known = [(row["context"], row["ms_per_token"]) for row in steps]
-    if len(known) == 1 or context <= known[0][0]:
-        return known[0][1]
-    right = next((i for i, (at, _) in enumerate(known) if at >= context), len(known) - 1)
-    (before, low), (after, high) = known[right - 1], known[right]
-    return low + (high - low) * (context - before) / (after - before)
-
-
 @torch.inference_mode()
-def _rank_of_four(config: ModelConfig, plan: "Plan", quant: str) -> dict[str, Any]:
-    """What one of four ranks computes for a token at batch 1, without the sums over ranks."""
-    if config.num_heads < 4:
-        return {"skipped": "fewer than 4 heads"}
+def _rank_of_four(plan: "Plan", shape: str, precision: str) -> dict[str, Any]:
+    config, quant = config_of(shape), quant_word(precision)
+    layout = _layout(config, plan, quant, ranks=4)
+    _require_room(layout, plan)
     model = _build(config, plan, quant, ranks=4)
     context = plan.contexts[0]
     pool = make_pool(config, context + BLOCK_SIZE, plan.device, plan.dtype, ranks=4)
     graph = DecodeGraph.of(model, pool, 1, context + BLOCK_SIZE, device_of(plan.device))
     graph.run(decode_batch(config, 1, context))
     seconds = seconds_of(graph.replay, plan, plan.steps)
-    needed = decode_bytes(_layout(config, plan, quant, ranks=4), 1, context)
-    percent = percent_of_limit(
-        needed, measured_limits["bandwidth_bytes_per_second"], 1000 * seconds
-    )
-    return {"context": context, "ms_per_token": 1000 * seconds, "percent_of_bandwidth": percent}
+    return {
+        "context": context,
+        "ms_per_token": 1000 * seconds,
+        "bytes": decode_bytes(layout, 1, context),
+    }
 
 
-def full_sweep(plan: "Plan", shape: str, precision: str) -> dict[str, Any]:
+def full_sweep(plan: "Plan", shape: str, precision: str) -> Rows:
     """The guide's cases token by token at batch 1, through scheduler, model and sampler; beside the
     mean computed from a few steps, from which it may differ by 3 %.
     """
-    made = prepare(plan, shape, precision)
-    if isinstance(made, str):
-        return {"skipped": made}
-    model, config, layout = made.model, made.config, made.layout
-    max_len = 2 * max(plan.lengths) + BLOCK_SIZE
-    pool = make_pool(config, max_len, plan.device, plan.dtype)
-    steps = _decode_row(model, pool, layout, 1, plan, max_len)
-    prefill = [_prefill_row(model, pool, layout, length, plan) for length in plan.lengths]
-    computed = _computed_sweep(steps, prefill, plan)
-    core = _core(model, pool, plan, max_len)
+    return {f"{shape} {precision}": partial(_full_sweep, plan, shape, precision)}
+
+
+def _full_sweep(plan: "Plan", shape: str, precision: str) -> dict[str, Any]:
+    longest = 2 * max(plan.lengths)
+    made = _prepare(
+        replace(plan, batches=(1,), contexts=(*plan.contexts, longest)), shape, precision
+    )
+    steps = _decode_rows(made, 1, plan)
+    firsts = {length: _prefill_row(made, length, plan)["first_token_ms"] for length in plan.lengths}
+    computed = computed_sweep(steps, firsts, plan.lengths)
+    core = _core(made, plan)
     _case(core, plan.lengths[0], 2)
     rows = []
     for input_len, output_len in itertools.product(plan.lengths, repeat=2):
         first, whole = _case(core, input_len, output_len)
         rows.append((1000 * first, 1000 * (whole - first) / (output_len - 1), 1000 * whole))
-    measured = _averages(rows)
+    measured = averages(rows)
     ratio = measured["time_per_token_ms"] / computed["time_per_token_ms"]
     agrees = abs(ratio - 1) <= 0.03 or plan.device.type == "cpu"
     return {
         "passed": agrees,
-        "shape": shape,
-        "precision": precision,
         "computed": computed,
         "measured": measured,
         "measured_over_computed": ratio,

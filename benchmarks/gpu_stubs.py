@@ -6,6 +6,7 @@ computed crashes here. Two layers of each model: all are alike.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -13,7 +14,8 @@ import gpu_speed
 import torch
 from gpu_counts import META, model_of, noted_launches
 from gpu_models import SHAPES
-from gpu_table import model_lines
+from gpu_table import speed_lines
+from gpu_worker import Rows
 from torch import Tensor
 
 from gyrfalcon.config import ModelConfig
@@ -23,7 +25,7 @@ from gyrfalcon.device.protocol import Replay
 from gyrfalcon.model.falcon import Falcon
 
 if TYPE_CHECKING:
-    from gpu_gate import Plan
+    from gpu_plan import Plan
 
 NUM_LAYERS = 2
 
@@ -62,13 +64,16 @@ class StubCard(Cpu):
         return False
 
 
-def walk(plan: "Plan", shape: str, precision: str) -> dict[str, Any]:
-    """What `speed` does for a shape and precision of the card's plan, once instead of many times."""
-    plan = replace(plan, device=META, rounds=1, steps=1)
+def walk(plan: "Plan", rows_of: Callable[["Plan"], Rows]) -> Rows:
+    """A step of the card's plan, each row once instead of many times."""
+    return {"all": partial(_walk, replace(plan, device=META, rounds=1, steps=1), rows_of)}
+
+
+def _walk(plan: "Plan", rows_of: Callable[["Plan"], Rows]) -> dict[str, Any]:
     with stubs() as noted:
-        gpu_speed.limits(plan)
-        found = gpu_speed.speed(plan, shape, precision)
-    lines = list(model_lines(shape, found))  # whose times say nothing here
+        found = {name: row() for name, row in rows_of(plan).items()}
+        limits = gpu_speed.limits(plan)["card"]()
+    lines = list(speed_lines("", found, limits))  # whose times say nothing here
     return {
         "passed": True,
         "summary": f"{len(lines)} lines, {noted.total()} launches of two layers",
@@ -78,11 +83,9 @@ def walk(plan: "Plan", shape: str, precision: str) -> dict[str, Any]:
 @contextmanager
 def stubs() -> Iterator[Any]:
     """Torch's meta device is a card; models for it have NUM_LAYERS layers. Gives the launches noted."""
-    device, limits = device_of(META), dict(gpu_speed.measured_limits)
-    before, shapes = (
-        device.__class__,
-        {name: {**shape, "num_hidden_layers": NUM_LAYERS} for name, shape in SHAPES.items()},
-    )
+    device = device_of(META)
+    before = device.__class__
+    shapes = {name: {**shape, "num_hidden_layers": NUM_LAYERS} for name, shape in SHAPES.items()}
     device.__class__ = StubCard
     try:
         with (
@@ -93,7 +96,6 @@ def stubs() -> Iterator[Any]:
             yield noted
     finally:
         device.__class__ = before
-        gpu_speed.measured_limits.update(limits)
 
 
 def _model(config: ModelConfig, ops: object, device: torch.device, **settings: Any) -> Falcon:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_gate import commit, run_for
+from bounded_command import commit, run_for
 
 from gyrfalcon.checkpoint.manifest import has_manifest
 from gyrfalcon.device.lookup import kind_of

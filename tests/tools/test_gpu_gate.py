@@ -4,16 +4,21 @@ import os
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+import gpu_plan
 import psutil
 import pytest
 import torch
+from bounded_command import commit, run_for
 from clones import environment_of
 from engines import random_prompt, small
+from gpu_plan import Plan
 from simulate_token import DESIGNS, TODAY, Step, simulated
 
 pytest.importorskip("triton", reason="the gate's modules need Triton")
@@ -32,11 +37,12 @@ from gyrfalcon.plan.work import OTHER_LAUNCHES
 
 gpu_checks = pytest.importorskip("gpu_checks")
 gpu_counts = pytest.importorskip("gpu_counts")
-gpu_gate = pytest.importorskip("gpu_gate")
 gpu_models = pytest.importorskip("gpu_models")
 gpu_peers = pytest.importorskip("gpu_peers")
 gpu_speed = pytest.importorskip("gpu_speed")
+gpu_steps = pytest.importorskip("gpu_steps")
 gpu_stubs = pytest.importorskip("gpu_stubs")
+gpu_sweep = pytest.importorskip("gpu_sweep")
 gpu_table = pytest.importorskip("gpu_table")
 
 REPOSITORY = Path(__file__).parents[2]
@@ -51,16 +57,16 @@ STEPS = [
     ("context", "ms"), [(1, 10.0), (100, 10.0), (150, 11.0), (200, 12.0), (400, 16.0), (600, 20.0)]
 )
 def test_a_step_between_two_contexts_lies_on_the_line_through_them(context: int, ms: float) -> None:
-    assert gpu_speed._step_ms(STEPS, context) == pytest.approx(ms)
+    assert gpu_sweep.step_ms(STEPS, context) == pytest.approx(ms)
 
 
 def test_beyond_the_last_context_the_line_goes_on() -> None:
-    assert gpu_speed._step_ms(STEPS, 700) == pytest.approx(22.0)
+    assert gpu_sweep.step_ms(STEPS, 700) == pytest.approx(22.0)
 
 
 def test_the_averages_are_the_guides() -> None:
     """Per token and response as the guide has them: means over the cases, not of their sums."""
-    found = gpu_speed._averages([(5.0, 2.0, 7.0), (15.0, 4.0, 27.0)])
+    found = gpu_sweep.averages([(5.0, 2.0, 7.0), (15.0, 4.0, 27.0)])
     assert found == {
         "cases": 2,
         "first_token_ms": 10.0,
@@ -71,30 +77,45 @@ def test_the_averages_are_the_guides() -> None:
 
 
 def test_the_table_names_what_was_skipped_and_what_failed() -> None:
+    no = {"passed": False, "error": "ValueError: no"}
     document = {
         "device": "a card",
         "torch": "2.11",
         "triton": "3.6",
         "commit": "abc",
-        "kernels": {"passed": True, "summary": "10 passed"},
-        "laws": {"passed": False, "error": "ValueError: no"},
-        "limits": {"bandwidth_bytes_per_second": 3e12, "matrix_flops_per_second": 8e14},
-        "speed 40b bf16": {"skipped": "86 GB wanted, 70 GB free"},
-        "speed 40b int8": {"passed": False, "error": "RuntimeError: no"},
+        "rows": {
+            "tests": {"all": {"passed": True, "summary": "10 passed"}},
+            "laws": {
+                "40b": {"passed": True, "tokens": True},
+                "7b": {"passed": False, "tokens": True, "two_ranks": False},
+                "rw-1b": no,
+            },
+            "limits": {
+                "card": {"bandwidth_bytes_per_second": 3e12, "matrix_flops_per_second": 8e14}
+            },
+            "speed 40b bf16": {
+                "engine": {"skipped": "86 GB wanted"},
+                "shares": {"skipped": "86 GB wanted"},
+            },
+            "speed 40b int8": {
+                "engine": no,
+                "prefill 32": {"tokens": 32, "first_token_ms": 2.0, "flops": 8e11},
+            },
+        },
     }
-    lines = gpu_table.table(document).splitlines()
-    assert lines[1:] == [
-        "kernels    holds 10 passed",
-        "laws       FAILS ValueError: no",
+    assert gpu_table.table(document).splitlines()[1:] == [
+        "tests      holds 1 of 1 10 passed",
+        "laws       FAILS 2 of 3: 7b: two_ranks; rw-1b: ValueError: no",
+        "speed 40b int8 FAILS 1 of 2: engine: ValueError: no",
         "limits     3.000 TB/s, 800.000 TFLOP/s",
-        "40b bf16   skipped: 86 GB wanted, 70 GB free",
-        "40b int8   FAILS RuntimeError: no",
+        "40b bf16   skipped: 86 GB wanted",
+        "40b int8   prefill   32 tokens               2.000 ms                      50.0 % of peak",
     ]
 
 
 def test_the_plan_for_a_card_is_complete() -> None:
     """Its laws' sequences fit the engines that the laws make (max_len 64)."""
-    plan = gpu_gate.Plan.of(dry_run=False, minutes=9.0)
+    plan = Plan.of(dry_run=False)
     assert plan.device == torch.device("cuda", 0)
     assert plan.rounds > 1
     assert max(plan.law_prompts) + plan.law_tokens <= 64
@@ -105,12 +126,24 @@ def test_the_plan_for_a_card_is_complete() -> None:
 
 
 def test_speed_comes_before_what_compiles_hundreds_of_kernels() -> None:
-    plan = gpu_gate.Plan.of(dry_run=False, minutes=9.0)
-    names = list(gpu_gate.steps(plan, SimpleNamespace(full_sweep=None, dry_run=False)))
+    plan = Plan.of(dry_run=False)
+    names = list(gpu_steps.steps(plan, options()))
     assert names[:3] == ["limits", "layers", "speed 40b bf16"]
-    assert names[-1] == "kernels"
+    assert names.index("tests") > names.index("speed 7b int4")
     assert {"nestling", "peers"} <= set(names)
     assert {1, 8, 16, 64} <= set(plan.batches)
+
+
+def test_every_step_of_a_card_has_a_deadline_of_its_own() -> None:
+    plan = Plan.of(dry_run=False)
+    for full_sweep in (None, "int8"):
+        for name in gpu_steps.steps(plan, options(full_sweep=full_sweep)):
+            assert plan.deadline(name) > 0
+    assert plan.deadline("speed 40b fp8") != plan.deadline("speed 7b fp8")
+
+
+def options(dry_run: bool = False, full_sweep: str | None = None) -> Namespace:
+    return Namespace(dry_run=dry_run, full_sweep=full_sweep, shape="40b")
 
 
 def test_the_law_of_launches_sees_a_step_that_gives_something_else(
@@ -129,16 +162,15 @@ def test_the_law_of_launches_sees_a_step_that_gives_something_else(
     assert not gpu_checks.same_however_launched(*how)
 
 
-def test_kernel_tests_that_do_not_end_are_killed_and_named(tmp_path: Path) -> None:
+def test_kernel_tests_that_do_not_end_are_killed_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     endless = tmp_path / "test_endless.py"
     endless.write_text("import subprocess\nsubprocess.run(['sleep', '600'])\n")
-    plan = replace(
-        gpu_gate.Plan.of(dry_run=True, minutes=1e6),
-        kernel_tests=(str(endless),),
-        kernel_test_seconds=1,
-    )
-    found = gpu_gate.kernel_tests(plan)
-    assert found == {"passed": False, "error": "the kernel tests did not end within 1 s"}
+    plan = replace(Plan.of(dry_run=True), kernel_tests=(str(endless),))
+    monkeypatch.setattr(gpu_plan, "DRY_SECONDS", 6)
+    found = gpu_steps.kernel_tests(plan)["all"]()
+    assert found == {"passed": False, "error": "not over after 1 s: "}
 
 
 def test_a_run_that_is_killed_takes_its_children_along(
@@ -154,14 +186,14 @@ def test_a_run_that_is_killed_takes_its_children_along(
         raise subprocess.TimeoutExpired(process.args, timeout)
 
     monkeypatch.setattr(subprocess.Popen, "communicate", time_out_once_it_runs)
-    code, _ = gpu_gate.run_for(["sh", "-c", f"sleep 600 & echo $! >{ready}; wait"], 1)
+    code, _ = run_for(["sh", "-c", f"sleep 600 & echo $! >{ready}; wait"], 1)
     assert code is None
     children[0].wait(timeout=60)  # raises when it outlives that
 
 
 def test_the_gate_starts_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpu_gate.commit() == "unknown"
+    assert commit() == "unknown"
 
 
 @pytest.mark.slow
@@ -174,7 +206,8 @@ def test_a_model_of_any_precision_is_timed_through_the_engine(
     config = gpu_models.config_of("tiny")
     model = gpu_models.random_model(config, reference, device, dtype=dtype, quant=quant)
     pool = gpu_models.make_pool(config, 64, device, dtype)
-    core = gpu_speed._core(model, pool, SimpleNamespace(device=device), 32)
+    made = SimpleNamespace(model=model, pool=pool, max_len=32)
+    core = gpu_speed._core(made, SimpleNamespace(device=device))
     first, total = gpu_speed._case(core, 8, 2)
     assert 0 < first < total
 
@@ -212,19 +245,19 @@ def test_the_gate_refuses_an_interpreter_that_runs_another_clone(tmp_path: Path)
 def test_the_commit_is_that_of_the_sources_wherever_it_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    here = gpu_gate.commit()
+    here = commit()
     monkeypatch.chdir(tmp_path)
-    assert gpu_gate.commit() == here
+    assert commit() == here
 
 
 @pytest.fixture(scope="module")
 def counted() -> dict[str, Any]:
     """What the card's plan compiles and launches."""
-    return gpu_counts.counts(gpu_gate.Plan.of(dry_run=False, minutes=9.0))
+    return gpu_counts.counts(Plan.of(dry_run=False))
 
 
 def test_the_cards_plan_is_walked_at_full_size_without_one(counted: dict[str, Any]) -> None:
-    plan = gpu_gate.Plan.of(dry_run=False, minutes=9.0)
+    plan = Plan.of(dry_run=False)
     steps = len(plan.shapes) * len(plan.precisions) * (len(plan.batches) + len(plan.prompts))
     assert len(counted["steps"]) == steps
     text = "\n".join(gpu_table._count_lines(counted))
@@ -274,26 +307,27 @@ def test_a_token_launches_what_a_plan_counts(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_cards_speed_rows_are_walked_at_full_size_without_one(
     shape: str, precision: str
 ) -> None:
-    plan = gpu_gate.Plan.of(dry_run=False, minutes=9.0)
-    found = gpu_stubs.walk(plan, shape, precision)
+    rows = partial(gpu_speed.speed, shape=shape, precision=precision)
+    found = gpu_stubs.walk(Plan.of(dry_run=False), rows)["all"]()
     assert found["passed"]
+    assert int(found["summary"].split()[0]) > 20
     assert gpu_counts.META.type == "meta"
     assert type(device_of(gpu_counts.META)) is Cpu  # as it was
 
 
 def test_what_crashes_on_a_card_crashes_in_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = gpu_gate.Plan.of(dry_run=False, minutes=9.0)
+    rows = partial(gpu_speed.speed, shape="7b", precision="int8")
     monkeypatch.delattr(gpu_speed, "seconds_of")
     with pytest.raises(NameError):
-        gpu_stubs.walk(plan, "7b", "int8")
+        gpu_stubs.walk(Plan.of(dry_run=False), rows)["all"]()
 
 
 def test_the_dry_run_walks_every_speed_row_of_a_card() -> None:
-    dry, card = (gpu_gate.Plan.of(one, minutes=9.0) for one in (True, False))
-    names = gpu_gate.steps(dry, SimpleNamespace(full_sweep=None, dry_run=True))
-    rows = gpu_gate.steps(card, SimpleNamespace(full_sweep=None, dry_run=False))
+    names = gpu_steps.steps(Plan.of(dry_run=True), options(dry_run=True))
+    rows = gpu_steps.steps(Plan.of(dry_run=False), options())
     walked = {name.removeprefix("walk ") for name in names if name.startswith("walk ")}
-    assert walked == {name.removeprefix("speed ") for name in rows if name.startswith("speed ")}
+    timed = {name.removeprefix("speed ") for name in rows if name.startswith("speed ")}
+    assert walked == timed | {"shard"}
 
 
 def test_the_peers_step_in_plain_torch_gives_the_models_logits() -> None:
@@ -311,9 +345,9 @@ def test_a_peer_that_torch_refuses_is_named_with_its_reason() -> None:
     def refused() -> dict[str, Any]:
         raise RuntimeError("no such kernel")
 
-    assert gpu_peers._tried(refused) == {"error": "RuntimeError: no such kernel"}
-    peers = {"40b int4": gpu_peers._tried(refused), "seconds": 1.0}
-    assert list(gpu_table._peer_lines(peers)) == [
+    found = gpu_peers._tried(Plan.of(dry_run=False), refused)
+    assert found == {"error": "RuntimeError: no such kernel"}
+    assert list(gpu_table._peer_lines({"40b int4": found})) == [
         "40b int4   by torch: RuntimeError: no such kernel"
     ]
 

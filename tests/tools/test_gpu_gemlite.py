@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from gpu_plan import Plan
+from gpu_worker import Skipped
 from torch import Tensor
 
 pytest.importorskip("triton", reason="the gate's modules need Triton")
-gpu_gate = pytest.importorskip("gpu_gate")
 gpu_gemlite = pytest.importorskip("gpu_gemlite")
 gpu_table = pytest.importorskip("gpu_table")
 
 HEAD = {"device": "a card", "torch": "2.11", "triton": "3.6", "commit": "abc"}
+NAMES = ["tiny int8", "tiny int4"]
 
 
 class Gemlite(ModuleType):
@@ -47,30 +49,32 @@ class Gemlite(ModuleType):
 
 
 def beside() -> dict[str, Any]:
-    found = gpu_gemlite.beside_gemlite(gpu_gate.Plan.of(dry_run=True, minutes=1))
-    assert isinstance(found, dict)
-    return found
+    rows = gpu_gemlite.beside_gemlite(Plan.of(dry_run=True))
+    return {name: row() for name, row in rows.items()}
 
 
 def table(found: dict[str, Any]) -> list[str]:
-    lines = gpu_table.table({**HEAD, "gemlite": found}).splitlines()
+    lines = gpu_table.table({**HEAD, "rows": {"gemlite": found}}).splitlines()
     assert isinstance(lines, list)
     return lines[1:]
 
 
 def test_without_gemlite_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gemlite", None)
-    found = beside()
-    assert found == {"skipped": "not installed"}
-    assert table(found) == ["gemlite: not installed"]
+    for row in gpu_gemlite.beside_gemlite(Plan.of(dry_run=True)).values():
+        with pytest.raises(Skipped, match="not installed"):
+            row()
+    skipped = {key: {"skipped": "not installed"} for key in NAMES}
+    assert table(skipped) == ["gemlite    skipped: not installed"]
 
 
 def test_gemlite_multiplies_our_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gemlite", Gemlite())
     found = beside()
-    assert [*found] == ["version", "tiny int8", "tiny int4"]
-    for kind in ("tiny int8", "tiny int4"):
-        rows = found[kind]["rows"]
+    assert [*found] == NAMES
+    for name in NAMES:
+        rows = found[name]["rows"]
+        assert found[name]["version"] == "0"
         assert [row["tokens"] for row in rows] == [1, 16]
         assert all(row["relative_l2"] < 1e-5 for row in rows)
         assert all(row["ours_ms"] > 0 and row["gemlite_ms"] > 0 for row in rows)
@@ -79,11 +83,7 @@ def test_gemlite_multiplies_our_weights(monkeypatch: pytest.MonkeyPatch) -> None
 def test_other_products_than_ours_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gemlite", Gemlite(off=1.1))
     wanted = "ValueError: wanted our products to 0.02 of relative L2, got 0.1"
-    assert beside() == {
-        "version": "0",
-        "tiny int8": {"error": wanted},
-        "tiny int4": {"error": wanted},
-    }
+    assert beside() == {key: {"error": wanted} for key in NAMES}
 
 
 def test_a_gemlite_that_cannot_be_imported_is_named(
@@ -93,18 +93,17 @@ def test_a_gemlite_that_cannot_be_imported_is_named(
     monkeypatch.delitem(sys.modules, "gemlite", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     found = beside()
-    assert found == {"error": "RuntimeError: 0 active drivers"}
-    assert table(found) == ["gemlite: RuntimeError: 0 active drivers"]
+    assert found == {key: {"error": "RuntimeError: 0 active drivers"} for key in NAMES}
+    assert table(found) == [f"{name:<10} gemlite: RuntimeError: 0 active drivers" for name in NAMES]
 
 
 def test_the_table_shows_both_and_what_failed() -> None:
     row = {"tokens": 1, "relative_l2": 0.001, "ours_ms": 0.25, "gemlite_ms": 0.5}
     found = {
-        "version": "0.6.0",
-        "40b int8": {"rows": [row]},
+        "40b int8": {"version": "0.6.0", "rows": [row]},
         "40b int4": {"error": "ValueError: no"},
     }
-    assert table({**found, "seconds": 3.0}) == [
+    assert table(found) == [
         "40b int8   a block's products, batch   1: ours 0.250 ms, gemlite 0.6.0 0.500 ms",
-        "40b int4   gemlite 0.6.0: ValueError: no",
+        "40b int4   gemlite: ValueError: no",
     ]

@@ -1,0 +1,135 @@
+"""The steps of the gate by name, in their order, and what the device is that they run on."""
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import gpu_checks
+import gpu_counts
+import gpu_gemlite
+import gpu_peers
+import gpu_speed
+import gpu_stubs
+import torch
+import triton
+from bounded_command import commit, run_for
+from gpu_plan import Plan
+from gpu_worker import CannotStart, Loaded, Rows
+
+from gyrfalcon.device.lookup import device_of
+
+Step = Callable[[Plan], Rows]
+
+
+def load_steps(options: Namespace) -> Loaded:
+    """What the process that finds rows serves; CannotStart without a device."""
+    if options.dry_run:
+        os.environ["GYRFALCON_OPS"] = "triton"
+    elif not torch.cuda.is_available():
+        raise CannotStart("wanted a CUDA or ROCm device, got none; add --dry-run")
+    plan = Plan.of(options.dry_run)
+    each = steps(plan, options)
+    return Loaded(
+        facts=facts(plan),
+        deadlines={name: plan.deadline(name) for name in each},
+        steps={name: partial(step, plan) for name, step in each.items()},
+        is_usable=partial(_is_usable, plan),
+    )
+
+
+def _is_usable(plan: Plan) -> bool:
+    """After some errors a card refuses whatever the process asks for."""
+    try:
+        device_of(plan.device).synchronise()
+    except Exception:
+        return False
+    return True
+
+
+def steps(plan: Plan, options: Namespace) -> dict[str, Step]:
+    """Speed before the kernel tests, which compile hundreds of kernels; for a dry run what the card's own
+    plan compiles and launches, too.
+    """
+    if options.full_sweep:
+        shape = "tiny" if options.dry_run else options.shape
+        sweep = partial(gpu_speed.full_sweep, shape=shape, precision=options.full_sweep)
+        return {"limits": gpu_speed.limits, "full_sweep": sweep}
+    return {
+        **(_without_a_card() if options.dry_run else {}),
+        "limits": gpu_speed.limits,
+        "layers": gpu_checks.layers,
+        **_speed_rows(plan),
+        "laws": gpu_checks.laws,
+        "nestling": gpu_checks.nestling,
+        "tests": kernel_tests,
+        "peers": gpu_peers.peers,
+        "gemlite": gpu_gemlite.beside_gemlite,
+    }
+
+
+def _speed_rows(plan: Plan) -> dict[str, Step]:
+    return {
+        **{
+            f"speed {shape} {precision}": partial(gpu_speed.speed, shape=shape, precision=precision)
+            for shape in plan.shapes
+            for precision in plan.timed
+        },
+        "shard": gpu_speed.shard,
+    }
+
+
+def _without_a_card() -> dict[str, Step]:
+    """What the card's own plan compiles and launches, and its speed on a card that computes nothing."""
+    card = Plan.of(dry_run=False)
+    return {
+        "counts": lambda _: {"all": partial(gpu_counts.counts, card)},
+        **{
+            f"walk {name.removeprefix('speed ')}": partial(_walk, card, rows)
+            for name, rows in _speed_rows(card).items()
+        },
+    }
+
+
+def _walk(card: Plan, rows: Step, plan: Plan) -> Rows:
+    """Of the card's plan, whatever the plan that runs."""
+    return gpu_stubs.walk(card, rows)
+
+
+def kernel_tests(plan: Plan) -> Rows:
+    """(1) Every kernel against its definition, on the device."""
+    return {"all": partial(_pytest, plan)}
+
+
+def _pytest(plan: Plan) -> dict[str, Any]:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plan.kernel_tests]
+    if plan.test_processes and find_spec("xdist"):
+        command += ["-n", str(plan.test_processes)]
+    seconds = plan.deadline("tests") - 5
+    code, output = run_for(command, seconds)
+    lines = [line for line in output.splitlines() if line.strip()]
+    last = lines[-1] if lines else ""
+    if code is None:
+        return {"passed": False, "error": f"not over after {seconds:.0f} s: {last}"}
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return {"passed": code == 0, "summary": last, "failed": failed}
+
+
+def facts(plan: Plan) -> dict[str, Any]:
+    """Device, versions, commit, time."""
+    on_card = plan.device.type == "cuda"
+    card = torch.cuda.get_device_properties(0) if on_card else None
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "device": "CPU, Triton's interpreter" if card is None else card.name,
+        "device_memory_bytes": None if card is None else card.total_memory,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cuda": torch.version.cuda,
+        "rocm": torch.version.hip,
+    }

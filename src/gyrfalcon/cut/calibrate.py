@@ -3,7 +3,6 @@ second moments of every matrix's inputs, with one block of the model in memory a
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,7 +20,7 @@ from gyrfalcon.device.threads import torch_threads
 from gyrfalcon.engine_config import CALIBRATE_TOKENS
 from gyrfalcon.errors import CheckpointError, UsageError
 from gyrfalcon.kv.pool import CacheShape, KVPool
-from gyrfalcon.ops import LinearCall, Ops
+from gyrfalcon.ops import Attend, LinearCall, Ops
 from gyrfalcon.quant import Quantised, Weight
 from gyrfalcon.request import Chunk, Request, SamplingParams, Sequence
 from gyrfalcon.text.tokenizer import Tokenizer
@@ -161,12 +160,10 @@ class _RecordingOps:
         self._see(x, weight)
         return self._operations.linear(x, weight, *others)
 
-    def branches(
-        self, first: LinearCall, then: Callable[[Tensor], Tensor], other: LinearCall
-    ) -> tuple[Tensor, Tensor]:
-        for one in (first, other):
+    def branches(self, qkv: LinearCall, attend: Attend, up: LinearCall) -> tuple[Tensor, Tensor]:
+        for one in (qkv, up):
             self._see(one.x, one.weight)
-        return self._operations.branches(first, then, other)
+        return self._operations.branches(qkv, attend, up)
 
     def sum_of_linears(self, *each: tuple[Tensor, Weight]) -> Tensor:
         for x, weight in each:

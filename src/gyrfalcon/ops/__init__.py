@@ -20,6 +20,7 @@ from gyrfalcon.native.library import library
 from gyrfalcon.ops import reference
 from gyrfalcon.ops.reference import AngleRows as AngleRows
 from gyrfalcon.ops.reference import Angles as Angles
+from gyrfalcon.ops.reference import Attend as Attend
 from gyrfalcon.ops.reference import BlockWeights as BlockWeights
 from gyrfalcon.ops.reference import LinearCall as LinearCall
 from gyrfalcon.ops.reference import RunBlocks as RunBlocks
@@ -56,7 +57,7 @@ class Ops(Protocol):
     ) -> Tensor: ...
     def logits(self, x: Tensor, weight: Weight) -> Tensor: ...
     def branches(
-        self, first: LinearCall, then: Callable[[Tensor], Tensor], other: LinearCall
+        self, qkv: LinearCall, attend: Attend, up: LinearCall
     ) -> tuple[Tensor, Tensor]: ...
     def sum_of_linears(self, *each: tuple[Tensor, Weight]) -> Tensor: ...
     def add_layer_norms(

@@ -3,7 +3,7 @@ support falls back to the reference.
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ctypes import POINTER
 
 import numpy as np
@@ -27,7 +27,7 @@ from gyrfalcon.native.library import (
     library,
 )
 from gyrfalcon.ops import reference
-from gyrfalcon.ops.reference import Angles, BlockWeights, LinearCall, RunBlocks
+from gyrfalcon.ops.reference import Angles, Attend, BlockWeights, LinearCall, RunBlocks
 from gyrfalcon.ops.reference import prepack as prepack
 from gyrfalcon.parallel.heartbeat import Heartbeat
 from gyrfalcon.parallel.shared_memory import SharedMemory
@@ -113,12 +113,10 @@ def linears(*each: LinearCall) -> list[Tensor]:
     return results
 
 
-def branches(
-    first: LinearCall, then: Callable[[Tensor], Tensor], other: LinearCall
-) -> tuple[Tensor, Tensor]:
+def branches(qkv: LinearCall, attend: Attend, up: LinearCall) -> tuple[Tensor, Tensor]:
     """`reference.branches`, both linears in one call."""
-    one, two = linears(first, other)
-    return then(one), two
+    first, second = linears(qkv, up)
+    return attend(first), second
 
 
 def sum_of_linears(*each: tuple[Tensor, Weight]) -> Tensor:

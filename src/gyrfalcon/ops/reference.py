@@ -82,6 +82,7 @@ class BlockWeights(NamedTuple):
 
 # All blocks of a step: x, angles, batch, caches → x as the last block reads it, and the last block's
 # output, summed over ranks, which is still to be added to it.
+Attend = Callable[[Tensor], Tensor]  # qkv → the heads' outputs
 RunBlocks = Callable[[Tensor, Angles | None, Batch, Seq[LayerCache]], tuple[Tensor, Tensor | None]]
 
 
@@ -98,13 +99,9 @@ def fuse_blocks(
     return loop
 
 
-def branches(
-    first: LinearCall, then: Callable[[Tensor], Tensor], other: LinearCall
-) -> tuple[Tensor, Tensor]:
-    """What `then` makes of the first linear, and the other linear of the same tokens; neither needs the
-    other. A faster twin computes both linears in one launch, or one branch beside the other.
-    """
-    return then(linear(*first)), linear(*other)
+def branches(qkv: LinearCall, attend: Attend, up: LinearCall) -> tuple[Tensor, Tensor]:
+    """What `attend` makes of the linear qkv, and the linear `up`; neither branch needs the other."""
+    return attend(linear(*qkv)), linear(*up)
 
 
 def sum_of_linears(*each: tuple[Tensor, Weight]) -> Tensor:

@@ -4,7 +4,7 @@ torch_npu lacks falls back to the reference.
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from importlib import import_module
 from typing import Any
@@ -23,7 +23,7 @@ from gyrfalcon.ops.npu.choice import Choice
 from gyrfalcon.ops.npu.features import Features
 from gyrfalcon.ops.npu.linear import Linear
 from gyrfalcon.ops.npu.rotary import RotaryAndCache
-from gyrfalcon.ops.reference import Angles, LinearCall
+from gyrfalcon.ops.reference import Angles, Attend, LinearCall
 from gyrfalcon.quant import Quantised, Weight
 
 log = logging.getLogger(__name__)
@@ -70,11 +70,9 @@ class NpuOps:
         """`reference.logits`."""
         return self._linear(x, weight).float()
 
-    def branches(
-        self, first: LinearCall, then: Callable[[Tensor], Tensor], other: LinearCall
-    ) -> tuple[Tensor, Tensor]:
+    def branches(self, qkv: LinearCall, attend: Attend, up: LinearCall) -> tuple[Tensor, Tensor]:
         """One after the other."""
-        return then(self._linear(*first)), self._linear(*other)
+        return attend(self._linear(*qkv)), self._linear(*up)
 
     def sum_of_linears(self, *each: tuple[Tensor, Weight]) -> Tensor:
         """One after the other, then added."""

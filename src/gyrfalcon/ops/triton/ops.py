@@ -1,14 +1,12 @@
 """The operations on GPUs by Triton kernels: those that ops/reference.py defines."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
 from gyrfalcon.device.lookup import device_of
 from gyrfalcon.kv.pool import LayerCache
-from gyrfalcon.ops.reference import LinearCall
+from gyrfalcon.ops.reference import Attend, LinearCall
 from gyrfalcon.ops.reference import fuse_blocks as fuse_blocks
 from gyrfalcon.ops.reference import own_threads as own_threads
 from gyrfalcon.ops.triton import attention as triton_attention
@@ -31,14 +29,12 @@ def logits(x: Tensor, weight: Weight) -> Tensor:
     return linear(x, weight, out_dtype=torch.float32)
 
 
-def branches(
-    first: LinearCall, then: Callable[[Tensor], Tensor], other: LinearCall
-) -> tuple[Tensor, Tensor]:
-    """`reference.branches`, side by side in a captured graph: `then` has small kernels, the other linear
-    streams its weights meanwhile.
+def branches(qkv: LinearCall, attend: Attend, up: LinearCall) -> tuple[Tensor, Tensor]:
+    """`reference.branches`, side by side in a captured graph: attention has small kernels, `up` streams its
+    weights meanwhile.
     """
-    y = linear(*first)
-    return device_of(y.device).side_by_side(lambda: then(y), lambda: linear(*other))
+    y = linear(*qkv)
+    return device_of(y.device).side_by_side(lambda: attend(y), lambda: linear(*up))
 
 
 def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None) -> Tensor:

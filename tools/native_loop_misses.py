@@ -1,0 +1,89 @@
+"""Loops of the native kernels that are slower than they have to be, and why: tools/native_loops.py prints
+them, and a test holds that there are no others.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """Where a loop is slower than LIMIT, whether it accesses the stack, and why."""
+
+    slow_on: tuple[str, ...]
+    stack: bool
+    reason: str
+
+
+_HASWELL_ISSUE = "Haswell issues four uops a cycle, and each prefetch and indexed load is one"
+_ZEN_3_PORTS = (
+    "additions take ports that multiplications need, on Zen 4 too: vpmaddwd with vpaddd 0.64 cycles, where"
+    " 0.50 would do"
+)
+_ADDRESSES = (
+    "addresses of rows and the loop's end are in memory: scalars, which no vector waits for"
+)
+_SPILLED = "sums are spilled"
+_DIVIDED = "the scales' place is a division, and its operands and addresses are in memory"
+
+MISSES = {
+    "AVX2 fp32, 8 × 1": Miss(("znver3",), False, "prefetches take turns that loads need"),
+    "AVX2 fp32, 3 × 4": Miss(
+        ("haswell", "znver3"),
+        False,
+        "weights are loaded again for each token, and loads become the limit",
+    ),
+    "AVX2 bf16, 8 × 1": Miss(
+        ("haswell", "znver3"),
+        False,
+        f"weights are loaded twice, for even and for odd columns; {_HASWELL_ISSUE}",
+    ),
+    "AVX2 bf16, 3 × 4": Miss(("haswell",), True, _SPILLED),
+    "AVX2 fp16, 8 × 1": Miss(("haswell",), False, _HASWELL_ISSUE),
+    "AVX2 fp16, 3 × 4": Miss((), True, _SPILLED),
+    "AVX2 int8, 8 × 1": Miss(("haswell", "znver3"), True, "widened weights are spilled"),
+    "AVX2 int8, 3 × 4": Miss(("znver3",), True, f"{_SPILLED}; {_ZEN_3_PORTS}"),
+    "AVX2 int4, 16 × 1": Miss(("haswell", "znver3"), True, f"{_DIVIDED}; {_ZEN_3_PORTS}"),
+    "AVX2 int4, 16 × 2": Miss(
+        ("haswell", "znver3"), True, f"{_DIVIDED}, totals are spilled; {_ZEN_3_PORTS}"
+    ),
+    "AVX2 int8, packed, 16 × 4": Miss(("znver3",), False, _ZEN_3_PORTS),
+    "AVX2 int4, packed, 16 × 6": Miss(("znver3",), False, _ZEN_3_PORTS),
+    "AVX-512 bf16, 8 × 1": Miss(
+        ("icelake-server",), False, "shifts of 512 bits have port 0 only, and do not always get it"
+    ),
+    "AVX-512 bf16, 6 × 4": Miss((), True, _SPILLED),
+    "AVX-512 fp16, 8 × 1": Miss(
+        ("znver4",), False, "LLVM takes 2 cycles for vcvtph2ps, 1.33 are measured"
+    ),
+    "AVX-512 fp16, 6 × 4": Miss((), True, _SPILLED),
+    "AVX-512 int8 by int16, 8 × 1": Miss(
+        ("znver4",),
+        True,
+        "widening and products share a port and do not always divide it well; the loop's end is in memory",
+    ),
+    "AVX-512 int8 by int16, 4 × 4": Miss(
+        ("znver4",), False, "widening and products share a port and do not always divide it well"
+    ),
+    "AVX-512 floats, packed, 32 × 12": Miss((), True, _ADDRESSES),
+    "AVX-512 int8, 8 × 1": Miss(
+        ("icelake-server",),
+        True,
+        f"{_ADDRESSES}; a token's first number is moved between registers for each row",
+    ),
+    "AVX-512 int8, 4 × 4": Miss((), True, _ADDRESSES),
+    "AVX-512 int4, 32 × 1": Miss(("znver4",), True, _DIVIDED),
+    "AVX-512 int4, 32 × 4": Miss(
+        ("znver4", "icelake-server"),
+        True,
+        f"{_DIVIDED}; conversions and scales, not counted, are a tenth",
+    ),
+    "AVX-512 int4, packed, 32 × 6": Miss(
+        ("icelake-server",), False, "the scales' place is a division"
+    ),
+    "AVX-512 BF16 int8, 8 × 1": Miss((), True, _ADDRESSES),
+    "AVX-512 BF16 int8, 4 × 4": Miss((), True, _ADDRESSES),
+    "AVX-512 BF16 int4, 32 × 1": Miss(("znver4",), True, _DIVIDED),
+    "AVX-512 BF16 int4, 32 × 4": Miss(
+        ("znver4",), True, f"{_DIVIDED}; conversions and scales, not counted, are a tenth"
+    ),
+}

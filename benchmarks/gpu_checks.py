@@ -59,15 +59,14 @@ def laws(plan: "Plan") -> Rows:
 
 def _laws_of(variant: str, plan: "Plan") -> dict[str, Any]:
     word = plan.device.type
-    prompts = [_prompt(length) for length in plan.law_prompts]
-    params = SamplingParams(max_new_tokens=plan.law_tokens, ignore_eos=True)
+    prompts, params = law_prompts(plan)
     with tempfile.TemporaryDirectory() as name:
         folder = make_checkpoint(Path(name) / "model", variant)
         with _operators("reference"):
             expected, said = _run(folder, "cpu", prompts, params)
         logits, batched = _run(folder, word, prompts, params)
         with Engine(EngineConfig(model=str(folder), device=word, max_len=64)) as engine:
-            alone = [_output_ids(engine, [ids], params)[0] for ids in prompts]
+            alone = [output_ids(engine, [ids], params)[0] for ids in prompts]
         shared = _on_two_ranks(folder, word, prompts, params)
         same = {
             dtype: same_however_launched(folder, word, dtype, prompts, params)
@@ -82,6 +81,12 @@ def _laws_of(variant: str, plan: "Plan") -> dict[str, Any]:
         **{f"launches {WORD_OF_DTYPE[dtype]}": held for dtype, held in same.items()},
     }
     return {"passed": all(found.values()), **found}
+
+
+def law_prompts(plan: "Plan") -> tuple[list[list[int]], SamplingParams]:
+    """What the laws' models are asked."""
+    prompts = [_prompt(length) for length in plan.law_prompts]
+    return prompts, SamplingParams(max_new_tokens=plan.law_tokens, ignore_eos=True)
 
 
 def same_however_launched(
@@ -104,7 +109,7 @@ def same_however_launched(
                 if isinstance(runner, Graphs):
                     runner.largest = largest
                 engine._take_step = take_step
-                found.append(_output_ids(engine, prompts, params))
+                found.append(output_ids(engine, prompts, params))
     return all(one == found[0] for one in found)
 
 
@@ -113,10 +118,10 @@ def _run(
 ) -> tuple[Tensor, list[Any]]:
     with Engine(EngineConfig(model=str(folder), device=device, max_len=64)) as engine:
         logits = engine.logits(torch.tensor([prompts[-1]]))[0].cpu()
-        return logits, _output_ids(engine, prompts, params)
+        return logits, output_ids(engine, prompts, params)
 
 
-def _output_ids(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> list[Any]:
+def output_ids(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> list[Any]:
     """What is generated for each prompt; NotFinite where one fails, so that two failures never agree."""
     outputs = engine.generate(prompts, params)
     check_finite(*(output.completions[0] for output in outputs))
@@ -137,7 +142,7 @@ def _on_two_ranks(
             model=str(folder), device=device, max_len=64, cache_memory=1 << 26, seed=0
         )
         with Engine(config, Ranks(RankInfo(group, 0, 1))) as engine:
-            return _output_ids(engine, prompts, params)
+            return output_ids(engine, prompts, params)
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(rank, range(2))

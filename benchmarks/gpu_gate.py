@@ -27,6 +27,7 @@ from gpu_table import table
 from gpu_worker import CannotStart, Loaded, RowProcess
 
 ALWAYS = "limits"  # what is timed is told in parts of them
+COMPILE = "compile"  # before the first word of a step: its kernels, ahead of it
 
 
 class WrongUsage(Exception):
@@ -72,7 +73,9 @@ def _begin(process: RowProcess, options: argparse.Namespace) -> tuple[Document, 
 
 
 def chosen(names: Sequence[str], only: Sequence[str]) -> Sequence[str]:
-    """The steps that begin with one of the words, and the limits; WrongUsage where none does."""
+    """The steps that begin with one of the words, what is compiled for them, and the limits; WrongUsage where
+    none begins so.
+    """
 
     def begins(name: str, words: str) -> bool:
         return f"{name} ".startswith(f"{words} ")
@@ -80,11 +83,9 @@ def chosen(names: Sequence[str], only: Sequence[str]) -> Sequence[str]:
     for words in only:
         if not any(begins(name, words) for name in names):
             raise WrongUsage(f"wanted steps of {', '.join(names)}; got {words!r}")
-    return [
-        name
-        for name in names
-        if not only or name == ALWAYS or any(begins(name, words) for words in only)
-    ]
+    steps = [name for name in names if not only or any(begins(name, words) for words in only)]
+    needed = {ALWAYS, *(f"{COMPILE} {name.partition(' ')[0]}" for name in steps)}
+    return [name for name in names if name in needed or name in steps]
 
 
 def find_rows(process: RowProcess, document: Document, wanted: Sequence[str], end: float) -> bool:

@@ -32,6 +32,7 @@ class Plan:
     law_tokens: int
     kernel_tests: tuple[str, ...]  # arguments of pytest
     test_processes: int  # where pytest-xdist is installed; 0 for this one alone
+    compile_seconds: float  # for a step's kernels, ahead of it
     deadlines: Mapping[str, float]  # seconds after which a step is ended, by its first words
 
     @classmethod
@@ -55,6 +56,7 @@ class Plan:
                 law_tokens=2,
                 kernel_tests=(str(TESTS / "ops/test_triton_norm.py"),),
                 test_processes=0,
+                compile_seconds=0,
                 deadlines={},
             )
         return cls(
@@ -75,12 +77,14 @@ class Plan:
             law_tokens=16,
             kernel_tests=tuple(map(str, sorted(TESTS.glob("ops/test_triton_*.py")))),
             test_processes=12,
+            compile_seconds=20,
             deadlines={
-                "limits": 30,  # torch and the card's context are loaded in it
+                "compile": 40,  # torch and the card's context are loaded in the first
+                "limits": 20,
                 "layers": 45,
                 "speed 40b": 50,
                 "speed 7b": 30,
-                "shard": 30,
+                "speed shard": 30,
                 "laws": 90,
                 "nestling": 60,
                 "tests": 150,

@@ -78,6 +78,18 @@ class Prepared:
     max_len: int
 
 
+def timed_steps(plan: "Plan") -> dict[str, Callable[["Plan"], Rows]]:
+    """All that time models of full size."""
+    return {
+        **{
+            f"speed {shape} {precision}": partial(speed, shape=shape, precision=precision)
+            for shape in plan.shapes
+            for precision in plan.timed
+        },
+        "speed shard": shard,
+    }
+
+
 def speed(plan: "Plan", shape: str, precision: str) -> Rows:
     """(3) One shape in one precision, if it fits: its rows are of one model, made for the first."""
     prepared = cache(partial(_prepare, plan, shape, precision))

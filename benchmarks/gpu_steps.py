@@ -18,8 +18,9 @@ import gpu_stubs
 import torch
 import triton
 from bounded_command import commit, run_for
+from gpu_compile import compilations, compile_ahead
 from gpu_plan import Plan
-from gpu_worker import CannotStart, Loaded, Rows
+from gpu_worker import CannotStart, Loaded, Rows, Skipped
 
 from gyrfalcon.device.lookup import device_of
 
@@ -37,9 +38,21 @@ def load_steps(options: Namespace) -> Loaded:
     return Loaded(
         facts=facts(plan),
         deadlines={name: plan.deadline(name) for name in each},
-        steps={name: partial(step, plan) for name, step in each.items()},
+        steps={name: partial(_counting, step, plan) for name, step in each.items()},
         is_usable=partial(_is_usable, plan),
     )
+
+
+def _counting(step: Step, plan: Plan) -> Rows:
+    """Rows that also say how many kernels they had to compile: none that were compiled ahead."""
+    return {name: partial(_counted, row) for name, row in step(plan).items()}
+
+
+def _counted(row: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    with compilations() as from_cache:
+        found = row()
+    compiled = from_cache.count(False)
+    return {**found, "compiled": compiled} if compiled else found
 
 
 def _is_usable(plan: Plan) -> bool:
@@ -61,25 +74,17 @@ def steps(plan: Plan, options: Namespace) -> dict[str, Step]:
         return {"limits": gpu_speed.limits, "full_sweep": sweep}
     return {
         **(_without_a_card() if options.dry_run else {}),
+        "compile speed": partial(_compile_ahead, "speed"),
         "limits": gpu_speed.limits,
         "layers": gpu_checks.layers,
-        **_speed_rows(plan),
+        **gpu_speed.timed_steps(plan),
+        "compile laws": partial(_compile_ahead, "laws"),
         "laws": gpu_checks.laws,
+        "compile nestling": partial(_compile_ahead, "nestling"),
         "nestling": gpu_checks.nestling,
         "tests": kernel_tests,
         "peers": gpu_peers.peers,
         "gemlite": gpu_gemlite.beside_gemlite,
-    }
-
-
-def _speed_rows(plan: Plan) -> dict[str, Step]:
-    return {
-        **{
-            f"speed {shape} {precision}": partial(gpu_speed.speed, shape=shape, precision=precision)
-            for shape in plan.shapes
-            for precision in plan.timed
-        },
-        "shard": gpu_speed.shard,
     }
 
 
@@ -90,14 +95,25 @@ def _without_a_card() -> dict[str, Step]:
         "counts": lambda _: {"all": partial(gpu_counts.counts, card)},
         **{
             f"walk {name.removeprefix('speed ')}": partial(_walk, card, rows)
-            for name, rows in _speed_rows(card).items()
+            for name, rows in gpu_speed.timed_steps(card).items()
         },
     }
 
 
 def _walk(card: Plan, rows: Step, plan: Plan) -> Rows:
     """Of the card's plan, whatever the plan that runs."""
-    return gpu_stubs.walk(card, rows)
+    return {"all": partial(gpu_stubs.walk, card, rows)}
+
+
+def _compile_ahead(step: str, plan: Plan) -> Rows:
+    """What a step launches, by all cores at once; a launch that is the first would compile it by one."""
+    return {"kernels": partial(_compiled, step, plan)}
+
+
+def _compiled(step: str, plan: Plan) -> dict[str, Any]:
+    if plan.device.type == "cpu":
+        raise Skipped("nothing is compiled in the interpreter")
+    return compile_ahead(step, plan.compile_seconds)
 
 
 def kernel_tests(plan: Plan) -> Rows:

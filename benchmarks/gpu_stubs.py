@@ -6,7 +6,6 @@ computed crashes here. Two layers of each model: all are alike.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -64,15 +63,10 @@ class StubCard(Cpu):
         return False
 
 
-def walk(plan: "Plan", rows_of: Callable[["Plan"], Rows]) -> Rows:
-    """A step of the card's plan, each row once instead of many times."""
-    return {"all": partial(_walk, replace(plan, device=META, rounds=1, steps=1), rows_of)}
-
-
-def _walk(plan: "Plan", rows_of: Callable[["Plan"], Rows]) -> dict[str, Any]:
-    with stubs() as noted:
-        found = {name: row() for name, row in rows_of(plan).items()}
-        limits = gpu_speed.limits(plan)["card"]()
+def walk(plan: "Plan", rows_of: Callable[["Plan"], Rows]) -> dict[str, Any]:
+    """A step of the card's plan, each row once instead of many times: its lines, and its launches noted."""
+    with noted_launches() as noted:
+        found, limits = walked(plan, rows_of)
     lines = list(speed_lines("", found, limits))  # whose times say nothing here
     return {
         "passed": True,
@@ -80,9 +74,19 @@ def _walk(plan: "Plan", rows_of: Callable[["Plan"], Rows]) -> dict[str, Any]:
     }
 
 
+def walked(
+    plan: "Plan", rows_of: Callable[["Plan"], Rows], model: str = ""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The rows of a step of the card's plan and the card's limits, on a stand-in called `model`."""
+    plan = replace(plan, device=META, rounds=1, steps=1)
+    with stubs(model):
+        found = {name: row() for name, row in rows_of(plan).items()}
+        return found, gpu_speed.limits(plan)["card"]()
+
+
 @contextmanager
-def stubs() -> Iterator[Any]:
-    """Torch's meta device is a card; models for it have NUM_LAYERS layers. Gives the launches noted."""
+def stubs(model: str) -> Iterator[None]:
+    """Torch's meta device is a card of that name; models for it have NUM_LAYERS layers."""
     device = device_of(META)
     before = device.__class__
     shapes = {name: {**shape, "num_hidden_layers": NUM_LAYERS} for name, shape in SHAPES.items()}
@@ -91,9 +95,9 @@ def stubs() -> Iterator[Any]:
         with (
             mock.patch.dict(SHAPES, shapes),
             mock.patch.object(gpu_speed, "random_model", _model),
-            noted_launches() as noted,
+            mock.patch.object(StubCard, "model", model),
         ):
-            yield noted
+            yield
     finally:
         device.__class__ = before
 

@@ -6,7 +6,7 @@ from typing import Any
 from gpu_sweep import LENGTHS, computed_sweep
 
 Rows = Mapping[str, Mapping[str, Any]]
-TOLD_ROW_BY_ROW = ("counts", "limits", "peers", "gemlite", "shard")  # but for their errors
+TOLD_ROW_BY_ROW = ("counts", "limits", "peers", "gemlite")  # but for their errors
 
 
 def table(document: Mapping[str, Any]) -> str:
@@ -32,9 +32,10 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
         bandwidth = limits["bandwidth_bytes_per_second"] / 1e12
         yield f"limits     {bandwidth:.3f} TB/s, {limits['matrix_flops_per_second'] / 1e12:.3f} TFLOP/s"
     for step, found in rows.items():
-        if step.startswith("speed "):
+        if step == "speed shard":
+            yield from _shard_lines(found, limits)
+        elif step.startswith("speed "):
             yield from speed_lines(step.removeprefix("speed "), found, limits)
-    yield from _shard_lines(rows.get("shard", {}), limits)
     yield from _peer_lines(rows.get("peers", {}))
     yield from _gemlite_lines(rows.get("gemlite", {}))
 

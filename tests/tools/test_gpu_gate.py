@@ -128,7 +128,7 @@ def test_the_plan_for_a_card_is_complete() -> None:
 def test_speed_comes_before_what_compiles_hundreds_of_kernels() -> None:
     plan = Plan.of(dry_run=False)
     names = list(gpu_steps.steps(plan, options()))
-    assert names[:3] == ["limits", "layers", "speed 40b bf16"]
+    assert names[:4] == ["compile speed", "limits", "layers", "speed 40b bf16"]
     assert names.index("tests") > names.index("speed 7b int4")
     assert {"nestling", "peers"} <= set(names)
     assert {1, 8, 16, 64} <= set(plan.batches)
@@ -308,7 +308,7 @@ def test_the_cards_speed_rows_are_walked_at_full_size_without_one(
     shape: str, precision: str
 ) -> None:
     rows = partial(gpu_speed.speed, shape=shape, precision=precision)
-    found = gpu_stubs.walk(Plan.of(dry_run=False), rows)["all"]()
+    found = gpu_stubs.walk(Plan.of(dry_run=False), rows)
     assert found["passed"]
     assert int(found["summary"].split()[0]) > 20
     assert gpu_counts.META.type == "meta"
@@ -319,7 +319,7 @@ def test_what_crashes_on_a_card_crashes_in_the_walk(monkeypatch: pytest.MonkeyPa
     rows = partial(gpu_speed.speed, shape="7b", precision="int8")
     monkeypatch.delattr(gpu_speed, "seconds_of")
     with pytest.raises(NameError):
-        gpu_stubs.walk(Plan.of(dry_run=False), rows)["all"]()
+        gpu_stubs.walk(Plan.of(dry_run=False), rows)
 
 
 def test_the_dry_run_walks_every_speed_row_of_a_card() -> None:
@@ -327,7 +327,7 @@ def test_the_dry_run_walks_every_speed_row_of_a_card() -> None:
     rows = gpu_steps.steps(Plan.of(dry_run=False), options())
     walked = {name.removeprefix("walk ") for name in names if name.startswith("walk ")}
     timed = {name.removeprefix("speed ") for name in rows if name.startswith("speed ")}
-    assert walked == timed | {"shard"}
+    assert walked == timed
 
 
 def test_the_peers_step_in_plain_torch_gives_the_models_logits() -> None:

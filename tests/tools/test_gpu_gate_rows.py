@@ -202,16 +202,25 @@ def test_a_file_of_no_run_is_refused(tmp_path: Path, text: str) -> None:
         Document.resume(tmp_path / "none.json", FACTS)
 
 
-NAMES = ["limits", "layers", "speed 40b bf16", "speed 7b int4", "laws", "tests"]
+NAMES = [
+    "compile speed",
+    "limits",
+    "layers",
+    "speed 40b bf16",
+    "speed 7b int4",
+    "compile laws",
+    "laws",
+    "tests",
+]
 
 
 @pytest.mark.parametrize(
     ("only", "steps"),
     [
         ([], NAMES),
-        (["speed"], ["limits", "speed 40b bf16", "speed 7b int4"]),
-        (["laws", "tests"], ["limits", "laws", "tests"]),
-        (["speed 7b"], ["limits", "speed 7b int4"]),
+        (["speed"], ["compile speed", "limits", "speed 40b bf16", "speed 7b int4"]),
+        (["laws", "tests"], ["limits", "compile laws", "laws", "tests"]),
+        (["speed 7b"], ["compile speed", "limits", "speed 7b int4"]),
     ],
 )
 def test_steps_are_chosen_by_their_first_words(only: list[str], steps: list[str]) -> None:
@@ -219,7 +228,7 @@ def test_steps_are_chosen_by_their_first_words(only: list[str], steps: list[str]
 
 
 def test_a_step_that_is_none_is_refused_with_the_list() -> None:
-    with pytest.raises(gpu_gate.WrongUsage, match=r"limits, layers, .*tests; got 'law'"):
+    with pytest.raises(gpu_gate.WrongUsage, match=r"compile speed, limits, .*tests; got 'law'"):
         gpu_gate.chosen(NAMES, ["law"])
 
 
@@ -247,5 +256,5 @@ def test_a_resumed_dry_run_finds_the_rest_and_tells_of_both(
     assert gpu_gate.main(["--dry-run", "--only", "gemlite", "--resume", str(path)]) == 0
     out = capfd.readouterr().out
     rows = json.loads(path.read_text())["rows"]
-    assert [*rows] == ["limits", "nestling", "gemlite"]
+    assert [*rows] == ["limits", "compile nestling", "nestling", "gemlite"]
     assert out.count("nestling   skipped: its prompts take hours in the interpreter") == 2

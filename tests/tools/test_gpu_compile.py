@@ -1,0 +1,124 @@
+"""Kernels that are compiled ahead of the gate's rows, for a card that is not here: those that are launched,
+into the cache where launches look.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gpu_compile
+import pytest
+from gpu_compile import Target, compilations, compile_ahead, compile_kernels, noted_kernels
+
+pytest.importorskip("triton", reason="the gate's modules need Triton")
+
+CARD = Target("NVIDIA H200", "cuda", "90", 32)
+WORDS = (CARD.model, CARD.backend, CARD.architecture, str(CARD.warp_size))
+# Speed rows of a few kernels.
+FEW = {"shapes": ("7b",), "timed": ("int8",), "batches": (1,), "contexts": (128,), "prompts": (32,)}
+
+
+def compiling(tmp_path: Path, *command: str) -> Any:
+    """What a process says whose kernels are not interpreted, as JSON."""
+    paths = os.pathsep.join([*filter(None, sys.path), str(Path(__file__).parent)])
+    environment = {**os.environ, "PYTHONPATH": paths, "TRITON_CACHE_DIR": str(tmp_path)}
+    del environment["TRITON_INTERPRET"]
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def called(name: str) -> tuple[str, ...]:
+    """The command that prints what a function of this module gives."""
+    return "-c", f"import json, test_gpu_compile as t; print(json.dumps(t.{name}()))"
+
+
+def names_of_speed_rows() -> dict[str, int]:
+    """In a process that compiles: how many kernels of each name are wanted."""
+    kernels = gpu_compile.kernels_of("speed", CARD)
+    return dict(Counter(json.loads(one)["name"].rpartition(".")[2] for one in kernels))
+
+
+def test_the_kernels_that_are_compiled_are_those_that_the_rows_launch(tmp_path: Path) -> None:
+    """Counted a second time by the types, constants and divisibility of what launches are given."""
+    import gpu_counts
+
+    with gpu_counts.noted_launches() as noted:
+        gpu_compile.walk_speed(CARD.model)
+    launched = Counter(json.loads(key)[0] for key in noted)
+    assert compiling(tmp_path, *called("names_of_speed_rows")) == launched
+
+
+def launched_after_compiling() -> dict[str, Any]:
+    """In a process that compiles: kernels compiled ahead, and then what launches, by Triton's own way to a
+    kernel, find in its cache.
+    """
+    from triton.runtime.jit import JITFunction
+
+    with noted_kernels(CARD) as kernels:
+        walk_few()
+    ahead = compile_kernels(list(kernels.items()))
+    for kernel in kernels.values():
+        kernel.device_caches.clear()  # what this process itself remembers
+    launch = JITFunction.run
+    JITFunction.run = lambda self, *given, **named: launch(
+        self, *given, **{**named, "warmup": True}
+    )
+    with compilations() as from_cache:
+        walk_few()
+    return {"kernels": len(kernels), **ahead, "launches": from_cache}
+
+
+def walk_few() -> None:
+    from gpu_plan import Plan
+    from gpu_speed import timed_steps
+    from gpu_stubs import walked
+
+    plan = replace(Plan.of(dry_run=False), **FEW)  # type: ignore[arg-type]
+    for rows in timed_steps(plan).values():
+        walked(plan, rows, CARD.model)
+
+
+@pytest.mark.slow
+def test_a_launch_finds_in_the_cache_what_was_compiled_ahead(tmp_path: Path) -> None:
+    found = compiling(tmp_path, *called("launched_after_compiling"))
+    assert found["compiled"] == found["kernels"] > 10
+    assert (found["from_cache"], found["failed"]) == (0, [])
+    assert found["launches"] == [True] * found["kernels"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["laws", "nestling"])
+def test_a_process_compiles_its_share_of_what_engines_launch(tmp_path: Path, step: str) -> None:
+    command = [gpu_compile.__file__, step, *WORDS, "--share", "0", "40"]
+    found = compiling(tmp_path, *command)
+    assert found["kernels"] > 40
+    assert (found["compiled"], found["failed"]) == (-(-found["kernels"] // 40), [])
+
+
+def test_a_pool_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Target, "here", lambda: CARD)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    found = compile_ahead("speed", seconds=0.1)
+    assert (found["processes"], found["processes_ended"], found["compiled"]) == (2, 2, 0)
+    assert found["passed"]  # rows compile what is missing
+    assert found["pool_seconds"] < 60
+
+
+def test_a_kernel_that_cannot_be_compiled_is_named() -> None:
+    class Broken:
+        def preload(self, description: str) -> None:
+            raise ValueError("no such instruction")
+
+    kernels = [('{"name": "gyrfalcon.broken"}', Broken())]
+    assert compile_kernels(kernels) == {
+        "compiled": 0,
+        "from_cache": 0,
+        "failed": ["gyrfalcon.broken: ValueError"],
+    }

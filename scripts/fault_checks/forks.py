@@ -5,8 +5,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,11 +42,10 @@ def in_forks(
     """What `work` returns for each number, by as many forks of this process as it may use cores."""
     num_forks = len(os.sched_getaffinity(0))
     files = [folder / f"fork-{fork}" for fork in range(num_forks)]
-    children = [
-        _forked(partial(_work, work, range(fork, number, num_forks), file))
-        for fork, file in enumerate(files)
-    ]
-    codes = [os.waitstatus_to_exitcode(status) for status in _waited(children)]
+    with _ended_by(signal.SIGTERM) as children:
+        for fork, file in enumerate(files):
+            _fork(partial(_work, work, range(fork, number, num_forks), file), children)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     lines = [line for file in files if file.exists() for line in file.read_text().splitlines()]
     found = {each["number"]: each["found"] for each in map(json.loads, lines)}
     if any(codes) or len(found) != number:
@@ -61,29 +60,38 @@ def _work(work: Callable[[int], object], numbers: range, file: Path) -> int:
     return 0
 
 
-def _forked(work: Callable[[], int]) -> int:
-    """The number of a fork of this process that ends with what `work` returns."""
+def _fork(work: Callable[[], int], children: list[int]) -> None:
+    """Adds to `children` a fork of this process that ends with what `work` returns.
+
+    No signal is taken meanwhile: it would leave a fork that nobody knows, or be lost in what modules do after
+    each fork, where exceptions are only printed.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     child = os.fork()
     if not child:
         code = BROKEN
         try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             code = work()
         except BaseException:
             traceback.print_exc()
         os._exit(code)
-    return child
+    children.append(child)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _waited(children: Sequence[int], end: signal.Signals = signal.SIGTERM) -> list[int]:
-    """How processes ended; when this one is asked to end they get a signal."""
+@contextmanager
+def _ended_by(number: signal.Signals) -> Iterator[list[int]]:
+    """A list for forks, which get a signal when this process is asked to end."""
+    children: list[int] = []
     try:
-        return [os.waitpid(child, 0)[1] for child in children]
+        yield children
     except BaseException:
         for child in children:
             with suppress(ProcessLookupError):
-                os.kill(child, end)
+                os.kill(child, number)
             with suppress(ChildProcessError):
                 os.waitpid(child, 0)
         raise
@@ -100,7 +108,9 @@ def run(
     after: Callable[[], object] = nothing,
 ) -> Ended:
     """The command in a fork of this process, between `before` and `after`; its output goes to `log`."""
-    [status] = _waited([_forked(partial(_child, words, log, before, after))], signal.SIGKILL)
+    with _ended_by(signal.SIGKILL) as children:
+        _fork(partial(_child, words, log, before, after), children)
+        _, status = os.waitpid(children[0], 0)
     return Ended(os.waitstatus_to_exitcode(status), log.read_text("utf-8", "replace"))
 
 

@@ -19,6 +19,8 @@ import torch
 from fault_checks import disk
 from fault_checks.__main__ import JOBS, NAMES, main
 from fault_checks.disk import FAULTS, FULL, KILL, POWER, READ_ONLY, FaultyDisk
+from fault_checks.ending import ENDING, end_tidily
+from fault_checks.forks import in_forks
 from fault_checks.jobs import BRIEF, make_jobs
 from fault_checks.writes import Job, disturbed, folder_bytes, undisturbed
 
@@ -99,6 +101,37 @@ def test_the_script_takes_all_away_when_it_is_asked_to_end(
     assert script.returncode == 128 + number
     assert psutil.wait_procs(children, timeout=10)[1] == []
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_forks_are_ended_when_the_script_is_asked_to_end_while_it_makes_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    fork = os.fork
+
+    def never_ending(number: int) -> dict[str, object]:
+        time.sleep(600)
+        return {}
+
+    def asked_to_end() -> int:
+        child = fork()
+        if child:
+            made.append(child)
+            signal.raise_signal(signal.SIGTERM)
+        return child
+
+    monkeypatch.setattr(os, "fork", asked_to_end)
+    before = {number: signal.getsignal(number) for number in ENDING}
+    end_tidily()
+    try:
+        with pytest.raises(SystemExit) as ended:
+            in_forks(never_ending, 2, tmp_path)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert len(made) == 1
+    assert not psutil.pid_exists(made[0])
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from gyrfalcon.ops import Ops
 from gyrfalcon.parallel.group import Group
 from gyrfalcon.parallel.shards import share_of
 from gyrfalcon.quant import Quantised, Weight, dequantise, quantise
+from gyrfalcon.request import Chunk, Request, SamplingParams, Sequence
 
 BLOCK_SIZE = 16
 FAMILY: dict[str, object] = {
@@ -144,35 +145,23 @@ def make_pool(
 
 def prompt_batch(config: ModelConfig, length: int) -> Batch:
     """One whole prompt of this many tokens, with logits for its last row."""
-    return _batch(config, [length], [length], rows=[length - 1])
+    return _batch(config, [range(length)])
 
 
 def decode_batch(config: ModelConfig, size: int, context: int) -> Batch:
     """This many sequences that decode one token each, at this context, the token included."""
-    return _batch(config, [1] * size, [context] * size, rows=list(range(size)))
+    return _batch(config, [range(context - 1, context)] * size)
 
 
-def _batch(config: ModelConfig, queries: list[int], contexts: list[int], rows: list[int]) -> Batch:
-    blocks = -(-max(contexts) // BLOCK_SIZE)
-    tables = torch.arange(len(queries) * blocks).view(len(queries), blocks)
-    positions = [
-        torch.arange(context - query, context)
-        for query, context in zip(queries, contexts, strict=True)
-    ]
-    slots = [
-        row[at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE
-        for row, at in zip(tables, positions, strict=True)
-    ]
-    generator = torch.Generator().manual_seed(len(queries))
-    return Batch(
-        query_lens=tuple(queries),
-        context_lens=tuple(contexts),
-        token_ids=torch.randint(config.vocab_size, (sum(queries),), generator=generator),
-        positions=torch.cat(positions),
-        rope_lengths=torch.cat(positions) + 1,
-        slots=torch.cat(slots),
-        block_tables=tables,
-        starts=torch.tensor([0, *queries]).cumsum(0),
-        contexts=torch.tensor(contexts),
-        rows=torch.tensor(rows),
-    )
+def _batch(config: ModelConfig, steps: list[range]) -> Batch:
+    """Of sequences that compute these positions, each up to its end."""
+    num_blocks = -(-max(step.stop for step in steps) // BLOCK_SIZE)
+    generator = torch.Generator().manual_seed(len(steps))
+    chunks = []
+    for place, step in enumerate(steps):
+        ids = torch.randint(config.vocab_size, (step.stop,), generator=generator).tolist()
+        request = Request(0, tuple(ids), SamplingParams(), seed=0)
+        blocks = list(range(place * num_blocks, (place + 1) * num_blocks))
+        sequence = Sequence(request, 0, ids, step.stop + 1, blocks=blocks)
+        chunks.append(Chunk(sequence, step.start, step.stop))
+    return Batch.build(chunks, BLOCK_SIZE)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gyrfalcon.batch import Batch
+from gyrfalcon.batch import AttentionMetadata, Batch
 from gyrfalcon.request import Chunk, Request, SamplingParams, Sequence
 
-FIELDS = [field.name for field in fields(Batch)]
+FIELDS = [field.name for field in fields(Batch) if field.name != "of_rows"]
+METADATA = [field.name for field in fields(AttentionMetadata)]
 
 
 def random_sequence(own: random.Random, block_size: int, blocks: list[int]) -> Sequence:
@@ -69,9 +70,19 @@ def test_every_number_of_a_batch_is_as_defined_token_by_token(
     blocks = own.sample(range(10_000), 5_000)
     chunks = [random_chunk(own, random_sequence(own, block_size, blocks)) for _ in range(count)]
     batch, expected = Batch.build(chunks, block_size), defined(chunks, block_size)
-    for name in FIELDS:
-        got = getattr(batch, name)
-        assert (got.tolist() if isinstance(got, Tensor) else list(got)) == expected[name], name
+    check(batch, expected, FIELDS)
+    num_rows = [len(chunk.rows) for chunk in chunks]
+    assert (batch.of_rows is None) == (num_rows == expected["query_lens"])
+    if batch.of_rows is not None:
+        starts = [sum(num_rows[:place]) for place in range(len(chunks) + 1)]
+        check(batch.of_rows, {**expected, "query_lens": num_rows, "starts": starts}, METADATA)
+
+
+def check(got: AttentionMetadata, expected: dict[str, object], names: Seq[str]) -> None:
+    for name in names:
+        value = getattr(got, name)
+        listed = value.tolist() if isinstance(value, Tensor) else list(value)
+        assert listed == expected[name], name
 
 
 def test_a_batch_has_whole_numbers_of_64_bits_in_runs_without_gaps() -> None:

@@ -158,10 +158,14 @@ def test_the_guides_910b3_reaches_48_percent() -> None:
     assert percent_of_limit(needed, 1.6e12, ms=27.03) == pytest.approx(48, abs=0.5)
 
 
-def test_a_prefill_multiplies_every_matrix_for_every_token() -> None:
+def test_a_prefill_multiplies_matrices_for_every_token_but_in_the_last_layer_keys_and_values_alone() -> (
+    None
+):
     flops = prefill_flops(bf16(FALCON_40B), batch=1, input_len=3)
-    products = 2 * 3 * 60 * MATRICES_40B + 2 * HEAD_40B
-    attention = 60 * 128 * (1 + 2 + 3) * 2 * 2 * 64  # scores and sums, causal pairs
+    keys_and_values = 2 * 8 * 64 * 8192
+    products = 2 * 3 * 59 * MATRICES_40B + 2 * (MATRICES_40B + 2 * keys_and_values) + 2 * HEAD_40B
+    pairs = 59 * (1 + 2 + 3) + 3
+    attention = pairs * 128 * 2 * 2 * 64  # scores and sums, causal pairs
     assert flops == products + attention
 
 

@@ -13,7 +13,7 @@ import torch
 from pairwise import pairwise
 from torch import Tensor
 
-from gyrfalcon.batch import Batch
+from gyrfalcon.batch import AttentionMetadata
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.native.library import library, why_not_native
 from gyrfalcon.ops import reference
@@ -382,7 +382,7 @@ def test_rotary_and_cache_equals_its_definition(
 
 def attending(
     lengths: list[int], contexts: list[int], heads: tuple[int, int, int], dtype: torch.dtype
-) -> tuple[Tensor, LayerCache, Batch]:
+) -> tuple[Tensor, LayerCache, AttentionMetadata]:
     """Sequences of these new and whole lengths, their blocks mixed, numbers of others in between."""
     kv_heads, group, dim = heads
     block_size = 16
@@ -395,14 +395,12 @@ def attending(
         drawn(len(order), block_size, kv_heads, dim, seed=2 + i).to(dtype) * (2 - i) for i in (0, 1)
     )
     q = drawn(sum(lengths), kv_heads * group, dim, seed=4).to(dtype)
-    none = torch.empty(0, dtype=torch.int64)
-    batch = Batch(
+    batch = AttentionMetadata(
         query_lens=tuple(lengths),
         context_lens=tuple(contexts),
         block_tables=tables,
         starts=torch.tensor([0, *accumulate(lengths)]),
         contexts=torch.tensor(contexts),
-        **dict.fromkeys(("token_ids", "positions", "rope_lengths", "slots", "rows"), none),
     )
     return q, LayerCache(k, v), batch
 

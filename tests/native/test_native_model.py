@@ -11,7 +11,7 @@ from engines import random_prompt
 from torch import Tensor
 from worlds import on_engines
 
-from gyrfalcon import Engine
+from gyrfalcon import Engine, SamplingParams
 from gyrfalcon.native.library import library, why_not_native
 from gyrfalcon.ops.reference import BlockWeights, RunBlocks
 from gyrfalcon.parallel.heartbeat import Heartbeat
@@ -33,10 +33,18 @@ FUSE_BLOCKS = native.fuse_blocks
 
 
 def logits(engine: Engine) -> Tensor:
-    """Of three sequences of several lengths, in chunks, then token by token."""
+    """Of three sequences of several lengths, in chunks, then token by token; and how likely the tokens are
+    that follow on such prompts, of which the last logits alone are wanted.
+    """
     ids = torch.tensor([random_prompt(70) for _ in range(3)])
     mask = torch.arange(70) >= torch.tensor([[0], [64], [30]])
-    return engine.logits(ids, mask.long(), single_steps=4)
+    found = engine.logits(ids, mask.long(), single_steps=4)
+    params = SamplingParams(max_new_tokens=3, logprobs=5)
+    prompts = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+    answers = engine.generate(prompts, params)
+    likely = [token.logprob for one in answers for token in one.completions[0].logprobs or ()]
+    assert len(likely) == 9
+    return torch.cat([found.flatten(), torch.tensor(likely)])
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> list[int]:

@@ -14,7 +14,7 @@ from npu_emulation import EmulatedNpu, admit_float32, fake_torch_npu
 from npu_kernels import CALLS, Refused
 from torch import Tensor
 
-from gyrfalcon.batch import Batch
+from gyrfalcon.batch import AttentionMetadata
 from gyrfalcon.device.npu_graphs import GraphTasks
 from gyrfalcon.errors import UsageError
 from gyrfalcon.kv.pool import LayerCache
@@ -45,7 +45,7 @@ def step(
     contexts: Sequence[int],
     dtype: torch.dtype = torch.bfloat16,
     block_size: int = 128,
-) -> tuple[Tensor, LayerCache, Batch]:
+) -> tuple[Tensor, LayerCache, AttentionMetadata]:
     """Random queries over pages that lie in any order; memory of no token is NaN."""
     num_heads, kv_heads, dim = heads
     draw = torch.Generator().manual_seed(sum(contexts))
@@ -60,24 +60,20 @@ def step(
             filled = min(block_size, context - place * block_size)
             for tensor in (cache.k, cache.v):
                 tensor[page, :filled] = torch.randn(filled, kv_heads, dim, generator=draw)
-    none = torch.zeros(0, dtype=torch.int64)
-    batch = Batch(
+    batch = AttentionMetadata(
         query_lens=tuple(lens),
         context_lens=tuple(contexts),
-        token_ids=none,
-        positions=none,
-        rope_lengths=none,
-        slots=none,
         block_tables=tables,
         starts=torch.tensor([0, *accumulate(lens)]),
         contexts=torch.tensor(contexts),
-        rows=none,
     )
     q = torch.randn(sum(lens), num_heads, dim, generator=draw).to(dtype)
     return q, cache, batch
 
 
-def defined(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None = None) -> Tensor:
+def defined(
+    q: Tensor, cache: LayerCache, batch: AttentionMetadata, slopes: Tensor | None = None
+) -> Tensor:
     exact = LayerCache(cache.k.float(), cache.v.float())
     return reference.attention(q.float(), exact, batch, slopes).view(q.shape)
 

@@ -11,7 +11,7 @@ import torch
 from pairwise import pairwise
 from torch import Tensor
 
-from gyrfalcon.batch import Batch
+from gyrfalcon.batch import AttentionMetadata
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.native.library import library
 from gyrfalcon.ops import reference
@@ -49,7 +49,7 @@ def attending(
     block_size: int,
     dtype: torch.dtype,
     stale: float,
-) -> tuple[Tensor, LayerCache, Batch]:
+) -> tuple[Tensor, LayerCache, AttentionMetadata]:
     """Queries, cache and batch, the same for each `stale`, which fills the slots of no token."""
     draw = torch.Generator().manual_seed(1)
     kv_heads, group, dim = heads
@@ -70,15 +70,13 @@ def attending(
     return q, cache, _batch(lengths, contexts, tables)
 
 
-def _batch(lengths: Sequence[int], contexts: Sequence[int], tables: Tensor) -> Batch:
-    none = torch.empty(0, dtype=torch.int64)
-    return Batch(
+def _batch(lengths: Sequence[int], contexts: Sequence[int], tables: Tensor) -> AttentionMetadata:
+    return AttentionMetadata(
         query_lens=tuple(lengths),
         context_lens=tuple(contexts),
         block_tables=tables,
         starts=torch.tensor([0, *accumulate(lengths)]),
         contexts=torch.tensor(contexts),
-        **dict.fromkeys(("token_ids", "positions", "rope_lengths", "slots", "rows"), none),
     )
 
 

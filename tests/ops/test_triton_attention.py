@@ -11,7 +11,7 @@ from triton_interpreter import DEVICE
 
 pytest.importorskip("triton", reason="Triton is not installed (the extra gpu-check)")
 
-from gyrfalcon.batch import Batch
+from gyrfalcon.batch import AttentionMetadata
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops import reference
 from gyrfalcon.ops.triton import attention as triton_attention
@@ -19,10 +19,6 @@ from gyrfalcon.ops.triton import attention as triton_attention
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of the largest
 HALVES = (torch.float16, torch.bfloat16)
 GROUPS = [(16, 1, 64), (58, 2, 64), (71, 1, 64), (36, 2, 64), (8, 2, 128), (3, 3, 64)]
-
-
-# Of a batch, what the definition of attention does not look at.
-UNREAD = ("token_ids", "positions", "rope_lengths", "slots", "starts", "contexts", "rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +47,12 @@ class Step:
 
     def defined(self) -> Tensor:
         """The result of the plain twin, from the same inputs in float32."""
-        empty = torch.empty(0, dtype=torch.int64, device=DEVICE)
-        batch = Batch(
+        batch = AttentionMetadata(
             query_lens=tuple(self.lengths),
             context_lens=tuple(self.contexts),
             block_tables=self.block_tables,
-            **dict.fromkeys(UNREAD, empty),
+            starts=torch.tensor([0, *accumulate(self.lengths)], device=DEVICE),
+            contexts=torch.tensor(self.contexts, device=DEVICE),
         )
         cache = LayerCache(self.cache.k.float(), self.cache.v.float())
         return reference.attention(self.q.float(), cache, batch, self.slopes)

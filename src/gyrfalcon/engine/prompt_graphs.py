@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gyrfalcon.batch import Batch
+from gyrfalcon.batch import AttentionMetadata, Batch
 from gyrfalcon.device.protocol import Device, Replay
 from gyrfalcon.engine.sampler import Choose
 from gyrfalcon.kv.pool import KVPool
@@ -53,6 +53,13 @@ class _Numbers:
 
     def batch(self) -> Batch:
         """The batch whose tensors these are."""
+        of_rows = AttentionMetadata(
+            query_lens=(1,),
+            context_lens=(),
+            block_tables=self.tables[:1],
+            starts=torch.arange(2, device=self.flat.device),
+            contexts=self.contexts[:1],
+        )
         return Batch(
             query_lens=(self.columns.shape[1], 0),
             context_lens=(),
@@ -60,6 +67,7 @@ class _Numbers:
             starts=self.starts,
             contexts=self.contexts,
             rows=self.rows,
+            of_rows=of_rows,
             **dict(zip(COLUMNS, self.columns, strict=True)),
         )
 

@@ -86,22 +86,38 @@ def prefill_flops(deployment: Deployment, batch: int, input_len: int) -> int:
     """Multiplications and additions that the busiest device does until `batch` prompts have their
     first token.
 
-    2 for each weight matrix element and token; the head only for the last token of a prompt; in
-    attention 2 × 2 × head_dim for each query head and each of the n (n + 1) / 2 pairs of a token
-    and one it may see (Kaplan et al. 2020, table 1, with causal pairs only).
+    2 for each weight matrix element and token; in attention 2 × 2 × head_dim for each query head and
+    each of the n (n + 1) / 2 pairs of a token and one it may see (Kaplan et al. 2020, table 1, with
+    causal pairs only). The head, and the last layer but for keys and values, only for the last token
+    of a prompt: of the others nobody reads more.
     """
     config, layout = deployment.config, deployment.layout
-    pairs = input_len * (input_len + 1) // 2
+    pairs = (config.num_layers - 1) * (input_len * (input_len + 1) // 2) + input_len
     per_rank = []
     for share in shares_of(config, deployment.world_size):
-        elements = {"head": 0, "body": 0}
+        every = last = 0  # elements for every token, and for the last one alone
         for spec in _read_whole(layout):
             if len(spec.shape) == 2:
-                part = "head" if spec.role == "head" else "body"
-                elements[part] += prod(layout.local_shape(spec, share))
-        attention = 4 * config.head_dim * len(share.query_heads) * pairs * config.num_layers
-        per_rank.append(batch * (2 * (elements["body"] * input_len + elements["head"]) + attention))
+                elements = prod(layout.local_shape(spec, share))
+                if layout.layer_of.get(spec.name, config.num_layers) < config.num_layers - 1:
+                    every += elements
+                else:
+                    last += elements
+        cached = 2 * len(share.kv_heads) * config.head_dim * config.hidden_size
+        products = (every + cached) * input_len + last - cached
+        attention = _pair_flops(config, share) * pairs
+        per_rank.append(batch * (2 * products + attention))
     return deployment.busiest(per_rank)
+
+
+def pair_flops(deployment: Deployment) -> int:
+    """What one layer's attention on the busiest device needs for one pair of tokens."""
+    shares = shares_of(deployment.config, deployment.world_size)
+    return deployment.busiest([_pair_flops(deployment.config, share) for share in shares])
+
+
+def _pair_flops(config: ModelConfig, share: Share) -> int:
+    return 4 * config.head_dim * len(share.query_heads)
 
 
 def _read_whole(layout: Layout) -> list[TensorSpec]:

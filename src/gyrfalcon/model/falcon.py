@@ -33,6 +33,14 @@ class Attention:
         q = self.ops.rotary_and_cache(qkv, angles, cache, batch.slots)
         return self.ops.attention(q, cache, batch, self.slopes)
 
+    def attend_rows(
+        self, qkv: Tensor, angles: Angles | None, batch: Batch, cache: LayerCache
+    ) -> Tensor:
+        """The same of the batch's rows alone; keys and values of all tokens are cached."""
+        assert batch.of_rows is not None
+        q = self.ops.rotary_and_cache(qkv, angles, cache, batch.slots)
+        return self.ops.attention(q[batch.rows], cache, batch.of_rows, self.slopes)
+
     def __call__(self, x: Tensor, angles: Angles | None, batch: Batch, cache: LayerCache) -> Tensor:
         return self.dense(self.attend(self.qkv(x), angles, batch, cache))
 
@@ -85,12 +93,23 @@ class ParallelBlock:
         x, normed = self.norms(x, part)
         qkv, up = self.attention.qkv.of(normed[0]), self.mlp.up.of(normed[-1])
         attend = partial(self.attention.attend, angles=angles, batch=batch, cache=cache)
-        heads, columns = self.ops.branches(qkv, attend, up)
-        parts = (heads, self.attention.dense.weight), (columns, self.mlp.down.weight)
+        return x, self._output(*self.ops.branches(qkv, attend, up))
+
+    def of_rows(
+        self, x: Tensor, part: Tensor | None, angles: Angles | None, batch: Batch, cache: LayerCache
+    ) -> tuple[Tensor, Tensor]:
+        """The same of the batch's rows alone."""
+        x, normed = self.norms(x, part)
+        qkv, up = self.attention.qkv.of(normed[0]), self.mlp.up.of(normed[-1][batch.rows])
+        attend = partial(self.attention.attend_rows, angles=angles, batch=batch, cache=cache)
+        return x[batch.rows], self._output(*self.ops.branches(qkv, attend, up))
+
+    def _output(self, heads: Tensor, up: Tensor) -> Tensor:
+        parts = (heads, self.attention.dense.weight), (up, self.mlp.down.weight)
         total = self.group.all_reduce(self.ops.sum_of_linears(*parts))
         for bias in (self.attention.dense.bias, self.mlp.down.bias):
             total = total if bias is None else total + bias
-        return x, total
+        return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +127,18 @@ class SequentialBlock:
     ) -> tuple[Tensor, Tensor]:
         """As a parallel block's."""
         x, [normed] = self.attention_norm(x, part)
-        part = self._reduce(self.attention(normed, angles, batch, cache), self.attention.dense)
-        x, [normed] = self.mlp_norm(x, part)
+        return self._output(x, self.attention(normed, angles, batch, cache))
+
+    def of_rows(
+        self, x: Tensor, part: Tensor | None, angles: Angles | None, batch: Batch, cache: LayerCache
+    ) -> tuple[Tensor, Tensor]:
+        """As a parallel block's."""
+        x, [normed] = self.attention_norm(x, part)
+        heads = self.attention.attend_rows(self.attention.qkv(normed), angles, batch, cache)
+        return self._output(x[batch.rows], self.attention.dense(heads))
+
+    def _output(self, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+        x, [normed] = self.mlp_norm(x, self._reduce(attended, self.attention.dense))
         return x, self._reduce(self.mlp(normed), self.mlp.down)
 
     def _reduce(self, part: Tensor, layer: RowLinear) -> Tensor:
@@ -122,8 +151,8 @@ Block = ParallelBlock | SequentialBlock
 
 @dataclass(frozen=True, slots=True)
 class BlockLoop:
-    """All blocks of a step, one after the other. Operators may put one call in its place
-    (`Ops.fuse_blocks`): the loader picks.
+    """All blocks of a step, one after the other; of the last one only what the batch's rows need, and all
+    keys and values. Operators may put one call in its place (`Ops.fuse_blocks`): the loader picks.
     """
 
     blocks: Sequence[Block]
@@ -132,10 +161,11 @@ class BlockLoop:
     def __call__(
         self, x: Tensor, angles: Angles | None, batch: Batch, caches: Sequence[LayerCache]
     ) -> tuple[Tensor, Tensor | None]:
-        """x as the last block reads it, and that block's output."""
-        part = None
+        """x as the last block reads it, and that block's output: both of the batch's rows."""
+        part, of_rows = None, self.blocks[-1] if batch.of_rows else None
         for block, cache in zip(self.blocks, caches, strict=True):
-            x, part = block(x, part, angles, batch, cache)
+            run = block.of_rows if block is of_rows else block
+            x, part = run(x, part, angles, batch, cache)
             self.heartbeat.counter.value += 1
         return x, part
 
@@ -159,7 +189,7 @@ class Falcon:
         angles = self.rotary and self.rotary.angles(batch.positions, batch.rope_lengths)
         x, part = self.run_blocks(x, angles, batch, pool.layers)
         _, [normed] = self.final_norm(x, part)
-        return self.head(normed[batch.rows])
+        return self.head(normed)
 
 
 def build_falcon(make: LayerBuilder) -> Falcon:

@@ -133,15 +133,22 @@ struct gf_block {
     float eps;
 };
 
+// The tokens of a step whose logits are wanted, where these are not all: their numbers, ascending, and them as queries.
+struct gf_rows {
+    const int64_t *rows;
+    int64_t count;
+    struct gf_queries queries;
+};
+
 // All blocks of a step, each by gf_add_layer_norms, gf_linears, gf_rotary_and_cache, gf_attention, gf_linears and, where
-// `shared` is not null, gf_sum over the ranks: x becomes the last block's input, y its output, not yet added. queries->q
-// and queries->out are ignored; `memory` has gf_block_bytes per token; `progress` is raised by one after each block, for
-// another thread to read. -2 where another rank has left.
+// `shared` is not null, gf_sum over the ranks: x becomes the last block's input, y its output, not yet added; of `rows`
+// alone, where that is not null, in their order. Queries' q and out are ignored; `memory` has gf_block_bytes per token;
+// `progress` is raised by one after each block, for another thread to read. -2 where another rank has left.
 GF_EXPORT int64_t gf_block_bytes(const struct gf_block *block, int kind);
 GF_EXPORT int gf_run_blocks(const struct gf_block *blocks, const struct gf_cache *caches, int num_blocks, void *x,
                             void *y, const float *cosines, const float *sines, const int64_t *slots,
-                            const struct gf_queries *queries, void *memory, int64_t tokens, int kind, void *shared,
-                            int64_t *progress);
+                            const struct gf_queries *queries, const struct gf_rows *rows, void *memory, int64_t tokens,
+                            int kind, void *shared, int64_t *progress);
 
 // The CPU's peaks, to be timed by the caller: every thread multiplies and adds in registers by an instruction, `rounds`
 // times, and all threads' operations are returned (0 where the set in use lacks it); or the threads read `bytes` between

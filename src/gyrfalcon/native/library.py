@@ -123,6 +123,12 @@ class Queries(Structure):
     )
 
 
+class Rows(Structure):
+    """gf_rows: the tokens of a step whose logits are wanted, where these are not all."""
+
+    _fields_ = (("rows", c_void_p), ("count", c_int64), ("queries", Queries))
+
+
 class Draw(Structure):
     """gf_draw: how a row's token is drawn."""
 
@@ -142,6 +148,7 @@ STRUCTURES: dict[str, type[Structure]] = {
     "gf_norm": Norm,
     "gf_cache": Cache,
     "gf_queries": Queries,
+    "gf_rows": Rows,
     "gf_block": Block,
     "gf_draw": Draw,
 }
@@ -178,6 +185,7 @@ _INTERFACE: dict[str, tuple[type | None, tuple[type, ...]]] = {
             c_int,
             *(c_void_p,) * 5,
             POINTER(Queries),
+            POINTER(Rows),
             c_void_p,
             c_int64,
             c_int,

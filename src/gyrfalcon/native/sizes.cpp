@@ -43,6 +43,9 @@ std::string all_lines() {
         "gf_queries", sizeof(gf_queries),
         {OF(q), OF(tables), OF(starts), OF(contexts), OF(slopes), OF(out), OF(sequences), OF(heads), OF(table_stride)});
 #undef OF
+#define OF(field) FIELD(gf_rows, field)
+    text += line("gf_rows", sizeof(gf_rows), {OF(rows), OF(count), OF(queries)});
+#undef OF
 #define OF(field) FIELD(gf_block, field)
     text += line("gf_block", sizeof(gf_block),
                  {OF(norms), OF(qkv), OF(up), OF(dense), OF(down), OF(slopes), OF(num_norms), OF(activation), OF(eps)});

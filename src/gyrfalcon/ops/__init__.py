@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gyrfalcon.batch import Batch
+from gyrfalcon.batch import AttentionMetadata
 from gyrfalcon.device import KINDS
 from gyrfalcon.device.protocol import Device
 from gyrfalcon.errors import UsageError
@@ -67,7 +67,7 @@ class Ops(Protocol):
         self, qkv: Tensor, angles: Angles | None, cache: LayerCache, slots: Tensor
     ) -> Tensor: ...
     def attention(
-        self, q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None
+        self, q: Tensor, cache: LayerCache, batch: AttentionMetadata, slopes: Tensor | None
     ) -> Tensor: ...
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gyrfalcon.batch import Batch
+from gyrfalcon.batch import AttentionMetadata, Batch
 from gyrfalcon.errors import UsageError
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.native.library import (
@@ -23,6 +23,7 @@ from gyrfalcon.native.library import (
     Output,
     Queries,
     RankGone,
+    Rows,
     Term,
     library,
 )
@@ -157,6 +158,7 @@ class NativeBlocks:
         block_bytes = LIBRARY.gf_block_bytes(self._blocks, kind)
         memory = torch.empty(tokens * block_bytes, dtype=torch.uint8)
         cosines, sines = (None, None) if angles is None else (each.contiguous() for each in angles)
+        rows = None if batch.of_rows is None else _rows(batch.rows, batch.of_rows)
         status = LIBRARY.gf_run_blocks(
             self._blocks,
             self._caches,
@@ -167,6 +169,7 @@ class NativeBlocks:
             _pointer(sines),
             batch.slots.data_ptr(),
             _queries(batch),
+            rows,
             memory.data_ptr(),
             tokens,
             kind,
@@ -176,7 +179,7 @@ class NativeBlocks:
         if status == RANK_GONE:
             raise RankGone
         _check(status)
-        return x, y
+        return (x, y) if rows is None else (x[: len(batch.rows)], y[: len(batch.rows)])
 
 
 def fuse_blocks(
@@ -242,7 +245,9 @@ def rotary_and_cache(
     return q
 
 
-def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None) -> Tensor:
+def attention(
+    q: Tensor, cache: LayerCache, batch: AttentionMetadata, slopes: Tensor | None
+) -> Tensor:
     """`reference.attention`."""
     tokens, heads, dim = q.shape
     out = q.new_empty(tokens, heads * dim)
@@ -309,7 +314,7 @@ def _block(parts: BlockWeights) -> Block:
     )
 
 
-def _queries(batch: Batch) -> Queries:
+def _queries(batch: AttentionMetadata) -> Queries:
     """A batch's sequences; q, out, heads and slopes are filled in by the caller."""
     tables = batch.block_tables
     return Queries(
@@ -323,6 +328,10 @@ def _queries(batch: Batch) -> Queries:
         0,
         tables.stride(0),
     )
+
+
+def _rows(rows: Tensor, queries: AttentionMetadata) -> Rows:
+    return Rows(rows.data_ptr(), len(rows), _queries(queries))
 
 
 def _cache(cache: LayerCache) -> Cache:

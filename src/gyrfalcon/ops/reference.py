@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gyrfalcon.batch import Batch
+from gyrfalcon.batch import AttentionMetadata, Batch
 from gyrfalcon.device.lookup import device_of, lacks_matrix_units
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.parallel.heartbeat import Heartbeat
@@ -80,9 +80,9 @@ class BlockWeights(NamedTuple):
     slopes: Tensor | None
 
 
-# All blocks of a step: x, angles, batch, caches → x as the last block reads it, and the last block's
-# output, summed over ranks, which is still to be added to it.
 Attend = Callable[[Tensor], Tensor]  # qkv → the heads' outputs
+# All blocks of a step: x, angles, batch, caches → x as the last block reads it, and the last block's
+# output, summed over ranks, which is still to be added to it; both of the batch's rows alone.
 RunBlocks = Callable[[Tensor, Angles | None, Batch, Seq[LayerCache]], tuple[Tensor, Tensor | None]]
 
 
@@ -205,7 +205,9 @@ def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
     cache.v.view(-1, *v.shape[1:]).index_copy_(0, slots, v)
 
 
-def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None) -> Tensor:
+def attention(
+    q: Tensor, cache: LayerCache, batch: AttentionMetadata, slopes: Tensor | None
+) -> Tensor:
     """Causal attention of every sequence's new queries to its own cached keys, theirs included.
 
     q [tokens, heads, head_dim]; heads are spread evenly over the cache's KV heads, group after

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gyrfalcon.batch import Batch
+from gyrfalcon.batch import AttentionMetadata
 from gyrfalcon.device.lookup import send
 from gyrfalcon.device.npu_graphs import GraphTasks
 from gyrfalcon.device.protocol import CannotCapture
@@ -32,13 +32,13 @@ Attend = Callable[[Tensor, LayerCache, "Step", Tensor | None], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A batch as the operator takes it."""
+    """Metadata as the operator takes it."""
 
-    batch: Batch
+    batch: AttentionMetadata
     tables: Tensor  # int32 [sequences, most blocks]
 
     @classmethod
-    def of(cls, batch: Batch) -> "Step":
+    def of(cls, batch: AttentionMetadata) -> "Step":
         """Converted once for all layers."""
         return cls(batch, batch.block_tables.int())
 

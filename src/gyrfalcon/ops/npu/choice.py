@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gyrfalcon.batch import Batch
+from gyrfalcon.batch import AttentionMetadata
 from gyrfalcon.device.protocol import CannotCapture
 from gyrfalcon.errors import UsageError
 from gyrfalcon.kv.pool import LayerCache
@@ -117,7 +117,9 @@ def _failure(attend: Attend, shape: Shape, device: torch.device) -> str | None:
     return None if off <= LARGEST_ERROR else f"off by {off:.2g} of the largest output"
 
 
-def _trial(shape: Shape, device: torch.device) -> tuple[Tensor, LayerCache, Batch, Tensor | None]:
+def _trial(
+    shape: Shape, device: torch.device
+) -> tuple[Tensor, LayerCache, AttentionMetadata, Tensor | None]:
     draw = torch.Generator().manual_seed(0)
 
     def random(*sizes: int) -> Tensor:
@@ -130,18 +132,12 @@ def _trial(shape: Shape, device: torch.device) -> tuple[Tensor, LayerCache, Batc
     for tensor in (cache.k, cache.v):
         tensor[0, contexts[0] - size :] = torch.nan
         tensor[1, contexts[1] :] = torch.nan
-    numbers = torch.zeros(sum(lens), dtype=torch.int64)
-    batch = Batch(
+    batch = AttentionMetadata(
         query_lens=lens,
         context_lens=contexts,
-        token_ids=numbers,
-        positions=numbers,
-        rope_lengths=numbers,
-        slots=numbers,
         block_tables=tables,
         starts=torch.tensor([0, 3, 4]),
         contexts=torch.tensor(contexts),
-        rows=numbers,
     ).on(device)
     slopes = None
     if shape.alibi:

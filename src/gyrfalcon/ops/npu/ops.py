@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gyrfalcon.batch import Batch
+from gyrfalcon.batch import AttentionMetadata
 from gyrfalcon.device.npu import Npu
 from gyrfalcon.device.npu_graphs import lacking
 from gyrfalcon.kv.pool import LayerCache
@@ -98,7 +98,7 @@ class NpuOps:
         return self._rotary_and_cache(qkv, angles, cache, slots)
 
     def attention(
-        self, q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None
+        self, q: Tensor, cache: LayerCache, batch: AttentionMetadata, slopes: Tensor | None
     ) -> Tensor:
         """`reference.attention`."""
         if self._step is None or self._step.batch is not batch:

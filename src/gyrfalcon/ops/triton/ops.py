@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gyrfalcon.batch import Batch
+from gyrfalcon.batch import AttentionMetadata
 from gyrfalcon.device.lookup import device_of
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops.reference import Attend, LinearCall
@@ -37,7 +37,9 @@ def branches(qkv: LinearCall, attend: Attend, up: LinearCall) -> tuple[Tensor, T
     return device_of(y.device).side_by_side(lambda: attend(y), lambda: linear(*up))
 
 
-def attention(q: Tensor, cache: LayerCache, batch: Batch, slopes: Tensor | None) -> Tensor:
+def attention(
+    q: Tensor, cache: LayerCache, batch: AttentionMetadata, slopes: Tensor | None
+) -> Tensor:
     """By the decode kernel where every sequence has one new token, else by the prefill kernel."""
     tables, contexts = batch.block_tables, batch.contexts
     if len(q) > len(contexts):

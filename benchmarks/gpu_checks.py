@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from checkpoints import make_checkpoint
+from gpu_compile import one_at_a_time
 from gpu_models import config_of, decode_batch, make_pool, prompt_batch, quant_word, random_model
 from gpu_worker import Rows, Skipped
 from torch import Tensor
@@ -131,7 +132,7 @@ def output_ids(engine: Engine, prompts: list[list[int]], params: SamplingParams)
 def _on_two_ranks(
     folder: Path, device: str, prompts: list[list[int]], params: SamplingParams
 ) -> list[Any]:
-    """Two ranks as threads that share the device, over gloo."""
+    """Two ranks as threads that share the device, over gloo. What both launch first, one of them compiles."""
     store = dist.HashStore()
 
     def rank(number: int) -> list[Any]:
@@ -144,7 +145,7 @@ def _on_two_ranks(
         with Engine(config, Ranks(RankInfo(group, 0, 1))) as engine:
             return output_ids(engine, prompts, params)
 
-    with ThreadPoolExecutor(2) as pool:
+    with one_at_a_time(), ThreadPoolExecutor(2) as pool:
         first, second = pool.map(rank, range(2))
     return first if first == second else []
 

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
+from unittest import mock
 
 from bounded_command import run_for
 
@@ -192,6 +194,22 @@ def compile_kernels(kernels: Sequence[tuple[str, Any]]) -> dict[str, Any]:
             except Exception as error:  # of any of Triton's, LLVM's or ptxas's kinds
                 failed.append(f"{json.loads(description)['name']}: {type(error).__name__}")
     return {"compiled": found.count(False), "from_cache": found.count(True), "failed": failed}
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Threads compile one kernel at a time, and none that another has compiled meanwhile."""
+    from triton.runtime.jit import JITFunction
+
+    turn, compile_kernel = RLock(), JITFunction._do_compile
+
+    def in_turn(kernel: Any, key: str, signature: Any, device: int, *rest: Any) -> Any:
+        with turn:
+            compiled = kernel.device_caches[device][0].get(key)
+            return compiled or compile_kernel(kernel, key, signature, device, *rest)
+
+    with mock.patch.object(JITFunction, "_do_compile", in_turn):
+        yield
 
 
 @contextmanager

@@ -6,14 +6,25 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gpu_compile
 import pytest
-from gpu_compile import Target, compilations, compile_ahead, compile_kernels, noted_kernels
+from gpu_compile import (
+    Target,
+    compilations,
+    compile_ahead,
+    compile_kernels,
+    noted_kernels,
+    one_at_a_time,
+    use_driver_of,
+)
 
 pytest.importorskip("triton", reason="the gate's modules need Triton")
 
@@ -59,20 +70,25 @@ def launched_after_compiling() -> dict[str, Any]:
     """In a process that compiles: kernels compiled ahead, and then what launches, by Triton's own way to a
     kernel, find in its cache.
     """
-    from triton.runtime.jit import JITFunction
-
     with noted_kernels(CARD) as kernels:
         walk_few()
     ahead = compile_kernels(list(kernels.items()))
     for kernel in kernels.values():
         kernel.device_caches.clear()  # what this process itself remembers
+    launch_without_running()
+    with compilations() as from_cache:
+        walk_few()
+    return {"kernels": len(kernels), **ahead, "launches": from_cache}
+
+
+def launch_without_running() -> None:
+    """Launches only have their kernel compiled, or find it."""
+    from triton.runtime.jit import JITFunction
+
     launch = JITFunction.run
     JITFunction.run = lambda self, *given, **named: launch(
         self, *given, **{**named, "warmup": True}
     )
-    with compilations() as from_cache:
-        walk_few()
-    return {"kernels": len(kernels), **ahead, "launches": from_cache}
 
 
 def walk_few() -> None:
@@ -100,6 +116,41 @@ def test_a_process_compiles_its_share_of_what_engines_launch(tmp_path: Path, ste
     found = compiling(tmp_path, *command)
     assert found["kernels"] > 40
     assert (found["compiled"], found["failed"]) == (-(-found["kernels"] // 40), [])
+
+
+def compiled_by_two_threads() -> dict[str, int]:
+    """In a process that compiles: how often, when two threads launch the same new kernel at once, in turn and
+    not.
+    """
+    import torch
+    from gpu_counts import META
+    from gpu_stubs import stubs
+
+    from gyrfalcon.ops.triton import linear
+
+    use_driver_of(CARD)
+    launch_without_running()
+    found = {}
+    for name, turns, dtype in (
+        ("in turn", one_at_a_time, torch.bfloat16),
+        ("at once", nullcontext, torch.float16),
+    ):
+        x, weight = (torch.empty(rows, 128, dtype=dtype, device=META) for rows in (1, 64))
+        both = threading.Barrier(2)
+
+        def work(both: threading.Barrier = both, x: Any = x, weight: Any = weight) -> None:
+            both.wait()
+            linear.linear(x, weight)
+
+        with stubs(CARD.model), compilations() as compiled, turns(), ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(work) for _ in range(2)]:
+                done.result()
+        found[name] = len(compiled)
+    return found
+
+
+def test_two_threads_that_launch_the_same_kernel_compile_it_once(tmp_path: Path) -> None:
+    assert compiling(tmp_path, *called("compiled_by_two_threads")) == {"in turn": 1, "at once": 2}
 
 
 def test_a_pool_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ card must confirm: that the kernel's sums are right and equal on all ranks in a 
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ from worlds import on_every_rank
 from gyrfalcon.device import cuda_symmetric
 from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.device.cuda import Cuda
-from gyrfalcon.device.cuda_symmetric import MOST_BYTES, SymmetricSums, open_sums
+from gyrfalcon.device.cuda_symmetric import ALIGNMENT, MOST_BYTES, SymmetricSums, open_sums
 from gyrfalcon.parallel.backend import Backend
 from gyrfalcon.parallel.group import Group
 
@@ -28,8 +28,14 @@ CPU = torch.device("cpu", 0)
 class Memory:
     """Symmetric memory of ranks that are threads: each reads the buffers of all."""
 
-    def __init__(self, size: int, wrong: Callable[[Tensor], Tensor] = lambda total: total) -> None:
-        self.size, self.wrong = size, wrong
+    def __init__(
+        self,
+        size: int,
+        wrong: Callable[[Tensor], Tensor] = lambda total: total,
+        refusing: Sequence[int] = (),
+    ) -> None:
+        """`refusing`: ranks that have no kernel for the sum."""
+        self.size, self.wrong, self.refusing = size, wrong, refusing
         self.buffers: dict[int, Tensor] = {}
         self.ranks: dict[int, int] = {}  # by thread
         self.meet = threading.Barrier(size)
@@ -50,6 +56,11 @@ class Memory:
     def one_shot_all_reduce_out(self, own: Tensor, op: str, name: str, out: Tensor) -> Tensor:
         rank = self.ranks[threading.get_ident()]
         assert own.data_ptr() == self.buffers[rank].data_ptr()
+        assert out.is_contiguous()
+        assert out.data_ptr() % ALIGNMENT == out.nbytes % ALIGNMENT == 0
+        if rank in self.refusing:
+            self.meet.abort()
+            raise RuntimeError("no kernel for so many ranks")
         self.meet.wait(10)
         each = [self.buffers[one][: own.nbytes].view(own.dtype) for one in range(self.size)]
         total = torch.stack(each).float().sum(dim=0).view_as(own).to(own.dtype)
@@ -83,16 +94,19 @@ def test_small_sums_go_through_symmetric_memory_and_all_others_through_the_group
         for x in (
             torch.full((4, 64), 1.0 + group.rank),
             torch.full((8192,), 1.0 + group.rank, dtype=torch.bfloat16),
+            torch.full((9,), 1.0 + group.rank)[1:],  # begins between multiples of 16 bytes
+            torch.full((4, 9), 1.0 + group.rank)[:, :8],  # no run
+            torch.full((9,), 1.0 + group.rank)[group.rank > 0 :][:8],  # aligned on one rank alone
+            torch.full((MOST_BYTES // 4,), 1.0 + group.rank),  # as long as can be
             torch.full((MOST_BYTES // 4 + 4,), 1.0 + group.rank),  # too long
             torch.full((3,), 1.0 + group.rank),  # ends between multiples of 16 bytes
-            torch.full((9,), 1.0 + group.rank)[1:],  # begins there
             torch.full((8,), 1 + group.rank, dtype=torch.int64),
         ):
             before = memory.num_sums
             found.append(group.all_reduce(x))
             group.all_reduce_min(0)
             if not group.rank:
-                assert memory.num_sums - before == (len(found) <= 2)
+                assert memory.num_sums - before == (len(found) <= 6)
             group.all_reduce_min(0)
         return found
 
@@ -123,6 +137,13 @@ def test_sums_that_are_wrong_or_differ_between_ranks_are_not_used(
 ) -> None:
     assert opened_on_two(Memory(2)) == [True, True]
     assert opened_on_two(Memory(2, wrong)) == [False, False]
+
+
+@pytest.mark.parametrize("refusing", [(0,), (1,), (0, 1)])
+def test_a_card_without_such_a_kernel_has_all_ranks_sum_through_the_group(
+    refusing: tuple[int, ...],
+) -> None:
+    assert opened_on_two(Memory(2, refusing=refusing)) == [False, False]
 
 
 @pytest.mark.parametrize("lonely", [(0, 1), (1,)], ids=["all", "one"])

@@ -9,15 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from gpu_gemlite import TOKENS, _difference, _ms, _tokens, _words
-from gpu_models import BLOCK_SIZE, config_of, decode_batch, make_pool, random_model
+from gpu_models import (
+    BLOCK_SIZE,
+    FAMILY,
+    SHAPES,
+    config_of,
+    decode_batch,
+    make_pool,
+    random_model,
+)
 from gpu_speed import seconds_of
 from gpu_worker import Rows, Skipped
 from torch import Tensor
 
 from gyrfalcon import ops
+from gyrfalcon.batch import Batch
 from gyrfalcon.device.lookup import device_of
 from gyrfalcon.engine.decode_graphs import DecodeGraph
+from gyrfalcon.kv.pool import KVPool
 from gyrfalcon.model.falcon import Falcon, ParallelBlock
 from gyrfalcon.ops import reference
 from gyrfalcon.quant import Quantised, dequantise
@@ -27,6 +38,7 @@ if TYPE_CHECKING:
 
 NUM_LAYERS = 4  # of the compiled step: compiling more takes a minute more
 GROUP = 64  # columns of an int4 scale
+SPARE_REPLAYS = 16  # beyond those that are timed: of the capture, and before
 INNER_TILES = 8  # of torch's int4 layout
 
 LinearCall = Callable[[Tensor], Tensor]
@@ -38,7 +50,8 @@ def peers(plan: "Plan") -> Rows:
     for shape in plan.shapes:
         for kind, make in PRODUCTS.items():
             rows[f"{shape} {kind}"] = partial(_products, plan, shape, kind, make)
-        rows[f"{shape} compiled step"] = partial(_steps, plan, shape)
+        rows[f"{shape} compiled step"] = partial(_compiled_step, plan, shape)
+        rows[f"{shape} transformers step"] = partial(_transformers_step, plan, shape)
     return {name: partial(_tried, plan, work) for name, work in rows.items()}
 
 
@@ -112,11 +125,8 @@ def _prepacked(ours: Any, weight: Tensor | Quantised) -> Tensor | Quantised:
     return packed
 
 
-@torch.inference_mode()
-def _steps(plan: "Plan", shape: str) -> dict[str, Any]:
-    """A decoding step of a few layers at batch 1, without embedding: ours and theirs as graphs, with the same
-    weights.
-    """
+def _our_step(plan: "Plan", shape: str) -> tuple[Falcon, KVPool, Batch, DecodeGraph]:
+    """A decoding step of a few layers at batch 1 as a graph."""
     config, device = config_of(shape, num_hidden_layers=NUM_LAYERS), device_of(plan.device)
     context = plan.contexts[0]
     model = random_model(config, ops.choose(device), plan.device, dtype=plan.dtype)
@@ -124,6 +134,49 @@ def _steps(plan: "Plan", shape: str) -> dict[str, Any]:
     batch = decode_batch(config, 1, context)
     graph = DecodeGraph.of(model, pool, 1, context + BLOCK_SIZE, device)
     graph.run(batch)
+    return model, pool, batch, graph
+
+
+@torch.inference_mode()
+def _transformers_step(plan: "Plan", shape: str) -> dict[str, Any]:
+    """The same by transformers, with a static cache and weights of its own, captured by hand."""
+    context, (_, _, _, graph) = plan.contexts[0], _our_step(plan, shape)
+    replays = plan.steps * plan.rounds + SPARE_REPLAYS
+    _, step = static_step(shape, plan.device, plan.dtype, context - 1, replays)
+    replay = device_of(plan.device).capture(step)
+    return {
+        "peer": f"transformers {transformers.__version__}, static cache",
+        "layers": NUM_LAYERS,
+        "context": context,
+        "ours_ms": 1000 * seconds_of(graph.replay, plan, plan.steps),
+        "theirs_ms": 1000 * seconds_of(replay, plan, plan.steps),
+    }
+
+
+def static_step(
+    shape: str, device: torch.device, dtype: torch.dtype, num_cached: int, num_steps: int
+) -> tuple[Any, Callable[[], Tensor]]:
+    """transformers' model, and a step of it behind a prompt of so many tokens; its cache has room for so many
+    steps, each of which makes the context a token longer.
+    """
+    settings = {**FAMILY, **SHAPES[shape], "num_hidden_layers": NUM_LAYERS}
+    config = transformers.FalconConfig(**settings)
+    with torch.device(device):
+        model = transformers.FalconForCausalLM._from_config(
+            config, dtype=dtype, attn_implementation="sdpa"
+        ).eval()
+        tokens = torch.arange(num_cached + 1)[None] % config.vocab_size
+    cache = transformers.StaticCache(config=config, max_cache_len=num_cached + num_steps)
+    model(tokens[:, :-1], past_key_values=cache, use_cache=True)
+    last = tokens[:, -1:]
+    return model, lambda: model(last, past_key_values=cache, use_cache=True).logits[:, -1]
+
+
+@torch.inference_mode()
+def _compiled_step(plan: "Plan", shape: str) -> dict[str, Any]:
+    """The same without embedding in plain torch, by torch.compile and captured, with the same weights."""
+    device, context = device_of(plan.device), plan.contexts[0]
+    model, pool, batch, graph = _our_step(plan, shape)
     on_device = batch.on(plan.device)
     caches = [
         [tensor.flatten(0, 1)[:context].contiguous() for tensor in (layer.k, layer.v)]
@@ -135,6 +188,7 @@ def _steps(plan: "Plan", shape: str) -> dict[str, Any]:
     )
     wanted, got = graph.logits.float(), replay().float()
     return {
+        "peer": "torch.compile",
         "layers": NUM_LAYERS,
         "context": context,
         "relative_l2": float((got - wanted).norm() / wanted.norm()),

@@ -163,7 +163,7 @@ def _peer_lines(rows: Rows) -> Iterator[str]:
         if "layers" in found:
             yield (
                 f"{name:<10} {found['layers']} layers, context {found['context']}: "
-                f"ours {found['ours_ms']:.3f} ms, torch.compile {found['theirs_ms']:.3f} ms"
+                f"ours {found['ours_ms']:.3f} ms, {found['peer']} {found['theirs_ms']:.3f} ms"
             )
 
 

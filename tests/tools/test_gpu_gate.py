@@ -341,6 +341,18 @@ def test_the_peers_step_in_plain_torch_gives_the_models_logits() -> None:
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
 
 
+def test_the_step_of_transformers_goes_on_behind_its_prompt() -> None:
+    """Each step's token attends to the prompt and to the steps before it, as in one pass over all."""
+    device = torch.device("cpu")
+    with torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(1)
+        model, step = gpu_peers.static_step("tiny", device, torch.float32, 9, num_steps=2)
+        found = [step(), step()]
+        tokens = torch.tensor([[*range(10), 9]])
+        wanted = model(tokens).logits[0]
+    torch.testing.assert_close(torch.cat(found), wanted[-2:], atol=1e-4, rtol=0)
+
+
 def test_a_peer_that_torch_refuses_is_named_with_its_reason() -> None:
     def refused() -> dict[str, Any]:
         raise RuntimeError("no such kernel")

@@ -12,6 +12,7 @@ pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 from gyrfalcon.cli import serve_run
 from gyrfalcon.cli.parser import parse
 from gyrfalcon.cli.serve_run import _keys, served_config
+from gyrfalcon.device.lookup import kind_of
 from gyrfalcon.engine.engine import Engine
 from gyrfalcon.errors import UsageError
 
@@ -50,11 +51,17 @@ def test_a_number_of_draft_tokens_out_of_bounds_is_refused(value: str) -> None:
 
 @pytest.mark.parametrize(
     ("words", "most"),
-    [([], (64, 512)), (["--max-sequences", "8", "--max-batch-tokens", "128"], (8, 128))],
+    [([], (64, 192)), (["--max-sequences", "8", "--max-batch-tokens", "128"], (8, 128))],
 )
 def test_the_engine_gets_the_bounds_of_a_step(words: list[str], most: tuple[int, int]) -> None:
+    """On a CPU."""
     config = served_config(parse(["serve", "nestling", *words]))
     assert (config.max_sequences, config.max_batch_tokens) == most
+
+
+def test_steps_are_larger_on_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_run, "kind_for", lambda word: kind_of("cuda"))
+    assert served_config(parse(["serve", "nestling"])).max_batch_tokens == 512
 
 
 @pytest.mark.parametrize("value", ["0", "3600001", "soon"])

@@ -130,8 +130,7 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
         "--max-batch-tokens",
         metavar="N",
         type=Whole("--max-batch-tokens", ENGINE["max_batch_tokens"]),
-        default=512,
-        help="tokens of a step; longer prompts are prefilled in chunks",
+        help="tokens of a step; longer prompts are prefilled in chunks (default: 192 on a CPU, else 512)",
     )
     group.add_argument(
         "--step-target",

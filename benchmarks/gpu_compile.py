@@ -51,29 +51,35 @@ def compile_ahead(step: str, seconds: float) -> dict[str, Any]:
     cores = os.cpu_count() or 1
     count = max(1, min(MOST_PROCESSES, cores - SPARE_CORES))
     with ThreadPoolExecutor(count) as pool:
-        done = pool.map(lambda index: _share(step, target, index, count, seconds), range(count))
-        shares = [share for share in done if share is not None]
+        done = list(
+            pool.map(lambda index: _share(step, target, index, count, seconds), range(count))
+        )
+    shares = [share for share in done if not isinstance(share, str)]
     failed = sorted(set().union(*(share["failed"] for share in shares)))
+    kernels = max((share["kernels"] for share in shares), default=0)
+    compiled, from_cache = (sum(share[of] for share in shares) for of in ("compiled", "from_cache"))
+    took = time.monotonic() - start
     return {
         "passed": not failed,
-        "kernels": max((share["kernels"] for share in shares), default=0),
-        "compiled": sum(share["compiled"] for share in shares),
-        "from_cache": sum(share["from_cache"] for share in shares),
+        "summary": f"{compiled + from_cache} of {kernels} kernels in {took:.0f} s",
+        "kernels": kernels,
+        "compiled": compiled,
+        "from_cache": from_cache,
         "failed": failed,
         "processes": count,
-        "processes_ended": count - len(shares),  # too slow, or broken
-        "pool_seconds": round(time.monotonic() - start, 1),
+        "ended": sorted({share for share in done if isinstance(share, str)}),
     }
 
 
 def _share(
     step: str, target: Target, index: int, count: int, seconds: float
-) -> dict[str, Any] | None:
-    """What one process says; None when it did not end in time, or otherwise."""
+) -> dict[str, Any] | str:
+    """What one process says; its last line when it did not end in time, or with an error."""
     words = [step, target.model, target.backend, target.architecture, str(target.warp_size)]
     command = [sys.executable, __file__, *words, "--share", str(index), str(count)]
-    code, output = run_for(command, seconds)
-    return dict(json.loads(output)) if code == 0 else None
+    code, output = run_for(command, seconds, with_errors=True)
+    last = (output.strip().splitlines() or [""])[-1]
+    return dict(json.loads(last)) if code == 0 else f"code {code}: {last}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,10 +135,19 @@ def walk_exam(model: str) -> None:
     gpu_stub_engines.walk_exam(Plan.of(dry_run=False), model)
 
 
+def walk_tuner(model: str) -> None:
+    """The same for the tuner."""
+    import gpu_stub_engines
+    from gpu_plan import Plan
+
+    gpu_stub_engines.walk_tuner(Plan.of(dry_run=False), model)
+
+
 WALKS: Mapping[str, Callable[[str], None]] = {
     "speed": walk_speed,
     "laws": walk_laws,
     "nestling": walk_exam,
+    "tuner": walk_tuner,
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 FORMAT, VERSION = "gyrfalcon-gpu-gate", 2
 ROOT = Path(__file__).parent.parent
-SOURCES = ("src/gyrfalcon", "benchmarks", "tests")
+SOURCES = ("src/gyrfalcon", "benchmarks", "tests", "tools")
 SAME = (
     "dry_run",
     "device",

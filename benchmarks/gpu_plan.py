@@ -32,6 +32,7 @@ class Plan:
     law_tokens: int
     kernel_tests: tuple[str, ...]  # arguments of pytest
     test_processes: int  # where pytest-xdist is installed; 0 for this one alone
+    tune_seconds: float  # for a matrix
     compile_seconds: float  # for a step's kernels, ahead of it
     deadlines: Mapping[str, float]  # seconds after which a step is ended, by its first words
 
@@ -56,6 +57,7 @@ class Plan:
                 law_tokens=2,
                 kernel_tests=(str(TESTS / "ops/test_triton_norm.py"),),
                 test_processes=0,
+                tune_seconds=0,
                 compile_seconds=0,
                 deadlines={},
             )
@@ -77,9 +79,10 @@ class Plan:
             law_tokens=16,
             kernel_tests=tuple(map(str, sorted(TESTS.glob("ops/test_triton_*.py")))),
             test_processes=12,
-            compile_seconds=20,
+            tune_seconds=4,
+            compile_seconds=30,
             deadlines={
-                "compile": 40,  # torch and the card's context are loaded in the first
+                "compile": 50,  # torch and the card's context are loaded in the first
                 "limits": 20,
                 "layers": 45,
                 "speed 40b": 50,
@@ -90,6 +93,7 @@ class Plan:
                 "tests": 150,
                 "peers": 75,
                 "gemlite": 30,
+                "tuner": 120,
                 "full_sweep": 500,
             },
         )

@@ -92,7 +92,7 @@ def timed_steps(plan: "Plan") -> dict[str, Callable[["Plan"], Rows]]:
 
 def speed(plan: "Plan", shape: str, precision: str) -> Rows:
     """(3) One shape in one precision, if it fits: its rows are of one model, made for the first."""
-    prepared = cache(partial(_prepare, plan, shape, precision))
+    prepared = cache(partial(prepare, plan, shape, precision))
     return {
         **{f"decode {size}": partial(_decode, plan, prepared, size) for size in plan.batches},
         **{
@@ -104,7 +104,8 @@ def speed(plan: "Plan", shape: str, precision: str) -> Rows:
     }
 
 
-def _prepare(plan: "Plan", shape: str, precision: str) -> Prepared:
+def prepare(plan: "Plan", shape: str, precision: str) -> Prepared:
+    """A model of random weights with a cache; Skipped where it does not fit."""
     config, quant = config_of(shape), quant_word(precision)
     layout = _layout(config, plan, quant)
     _require_room(layout, plan)
@@ -121,7 +122,7 @@ def _decode(plan: "Plan", prepared: Callable[[], Prepared], size: int) -> dict[s
     made = prepared()
     if size not in made.sizes:
         raise Skipped("no memory for its cache")
-    return {"batch": size, "contexts": _decode_rows(made, size, plan)}
+    return {"batch": size, "contexts": decode_rows(made, size, plan)}
 
 
 def _prefill(plan: "Plan", prepared: Callable[[], Prepared], length: int) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def seconds_of(work: Callable[[], object], plan: "Plan", times: int) -> float:
 
 
 @torch.inference_mode()
-def _decode_rows(made: Prepared, size: int, plan: "Plan") -> list[dict[str, Any]]:
+def decode_rows(made: Prepared, size: int, plan: "Plan") -> list[dict[str, Any]]:
     """One batch size at every context: the captured step, launched again and again."""
     choose = _choose(made.config)
     device = device_of(plan.device)
@@ -340,10 +341,10 @@ def full_sweep(plan: "Plan", shape: str, precision: str) -> Rows:
 
 def _full_sweep(plan: "Plan", shape: str, precision: str) -> dict[str, Any]:
     longest = 2 * max(plan.lengths)
-    made = _prepare(
+    made = prepare(
         replace(plan, batches=(1,), contexts=(*plan.contexts, longest)), shape, precision
     )
-    steps = _decode_rows(made, 1, plan)
+    steps = decode_rows(made, 1, plan)
     firsts = {length: _prefill_row(made, length, plan)["first_token_ms"] for length in plan.lengths}
     computed = computed_sweep(steps, firsts, plan.lengths)
     core = _core(made, plan)

@@ -15,6 +15,7 @@ import gpu_gemlite
 import gpu_peers
 import gpu_speed
 import gpu_stubs
+import gpu_tuner
 import torch
 import triton
 from bounded_command import commit, run_for
@@ -85,6 +86,8 @@ def steps(plan: Plan, options: Namespace) -> dict[str, Step]:
         "tests": kernel_tests,
         "peers": gpu_peers.peers,
         "gemlite": gpu_gemlite.beside_gemlite,
+        "compile tuner": partial(_compile_ahead, "tuner"),
+        "tuner": gpu_tuner.tuner,
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -16,6 +17,7 @@ from gpu_checks import law_prompts, nestling, output_ids, same_however_launched
 from gpu_counts import META
 from gpu_plan import Plan
 from gpu_stubs import StubCard, stubs
+from gpu_tuner import fastest_tiles
 from torch import Tensor
 
 from gyrfalcon import Engine, EngineConfig
@@ -54,6 +56,19 @@ def walk_exam(plan: Plan, model: str) -> None:
     with stubs(model), _is_the_card():
         for exam in nestling(plan).values():
             exam()
+
+
+def walk_tuner(plan: Plan, model: str) -> None:
+    """The same for the tuner, whose clock says nothing here."""
+    plan, cache = replace(plan, device=META), SimpleNamespace(L2_cache_size=60 << 20)
+    with (
+        stubs(model),
+        _is_the_card(),
+        mock.patch.object(torch.cuda, "get_device_properties", return_value=cache),
+    ):
+        for shape in plan.shapes:
+            for precision in plan.precisions:
+                fastest_tiles(plan, shape, precision)
 
 
 class _Alone(Group):

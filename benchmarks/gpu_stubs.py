@@ -35,6 +35,7 @@ class StubCard(Cpu):
     on_host = False
     operator_sets = ("triton", "reference")
     prompt_sizes = kind_of("cuda").prompt_sizes
+    weights_at_once = kind_of("cuda").weights_at_once
     runs_ptx = True
 
     def memory(self) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from typing import Any
 from gpu_sweep import LENGTHS, computed_sweep
 
 Rows = Mapping[str, Mapping[str, Any]]
-TOLD_ROW_BY_ROW = ("counts", "limits", "peers", "gemlite")  # but for their errors
+TOLD_ROW_BY_ROW = ("counts", "limits", "peers", "gemlite", "tuner")  # but for their errors
 
 
 def table(document: Mapping[str, Any]) -> str:
@@ -38,6 +38,7 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
             yield from speed_lines(step.removeprefix("speed "), found, limits)
     yield from _peer_lines(rows.get("peers", {}))
     yield from _gemlite_lines(rows.get("gemlite", {}))
+    yield from _tuner_lines(rows.get("tuner", {}))
 
 
 def verdict(rows: Rows) -> str:
@@ -178,4 +179,18 @@ def _gemlite_lines(rows: Rows) -> Iterator[str]:
             yield (
                 f"{name:<10} a block's products, batch {row['tokens']:>3}: "
                 f"ours {row['ours_ms']:.3f} ms, gemlite {found['version']} {row['gemlite_ms']:.3f} ms"
+            )
+
+
+def _tuner_lines(rows: Rows) -> Iterator[str]:
+    if rows and all("skipped" in row for row in rows.values()):
+        yield f"tuner      {verdict(rows)}"
+        return
+    for name, row in rows.items():
+        if left_out := _left_out(row):
+            yield f"{name:<10} tuner: {left_out}"
+        else:
+            yield (
+                f"{name:<10} with {len(row['tiles'])} of its tiles tuned {row['after_ms']:.3f} ms a "
+                f"token, {row['before_ms']:.3f} without"
             )

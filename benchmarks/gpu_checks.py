@@ -245,7 +245,8 @@ def _walk(model: Falcon, batch: Batch, pool: KVPool) -> list[Tensor]:
     found = []
     for block, cache in zip(model.blocks, pool.layers, strict=True):
         x, part = block(x, part, angles, batch, cache)
-        found.append((x + part).float().cpu())
+        stream, _ = model.final_norm(x, part)
+        found.append(stream.float().cpu())
     return found
 
 

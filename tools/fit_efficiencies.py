@@ -32,7 +32,7 @@ from gyrfalcon.plan.fit import (
     leave_one_out,
     median_error,
 )
-from gyrfalcon.plan.hardware import TRITON_LAUNCHES, Hardware, known_hardware
+from gyrfalcon.plan.hardware import Hardware, known_hardware
 from gyrfalcon.plan.models import PUBLISHED
 from gyrfalcon.plan.prediction import (
     HOST_SECONDS,
@@ -48,6 +48,7 @@ PAGE = ROOT / "docs" / "performance-model.md"
 BEGIN, END = "<!-- fit: begin -->", "<!-- fit: end -->"
 MISSED = 0.15  # of an observation
 CHUNK = 512  # prompt tokens that gyrfalcon computes in a step
+THEIR_LAUNCHES = 10  # kernels of a layer that other engines launch on cards, about
 CALLED_BY_HOST = 30e-6  # an all-reduce that the host launches: 20 to 50 µs (H100, NCCL)
 # Llama-2's three matrices of the MLP have as many weights as two that are half as wide again.
 OTHER_MODELS: Mapping[str, Mapping[str, object]] = {
@@ -144,7 +145,7 @@ def _loads(raw: Mapping[str, Any]) -> list[tuple[StepLoad, float]]:
 def _card_step(
     work: Work, hardware: Hardware, load: StepLoad, peak: float, weight: float
 ) -> TimedStep:
-    fixed = work.launches(TRITON_LAUNCHES) * hardware.launch_seconds
+    fixed = work.launches(THEIR_LAUNCHES) * hardware.launch_seconds
     return TimedStep(
         work.bytes_read(load) / hardware.bytes_per_second,
         work.flops(load) / peak,

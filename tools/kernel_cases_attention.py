@@ -119,17 +119,18 @@ def _merge(dim: int, splits: int) -> Case:
     )
 
 
-def _place(model: str, dtype: str) -> Case:
+def _place(model: str, dtype: str, parts: int = 1) -> Case:
     group, dim, alibi = SHAPES[model]
     angle, row = ("None", "None") if alibi else ("*fp32", "*i64")
-    types = dict.fromkeys(("qkv", "keys", "values", "q"), f"*{dtype}")
+    types = dict.fromkeys(("keys", "values", "q"), f"*{dtype}")
+    types["qkv"] = f"*{dtype}" if parts == 1 else "*fp32"
     signature, nothing = _signature(
         triton_rotary.rotary_and_cache_kernel,
         types | {"cos": angle, "sin": angle, "rows": row, "slots": "*i64"},
-        ("row_stride", "slot_stride", "kv_heads"),
+        ("row_stride", "part_stride", "slot_stride", "kv_heads"),
     )
     return Case(
-        name=f"rotary place {model} {dtype}",
+        name=f"rotary place {model} {dtype}{f' {parts} parts' * (parts > 1)}",
         kernel=triton_rotary.rotary_and_cache_kernel,
         signature=signature,
         constants={
@@ -137,12 +138,13 @@ def _place(model: str, dtype: str) -> Case:
             "HALF": dim // 2,
             "HALF_TILE": triton.next_power_of_2(dim // 2),
             "VECTORS": triton_rotary.VECTORS,
+            "PARTS": parts,
         }
         | nothing,
         warps=2,
         stages=1,
         expects=frozenset(),
-        aligned=frozenset({"row_stride", "slot_stride"}),
+        aligned=frozenset({"row_stride", "part_stride", "slot_stride"}),
     )
 
 
@@ -156,4 +158,5 @@ CASES: list[Case] = [
     _prefill("40b", "bf16", 128, 128),
     *(_merge(dim, splits) for dim, splits in ((64, 2), (64, 16), (64, 64), (128, 64))),
     *(_place(model, "bf16") for model in ("7b", "40b", "rw", "11B")),
+    *(_place(model, "bf16", parts) for model, parts in (("7b", 14), ("40b", 2), ("40b", 7))),
 ]

@@ -14,6 +14,7 @@ from gyrfalcon.quant import GROUPS
 WORDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 QUANTISED = ("int8", "fp8", *GROUPS)
 KINDS = ("none", *QUANTISED)
+PART, OF_TWO = "part", "of two part"
 # TOKENS, OUTPUTS and INPUTS of 16-bit products whose tile for GPUs does not fit an Ascend 910B3.
 ASCEND = {
     ("int4", 16): (16, 64, 128),
@@ -30,22 +31,27 @@ def _case(
     tokens: int,
     *,
     even: bool = True,
-    parts: bool = False,
+    part: str = "",
     last: str = "none",
     bias: bool = False,
     ptx: bool = True,
 ) -> Case:
-    """A linear layer on `tokens` tokens; `parts`: a split along the rows, summed later. `ptx` lets a
-    quantised weight be widened by NVIDIA's assembly.
+    """A linear layer on `tokens` tokens; a PART: of a split along the rows, summed later, or OF_TWO layers
+    that are summed; rows of the second end with a tile. `ptx` lets a quantised weight be widened by
+    NVIDIA's assembly.
     """
     config = triton_linear.config_for(tokens, kind, WORDS[dtype], ptx=ptx)
     pointers = {"x": f"*{dtype}", "weight": f"*{dtype}" if kind == "none" else "*i16"}
     if kind != "none":
         pointers["scales"] = {"int4-128": "*bf16"}.get(kind, "*i32") if kind in GROUPS else "*fp32"
+    numbers = {"inputs": "i32", "x_stride": "i32"}
+    second = {f"second_{name}": type_ for name, type_ in (pointers | numbers).items()}
     if bias:
         pointers["bias"] = f"*{dtype}"
-    numbers = dict.fromkeys(("tokens", "outputs", "inputs", "x_stride", "steps"), "i32")
+    numbers |= dict.fromkeys(("tokens", "outputs", "steps"), "i32")
     constants: dict[str, Any] = ({} if bias else {"bias": None}) | {
+        **({} if part == OF_TWO else dict.fromkeys(second)),
+        "SECOND_EVEN": True if part == OF_TWO else None,
         "TOKENS": config.tokens,
         "OUTPUTS": config.outputs,
         "INPUTS": config.inputs,
@@ -56,19 +62,22 @@ def _case(
         constants |= {"GROUP": GROUPS[kind]} if kind in GROUPS else {"KIND": kind}
         constants["PTX"] = ptx
     words = [kind if kind != "none" else "whole", dtype, f"{tokens} tokens"]
-    words += ["" if even else "rows end within a tile", "part" if parts else "", _words(last, bias)]
+    words += ["" if even else "rows end within a tile", part, _words(last, bias)]
+    types = pointers | numbers | {"out": "*fp32" if part else f"*{dtype}"}
+    types |= second if part == OF_TWO else {}
+    kernel = _kernel(kind)
     return Case(
         name=" ".join(["product", *filter(None, words)]),
-        kernel=_kernel(kind),
-        signature=pointers | {"out": "*fp32" if parts else f"*{dtype}"} | numbers,
+        kernel=kernel,
+        signature={name: types[name] for name in kernel.arg_names if name in types},
         constants=constants,
         warps=config.warps,
         stages=config.stages,
         expects=frozenset() if dtype == "fp32" else frozenset({"mma"}),
-        aligned=frozenset({"outputs", "inputs", "x_stride"}),
+        aligned=frozenset({"outputs", "inputs", "x_stride", "second_inputs", "second_x_stride"}),
         stream=None if dtype == "fp32" else _stream(kind, dtype, config),
         targets=TARGETS if kind == "none" else NVIDIA if ptx else AMD,
-        ascend=_ascend(kind, dtype, tokens),
+        ascend=None if part == OF_TWO else _ascend(kind, dtype, tokens),
     )
 
 
@@ -150,13 +159,16 @@ def _all_kinds(kinds: Iterable[str], dtype: str, tokens: int, **how: Any) -> lis
 # groups of 128. rw has biases.
 CASES = [
     *_all_kinds(KINDS, "bf16", 16, last="gelu"),
-    *_all_kinds(KINDS[:-1], "bf16", 16, even=False, parts=True),
-    *_all_kinds(KINDS[-1:], "bf16", 16, parts=True),
-    _case("none", "bf16", 16, parts=True),
+    *_all_kinds(KINDS[:-1], "bf16", 16, even=False, part=PART),
+    *_all_kinds(KINDS[-1:], "bf16", 16, part=PART),
+    _case("none", "bf16", 16, part=PART),
+    *_all_kinds(KINDS, "bf16", 16, part=OF_TWO),
+    *_all_kinds(KINDS[:-1], "bf16", 16, part=OF_TWO, even=False),
     _case("none", "bf16", 16, last="gelu", bias=True),
     *_all_kinds(KINDS, "fp16", 16),
     *_all_kinds(("none", "int8", *GROUPS), "fp32", 16),
-    *_all_kinds(QUANTISED, "bf16", 64, parts=True),
+    *_all_kinds(QUANTISED, "bf16", 64, part=PART),
+    *_all_kinds(QUANTISED, "bf16", 64, part=OF_TWO),
     *_all_kinds(QUANTISED, "bf16", 512, last="gelu"),
     *_all_kinds(("int8", *GROUPS), "fp32", 512),
     *(_dequantise(kind, "bf16", ptx=ptx) for kind in QUANTISED for ptx in (True, False)),

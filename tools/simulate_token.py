@@ -1,19 +1,21 @@
 """Simulates the time of a decoded token on a card from bytes, instructions and launches, kernel by kernel.
 
     python tools/simulate_token.py [MODEL ...] [--batch 1] [--context 128] [--json FILE]
-        [--steps FILE --design forked --quant none]
+        [--steps FILE --design joint --quant none]
 
 A layer is a chain of kernels. One that streams weights takes the longer of its bytes at the memory's rate and
 its weights at the rate that a multiprocessor's issue slots widen them, and a start and an end in which the
 memory is not busy; a small one takes a fixed time; a gap lies between any two. The designs:
 
     separate    a kernel for each operation, one after the other
-    forked      the same, with rotation, cache, attention and merge beside up, as in ops/triton
-    fused       forked, with qkv's parts summed by what reads them; dense and down in one; norms that sum
-    early       the same, each kernel launched before the last one of its stream ends (programmatic dependent
+    forked      the same, with rotation, cache, attention and merge beside up
+    joint       forked, as in ops/triton: dense and down in one kernel, whose parts the norms sum, and qkv's
+                parts summed as they are rotated; up has a sum of its own where it is computed in parts
+    early       joint, each kernel launched before the last one of its stream ends (programmatic dependent
                 launch, of sm_90), with its weights prefetched to the L2 cache; what follows a fork or a join
                 waits for whole kernels all the same
-    prefetched  the bound of that: forks and joins cost no more than any other edge
+    fused       the bound of joint: no sum takes time
+    prefetched  the bound of early: nor does a fork or a join
 
 Nothing of it was timed: CONFIRM lists the constants that a card must confirm, and how. --steps writes
 decoding steps of 1 to 16 sequences, and prompts as `plan` predicts them, for `gyrfalcon plan --trace …
@@ -48,6 +50,7 @@ CONFIRM = {
     "issue_share": "an int8 and an int4 product of 40b's `up` alone, its weights not in L2: time a weight",
     "ramp": "the same in bf16 at 1/4, 1/2 and all of its rows: seconds at no rows",
     "gap": "1,000 empty kernels in a graph: seconds each",
+    "unit_rate": "norms of one row whose part is 2 and 8 summands: seconds for each",
     "small": "each small kernel 1,000 times in a graph, less the gap",
     "ends": "a whole step less its layers: embedding, angles, final norm, choice of the token",
 }
@@ -55,12 +58,13 @@ CONFIRM = {
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """An H200. Its rate, clock under load and issue share are assumed; the rest is its data sheet's."""
+    """An H200. Its rates, clock under load and issue share are assumed; the rest is its data sheet's."""
 
     rate: float = 4.35e12  # bytes a second that streaming kernels reach, of 4.8e12
     units: int = 132
     clock: float = 1.755e9  # under load
     issue_share: float = 0.8  # of the issue slots that are used while others wait
+    unit_rate: float = 1e11  # bytes a second that one multiprocessor reads of the L2 cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,8 @@ class Design:
     gap: float  # between two kernels of a graph
     ends: float  # embedding, angles, final norm, choice of the token
     is_forked: bool = True
-    is_fused: bool = False
+    is_joint: bool = False
+    sums: bool = True  # of parts take time
     crossing: tuple[float, float] | None = None  # ramp and gap after a fork or a join, where others
 
 
@@ -90,19 +95,26 @@ SMALL = {  # seconds of kernels that stream nothing
 }
 RATES = {"int8": 49.0, "int4": 45.0}
 _SEPARATE = Design("separate", RATES, 3.2 * US, 0.9 * US, 40 * US, is_forked=False)
-_FUSED = Design("fused", RATES, 3.0 * US, 0.9 * US, 30 * US, is_fused=True)
-_PREFETCHED = replace(_FUSED, name="prefetched", ramp=0.8 * US, gap=0.2 * US)
+_JOINT = replace(_SEPARATE, name="joint", is_forked=True, is_joint=True)
+_RAMP, _GAP = 0.8 * US, 0.2 * US  # of kernels launched early
+_FUSED = Design("fused", RATES, 3.0 * US, 0.9 * US, 30 * US, is_joint=True, sums=False)
 DESIGNS = {
     one.name: one
     for one in (
         _SEPARATE,
         replace(_SEPARATE, name="forked", is_forked=True),
+        _JOINT,
+        replace(_JOINT, name="early", ramp=_RAMP, gap=_GAP, crossing=(_JOINT.ramp, _JOINT.gap)),
         _FUSED,
-        replace(_PREFETCHED, name="early", crossing=(_FUSED.ramp, _FUSED.gap)),
-        _PREFETCHED,
+        replace(_FUSED, name="prefetched", ramp=_RAMP, gap=_GAP),
     )
 }
-TODAY = "forked"  # of ops/triton
+TODAY = "joint"  # of ops/triton
+TILES = {
+    "none": (64, 2),
+    "int8": (64, 3),
+    "int4": (128, 4),
+}  # rows, and programs of a multiprocessor
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +125,7 @@ class Kernel:
     weights: int = 0
     quant: str = "none"
     cache_bytes: float = 0.0
+    part_bytes: float = 0.0  # that one multiprocessor sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +153,7 @@ class Step:
 
 def simulated(step: Step, design: Design, card: Card = Card()) -> Token:
     """The time of a decoding step, which gives each sequence a token."""
-    layer = _layer(step, design)
+    layer = _layer(step, design, card)
     seconds = sum(
         _stage_seconds(*each, design, card) for each in zip(layer, _crossings(layer), strict=True)
     )
@@ -154,20 +167,30 @@ Chain = list[Kernel]
 Stage = Sequence[Chain]  # chains side by side
 
 
-def _layer(step: Step, design: Design) -> list[Stage]:
-    """Separate products of few rows are computed in parts, which another kernel sums: of dense and down at
-    once.
-    """
+def _layer(step: Step, design: Design, card: Card) -> list[Stage]:
     qkv, dense, up, down = _products(step)
     parts, attention = (
-        [Kernel("sum of parts")],
+        Kernel("sum of parts"),
         [Kernel("rotation"), _attention(step), Kernel("merge")],
     )
-    before, after = [Kernel("norms"), qkv], [dense, down]
-    if design.is_fused:
-        parts, after = [], [Kernel("dense and down", dense.weights + down.weights, step.quant)]
-    beside = [attention, [up]] if design.is_forked else [[up, *attention]]
-    return [[before + parts], beside, [after + parts]]
+    if not design.is_joint:  # dense and down are summed by one kernel
+        beside = [attention, [up]] if design.is_forked else [[up, *attention]]
+        return [[[Kernel("norms"), qkv, parts]], beside, [[dense, down, parts]]]
+    both = Kernel("dense and down", dense.weights + down.weights, step.quant)
+    norms, columns = Kernel("norms"), [up]
+    if design.sums:
+        row = 4 * step.config.hidden_size  # float32; one multiprocessor has a whole row
+        norms = replace(
+            norms, part_bytes=row * _num_parts(step.config.hidden_size, step.quant, card)
+        )
+        columns += [parts] * (_num_parts(step.config.ffn_size, step.quant, card) > 1)
+    return [[[norms, qkv]], [attention, columns], [[both]]]
+
+
+def _num_parts(rows: int, quant: str, card: Card) -> int:
+    """In which a product of so many rows is computed, for as many programs as run at once."""
+    height, programs = TILES[quant]
+    return max(1, programs * card.units // -(-rows // height))
 
 
 def _crossings(layer: Sequence[Stage]) -> list[bool]:
@@ -214,7 +237,7 @@ def _kernel_seconds(kernel: Kernel, design: Design, card: Card, crosses: bool = 
     ramp, gap = _edge(crosses, design)
     moved = _bytes(kernel) / card.rate
     if not kernel.weights:
-        return max(SMALL[kernel.name], moved) + gap
+        return max(SMALL[kernel.name] + kernel.part_bytes / card.unit_rate, moved) + gap
     rate = design.weights_per_clock.get(kernel.quant)
     issued = 0.0
     if rate is not None:

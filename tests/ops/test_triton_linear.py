@@ -1,5 +1,6 @@
 """Triton's products with weights against their definition: every kind, dtype, odd sizes, parts."""
 
+import functools
 import itertools
 import math
 from dataclasses import replace
@@ -269,6 +270,40 @@ def test_a_sum_of_linears_is_the_definitions(
     assert_near(result, defined(*pairs[0]) + defined(*pairs[1]), dtype)
 
 
+@pytest.mark.parametrize(
+    ("num_sms", "widths", "kind"),
+    pairwise([1, 5, 64], [(64, 64), (64, 640), (640, 192), (37, 650), (200, 1)], KINDS),
+)
+def test_a_sum_s_parts_may_begin_anywhere_in_either_matrix(
+    num_sms: int, widths: tuple[int, int], kind: str
+) -> None:
+    pairs = [operands(kind, torch.float32, 3, 40, inputs)[:2] for inputs in widths]
+    result = triton_linear.sum_of_linears(*pairs, num_sms=num_sms)
+    assert_near(result, defined(*pairs[0]) + defined(*pairs[1]), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "num_sms", "kind", "dtype"), pairwise([1, 16, 17], [1, 64], KINDS, DTYPES)
+)
+def test_parts_that_others_sum_are_those_of_the_whole_result(
+    tokens: int, num_sms: int, kind: str, dtype: torch.dtype
+) -> None:
+    """Bit for bit, summed in their order and rounded once."""
+    pairs = [operands(kind, dtype, tokens, 70, inputs)[:2] for inputs in (192, 64 * 33)]
+    for whole, parts in (
+        [
+            triton_linear.sum_of_linears(*pairs, num_sms=num_sms, as_parts=it)
+            for it in (False, True)
+        ],
+        [triton_linear.linear(*pairs[1], num_sms=num_sms, as_parts=it) for it in (False, True)],
+    ):
+        few = kind != "none" or tokens <= triton_linear.FEW_TOKENS
+        assert (parts.dim() == 3) <= few
+        assert (parts.dim() == 3) == few or num_sms == 1
+        summed = functools.reduce(torch.add, parts) if parts.dim() == 3 else parts
+        assert summed.to(dtype).equal(whole)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sum_of_linears_is_rounded_once(kind: str) -> None:
     """What cancels in it was not rounded before."""
@@ -339,7 +374,8 @@ def test_logits_are_not_rounded_to_16_bits(tokens: int, num_sms: int, kind: str)
 def test_rows_are_split_only_where_multiprocessors_would_be_idle() -> None:
     split = triton_linear.split_for
     assert split(tiles=264, steps=64, programs=264).count == 1
-    assert split(tiles=128, steps=64, programs=264).count == 3
+    assert split(tiles=144, steps=64, programs=264).count == 1  # 288 programs would not all fit
+    assert split(tiles=128, steps=64, programs=264).count == 2
     assert split(tiles=1, steps=64, programs=264).count == 16  # of four steps each
     assert split(tiles=1, steps=3, programs=264).count == 1
     for steps in range(1, 80):

@@ -1,5 +1,7 @@
 """The residual sum and its norms on GPUs equal their definition."""
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor
@@ -52,6 +54,20 @@ def test_sum_and_norms_equal_their_definition(hidden: int, count: int, dtype: to
     for ours, truth in zip(normed, in_double(total, norms), strict=True):
         assert ours.dtype == dtype
         assert error(ours, truth) <= LARGEST_ERROR[dtype]
+
+
+@pytest.mark.parametrize("dtype", LARGEST_ERROR)
+@pytest.mark.parametrize(("hidden", "count"), [(257, 1), (8192, 3), (8200, 2)])
+def test_a_part_in_summands_is_their_sum_rounded_once(
+    hidden: int, count: int, dtype: torch.dtype
+) -> None:
+    """Bit for bit."""
+    x, norms = numbers(3, hidden, dtype=dtype), parameters(2, hidden, dtype)
+    parts = numbers(count, 3, hidden, dtype=torch.float32)
+    whole = functools.reduce(torch.add, parts).to(dtype)
+    ours, theirs = (triton_norm.add_layer_norms(x, one, norms, EPS) for one in (parts, whole))
+    assert ours[0].equal(theirs[0])
+    assert all(one.equal(other) for one, other in zip(ours[1], theirs[1], strict=True))
 
 
 @pytest.mark.parametrize("hidden", [257, 14848])

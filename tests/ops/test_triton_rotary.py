@@ -1,5 +1,6 @@
 """Placing queries, keys and values in Triton equals its definition in plain torch."""
 
+import functools
 from dataclasses import dataclass, replace
 
 import pytest
@@ -109,6 +110,22 @@ def test_tokens_may_lie_apart() -> None:
     apart = Case(wide[:, 1], case.angles, case.slots, case.kv_heads, case.head_dim)
     assert not apart.qkv.is_contiguous()
     assert_same(apart, case.angles, case.slots, TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("count", [1, 3])
+def test_summands_of_a_product_are_summed_and_rounded_once(count: int, dtype: torch.dtype) -> None:
+    """Bit for bit."""
+    case = make_case((2, 29, 64), dtype)
+    parts = torch.randn(count, *case.qkv.shape, generator=torch.Generator().manual_seed(1))
+    parts = parts.to(DEVICE)
+    whole = functools.reduce(torch.add, parts).to(dtype)
+    found = []
+    for qkv in (parts, whole):
+        cache = case.cache()
+        q = triton_rotary.rotary_and_cache(qkv, case.angles, cache, case.slots)
+        found.append((q, cache.k, cache.v))
+    assert all(one.equal(other) for one, other in zip(*found, strict=True))
 
 
 def test_a_rotation_by_wrong_angles_would_be_noticed() -> None:

@@ -49,7 +49,7 @@ def test_decoding_one_sequence_takes_the_weights_and_the_launches() -> None:
     assert parts.limit == "bytes"
     assert parts.hides_host
     assert parts.bytes == pytest.approx(13.85e9 / (0.7 * 4.8e12), rel=1e-3)
-    assert parts.launches == pytest.approx((10 * 32 + OTHER_LAUNCHES) * 4e-6)
+    assert parts.launches == pytest.approx((7 * 32 + OTHER_LAUNCHES) * 4e-6)
     assert parts.seconds == pytest.approx(parts.bytes + parts.launches)
 
 
@@ -73,14 +73,14 @@ def test_kernels_that_the_host_launches_are_waited_for_where_they_are_short() ->
     one, quick = load_of([range(1)]), replace(H200, bytes_per_second=48e12)
     step = replace(predicted(), hardware=quick)
     parts = step.parts(one)
-    launches = 10 * 32 + OTHER_LAUNCHES
+    launches = 7 * 32 + OTHER_LAUNCHES
     assert parts.device == pytest.approx(launches * 10e-6)
     slow = replace(step, hardware=replace(H200, bytes_per_second=1e11))
     assert slow.parts(one).launches == pytest.approx(launches * 4e-6)
 
 
 def test_without_graphs_the_host_launches_while_the_step_before_runs() -> None:
-    load, launched = decoding_load(4, 4000), (10 * 32 + OTHER_LAUNCHES) * 10e-6
+    load, launched = decoding_load(4, 4000), (7 * 32 + OTHER_LAUNCHES) * 10e-6
     graphs = predicted().parts(load)
     eager = replace(predicted(), hardware=replace(H200, graphs=False)).parts(load)
     assert eager.host == pytest.approx(graphs.host + launched)
@@ -95,7 +95,7 @@ def test_hardware_says_how_many_kernels_a_layer_takes() -> None:
     ascend = replace(predicted(), hardware=card).parts(load)
     assert ascend.launches == pytest.approx((15 * 32 + OTHER_LAUNCHES) * 5e-6)
     assert ascend.host == pytest.approx(0.35e-3 + (15 * 32 + OTHER_LAUNCHES) * 10e-6)
-    assert predicted().parts(load).launches == pytest.approx((10 * 32 + OTHER_LAUNCHES) * 4e-6)
+    assert predicted().parts(load).launches == pytest.approx((7 * 32 + OTHER_LAUNCHES) * 4e-6)
 
 
 def test_a_long_prompt_is_limited_by_operations() -> None:

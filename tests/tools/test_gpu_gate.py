@@ -265,18 +265,36 @@ def test_the_cards_plan_is_walked_at_full_size_without_one(counted: dict[str, An
     assert len(text.splitlines()) == 1 + steps
 
 
-def test_a_token_of_a_layer_launches_what_the_simulation_counts(counted: dict[str, Any]) -> None:
-    """A kernel for each operation and each sum of parts; torch's add, embedding and rows are not Triton's."""
-    config = gpu_models.config_of("40b")
-    step = Step(config, "none", batch=1, context=2048)
-    of_a_layer = simulated(step, DESIGNS[TODAY]).launches
-    [found] = [
-        row
+# Norms, qkv, rotation, attention, merge, up, dense and down; where up is computed in parts, their sum.
+LAYER_LAUNCHES = {
+    ("40b", "bf16"): 7,
+    ("40b", "int8"): 7,
+    ("40b", "fp8"): 7,
+    ("40b", "int4"): 8,
+    ("7b", "bf16"): 7,
+    ("7b", "int8"): 7,
+    ("7b", "fp8"): 8,
+    ("7b", "int4"): 8,
+}
+
+
+@pytest.mark.parametrize("batch", [1, 8, 16])
+@pytest.mark.parametrize(("shape", "precision"), LAYER_LAUNCHES)
+def test_a_token_launches_a_kernel_for_each_operation_of_a_layer(
+    shape: str, precision: str, batch: int, counted: dict[str, Any]
+) -> None:
+    """Of Triton's; behind the layers come the final norm and the head."""
+    config = gpu_models.config_of(shape)
+    [launches] = [
+        row["triton"]
         for row in counted["steps"]
-        if (row["shape"], row["precision"], row.get("batch")) == ("40b", "bf16", 1)
+        if (row["shape"], row["precision"], row.get("batch")) == (shape, precision, batch)
     ]
-    launches = found["triton"] + found["torch"]
-    assert of_a_layer * config.num_layers <= launches <= (of_a_layer + 1) * config.num_layers
+    of_a_layer = LAYER_LAUNCHES[shape, precision]
+    assert launches == of_a_layer * config.num_layers + 2
+    if precision != "fp8":  # which is not simulated
+        step = Step(config, gpu_models.quant_word(precision), batch, context=2048)
+        assert simulated(step, DESIGNS[TODAY]).launches == of_a_layer
 
 
 def test_a_token_launches_what_a_plan_counts(monkeypatch: pytest.MonkeyPatch) -> None:

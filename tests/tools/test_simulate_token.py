@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import simulate_token
+import torch
 from simulate_token import DESIGNS, TODAY, US, Card, Step, main, simulated, steps_of
 
 from gyrfalcon.engine.scheduler import StepLimits
@@ -36,7 +37,11 @@ def test_it_is_near_what_was_worked_out_by_hand(model: str, quant: str) -> None:
 def test_launches_are_those_of_plan() -> None:
     step = Step(planned_model("falcon-40b").config, "none")
     assert simulated(step, DESIGNS[TODAY]).launches == TRITON_LAUNCHES
-    assert simulated(step, DESIGNS["fused"]).launches == 7  # three of them beside a fourth
+    assert simulated(step, DESIGNS["separate"]).launches == 10
+    in_four_bits = Step(planned_model("falcon-40b").config, "int4")
+    assert (
+        simulated(in_four_bits, DESIGNS[TODAY]).launches == TRITON_LAUNCHES + 1
+    )  # a sum behind up
 
 
 def test_a_token_takes_its_bytes_at_least() -> None:
@@ -74,14 +79,31 @@ def test_a_fork_hides_the_shorter_chain_and_costs_its_join() -> None:
 
 def test_a_fork_and_a_join_are_waited_for_whole_however_early_kernels_are_launched() -> None:
     config = planned_model("falcon-40b").config
-    early, bound, whole = (DESIGNS[name] for name in ("early", "prefetched", "fused"))
+    early, whole = DESIGNS["early"], DESIGNS["joint"]
     more = simulated(Step(config, "none"), early).seconds
-    more -= simulated(Step(config, "none"), bound).seconds
-    edge = whole.ramp + whole.gap - bound.ramp - bound.gap
-    join = whole.gap - bound.gap
+    more -= simulated(Step(config, "none"), replace(early, crossing=None)).seconds
+    join = whole.gap - early.gap
+    edge = whole.ramp - early.ramp + join
     assert more == pytest.approx(
         config.num_layers * (2 * edge + join)
     )  # of up, and of dense and down
+
+
+def test_norms_take_longer_for_the_parts_that_they_sum() -> None:
+    config = planned_model("falcon-40b").config
+    slow = Card(unit_rate=Card().unit_rate / 2)
+    for quant, parts in (("none", 2), ("int8", 3), ("int4", 8)):
+        step, joint = Step(config, quant), DESIGNS["joint"]
+        more = simulated(step, joint, slow).seconds - simulated(step, joint).seconds
+        each = 4 * config.hidden_size / Card().unit_rate
+        assert more == pytest.approx(config.num_layers * parts * each)
+
+
+def test_products_have_the_tiles_of_the_kernels() -> None:
+    linear = pytest.importorskip("gyrfalcon.ops.triton.linear", reason="needs Triton")
+    for quant, (rows, programs) in simulate_token.TILES.items():
+        tile = linear.config_for(1, quant, torch.bfloat16)
+        assert (tile.outputs, tile.programs) == (rows, programs)
 
 
 def test_instructions_bind_quantised_weights_where_they_are_slower_than_the_memory() -> None:

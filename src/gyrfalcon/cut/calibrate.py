@@ -165,10 +165,10 @@ class _RecordingOps:
             self._see(one.x, one.weight)
         return self._operations.branches(qkv, attend, up)
 
-    def sum_of_linears(self, *each: tuple[Tensor, Weight]) -> Tensor:
+    def sum_of_linears(self, *each: tuple[Tensor, Weight], as_parts: bool = False) -> Tensor:
         for x, weight in each:
             self._see(x, weight)
-        return self._operations.sum_of_linears(*each)
+        return self._operations.sum_of_linears(*each, as_parts=as_parts)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._operations, name)

@@ -88,7 +88,7 @@ class ParallelBlock:
         self, x: Tensor, part: Tensor | None, angles: Angles | None, batch: Batch, cache: LayerCache
     ) -> tuple[Tensor, Tensor]:
         """The residual stream x [tokens, hidden] with `part`, the output of the block before, added;
-        and the output of this block.
+        and the output of this block, whole or as summands [parts, tokens, hidden].
         """
         x, normed = self.norms(x, part)
         qkv, up = self.attention.qkv.of(normed[0]), self.mlp.up.of(normed[-1])
@@ -106,10 +106,10 @@ class ParallelBlock:
 
     def _output(self, heads: Tensor, up: Tensor) -> Tensor:
         parts = (heads, self.attention.dense.weight), (up, self.mlp.down.weight)
-        total = self.group.all_reduce(self.ops.sum_of_linears(*parts))
-        for bias in (self.attention.dense.bias, self.mlp.down.bias):
-            total = total if bias is None else total + bias
-        return total
+        biases = [one.bias for one in (self.attention.dense, self.mlp.down) if one.bias is not None]
+        alone = self.group.size == 1 and not biases  # the next norms may sum what is not whole
+        total = self.group.all_reduce(self.ops.sum_of_linears(*parts, as_parts=alone))
+        return sum(biases, total)
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ def branches(qkv: LinearCall, attend: Attend, up: LinearCall) -> tuple[Tensor, T
     return attend(first), second
 
 
-def sum_of_linears(*each: tuple[Tensor, Weight]) -> Tensor:
+def sum_of_linears(*each: tuple[Tensor, Weight], as_parts: bool = False) -> Tensor:
     """`reference.sum_of_linears` of one or two linears in one call, rounded once."""
     if not _known(*(weight for _, weight in each)):
         return reference.sum_of_linears(*each)

@@ -80,7 +80,7 @@ class BlockWeights(NamedTuple):
     slopes: Tensor | None
 
 
-Attend = Callable[[Tensor], Tensor]  # qkv → the heads' outputs
+Attend = Callable[[Tensor], Tensor]  # qkv, for rotary_and_cache → the heads' outputs
 # All blocks of a step: x, angles, batch, caches → x as the last block reads it, and the last block's
 # output, summed over ranks, which is still to be added to it; both of the batch's rows alone.
 RunBlocks = Callable[[Tensor, Angles | None, Batch, Seq[LayerCache]], tuple[Tensor, Tensor | None]]
@@ -104,9 +104,9 @@ def branches(qkv: LinearCall, attend: Attend, up: LinearCall) -> tuple[Tensor, T
     return attend(linear(*qkv)), linear(*up)
 
 
-def sum_of_linears(*each: tuple[Tensor, Weight]) -> Tensor:
-    """The sum of several linears, each of its own x [tokens, in] and weight [out, in]; a faster twin
-    rounds only the sum.
+def sum_of_linears(*each: tuple[Tensor, Weight], as_parts: bool = False) -> Tensor:
+    """The sum of several linears, each of its own x [tokens, in] and weight [out, in]. A faster twin
+    rounds only the sum, and with `as_parts` may leave it to add_layer_norms: [parts, tokens, out].
     """
     return reduce(torch.add, (linear(*one) for one in each))
 

@@ -18,7 +18,7 @@ FORMAT, VERSION = "gyrfalcon-hardware", 1
 THIS = "this"
 CARDS = Bounds(1, 1024)
 LARGEST = 1e21  # of the numbers in a file
-TRITON_LAUNCHES = 10  # kernels of a parallel block that decodes: a test counts them
+TRITON_LAUNCHES = 7  # kernels of a parallel block that decodes: a test counts them
 LAUNCHES = Bounds(1, 1000)
 ABOVE_ZERO = Bounds(0, LARGEST, above=True)
 FROM_ZERO = Bounds(0, LARGEST)

@@ -74,7 +74,7 @@ class NpuOps:
         """One after the other."""
         return attend(self._linear(*qkv)), self._linear(*up)
 
-    def sum_of_linears(self, *each: tuple[Tensor, Weight]) -> Tensor:
+    def sum_of_linears(self, *each: tuple[Tensor, Weight], as_parts: bool = False) -> Tensor:
         """One after the other, then added."""
         return reduce(torch.add, (self._linear(*one) for one in each))
 

@@ -42,6 +42,7 @@ MANY_TOKENS = (
 NUM_SMS = 132  # multiprocessors of an H100 or H200
 FEWEST_STEPS = 4  # of a program, where rows are split: enough to fill its pipeline
 SUM_TILE = 1024  # that a program of the sum over splits takes
+Operand = tuple[Tensor, Tensor | Quantised]  # x and weight
 NOTHING: Mapping[str, object] = {"bias": None, "ACTIVATION": "none"}
 
 
@@ -75,44 +76,40 @@ def linear(
     num_sms: int = NUM_SMS,
     config: LinearConfig | None = None,
     out_dtype: torch.dtype | None = None,
+    as_parts: bool = False,
 ) -> Tensor:
     """activation(x weightᵀ + bias): [tokens, in], [out, in], [out] → [tokens, out], in x's dtype or
     `out_dtype`.
 
     `reference.linear` with sums, bias and activation in float32 and one rounding at the end. Quantised
     weights are wanted `as_words`; rows of x may be strided. `num_sms` are the card's multiprocessors;
-    `config` is a tile to take instead of the table's.
+    `config` is a tile to take instead of the table's. With `as_parts`, and without bias and activation, the
+    result may be summands: float32 [parts, tokens, out].
     """
-    tokens, outputs = len(x), weight.shape[0]
+    tokens = len(x)
     if not _has_kernel(tokens, weight):
         y = reference.linear(x, weight, bias, activation)
         return y if out_dtype is None else y.to(out_dtype)
     if isinstance(weight, Quantised) and tokens >= MANY_TOKENS and config is None:
         y = dequantised_linear(x, weight, bias, activation)
         return y if out_dtype is None else y.to(out_dtype)
-    launch = _Launch.of(x, weight, num_sms, config)
+    launch = _Launch.of([(x, weight)], num_sms, config)
     epilogue = {"bias": bias, "ACTIVATION": activation or "none"}
-    out = torch.empty(tokens, outputs, dtype=out_dtype or x.dtype, device=x.device)
-    if launch.split.count == 1:
-        launch.run(out, epilogue)
-        return out
-    parts = torch.empty(launch.split.count, tokens, outputs, dtype=torch.float32, device=x.device)
-    launch.run(parts)
-    return _summed(parts, out, epilogue)
+    return _launched([launch], out_dtype or x.dtype, epilogue, as_parts)
 
 
-def sum_of_linears(*each: tuple[Tensor, Tensor | Quantised], num_sms: int = NUM_SMS) -> Tensor:
-    """`reference.sum_of_linears`; where kernels compute it, one more adds the parts of all, rounded once."""
-    x, weight = each[0]
-    tokens, outputs = len(x), weight.shape[0]
-    if tokens >= MANY_TOKENS or not all(_has_kernel(tokens, weight) for _, weight in each):
+def sum_of_linears(*each: Operand, as_parts: bool = False, num_sms: int = NUM_SMS) -> Tensor:
+    """`reference.sum_of_linears`, rounded once; two of one kind are one kernel."""
+    x, _ = each[0]
+    if len(x) >= MANY_TOKENS or not all(_has_kernel(len(x), weight) for _, weight in each):
         return reduce(torch.add, (linear(*one) for one in each))
-    launches = [_Launch.of(*one, num_sms) for one in each]
-    counts = [launch.split.count for launch in launches]
-    parts = torch.empty(sum(counts), tokens, outputs, dtype=torch.float32, device=x.device)
-    for launch, own in zip(launches, parts.split(counts), strict=True):
-        launch.run(own)
-    return _summed(parts, torch.empty(tokens, outputs, dtype=x.dtype, device=x.device))
+    as_one = len(each) == 2 and len({_kind(weight) for _, weight in each}) == 1
+    launches = [_Launch.of(one, num_sms) for one in ([each] if as_one else [[one] for one in each])]
+    return _launched(launches, x.dtype, as_parts=as_parts)
+
+
+def _kind(weight: Tensor | Quantised) -> str:
+    return weight.kind if isinstance(weight, Quantised) else "none"
 
 
 def _has_kernel(tokens: int, weight: Tensor | Quantised) -> bool:
@@ -120,12 +117,30 @@ def _has_kernel(tokens: int, weight: Tensor | Quantised) -> bool:
     return weight.kind in _FEW if isinstance(weight, Quantised) else tokens <= FEW_TOKENS
 
 
-def _summed(parts: Tensor, out: Tensor, epilogue: Mapping[str, object] = NOTHING) -> Tensor:
-    """The sum over parts, float32 [parts, tokens, outputs], in `out`."""
-    count, tokens, outputs = parts.shape
+def _launched(
+    launches: Sequence["_Launch"],
+    dtype: torch.dtype,
+    epilogue: Mapping[str, object] = NOTHING,
+    as_parts: bool = False,
+) -> Tensor:
+    """The sum of what all of them compute, [tokens, outputs] in `dtype`. Where that is several parts, one
+    more kernel adds them, or with `as_parts` whoever reads them: float32 [parts, tokens, outputs].
+    """
+    counts, (tokens, outputs) = [one.split.count for one in launches], launches[0].shape
+    device = launches[0].device
+    if counts == [1]:
+        out = torch.empty(tokens, outputs, dtype=dtype, device=device)
+        launches[0].run(out, epilogue)
+        return out
+    parts = torch.empty(sum(counts), tokens, outputs, dtype=torch.float32, device=device)
+    for launch, own in zip(launches, parts.split(counts), strict=True):
+        launch.run(own)
+    if as_parts:
+        return parts
+    out = torch.empty(tokens, outputs, dtype=dtype, device=device)
     grid = (tokens, triton.cdiv(outputs, SUM_TILE))
     _sum_parts[grid](
-        parts, out=out, outputs=outputs, PARTS=count, TILE=SUM_TILE, num_warps=4, **epilogue
+        parts, out=out, outputs=outputs, PARTS=len(parts), TILE=SUM_TILE, num_warps=4, **epilogue
     )
     return out
 
@@ -185,120 +200,179 @@ _FLOAT32 = {  # by whether the weights have 4 bits, and whether tokens are few
 
 
 def split_for(tiles: int, steps: int, programs: int) -> Split:
-    """Into how many parts rows of so many steps are cut, so that the `tiles` of the result are the
-    work of about so many programs.
+    """Into how many parts rows of so many steps are cut, so that the `tiles` of the result are the work of
+    so many programs, all of which run at once, or fewer: a few more would run alone, when most of the
+    card is idle.
     """
-    count = max(1, min(triton.cdiv(programs, tiles), steps // FEWEST_STEPS))
+    count = max(1, min(programs // tiles, steps // FEWEST_STEPS))
     each = triton.cdiv(steps, count)
     return Split(triton.cdiv(steps, each), each)
 
 
 @dataclass(frozen=True, slots=True)
 class _Launch:
-    """How the kernel of a linear is launched."""
+    """How the kernel of a linear is launched, or of the sum of two with as many outputs."""
 
-    x: Tensor
-    weight: Tensor | Quantised
+    operands: Sequence[Operand]
     config: LinearConfig
     split: Split
     tiles: tuple[int, int]  # of tokens, of outputs
 
     @classmethod
     def of(
-        cls,
-        x: Tensor,
-        weight: Tensor | Quantised,
-        num_sms: int,
-        config: LinearConfig | None = None,
+        cls, operands: Sequence[Operand], num_sms: int, config: LinearConfig | None = None
     ) -> "_Launch":
-        """With the table's tile, unless one is given."""
-        assert x.stride(1) == 1, "the kernels read rows of x as one run"
-        (outputs, inputs), tokens, device = weight.shape, len(x), device_of(x.device)
-        kind = weight.kind if isinstance(weight, Quantised) else "none"
+        """With the table's tile for the last of them, unless one is given."""
+        x, weight = operands[-1]
+        tokens, outputs, device = len(x), weight.shape[0], device_of(x.device)
         config = config or config_for(
-            tokens, kind, x.dtype, weight.shape, device.model, device.runs_ptx
+            tokens, _kind(weight), x.dtype, weight.shape, device.model, device.runs_ptx
         )
         tiles = (triton.cdiv(tokens, config.tokens), triton.cdiv(outputs, config.outputs))
-        stored = inputs if kind == "none" else triton.cdiv(inputs, UNIT) * UNIT
-        steps = triton.cdiv(stored, config.inputs)
+        steps = sum(_steps(weight, config) for _, weight in operands)
         split = split_for(tiles[0] * tiles[1], steps, config.programs * num_sms)
-        return cls(x, weight, config, split, tiles)
+        return cls(operands, config, split, tiles)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Tokens, outputs."""
+        x, weight = self.operands[0]
+        return len(x), weight.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.operands[0][0].device
 
     def run(self, out: Tensor, epilogue: Mapping[str, object] = NOTHING) -> None:
         """Into `out`, [tokens, outputs] or [parts, tokens, outputs]."""
-        x, weight, config = self.x, self.weight, self.config
-        outputs, inputs = weight.shape
-        kernel, pointers, constants = _kernel_for(weight)
-        if isinstance(weight, Quantised):
-            constants |= {"PTX": device_of(x.device).runs_ptx}
-        assert all(one.is_contiguous() for one in pointers), (
-            "the kernels read rows without a stride"
-        )
+        config, (tokens, outputs), (first, *others) = self.config, self.shape, self.operands
+        kernel, constants = _kernel_for(first[1], device_of(self.device).runs_ptx)
+        second = self._of("second_", *(others or [first])[0])
         kernel[*self.tiles, self.split.count](
-            x,
-            *pointers,
+            **self._of("", *first),
+            **(second if others else dict.fromkeys(second)),
             out=out,
-            tokens=len(x),
+            tokens=tokens,
             outputs=outputs,
-            inputs=inputs,
-            x_stride=x.stride(0),
             steps=self.split.steps,
             TOKENS=config.tokens,
             OUTPUTS=config.outputs,
             INPUTS=config.inputs,
-            EVEN=inputs % (UNIT if isinstance(weight, Quantised) else config.inputs) == 0,
             num_warps=config.warps,
             num_stages=config.stages,
             **constants,
             **epilogue,
         )
 
+    def _of(self, prefix: str, x: Tensor, weight: Tensor | Quantised) -> dict[str, object]:
+        """What the kernel is given of an operand."""
+        assert x.stride(1) == 1, "the kernels read rows of x as one run"
+        if isinstance(weight, Quantised):
+            assert weight.num_columns, "the kernels read a weight as Quantised.as_words has it"
+            tensors, whole = {"weight": weight.data, "scales": weight.scales}, UNIT
+        else:
+            tensors, whole = {"weight": weight}, self.config.inputs
+        assert all(one.is_contiguous() for one in tensors.values()), "rows lie without a stride"
+        inputs = weight.shape[1]
+        given = {"x": x, **tensors, "inputs": inputs, "x_stride": x.stride(0)}
+        named = {prefix + name: value for name, value in given.items()}
+        return {**named, f"{prefix.upper()}EVEN": inputs % whole == 0}
 
-def _kernel_for(
-    weight: Tensor | Quantised,
-) -> tuple[Any, tuple[Tensor, ...], dict[str, object]]:
-    """The kernel that reads a weight, its tensors, and the constants that its kind sets."""
+
+def _steps(weight: Tensor | Quantised, config: LinearConfig) -> int:
+    """That a row takes, of the loop."""
+    inputs = weight.shape[1]
+    stored = triton.cdiv(inputs, UNIT) * UNIT if isinstance(weight, Quantised) else inputs
+    return int(triton.cdiv(stored, config.inputs))
+
+
+def _kernel_for(weight: Tensor | Quantised, ptx: bool) -> tuple[Any, dict[str, object]]:
+    """The kernel that reads a weight, and the constants that its kind sets."""
     if isinstance(weight, Tensor):
-        return linear_kernel, (weight,), {}
-    assert weight.num_columns, "the kernels read a quantised weight as Quantised.as_words has it"
-    pointers = (weight.data, weight.scales)
+        return linear_kernel, {}
     if weight.group is None:
-        return int8_linear_kernel, pointers, {"KIND": weight.kind}
-    return int4_linear_kernel, pointers, {"GROUP": weight.group}
+        return int8_linear_kernel, {"KIND": weight.kind, "PTX": ptx}
+    return int4_linear_kernel, {"GROUP": weight.group, "PTX": ptx}
 
 
 @triton.jit(do_not_specialize=["tokens", "steps"])  # one program for every batch
 def linear_kernel(
     x,
     weight,
+    second_x,
+    second_weight,
     bias,
     out,
     tokens,
     outputs,
     inputs,
     x_stride,
+    second_inputs,
+    second_x_stride,
     steps,
     TOKENS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     EVEN: tl.constexpr,
+    SECOND_EVEN: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
     """One tile of the result, or one part of its sum: programs [token tiles, output tiles, parts].
 
-    x [tokens, inputs], weight [outputs, inputs] of x's dtype; out [parts, tokens, outputs].
+    x [tokens, inputs], weight [outputs, inputs] of x's dtype; out [parts, tokens, outputs]. Rows of a
+    second weight, where there is one, go on where those of the first end.
     """
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     row = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    # Rows past the end repeat the last: loads need no mask, results are not stored.
+    known_row = tl.minimum(row, outputs - 1).to(tl.int64)
+    first = tl.program_id(2) * steps
+    last = first + steps
+    total = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
+    total = _add_product(
+        total, x, weight, token, known_row, tokens, inputs, x_stride, first, last, INPUTS, EVEN
+    )
+    if second_x is not None:
+        before = tl.cdiv(inputs, INPUTS)
+        total = _add_product(
+            total,
+            second_x,
+            second_weight,
+            token,
+            known_row,
+            tokens,
+            second_inputs,
+            second_x_stride,
+            tl.maximum(first - before, 0),
+            last - before,
+            INPUTS,
+            SECOND_EVEN,
+        )
+    epilogue(total, bias, out, token, row, tokens, outputs, ACTIVATION)
+
+
+@triton.jit
+def _add_product(
+    total,
+    x,
+    weight,
+    token,
+    row,
+    tokens,
+    inputs,
+    x_stride,
+    first,
+    last,
+    INPUTS: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """Adds the steps from `first` to `last`, or the end of the rows, to total [outputs, tokens]."""
     known_token = (
         token[None, :] < tokens
     )  # padding is not read: one token's x costs one row's bytes
     x_rows = x + token.to(tl.int64)[None, :] * x_stride
-    # Rows past the end repeat the last: loads need no mask, results are not stored.
-    weight_rows = weight + tl.minimum(row, outputs - 1).to(tl.int64)[:, None] * inputs
-    first = tl.program_id(2) * steps
-    total = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
-    for step in range(first, tl.minimum(first + steps, tl.cdiv(inputs, INPUTS))):
+    weight_rows = weight + row[:, None] * inputs
+    for step in range(first, tl.minimum(last, tl.cdiv(inputs, INPUTS))):
         column = step * INPUTS + tl.arange(0, INPUTS)
         if EVEN:
             w = tl.load(weight_rows + column[None, :])
@@ -308,7 +382,7 @@ def linear_kernel(
             w = tl.load(weight_rows + column[None, :], mask=known[None, :], other=0.0)
             xs = tl.load(x_rows + column[:, None], mask=known[:, None] & known_token, other=0.0)
         total = tl.dot(w, xs, total, input_precision="ieee")
-    epilogue(total, bias, out, token, row, tokens, outputs, ACTIVATION)
+    return total
 
 
 @triton.jit

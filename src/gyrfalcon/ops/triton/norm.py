@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gyrfalcon.ops.triton.parts import load_sum, parts_of
+
 Parameters = tuple[Tensor, Tensor]  # weight and bias of a norm, each [hidden]
 MOST_NORMS = 2  # that a block of the family applies to one row
 
@@ -35,10 +37,12 @@ def add_layer_norms(
 ) -> tuple[Tensor, list[Tensor]]:
     """x + part, and that sum normed by each of one or two (weight, bias); `reference.add_layer_norms`.
 
-    x, part [tokens, hidden], rows may be strided; without a part, x itself is the sum.
+    x, part [tokens, hidden], rows may be strided; without a part, x itself is the sum. A part may be
+    summands of a linear, float32 [parts, tokens, hidden], whose sum is rounded to x's type.
     """
     tokens, hidden = x.shape
     assert 1 <= len(norms) <= MOST_NORMS
+    count, *strides = (0, 0, 0) if part is None else parts_of(part)
     assert all(one.stride(-1) == 1 for one in (x, part) if one is not None)
     total = x if part is None else torch.empty_like(x, memory_format=torch.contiguous_format)
     normed = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in norms]
@@ -57,8 +61,9 @@ def add_layer_norms(
         second_bias,
         normed[1] if len(normed) > 1 else None,
         x.stride(0),
-        x.stride(0) if part is None else part.stride(0),
+        *strides,
         eps,
+        PARTS=count,
         HIDDEN=hidden,
         TILE=config.tile,
         num_warps=config.warps,
@@ -69,7 +74,7 @@ def add_layer_norms(
 @triton.jit
 def _add_layer_norms(
     x,  # [tokens, hidden], rows x_stride apart
-    part,  # the same, part_stride apart; or None
+    part,  # [PARTS, tokens, hidden], rows part_stride apart, summands parts_stride; or None
     total,  # [tokens, hidden], contiguous; None without a part
     weight,  # [hidden]
     bias,
@@ -79,7 +84,9 @@ def _add_layer_norms(
     second_normed,
     x_stride,
     part_stride,
+    parts_stride,
     eps,
+    PARTS: tl.constexpr,
     HIDDEN: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -94,7 +101,7 @@ def _add_layer_norms(
         second_normed += row * HIDDEN
     columns = tl.arange(0, TILE)
     if HIDDEN <= TILE:
-        value = _sum(x, part, columns, HIDDEN)
+        value = _sum(x, part, columns, parts_stride, PARTS, HIDDEN)
         mean = tl.sum(value, axis=0) / HIDDEN
         centred = tl.where(columns < HIDDEN, value - mean, 0.0)
         scale = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / HIDDEN + eps)
@@ -104,10 +111,10 @@ def _add_layer_norms(
         if second_normed is not None:
             _write(second_normed, centred * scale, second_weight, second_bias, columns, HIDDEN)
     else:
-        mean, scale = _statistics(x, part, columns, eps, HIDDEN, TILE)
+        mean, scale = _statistics(x, part, columns, parts_stride, eps, PARTS, HIDDEN, TILE)
         for start in tl.static_range(0, HIDDEN, TILE):
             here = start + columns
-            value = _sum(x, part, here, HIDDEN)
+            value = _sum(x, part, here, parts_stride, PARTS, HIDDEN)
             if part is not None:
                 _store(total, value, here, HIDDEN)
             value = (value - mean) * scale
@@ -117,7 +124,16 @@ def _add_layer_norms(
 
 
 @triton.jit
-def _statistics(x, part, columns, eps, HIDDEN: tl.constexpr, TILE: tl.constexpr):
+def _statistics(
+    x,
+    part,
+    columns,
+    parts_stride,
+    eps,
+    PARTS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    TILE: tl.constexpr,
+):
     """Mean and 1 / deviation of a row in tiles, whose squares are summed around their own means (Chan,
     Golub & LeVeque 1979).
     """
@@ -126,7 +142,7 @@ def _statistics(x, part, columns, eps, HIDDEN: tl.constexpr, TILE: tl.constexpr)
     for start in tl.static_range(0, HIDDEN, TILE):
         here = start + columns
         count = tl.minimum(HIDDEN - start, TILE).to(tl.float32)
-        value = _sum(x, part, here, HIDDEN)
+        value = _sum(x, part, here, parts_stride, PARTS, HIDDEN)
         tile_mean = tl.sum(value, axis=0) / count
         centred = tl.where(here < HIDDEN, value - tile_mean, 0.0)
         step = tile_mean - mean
@@ -136,11 +152,11 @@ def _statistics(x, part, columns, eps, HIDDEN: tl.constexpr, TILE: tl.constexpr)
 
 
 @triton.jit
-def _sum(x, part, columns, HIDDEN: tl.constexpr):
-    """x + part as the residual stream keeps it: rounded to its type, here widened again."""
+def _sum(x, part, columns, parts_stride, PARTS: tl.constexpr, HIDDEN: tl.constexpr):
+    """x + part as the residual stream keeps it: both rounded to its type, here widened again."""
     value = tl.load(x + columns, mask=columns < HIDDEN, other=0.0).to(tl.float32)
     if part is not None:
-        value += tl.load(part + columns, mask=columns < HIDDEN, other=0.0).to(tl.float32)
+        value += load_sum(part + columns, columns < HIDDEN, parts_stride, PARTS, x.dtype.element_ty)
         value = value.to(x.dtype.element_ty).to(tl.float32)
     return value
 

@@ -31,9 +31,9 @@ def logits(x: Tensor, weight: Weight) -> Tensor:
 
 def branches(qkv: LinearCall, attend: Attend, up: LinearCall) -> tuple[Tensor, Tensor]:
     """`reference.branches`, side by side in a captured graph: attention has small kernels, `up` streams its
-    weights meanwhile.
+    weights meanwhile. Rotation sums the parts of qkv.
     """
-    y = linear(*qkv)
+    y = linear(*qkv, as_parts=qkv.bias is None)
     return device_of(y.device).side_by_side(lambda: attend(y), lambda: linear(*up))
 
 

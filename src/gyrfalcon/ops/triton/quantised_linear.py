@@ -14,17 +14,23 @@ def int8_linear_kernel(
     x,
     weight,
     scales,
+    second_x,
+    second_weight,
+    second_scales,
     bias,
     out,
     tokens,
     outputs,
     inputs,
     x_stride,
+    second_inputs,
+    second_x_stride,
     steps,
     TOKENS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     EVEN: tl.constexpr,
+    SECOND_EVEN: tl.constexpr,
     KIND: tl.constexpr,
     PTX: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -35,17 +41,72 @@ def int8_linear_kernel(
     """
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     row = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    known_row = tl.minimum(row, outputs - 1)  # rows past the end repeat the last
+    first = tl.program_id(2) * steps
+    last = first + steps
+    total = _int8_product(
+        x,
+        weight,
+        scales,
+        token,
+        known_row,
+        tokens,
+        inputs,
+        x_stride,
+        first,
+        last,
+        INPUTS,
+        EVEN,
+        KIND,
+        PTX,
+    )
+    if second_x is not None:
+        before = tl.cdiv(inputs, 128) * (128 // INPUTS)
+        total += _int8_product(
+            second_x,
+            second_weight,
+            second_scales,
+            token,
+            known_row,
+            tokens,
+            second_inputs,
+            second_x_stride,
+            tl.maximum(first - before, 0),
+            last - before,
+            INPUTS,
+            SECOND_EVEN,
+            KIND,
+            PTX,
+        )
+    epilogue(total, bias, out, token, row, tokens, outputs, ACTIVATION)
+
+
+@triton.jit
+def _int8_product(
+    x,
+    weight,
+    scales,
+    token,
+    row,
+    tokens,
+    inputs,
+    x_stride,
+    first,
+    last,
+    INPUTS: tl.constexpr,
+    EVEN: tl.constexpr,
+    KIND: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """The sum over the steps from `first` to `last`, or the end of the rows, [outputs, tokens]."""
     known = token[None, :] < tokens
     WIDTH: tl.constexpr = INPUTS // 2
     place = tl.arange(0, WIDTH)
     x_rows = x + token.to(tl.int64)[None, :] * x_stride
-    # Rows past the end repeat the last: loads need no mask, results are not stored.
-    row_start = tl.minimum(row, outputs - 1).to(tl.int64) * (tl.cdiv(inputs, 128) * 64)
-    weight_rows = weight + row_start[:, None] + place[None, :]
-    first = tl.program_id(2) * steps
-    last = tl.minimum(first + steps, tl.cdiv(inputs, 128) * (128 // INPUTS))
-    total = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
-    for step in range(first, last):
+    num_units = tl.cdiv(inputs, 128)
+    weight_rows = weight + row.to(tl.int64)[:, None] * (num_units * 64) + place[None, :]
+    total = tl.zeros((row.shape[0], token.shape[0]), dtype=tl.float32)
+    for step in range(first, tl.minimum(last, num_units * (128 // INPUTS))):
         words = tl.load(weight_rows + step * WIDTH)
         start = step * 128 if WIDTH == 64 else step * WIDTH // 64 * 128 + step * WIDTH % 64
         start = tl.multiple_of(start, WIDTH)
@@ -55,9 +116,8 @@ def int8_linear_kernel(
             xs = tl.load(x_rows + column[:, None], mask=wanted, other=0.0)
             w = widen(words, j, KIND, x.dtype.element_ty, PTX)
             total = tl.dot(w, xs, total, input_precision="ieee")
-    scale = tl.load(scales + row, mask=row < outputs, other=0.0)
-    total *= (scale if KIND == "fp8" else scale / INTEGER_UNIT)[:, None]
-    epilogue(total, bias, out, token, row, tokens, outputs, ACTIVATION)
+    scale = tl.load(scales + row)
+    return total * (scale if KIND == "fp8" else scale / INTEGER_UNIT)[:, None]
 
 
 @triton.jit(do_not_specialize=["tokens", "steps"])  # one program for every batch
@@ -65,17 +125,23 @@ def int4_linear_kernel(
     x,
     weight,
     scales,
+    second_x,
+    second_weight,
+    second_scales,
     bias,
     out,
     tokens,
     outputs,
     inputs,
     x_stride,
+    second_inputs,
+    second_x_stride,
     steps,
     TOKENS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     EVEN: tl.constexpr,
+    SECOND_EVEN: tl.constexpr,
     GROUP: tl.constexpr,
     PTX: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -88,17 +154,77 @@ def int4_linear_kernel(
     """
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     row = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    first = tl.program_id(2) * steps * (INPUTS // 128)
+    last = first + steps * (INPUTS // 128)
+    total = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
+    total = _add_int4_product(
+        total,
+        x,
+        weight,
+        scales,
+        token,
+        row,
+        tokens,
+        outputs,
+        inputs,
+        x_stride,
+        first,
+        last,
+        EVEN,
+        GROUP,
+        PTX,
+    )
+    if second_x is not None:
+        before = tl.cdiv(tl.cdiv(inputs, 128), INPUTS // 128) * (INPUTS // 128)
+        total = _add_int4_product(
+            total,
+            second_x,
+            second_weight,
+            second_scales,
+            token,
+            row,
+            tokens,
+            outputs,
+            second_inputs,
+            second_x_stride,
+            tl.maximum(first - before, 0),
+            last - before,
+            SECOND_EVEN,
+            GROUP,
+            PTX,
+        )
+    epilogue(total / INTEGER_UNIT, bias, out, token, row, tokens, outputs, ACTIVATION)
+
+
+@triton.jit
+def _add_int4_product(
+    total,
+    x,
+    weight,
+    scales,
+    token,
+    row,
+    tokens,
+    outputs,
+    inputs,
+    x_stride,
+    first,
+    last,
+    EVEN: tl.constexpr,
+    GROUP: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """Adds the units from `first` to `last`, or the end of the rows, to total [outputs, tokens], times
+    INTEGER_UNIT.
+    """
     place = tl.arange(0, 32)
     x_rows = x + token.to(tl.int64)[None, :] * x_stride
-    known_row = tl.minimum(row, outputs - 1)
+    known_row = tl.minimum(row, outputs - 1)  # rows past the end repeat the last
     num_units = tl.cdiv(inputs, 128)
     weight_rows = weight + known_row.to(tl.int64)[:, None] * (num_units * 32) + place[None, :]
-    first = tl.program_id(2) * steps * (INPUTS // 128)
-    last = tl.minimum(first + steps * (INPUTS // 128), num_units)
-    total = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
-    for unit in range(first, last):
+    for unit in range(first, tl.minimum(last, num_units)):
         words = tl.load(weight_rows + unit * 32)
-        part = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
+        part = tl.zeros(total.shape, dtype=tl.float32)
         for j in tl.static_range(4):
             start = unit * 128 + 32 * j
             known_tokens = tokens
@@ -117,5 +243,5 @@ def int4_linear_kernel(
                 else:
                     scale = (pair & -65536).to(tl.float32, bitcast=True)
                 total += part * scale[:, None]
-                part = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
-    epilogue(total / INTEGER_UNIT, bias, out, token, row, tokens, outputs, ACTIVATION)
+                part = tl.zeros(total.shape, dtype=tl.float32)
+    return total

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops.reference import AngleRows, Angles
+from gyrfalcon.ops.triton.parts import load_sum, parts_of
 
 VECTORS = 16  # of one token that a program places: 2 KiB of 64 bfloat16 each
 
@@ -17,14 +18,15 @@ def rotary_and_cache(
 ) -> Tensor:
     """Rotates queries and keys, writes keys and values to the cache, returns the queries.
 
-    qkv [tokens, (heads + 2 kv_heads) × head_dim], any stride between tokens: for each KV head its
-    queries, then its key, then its value. angles: None for ALiBi; each token's row of their table is read
-    in place. slots int64 [tokens]; a token whose slot is negative only pads and is not cached. Returns
-    [tokens, heads, head_dim]. Computed in float32.
+    qkv [tokens, (heads + 2 kv_heads) × head_dim], any stride between tokens, or summands of it, float32
+    [parts, tokens, …]: for each KV head its queries, then its key, then its value. angles: None for ALiBi;
+    each token's row of their table is read in place. slots int64 [tokens]; a token whose slot is negative
+    only pads and is not cached. Returns [tokens, heads, head_dim]. Computed in float32.
     """
-    tokens, (kv_heads, dim) = len(qkv), cache.k.shape[2:]
-    vectors = qkv.shape[1] // dim
-    q = qkv.new_empty(tokens, vectors - 2 * kv_heads, dim)
+    (tokens, width), (kv_heads, dim) = qkv.shape[-2:], cache.k.shape[2:]
+    vectors = width // dim
+    q = cache.k.new_empty(tokens, vectors - 2 * kv_heads, dim)
+    parts, *strides = parts_of(qkv)
     assert angles is None or isinstance(angles, AngleRows), "the kernel reads their table"
     cos, sin, rows = (None, None, None) if angles is None else (angles.cos, angles.sin, angles.rows)
     rotary_and_cache_kernel[(tokens, triton.cdiv(vectors, VECTORS))](
@@ -36,13 +38,14 @@ def rotary_and_cache(
         cache.v,
         slots,
         q,
-        qkv.stride(0),
+        *strides,
         cache.k.stride(1),
         kv_heads,
         GROUP=vectors // kv_heads - 2,
         HALF=dim // 2,
         HALF_TILE=triton.next_power_of_2(dim // 2),
         VECTORS=VECTORS,
+        PARTS=parts,
         num_warps=2,
     )
     return q
@@ -59,12 +62,14 @@ def rotary_and_cache_kernel(
     slots,
     q,
     row_stride,
+    part_stride,
     slot_stride,
     kv_heads,
     GROUP: tl.constexpr,
     HALF: tl.constexpr,
     HALF_TILE: tl.constexpr,
     VECTORS: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     """VECTORS queries, keys and values of one token, each as two halves [VECTORS, HALF_TILE]."""
     token = tl.program_id(0).to(tl.int64)
@@ -75,8 +80,8 @@ def rotary_and_cache_kernel(
     inside = (heads < kv_heads)[:, None] & (dims < HALF)[None, :]
 
     source = qkv + token * row_stride + vectors[:, None] * (2 * HALF) + dims[None, :]
-    first = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
+    first = load_sum(source, inside, part_stride, PARTS, q.dtype.element_ty)
+    second = load_sum(source + HALF, inside, part_stride, PARTS, q.dtype.element_ty)
     if cos is not None:
         rotated = (members <= GROUP)[:, None]
         turn = tl.load(rows + token) * HALF + dims

@@ -89,6 +89,7 @@ class Plan:
                 "speed 7b": 30,
                 "speed shard": 30,
                 "laws": 90,
+                "early": 60,
                 "nestling": 60,
                 "tests": 150,
                 "peers": 75,

@@ -11,6 +11,7 @@ from typing import Any
 
 import gpu_checks
 import gpu_counts
+import gpu_early
 import gpu_gemlite
 import gpu_peers
 import gpu_speed
@@ -81,6 +82,7 @@ def steps(plan: Plan, options: Namespace) -> dict[str, Step]:
         **gpu_speed.timed_steps(plan),
         "compile laws": partial(_compile_ahead, "laws"),
         "laws": gpu_checks.laws,
+        "early": gpu_early.early_launches,
         "compile nestling": partial(_compile_ahead, "nestling"),
         "nestling": gpu_checks.nestling,
         "tests": kernel_tests,

@@ -133,6 +133,25 @@ def compile_job(job: Job) -> Result:
 
 def compile_case(case: Case, name: str) -> Usage:
     """The resources that a case uses on a target."""
+    target, found = TARGETS[name], compiled(case, name)
+    usage = usage_of(found, target)
+    if case.stream is None:
+        return usage
+    loop = main_loop(target.backend, found.asm, case.stream.tokens)
+    return (
+        usage if loop is None else replace(usage, streaming=streaming_of(case, name, usage, loop))
+    )
+
+
+def compile_ptx(job: Job, early: bool) -> str:
+    """The assembly of one case for one of NVIDIA's cards, launched early or not."""
+    case = cases_of(job.file)[job.place]
+    case = replace(case, constants=case.constants | {"EARLY": early})
+    return str(compiled(case, job.target).asm["ptx"])
+
+
+def compiled(case: Case, name: str) -> Any:
+    """What Triton makes of a case on a target."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -149,17 +168,10 @@ def compile_case(case: Case, name: str) -> Usage:
             if one in case.aligned or case.signature.get(one, "").startswith("*")
         },
     )
-    compiled = triton.compile(
+    return triton.compile(
         source,
         target=GPUTarget(target.backend, target.architecture, target.warp_size),
         options={"num_warps": case.warps, "num_stages": case.stages},
-    )
-    usage = usage_of(compiled, target)
-    if case.stream is None:
-        return usage
-    loop = main_loop(target.backend, compiled.asm, case.stream.tokens)
-    return (
-        usage if loop is None else replace(usage, streaming=streaming_of(case, name, usage, loop))
     )
 
 

@@ -52,6 +52,7 @@ def _case(
     constants: dict[str, Any] = ({} if bias else {"bias": None}) | {
         **({} if part == OF_TWO else dict.fromkeys(second)),
         "SECOND_EVEN": True if part == OF_TWO else None,
+        "EARLY": False,
         "TOKENS": config.tokens,
         "OUTPUTS": config.outputs,
         "INPUTS": config.inputs,
@@ -108,7 +109,12 @@ def _sum(parts: int, last: str = "none", *, bias: bool = False, dtype: str = "bf
         signature={"parts": "*fp32"}
         | ({"bias": "*bf16"} if bias else {})
         | {"out": f"*{dtype}", "outputs": "i32"},
-        constants={"PARTS": parts, "TILE": triton_linear.SUM_TILE, "ACTIVATION": last}
+        constants={
+            "PARTS": parts,
+            "TILE": triton_linear.SUM_TILE,
+            "ACTIVATION": last,
+            "EARLY": False,
+        }
         | ({} if bias else {"bias": None}),
         warps=4,
         stages=3,

@@ -33,7 +33,7 @@ def _norms(model: str, hidden: int, count: int, *, first: bool, parts: int = 1) 
         kernel=kernel,
         signature={name: types[name] for name in kernel.arg_names if name in types},
         constants=dict.fromkeys(absent)
-        | {"PARTS": parts * (not first), "HIDDEN": hidden, "TILE": config.tile},
+        | {"PARTS": parts * (not first), "HIDDEN": hidden, "TILE": config.tile, "EARLY": False},
         warps=config.warps,
         stages=3,
         expects=NO_MATRICES,

@@ -72,7 +72,8 @@ APPEARED |= dict.fromkeys(
     torch.ones torch.randn torch.set_num_threads torch.stack torch.strided torch.tensor torch.uint8
     torch.full_like torch.where torch.zeros torch.zeros_like
     torch.cuda.Event torch.cuda.Stream torch.cuda.current_stream torch.cuda.device_count
-    torch.cuda.get_device_name torch.cuda.is_available torch.cuda.max_memory_allocated
+    torch.cuda.get_device_capability torch.cuda.get_device_name torch.cuda.is_available
+    torch.cuda.max_memory_allocated
     torch.cuda.set_device torch.cuda.stream torch.cuda.synchronize torch.version.cuda
     torch.nn.functional.cosine_similarity torch.nn.functional.gelu torch.nn.functional.layer_norm
     torch.nn.functional.linear torch.nn.functional.pad torch.nn.functional.relu

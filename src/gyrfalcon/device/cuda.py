@@ -18,6 +18,8 @@ from gyrfalcon.device.topology import node_of_pci
 from gyrfalcon.device.waiting import wait_for
 from gyrfalcon.errors import UsageError
 
+EARLY_VARIABLE = "GYRFALCON_GPU_PDL"  # programmatic dependent launch
+
 
 class Cuda(Device):
     """A card of its own for each rank."""
@@ -84,6 +86,13 @@ class Cuda(Device):
     @cached_property
     def model(self) -> str:
         return torch.cuda.get_device_name(self.torch_device)
+
+    @cached_property
+    def launches_early(self) -> bool:
+        """From sm_90 on, if the environment says so: no card has confirmed it."""
+        if not self.runs_ptx or os.environ.get(EARLY_VARIABLE) != "1":
+            return False
+        return torch.cuda.get_device_capability(self.torch_device) >= (9, 0)
 
     def memory(self) -> tuple[int, int]:
         free, total = torch.cuda.mem_get_info(self.torch_device)

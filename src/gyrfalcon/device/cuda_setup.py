@@ -155,6 +155,7 @@ SETUP = Setup(
         "GPU_MAX_HW_QUEUES",
         "TRITON_CACHE_DIR",
         "GYRFALCON_SYMMETRIC_SUMS",
+        "GYRFALCON_GPU_PDL",
     ),
     queries=(
         ("nvidia-smi",),

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from time import perf_counter
 from typing import ClassVar, Protocol
 
@@ -136,6 +137,11 @@ class Device(ABC):
     @abstractmethod
     def memory(self) -> tuple[int, int]:
         """Bytes that could still be allocated, and all there are."""
+
+    @cached_property
+    def launches_early(self) -> bool:
+        """Whether a kernel may begin while the one before it ends, and waits for it where it has to."""
+        return False
 
     def numa_node(self) -> int | None:
         """The node of the host's memory that it is attached to; None where that is not known."""

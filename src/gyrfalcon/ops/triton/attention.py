@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gyrfalcon.kv.pool import LayerCache
+from gyrfalcon.ops.triton.early import early_launch, wait_for_kernels
 
 SEQUENCE_TILE = 128  # sequences among which a program of `prefill` looks for its own at a time
 SHORTEST_SPLIT = 128  # keys; shorter ones write as many partial results as they read keys
@@ -87,6 +88,7 @@ def decode(
         logs=logs,
         splits=splits,
         **_shared(q, cache, block_tables, config),
+        **early_launch(q.device),
     )
     if logs is None:
         return parts.view(sequences, heads * dim)
@@ -105,6 +107,7 @@ def _merged(parts: Tensor, logs: Tensor, dtype: torch.dtype) -> Tensor:
         DIM_TILE=_tile_of(dim),
         SPLIT_TILE=triton.next_power_of_2(splits),
         num_warps=1 if splits <= 16 else 4,
+        **early_launch(parts.device),
     )
     return out
 
@@ -202,12 +205,14 @@ def decode_kernel(
     DIM_TILE: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One sequence, one part of its context, up to ROWS heads of one KV head.
 
     Writes the part's result, and, where there are several, the binary logarithm of its sum of
     exponentials: -inf for a part without keys.
     """
+    wait_for_kernels(EARLY)
     row_tiles: tl.constexpr = (GROUP + ROWS - 1) // ROWS
     kv_head = tl.program_id(0) // row_tiles
     split = tl.program_id(1)
@@ -264,8 +269,10 @@ def merge_kernel(
     HEAD_DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
     SPLIT_TILE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One head of one sequence: the mean of its parts, weighted by their sums of exponentials."""
+    wait_for_kernels(EARLY)
     row = tl.program_id(0).to(tl.int64)
     places = row * splits + tl.arange(0, SPLIT_TILE)
     present = tl.arange(0, SPLIT_TILE) < splits

@@ -28,6 +28,7 @@ from torch import Tensor
 from gyrfalcon.device.lookup import device_of
 from gyrfalcon.ops import reference
 from gyrfalcon.ops.triton.dequantised_linear import dequantised_linear
+from gyrfalcon.ops.triton.early import early_launch, prefetch_and_wait, wait_for_kernels
 from gyrfalcon.ops.triton.epilogue import activate, epilogue
 from gyrfalcon.ops.triton.quantised_linear import int4_linear_kernel, int8_linear_kernel
 from gyrfalcon.quant import GROUPS, Quantised
@@ -140,7 +141,14 @@ def _launched(
     out = torch.empty(tokens, outputs, dtype=dtype, device=device)
     grid = (tokens, triton.cdiv(outputs, SUM_TILE))
     _sum_parts[grid](
-        parts, out=out, outputs=outputs, PARTS=len(parts), TILE=SUM_TILE, num_warps=4, **epilogue
+        parts,
+        out=out,
+        outputs=outputs,
+        PARTS=len(parts),
+        TILE=SUM_TILE,
+        num_warps=4,
+        **epilogue,
+        **early_launch(device),
     )
     return out
 
@@ -262,6 +270,7 @@ class _Launch:
             num_stages=config.stages,
             **constants,
             **epilogue,
+            **early_launch(self.device),
         )
 
     def _of(self, prefix: str, x: Tensor, weight: Tensor | Quantised) -> dict[str, object]:
@@ -316,6 +325,7 @@ def linear_kernel(
     EVEN: tl.constexpr,
     SECOND_EVEN: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One tile of the result, or one part of its sum: programs [token tiles, output tiles, parts].
 
@@ -328,12 +338,15 @@ def linear_kernel(
     known_row = tl.minimum(row, outputs - 1).to(tl.int64)
     first = tl.program_id(2) * steps
     last = first + steps
+    before = tl.cdiv(inputs, INPUTS)
+    prefetch_and_wait(
+        weight, second_weight, known_row, inputs, second_inputs, first, before, INPUTS, EARLY
+    )
     total = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
     total = _add_product(
         total, x, weight, token, known_row, tokens, inputs, x_stride, first, last, INPUTS, EVEN
     )
     if second_x is not None:
-        before = tl.cdiv(inputs, INPUTS)
         total = _add_product(
             total,
             second_x,
@@ -387,9 +400,17 @@ def _add_product(
 
 @triton.jit
 def _sum_parts(
-    parts, bias, out, outputs, PARTS: tl.constexpr, TILE: tl.constexpr, ACTIVATION: tl.constexpr
+    parts,
+    bias,
+    out,
+    outputs,
+    PARTS: tl.constexpr,
+    TILE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """parts float32 [PARTS, tokens, outputs] → out [tokens, outputs], always in the same order."""
+    wait_for_kernels(EARLY)
     row, tokens = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)
     known = column < outputs

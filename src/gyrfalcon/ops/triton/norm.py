@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gyrfalcon.ops.triton.early import early_launch, wait_for_kernels
 from gyrfalcon.ops.triton.parts import load_sum, parts_of
 
 Parameters = tuple[Tensor, Tensor]  # weight and bias of a norm, each [hidden]
@@ -67,6 +68,7 @@ def add_layer_norms(
         HIDDEN=hidden,
         TILE=config.tile,
         num_warps=config.warps,
+        **early_launch(x.device),
     )
     return total, normed
 
@@ -89,8 +91,10 @@ def _add_layer_norms(
     PARTS: tl.constexpr,
     HIDDEN: tl.constexpr,
     TILE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One row for each program."""
+    wait_for_kernels(EARLY)
     row = tl.program_id(0).to(tl.int64)
     x += row * x_stride
     normed += row * HIDDEN

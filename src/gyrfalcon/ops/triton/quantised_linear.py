@@ -5,6 +5,7 @@ load of words is widened place by place, and meets the columns of x that lie the
 import triton
 import triton.language as tl
 
+from gyrfalcon.ops.triton.early import prefetch_and_wait
 from gyrfalcon.ops.triton.epilogue import epilogue
 from gyrfalcon.ops.triton.words import INTEGER_UNIT, widen
 
@@ -34,6 +35,7 @@ def int8_linear_kernel(
     KIND: tl.constexpr,
     PTX: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """weight int16 [outputs, units × 64], two columns in each, KIND int8 or fp8; scales float32 [outputs].
 
@@ -44,6 +46,21 @@ def int8_linear_kernel(
     known_row = tl.minimum(row, outputs - 1)  # rows past the end repeat the last
     first = tl.program_id(2) * steps
     last = first + steps
+    before = tl.cdiv(inputs, 128) * (128 // INPUTS)
+    width, second_width = tl.cdiv(inputs, 128) * 64, None
+    if second_x is not None:
+        second_width = tl.cdiv(second_inputs, 128) * 64
+    prefetch_and_wait(
+        weight,
+        second_weight,
+        known_row.to(tl.int64),
+        width,
+        second_width,
+        first,
+        before,
+        INPUTS // 2,
+        EARLY,
+    )
     total = _int8_product(
         x,
         weight,
@@ -61,7 +78,6 @@ def int8_linear_kernel(
         PTX,
     )
     if second_x is not None:
-        before = tl.cdiv(inputs, 128) * (128 // INPUTS)
         total += _int8_product(
             second_x,
             second_weight,
@@ -145,6 +161,7 @@ def int4_linear_kernel(
     GROUP: tl.constexpr,
     PTX: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """weight int16 [outputs, units × 32], four columns in each, scales bfloat16 [units, outputs] for groups
     of 128, else int32 [units × 64 / GROUP, outputs]: what a unit has of a group is summed by itself and
@@ -156,6 +173,21 @@ def int4_linear_kernel(
     row = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     first = tl.program_id(2) * steps * (INPUTS // 128)
     last = first + steps * (INPUTS // 128)
+    before = tl.cdiv(tl.cdiv(inputs, 128), INPUTS // 128) * (INPUTS // 128)
+    width, second_width = tl.cdiv(inputs, 128) * 32, None
+    if second_x is not None:
+        second_width = tl.cdiv(second_inputs, 128) * 32
+    prefetch_and_wait(
+        weight,
+        second_weight,
+        tl.minimum(row, outputs - 1).to(tl.int64),
+        width,
+        second_width,
+        first,
+        before,
+        32,
+        EARLY,
+    )
     total = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
     total = _add_int4_product(
         total,
@@ -175,7 +207,6 @@ def int4_linear_kernel(
         PTX,
     )
     if second_x is not None:
-        before = tl.cdiv(tl.cdiv(inputs, 128), INPUTS // 128) * (INPUTS // 128)
         total = _add_int4_product(
             total,
             second_x,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gyrfalcon.kv.pool import LayerCache
 from gyrfalcon.ops.reference import AngleRows, Angles
+from gyrfalcon.ops.triton.early import early_launch, wait_for_kernels
 from gyrfalcon.ops.triton.parts import load_sum, parts_of
 
 VECTORS = 16  # of one token that a program places: 2 KiB of 64 bfloat16 each
@@ -47,6 +48,7 @@ def rotary_and_cache(
         VECTORS=VECTORS,
         PARTS=parts,
         num_warps=2,
+        **early_launch(qkv.device),
     )
     return q
 
@@ -70,8 +72,10 @@ def rotary_and_cache_kernel(
     HALF_TILE: tl.constexpr,
     VECTORS: tl.constexpr,
     PARTS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """VECTORS queries, keys and values of one token, each as two halves [VECTORS, HALF_TILE]."""
+    wait_for_kernels(EARLY)
     token = tl.program_id(0).to(tl.int64)
     vectors = tl.program_id(1) * VECTORS + tl.arange(0, VECTORS)
     members = vectors % (GROUP + 2)  # queries of a KV head, then its key, then its value

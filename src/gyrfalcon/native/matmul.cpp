@@ -179,9 +179,11 @@ void add_tiles(const Kernels &kernels, const Rows &rows, const Rows &next, const
     const int64_t step = many ? rows.count : kernels.mr;
     for (int64_t row = 0; row < rows.count; row += step)
         for (int64_t column = 0; column < rows.columns; column += INT16_COLUMNS) {
+            const Rows some = from_row(rows, row, step);
+            const Rows then = row + step < rows.count ? from_row(rows, row + step, step) : from_row(next, 0, step);
             const bool last = column + INT16_COLUMNS >= rows.columns;
-            const Columns follows = !many ? Columns{} : last ? Columns{next, 0} : Columns{rows, column + INT16_COLUMNS};
-            add_columns(kernels, from_row(rows, row, step), column, follows, tokens, sums + row, stride, add, memory);
+            const Columns follows = last ? Columns{then, 0} : Columns{some, column + INT16_COLUMNS};
+            add_columns(kernels, some, column, follows, tokens, sums + row, stride, add, memory);
         }
 }
 

@@ -65,6 +65,7 @@ INLINE void int4_tiles(const Rows &rows, int64_t row, const Tokens &tokens, int6
     const int64_t blocks = rows.columns / 64, blocks_in_group = HALVES ? 1 : rows.group / 64;
     const char *words = int4_words(rows, row), *scales = int4_scales(rows, row);
     const int64_t tile_bytes = INT4_ROWS * rows.row_bytes, tile_scales = INT4_ROWS * int4_scale_bytes(rows);
+    int64_t left = blocks_in_group;
     Floats total[TILES][TOKENS] = {};
     for (int64_t block = 0; block < blocks; block++, words += INT4_BLOCK_BYTES) {
         const int8_t *x = tokens.bytes + token * tokens.stride + block * 64;
@@ -95,7 +96,7 @@ INLINE void int4_tiles(const Rows &rows, int64_t row, const Tokens &tokens, int6
             }
         }
         UNROLL for (int i = 0; i < TILES; i++) {
-            const char *own = scales + i * tile_scales + (HALVES ? 2 * block : block / blocks_in_group) * 2 * INT4_ROWS;
+            const char *own = scales + i * tile_scales;
             const Floats first = Bf16::at(own, 0);
             UNROLL for (int j = 0; j < TOKENS; j++) {
                 const float scale = tokens.scales[(token + j) * blocks + block];
@@ -108,6 +109,8 @@ INLINE void int4_tiles(const Rows &rows, int64_t row, const Tokens &tokens, int6
                         __builtin_convertvector(APART ? low[i][j] + high[i][j] : low[i][j], Floats) * scale * first;
             }
         }
+        if (!--left)
+            left = blocks_in_group, scales += (HALVES ? 2 : 1) * 2 * INT4_ROWS;
     }
     UNROLL for (int i = 0; i < TILES; i++)
         UNROLL for (int j = 0; j < TOKENS; j++)
@@ -176,6 +179,7 @@ INLINE void byte_micro_kernel(const uint8_t *tile, const float *row_scales, cons
     const int8_t *x = tokens.bytes;
     const float *token_scales = tokens.scales;
     const int32_t *offsets = tokens.offsets;
+    int64_t left = group;
     Floats total[TOKENS][2] = {};
     for (int64_t column = 0; column < columns; column += Scale::part, offsets += NR_INT8) {
         if (column < Scale::part * ahead.each)
@@ -194,12 +198,13 @@ INLINE void byte_micro_kernel(const uint8_t *tile, const float *row_scales, cons
             tile += 4 * MR;
             x += 4 * NR_INT8;
         }
-        const float *scales = row_scales + (Scale::each_part ? column / group * MR : 0);
         UNROLL for (int i = 0; i < TOKENS; i++)
             UNROLL for (int j = 0; j < 2; j++) {
                 const Floats scaled = __builtin_convertvector(part[i][j], Floats) * token_scales[i];
-                total[i][j] += Scale::each_part ? scaled * load<Floats>(scales + j * WIDTH) : scaled;
+                total[i][j] += Scale::each_part ? scaled * load<Floats>(row_scales + j * WIDTH) : scaled;
             }
+        if (Scale::each_part && !(left -= Scale::part))
+            left = group, row_scales += MR;
         if (column % 64 + Scale::part == 64)
             token_scales += NR_INT8;
     }

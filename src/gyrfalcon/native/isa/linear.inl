@@ -31,7 +31,8 @@ INLINE void float_step(const char *weights, int64_t apart_bytes, int64_t place, 
         UNROLL for (int j = 0; j < TOKENS; j++) {
             Floats input = load<Floats>(x + j * stride + PART * WIDTH);
             UNROLL for (int i = 0; i < ROWS; i++)
-                total[i][j] += weight[i] * input;
+                total[i][j] = Kind::size == 2 && TOKENS > 2 ? add_products(total[i][j], weight[i], input)
+                                                            : total[i][j] + weight[i] * input;
         }
     }
 }
@@ -105,6 +106,7 @@ INLINE void int4_tile(const Rows &rows, int64_t row, const Tokens &tokens, int64
     constexpr int PARTS = INT4_ROWS / WIDTH;
     const int64_t blocks = rows.columns / 64, blocks_in_group = HALVES ? 1 : rows.group / 64;
     const char *words = int4_words(rows, row), *scales = int4_scales(rows, row);
+    int64_t left = blocks_in_group;
     Floats total[PARTS][TOKENS] = {};
     for (int64_t block = 0; block < blocks; block++, words += INT4_BLOCK_BYTES) {
         const int8_t *x = tokens.bytes + token * tokens.stride + block * 64;
@@ -129,15 +131,16 @@ INLINE void int4_tile(const Rows &rows, int64_t row, const Tokens &tokens, int64
                 }
             }
         }
-        const char *own_scales = scales + (HALVES ? 2 * block : block / blocks_in_group) * 2 * INT4_ROWS;
         UNROLL for (int j = 0; j < TOKENS; j++) {
             const int64_t place = (token + j) * blocks + block;
             UNROLL for (int i = 0; i < PARTS; i++)
                 total[i][j] += tokens.scales[place] *
                                int4_scaled<HALVES>(widen_group_sums(low[i][j]), widen_group_sums(high[i][j]),
-                                                   own_scales + 2 * i * WIDTH,
+                                                   scales + 2 * i * WIDTH,
                                                    tokens.offsets + (HALVES ? 2 : 1) * place);
         }
+        if (!--left)
+            left = blocks_in_group, scales += (HALVES ? 2 : 1) * 2 * INT4_ROWS;
     }
     UNROLL for (int j = 0; j < TOKENS; j++)
         UNROLL for (int i = 0; i < PARTS; i++)

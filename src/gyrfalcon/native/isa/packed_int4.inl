@@ -37,6 +37,7 @@ INLINE void int4_micro_kernel(const uint8_t *tile, const float *row_scales, cons
     const int8_t *x = tokens.bytes;
     const float *token_scales = tokens.scales;
     const int32_t *offsets = tokens.offsets;
+    int64_t left = group;
     for (int64_t column = 0; column < columns; column += HALVES * 32, add = true) {
         if (column < HALVES * 32 * ahead.each)
             ahead.prefetch_line();
@@ -60,16 +61,17 @@ INLINE void int4_micro_kernel(const uint8_t *tile, const float *row_scales, cons
                 }
         }
         offsets += NR_INT8;
-        const float *scales = row_scales + column / group * MR;
         UNROLL for (int i = 0; i < TOKENS; i++)
             UNROLL for (int j = 0; j < 2; j++) {
                 float *place = to + i * stride + j * WIDTH;
-                Floats scale = load<Floats>(scales + j * WIDTH) * token_scales[i];
+                Floats scale = load<Floats>(row_scales + j * WIDTH) * token_scales[i];
                 Floats before = add ? load<Floats>(place) : Floats{};
                 store(place, before + __builtin_convertvector(total[i][j], Floats) * scale);
             }
         if (column % 64 + HALVES * 32 == 64)
             token_scales += NR_INT8;
+        if (!(left -= HALVES * 32))
+            left = group, row_scales += MR;
     }
 }
 template <int HALVES, int TOKENS = NR_INT8>

@@ -19,6 +19,17 @@ template <class Vector> INLINE Vector load(const void *from) {
 }
 template <class Vector> INLINE void store(void *to, Vector vector) { memcpy(to, &vector, sizeof vector); }
 
+// sums + a × b, where there are as many sums as registers leave: GCC writes to a or b, and spills sums in the middle of a
+// pass, each of which waits for the one before.
+INLINE Floats add_products(Floats sums, Floats a, Floats b) {
+#if defined(__AVX2__) && GYRFALCON_WIDTH == 8
+    asm("vfmadd231ps %2, %1, %0" : "+x"(sums) : "x"(a), "x"(b));
+    return sums;
+#else
+    return sums + a * b;
+#endif
+}
+
 INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 INLINE Floats broadcast(float value) { return value - Floats{}; }

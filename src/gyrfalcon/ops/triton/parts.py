@@ -17,5 +17,6 @@ def load_sum(pointers, mask, stride, PARTS: tl.constexpr, dtype: tl.constexpr):
     """The sum at `pointers` of the first part, rounded to dtype and widened to float32."""
     total = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
     for part in tl.static_range(1, PARTS):
-        total += tl.load(pointers + part * stride, mask=mask, other=0.0)
+        pointers += stride
+        total += tl.load(pointers, mask=mask, other=0.0)
     return total.to(dtype).to(tl.float32)

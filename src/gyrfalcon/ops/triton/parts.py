@@ -16,7 +16,7 @@ def parts_of(y: Tensor) -> tuple[int, int, int]:
 def load_sum(pointers, mask, stride, PARTS: tl.constexpr, dtype: tl.constexpr):
     """The sum at `pointers` of the first part, rounded to dtype and widened to float32."""
     total = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
-    for part in tl.static_range(1, PARTS):
+    for _ in tl.static_range(1, PARTS):
         pointers += stride
         total += tl.load(pointers, mask=mask, other=0.0)
     return total.to(dtype).to(tl.float32)

@@ -9,7 +9,8 @@ from engines import OPERATORS, make_engine, random_prompt, small
 from torch import Tensor
 
 from gyrfalcon.batch import Batch
-from gyrfalcon.model.falcon import Falcon
+from gyrfalcon.model.falcon import BlockLoop, Falcon
+from gyrfalcon.native.library import library
 from gyrfalcon.ops import reference
 from gyrfalcon.quant import Weight
 from gyrfalcon.request import Chunk, Request, SamplingParams, Sequence
@@ -86,6 +87,31 @@ def test_its_other_products_have_the_wanted_tokens_alone(
     every, wanted = sum(map(len, STEPS)), len(WANTED)
     head = [wanted]
     assert counts == [every] * 4 * (LAYERS - 1) + [every, *[wanted] * 3] + head
+
+
+@pytest.mark.skipif(library() is None, reason="the native kernels are not built")
+def test_native_linears_in_one_call_have_the_same_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernels read as many rows of each input, whatever it has."""
+    from gyrfalcon.ops import native
+
+    monkeypatch.setenv("GYRFALCON_OPS", "native")
+    linears = native.linears
+    counts: list[set[int]] = []
+
+    def counted(*each: reference.LinearCall) -> list[Tensor]:
+        counts.append({len(one.x) for one in each})
+        return linears(*each)
+
+    monkeypatch.setattr(native, "linears", counted)
+    with make_engine(small(tmp_path / "model", num_hidden_layers=LAYERS)) as engine:
+        model = engine._core.model_runner
+        assert isinstance(model, Falcon)
+        by_blocks = replace(model, run_blocks=BlockLoop(model.blocks))
+        by_blocks(batch_of(engine._core.pool.block_size), engine._core.pool)
+    assert counts
+    assert all(len(each) == 1 for each in counts)
 
 
 def test_steps_that_only_decode_are_as_before() -> None:

@@ -100,9 +100,8 @@ class ParallelBlock:
     ) -> tuple[Tensor, Tensor]:
         """The same of the batch's rows alone."""
         x, normed = self.norms(x, part)
-        qkv, up = self.attention.qkv.of(normed[0]), self.mlp.up.of(normed[-1][batch.rows])
-        attend = partial(self.attention.attend_rows, angles=angles, batch=batch, cache=cache)
-        return x[batch.rows], self._output(*self.ops.branches(qkv, attend, up))
+        heads = self.attention.attend_rows(self.attention.qkv(normed[0]), angles, batch, cache)
+        return x[batch.rows], self._output(heads, self.mlp.up(normed[-1][batch.rows]))
 
     def _output(self, heads: Tensor, up: Tensor) -> Tensor:
         parts = (heads, self.attention.dense.weight), (up, self.mlp.down.weight)

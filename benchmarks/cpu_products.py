@@ -9,28 +9,24 @@ repeat the memory bandwidth is measured and the multiply-adds of every instructi
 shortest time of all repeats; "of bound" is that time over the longer of two: bytes of weights by the
 largest measured bandwidth, and multiply-adds by the largest measured peak of the instruction that the
 kernel uses. "of peak" is the share of that peak, "of float" that of fp32 multiply-adds. int8 weights are
-multiplied with activations of 8 or 16 bits, by themselves with the faster ones.
+multiplied with activations of 8 or 16 bits, by themselves with the faster ones. With one thread all times
+are its processor time.
 
 With --json rows are added to those that the file has already, of other sets or precisions.
 """
 
 import argparse
 import ctypes
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from time import perf_counter
 
 import torch
+from cpu_probe import Clock, Probe, clock_for, save_rows
 from torch import Tensor
 
-from gyrfalcon.console.format import write_json
-from gyrfalcon.files.output import open_output
-from gyrfalcon.measure.result import machine_facts
 from gyrfalcon.native.library import KINDS, Matrix, Output, Term, available, library
 
 SHAPES = {  # rows and columns of the block's four matrices
@@ -44,9 +40,10 @@ GROUP = 64  # weights of int4 that share a scale
 ACTIVATION_BITS = {"auto": 0, "int8": 8, "int16": 16}
 BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4 + 16 / GROUP}
 COPIES_BYTES = 1 << 30  # of weights that are read in turn
-PROBE_BYTES, PROBE_ROUNDS = 256 << 20, 1 << 17
 FEW = 16  # tokens, up to which a repeat is CALLS calls
 CALLS, MANY_CALLS = 4, 2  # the first finds its buffers out of the caches
+FORMAT = "gyrfalcon-cpu-products"
+KEY = ("instructions", "precision", "model", "matrix", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,27 +108,6 @@ def _filled(precision: str, size: int) -> Tensor:
     return part.repeat(-(-size // len(part)))
 
 
-class Probe:
-    """The largest rates measured so far."""
-
-    def __init__(self, found: ctypes.CDLL) -> None:
-        self._found = found
-        self._block = torch.ones(PROBE_BYTES, dtype=torch.uint8)
-        self.read = 0.0
-        self.peaks: dict[str, float] = {}
-
-    def measure(self) -> None:
-        """One more try of each."""
-        start = perf_counter()
-        self._found.gf_read(self._block.data_ptr(), PROBE_BYTES)
-        self.read = max(self.read, PROBE_BYTES / (perf_counter() - start))
-        for name in self._found.gf_multiply_instructions().split():
-            start = perf_counter()
-            operations = self._found.gf_multiply_add(name, PROBE_ROUNDS)
-            rate = operations / 2 / (perf_counter() - start)
-            self.peaks[name.decode()] = max(self.peaks.get(name.decode(), 0.0), rate)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints and keeps; 1 without native kernels."""
     options = _options(argv)
@@ -154,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     rows.append(row)
                     print(line(row), flush=True)
                 if options.json:
-                    save(rows, options)
+                    new = [asdict(row) for row in rows]
+                    save_rows(options.json, FORMAT, new, KEY, options.threads)
     finally:
         found.gf_choose(available()[0].encode())
         found.gf_use_activations(ACTIVATION_BITS["auto"])
@@ -187,7 +164,8 @@ def measured(
     found: ctypes.CDLL, name: str, precision: str, options: argparse.Namespace
 ) -> Iterator[Row]:
     """The rows of an instruction set and precision."""
-    probe = Probe(found)
+    clock = clock_for(options.threads)
+    probe = Probe(found, clock)
     for model in options.models:
         for matrix, (rows, columns) in SHAPES[model].items():
             weights = Weights(precision, rows, columns)
@@ -197,7 +175,7 @@ def measured(
             for _ in range(options.repeats):
                 probe.measure()
                 for tokens, x in inputs.items():
-                    best[tokens] = min(best[tokens], seconds(found, weights, x))
+                    best[tokens] = min(best[tokens], seconds(found, weights, x, clock))
             for tokens, least in best.items():
                 instruction = found.gf_instruction_for(weights.kind, tokens, KINDS[dtype]).decode()
                 yield Row(
@@ -217,16 +195,16 @@ def measured(
                 )
 
 
-def seconds(found: ctypes.CDLL, weights: Weights, x: Tensor) -> float:
+def seconds(found: ctypes.CDLL, weights: Weights, x: Tensor, clock: Clock) -> float:
     """The shortest of a few calls."""
     best = float("inf")
     y = x.new_empty(len(x), weights.rows)
     for _ in range(CALLS if len(x) <= FEW else MANY_CALLS):
         term = Term(weights.matrix(), x.data_ptr())
         output = Output(y.data_ptr(), None, (Term * 2)(term), 1, 0)
-        start = perf_counter()
+        start = clock()
         status = found.gf_linears(output, 1, len(x), KINDS[x.dtype])
-        best = min(best, perf_counter() - start)
+        best = min(best, clock() - start)
         assert status == 0
     return best
 
@@ -248,24 +226,6 @@ def line(row: Row) -> str:
         f"{rate / row.float_multiply_adds_per_second:8.1%}  {row.instruction} "
         f"{row.peak_multiply_adds_per_second / 1e9:.0f} G, {row.read_bytes_per_second / 1e9:.1f} GB/s"
     )
-
-
-def save(rows: Sequence[Row], options: argparse.Namespace) -> None:
-    """Writes the rows, and those of earlier runs that none of them replaces."""
-    kept = json.loads(options.json.read_text("utf-8"))["rows"] if options.json.exists() else []
-    new = {_key(asdict(row)) for row in rows}
-    facts = {
-        "format": "gyrfalcon-cpu-products",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine_facts(),
-        "threads": options.threads,
-        "rows": [row for row in kept if _key(row) not in new] + [asdict(row) for row in rows],
-    }
-    write_json(facts, open_output(str(options.json), "--json"))
-
-
-def _key(row: dict[str, object]) -> tuple[object, ...]:
-    return tuple(row[name] for name in ("instructions", "precision", "model", "matrix", "tokens"))
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ def test_a_run_adds_its_rows_to_those_of_others(
 ) -> None:
     monkeypatch.setitem(SHAPES, "A", {"small": (48, 64)})
     monkeypatch.setattr("cpu_products.COPIES_BYTES", 1 << 16)
-    monkeypatch.setattr("cpu_products.PROBE_BYTES", 4 << 20)
-    monkeypatch.setattr("cpu_products.PROBE_ROUNDS", 100)
+    monkeypatch.setattr("cpu_probe.PROBE_BYTES", 4 << 20)
+    monkeypatch.setattr("cpu_probe.PROBE_ROUNDS", 100)
     file = tmp_path / "products.json"
     options = ["--models", "A", "--sets", available()[0], "--repeats", "1", "--json", str(file)]
     for precision in ("bf16", "int4", "int8", "fp32", "int4"):

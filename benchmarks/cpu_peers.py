@@ -1,7 +1,8 @@
 """Times gyrfalcon beside other engines on the CPU: prefill and decoding, alone and in batches, with
 weights of 16, 8 and 4 bits; the same random checkpoint, as many threads, one run, engines in turn.
 
-    python benchmarks/cpu_peers.py [--quick] [--json FILE] [--plot FILE] [--python ENGINE=PYTHON]
+    python benchmarks/cpu_peers.py [--quick|--long] [--json FILE] [--plot FILE]
+        [--python ENGINE=PYTHON]
 
 Engines: gyrfalcon, transformers (bf16, or fp32 where that is faster), llama.cpp (BF16, Q8_0, Q4_0),
 openvino (bf16, int8, int4 with a scale for 64 weights), ctranslate2 (int8; bf16 where the processor
@@ -20,8 +21,11 @@ its turn in a process of its own, and the next round begins with another one; be
 limits are measured. A turn begins with one prompt that is not timed. "of limit" is the least work in
 our own format against the memory bandwidth when decoding, against the matrix peak in a prefill.
 
-All takes hours: with --resume the rounds that are in the JSON file already are kept, and those that
-lack to --rounds are run.
+With --long prompts have 2,048 tokens: their prefill, and steps of one and 8 sequences after so much context,
+where attention counts most.
+
+All takes hours: before each model the script says what it would take at the machine's limits, and with
+--resume the rounds that are in the JSON file already are kept, and those that lack to --rounds are run.
 
 Exit code: 1 when a row of gyrfalcon is behind a peer or failed, 2 when the run was refused.
 """

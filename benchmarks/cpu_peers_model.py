@@ -17,6 +17,7 @@ from gyrfalcon.measure.result import num_parameters
 from gyrfalcon.model.architectures import config_from_json, make_layout
 
 HEAD_DIM = 64
+POSITIONS = 2048  # tokens of a sequence that Falcon was trained on
 BLOCK = 1 << 24  # elements drawn at a time
 SPREAD = 0.02  # the deviation of fresh Falcon weights (FalconConfig.initializer_range)
 END = "<|endoftext|>"
@@ -34,7 +35,7 @@ class Shape:
     grouped: bool  # as 40b: groups of heads, two norms; else as 7b
     alone: bool = False  # too large for the others' forms: gyrfalcon's rows only
 
-    def config(self, vocab_size: int) -> dict[str, object]:
+    def config(self, vocab_size: int, positions: int = POSITIONS) -> dict[str, object]:
         """config.json. multi_query is false for a grouped model, in which it means nothing, because
         CTranslate2 reads it all the same.
         """
@@ -52,7 +53,7 @@ class Shape:
             "alibi": False,
             "vocab_size": vocab_size,
             "layer_norm_epsilon": 1e-5,
-            "max_position_embeddings": 2048,
+            "max_position_embeddings": positions,
             "rope_theta": 10000.0,
             "hidden_dropout": 0.0,
             "attention_dropout": 0.0,

@@ -10,17 +10,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
-from cpu_peers_model import NUM_WORDS, SHAPES, VOCAB_SIZE, check_shape, parameters
+from cpu_peers_model import NUM_WORDS, POSITIONS, SHAPES, VOCAB_SIZE, check_shape, parameters
 from cpu_peers_results import OURS
 
 from gyrfalcon.bounds import Bounds
 from gyrfalcon.cli.option_types import Whole, Wholes
 from gyrfalcon.console.format import shown_bytes
 from gyrfalcon.errors import UsageError
+from gyrfalcon.model.architectures import config_from_json
 
 PRECISIONS = ("bf16", "int8", "int4")
 COUNTS = Bounds(1, 1_000_000)  # of tokens, rounds, seconds, what is not checked further
-BASE_BYTES = 2 << 30  # of memory for libraries, cache and intermediate results
+LIBRARY_BYTES = 1 << 30  # of memory that an engine takes without a model
+BASE_BYTES = 2 * LIBRARY_BYTES  # with cache and intermediate results, at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class Defaults:
 
 FULL = Defaults(",".join(SHAPES), ",".join(ENGINES), prompt_len=512, steps=128, rounds=5)
 QUICK = Defaults("A", f"{OURS},transformers,llama.cpp", prompt_len=128, steps=16, rounds=2)
+LONG = replace(FULL, models="A,B", prompt_len=POSITIONS, steps=16, rounds=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,11 @@ class Plan:
     rounds: int
     threads: int
     silence_seconds: float
+
+    @property
+    def total_len(self) -> int:
+        """The most tokens of a sequence."""
+        return _total_len(self.prompt_len, self.steps)
 
     def engines_of(self, model: str) -> list[str]:
         """Those that run a model."""
@@ -97,7 +105,16 @@ def parse_options(argv: Sequence[str] | None, description: str | None) -> argpar
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="one model, three engines, shorter, fewer rounds")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument(
+        "--quick", action="store_true", help="one model, three engines, shorter, fewer rounds"
+    )
+    one.add_argument(
+        "--long",
+        action="store_true",
+        help=f"prompts of {LONG.prompt_len} tokens, where attention counts: models {LONG.models}, "
+        f"{LONG.steps} steps, {LONG.rounds} rounds",
+    )
     add("--models", help=f"of {_both('models')}")
     add("--engines", help=f"of {_both('engines')}")
     add("--precisions", default=",".join(PRECISIONS))
@@ -135,20 +152,22 @@ def _both(field: str) -> str:
 
 def plan_of(options: argparse.Namespace) -> Plan:
     """The options with their defaults; UsageError for impossible ones."""
-    default = QUICK if options.quick else FULL
+    default = QUICK if options.quick else LONG if options.long else FULL
     if options.resume and not options.json:
         raise UsageError("--json FILE to --resume", "none", "name the file that holds the rounds")
     if options.plot and not find_spec("matplotlib"):
         raise UsageError("matplotlib for --plot", "none installed", "pip install matplotlib")
     models = _chosen("--models", options.models or default.models, SHAPES)
+    prompt_len, steps = options.prompt_len or default.prompt_len, options.steps or default.steps
+    positions = max(POSITIONS, _total_len(prompt_len, steps))
     plan = Plan(
-        configs={model: _config(model, options) for model in models},
+        configs={model: _config(model, options, positions) for model in models},
         engines=_chosen("--engines", options.engines or default.engines, ENGINES),
         pythons=_pythons(options.python),
         precisions=_chosen("--precisions", options.precisions, PRECISIONS),
         batches=options.batches,
-        prompt_len=options.prompt_len or default.prompt_len,
-        steps=options.steps or default.steps,
+        prompt_len=prompt_len,
+        steps=steps,
         rounds=options.rounds or default.rounds,
         threads=_threads(options.threads),
         silence_seconds=options.silence,
@@ -162,6 +181,10 @@ def plan_of(options: argparse.Namespace) -> Plan:
     return plan
 
 
+def _total_len(prompt_len: int, steps: int) -> int:
+    return prompt_len + 1 + steps
+
+
 def _chosen(option: str, text: str, known: Sequence[str] | Mapping[str, object]) -> list[str]:
     """Words with commas between them, each one of `known`."""
     words = list(dict.fromkeys(text.split(",")))
@@ -171,7 +194,7 @@ def _chosen(option: str, text: str, known: Sequence[str] | Mapping[str, object])
     return words
 
 
-def _config(model: str, options: argparse.Namespace) -> dict[str, object]:
+def _config(model: str, options: argparse.Namespace, positions: int) -> dict[str, object]:
     shape = SHAPES[model]
     shape = replace(
         shape,
@@ -179,7 +202,7 @@ def _config(model: str, options: argparse.Namespace) -> dict[str, object]:
         hidden_size=options.hidden or shape.hidden_size,
     )
     check_shape(shape)
-    return shape.config(options.vocab)
+    return shape.config(options.vocab, positions)
 
 
 def _pythons(texts: Sequence[str]) -> dict[str, str]:
@@ -217,7 +240,7 @@ def check_room(plan: Plan, folder: Path) -> None:
         do = "name another --folder, or fewer --models, --engines or --layers"
         raise UsageError(f"{shown_bytes(disk)} in {folder}", f"{shown_bytes(free_disk)} free", do)
     if memory > free_memory:
-        do = "name fewer --models, --engines or --layers, or close other programs"
+        do = "name fewer --models, --engines, --batches or --layers, or close other programs"
         raise UsageError(f"{shown_bytes(memory)} of memory", f"{shown_bytes(free_memory)} free", do)
 
 
@@ -226,4 +249,12 @@ def _needs(plan: Plan, model: str) -> tuple[int, int]:
     weights = parameters(plan.configs[model])
     forms = sum(ENGINES[engine].form_bytes[precision] for precision, engine in plan.pairs(model))
     memory = max(ENGINES[each].memory_bytes for each in plan.engines_of(model))
-    return int(weights * (2 + forms)), BASE_BYTES + int(weights * memory)
+    base = max(BASE_BYTES, LIBRARY_BYTES + _step_bytes(plan, model))
+    return int(weights * (2 + forms)), base + int(weights * memory)
+
+
+def _step_bytes(plan: Plan, model: str) -> int:
+    """Of keys, values and what the MLP computes, twice, in float32, of the most tokens at a time."""
+    config = config_from_json(plan.configs[model])
+    cached = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    return max(plan.batches) * plan.total_len * 4 * (cached + 2 * config.ffn_size)

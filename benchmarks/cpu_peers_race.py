@@ -5,7 +5,7 @@ generate in turn, each in a process of its own.
 import os
 import shutil
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,12 +14,13 @@ from cpu_engine import Setup
 from cpu_peers_model import make_checkpoint
 from cpu_peers_plan import ENGINES, Plan
 from cpu_peers_process import EngineFailed, EngineProcess
-from cpu_peers_results import OURS, Case, Turn
+from cpu_peers_results import OURS, Case, Turn, least_ms, quant_of
 
 from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.limits import machine_limits
 from gyrfalcon.measure.roofline import MachineLimits
+from gyrfalcon.model.architectures import config_from_json
 
 WARM_UP_STEPS = 2
 
@@ -54,10 +55,17 @@ def race(
     plan: Plan, model: str, missing: Collection[str], work: Path, done: int = 0
 ) -> Iterator[list[Turn]]:
     """The turns of each round but the first `done` on one model, whose files are made first and removed in
-    the end.
+    the end. Says on standard error how long they take at least.
     """
     if done >= plan.rounds:
         return
+    limits = {precision: _limits(precision) for precision in plan.precisions}
+    minutes = (plan.rounds - done) * least_seconds(plan, model, missing, limits) / 60
+    print(
+        f"{model}: {plan.rounds - done} rounds would take {minutes:.1f} minutes at this machine's limits; "
+        "engines take longer, and to write and load their models",
+        file=sys.stderr,
+    )
     folder = work / model
     folder.mkdir()
     make_checkpoint(folder / "checkpoint", plan.configs[model])
@@ -68,6 +76,20 @@ def race(
     for number in range(done, plan.rounds):
         yield list(_round(plan, runners, number))
     shutil.rmtree(folder)
+
+
+def least_seconds(
+    plan: Plan, model: str, missing: Collection[str], limits: Mapping[str, MachineLimits]
+) -> float:
+    """What a round of a model takes when every engine reaches the machine's limits, of each precision."""
+    config = config_from_json(plan.configs[model])
+    total = 0.0
+    for precision, _ in plan.pairs(model, missing):
+        for batch, steps in [(1, WARM_UP_STEPS), *((batch, plan.steps) for batch in plan.batches)]:
+            case = Case(model, precision, batch, plan.prompt_len, steps)
+            total += least_ms("prefill", case, config, limits[precision])
+            total += steps * least_ms("decode", case, config, limits[precision])
+    return total / 1000
 
 
 class Runner:
@@ -125,7 +147,7 @@ class Runner:
             precision=self.precision,
             threads=plan.threads,
             batch=max(plan.batches),
-            total_len=plan.prompt_len + plan.steps + 1,
+            total_len=plan.total_len,
         )
         process.ask("load", plan.silence_seconds, **asdict(setup))
 
@@ -156,11 +178,15 @@ def _round(plan: Plan, runners: list[Runner], number: int) -> Iterator[Turn]:
     """One turn of each; every round begins with another engine."""
     for precision in plan.precisions:
         there = [runner for runner in runners if runner.precision == precision]
-        quant = "none" if precision == "bf16" else precision
-        limits = machine_limits(Cpu.at(0), torch.bfloat16, quant)
+        limits = _limits(precision)
         first = number % max(1, len(there))
         for runner in there[first:] + there[:first]:
             yield from runner.turn(number, limits)
+
+
+def _limits(precision: str) -> MachineLimits:
+    """Of this machine, now."""
+    return machine_limits(Cpu.at(0), torch.bfloat16, quant_of(precision))
 
 
 def _started(plan: Plan, engine: str, folder: Path) -> EngineProcess:

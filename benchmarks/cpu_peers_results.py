@@ -12,7 +12,6 @@ from gyrfalcon.measure.roofline import (
     Deployment,
     MachineLimits,
     decode_bytes,
-    percent_of_limit,
     prefill_flops,
 )
 
@@ -115,22 +114,32 @@ def _row(case: Case, phase: str, turns: Sequence[Turn], config: ModelConfig) -> 
     if why is not None:
         return Row(case, phase, engine, failed=why)
     ms = [one for turn in turns for one in turn.ms(phase)]
-    percent = median(_percent(phase, turn, config) for turn in turns)
+    percent = median(
+        100 * least_ms(phase, turn.case, config, turn.limits) / median(turn.ms(phase))
+        for turn in turns
+    )
     return Row(case, phase, engine, None, median(ms), min(ms), max(ms), percent)
 
 
-def _percent(phase: str, turn: Turn, config: ModelConfig) -> float:
-    """Of the least work in our own format of these weights, whoever did it."""
-    case = turn.case
-    quant = "none" if case.precision == "bf16" else case.precision
-    layout = Deployment(config, world_size=1, number_bytes=2, quant=quant, on_cards=False)
+def least_ms(phase: str, case: Case, config: ModelConfig, limits: MachineLimits) -> float:
+    """Of a prefill or a decoding step at the machine's limits: the least work in our own format of these
+    weights, whoever does it.
+    """
+    layout = Deployment(
+        config, world_size=1, number_bytes=2, quant=quant_of(case.precision), on_cards=False
+    )
     if phase == "prefill":
-        work = prefill_flops(layout, case.batch, case.prompt_len)
-        limit = turn.limits.matrix_flops_per_second
+        work: float = prefill_flops(layout, case.batch, case.prompt_len)
+        limit = limits.matrix_flops_per_second
     else:
         work = decode_bytes(layout, case.batch, case.prompt_len + case.steps / 2)
-        limit = turn.limits.bandwidth_bytes_per_second
-    return percent_of_limit(work, limit, median(turn.ms(phase)))
+        limit = limits.bandwidth_bytes_per_second
+    return 1000 * work / limit
+
+
+def quant_of(precision: str) -> str:
+    """Our word for it."""
+    return "none" if precision == "bf16" else precision
 
 
 def table(rows: Sequence[Row], turns: Sequence[Turn]) -> str:

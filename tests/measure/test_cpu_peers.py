@@ -52,6 +52,7 @@ def test_a_run_times_every_step_of_every_engine_on_the_same_model(
     check_turns(found["turns"])
     check_facts(found, argv)
     assert "needs" in printed.err
+    assert "A: 1 rounds would take 0.0 minutes at this machine's limits" in printed.err
     for head in ("A bf16 prefill 2 × 8 tokens", "B int4 decode 3 steps after 2 × 8 tokens"):
         assert head in printed.out
     assert "load average" in printed.out
@@ -103,6 +104,27 @@ def test_rows_hold_medians_ratios_and_percent_of_the_limits_beside_them() -> Non
     assert (decode_peer.ratio, decode.ratio) == pytest.approx((1, 0.4))
     read = decode_peer.percent_of_limit * 1e9 * 0.1
     assert decode.percent_of_limit == pytest.approx((read / 1e9 / 0.15 + read / 2e9 / 0.35) / 2)
+
+
+def test_a_round_is_predicted_by_the_machines_limits() -> None:
+    asked = planned("--models", "A", "--precisions", "bf16", "--batches", "1,2", "--steps", "5")
+    [row] = [each for each in results.rows_of([TURN], {"A": CONFIG}) if each.phase == "prefill"]
+    prompt = row.percent_of_limit / 100 * 0.1  # seconds at the limit of the case's prompt
+    step = results.least_ms("decode", CASE, CONFIG, LIMITS) / 1000  # nearly, for any of the steps
+    found = race.least_seconds(asked, "A", {}, {"bf16": LIMITS})
+    for_each = (1 + 1 + 2) * prompt + (race.WARM_UP_STEPS + 5 + 5) * step
+    assert found == pytest.approx(2 * for_each, rel=0.01)  # of two engines
+    alone = race.least_seconds(asked, "A", {"transformers"}, {"bf16": LIMITS})
+    assert alone == pytest.approx(found / 2)
+
+
+def test_long_prompts_get_the_positions_and_the_memory_that_they_need() -> None:
+    long, usual = (plan.plan_of(plan.parse_options(argv, None)) for argv in (["--long"], []))
+    assert (long.prompt_len, long.batches, [*long.configs]) == (2048, (1, 8), ["A", "B"])
+    positions = [each.configs["A"]["max_position_embeddings"] for each in (long, usual)]
+    assert positions == [long.total_len, 2048]
+    more, less = (plan._needs(each, "B")[1] for each in (long, usual))
+    assert more > less
 
 
 def test_rounds_that_ended_are_kept_when_a_later_one_fails(
@@ -285,6 +307,7 @@ def test_the_plot_is_written(tmp_path: Path) -> None:
         ("--hidden 100", "wanted a multiple of 256 for --hidden, got 100"),
         ("--threads 4096", "--threads, the cores usable here, got 4096"),
         ("--python llama.cpp=/nowhere", "wanted --python ENGINE=PYTHON"),
+        ("--hidden 256 --layers 2 --batches 1,99999 --long", "TB of memory, got"),
         ("--resume", "wanted --json FILE to --resume, got none"),
         ("--layers 10000", "free; name another --folder, or fewer --models, --engines or --layers"),
     ],

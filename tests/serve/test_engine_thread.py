@@ -1,6 +1,7 @@
 """The engine's thread: batches what comes together, sleeps when idle, and tells everybody when it fails."""
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -73,6 +74,18 @@ def test_an_engine_that_ends_between_requests_turns_the_server_red(model: Path) 
         wait_for(lambda: server.get("/health").status == 503)
         [failure] = server.failures
         assert "closed" in str(failure)
+
+
+def test_a_request_is_told_once_why_the_engine_does_not_take_it(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A failure that nobody hears of is logged by asyncio when it is collected, whatever runs then."""
+    with serving(lambda: engine_of(model)) as server:
+        server.service.engine.close()
+        assert server.post("/v1/completions", BODY).status == 503
+    del server  # which keeps the failure, and its traceback the answer
+    gc.collect()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_an_answer_that_cannot_be_written_does_not_take_others_along(

@@ -345,22 +345,27 @@ class EngineThread:
         if submission not in self._live:
             return
         self._live.discard(submission)
-        if not submission.accepted.done():
-            submission.accepted.set_exception(error)
-        else:
-            submission.sink.fail(error)
+        was_accepted = submission.accepted.done()
+        _tell_failure(submission, error)
+        if was_accepted:
             self._on_loss(submission)
 
     def _fail(self, error: BaseException) -> None:
         self._failure = self._failure or error
         live, self._live = self._live, set()
         for submission in live:
-            if not submission.accepted.done():
-                submission.accepted.set_exception(error)
-            submission.sink.fail(error)
+            _tell_failure(submission, error)
             self._on_loss(submission)
 
 
 def _accept(submission: Submission) -> None:
     if not submission.accepted.done():
         submission.accepted.set_result(None)
+
+
+def _tell_failure(submission: Submission, error: BaseException) -> None:
+    """Once: until it is accepted nobody listens to its sink."""
+    if not submission.accepted.done():
+        submission.accepted.set_exception(error)
+    else:
+        submission.sink.fail(error)

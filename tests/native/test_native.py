@@ -446,6 +446,26 @@ def test_attention_reads_no_key_that_its_query_does_not_see() -> None:
     assert torch.equal(native.attention(q, cache, batch, None), seen)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("group", [4, 16, 71])
+def test_attention_of_a_token_is_the_same_alone_and_among_others(
+    group: int, dtype: torch.dtype
+) -> None:
+    """Bit for bit, whatever its place among the queries that are multiplied together."""
+    q, cache, batch = attending([17, 1], [150, 70], (8, group, 64), dtype)
+    together = native.attention(q, cache, batch, None)
+    for token, (sequence, context) in enumerate([*((0, 134 + i) for i in range(17)), (1, 70)]):
+        one = AttentionMetadata(
+            query_lens=(1,),
+            context_lens=(context,),
+            block_tables=batch.block_tables[sequence : sequence + 1],
+            starts=torch.tensor([0, 1]),
+            contexts=torch.tensor([context]),
+        )
+        alone = native.attention(q[token : token + 1], cache, one, None)
+        assert torch.equal(alone, together[token : token + 1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("group", [1, 5])
 @pytest.mark.parametrize("context", [60, 130, 600])

@@ -67,7 +67,7 @@ void attend(const Attention &all, const Part &part, int thread) {
     const int64_t before = queries.contexts[part.sequence] - queries.starts[part.sequence + 1] + part.token;
     const float scale = 1.0f / sqrtf(static_cast<float>(cache.dim));
     float *floats = static_cast<float *>(scratch(thread, SUMS)), *scores = floats + rows * all.stride;
-    float *slopes = scores + rows * KEYS_AT_ONCE;
+    float *slopes = scores + all.kernels->nr * KEYS_AT_ONCE;
     const AttentionScratch own{static_cast<float *>(scratch(thread, KEYS)),
                                static_cast<float *>(scratch(thread, VALUES)), scores,
                                static_cast<float *>(scratch(thread, WEIGHTS))};
@@ -136,7 +136,7 @@ void attention(const gf_queries &queries, const gf_cache &cache, int kind) {
     all.top = all.out + rows * all.stride;
     all.total = all.top + rows;
     const int64_t most = std::max(ROWS_A_PART, all.group);
-    reserve(SUMS, static_cast<size_t>(4 * most * (all.stride + KEYS_AT_ONCE) + 4 * padded(most) + 8 * most));
+    reserve(SUMS, static_cast<size_t>(4 * (most * all.stride + all.kernels->nr * KEYS_AT_ONCE + padded(most)) + 8 * most));
     reserve(WEIGHTS, static_cast<size_t>(4 * (most + all.kernels->nr) * cache.dim));
     reserve(KEYS, static_cast<size_t>(4 * KEYS_AT_ONCE * all.stride));
     reserve(VALUES, static_cast<size_t>(4 * KEYS_AT_ONCE * all.stride));

@@ -163,7 +163,7 @@ constexpr int64_t GROUP_LANES = 16, GROUP_SPAN = 128, WEIGHT_BLOCK = 64;
 constexpr int64_t groups_of(int64_t count) { return (count + GROUP_SPAN - 1) / GROUP_SPAN * GROUP_LANES; }
 
 // A thread's scratch: keys [KEYS_AT_ONCE, padded(dim)] or tiles of them, values [KEYS_AT_ONCE, padded(dim)],
-// scores [rows, KEYS_AT_ONCE], and tiles of queries [tiles, dim, nr].
+// scores [nr, KEYS_AT_ONCE], and tiles of queries [tiles, dim, nr].
 struct AttentionScratch {
     float *keys;
     float *values;

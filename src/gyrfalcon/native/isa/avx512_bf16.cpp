@@ -14,7 +14,6 @@ constexpr int MR = AVX512_MR, NR = AVX512_NR, NR_INT8 = AVX512_NR_INT8;
 #include "vectors.h"
 #include "packed_words.inl"
 #include "linear.inl"
-#include "widen.inl"
 #include "attention.inl"
 #include "int8_tokens.inl"
 #include "read_streams.inl"
@@ -76,36 +75,7 @@ void micro_kernel_bf16(const uint16_t *tile, const uint16_t *x, int64_t count, i
     bf16_micro_kernel_of(tile, x, count, columns, to, stride, add, ahead);
 }
 
-// Attention's scores from queries and keys as they are, two neighbouring numbers a word.
-struct Bf16Scores {
-    INLINE void pack_queries(const AttentionWork &work, const AttentionScratch &own) {
-        auto *to = reinterpret_cast<char *>(own.queries);
-        for (int64_t row = 0; row < work.rows; row++)
-            for (int64_t i = 0; i < work.dim; i += WIDTH) {
-                const Halves some = to_bf16(load<Floats>(work.queries + row * padded(work.dim) + i)); // they were bf16
-                char each[sizeof some], *place = to + 2 * (row / NR * work.dim + i) * NR + 4 * (row % NR);
-                store(each, some);
-                for (int64_t j = 0; j < min(WIDTH, work.dim - i); j += 2)
-                    memcpy(place + 2 * j * NR, each + 2 * j, 4);
-            }
-    }
-    INLINE void score(const AttentionWork &work, const char *const *places, int64_t count, const AttentionScratch &own) {
-        pack_keys_as<F32>(places, count, work.dim / 2, own.keys); // words, whatever they are
-        const auto *keys = reinterpret_cast<const uint16_t *>(own.keys);
-        const auto *queries = reinterpret_cast<const uint16_t *>(own.queries);
-        Ahead nothing{};
-        for (int64_t row = 0; row < work.rows; row += NR)
-            for (int64_t key = 0; key < count; key += MR)
-                micro_kernel_bf16(keys + key * work.dim, queries + row * work.dim, min(NR, work.rows - row), work.dim,
-                                  own.scores + row * KEYS_AT_ONCE + key, KEYS_AT_ONCE, false, nothing);
-    }
-};
-void attend_with_bf16(const AttentionWork &work, const AttentionScratch &own, float *out, float *top, float *total) {
-    if (work.kind == GF_BF16 && work.rows >= PACKED_QUERIES && work.dim % 2 == 0)
-        attend_by<Bf16Scores>(work, own, out, top, total);
-    else
-        avx512_kernels()->attend(work, own, out, top, total);
-}
+#include "bf16_attention.inl"
 
 int64_t multiply_bf16(int64_t rounds) {
     Words numbers = (Words)broadcast_int(0x3f813f83);

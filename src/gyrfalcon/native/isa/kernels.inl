@@ -13,7 +13,7 @@
 #include "layer_norm.inl"
 #include "rotary.inl"
 #include "attention.inl"
-#include "float_scores.inl"
+#include "float_attention.inl"
 #include "sampling.inl"
 #include "limits.inl"
 #include "read_streams.inl"

@@ -35,7 +35,19 @@ INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE Floats broadcast(float value) { return value - Floats{}; }
 INLINE Ints broadcast_int(int32_t value) { return value - Ints{}; }
 INLINE Floats select(Ints where, Floats yes, Floats no) { return (Floats)(((Ints)yes & where) | ((Ints)no & ~where)); }
-INLINE Floats max(Floats a, Floats b) { return select(a > b, a, b); }
+#if defined(__AVX512F__) && GYRFALCON_WIDTH == 16
+constexpr __mmask16 ALL_LANES = 0xffff; // GCC 12 warns of its own intrinsics that have no mask
+#endif
+
+INLINE Floats max(Floats a, Floats b) { // b where one is NaN
+#if defined(__AVX2__) && GYRFALCON_WIDTH == 8
+    return (Floats)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__AVX512F__) && GYRFALCON_WIDTH == 16
+    return (Floats)_mm512_maskz_max_ps(ALL_LANES, (__m512)a, (__m512)b);
+#else
+    return select(a > b, a, b);
+#endif
+}
 
 // Lanes moved down by HALF, around.
 template <int HALF, int... PLACES> INLINE Floats moved(Floats x, std::integer_sequence<int, PLACES...>) {
@@ -354,11 +366,9 @@ INLINE Floats round_to_nearest(Floats x) { // to whole numbers, ties to even; |x
     return (x + magic) - magic;
 }
 
-// e^x within a relative 2e-7, 0 below -87: e^r by a minimax polynomial on |r| ≤ ln 2 / 2, times a power of two.
-INLINE Floats exponential(Floats x) {
-    Floats clipped = select(x > 88.0f, broadcast(88.0f), select(x < -87.0f, broadcast(-87.0f), x));
-    Floats power = round_to_nearest(clipped * 1.44269504f);
-    Floats r = clipped - power * 0.693145752f;
+// e^r by a minimax polynomial, |r| ≤ ln 2 / 2, for x = r + power × ln 2.
+INLINE Floats exponential_of_rest(Floats x, Floats power) {
+    Floats r = x - power * 0.693145752f;
     r = r - power * 1.42860677e-6f;
     Floats y = broadcast(0.0013836852f);
     y = y * r + 0.0083748158f;
@@ -366,9 +376,23 @@ INLINE Floats exponential(Floats x) {
     y = y * r + 0.166664198f;
     y = y * r + 0.49999991f;
     y = y * r + 1.0f;
-    y = y * r + 1.0f;
+    return y * r + 1.0f;
+}
+
+// e^x within a relative 2e-7, 0 below -87, at most e^88.
+INLINE Floats exponential(Floats x) {
+#if defined(__AVX512F__) && GYRFALCON_WIDTH == 16
+    const __mmask16 counts = _mm512_cmp_ps_mask((__m512)x, (__m512)broadcast(-87.0f), _CMP_NLT_UQ); // NaN, too
+    const auto clipped = (Floats)_mm512_maskz_min_ps(ALL_LANES, (__m512)broadcast(88.0f), (__m512)x);
+    const Floats scaled = clipped * 1.44269504f;
+    const auto power = (Floats)_mm512_maskz_roundscale_ps(ALL_LANES, (__m512)scaled, _MM_FROUND_TO_NEAREST_INT);
+    return (Floats)_mm512_maskz_scalef_ps(counts, (__m512)exponential_of_rest(clipped, power), (__m512)power);
+#else
+    Floats clipped = select(x > 88.0f, broadcast(88.0f), select(x < -87.0f, broadcast(-87.0f), x));
+    Floats power = round_to_nearest(clipped * 1.44269504f);
     Ints exponent = (__builtin_convertvector(power, Ints) + 127) << 23;
-    return select(x < -87.0f, Floats{}, y * (Floats)exponent);
+    return select(x < -87.0f, Floats{}, exponential_of_rest(clipped, power) * (Floats)exponent);
+#endif
 }
 
 // 1 - e^(-a q(a)) for a = |x|, with a minimax polynomial q on [0, 4]; error 6e-8 in float32.

@@ -295,6 +295,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json.exists() and not args.resume:
         print(f"wanted a new file for --json, got {args.json}; add --resume", file=sys.stderr)
         return 2
+    for folder in (args.raw, args.steps):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made:
         try:
             pieces = measure(args, args.folder or Path(made))

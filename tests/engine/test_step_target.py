@@ -91,6 +91,38 @@ def test_a_machine_that_becomes_slower_is_followed() -> None:
     assert exact - 24 <= size <= exact + 8
 
 
+def test_a_wrong_estimate_of_decoding_does_not_let_steps_grow() -> None:
+    """Streams that begin while others use the machine: as slow as steps with prompts were before."""
+    machine = Timed(0.050, 0.002, 0.003)
+    target = StepTarget(0.135, 192, 16)
+    for _ in range(64):
+        size = target.prompt_tokens(0)
+        target.record(size, 0, machine.seconds(size, 0))
+    for _ in range(12):
+        target.record(0, 8, 0.105)
+    for _ in range(40):
+        size = target.prompt_tokens(8)
+        seconds = machine.seconds(size, 8)
+        target.record(size, 8, seconds)
+        assert seconds <= 1.25 * 0.135
+
+
+def test_streams_join_after_prompts_that_were_read_alone() -> None:
+    """Always eight: what a step without any would take is unknown, and prompts alone paid for it, too."""
+    machine = Timed(0.030, 0.0043, 0.0041)
+    target = StepTarget(0.165, 192, 16)
+    for _ in range(64):
+        size = target.prompt_tokens(0)
+        target.record(size, 0, machine.seconds(size, 0))
+    for _ in range(12):
+        target.record(0, 8, machine.seconds(0, 8))
+    for _ in range(40):
+        size = target.prompt_tokens(8)
+        seconds = machine.seconds(size, 8)
+        target.record(size, 8, seconds)
+        assert seconds <= 1.25 * 0.165
+
+
 def test_the_share_of_prompts_never_exceeds_the_step_nor_is_nothing() -> None:
     target = StepTarget(0.1, 8, 16)
     for rows in range(10):

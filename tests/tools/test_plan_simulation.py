@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import plan_simulation
 import pytest
 from cpu_peers_model import VOCAB_SIZE, _write_tokenizer
 from plan_simulation import (
@@ -88,6 +89,19 @@ def test_a_file_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixtur
     file = written(tmp_path / "file.json", piece(0))
     assert main(["--json", str(file)]) == 2
     assert "add --resume" in capsys.readouterr().err
+
+
+def test_folders_of_results_are_made_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, steps = tmp_path / "new" / "raw", tmp_path / "steps"
+
+    def measure(*_: object) -> list[object]:
+        assert raw.is_dir() and steps.is_dir()
+        return []
+
+    monkeypatch.setattr(plan_simulation, "measure", measure)
+    assert main(["--json", str(tmp_path / "x"), "--raw", str(raw), "--steps", str(steps)]) == 1
 
 
 def test_a_piece_begins_only_where_it_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from compile_kernels import TOOLS, cases_of, differences
 from kernel_cases import Case
 
 DEVICE = "Ascend910B3"
-ATTEMPTS = 3  # ascendnpu-ir 1.2.0 fails at random, about once in six times
+ATTEMPTS = 8  # ascendnpu-ir 1.2.0 fails at random, more often than once in six times
 MEMORIES = {"ub": "UB", "cbuf": "L1", "cc": "L0C"}  # name in HIVM → in Ascend's documents
 PAGE = TOOLS.parent / "docs" / "ascend-kernels.md"
 FILES = sorted(TOOLS.glob("kernel_cases_*.py"))

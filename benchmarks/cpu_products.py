@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     found.gf_use_threads(options.threads)
     if found.gf_use_activations(ACTIVATION_BITS[options.activations]):
-        wanted = "wanted a processor with AVX-512 VNNI for --activations int8"
+        wanted = "wanted a processor with VNNI for --activations int8"
         print(f"cpu_products: error: {wanted}, got none; take int16", file=sys.stderr)
         return 1
     print(HEAD)

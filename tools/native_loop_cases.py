@@ -7,10 +7,16 @@ rows. A loop that loads or moves more is slower than its limit, and shows.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
-FILES = {"AVX2": "avx2", "AVX-512": "avx512", "AVX-512 BF16": "avx512_bf16"}
+FILES = {
+    "AVX2": "avx2",
+    "AVX-VNNI": "avx_vnni",
+    "AVX-512 core": "avx512_core",
+    "AVX-512": "avx512",
+    "AVX-512 BF16": "avx512_bf16",
+}
 MULTIPLICATIONS = {  # how an instruction is written, and the multiply-adds of one of 256 bits
     "vfmadd": (r"vfn?madd\d+ps", 8),
     "vpmaddwd": (r"vpmaddwd", 16),
@@ -51,7 +57,7 @@ class Kernel:
 
     @property
     def multiply_adds(self) -> int:
-        vectors = 1 if self.instructions == "AVX2" else 2
+        vectors = 2 if self.instructions.startswith("AVX-512") else 1
         return self.products * MULTIPLICATIONS[next(iter(self.needs))][1] * vectors
 
 
@@ -80,7 +86,7 @@ class Processor:
         )
 
 
-# Haswell and Ice Lake: the ports that uops.info has measured. Zen 3: the pipes of AMD's software optimization
+# Intel's: the ports that uops.info has measured. Zen 3: the pipes of AMD's software optimization
 # guide 56665, and LLVM's times of vcvtph2ps and vpmovsxbw. Zen 4: measured (one thread of an idle EPYC,
 # 2026-12-01, 24 of an instruction in a row, over a chain of additions of a cycle each): vfmadd, vpdpwssd,
 # vpdpbusd, vdpbf16ps, vpmovsxbw, vcvtdq2ps, vmulps and shifts of 512 bits 0.99 to 1.00 cycles, vpandd 0.50,
@@ -99,6 +105,36 @@ _HASWELL = {
     "load": "23",
     "broadcast": "23",
     "prefetch": "23",
+}
+_SKYLAKE = _HASWELL | {
+    "vpmaddwd": "01",
+    "winograd": "01",
+    "vpmaddubsw": "01",
+    "vpadd": "015",
+    "shift": "01",
+    "vcvtph2ps": "01",
+}
+_SKYLAKE_SP = {  # of 512 bits, for which port 1 is closed
+    "vfmadd": "05",
+    "vpmaddwd": "05",
+    "vpmaddubsw": "05",
+    "vpadd": "05",
+    "vpand": "05",
+    "shift": "0",
+    "vcvtph2ps": "05",
+    "vpmovsxbw": "5",
+    "load": "23",
+    "broadcast": "23",
+    "prefetch": "23",
+}
+_ALDER_LAKE = _SKYLAKE | {
+    "vpdpwssd": "01",
+    "vpdpbusd": "01",
+    "vcvtdq2ps": "01",
+    "vmulps": "01",
+    "load": "23b",
+    "broadcast": "23b",
+    "prefetch": "23b",
 }
 _ZEN_3 = {
     "vfmadd": "01",
@@ -119,6 +155,9 @@ _ZEN_4 = {
     "vpdpwssd": "2*01",
     "vpdpbusd": "2*01",
     "vdpbf16ps": "2*01",
+    "vpmaddwd": "2*03",
+    "vpmaddubsw": "2*03",
+    "vpadd": "2*0123",
     "vpand": "2*0123",
     "shift": "2*23",
     "vcvtph2ps": "2*12+2*23",
@@ -157,6 +196,11 @@ _ZEN_4_CORRECTIONS = {
     r"vpdp(wssd|busd)": "vfmadd231ps",  # 2 cycles
     r"vps[lr]l[dw]\s+\$\w+,": "vcvtdq2ps\t",  # half a cycle
 }
+_SKYLAKE_SP_CORRECTIONS = {
+    _MOVE: "vpxord" + _ZERO,
+    _LOAD: "vmovntdqa\t",  # also a port of arithmetic
+    r"vpadd[dw]": "vpandd",  # of 512 bits port 1 adds none
+}
 _ICE_LAKE_CORRECTIONS = {
     _MOVE: "vpxord" + _ZERO,  # renamed, it takes no port, as a zero does not
     _LOAD: "vmovntdqa\t",  # also a port of arithmetic
@@ -166,8 +210,15 @@ _ICE_LAKE_CORRECTIONS = {
 
 PROCESSORS = {  # by LLVM's names
     "haswell": Processor("Haswell", ("AVX2",), _HASWELL, {_MOVE: "vpxor" + _ZERO}),
+    "skylake": Processor("Skylake", ("AVX2",), _SKYLAKE, {_MOVE: "vpxor" + _ZERO}),
+    "skylake-avx512": Processor(
+        "Skylake-SP", ("AVX-512 core",), _SKYLAKE_SP, _SKYLAKE_SP_CORRECTIONS
+    ),
+    "alderlake": Processor("Alder Lake", ("AVX2", "AVX-VNNI"), _ALDER_LAKE),
     "znver3": Processor("Zen 3", ("AVX2",), _ZEN_3),
-    "znver4": Processor("Zen 4", ("AVX-512", "AVX-512 BF16"), _ZEN_4, _ZEN_4_CORRECTIONS),
+    "znver4": Processor(
+        "Zen 4", ("AVX-512 core", "AVX-512", "AVX-512 BF16"), _ZEN_4, _ZEN_4_CORRECTIONS
+    ),
     "icelake-server": Processor("Ice Lake", ("AVX-512",), _ICE_LAKE, _ICE_LAKE_CORRECTIONS),
 }
 
@@ -218,7 +269,7 @@ def _byte_kernels(name: str) -> Iterator[Kernel]:
     )
 
 
-KERNELS = (
+_KERNELS = (
     Kernel("AVX2", "fp32, 8 × 1", _FP32, "16 vfmadd, 18 load, 8 prefetch"),
     Kernel("AVX2", "fp32, 3 × 4", _FP32, "24 vfmadd, 14 load, 3 prefetch"),
     Kernel("AVX2", "bf16, 8 × 1", _BF16, "32 vfmadd, 16 shift, 16 vpand, 20 load, 8 prefetch"),
@@ -301,6 +352,83 @@ KERNELS = (
         "96 vdpbf16ps, 8 load, 48 broadcast",
     ),
     *_byte_kernels("AVX-512 BF16"),
+)
+
+
+def _floats_like(like: str, name: str) -> Iterator[Kernel]:
+    """The kernels of floats that a set has in common with another."""
+    alike = (
+        one for one in _KERNELS if one.instructions == like and "vfmadd" in one.work.split(",")[0]
+    )
+    return (replace(one, instructions=name) for one in alike)
+
+
+_INT16 = _rows("WithInt16")
+_AVX512_CORE = (
+    ("int8, 8 × 1", _INT16, "16 vpmaddwd, 16 vpadd, 16 vpmovsxbw, 18 load, 8 prefetch"),
+    ("int8, 4 × 4", _INT16, "32 vpmaddwd, 32 vpadd, 8 vpmovsxbw, 16 load, 4 prefetch"),
+    (
+        "int4, 16 × 1",
+        _INT4,
+        "16 vpmaddubsw, 16 vpadd, 16 vpand, 8 shift, 8 load, 16 broadcast",
+    ),
+    (
+        "int4, 16 × 4",
+        _INT4,
+        "64 vpmaddubsw, 64 vpadd, 16 vpand, 8 shift, 8 load, 64 broadcast",
+    ),
+    (
+        "int8, packed, 32 × 12",
+        r"micro_kernel_int16\(",
+        "48 vpmaddwd, 48 vpadd, 4 load, 24 broadcast",
+    ),
+    (
+        "int4, packed, 32 × 6",
+        r"micro_kernel_int4\(",
+        "12 vpmaddubsw, 12 vpadd, 2 load, 6 broadcast",
+    ),
+)
+_AVX_VNNI = (
+    ("int8 by int16, 8 × 1", _INT16, "32 vpdpwssd, 32 vpmovsxbw, 36 load, 8 prefetch"),
+    ("int8 by int16, 3 × 4", _INT16, "48 vpdpwssd, 12 vpmovsxbw, 28 load, 3 prefetch"),
+    (
+        "int8, 8 × 1",
+        _rows("WithInt8"),
+        "16 vpdpbusd, 16 vpand, 8 vcvtdq2ps, 8 vfmadd, 18 load, 8 prefetch",
+    ),
+    (
+        "int8, 2 × 4",
+        _rows("WithInt8"),
+        "16 vpdpbusd, 4 vpand, 8 vcvtdq2ps, 8 vfmadd, 12 load, 2 prefetch",
+    ),
+    ("int4, 16 × 1", _INT4, "32 vpdpbusd, 32 vpand, 16 shift, 16 load, 16 broadcast"),
+    ("int4, 16 × 2", _INT4, "64 vpdpbusd, 32 vpand, 16 shift, 16 load, 32 broadcast"),
+    (
+        "int8 by int16, packed, 16 × 6",
+        r"micro_kernel_int16\(",
+        "24 vpdpwssd, 4 load, 12 broadcast",
+    ),
+)
+_AVX_VNNI_PACKED = (
+    (
+        "int8, packed, 16 × 6",
+        "192 vpdpbusd, 12 vcvtdq2ps, 12 vfmadd, 32 load, 96 broadcast",
+    ),
+    (
+        "int4, packed, 16 × 6",
+        "192 vpdpbusd, 12 vcvtdq2ps, 12 vfmadd, 12 vmulps, 34 load, 96 broadcast",
+    ),
+)
+KERNELS = (
+    *_KERNELS,
+    *_floats_like("AVX-512", "AVX-512 core"),
+    *(Kernel("AVX-512 core", *one) for one in _AVX512_CORE),
+    *_floats_like("AVX2", "AVX-VNNI"),
+    *(Kernel("AVX-VNNI", *one) for one in _AVX_VNNI),
+    *(
+        Kernel("AVX-VNNI", tile, r"micro_kernel_bytes\(", work, inner=24)
+        for tile, work in _AVX_VNNI_PACKED
+    ),
 )
 
 

@@ -35,6 +35,7 @@ from gyrfalcon.native.library import SOURCES
 MCA, COMPILER = "llvm-mca-19", "c++"
 COMPILED_BY = "12"  # major version of GCC, whose loops the recorded results are of
 LIMIT = 1.1  # times what the ports allow
+VEX = r"\{vex\} "  # before AVX-VNNI's instructions: how they are encoded
 PASSES = (100, 500)  # of a loop, simulated: the difference leaves out its beginning
 
 
@@ -51,7 +52,8 @@ class Loop:
         return sum(re.search(register, one) is not None for one in self.instructions)
 
     def count(self, mnemonic: str) -> int:
-        return sum(re.match(mnemonic, one) is not None for one in self.instructions)
+        pattern = rf"(?:{VEX})?{mnemonic}"
+        return sum(re.match(pattern, one) is not None for one in self.instructions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ def functions_of(assembly: str) -> dict[str, _Function]:
             current.labels[label[1]] = len(current.instructions)
         elif function := re.match(r"([^\s.#].*):$", line):
             current = found.setdefault(function[1].replace("gyrfalcon::", ""), _Function([], {}))
-        elif instruction := re.match(r"\t([a-z].*)", line):
+        elif instruction := re.match(rf"\t((?:{VEX})?[a-z].*)", line):
             current.instructions.append(instruction[1].split("#")[0].strip())
     return found
 

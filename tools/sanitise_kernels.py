@@ -2,8 +2,9 @@
 
     python tools/sanitise_kernels.py        minutes; notes in tests/native/sanitised.txt what it checked
 
-AVX-512 and AMX are emulated by AVX2; AVX-512 with BF16 is checked where the processor has it. A test
-compares the note with the sources, so that no change goes unchecked.
+AVX-512 and AMX are emulated by AVX2; AVX-512 with BF16 and without VNNI is checked where the processor has
+it, and there AVX-VNNI, too, by AVX-512's encoding of its instructions. A test compares the note with the
+sources, so that no change goes unchecked.
 """
 
 import hashlib
@@ -12,10 +13,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gyrfalcon.native.library import SOURCES, VARIABLE, library
+from gyrfalcon.native.library import SOURCES, VARIABLE, available
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests" / "native"
@@ -29,7 +30,9 @@ RUN = (
 CALLERS = ("native/library.py", "ops/native.py", "parallel/shared_memory.py")  # pass the pointers
 PRELOADED = ("libasan.so", "libubsan.so")  # have to come before the interpreter's own libraries
 SETS = "amx avx512 avx2 portable"
-NOT_EMULATED = "avx512-bf16"  # checked where the processor has it
+VNNI = "avx512"  # has AVX-VNNI's instructions, too
+ENCODED = ["-DGYRFALCON_AVX_VNNI_BY_AVX512=ON"]
+NOT_EMULATED = ("avx512-bf16", "avx512-core", "avx-vnni")  # checked where the processor has them
 LIST_SETS = "from gyrfalcon.native.library import available; print(*available())"
 
 
@@ -59,14 +62,15 @@ def missing() -> str | None:
 
 def check(folder: Path) -> None:
     """Builds in `folder` and runs; RuntimeError with the end of the output where anything fails."""
-    _check_build(folder / "emulated", [f"-DGYRFALCON_EMULATED_AMX={TESTS}"], SETS, [])
-    found = library()
-    own = [] if found is None else found.gf_available().decode().split()
-    if NOT_EMULATED in own:
-        _check_build(folder / "own", [], " ".join(own), ["-k", NOT_EMULATED])
+    _check_build(folder / "emulated", [f"-DGYRFALCON_EMULATED_AMX={TESTS}"], SETS.split(), [])
+    own, flags = set(available()), []
+    if VNNI in own:
+        own, flags = own | {"avx-vnni"}, ENCODED
+    if wanted := [name for name in NOT_EMULATED if name in own]:
+        _check_build(folder / "own", flags, wanted, ["-k", " or ".join([*wanted, "on_any_set"])])
 
 
-def _check_build(folder: Path, flags: list[str], sets: str, chosen: list[str]) -> None:
+def _check_build(folder: Path, flags: list[str], sets: Sequence[str], chosen: list[str]) -> None:
     """Builds a library that has to have these sets, and runs the chosen tests on it."""
     _run(["cmake", "-S", str(SOURCES), "-B", str(folder), "-DGYRFALCON_SANITISE=ON", *flags], {})
     _run(["cmake", "--build", str(folder), "--parallel", "2"], {})
@@ -75,9 +79,9 @@ def _check_build(folder: Path, flags: list[str], sets: str, chosen: list[str]) -
         "LD_PRELOAD": " ".join(_libraries(shutil.which("c++") or "c++")),
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
     }
-    found = _run([sys.executable, "-c", LIST_SETS], checked).strip()
-    if found != sets:
-        raise RuntimeError(f"wanted {sets} in the library, got {found}")
+    found = _run([sys.executable, "-c", LIST_SETS], checked).split()
+    if lacking := set(sets) - set(found):
+        raise RuntimeError(f"wanted {', '.join(lacking)} in the library, got {', '.join(found)}")
     plain = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not processes", *chosen]
     tests = [str(TESTS / name) for name in RUN]
     _run([sys.executable, "-m", "pytest", *plain, *tests], checked)

@@ -154,7 +154,17 @@ def test_ranks_on_two_machines_use_the_network() -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "int8", "int4", "fp8"])
 @pytest.mark.parametrize(
-    "platform", ["910b3", "a100", "mi300x", "cpu-avx2", "cpu-avx512", "cpu-amx"]
+    "platform",
+    [
+        "910b3",
+        "a100",
+        "mi300x",
+        "cpu-avx2",
+        "cpu-avx-vnni",
+        "cpu-avx512-core",
+        "cpu-avx512",
+        "cpu-amx",
+    ],
 )
 def test_every_platform_has_shares_and_says_where_from(platform: str, precision: str) -> None:
     found = efficiency_for(platform, precision)

@@ -34,7 +34,8 @@ PACKAGES = (
 # What fast CPU kernels can be built on, by the kernel's names for it.
 FEATURES: Mapping[str, tuple[str, ...]] = {
     "x86_64": tuple(
-        "avx2 fma avx512f avx512_vnni avx512_bf16 avx512_fp16 amx_tile amx_int8 amx_bf16".split()
+        "avx2 fma avx_vnni avx512f avx512bw avx512_vnni avx512_bf16 avx512_fp16"
+        " amx_tile amx_int8 amx_bf16".split()
     ),
     "aarch64": tuple("asimd asimddp bf16 i8mm sve sve2 svebf16".split()),  # asimd is NEON
 }

@@ -6,8 +6,10 @@
 #include <string>
 #include <vector>
 
-#if defined(GYRFALCON_AMX) && defined(__linux__)
+#if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(GYRFALCON_AMX) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -27,13 +29,33 @@ bool runs_avx2() {
     return false;
 #endif
 }
+bool runs_avx512_core() {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+    return false;
+#endif
+}
 bool runs_avx512() {
 #if defined(GYRFALCON_EMULATED_AMX)
     return runs_avx2();
 #elif defined(__x86_64__)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512vnni");
+    return runs_avx512_core() && __builtin_cpu_supports("avx512vnni");
+#else
+    return false;
+#endif
+}
+
+// AVX2's registers are saved by the system, and AVX-VNNI has no others.
+bool runs_avx_vnni() {
+#if defined(GYRFALCON_AVX_VNNI_BY_AVX512)
+    return runs_avx512();
+#elif defined(__x86_64__)
+    constexpr unsigned AVX_VNNI = 1u << 4; // CPUID 7.1, EAX
+    unsigned a, b, c, d;
+    return runs_avx2() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && a >= 1 &&
+           __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & AVX_VNNI);
 #else
     return false;
 #endif
@@ -78,6 +100,16 @@ bool runs_amx() {
 const Kernels *avx2_kernels() { return nullptr; }
 namespace {
 #endif
+#if !defined(GYRFALCON_AVX_VNNI)
+} // namespace
+const Kernels *avx_vnni_kernels() { return nullptr; }
+namespace {
+#endif
+#if !defined(GYRFALCON_AVX512_CORE)
+} // namespace
+const Kernels *avx512_core_kernels() { return nullptr; }
+namespace {
+#endif
 #if !defined(GYRFALCON_AVX512)
 } // namespace
 const Kernels *avx512_kernels() { return nullptr; }
@@ -101,6 +133,7 @@ const std::vector<const Kernels *> &available() {
         const Set plain{avx512_kernels, runs_avx512}, bf16{avx512_bf16_kernels, runs_avx512_bf16};
         const bool faster = bf16_is_faster();
         for (const Set &set : {Set{amx_kernels, runs_amx}, faster ? bf16 : plain, faster ? plain : bf16,
+                               Set{avx512_core_kernels, runs_avx512_core}, Set{avx_vnni_kernels, runs_avx_vnni},
                                Set{avx2_kernels, runs_avx2}, Set{portable_kernels, [] { return true; }}})
             if (set.runs()) // first: a set's file may use its instructions anywhere
                 if (const Kernels *kernels = set.kernels())

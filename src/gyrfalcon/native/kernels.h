@@ -261,6 +261,8 @@ bool int8_activations(const Kernels &kernels);
 // Null where they were not built.
 const Kernels *portable_kernels();
 const Kernels *avx2_kernels();
+const Kernels *avx_vnni_kernels();
+const Kernels *avx512_core_kernels();
 const Kernels *avx512_kernels();
 const Kernels *avx512_bf16_kernels();
 const Kernels *amx_kernels();

@@ -68,7 +68,7 @@ def use_activations(kind: str) -> None:
     if kind not in ACTIVATION_BITS:
         raise UsageError(wanted, repr(kind), "correct or unset it")
     if LIBRARY.gf_use_activations(ACTIVATION_BITS[kind]):
-        got = f"{kind} on a processor without AVX-512 VNNI"
+        got = f"{kind} on a processor without VNNI"
         raise UsageError(f"{ACTIVATIONS_VARIABLE} auto or int16 here", got, "unset it")
 
 

@@ -15,6 +15,7 @@ constexpr const char *MULTIPLY_FLOATS = "vfmadd", *MULTIPLY_INT16 = "vpdpwssd", 
 #include "vectors.h"
 #include "kernels.inl"
 #include "int8_tokens.inl"
+#include "packed_bytes.inl"
 } // namespace
 
 const Kernels *avx512_kernels() {

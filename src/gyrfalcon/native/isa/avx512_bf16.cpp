@@ -16,6 +16,7 @@ constexpr int MR = AVX512_MR, NR = AVX512_NR, NR_INT8 = AVX512_NR_INT8;
 #include "linear.inl"
 #include "attention.inl"
 #include "int8_tokens.inl"
+#include "packed_bytes.inl"
 #include "read_streams.inl"
 #include "chains.inl"
 

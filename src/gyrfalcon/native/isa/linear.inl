@@ -252,17 +252,23 @@ template <class Tiling, bool STREAMED> void all_rows(const Rows &rows, const Tok
         all_tokens<Tiling, STREAMED, 1>(rows, row, 1, tokens, sums);
 }
 
-// Up to INT4_TOKENS tokens, two at a time: a tile stays in cache, and the last tokens prefetch the next tile. With more
-// tokens rows are packed.
+// Up to INT4_TOKENS tokens, two at a time, or four where a tile is one vector: it stays in cache, and the last tokens
+// prefetch the next tile. With more tokens rows are packed.
+constexpr int INT4_TILE_TOKENS = WIDTH == INT4_ROWS ? 4 : 2;
+template <bool HALVES, int TOKENS = INT4_TILE_TOKENS>
+INLINE void int4_tile_of(const Rows &rows, int64_t row, const Tokens &tokens, int64_t token, int64_t ahead,
+                         const Sums &sums) {
+    if constexpr (TOKENS > 1)
+        if (tokens.count - token < TOKENS)
+            return int4_tile_of<HALVES, TOKENS - 1>(rows, row, tokens, token, ahead, sums);
+    int4_tile<TOKENS, HALVES>(rows, row, tokens, token, ahead, sums);
+}
 template <bool HALVES, bool STREAMED> void int4_rows(const Rows &rows, const Tokens &tokens, const Sums &sums) {
     const int64_t tile_bytes = INT4_ROWS * rows.row_bytes;
     for (int64_t row = 0; row < rows.count; row += INT4_ROWS)
-        for (int64_t token = 0; token < tokens.count; token += 2) {
-            const int64_t ahead = STREAMED && token + 2 >= tokens.count ? tile_bytes : 0;
-            if (token + 2 <= tokens.count)
-                int4_tile<2, HALVES>(rows, row, tokens, token, ahead, sums);
-            else
-                int4_tile<1, HALVES>(rows, row, tokens, token, ahead, sums);
+        for (int64_t token = 0; token < tokens.count; token += INT4_TILE_TOKENS) {
+            const int64_t ahead = STREAMED && token + INT4_TILE_TOKENS >= tokens.count ? tile_bytes : 0;
+            int4_tile_of<HALVES>(rows, row, tokens, token, ahead, sums);
         }
 }
 

@@ -7,10 +7,29 @@
 //
 // The last two terms are summed once per row and once per token, and sums start from them (offsets): an addition replaces
 // a multiplication. All is modulo 2³², so intermediate overflow does no harm.
-INLINE Ints add_two_pairs(Ints sums, Shorts first, Shorts second, Shorts input, Shorts next) {
-    if constexpr (WINOGRAD)
-        return add_pair_products(sums, add_wrapping(first, next), add_wrapping(second, input));
-    return add_pair_products(add_pair_products(sums, first, input), second, next);
+template <int TOKENS>
+INLINE void add_winograd_products(const int16_t *w, const int16_t *x, Ints (&total)[TOKENS][2]) {
+    Shorts first[2], second[2];
+    UNROLL for (int j = 0; j < 2; j++) {
+        first[j] = load<Shorts>(w + 2 * j * WIDTH);
+        second[j] = load<Shorts>(w + 2 * (MR + j * WIDTH));
+    }
+    UNROLL for (int i = 0; i < TOKENS; i++) {
+        Shorts input = (Shorts)broadcast_int(load<int32_t>(x + 2 * i));
+        Shorts next = (Shorts)broadcast_int(load<int32_t>(x + 2 * (NR_INT16 + i)));
+        UNROLL for (int j = 0; j < 2; j++)
+            total[i][j] =
+                add_pair_products(total[i][j], add_wrapping(first[j], next), add_wrapping(second[j], input));
+    }
+}
+// One pair.
+template <int TOKENS> INLINE void add_products_of(const int16_t *w, const int16_t *x, Ints (&total)[TOKENS][2]) {
+    const Shorts first = load<Shorts>(w), second = load<Shorts>(w + 2 * WIDTH);
+    UNROLL for (int i = 0; i < TOKENS; i++) {
+        Shorts input = (Shorts)broadcast_int(load<int32_t>(x + 2 * i));
+        total[i][0] = add_pair_products(total[i][0], first, input);
+        total[i][1] = add_pair_products(total[i][1], second, input);
+    }
 }
 // Packs WIDTH rows × WIDTH pairs, or as many as exist; adds to the rows' offsets.
 template <bool WHOLE>
@@ -68,16 +87,11 @@ INLINE void int16_micro_kernel(const Int16Tile &rows, const Int16Tile &tokens, i
     for (int64_t column = 0; column < columns; column += 4) {
         if (column < 4 * ahead.each)
             ahead.prefetch_line();
-        Shorts first[2], second[2];
-        UNROLL for (int j = 0; j < 2; j++) {
-            first[j] = load<Shorts>(w + 2 * j * WIDTH);
-            second[j] = load<Shorts>(w + 2 * (MR + j * WIDTH));
-        }
-        UNROLL for (int i = 0; i < TOKENS; i++) {
-            Shorts input = (Shorts)broadcast_int(load<int32_t>(x + 2 * i));
-            Shorts next = (Shorts)broadcast_int(load<int32_t>(x + 2 * (NR_INT16 + i)));
-            UNROLL for (int j = 0; j < 2; j++)
-                total[i][j] = add_two_pairs(total[i][j], first[j], second[j], input, next);
+        if constexpr (WINOGRAD) {
+            add_winograd_products(w, x, total);
+        } else {
+            add_products_of(w, x, total);
+            add_products_of(w + 2 * MR, x + 2 * NR_INT16, total);
         }
         w += 4 * MR;
         x += 4 * NR_INT16;

@@ -29,7 +29,7 @@ INLINE void pack_square(const Rows &rows, int64_t row, int64_t byte, int64_t lef
 // `bytes` of MR rows from one on, after which they have `left`: a word beyond is left out, part of one filled up with zeros.
 INLINE void pack_words(const Rows &rows, int64_t first, int64_t bytes, int64_t left, uint32_t flip, char *to) {
     for (int64_t row = 0; row < MR; row += WIDTH)
-        for (int64_t byte = 0; byte < bytes; byte += 4 * WIDTH) {
+        for (int64_t byte = 0; byte < min(bytes, left); byte += 4 * WIDTH) {
             char *place = to + byte * MR + 4 * row;
             if (row + WIDTH <= rows.count && byte + 4 * WIDTH <= left)
                 pack_square<true>(rows, row, first + byte, left - byte, flip, place);

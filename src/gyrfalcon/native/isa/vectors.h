@@ -12,6 +12,14 @@ typedef int8_t Bytes __attribute__((vector_size(WIDTH)));
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
+// Whether vectors of integers are multiplied and added in one instruction.
+#if (GYRFALCON_WIDTH == 16 && defined(__AVX512VNNI__)) || \
+    (GYRFALCON_WIDTH == 8 && (defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))))
+#define GYRFALCON_VNNI 1
+#else
+#define GYRFALCON_VNNI 0
+#endif
+
 template <class Vector> INLINE Vector load(const void *from) {
     Vector vector;
     memcpy(&vector, from, sizeof vector);
@@ -284,12 +292,17 @@ INLINE Shorts add_wrapping(Shorts a, Shorts b) { // modulo 2¹⁶: those that st
 
 // sums + the products of neighbouring pairs.
 INLINE Ints add_pair_products(Ints sums, Shorts a, Shorts b) {
-#if defined(__AVX512VNNI__) && GYRFALCON_WIDTH == 16
+#if GYRFALCON_VNNI && GYRFALCON_WIDTH == 16
     return (Ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+#elif GYRFALCON_VNNI
+    return (Ints)_mm256_dpwssd_epi32((__m256i)sums, (__m256i)a, (__m256i)b);
+#elif defined(__AVX512BW__) && GYRFALCON_WIDTH == 16
+    sums = (Ints)((Words)sums + (Words)_mm512_madd_epi16((__m512i)a, (__m512i)b)); // unsigned: sums may overflow
+    asm("" : "+v"(sums)); // or GCC sums products first and spills registers
+    return sums;
 #elif defined(__AVX2__) && GYRFALCON_WIDTH == 8
-    sums = (Ints)((Words)sums +
-                  (Words)_mm256_madd_epi16((__m256i)a, (__m256i)b)); // unsigned: intermediate sums may overflow
-    asm("" : "+x"(sums));                                            // or GCC sums products first and spills registers
+    sums = (Ints)((Words)sums + (Words)_mm256_madd_epi16((__m256i)a, (__m256i)b));
+    asm("" : "+x"(sums));
     return sums;
 #else
     Ints even = ((Ints)((Words)a << 16) >> 16) * ((Ints)((Words)b << 16) >> 16);
@@ -301,8 +314,10 @@ INLINE Ints add_pair_products(Ints sums, Shorts a, Shorts b) {
 
 // sums + the products of four neighbours.
 INLINE Ints add_byte_products(Ints sums, Words a, Words b) {
-#if defined(__AVX512VNNI__) && GYRFALCON_WIDTH == 16
+#if GYRFALCON_VNNI && GYRFALCON_WIDTH == 16
     return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+#elif GYRFALCON_VNNI
+    return (Ints)_mm256_dpbusd_epi32((__m256i)sums, (__m256i)a, (__m256i)b);
 #else
     UNROLL for (int byte = 0; byte < 4; byte++)
         sums += (Ints)(a >> 8 * byte & 255) * ((Ints)(b << (24 - 8 * byte)) >> 24);
@@ -322,36 +337,44 @@ INLINE Words load_some(const char *from, int64_t count) {
 typedef uint8_t NibbleGroups __attribute__((vector_size(WIDTH * 4))); // at most 15
 typedef int8_t ByteGroups __attribute__((vector_size(WIDTH * 4)));
 
-// Loaded once, though used twice.
+// Loaded once, though used twice; to the compiler something new.
 INLINE Words keep_in_register(Words packed) {
 #if defined(__AVX512F__) && GYRFALCON_WIDTH == 16
     asm("" : "+v"(packed));
-#elif defined(__AVX2__) && GYRFALCON_WIDTH == 8
+#elif (defined(__AVX2__) && GYRFALCON_WIDTH == 8) || (defined(__SSE2__) && GYRFALCON_WIDTH == 4)
     asm("" : "+x"(packed));
+#elif defined(__aarch64__) && GYRFALCON_WIDTH == 4
+    asm("" : "+w"(packed));
 #endif
     return packed;
 }
 
 // Sums of eight groups: 32-bit sums of four products where there is an instruction for them, else 16-bit sums of two.
-#if defined(__AVX512VNNI__) && GYRFALCON_WIDTH == 16
+#if GYRFALCON_VNNI
 typedef Ints GroupSums;
 INLINE GroupSums add_group_products(GroupSums sums, NibbleGroups a, ByteGroups b) {
-    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+    return add_byte_products(sums, (Words)a, (Words)b);
 }
 INLINE Ints widen_group_sums(GroupSums sums) { return sums; }
 #else
 typedef Shorts GroupSums;
 INLINE GroupSums add_group_products(GroupSums sums, NibbleGroups a, ByteGroups b) {
-#if defined(__AVX2__) && GYRFALCON_WIDTH == 8
+#if defined(__AVX512BW__) && GYRFALCON_WIDTH == 16
+    sums += (Shorts)_mm512_maddubs_epi16((__m512i)a, (__m512i)b);
+    asm("" : "+v"(sums)); // as add_pair_products does
+    return sums;
+#elif defined(__AVX2__) && GYRFALCON_WIDTH == 8
     sums += (Shorts)_mm256_maddubs_epi16((__m256i)a, (__m256i)b);
-    asm("" : "+x"(sums)); // as add_pair_products does
+    asm("" : "+x"(sums));
     return sums;
 #else
     return sums + ((Shorts)a & 255) * (((Shorts)b << 8) >> 8) + ((Shorts)a >> 8) * ((Shorts)b >> 8);
 #endif
 }
 INLINE Ints widen_group_sums(GroupSums sums) {
-#if defined(__AVX2__) && GYRFALCON_WIDTH == 8
+#if defined(__AVX512BW__) && GYRFALCON_WIDTH == 16
+    return (Ints)_mm512_madd_epi16((__m512i)sums, _mm512_set1_epi16(1));
+#elif defined(__AVX2__) && GYRFALCON_WIDTH == 8
     return (Ints)_mm256_madd_epi16((__m256i)sums, _mm256_set1_epi16(1));
 #else
     return ((Ints)((Words)sums << 16) >> 16) + ((Ints)sums >> 16);

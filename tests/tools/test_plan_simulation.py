@@ -97,7 +97,8 @@ def test_folders_of_results_are_made_before_anything_is_measured(
     raw, steps = tmp_path / "new" / "raw", tmp_path / "steps"
 
     def measure(*_: object) -> list[object]:
-        assert raw.is_dir() and steps.is_dir()
+        assert raw.is_dir()
+        assert steps.is_dir()
         return []
 
     monkeypatch.setattr(plan_simulation, "measure", measure)

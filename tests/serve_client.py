@@ -244,6 +244,26 @@ def engine_of(model: Path, **settings: object) -> Engine:
     return Engine(EngineConfig(str(model), **{"max_len": 192, "seed": 1, **settings}))  # type: ignore[arg-type]
 
 
+@contextmanager
+def held(server: Server, num_running: int) -> Iterator[None]:
+    """The engine's thread waits between two steps as soon as it runs so many samples: none of them ends."""
+    reached, may_go_on = threading.Event(), threading.Event()
+
+    def look(engine: Engine) -> None:
+        if engine.stats().num_running != num_running:
+            server.service.thread.between_steps(look)
+            return
+        reached.set()
+        may_go_on.wait(20)
+
+    server.service.thread.between_steps(look)
+    try:
+        assert reached.wait(20)
+        yield
+    finally:
+        may_go_on.set()
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     """Waits until it holds."""
     deadline = time.monotonic() + 20

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from serve_client import Pending, Server, engine_of, serving, wait_for
+from serve_client import Pending, Server, engine_of, held, serving, wait_for
 
 from gyrfalcon import Engine
 from gyrfalcon.errors import CheckpointError, QueueFull, RankDied
@@ -51,8 +51,8 @@ def test_a_step_that_fails_answers_everybody_and_turns_the_server_red(model: Pat
         long = {"max_tokens": 180}
         asked = [server.later("/v1/completions", BODY | long) for _ in range(2)]
         stream = server.later("/v1/completions", BODY | long | {"stream": True})
-        wait_for(lambda: bool(stream.parts))
-        server.service.engine.close()  # its next step raises
+        with held(server, num_running=3):
+            server.service.engine.close()  # its next step raises
         for pending in asked:
             assert pending.answer().status == 503
             assert pending.answer().error["type"] == "service_unavailable_error"

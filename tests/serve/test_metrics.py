@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from engines import cache_of
 from prometheus_client.parser import text_string_to_metric_families
-from serve_client import Server, engine_of, serving, wait_for
+from serve_client import Server, engine_of, held, serving, wait_for
 
 from gyrfalcon import Engine
 from gyrfalcon.serve.metrics import CONTENT_TYPE
@@ -100,13 +100,13 @@ def test_samples_whose_client_leaves_or_whose_engine_fails_are_counted(
     long = {"model": "nestling", "prompt": "Once", "max_tokens": 180, "ignore_eos": True}
     long |= {"n": 3, "stream": stream}
     pending = fresh.later("/v1/completions", long)
-    wait_for(lambda: fresh.service.engine.stats().num_running == 3)
-    pending.leave()
-    pending.answer()
-    wait_for(lambda: scraped(fresh)["vllm:request_success_total/abort"] == 3)
+    with held(fresh, num_running=3):
+        pending.leave()
+        pending.answer()
+        wait_for(lambda: scraped(fresh)["vllm:request_success_total/abort"] == 3)
     pending = fresh.later("/v1/completions", long)
-    wait_for(lambda: fresh.service.engine.stats().num_running == 3)
-    fresh.service.engine.close()
+    with held(fresh, num_running=3):
+        fresh.service.engine.close()
     pending.answer()
     wait_for(lambda: scraped(fresh)["vllm:request_success_total/error"] == 3)
 

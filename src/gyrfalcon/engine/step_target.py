@@ -20,8 +20,10 @@ class StepTarget:
 
     A step that only decodes takes `base + row × sequences`: the Theil–Sen line through the last ones (Sen,
     1968: the median slope of all pairs, then the median intercept). What one with prompt tokens takes
-    beyond that is told by the last such steps; by others where nothing decodes, which pay for the base
-    themselves: it cannot be told from the rows where as many sequences decode all the time.
+    beyond that is partly fixed, the intercept of such a line, as long as the last steps had different
+    numbers of them; the rest, for each of these tokens, is the median of the last ones. A fifth of the
+    steps may be interrupted without moving these far. Where the last steps were alike for long, a few have
+    other numbers of tokens.
     """
 
     def __init__(self, target_seconds: float, most_tokens: int, least_tokens: int) -> None:
@@ -32,95 +34,86 @@ class StepTarget:
         self._most = most_tokens
         self._least = least_tokens
         self._decoding: deque[tuple[int, float]] = deque(maxlen=MOST_STEPS)  # sequences, seconds
+        self._mixed: deque[tuple[int, int, float]] = deque(maxlen=MOST_STEPS)  # and prompt tokens
         self._line = (0.0, 0.0)  # seconds of a step without sequences, and of each
         self._num_new = 0  # steps since it was drawn
-        self._alone, self._beside = PromptCost(least_tokens), PromptCost(least_tokens)
+        self._fixed = 0.0  # seconds that prompts add, however many tokens they are
+        self._num_mixed = 0
+        self._fixed_at = -STALE  # the number of the step that told
 
     def record(self, num_prompt_tokens: int, num_decoding: int, seconds: float) -> None:
         """Takes in how long a step took."""
         if num_prompt_tokens:
-            added = seconds - self._decoding_seconds(num_decoding)
-            self._cost(num_decoding).record(num_prompt_tokens, added, seconds <= self._target)
+            self._mixed.append((num_prompt_tokens, num_decoding, seconds))
+            self._num_mixed += 1
+            if self._num_mixed % REDRAW == 0:
+                self._draw_fixed()
         elif num_decoding:
             self._decoding.append((num_decoding, seconds))
             self._num_new += 1
 
     def prompt_tokens(self, num_decoding: int) -> int:
         """How many prompt tokens fit into a step in which this many sequences decode: whole multiples of
-        `least_tokens`, at least one of it, and at most twice as many as kept the target in the last such
-        steps: whatever is estimated of decoding while others use the machine, too.
+        `least_tokens`, at least one of it, and at most twice as many as kept the target in the last
+        steps: whatever is estimated of decoding alone while others use the machine, too.
         """
         most = max(self._most - num_decoding, 1)
-        left = self._target - self._decoding_seconds(num_decoding)
-        fitting = min(self._cost(num_decoding).fitting(left), float(most))
+        fitting = min(self._fitting(num_decoding), float(most))
         whole = int(fitting) // self._least * self._least
         return min(max(whole, self._least), most)
 
-    def _cost(self, num_decoding: int) -> "PromptCost":
-        return self._beside if num_decoding else self._alone
+    def _fitting(self, num_decoding: int) -> float:
+        if not self._mixed:
+            return self._least
+        kept = max(
+            (tokens for tokens, _, seconds in self._mixed if seconds <= self._target), default=0
+        )
+        most = MOST_GROWTH * max(kept, self._least) if kept else 0
+        left = self._target - self._decoding_seconds(num_decoding)
+        cost = median((seconds - self._fixed) / tokens for tokens, seconds in self._added())
+        fitting = (left - self._fixed) / cost if cost > 0 else most
+        return self._tried(min(most, fitting), left)
+
+    def _tried(self, fitting: float, left: float) -> float:
+        """What fits, or for a few steps half of it, where nobody knows what is fixed; of the fewest tokens
+        twice as many, if those fit.
+        """
+        if self._num_mixed - self._fixed_at < STALE or len(self._mixed) < REDRAW:
+            return fitting
+        added, few = self._added(), fitting < 2 * self._least
+        if few and median(seconds for _, seconds in added) > left:
+            return fitting
+        other = 2 * self._least if few else fitting / 2
+        num_tried = sum(tokens >= other if few else tokens <= other for tokens, _ in added)
+        return other if num_tried < TRIALS else fitting
+
+    def _added(self) -> list[tuple[int, float]]:
+        """Of the last steps, prompt tokens and the seconds that they added."""
+        return [
+            (tokens, seconds - self._decoding_seconds(decoding))
+            for tokens, decoding, seconds in self._mixed
+        ]
+
+    def _draw_fixed(self) -> None:
+        """Draws the line through the last steps with prompts, if they tell enough."""
+        points = self._added()
+        sizes = Counter(tokens for tokens, _ in points)
+        [(_, num_alike)] = sizes.most_common(1)
+        if len(points) - num_alike >= TRIALS and max(sizes) >= SPREAD * min(sizes):
+            self._fixed = max(theil_sen(points)[0], 0.0)
+            self._fixed_at = self._num_mixed
 
     def _decoding_seconds(self, num_decoding: int) -> float:
-        """Seconds of a step without prompt tokens; 0 as long as none was timed, and where nothing decodes."""
+        """Seconds of a step without prompt tokens; 0 as long as none was timed, and where nothing decodes:
+        what a step without sequences takes is unknown where always as many decode, and prompts alone pay for
+        it.
+        """
         if not num_decoding:
             return 0.0
         if self._num_new and (self._num_new >= REDRAW or len(self._decoding) < REDRAW):
             self._line, self._num_new = theil_sen(list(self._decoding)), 0
         base, row = self._line
         return base + row * num_decoding
-
-
-class PromptCost:
-    """What prompt tokens add to a step, from the last steps with some: partly a fixed time, the intercept of
-    a Theil–Sen line, as long as these had different numbers of tokens; the rest, for each token, is their
-    median. A fifth of the steps may be interrupted without moving these far. Where the last steps were alike
-    for long, a few have other numbers of tokens.
-    """
-
-    def __init__(self, least_tokens: int) -> None:
-        self._least = least_tokens
-        self._steps: deque[tuple[int, float]] = deque(maxlen=MOST_STEPS)  # tokens, seconds added
-        self._kept: deque[int] = deque(maxlen=MOST_STEPS)  # tokens, 0 where the target was missed
-        self._num_steps = 0
-        self._fixed = 0.0  # seconds, however many tokens they are
-        self._fixed_at = -STALE  # the number of the step that told
-
-    def record(self, num_tokens: int, added: float, is_kept: bool) -> None:
-        """Takes in what a step took beyond its decoding, and whether it kept the target."""
-        self._steps.append((num_tokens, added))
-        self._kept.append(num_tokens * is_kept)
-        self._num_steps += 1
-        if self._num_steps % REDRAW == 0:
-            self._draw_fixed()
-
-    def fitting(self, seconds: float) -> float:
-        """How many tokens fit into a step that has so much time for them."""
-        if not self._steps:
-            return self._least
-        most = MOST_GROWTH * max(self._kept)
-        cost = median((added - self._fixed) / tokens for tokens, added in self._steps)
-        fitting = (seconds - self._fixed) / cost if cost > 0 else most
-        return self._tried(min(most, fitting), seconds)
-
-    def _tried(self, fitting: float, left: float) -> float:
-        """What fits, or for a few steps half of it, where nobody knows what is fixed; of the fewest tokens
-        twice as many, if those fit.
-        """
-        if self._num_steps - self._fixed_at < STALE or len(self._steps) < REDRAW:
-            return fitting
-        few = fitting < 2 * self._least
-        if few and median(added for _, added in self._steps) > left:
-            return fitting
-        other = 2 * self._least if few else fitting / 2
-        num_tried = sum(tokens >= other if few else tokens <= other for tokens, _ in self._steps)
-        return other if num_tried < TRIALS else fitting
-
-    def _draw_fixed(self) -> None:
-        """Draws the line through the last steps, if they tell enough."""
-        sizes = Counter(tokens for tokens, _ in self._steps)
-        [(_, num_alike)] = sizes.most_common(1)
-        if len(self._steps) - num_alike >= TRIALS and max(sizes) >= SPREAD * min(sizes):
-            self._fixed = max(theil_sen(list(self._steps))[0], 0.0)
-            self._fixed_at = self._num_steps
 
 
 def theil_sen(points: Seq[tuple[int, float]]) -> tuple[float, float]:

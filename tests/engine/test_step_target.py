@@ -33,6 +33,21 @@ class Timed:
             sizes += [size] * (number % 2)
         return sizes
 
+    def joined_by_streams(self, target: StepTarget, decoding_seconds: float) -> list[int]:
+        """Prompts are read alone, then eight streams decode alone in so many seconds, then prompts join
+        them; returns how many tokens of these the steps read.
+        """
+        for _ in range(64):
+            self._read(target, 0)
+        for _ in range(12):
+            target.record(0, 8, decoding_seconds)
+        return [self._read(target, 8) for _ in range(40)]
+
+    def _read(self, target: StepTarget, num_decoding: int) -> int:
+        size = target.prompt_tokens(num_decoding)
+        target.record(size, num_decoding, self.seconds(size, num_decoding))
+        return size
+
 
 @pytest.mark.parametrize("num_decoding", [0, 8, 60])
 @pytest.mark.parametrize("interrupted", [0.0, 0.2])
@@ -95,31 +110,15 @@ def test_a_wrong_estimate_of_decoding_does_not_let_steps_grow() -> None:
     """Streams that begin while others use the machine: as slow as steps with prompts were before."""
     machine = Timed(0.050, 0.002, 0.003)
     target = StepTarget(0.135, 192, 16)
-    for _ in range(64):
-        size = target.prompt_tokens(0)
-        target.record(size, 0, machine.seconds(size, 0))
-    for _ in range(12):
-        target.record(0, 8, 0.105)
-    for _ in range(40):
-        size = target.prompt_tokens(8)
-        seconds = machine.seconds(size, 8)
-        target.record(size, 8, seconds)
-        assert seconds <= 1.25 * 0.135
+    sizes = machine.joined_by_streams(target, decoding_seconds=0.105)
+    assert max(machine.seconds(size, 8) for size in sizes) <= 1.25 * 0.135
 
 
 def test_streams_join_after_prompts_that_were_read_alone() -> None:
     """Always eight: what a step without any would take is unknown, and prompts alone paid for it, too."""
     machine = Timed(0.030, 0.0043, 0.0041)
     target = StepTarget(0.165, 192, 16)
-    for _ in range(64):
-        size = target.prompt_tokens(0)
-        target.record(size, 0, machine.seconds(size, 0))
-    for _ in range(12):
-        target.record(0, 8, machine.seconds(0, 8))
-    sizes = []
-    for _ in range(40):
-        sizes.append(target.prompt_tokens(8))
-        target.record(sizes[-1], 8, machine.seconds(sizes[-1], 8))
+    sizes = machine.joined_by_streams(target, decoding_seconds=machine.seconds(0, 8))
     assert set(sizes) <= {16, 32}
     assert sizes.count(32) <= 3  # too many, but tried
 

@@ -10,4 +10,5 @@ void store(int tile, void *to, int64_t stride) { _tile_stored(tile, to, stride);
 void multiply_bf16(int to, int a, int b) { _tile_dpbf16ps(to, a, b); }
 void multiply_int8(int to, int a, int b) { _tile_dpbssd(to, a, b); }
 void multiply_int8_uint8(int to, int a, int b) { _tile_dpbsud(to, a, b); }
+void multiply_uint8_int8(int to, int a, int b) { _tile_dpbusd(to, a, b); }
 }

@@ -102,8 +102,8 @@ inline void multiply_bf16(int to_number, int a_number, int b_number) {
         }
 }
 
-// Signed bytes by signed or unsigned ones; sums wrap around, as those of 32 bits do.
-template <class Right> void multiply_bytes(int to_number, int a_number, int b_number) {
+// Bytes, of which one side may be unsigned; sums wrap around, as those of 32 bits do.
+template <class Left, class Right> void multiply_bytes(int to_number, int a_number, int b_number) {
     Tile &to = tile(to_number);
     const Tile &a = tile(a_number), &b = tile(b_number);
     demand_fit(to, a, b);
@@ -111,12 +111,13 @@ template <class Right> void multiply_bytes(int to_number, int a_number, int b_nu
         for (int n = 0; n < to.row_bytes / 4; n++) {
             auto sum = number_of<uint32_t>(to, m, n);
             for (int k = 0; k < a.row_bytes; k++)
-                sum += static_cast<uint32_t>(number_of<int8_t>(a, m, k) * number_of<Right>(b, k / 4, 4 * n + k % 4));
+                sum += static_cast<uint32_t>(number_of<Left>(a, m, k) * number_of<Right>(b, k / 4, 4 * n + k % 4));
             put(to, m, n, sum);
         }
 }
-inline void multiply_int8(int to, int a, int b) { multiply_bytes<int8_t>(to, a, b); }
-inline void multiply_int8_uint8(int to, int a, int b) { multiply_bytes<uint8_t>(to, a, b); }
+inline void multiply_int8(int to, int a, int b) { multiply_bytes<int8_t, int8_t>(to, a, b); }
+inline void multiply_int8_uint8(int to, int a, int b) { multiply_bytes<int8_t, uint8_t>(to, a, b); }
+inline void multiply_uint8_int8(int to, int a, int b) { multiply_bytes<uint8_t, int8_t>(to, a, b); }
 
 } // namespace emulated
 } // namespace gyrfalcon
@@ -127,6 +128,7 @@ inline void multiply_int8_uint8(int to, int a, int b) { multiply_bytes<uint8_t>(
 #undef _tile_dpbf16ps
 #undef _tile_dpbssd
 #undef _tile_dpbsud
+#undef _tile_dpbusd
 #define _tile_loadconfig gyrfalcon::emulated::configure
 #define _tile_release gyrfalcon::emulated::release
 #define _tile_loadd gyrfalcon::emulated::load
@@ -135,3 +137,4 @@ inline void multiply_int8_uint8(int to, int a, int b) { multiply_bytes<uint8_t>(
 #define _tile_dpbf16ps gyrfalcon::emulated::multiply_bf16
 #define _tile_dpbssd gyrfalcon::emulated::multiply_int8
 #define _tile_dpbsud gyrfalcon::emulated::multiply_int8_uint8
+#define _tile_dpbusd gyrfalcon::emulated::multiply_uint8_int8

@@ -79,7 +79,12 @@ def multiplied(tiles: ctypes.CDLL, a: Tensor, b: Tensor, onto: Tensor) -> Tensor
     if a.dtype == torch.bfloat16:
         tiles.multiply_bf16(0, 1, 2)
     else:
-        (tiles.multiply_int8 if b.dtype == torch.int8 else tiles.multiply_int8_uint8)(0, 1, 2)
+        by_signs = {
+            (torch.int8, torch.int8): tiles.multiply_int8,
+            (torch.int8, torch.uint8): tiles.multiply_int8_uint8,
+            (torch.uint8, torch.int8): tiles.multiply_uint8_int8,
+        }
+        by_signs[a.dtype, b.dtype](0, 1, 2)
     tiles.store(0, ctypes.c_void_p(out.data_ptr()), ctypes.c_int64(out.stride(0) * 4))
     tiles.release()
     return out
@@ -106,13 +111,16 @@ def exact_bf16(a: Tensor, b: Tensor, onto: Tensor) -> Tensor:
 SHAPES = [(16, 16, 16), (16, 8, 16), (1, 1, 1), (3, 5, 7)]  # m, k / elements of 4 bytes, n
 
 
-@pytest.mark.parametrize("right", [torch.int8, torch.uint8])
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [(torch.int8, torch.int8), (torch.int8, torch.uint8), (torch.uint8, torch.int8)],
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_bytes_are_multiplied_as_integers(
-    tiles: ctypes.CDLL, shape: tuple[int, int, int], right: torch.dtype
+    tiles: ctypes.CDLL, shape: tuple[int, int, int], left: torch.dtype, right: torch.dtype
 ) -> None:
     m, k, n = shape
-    a, b = drawn((m, 4 * k), torch.int8), drawn((4 * k, n), right)
+    a, b = drawn((m, 4 * k), left), drawn((4 * k, n), right)
     onto = drawn((m, n), torch.int8).int() * 1000
     assert torch.equal(multiplied(tiles, a, b, onto), onto + a.int() @ b.int())
 

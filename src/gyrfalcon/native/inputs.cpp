@@ -17,7 +17,7 @@ bool by_unit(const Kernels &kernels, int weight_kind, int64_t tokens, int kind) 
 Form form_of(const Kernels &kernels, int weight_kind, int64_t tokens, int kind) {
     const bool many = tokens > FEW_TOKENS;
     if (by_unit(kernels, weight_kind, tokens, kind))
-        return weight_kind == GF_I4 ? INT8_GROUPS : weight_kind == GF_I8 ? SPLIT_INT16 : TRANSPOSED;
+        return weight_kind == GF_I4 ? INT8_GROUPS : weight_kind == GF_I8 ? SPLIT_INT16 : GATHERED;
     if (weight_kind == GF_I4 && kind == GF_F32)
         return FLOATS;
     if (kind != GF_F32 && weight_kind == GF_I8 && int8_activations(kernels))
@@ -255,19 +255,19 @@ Tokens as_int8_tiles(const Source &source) {
     return made;
 }
 
-// each(block, group) for all blocks of `steps_each` steps of all groups: of few groups, too, every thread gets some.
-template <class Each> void for_unit_blocks(int64_t steps, int64_t steps_each, int64_t groups, const Each &each) {
-    const int64_t blocks = (steps + steps_each - 1) / steps_each;
+// each(block, group) for all blocks of steps of all groups: of few groups, too, every thread gets some.
+template <class Each> void for_unit_blocks(int64_t steps, int64_t groups, const Each &each) {
+    const int64_t blocks = (steps + UNIT_STEPS - 1) / UNIT_STEPS;
     in_parallel(blocks * groups, [&](int64_t part, int) { each(part / groups, part % groups); });
 }
 
-Tokens as_transposed(const Source &source) {
-    const int64_t groups = (source.tokens + TRANSPOSED_TOKENS - 1) / TRANSPOSED_TOKENS;
+Tokens as_gathered(const Source &source) {
+    const int64_t groups = (source.tokens + UNIT_SIDE - 1) / UNIT_SIDE;
     const int64_t row_bytes = source.row_bytes(), steps = unit_steps(row_bytes);
     auto *to = source.memory<char>(TILES, groups * steps * UNIT_STEP_BYTES);
-    for_unit_blocks(steps, TRANSPOSED_STEPS, groups, [&](int64_t block, int64_t group) {
-        const int64_t first = group * TRANSPOSED_TOKENS, count = std::min(TRANSPOSED_TOKENS, source.tokens - first);
-        source.kernels->unit->transpose(source.x + first * row_bytes, row_bytes, count, block, group, groups, to);
+    for_unit_blocks(steps, groups, [&](int64_t block, int64_t group) {
+        const int64_t first = group * UNIT_SIDE, count = std::min(UNIT_SIDE, source.tokens - first);
+        source.kernels->unit->gather(source.x + first * row_bytes, row_bytes, count, block, group, groups, to);
     });
     Tokens made;
     made.tiles = to;
@@ -308,7 +308,7 @@ Tokens as_split_int16(const Source &source) {
     const int64_t groups = (source.tokens + UNIT_TOKENS - 1) / UNIT_TOKENS;
     const int64_t steps = unit_steps(source.columns);
     auto *to = source.memory<char>(TILES, groups * steps * UNIT_STEP_BYTES);
-    for_unit_blocks(steps, INT16_COLUMNS / 64, groups, [&](int64_t block, int64_t group) {
+    for_unit_blocks(steps, groups, [&](int64_t block, int64_t group) {
         const int64_t first = group * UNIT_TOKENS, count = std::min(UNIT_TOKENS, source.tokens - first);
         source.kernels->unit->split(shorts.shorts + first * shorts.stride, shorts.stride, count, block, group, groups,
                                     to);
@@ -348,7 +348,7 @@ Tokens prepack(const Kernels &kernels, const gf_term &term, int place, int64_t t
                   : form == INT8_TILES    ? as_int8_tiles(source)
                   : form == SPLIT_INT16   ? as_split_int16(source)
                   : form == INT8_GROUPS   ? as_int8_groups(source)
-                                          : as_transposed(source);
+                                          : as_gathered(source);
     made.form = form;
     made.by_unit = by_unit(kernels, weight.kind, tokens, kind);
     made.count = tokens;
@@ -402,7 +402,7 @@ Tokens slice(const Tokens &all, int64_t first, int64_t count, int64_t columns) {
         part.scales += first * blocks;
         part.offsets += first * all.offsets_each;
         break;
-    case TRANSPOSED:
+    case GATHERED:
         part.first = first;
         break;
     case SPLIT_INT16:

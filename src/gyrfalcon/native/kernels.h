@@ -51,8 +51,8 @@ struct Ahead {
 
 // Tokens for a matrix unit, in groups: of bf16, or of int16 as bytes. A step of a group has UNIT_STEP_BYTES, for 64 bytes
 // of a weight's row; some steps of all groups lie together, [blocks of steps, groups, steps].
-constexpr int64_t TRANSPOSED_TOKENS = 32, UNIT_TOKENS = 16;
-constexpr int64_t UNIT_STEP_BYTES = 2048, TRANSPOSED_STEPS = 16;
+constexpr int64_t UNIT_SIDE = 32, UNIT_TOKENS = 16;
+constexpr int64_t UNIT_STEP_BYTES = 2048, UNIT_STEPS = 8;
 constexpr int64_t unit_steps(int64_t row_bytes) { return (row_bytes + 63) / 64; }
 
 // Up to so many tokens weights are multiplied as stored; with more their rows are packed: quantised ones with int8 or int16
@@ -71,8 +71,8 @@ enum Form {
     INT16_TILES,   // [blocks, tiles, pairs of columns, nr_int16, 2], an even number of pairs
     INT8,          // quantised to int8, a scale for each 64 columns, padded with zeros to whole blocks of them
     INT8_TILES,    // [blocks of INT16_COLUMNS, tiles, groups of 4 columns, nr, 4]
-    TRANSPOSED,    // for a matrix unit: bf16, TRANSPOSED_STEPS in a block, groups of TRANSPOSED_TOKENS
-    SPLIT_INT16,   // for a matrix unit: INT16 as bytes, INT16_COLUMNS in a block, groups of UNIT_TOKENS
+    GATHERED,      // for a matrix unit: bf16, UNIT_STEPS in a block, groups of UNIT_SIDE
+    SPLIT_INT16,   // for a matrix unit: INT16 as bytes, UNIT_STEPS in a block, groups of UNIT_TOKENS
     INT8_GROUPS,   // for a matrix unit: INT8, with memory for whole groups of UNIT_TOKENS
 };
 
@@ -122,18 +122,17 @@ struct Int8Tokens {
     int64_t count;          // nr at most
 };
 
-// Linears by a matrix unit. It reads tokens as TRANSPOSED for bf16 weights, SPLIT_INT16 for int8, INT8_GROUPS for int4.
+// Linears by a matrix unit. It reads tokens as GATHERED for bf16 weights, SPLIT_INT16 for int8, INT8_GROUPS for int4.
 struct MatrixUnit {
     // Whether it multiplies so many tokens of a kind with weights of a kind.
     bool (*multiplies)(int weight_kind, int64_t tokens, int kind);
-    // Packs one block of steps of group number `group` of `groups`, `count` tokens, as TRANSPOSED or SPLIT_INT16.
-    void (*transpose)(const char *tokens, int64_t row_bytes, int64_t count, int64_t block, int64_t group, int64_t groups,
-                      char *to);
+    // Packs one block of steps of group number `group` of `groups`, `count` tokens, as GATHERED or SPLIT_INT16.
+    void (*gather)(const char *tokens, int64_t row_bytes, int64_t count, int64_t block, int64_t group, int64_t groups,
+                   char *to);
     void (*split)(const int16_t *tokens, int64_t stride, int64_t count, int64_t block, int64_t group, int64_t groups,
                   char *to);
-    // As Kernels::linear, with memory_bytes(rows, tokens) of scratch, 64-byte aligned; sums are written for rows up to
-    // a multiple of 32.
-    size_t (*memory_bytes)(int64_t rows, int64_t tokens);
+    size_t memory_bytes; // of scratch, 64-byte aligned
+    // As Kernels::linear; sums are written for rows and tokens up to a multiple of UNIT_SIDE.
     void (*linear)(const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add, void *memory);
 };
 

@@ -13,8 +13,7 @@ namespace gyrfalcon {
 namespace {
 
 constexpr int MOST_OUTPUTS = 4;
-constexpr int64_t TOKENS_AT_ONCE = 576;      // of many
-constexpr int64_t UNIT_TOKENS_AT_ONCE = 288; // with a matrix unit: they and their sums stay in L2
+constexpr int64_t TOKENS_AT_ONCE = 576; // of many
 constexpr int64_t SLICE_STEP = 12, UNIT_SLICE_STEP = 96; // whole tiles of every instruction set; whole groups, too
 constexpr int64_t ROWS_AT_ONCE = 64;         // of weights, with many tokens: whole tiles
 constexpr int64_t MOST_TILES_OF_ROWS = 4;    // at once: tokens are read again for each block
@@ -29,6 +28,7 @@ struct Matmul {
     Tokens inputs[2 * MOST_OUTPUTS]; // of each output's terms, in order
     int kind;
     int64_t block_rows;
+    int64_t stride; // of a token's sums
     bool many;
 
     int64_t blocks(int output) const { return (outputs[output].terms[0].weight.rows + block_rows - 1) / block_rows; }
@@ -242,12 +242,12 @@ void compute(const Matmul &matmul, const Block &block, const Rows &next, int64_t
         const Rows rows = rows_in(matmul, block, i);
         const Rows follows = i + 1 < output.num_terms ? rows_in(matmul, block, i + 1) : next;
         const Tokens inputs = slice(matmul.inputs[2 * block.output + i], start, tokens, rows.columns);
-        add_term(kernels, rows, follows, inputs, sums, matmul.block_rows, i > 0, matmul.many, scratch(thread, WEIGHTS));
+        add_term(kernels, rows, follows, inputs, sums, matmul.stride, i > 0, matmul.many, scratch(thread, WEIGHTS));
     }
     const int64_t size = bytes_of(matmul.kind), count = std::min(matmul.block_rows, all_rows - first);
     for (int64_t token = 0; token < tokens; token++) {
         char *y = static_cast<char *>(output.y) + ((start + token) * all_rows + first) * size;
-        kernels.epilogue(sums + token * matmul.block_rows, output.bias, first, count, output.activation, matmul.kind,
+        kernels.epilogue(sums + token * matmul.stride, output.bias, first, count, output.activation, matmul.kind,
                          y);
     }
 }
@@ -267,8 +267,7 @@ int64_t block_rows(const Kernels &kernels, const gf_output *outputs, int num_out
 
 // Slices of nearly equal size: a short last one would read all weights for few tokens.
 int64_t slice_tokens(const Kernels &kernels, int64_t tokens) {
-    const int64_t most = kernels.unit ? UNIT_TOKENS_AT_ONCE : TOKENS_AT_ONCE;
-    const int64_t slices = (tokens + most - 1) / most, each = (tokens + slices - 1) / slices;
+    const int64_t slices = (tokens + TOKENS_AT_ONCE - 1) / TOKENS_AT_ONCE, each = (tokens + slices - 1) / slices;
     const int64_t step = kernels.unit ? UNIT_SLICE_STEP : SLICE_STEP;
     return std::min(tokens, (each + step - 1) / step * step);
 }
@@ -295,15 +294,18 @@ int64_t prepack_inputs(Matmul &matmul, int num_outputs, int64_t tokens) {
 } // namespace
 
 void linears(const gf_output *outputs, int num_outputs, int64_t tokens, int kind) {
-    Matmul matmul{chosen_kernels(), outputs, {}, kind, 0, tokens > FEW_TOKENS};
+    Matmul matmul{chosen_kernels(), outputs, {}, kind, 0, 0, tokens > FEW_TOKENS};
     const int64_t columns = prepack_inputs(matmul, num_outputs, tokens);
     matmul.block_rows = block_rows(*matmul.kernels, outputs, num_outputs, matmul.many);
+    // A tile's sums do not fall into the same sets of a cache.
+    matmul.stride = matmul.block_rows + (matmul.kernels->unit ? 16 : 0);
     const int64_t tokens_at_once = slice_tokens(*matmul.kernels, tokens);
-    reserve(SUMS, static_cast<size_t>(4 * tokens_at_once * matmul.block_rows));
-    const int64_t tiles = matmul.block_rows * (FLOAT_COLUMNS + MOST_SCALES);
+    const int64_t sides = (tokens_at_once + UNIT_SIDE - 1) / UNIT_SIDE;
+    reserve(SUMS, static_cast<size_t>(4 * sides * UNIT_SIDE * matmul.stride));
+    const int64_t tiles = matmul.stride * (FLOAT_COLUMNS + MOST_SCALES);
     reserve(WEIGHTS, static_cast<size_t>(4 * std::max(tiles, INT4_ROWS * columns)));
     if (matmul.kernels->unit)
-        reserve(WEIGHTS, matmul.kernels->unit->memory_bytes(matmul.block_rows, tokens_at_once));
+        reserve(WEIGHTS, matmul.kernels->unit->memory_bytes);
     int64_t blocks = 0;
     for (int i = 0; i < num_outputs; i++)
         blocks += matmul.blocks(i);

@@ -1,5 +1,5 @@
 // For x86-64 processors with AMX (Sapphire Rapids 2023, and later): AVX-512's kernels, but linears with several tokens by
-// tiles of 16 rows × 64 bytes. amx_blocks.inl multiplies weights of bf16 and int8, amx_int4.inl those of int4.
+// tiles of 16 rows × 64 bytes. amx_products.inl multiplies weights of bf16 and int8, amx_int4.inl those of int4.
 #include "instructions.h"
 #include <immintrin.h>
 #if defined(GYRFALCON_EMULATED_AMX)
@@ -43,10 +43,11 @@ INLINE void finish_writes() { asm volatile("" : : : "memory"); }
 
 // Of a matrix's rows or of tokens, those of a block of 32.
 constexpr int64_t SIDE = 32;
-static_assert(SIDE == TRANSPOSED_TOKENS);
-INLINE int64_t sides(int64_t count) { return (count + SIDE - 1) / SIDE; }
+static_assert(SIDE == UNIT_SIDE);
 
+#include "amx_products.inl"
 #include "amx_blocks.inl"
+#include "amx_streams.inl"
 #include "amx_int4.inl"
 
 // ---- the unit ----
@@ -59,22 +60,30 @@ bool multiplies(int weight_kind, int64_t tokens, int kind) {
     return weight_kind == GF_I4 || weight_kind == GF_I8 || (weight_kind == GF_BF16 && kind == GF_BF16);
 }
 
-size_t memory_bytes(int64_t rows, int64_t tokens) {
-    return sizeof(Memory) + static_cast<size_t>(sides(rows) * sides(tokens) * BLOCK_SUMS) * sizeof(float);
-}
+static_assert(UNIT_STEPS * STEP_BYTES <= sizeof(Int4Panel));
 
-void linear(const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add, void *memory) {
-    if (rows.kind == GF_I4)
-        rows.group == 32 ? int4_rows<2>(rows, tokens, sums, stride, add, memory)
-                         : int4_rows<1>(rows, tokens, sums, stride, add, memory);
-    else if (rows.kind == GF_I8)
-        block_rows<I8Weights>(rows, tokens, sums, stride, add, memory);
+template <class Kind>
+void multiply_by(const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add, void *memory) {
+    configure(16, ROW_BYTES);
+    auto *packed = static_cast<char *>(memory);
+    if (Kind::few(tokens.stride)) // all groups
+        Streams<Kind>{rows, tokens, sums, stride, add, packed}.multiply();
     else
-        block_rows<Bf16Weights>(rows, tokens, sums, stride, add, memory);
+        Blocks<Kind>{rows, tokens, sums, stride, add, packed}.multiply();
+}
+void linear(const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add, void *memory) {
+    auto &panel = *static_cast<Int4Panel *>(memory);
+    if (rows.kind == GF_I4)
+        rows.group == 32 ? int4_rows<2>(rows, tokens, sums, stride, add, panel)
+                         : int4_rows<1>(rows, tokens, sums, stride, add, panel);
+    else if (rows.kind == GF_I8)
+        multiply_by<I8Weights>(rows, tokens, sums, stride, add, memory);
+    else
+        multiply_by<Bf16Weights>(rows, tokens, sums, stride, add, memory);
     _tile_release();
 }
 
-const MatrixUnit unit = {multiplies, transpose_tokens, split_tokens, memory_bytes, linear};
+const MatrixUnit unit = {multiplies, gather_tokens, split_tokens, sizeof(Int4Panel), linear};
 
 // ---- peak arithmetic ----
 

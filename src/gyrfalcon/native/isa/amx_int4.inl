@@ -11,7 +11,6 @@ struct Int4Panel {
     alignas(64) char values[INT4_BLOCKS * TILE_BYTES]; // × 16
     float scales[2 * INT4_BLOCKS][INT4_ROWS];          // ÷ 16, of each part
 };
-static_assert(sizeof(Int4Panel) <= sizeof(Memory));
 
 // A stored nibble is value + 8; with its upper bit flipped, in a byte's upper half, it is 16 × value.
 INLINE void unpack_int4_block(const char *words, char *to) {
@@ -124,8 +123,7 @@ void int4_panel(const Rows &rows, int64_t row, int64_t first, const Tokens &toke
     }
 }
 template <int PARTS>
-void int4_rows(const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add, void *memory) {
-    auto &panel = *static_cast<Int4Panel *>(memory);
+void int4_rows(const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add, Int4Panel &panel) {
     const int64_t blocks = rows.columns / 64;
     configure(static_cast<int>(min(16, tokens.count)), 64 / PARTS);
     if (tokens.count <= SIDE) // each tile of rows from end to end, as it is stored

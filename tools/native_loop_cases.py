@@ -449,5 +449,6 @@ TILE_LOOPS = (
     TileLoop("AMX int8, packed, 32 × 16", r"void multiply_by<I8", "tdpb[su]", 4, 4, 0),
     TileLoop("AMX bf16, 32 × 32", r"Streams<Bf16", "tdpbf16ps", 4, 4, 0),
     TileLoop("AMX int8, 32 × 16", r"Streams<I8", "tdpb[su]", 4, 4, 0),
+    TileLoop("AMX int4, 32 × 32", r"void multiply_int4_square<1>", "tdpb[su]", 4, 4, 4),
     TileLoop("AMX int4, 16 × 16", r"void multiply_int4<16, 1>", "tdpb[su]", 8, 4, 4),
 )

@@ -277,7 +277,7 @@ Tokens as_gathered(const Source &source) {
 
 // Scales [tokens, blocks] in the order of a matrix unit: [groups of UNIT_TOKENS, blocks, UNIT_TOKENS].
 const float *in_groups(const Source &source, const float *scales, int64_t blocks) {
-    const int64_t groups = (source.tokens + UNIT_TOKENS - 1) / UNIT_TOKENS;
+    const int64_t groups = (source.tokens + UNIT_SIDE - 1) / UNIT_SIDE * (UNIT_SIDE / UNIT_TOKENS);
     auto *to = source.memory<float>(TILE_SCALES, groups * blocks * UNIT_TOKENS);
     in_parallel(groups, [&](int64_t group, int) {
         for (int64_t i = 0; i < UNIT_TOKENS; i++) {
@@ -290,7 +290,7 @@ const float *in_groups(const Source &source, const float *scales, int64_t blocks
 }
 
 Tokens as_int8_groups(const Source &source) {
-    const int64_t blocks = source.room / 64, room = (source.tokens + UNIT_TOKENS - 1) / UNIT_TOKENS * UNIT_TOKENS;
+    const int64_t blocks = source.room / 64, room = (source.tokens + UNIT_SIDE - 1) / UNIT_SIDE * UNIT_SIDE;
     Tokens made;
     made.stride = odd_lines(blocks);
     auto *to = source.memory<int8_t>(INPUTS, room * made.stride);

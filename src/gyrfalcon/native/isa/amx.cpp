@@ -72,10 +72,10 @@ void multiply_by(const Rows &rows, const Tokens &tokens, float *sums, int64_t st
         Blocks<Kind>{rows, tokens, sums, stride, add, packed}.multiply();
 }
 void linear(const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add, void *memory) {
-    auto &panel = *static_cast<Int4Panel *>(memory);
+    auto &panels = *static_cast<Int4Panel(*)[2]>(memory);
     if (rows.kind == GF_I4)
-        rows.group == 32 ? int4_rows<2>(rows, tokens, sums, stride, add, panel)
-                         : int4_rows<1>(rows, tokens, sums, stride, add, panel);
+        rows.group == 32 ? int4_rows<2>(rows, tokens, sums, stride, add, panels)
+                         : int4_rows<1>(rows, tokens, sums, stride, add, panels);
     else if (rows.kind == GF_I8)
         multiply_by<I8Weights>(rows, tokens, sums, stride, add, memory);
     else
@@ -83,7 +83,7 @@ void linear(const Rows &rows, const Tokens &tokens, float *sums, int64_t stride,
     _tile_release();
 }
 
-const MatrixUnit unit = {multiplies, gather_tokens, split_tokens, sizeof(Int4Panel), linear};
+const MatrixUnit unit = {multiplies, gather_tokens, split_tokens, 2 * sizeof(Int4Panel), linear};
 
 // ---- peak arithmetic ----
 

@@ -1,4 +1,4 @@
-// ---- linears by tiles, int4 weights: 16 rows × 16 tokens at a time ----
+// ---- linears by tiles, int4 weights ----
 //
 // Tokens [tokens, 64 columns] are the left side, as they are; weights the right one, in the order in which they are
 // stored: [16 groups of 4 columns, 16 rows, 4]. Since tokens have a scale for each 64 columns, sums leave the tiles that
@@ -106,10 +106,81 @@ void multiply_int4_of(int64_t count, const Int4Panel &panel, int64_t blocks, con
     multiply_int4<TOKENS, PARTS>(panel, blocks, x, ahead, sums, stride, add);
 }
 
+// ---- many tokens: 32 rows × 32 tokens ----
+
+constexpr int64_t INT4_SQUARE_BLOCKS = 8; // two panels and a group's tokens fit L1 together
+
+// One part's integers of 16 tokens, added to sums[token × stride + lane].
+INLINE void add_tile(const int32_t *integers, Floats row_scales, const float *scales, float *sums, int64_t stride) {
+    UNROLL for (int64_t i = 0; i < UNIT_TOKENS; i++) {
+        float *to = sums + i * stride;
+        store(to, load<Floats>(to) + __builtin_convertvector(load<Ints>(integers + i * 16), Floats) * (scales[i] * row_scales));
+    }
+}
+// 32 tokens, whose scales are `apart` from each other's 16. A part's sums are added while the next part is multiplied.
+template <int PARTS>
+void multiply_int4_square(const Int4Panel (&panels)[2], int64_t blocks, const Int4Tokens &x, int64_t apart, float *sums,
+                          int64_t stride, bool add) {
+    constexpr int64_t DEPTH = 64 / PARTS;
+    alignas(64) int32_t integers[4][TILE_SUMS];
+    const int64_t parts = blocks * PARTS;
+    for (int64_t i = 0; !add && i < SIDE; i++) {
+        store(sums + i * stride, Floats{});
+        store(sums + i * stride + 16, Floats{});
+    }
+    for (int64_t part = 0; part <= parts; part++) {
+        if (part < parts) {
+            const int8_t *tokens = x.bytes + part * DEPTH;
+            zero_sums();
+            _tile_loadd(4, tokens, x.stride);
+            _tile_loadd(6, panels[0].values + part * DEPTH * 16, ROW_BYTES);
+            _tile_dpbssd(0, 4, 6);
+            _tile_loadd(7, panels[1].values + part * DEPTH * 16, ROW_BYTES);
+            _tile_dpbssd(1, 4, 7);
+            _tile_loadd(5, tokens + 16 * x.stride, x.stride);
+            _tile_dpbssd(2, 5, 6);
+            _tile_dpbssd(3, 5, 7);
+            UNROLL for (int64_t i = 0; i < SIDE; i++)
+                __builtin_prefetch(tokens + DEPTH + i * x.stride);
+        }
+        const int64_t done = part - 1;
+        for (int64_t tile = 0; part && tile < 4; tile++)
+            add_tile(integers[tile], load<Floats>(panels[tile % 2].scales[done]),
+                     x.scales + tile / 2 * apart + done / PARTS * UNIT_TOKENS, sums + tile / 2 * 16 * stride + tile % 2 * 16,
+                     stride);
+        if (part < parts) {
+            _tile_stored(0, integers[0], ROW_BYTES);
+            _tile_stored(1, integers[1], ROW_BYTES);
+            _tile_stored(2, integers[2], ROW_BYTES);
+            _tile_stored(3, integers[3], ROW_BYTES);
+            finish_writes();
+        }
+    }
+}
+template <int PARTS>
+void int4_squares(const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add, Int4Panel (&panels)[2]) {
+    const int64_t all = rows.columns / 64;
+    for (int64_t first = 0; first < all; first += INT4_SQUARE_BLOCKS)
+        for (int64_t row = 0; row < rows.count; row += SIDE) {
+            const int64_t blocks = min(INT4_SQUARE_BLOCKS, all - first);
+            unpack_int4<PARTS>(rows, row, first, blocks, panels[0]);
+            unpack_int4<PARTS>(rows, row + 16 < rows.count ? row + 16 : row, first, blocks, panels[1]);
+            finish_writes();
+            for (int64_t token = 0; token < tokens.count; token += SIDE) {
+                const Int4Tokens x{tokens.bytes + token * tokens.stride + first * 64,
+                                   tokens.scales + token * all + first * UNIT_TOKENS, tokens.stride};
+                multiply_int4_square<PARTS>(panels, blocks, x, UNIT_TOKENS * all, sums + token * stride + row, stride,
+                                            add || first);
+            }
+        }
+}
+
+// ---- few tokens ----
+
 // Some blocks of 16 rows' columns with all tokens.
 template <int PARTS>
-void int4_panel(const Rows &rows, int64_t row, int64_t first, const Tokens &tokens, bool streamed, float *sums,
-                int64_t stride, bool add, Int4Panel &panel) {
+void int4_panel(const Rows &rows, int64_t row, int64_t first, const Tokens &tokens, float *sums, int64_t stride, bool add,
+                Int4Panel &panel) {
     const int64_t all = rows.columns / 64, blocks = min(INT4_BLOCKS, all - first);
     unpack_int4<PARTS>(rows, row, first, blocks, panel);
     finish_writes();
@@ -118,20 +189,19 @@ void int4_panel(const Rows &rows, int64_t row, int64_t first, const Tokens &toke
         const Int4Tokens x{tokens.bytes + token * tokens.stride + first * 64,
                            tokens.scales + token * all + first * UNIT_TOKENS, tokens.stride};
         const bool last = token + 16 >= tokens.count;
-        multiply_int4_of<PARTS>(tokens.count - token, panel, blocks, x, streamed && last ? next : nullptr,
+        multiply_int4_of<PARTS>(tokens.count - token, panel, blocks, x, last ? next : nullptr,
                                 sums + token * stride + row, stride, add || first);
     }
 }
 template <int PARTS>
-void int4_rows(const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add, Int4Panel &panel) {
+void int4_rows(const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add, Int4Panel (&panels)[2]) {
     const int64_t blocks = rows.columns / 64;
+    if (tokens.count > SIDE) {
+        configure(16, 64 / PARTS);
+        return int4_squares<PARTS>(rows, tokens, sums, stride, add, panels);
+    }
     configure(static_cast<int>(min(16, tokens.count)), 64 / PARTS);
-    if (tokens.count <= SIDE) // each tile of rows from end to end, as it is stored
-        for (int64_t row = 0; row < rows.count; row += INT4_ROWS)
-            for (int64_t first = 0; first < blocks; first += INT4_BLOCKS)
-                int4_panel<PARTS>(rows, row, first, tokens, true, sums, stride, add, panel);
-    else
+    for (int64_t row = 0; row < rows.count; row += INT4_ROWS) // each tile of rows from end to end, as it is stored
         for (int64_t first = 0; first < blocks; first += INT4_BLOCKS)
-            for (int64_t row = 0; row < rows.count; row += INT4_ROWS)
-                int4_panel<PARTS>(rows, row, first, tokens, false, sums, stride, add, panel);
+            int4_panel<PARTS>(rows, row, first, tokens, sums, stride, add, panels[0]);
 }

@@ -16,6 +16,7 @@ from cpu_peers_plan import ENGINES, Plan
 from cpu_peers_process import EngineFailed, EngineProcess
 from cpu_peers_results import OURS, Case, Turn, least_ms, quant_of
 
+from gyrfalcon.console.format import counted
 from gyrfalcon.device.cpu import Cpu
 from gyrfalcon.errors import UsageError
 from gyrfalcon.measure.limits import machine_limits
@@ -62,8 +63,8 @@ def race(
     limits = {precision: _limits(precision) for precision in plan.precisions}
     minutes = (plan.rounds - done) * least_seconds(plan, model, missing, limits) / 60
     print(
-        f"{model}: {plan.rounds - done} rounds would take {minutes:.1f} minutes at this machine's limits; "
-        "engines take longer, and to write and load their models",
+        f"{model}: {counted(plan.rounds - done, 'round')} would take {minutes:.1f} minutes "
+        "at this machine's limits; engines take longer, and to write and load their models",
         file=sys.stderr,
     )
     folder = work / model

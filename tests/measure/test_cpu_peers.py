@@ -52,7 +52,7 @@ def test_a_run_times_every_step_of_every_engine_on_the_same_model(
     check_turns(found["turns"])
     check_facts(found, argv)
     assert "needs" in printed.err
-    assert "A: 1 rounds would take 0.0 minutes at this machine's limits" in printed.err
+    assert "A: 1 round would take 0.0 minutes at this machine's limits" in printed.err
     for head in ("A bf16 prefill 2 × 8 tokens", "B int4 decode 3 steps after 2 × 8 tokens"):
         assert head in printed.out
     assert "load average" in printed.out

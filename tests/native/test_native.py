@@ -298,6 +298,18 @@ def test_a_bf16_token_gets_the_bits_it_gets_alone_from_products_of_pairs() -> No
         assert torch.equal(native.linear(x[:count], weight), alone[:count])
 
 
+@pytest.mark.parametrize("kind", ["bf16", "int8", "int4", "int4-32"])
+def test_tiles_give_a_token_the_same_bits_in_any_company(kind: str) -> None:
+    if native.LIBRARY.gf_instructions() != b"amx":
+        pytest.skip("multiplies without tiles")
+    weight, _ = stored_as(kind, drawn(144 if kind in GROUPS else 130, 1088) / 33)
+    x = drawn(700, 1088, seed=1).bfloat16()
+    together = native.linear(x, weight)
+    for first, count in ((0, 5), (32, 16), (64, 32), (7, 33), (1, 64), (100, 300)):
+        some = slice(first, first + count)
+        assert torch.equal(native.linear(x[some].contiguous(), weight), together[some])
+
+
 @pytest.mark.parametrize("kind", ["int8", "int4", "int4-32"])
 def test_activations_are_rounded_alike_in_a_step_of_any_size(kind: str) -> None:
     """Beside one of 30,000, which is multiplied by zeros, those around 1 lose nearly all of their bits."""

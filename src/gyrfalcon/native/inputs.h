@@ -13,7 +13,7 @@ Tokens prepack(const Kernels &kernels, const gf_term &term, int place, int64_t t
 // What multiplies tokens of a kind with weights of a kind.
 Arithmetic arithmetic_of(const Kernels &kernels, int weight_kind, int64_t tokens, int kind);
 
-// `count` of them from `first` on, where a tile and a group of transposed tokens begin.
+// `count` of them from `first` on, where a tile and a group of tokens begin.
 Tokens slice(const Tokens &all, int64_t first, int64_t count, int64_t columns);
 
 } // namespace gyrfalcon

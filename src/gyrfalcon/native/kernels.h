@@ -71,9 +71,10 @@ enum Form {
     INT16_TILES,   // [blocks, tiles, pairs of columns, nr_int16, 2], an even number of pairs
     INT8,          // quantised to int8, a scale for each 64 columns, padded with zeros to whole blocks of them
     INT8_TILES,    // [blocks of INT16_COLUMNS, tiles, groups of 4 columns, nr, 4]
-    GATHERED,      // for a matrix unit: bf16, UNIT_STEPS in a block, groups of UNIT_SIDE
-    SPLIT_INT16,   // for a matrix unit: INT16 as bytes, UNIT_STEPS in a block, groups of UNIT_TOKENS
-    INT8_GROUPS,   // for a matrix unit: INT8, with memory for whole groups of UNIT_TOKENS
+    GATHERED,      // for a matrix unit: bf16, UNIT_STEPS in a block, groups of UNIT_SIDE;
+                   // up to UNIT_SIDE tokens are transposed
+    SPLIT_INT16,   // for a matrix unit: INT16 as bytes, UNIT_STEPS in a block, groups of UNIT_TOKENS; likewise
+    INT8_GROUPS,   // for a matrix unit: INT8, with memory for whole groups of UNIT_SIDE
 };
 
 constexpr int64_t BF16_COLUMNS = 1024; // isa/bf16_tokens.inl
@@ -95,7 +96,7 @@ struct Tokens {
     const uint16_t *halves = nullptr; // bf16
     const int8_t *bytes = nullptr;
     // [tokens, blocks]; INT16_TILES: [blocks, tokens]; INT8_TILES: [tiles, blocks, nr_int8], for then no thread writes
-    // where another does; in groups [groups, blocks, UNIT_TOKENS].
+    // where another does; in groups [groups, an even number, blocks, UNIT_TOKENS].
     const float *scales = nullptr;
     // Initial values of the sums. INT8: minus what the weight is stored above its value (8, 128), times the sum of 64
     // numbers, of 32 for weights in groups of 32, [tokens, sums of a token]; INT8_TILES: [tiles, sums of a token, nr_int8];

@@ -297,7 +297,7 @@ void linears(const gf_output *outputs, int num_outputs, int64_t tokens, int kind
     Matmul matmul{chosen_kernels(), outputs, {}, kind, 0, 0, tokens > FEW_TOKENS};
     const int64_t columns = prepack_inputs(matmul, num_outputs, tokens);
     matmul.block_rows = block_rows(*matmul.kernels, outputs, num_outputs, matmul.many);
-    // A tile's sums do not fall into the same sets of a cache.
+    // An odd number of cache lines, so that a tile's sums do not fall into few sets of a cache.
     matmul.stride = matmul.block_rows + (matmul.kernels->unit ? 16 : 0);
     const int64_t tokens_at_once = slice_tokens(*matmul.kernels, tokens);
     const int64_t sides = (tokens_at_once + UNIT_SIDE - 1) / UNIT_SIDE;

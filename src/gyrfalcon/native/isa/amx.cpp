@@ -1,5 +1,6 @@
 // For x86-64 processors with AMX (Sapphire Rapids 2023, and later): AVX-512's kernels, but linears with several tokens by
-// tiles of 16 rows × 64 bytes. amx_products.inl multiplies weights of bf16 and int8, amx_int4.inl those of int4.
+// tiles of 16 rows × 64 bytes. amx_blocks.inl multiplies weights of bf16 and int8 with many tokens, amx_streams.inl with few,
+// amx_int4.inl those of int4.
 #include "instructions.h"
 #include <immintrin.h>
 #if defined(GYRFALCON_EMULATED_AMX)
@@ -11,7 +12,7 @@ namespace gyrfalcon {
 namespace {
 #include "vectors.h"
 
-constexpr int64_t ROW_BYTES = 64, TILE_BYTES = 16 * ROW_BYTES, PAIR_BYTES = 2 * TILE_BYTES;
+constexpr int64_t ROW_BYTES = 64, TILE_BYTES = 16 * ROW_BYTES;
 constexpr int64_t TILE_SUMS = 16 * 16;
 
 struct alignas(64) Configuration {
@@ -60,7 +61,8 @@ bool multiplies(int weight_kind, int64_t tokens, int kind) {
     return weight_kind == GF_I4 || weight_kind == GF_I8 || (weight_kind == GF_BF16 && kind == GF_BF16);
 }
 
-static_assert(UNIT_STEPS * STEP_BYTES <= sizeof(Int4Panel));
+constexpr size_t MEMORY_BYTES = sizeof(Int4Panel[2]);
+static_assert(UNIT_STEPS * STEP_BYTES <= MEMORY_BYTES);
 
 template <class Kind>
 void multiply_by(const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add, void *memory) {
@@ -83,7 +85,7 @@ void linear(const Rows &rows, const Tokens &tokens, float *sums, int64_t stride,
     _tile_release();
 }
 
-const MatrixUnit unit = {multiplies, gather_tokens, split_tokens, 2 * sizeof(Int4Panel), linear};
+const MatrixUnit unit = {multiplies, gather_tokens, split_tokens, MEMORY_BYTES, linear};
 
 // ---- peak arithmetic ----
 

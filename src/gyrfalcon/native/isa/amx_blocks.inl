@@ -35,10 +35,10 @@ void multiply_block(const Block &block, I8Weights) {
     for (int64_t half = 0; half < SIDE; half += WIDTH) {
         const Floats row_scales = load<Floats>(block.row_scales + half);
         UNROLL for (int64_t i = 0; i < UNIT_TOKENS; i++) {
-            const Floats scaled =
-                sum_of_bytes(bytes[0][i] + half, bytes[1][i] + half) * (block.token_scales[i] * row_scales);
-            float *sums = block.sums + i * block.stride + half;
-            store(sums, block.add ? load<Floats>(sums) + scaled : scaled);
+            const Floats sum = sum_of_bytes(bytes[0][i] + half, bytes[1][i] + half);
+            float *place = block.sums + i * block.stride + half;
+            const Floats before = block.add ? load<Floats>(place) : Floats{}; // always a fused multiply-add follows
+            store(place, before + sum * (block.token_scales[i] * row_scales));
         }
     }
 }

@@ -4,8 +4,8 @@
 // stored: [16 groups of 4 columns, 16 rows, 4]. Since tokens have a scale for each 64 columns, sums leave the tiles that
 // often; such a part has 32 columns where rows have a scale for each 32. Lanes are rows, as in linear.inl.
 
-// So many blocks of 64 columns of 16 rows stay in L1 for all tokens.
-constexpr int64_t INT4_BLOCKS = 16;
+constexpr int64_t INT4_BLOCKS = 16;       // of 64 columns of 16 rows at once, with few tokens
+constexpr int64_t INT4_SQUARE_BLOCKS = 8; // with many: two panels and a group's tokens fit L1 together
 
 struct Int4Panel {
     alignas(64) char values[INT4_BLOCKS * TILE_BYTES]; // × 16
@@ -37,6 +37,8 @@ struct Int4Tokens {
     const float *scales; // [blocks, UNIT_TOKENS]
     int64_t stride;      // from one token to the next
 };
+
+// ---- few tokens: 16 rows × up to 16 tokens ----
 
 template <int TOKENS>
 INLINE void add_part(const int32_t *integers, Floats row_scales, const float *scales, Floats (&total)[TOKENS]) {
@@ -106,18 +108,34 @@ void multiply_int4_of(int64_t count, const Int4Panel &panel, int64_t blocks, con
     multiply_int4<TOKENS, PARTS>(panel, blocks, x, ahead, sums, stride, add);
 }
 
+// Some blocks of 16 rows' columns with all tokens.
+template <int PARTS>
+void int4_panel(const Rows &rows, int64_t row, int64_t first, const Tokens &tokens, float *sums, int64_t stride, bool add,
+                Int4Panel &panel) {
+    const int64_t all = rows.columns / 64, blocks = min(INT4_BLOCKS, all - first);
+    unpack_int4<PARTS>(rows, row, first, blocks, panel);
+    finish_writes();
+    const char *next = rows.data + row * rows.row_bytes + (first + blocks) * INT4_BLOCK_BYTES; // the next panel's
+    for (int64_t token = 0; token < tokens.count; token += 16) {
+        const Int4Tokens x{tokens.bytes + token * tokens.stride + first * 64,
+                           tokens.scales + token * all + first * UNIT_TOKENS, tokens.stride};
+        const bool last = token + 16 >= tokens.count;
+        multiply_int4_of<PARTS>(tokens.count - token, panel, blocks, x, last ? next : nullptr,
+                                sums + token * stride + row, stride, add || first);
+    }
+}
 // ---- many tokens: 32 rows × 32 tokens ----
-
-constexpr int64_t INT4_SQUARE_BLOCKS = 8; // two panels and a group's tokens fit L1 together
 
 // One part's integers of 16 tokens, added to sums[token × stride + lane].
 INLINE void add_tile(const int32_t *integers, Floats row_scales, const float *scales, float *sums, int64_t stride) {
     UNROLL for (int64_t i = 0; i < UNIT_TOKENS; i++) {
         float *to = sums + i * stride;
-        store(to, load<Floats>(to) + __builtin_convertvector(load<Ints>(integers + i * 16), Floats) * (scales[i] * row_scales));
+        const Floats scaled = __builtin_convertvector(load<Ints>(integers + i * 16), Floats) * row_scales;
+        store(to, load<Floats>(to) + scales[i] * scaled);
     }
 }
-// 32 tokens, whose scales are `apart` from each other's 16. A part's sums are added while the next part is multiplied.
+// 32 tokens: the second 16's scales are `apart` floats after the first's. A part's sums are added after the next part's
+// products.
 template <int PARTS>
 void multiply_int4_square(const Int4Panel (&panels)[2], int64_t blocks, const Int4Tokens &x, int64_t apart, float *sums,
                           int64_t stride, bool add) {
@@ -175,24 +193,8 @@ void int4_squares(const Rows &rows, const Tokens &tokens, float *sums, int64_t s
         }
 }
 
-// ---- few tokens ----
+// ---- all rows with all tokens ----
 
-// Some blocks of 16 rows' columns with all tokens.
-template <int PARTS>
-void int4_panel(const Rows &rows, int64_t row, int64_t first, const Tokens &tokens, float *sums, int64_t stride, bool add,
-                Int4Panel &panel) {
-    const int64_t all = rows.columns / 64, blocks = min(INT4_BLOCKS, all - first);
-    unpack_int4<PARTS>(rows, row, first, blocks, panel);
-    finish_writes();
-    const char *next = rows.data + row * rows.row_bytes + (first + blocks) * INT4_BLOCK_BYTES; // the next panel's
-    for (int64_t token = 0; token < tokens.count; token += 16) {
-        const Int4Tokens x{tokens.bytes + token * tokens.stride + first * 64,
-                           tokens.scales + token * all + first * UNIT_TOKENS, tokens.stride};
-        const bool last = token + 16 >= tokens.count;
-        multiply_int4_of<PARTS>(tokens.count - token, panel, blocks, x, last ? next : nullptr,
-                                sums + token * stride + row, stride, add || first);
-    }
-}
 template <int PARTS>
 void int4_rows(const Rows &rows, const Tokens &tokens, float *sums, int64_t stride, bool add, Int4Panel (&panels)[2]) {
     const int64_t blocks = rows.columns / 64;

@@ -59,12 +59,12 @@ INLINE void transpose_tile(const Lines &lines, int64_t first, char *to) {
         store(to + i * ROW_BYTES, square[i]);
 }
 
-// Of 32 rows of weights, 1 where they have none.
+// Of 32 rows of int8 weights.
 struct RowScales {
-    alignas(64) float each[SIDE];
+    alignas(64) float each[SIDE] = {};
     RowScales(const Rows &rows, int64_t row) {
-        for (int64_t i = 0; i < SIDE; i++)
-            each[i] = rows.kind == GF_I8 ? load<float>(rows.scales + 4 * min(row + i, rows.count - 1)) : 1.0f;
+        for (int64_t i = 0; rows.kind == GF_I8 && i < SIDE; i++)
+            each[i] = load<float>(rows.scales + 4 * min(row + i, rows.count - 1));
     }
 };
 

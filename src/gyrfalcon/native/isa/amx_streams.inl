@@ -49,6 +49,7 @@ template <class Kind> struct Streams {
         store_sums(to.sums[0], SIDE);
     }
     void multiply(int64_t row, StreamSums &to, I8Weights) const {
+        const RowScales row_scales(rows, row);
         for (int64_t first = 0; first < steps; first += UNIT_STEPS) {
             const int64_t count = min(UNIT_STEPS, steps - first);
             const Left left = lines(row, first, count);
@@ -64,20 +65,21 @@ template <class Kind> struct Streams {
                 const Floats scales = load<Floats>(tokens.scales + scale);
                 UNROLL for (int64_t i = 0; i < SIDE; i++) {
                     float *place = to.sums[i] + group * UNIT_TOKENS;
-                    store(place, load<Floats>(place) + sum_of_bytes(bytes[i], bytes[i] + UNIT_TOKENS) * scales);
+                    const Floats sum = sum_of_bytes(bytes[i], bytes[i] + UNIT_TOKENS);
+                    store(place, load<Floats>(place) + sum * (scales * row_scales.each[i]));
                 }
             }
         }
     }
-    // 16 rows × 16 tokens, transposed, times the rows' scales, stored or added to sums[token × stride + row].
-    void deliver(const StreamSums &from, Floats scales, int64_t row, int64_t half, int64_t first) const {
+    // 16 rows × 16 tokens, transposed, stored or added to sums[token × stride + row].
+    void deliver(const StreamSums &from, int64_t row, int64_t half, int64_t first) const {
         Floats square[WIDTH];
         UNROLL for (int i = 0; i < WIDTH; i++)
             square[i] = load<Floats>(from.sums[half + i] + first);
         transpose(square);
         UNROLL for (int i = 0; i < WIDTH; i++) {
             float *to = sums + (first + i) * stride + row + half;
-            store(to, add ? load<Floats>(to) + square[i] * scales : square[i] * scales);
+            store(to, add ? load<Floats>(to) + square[i] : square[i]);
         }
     }
     void multiply() const {
@@ -85,10 +87,9 @@ template <class Kind> struct Streams {
             StreamSums all;
             multiply(row, all, Kind{});
             finish_writes();
-            const RowScales scales(rows, row);
             for (int64_t half = 0; half < SIDE; half += 16)
                 for (int64_t first = 0; first < tokens.count; first += 16)
-                    deliver(all, load<Floats>(scales.each + half), row, half, first);
+                    deliver(all, row, half, first);
         }
     }
 };
